@@ -1,0 +1,74 @@
+"""The errors that leave this package, and the exit code of each.
+
+PeftCliError            1   a bug, unless a subclass says otherwise
+├── UserError           2   the input is wrong or the request is impossible
+├── VerificationFailed  3   a merged model does not agree with base + adapter
+└── Stopped           130   the user stopped the run; its state is saved
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what, where, and what to do.
+
+    Args:
+        message: what is wrong, what was received, what is allowed.
+        file: the file at fault, as the user named it.
+        line: 1-based line (or row) in that file.
+        key: dotted path in the recipe, such as `method.r`.
+        suggestion: the remedy, or the nearest valid name.
+    """
+
+    message: str
+    file: str | None = None
+    line: int | None = None
+    key: str | None = None
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        head = ": ".join(part for part in (place, self.key) if part)
+        text = f"{head}: {self.message}" if head else self.message
+        return f"{text}\n    {self.suggestion}" if self.suggestion else text
+
+
+class PeftCliError(Exception):
+    """Base of every error that the command line turns into a message."""
+
+    exit_code = 1
+
+
+class UserError(PeftCliError):
+    """The user's input is wrong or the request is impossible; carries every problem found.
+
+    Args:
+        problems: one message, one `Problem`, or several, which are shown together.
+        suggestion: the remedy, when `problems` is a plain message.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Problem | Iterable[Problem], *, suggestion: str | None = None) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems, suggestion=suggestion)
+        if isinstance(problems, Problem):
+            problems = (problems,)
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class VerificationFailed(PeftCliError):
+    """A merged model's outputs differ from base + adapter by more than the tolerance."""
+
+    exit_code = 3
+
+
+class Stopped(PeftCliError):
+    """The user stopped the run; a checkpoint holds its state."""
+
+    exit_code = 130

@@ -1,0 +1,147 @@
+"""Sites: the places of a frozen model where methods add something, without touching its code.
+
+A site is a small child module of the module it changes (its *host*) and holds an ordered list of parts. One forward
+hook (or pre-hook) on the host runs them. The host keeps its class, its weights and its state-dict names; the parts'
+parameters live below it, so that `.to`, `.train`, DDP and gradient checkpointing reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SITE_NAME = "peft_site"
+"""Child name of a site under its host; `peft_entry` and `peft_input` are the two other kinds."""
+
+Scale = float | nn.Module
+"""A constant, or a module that maps the site's input to a factor that broadcasts against the site's output."""
+
+
+class Part(nn.Module):
+    """What one method adds at one site.
+
+    Attributes:
+        scale: a float, or a module of the site's input (a gate); `compose` and UniPELT replace it.
+        enabled: a disabled part passes its input through, so that adapters sharing a base can be switched.
+    """
+
+    def __init__(self, scale: Scale = 1.0) -> None:
+        super().__init__()
+        self.enabled = True
+        self.scale: Any = scale
+
+    def scale_of(self, x: Tensor) -> Tensor | float:
+        """Return the factor for the site's input `x`: (..., d_in)."""
+        return self.scale(x) if isinstance(self.scale, nn.Module) else self.scale
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the site's new value.
+
+        Args:
+            x: the site's input, (..., d_in).
+            y: what the site held before this part, (..., d_out).
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward(x, y)")
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are saved, by key suffix such as `lora_A.weight`; parameters unless said otherwise."""
+        return dict(self.named_parameters())
+
+
+class Site(nn.Module):
+    """The ordered parts at one host; calling it folds `y` through the enabled ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList()
+        self.entry: Tensor | None = None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for part in self.parts:
+            if part.enabled:
+                y = part(x, y)
+        return y
+
+    @property
+    def active(self) -> bool:
+        return any(part.enabled for part in self.parts)
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return a module's main input, given positionally or as `hidden_states`."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def output_site(host: nn.Module, entry: nn.Module | None = None) -> Site:
+    """Return the site at `host`'s output, made on the first call.
+
+    Args:
+        host: module whose (first) output the parts change.
+        entry: module whose input is the site's `x`; by default the host itself. An entry that is another module must
+            run before the host within the same block (a feed-forward's first and last projection, say).
+    """
+    name = SITE_NAME if entry is None or entry is host else "peft_span_site"
+    existing = host._modules.get(name)
+    if isinstance(existing, Site):
+        return existing
+    site = Site()
+    host.add_module(name, site)
+    if entry is not None and entry is not host:
+        entry.register_forward_pre_hook(_remember_entry(site), with_kwargs=True)
+    host.register_forward_hook(_apply(site, spans=name != SITE_NAME), with_kwargs=True)
+    return site
+
+
+def _remember_entry(site: Site) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if site.active:
+            site.entry = first_tensor(args, kwargs)
+
+    return hook
+
+
+def _apply(site: Site, *, spans: bool) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not site.active:
+            return output
+        x = site.entry if spans else first_tensor(args, kwargs)
+        site.entry = None  # under checkpointing the entry runs again before the host does
+        if isinstance(output, tuple):
+            return (site(x, output[0]), *output[1:])
+        return site(x, output)
+
+    return hook
+
+
+def input_site(host: nn.Module) -> Site:
+    """Return the site at `host`'s first input, made on the first call: its parts see `x` and `y` equal."""
+    existing = host._modules.get("peft_input")
+    if isinstance(existing, Site):
+        return existing
+    site = Site()
+    host.add_module("peft_input", site)
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not site.active:
+            return None
+        if args:
+            return (site(args[0], args[0]), *args[1:]), kwargs
+        value = kwargs["hidden_states"]
+        return args, {**kwargs, "hidden_states": site(value, value)}
+
+    host.register_forward_pre_hook(hook, with_kwargs=True)
+    return site
+
+
+def strip_site(name: str) -> str | None:
+    """Return a live parameter name if it is the base model's own, else None (it belongs to a site)."""
+    parts = name.split(".")
+    return None if any(part.startswith("peft_") for part in parts) else name
+
+
+def base_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the base model's own parameters by name: everything outside sites, shared tensors once."""
+    return {name: parameter for name, parameter in model.named_parameters() if strip_site(name)}

@@ -1,0 +1,130 @@
+"""An attachment: what a method added to a live model, and everything the rest of the program asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.errors import UserError
+from peftcli.layers.site import Part
+
+
+@dataclass
+class Placed:
+    """A part and the key below which its tensors are saved, such as `model.layers.0.self_attn.q_proj`."""
+
+    key: str
+    part: Part
+
+
+@dataclass
+class Attachment:
+    """What a method added to one model.
+
+    Args:
+        model: the live model, base and parts together.
+        placed: the parts, in order.
+        unfrozen: names of base parameters that the method trains itself (biases, norms, whole modules).
+        shared: tensors that belong to no single part (Compacter's A), by key.
+        head: names of the task head's parameters, trained beside every method.
+        to_save: names of parameters below `modules_to_save`.
+    """
+
+    model: nn.Module
+    placed: list[Placed] = field(default_factory=list)
+    unfrozen: list[str] = field(default_factory=list)
+    shared: dict[str, nn.Parameter] = field(default_factory=dict)
+    head: list[str] = field(default_factory=list)
+    to_save: list[str] = field(default_factory=list)
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Return the method's own saved tensors by key: parts, shared ones and unfrozen base parameters."""
+        tensors: dict[str, Tensor] = {}
+        for placed in self.placed:
+            for suffix, tensor in placed.part.adapter_tensors().items():
+                tensors[f"{placed.key}.{suffix}"] = tensor
+        tensors.update(self.shared)
+        tensors.update(self._base(self.unfrozen))
+        return tensors
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Return the task head and `modules_to_save` by parameter name."""
+        return dict(self._base([*self.head, *self.to_save]))
+
+    def _base(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        return {name: self.model.get_parameter(name) for name in dict.fromkeys(names)}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Return every parameter that training moves, by name; shared tensors once."""
+        seen: set[int] = set()
+        found: dict[str, nn.Parameter] = {}
+        for name, parameter in self._named_trainable():
+            if id(parameter) not in seen and parameter.requires_grad:
+                seen.add(id(parameter))
+                found[name] = parameter
+        return found
+
+    def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:
+        for placed in self.placed:
+            for suffix, parameter in placed.part.named_parameters():
+                yield f"{placed.key}.{suffix}", parameter
+        yield from self.shared.items()
+        yield from self._base([*self.unfrozen, *self.head, *self.to_save]).items()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the adapter file holds, detached: the method's tensors, the head, `modules_to_save`."""
+        return {key: tensor.detach() for key, tensor in {**self.adapter_tensors(), **self.head_tensors()}.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy saved tensors into place; strict.
+
+        Raises:
+            UserError: a key is missing or unexpected, or a shape differs; names the first few of each.
+        """
+        own = {**self.adapter_tensors(), **self.head_tensors()}
+        wrong = [f"missing {key}" for key in own if key not in state]
+        wrong += [f"unexpected {key}" for key in state if key not in own]
+        wrong += [
+            f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+            raise UserError(
+                f"the adapter does not fit this model: {'; '.join(wrong[:5])}{more}",
+                suggestion="use the base model and the recipe that the adapter was trained with",
+            )
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+
+    def initialise(self, model: nn.Module) -> None:
+        """Do what needs base values (DoRA norms, PiSSA, vocabulary prompts); skipped on meta and on load."""
+
+    def extra_loss(self) -> Tensor | None:
+        """Return a term added once per optimizer step (AdaLoRA's orthogonality), or None."""
+        return None
+
+    def after_optimizer_step(self, step: int, total_steps: int) -> None:
+        """Run once per step taken, before gradients are cleared; `step` counts from 1."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides `state_dict` (allocator, prefix MLP): tensors and plain values."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `training_state`."""
+
+    def learning_rate_ratios(self) -> dict[str, float]:
+        """Return factors on the learning rate by trainable parameter name (LoRA+); 1 where absent."""
+        return {}
+
+    def enable(self, on: bool = True) -> None:
+        """Switch the parts on or off; unfrozen base parameters are not affected."""
+        for placed in self.placed:
+            placed.part.enabled = on
