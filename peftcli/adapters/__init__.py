@@ -1,0 +1,1 @@
+"""Saving and loading adapters, in our format and HF peft's."""

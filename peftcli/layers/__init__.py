@@ -1,0 +1,1 @@
+"""The torch modules that methods and the loop are built from."""

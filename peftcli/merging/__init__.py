@@ -1,0 +1,1 @@
+"""Folding a change into the base weights, and verifying it."""
