@@ -1,0 +1,5 @@
+"""`python -m peftcli` is `peft`."""
+
+from peftcli.cli.app import main
+
+main()

@@ -1,0 +1,80 @@
+"""The `peft` command: registers one module per command, and turns errors into messages and exit codes.
+
+Nothing heavy is imported here or at the top of a command's module, so that `peft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from peftcli import __version__
+from peftcli.errors import PeftCliError, UserError
+
+COMMANDS = ("train", "eval", "predict", "merge", "count_params", "methods", "validate", "schema")
+"""Modules of this package that hold a command, in the order of `--help`."""
+
+_HELP = """Fine-tune pretrained models with few parameters, driven by one YAML recipe.
+
+Start with: peft train configs/lora.yaml"""
+
+
+def build_app() -> typer.Typer:
+    """Return the application with every command registered."""
+    app = typer.Typer(
+        name="peft",
+        no_args_is_help=True,
+        # a bug shows a plain traceback, and plain help needs neither rich nor pygments
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=_HELP)(_root)
+    for name in COMMANDS:
+        if find_spec(f"peftcli.cli.{name}"):
+            import_module(f"peftcli.cli.{name}").register(app)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that DESIGN.md gives each outcome."""
+    try:
+        build_app()(arguments)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except PeftCliError as error:
+        print(_message(error), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        print("\nThis is a bug in peftcli, not in your input: please report it with the lines above.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"peft (peftcli) {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command; the callback above does their work."""
+
+
+def _message(error: PeftCliError) -> str:
+    if not isinstance(error, UserError):
+        return f"error: {error}"
+    problems = [f"error: {problem}" for problem in error.problems]
+    if len(problems) > 1:
+        problems.append(f"{len(problems)} problems; nothing was done")
+    return "\n".join(problems)
