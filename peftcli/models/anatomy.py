@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LINEAR_ROLES = (
     "attn.q",
@@ -67,6 +68,7 @@ class LinearRole:
         in_features, out_features: of the role (a slice's own).
         has_bias: whether the module has a bias.
         slice: the role's features if the module is fused.
+        transposed: whether the weight is stored (in, out), as transformers' Conv1D does.
     """
 
     role: str
@@ -77,6 +79,7 @@ class LinearRole:
     out_features: int
     has_bias: bool
     slice: FusedSlice | None = None
+    transposed: bool = False
 
     @property
     def key(self) -> str:
@@ -143,6 +146,7 @@ class Anatomy:
         prefix_route: how prefix keys and values reach the attention; None if they cannot, with `prefix_reason`.
         embedding_size: width of a prompt vector (a factorised embedding's own).
         max_positions: learned positions, or None without such a limit.
+        biases: names of the base's bias parameters (linears, norms, pooler, ...), the head's left out.
     """
 
     family: str
@@ -161,6 +165,7 @@ class Anatomy:
     prefix_reason: str | None = None
     embedding_size: int = 0
     max_positions: int | None = None
+    biases: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def roles(self) -> list[str]:
