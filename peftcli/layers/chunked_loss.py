@@ -1,0 +1,186 @@
+"""Cross-entropy of a language-model head without the logits of the whole batch.
+
+Saves: a (tokens, vocab) logits tensor, its float32 copy and its gradient, three times tokens * vocab * 4 bytes. The
+rows go through the head in chunks bounded by bytes; the gradient of the hidden states (and of the head, if it trains)
+is computed in the forward pass, while a chunk's logits exist, so that nothing is recomputed. The idea is Liger's fused
+linear cross-entropy (arXiv 2410.10989), written with plain torch. `head_loss` falls back to the head module itself
+where parts hang on it or where it is no plain linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 64 * 2**20
+"""Bytes of one chunk's float32 logits. Products of some thousand rows reach full speed; larger chunks only cost memory."""
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a family does to its logits after the head.
+
+    Args:
+        scale: factor on the logits (Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`).
+        softcap: logits become cap * tanh(logits / cap) (Gemma 2); None for none.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the transformed logits; the input is left as it is."""
+        logits = logits * self.scale if self.scale != 1.0 else logits
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+@dataclass(frozen=True)
+class _Settings:
+    transform: LogitTransform
+    label_smoothing: float
+    rows: int
+    compute_dtype: torch.dtype
+
+
+def head_loss(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    transform: LogitTransform | None = None,
+    label_smoothing: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """Return the summed cross-entropy of `head(hidden)` against `targets`, in float32.
+
+    Args:
+        head: the output embeddings.
+        hidden: (rows, d_model), supervised positions only.
+        targets: (rows,) token ids.
+        transform: what the family does to its logits.
+        label_smoothing: share of the target spread over the vocabulary.
+        chunk_bytes: bound on the bytes of float32 logits held at once.
+    """
+    transform = transform or LogitTransform()
+    if not is_plain_linear(head):
+        return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes)
+    assert isinstance(head, nn.Linear)  # what is_plain_linear says, for the type checker
+    rows = max(1, chunk_bytes // (4 * head.out_features))
+    settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden))
+    loss: Tensor = _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, settings)
+    return loss
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether `head` is nothing but x @ W.T + b: no parts, no hooks, no quantised weight."""
+    hooks = head._forward_hooks or head._forward_pre_hooks
+    return type(head) is nn.Linear and not head._modules and not hooks and head.weight.is_floating_point()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a linear layer computes on `x` here: autocast's, if it is on."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _module_loss(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    transform: LogitTransform,
+    label_smoothing: float,
+    chunk_bytes: int,
+) -> Tensor:
+    """Do the same through the module, chunks recomputed in the backward pass when there are several."""
+
+    def loss_of(h: Tensor, t: Tensor) -> Tensor:
+        logits = transform(head(h)).float()
+        return F.cross_entropy(logits, t, reduction="sum", label_smoothing=label_smoothing)
+
+    vocab = int(getattr(head, "out_features", 0)) or int(head(hidden[:1].detach()).shape[-1])
+    rows = max(1, chunk_bytes // (4 * vocab))
+    if len(hidden) <= rows:
+        return loss_of(hidden, targets)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+        total = total + _recomputed(loss_of, h, t)
+    return total
+
+
+def _recomputed(function: Callable[[Tensor, Tensor], Tensor], h: Tensor, t: Tensor) -> Tensor:
+    result: Tensor = checkpoint(function, h, t, use_reentrant=False)
+    return result
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies; keeps dL/dhidden (and dL/dW, dL/db when they train), never the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: _Settings
+    ) -> Tensor:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        total = hidden.new_zeros((), dtype=wide)
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        d_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
+        with torch.autocast(hidden.device.type, enabled=False):  # casts are made here, once per call
+            w = weight.to(settings.compute_dtype)
+            b = None if bias is None else bias.to(settings.compute_dtype)
+            for start in range(0, len(hidden), settings.rows):
+                h = hidden[start : start + settings.rows].to(settings.compute_dtype)
+                loss, d_logits = _chunk(F.linear(h, w, b).to(wide), targets[start : start + settings.rows], settings)
+                total += loss
+                if d_hidden is not None:
+                    d_hidden[start : start + settings.rows] = d_logits.to(w.dtype) @ w
+                if d_weight is not None:
+                    d_weight += d_logits.to(w.dtype).T @ h
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0)
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        d_bias = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_weight, d_bias = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
+        return d_hidden, d_weight, d_bias, None, None
+
+
+def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of one chunk and its gradient at the head's output.
+
+    Args:
+        raw: (rows, vocab) output of the head; it is overwritten.
+    """
+    transform, smoothing = settings.transform, settings.label_smoothing
+    logits = raw.mul_(transform.scale) if transform.scale != 1.0 else raw
+    slope: Tensor | None = None
+    if transform.softcap:
+        bounded = logits.div_(transform.softcap).tanh_()
+        slope = 1 - bounded.square()
+        logits = bounded.mul_(transform.softcap)
+    lse = torch.logsumexp(logits, dim=-1)
+    picked = logits.gather(1, targets[:, None])
+    loss = (lse - (1 - smoothing) * picked[:, 0]).sum()
+    if smoothing:
+        loss = loss - smoothing * logits.mean(-1).sum()
+    grad = logits.sub_(lse[:, None]).exp_()  # softmax, in place of the logits
+    if smoothing:
+        grad.sub_(smoothing / grad.shape[-1])
+    grad.scatter_add_(1, targets[:, None], grad.new_full((len(targets), 1), smoothing - 1.0))
+    if slope is not None:
+        grad.mul_(slope)
+    if transform.scale != 1.0:
+        grad.mul_(transform.scale)
+    return loss, grad
