@@ -55,6 +55,13 @@ class FusedSlice:
         view.add_(delta.unflatten(-1, (self.groups, self.size)))
         return out
 
+    def put(self, y: Tensor, value: Tensor) -> Tensor:
+        """Return y with the role's features replaced by `value`: (..., features); y itself is left as it is."""
+        out = y.clone()
+        view = out.unflatten(-1, (self.groups, self.width)).narrow(-1, self.start, self.size)
+        view.copy_(value.unflatten(-1, (self.groups, self.size)))
+        return out
+
 
 @dataclass(frozen=True)
 class LinearRole:

@@ -1,0 +1,133 @@
+"""BitFit: train the bias terms only (Ben Zaken et al. 2021, arXiv:2106.10199; code benzakenelad/BitFit).
+
+As in the official code: `all` trains every bias of the base, those of the norms, of the embeddings' norm and of BERT's pooler
+included, and the task head. Deviation: with chosen terms the official code always adds the pooler's bias; here the terms
+are what is trained, besides the head. The paper's subset is [attn.q, ffn.up].
+
+The biases are trained in place and saved under their own names. On one role of a fused projection (GPT-2's attn.q) the
+module's bias stays frozen and a difference for that slice is trained and saved as `bias_delta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from peftcli.methods.folding import Folding, tensors_by_key
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy, LinearRole
+
+_TERMS = (*LINEAR_ROLES, *BLOCK_ROLES, "norms")
+
+
+class BitFitParams(MethodParams):
+    """Hyper-parameters of BitFit."""
+
+    name: Literal["bitfit"] = "bitfit"
+    terms: Literal["all"] | list[str] = Field(default="all")
+    """Which biases: all, or roles such as [attn.q, ffn.up]; `attn`, `ffn` and `norms` stand for several."""
+
+    @field_validator("terms")
+    @classmethod
+    def _known(cls, terms: str | list[str]) -> str | list[str]:
+        if isinstance(terms, list):
+            unknown = [term for term in terms if term not in _TERMS]
+            if unknown or not terms:
+                given = f"unknown terms {', '.join(unknown)}" if unknown else "no terms"
+                raise ValueError(f"{given}; choose `all`, or a list of: {', '.join(_TERMS)}")
+        return terms
+
+
+INFO = MethodInfo(
+    name="bitfit",
+    family="selective",
+    summary="Trains the bias terms of the base model, all of them or those of chosen roles.",
+    paper="Ben Zaken et al. 2021, arXiv:2106.10199",
+    params=BitFitParams,
+    learning_rate=1e-3,  # the official code's default
+)
+
+
+def check(anatomy: Anatomy, params: BitFitParams) -> list[str]:
+    """Return why this model cannot be trained by its biases: it has none, or none where they are asked for."""
+    if not anatomy.biases:
+        return [
+            f"this {anatomy.family} model has no bias terms, so BitFit would train nothing; "
+            "use lora or ia3, or freeze with `trainable: norms`"
+        ]
+    if params.terms == "all":
+        return []
+    missing = [term for term in params.terms if not _names(anatomy, term) and not _slices(anatomy, term)]
+    present = [term for term in _TERMS if _names(anatomy, term) or _slices(anatomy, term)]
+    return [
+        f"{term} has no bias in this {anatomy.family} model; terms with one: {', '.join(present)}" for term in missing
+    ]
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachment:
+    """Unfreeze the chosen biases; a slice of a fused projection gets a `BiasDelta`.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its roles.
+        params: which terms.
+    """
+    from peftcli.layers.bias import BiasDelta
+    from peftcli.layers.site import output_site
+    from peftcli.methods.attachment import Attachment, Placed
+
+    attachment = Attachment(model)
+    if params.terms == "all":
+        attachment.unfrozen = list(anatomy.biases)
+    else:
+        for term in params.terms:
+            attachment.unfrozen += [name for name in _names(anatomy, term) if name not in attachment.unfrozen]
+        slices = {linear.key: linear for term in params.terms for linear in _slices(anatomy, term)}
+        for key, linear in slices.items():
+            host = model.get_submodule(linear.module)
+            assert linear.slice is not None  # what _slices selects by
+            part = BiasDelta(linear.out_features, linear.slice, model.get_parameter(f"{linear.module}.bias").device)
+            output_site(host).parts.append(part)
+            attachment.placed.append(Placed(key, part))
+    for name in attachment.unfrozen:
+        model.get_parameter(name).requires_grad_(True)
+    return attachment
+
+
+def merge_rules(anatomy: Anatomy, params: BitFitParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return the trained biases as they are, and a slice's difference added to its features."""
+    folding = Folding(anatomy)
+    biases = set(anatomy.biases)
+    for name, value in state.items():
+        if name in biases:
+            folding.replace(name, value)
+    for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
+        delta = tensors["bias_delta"].float()
+        folding.change_bias(key, lambda bias, delta=delta: bias + delta)
+    return folding.rules()
+
+
+def _linears(anatomy: Anatomy, term: str) -> list[LinearRole]:
+    return [linear for linear in anatomy.linears if linear.role == term or linear.role.split(".")[0] == term]
+
+
+def _names(anatomy: Anatomy, term: str) -> list[str]:
+    """Return the bias parameters that `term` names whole."""
+    if term == "norms":
+        modules = list(anatomy.norms)
+    else:
+        modules = [linear.module for linear in _linears(anatomy, term) if linear.slice is None]
+    return [f"{module}.bias" for module in modules if f"{module}.bias" in anatomy.biases]
+
+
+def _slices(anatomy: Anatomy, term: str) -> list[LinearRole]:
+    return [linear for linear in _linears(anatomy, term) if linear.slice is not None and linear.has_bias]

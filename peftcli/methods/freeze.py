@@ -1,0 +1,79 @@
+"""Partial fine-tuning: the last k blocks, or the norms only; the rest of the base is frozen.
+
+The last blocks are those next to the output: of the decoder, if the model has one. The norms' variant is that of
+Frankle et al. 2020 (arXiv:2003.00152), with the transformer's normalisation layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from peftcli.methods.folding import Folding
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class FreezeParams(MethodParams):
+    """Which part of the base is trained."""
+
+    name: Literal["freeze"] = "freeze"
+    trainable: Literal["last_layers", "norms"] = "last_layers"
+    """What is trained: the last blocks, or every normalisation layer."""
+    num_layers: Annotated[int, Field(ge=1)] = 2
+    """How many blocks, counted from the output, with `trainable: last_layers`."""
+
+
+INFO = MethodInfo(
+    name="freeze",
+    family="selective",
+    summary="Trains the last k blocks, or the normalisation layers, and freezes the rest.",
+    paper="Lee et al. 2019, arXiv:1911.03090",
+    params=FreezeParams,
+    learning_rate=1e-4,
+    quantised_base=False,
+    artifact="model",
+)
+
+
+def check(anatomy: Anatomy, params: FreezeParams) -> list[str]:
+    """Return why this model cannot be trained so: fewer blocks than asked for, or no norms."""
+    blocks = _stack(anatomy)
+    if params.trainable == "last_layers" and params.num_layers > len(blocks):
+        return [f"num_layers is {params.num_layers}, but this {anatomy.family} model has {len(blocks)} blocks"]
+    if params.trainable == "norms" and not anatomy.norms:
+        return [f"no normalisation layers were found in this {anatomy.family} model; use `trainable: last_layers`"]
+    return []
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: FreezeParams) -> Attachment:
+    """Unfreeze the chosen blocks or norms."""
+    from peftcli.layers.site import base_parameters
+    from peftcli.methods.attachment import Attachment
+
+    roots = anatomy.norms if params.trainable == "norms" else _stack(anatomy)[-params.num_layers :]
+    inside = tuple(f"{root}." for root in roots)
+    names = [name for name in base_parameters(model) if name.startswith(inside)]
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+    return Attachment(model, unfrozen=names)
+
+
+def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return each trained tensor in place of the base's."""
+    folding = Folding(anatomy)
+    for name, value in state.items():
+        folding.replace(name, value)
+    return folding.rules()
+
+
+def _stack(anatomy: Anatomy) -> tuple[str, ...]:
+    return anatomy.layers.get("decoder") or anatomy.layers.get("encoder", ())

@@ -1,0 +1,53 @@
+"""Full fine-tuning: every parameter moves. The baseline that the other methods are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from peftcli.methods.folding import Folding
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class FullParams(MethodParams):
+    """Full fine-tuning has no hyper-parameters of its own."""
+
+    name: Literal["full"] = "full"
+
+
+INFO = MethodInfo(
+    name="full",
+    family="full",
+    summary="Trains every parameter: the baseline.",
+    paper="Devlin et al. 2018, arXiv:1810.04805",
+    params=FullParams,
+    learning_rate=5e-5,  # the upper end of BERT's search, and transformers' default
+    quantised_base=False,
+    artifact="model",
+)
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: FullParams) -> Attachment:
+    """Unfreeze every parameter of the base."""
+    from peftcli.layers.site import base_parameters
+    from peftcli.methods.attachment import Attachment
+
+    names = list(base_parameters(model))
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+    return Attachment(model, unfrozen=names)
+
+
+def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return each trained tensor in place of the base's."""
+    folding = Folding(anatomy)
+    for name, value in state.items():
+        folding.replace(name, value)
+    return folding.rules()
