@@ -1,0 +1,176 @@
+"""In which dtype a run computes.
+
+The frozen weights keep the dtype that `models.loading` gave them. Training computes in bfloat16 when the recipe says so,
+when the weights are bfloat16, or when a probe on this machine finds it clearly faster and sound; float16 with loss
+scaling on CUDA. Evaluation, prediction and merge verification compute in the weights' dtype. Adapters and a trained
+head stay float32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import TrainingSpec
+
+PROBE_MARGIN = 1.25
+"""How much faster bfloat16 must be on a block of the model's width: below, rounding is not worth it."""
+PROBE_ERROR = 0.05
+"""Largest relative error of bfloat16 in the probe's output and gradient; the format's own rounding gives about 0.01."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of training's products, and why.
+
+    Args:
+        compute: dtype in which training computes.
+        weights: dtype of the frozen weights, in which evaluation and prediction compute.
+        scaled: whether the loss is scaled (float16).
+        reason: for the header.
+    """
+
+    compute: torch.dtype
+    weights: torch.dtype
+    scaled: bool
+    reason: str
+
+    def training(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of a training forward pass."""
+        return _context(device, self.compute)
+
+    def inference(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of evaluation and prediction: the weights' dtype."""
+        return _context(device, self.weights)
+
+    def __str__(self) -> str:
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+        weights, compute = names.get(self.weights, str(self.weights)), names.get(self.compute, str(self.compute))
+        return f"{compute} ({self.reason})" if weights == compute else f"{compute}, weights {weights} ({self.reason})"
+
+
+def _context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    if dtype in (torch.float32, torch.float64):
+        return nullcontext()
+    # autocast, although the weights may have this dtype already: adapters and head are float32 beside them.
+    # Its weight cache holds casts of leaves that need a gradient, which live as long as the context.
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device to compute on; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: the named device is not there.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        there = ", ".join(kind for kind, found in available.items() if found)
+        problem = Problem(f"this machine has no {name} device", key="training.device", suggestion=f"here: auto, {there}")
+        raise UserError(problem)
+    return torch.device(name)
+
+
+def decide_precision(
+    spec: TrainingSpec, weights: torch.dtype, device: torch.device, *, width: int, recorded: str | None = None
+) -> Precision:
+    """Return the precision of a run.
+
+    Args:
+        weights: dtype of the frozen weights (of what they dequantise to, if they are quantised).
+        width: hidden size of the model, the probe's size.
+        recorded: `float32`, `bfloat16` or `float16`, what an earlier part of the same run computed in; a probe may
+            answer differently on a busy machine, and a resumed run must not.
+
+    Raises:
+        UserError: bf16 and fp16 together, or fp16 without CUDA.
+    """
+    if spec.fp16:
+        return _float16(spec, weights, device)
+    if spec.bf16 is True:
+        return Precision(torch.bfloat16, weights, False, "training.bf16")
+    if spec.bf16 is False or weights in (torch.bfloat16, torch.float16, torch.float64):
+        reason = "training.bf16 is off" if spec.bf16 is False else "as the weights"
+        return Precision(weights, weights, False, reason)
+    if recorded is not None:
+        return Precision(getattr(torch, recorded), weights, False, "as before the stop")
+    if device.type == "mps":
+        return Precision(weights, weights, False, "as the weights")
+    faster, ratio = probe_bfloat16(device.type, width)
+    if faster:
+        return Precision(torch.bfloat16, weights, False, f"a probe found it {ratio:.1f}x as fast here")
+    return Precision(weights, weights, False, "as the weights")
+
+
+def _float16(spec: TrainingSpec, weights: torch.dtype, device: torch.device) -> Precision:
+    problems = []
+    if spec.bf16 is True:
+        problems.append(Problem("fp16 and bf16 are both on", key="training.fp16", suggestion="keep one of them"))
+    if device.type != "cuda":
+        remedy = "remove it; training.bf16: auto takes bfloat16 where it is faster"
+        problems.append(Problem(f"fp16 needs CUDA; the device is {device.type}", key="training.fp16", suggestion=remedy))
+    if problems:
+        raise UserError(problems)
+    return Precision(torch.float16, weights, True, "training.fp16")
+
+
+@cache
+def probe_bfloat16(device_type: str, width: int) -> tuple[bool, float]:
+    """Return whether bfloat16 trains a feed-forward block of this width clearly faster and soundly, and the ratio.
+
+    Some 50 ms, once per process: the best of several short runs, so that a neighbour's load does not decide.
+    """
+    device = torch.device(device_type)
+    width = min(width, 2048)  # enough to reach full speed
+    state = torch.random.get_rng_state()  # the probe must not move the run's random numbers
+    try:
+        block = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width), nn.LayerNorm(width))
+        block = block.to(device).requires_grad_(False)
+        x = torch.randn(512, width).to(device)
+    finally:
+        torch.random.set_rng_state(state)
+
+    def run(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        leaf = x.detach().requires_grad_()
+        with _context(device, dtype):
+            y = block(leaf)
+        (gradient,) = torch.autograd.grad(y.float().square().mean() + y.float().sum() * 1e-3, leaf)
+        return y.detach().float(), gradient
+
+    exact, rough = run(torch.float32), run(torch.bfloat16)
+    sound = all(_relative_error(a, b) < PROBE_ERROR for a, b in zip(rough, exact, strict=True))
+    slow, fast = _best_times(lambda: run(torch.float32), lambda: run(torch.bfloat16), device)
+    return sound and slow > PROBE_MARGIN * fast, slow / fast
+
+
+def _relative_error(value: Tensor, reference: Tensor) -> float:
+    return float((value - reference).norm() / reference.norm().clamp_min(1e-12))
+
+
+def _best_times(
+    first: Callable[[], object], second: Callable[[], object], device: torch.device, repeats: int = 4
+) -> tuple[float, float]:
+    """Return the shortest time of each, run in turn so that both meet the same neighbours."""
+    best = [float("inf"), float("inf")]
+    for _ in range(repeats):
+        for index, function in enumerate((first, second)):
+            _wait(device)
+            start = time.perf_counter()
+            function()
+            _wait(device)
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best[0], best[1]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
