@@ -1,0 +1,163 @@
+"""`peft methods [NAME] [--model M]`: the methods, one method's hyper-parameters, and which fit a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftcli.cli.options import Json
+
+if TYPE_CHECKING:
+    from peftcli.methods.protocol import MethodInfo
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("methods")(methods)
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show one method and its hyper-parameters.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="Say which methods this model can carry; reads no weights.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="The task for --model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, or show one with its hyper-parameters.
+
+    Example: peft methods lora
+    """
+    from peftcli.cli.output import print_json
+    from peftcli.methods.registry import registry
+
+    infos = [registry.info(each) for each in ([name] if name else registry.names())]
+    reasons = _refusals(infos, model, task) if model else {}
+    rows = [_record(info, fits=reasons.get(info.name) if model else None, model=model) for info in infos]
+    if as_json:
+        print_json(rows)
+    elif name:
+        _print_one(rows[0])
+    else:
+        _print_all(rows, with_fit=model is not None)
+
+
+def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> dict[str, Any]:
+    schema = info.params.model_json_schema()
+    parameters = [
+        {
+            "name": key,
+            "type": type_text(field, schema.get("$defs", {})),
+            "default": field.get("default"),
+            "required": key in schema.get("required", ()),
+            "description": field.get("description", ""),
+        }
+        for key, field in schema["properties"].items()
+        if key != "name"
+    ]
+    record: dict[str, Any] = {
+        "name": info.name,
+        "family": info.family,
+        "summary": info.summary,
+        "paper": info.paper,
+        "learning_rate": info.learning_rate,
+        "mergeable": info.mergeable is None or callable(info.mergeable),
+        "quantised_base": info.quantised_base,
+        "artifact": info.artifact,
+        "tasks": sorted(info.tasks),
+        "parameters": parameters,
+    }
+    if model is not None:
+        record |= {"fits": not fits, "reasons": fits or []}
+    return record
+
+
+def _refusals(infos: list[MethodInfo], model: str, task: str | None) -> dict[str, list[str]]:
+    """Return, per method, why this model cannot carry it with its default hyper-parameters."""
+    from peftcli.analysis.fitting import refusals
+
+    return refusals([info.name for info in infos], model, task)
+
+
+def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
+    from peftcli.cli.output import result_console, table
+
+    columns = ["method", "family", "merges", "4-bit base", "learning rate", "paper"]
+    cells = [
+        [
+            row["name"],
+            row["family"],
+            "yes" if row["mergeable"] else "no",
+            "yes" if row["quantised_base"] else "no",
+            f"{row['learning_rate']:g}",
+            row["paper"],
+        ]
+        for row in rows
+    ]
+    if with_fit:
+        columns.insert(1, "fits")
+        for line, row in zip(cells, rows, strict=True):
+            line.insert(1, "yes" if row["fits"] else "no: " + "; ".join(row["reasons"]))
+    console = result_console()
+    console.print(table(columns, cells))
+    console.print("`peft methods NAME` shows one with its hyper-parameters.")
+
+
+def _print_one(row: dict[str, Any]) -> None:
+    from peftcli.cli.output import result_console, table
+
+    console = result_console()
+    console.print(f"[bold]{row['name']}[/]: {row['summary']}")
+    console.print(f"  family         {row['family']}")
+    console.print(f"  paper          {row['paper']}")
+    console.print(f"  learning rate  {row['learning_rate']:g} by default")
+    console.print(f"  merges         {'yes' if row['mergeable'] else 'no'}")
+    console.print(f"  4-bit base     {'yes' if row['quantised_base'] else 'no'}")
+    if "fits" in row:
+        console.print(f"  fits           {'yes' if row['fits'] else 'no: ' + '; '.join(row['reasons'])}")
+    cells = [
+        [field["name"], field["type"], "(required)" if field["required"] else text_of(field["default"]), field["description"]]
+        for field in row["parameters"]
+    ]
+    console.print(table(["method.", "type", "default", "meaning"], cells), markup=False)
+
+
+def text_of(value: Any) -> str:
+    """Return a default as it would be written in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(text_of(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {text_of(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def type_text(field: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """Return a JSON schema's type and bounds for reading: `int >= 1`, `none | all | lora_only`, `list of str or null`."""
+    if "$ref" in field:
+        return type_text(definitions.get(field["$ref"].rsplit("/", 1)[-1], {}), definitions)
+    if "enum" in field:
+        return " | ".join(text_of(item) for item in field["enum"])
+    if "const" in field:
+        return text_of(field["const"])
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(type_text(option, definitions) for option in field["anyOf"]))
+    kind = field.get("type", "any")
+    if kind == "array":
+        return f"list of {type_text(field.get('items', {}), definitions)}"
+    if kind == "object":
+        inner = field.get("additionalProperties")
+        return f"map to {type_text(inner, definitions)}" if isinstance(inner, dict) else "block"
+    word = {"integer": "int", "number": "float", "string": "str", "boolean": "bool"}.get(kind, kind)
+    bounds = [
+        f"{sign} {field[key]}"
+        for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        if key in field
+    ]
+    return " ".join([word, ", ".join(bounds)]) if bounds else word

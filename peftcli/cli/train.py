@@ -1,0 +1,46 @@
+"""`peft train RECIPE [key=value ...]`: train what a recipe says."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.options import Json, Overrides, Quiet, RecipePath
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("train")(train)
+
+
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Directory of the run, instead of output_dir."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter as a recipe says, and leave it in a run directory.
+
+    Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
+    """
+    from peftcli.methods.registry import registry
+    from peftcli.recipe.load import load_recipe
+
+    changes = [*(overrides or []), *([f"output_dir={output}"] if output else [])]
+    loaded = load_recipe(recipe, changes, registry)
+
+    from peftcli.cli.display import RunDisplay
+    from peftcli.cli.output import print_json
+    from peftcli.training.session import train as run_training
+
+    with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
+        summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display)
+    if as_json:
+        print_json(summary.as_dict())

@@ -1,0 +1,155 @@
+"""Imports point one way, and what must answer at once loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "peftcli"
+
+LEVEL = {
+    "cli": 4,
+    "training": 3,
+    "merging": 3,
+    "analysis": 3,
+    "methods": 2,
+    "data": 2,
+    "adapters": 2,
+    "models": 1,
+    "layers": 1,
+    "recipe": 0,
+}
+"""A package imports from its own and lower levels; the level of a package's siblings is checked for circles."""
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pandas", "matplotlib", "bitsandbytes")
+
+
+def modules() -> list[Path]:
+    found = sorted(PACKAGE.rglob("*.py"))
+    assert len(found) > 20
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports anywhere, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def package_of(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "peftcli" and len(parts) > 1 and parts[1] in LEVEL else None
+
+
+def edges() -> dict[tuple[str, str], set[str]]:
+    """Return (importing package, imported package) -> files."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for path in modules():
+        relative = path.relative_to(PACKAGE)
+        source = relative.parts[0] if len(relative.parts) > 1 else None
+        for name in imported(path):
+            target = package_of(name)
+            if source is not None and target is not None and source != target:
+                found.setdefault((source, target), set()).add(str(relative))
+    return found
+
+
+def test_every_package_has_a_level() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages == set(LEVEL)
+
+
+def test_imports_point_one_way() -> None:
+    upward = {edge: sorted(files) for edge, files in edges().items() if LEVEL[edge[0]] < LEVEL[edge[1]]}
+    assert upward == {}
+
+
+def test_packages_form_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for source, target in edges():
+        graph.setdefault(source, set()).add(target)
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        stack = [start]
+        while stack:
+            for target in graph.get(stack.pop(), ()):
+                if target not in seen:
+                    seen.add(target)
+                    stack.append(target)
+        return seen
+
+    assert [package for package in LEVEL if package in reach(package)] == []
+
+
+def test_recipe_imports_only_pydantic_and_yaml() -> None:
+    allowed = set(sys.stdlib_module_names) | {"pydantic", "pydantic_core", "yaml"}
+    wrong = {
+        (path.name, name)
+        for path in (PACKAGE / "recipe").glob("*.py")
+        for name in imported(path)
+        if name.split(".")[0] not in allowed and not name.startswith(("peftcli.recipe", "peftcli.errors"))
+    }
+    assert wrong == set()
+
+
+def test_hf_peft_is_never_imported() -> None:
+    assert [str(path) for path in modules() if any(name.split(".")[0] == "peft" for name in imported(path))] == []
+
+
+PROBE = """
+import sys
+sys.argv = ["peft", *{arguments!r}]
+from peftcli.cli.app import main
+try:
+    main()
+except SystemExit as exit:
+    code = exit.code
+loaded = sorted(name for name in {heavy!r} if name in sys.modules)
+print(f"\\ncode={{code or 0}} loaded={{loaded}}", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["validate", "configs/lora.yaml"], ["schema"], ["methods"]],
+    ids=" ".join,
+)
+def test_loads_nothing_heavy(arguments: list[str]) -> None:
+    probe = PROBE.format(arguments=arguments, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "code=0 loaded=[]"
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="CPU time of one child needs wait4, which Windows lacks")
+@pytest.mark.parametrize(
+    ("arguments", "seconds"), [(["--help"], 0.3), (["validate", "configs/lora.yaml"], 0.6)], ids=["help", "validate"]
+)
+def test_answers_within_its_cpu_time(arguments: list[str], seconds: float) -> None:
+    def cpu_time() -> float:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "peftcli", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        assert status == 0
+        child.returncode = 0
+        return usage.ru_utime + usage.ru_stime
+
+    best = min(cpu_time() for _ in range(3))  # the least disturbed by other processes
+    assert best <= seconds, f"{best:.2f} s"
