@@ -26,7 +26,11 @@ class Part(nn.Module):
     Attributes:
         scale: a float, or a module of the site's input (a gate); `compose` and UniPELT replace it.
         enabled: a disabled part passes its input through, so that adapters sharing a base can be switched.
+        stage: parts at one site run by stage, then in the order they came: 0 changes the host's own output (low rank,
+            IA3), 1 works on the finished branch (serial adapters), 2 replaces rows of it (prompts).
     """
+
+    stage = 0
 
     def __init__(self, scale: Scale = 1.0) -> None:
         super().__init__()
@@ -51,12 +55,23 @@ class Part(nn.Module):
         return dict(self.named_parameters())
 
 
+class PartList(nn.ModuleList):
+    """Parts in the order they run: `append` keeps them sorted by stage."""
+
+    def append(self, module: nn.Module) -> PartList:
+        """Put a part behind those of its own and earlier stages."""
+        stage = getattr(module, "stage", 0)
+        later = (index for index, part in enumerate(self) if getattr(part, "stage", 0) > stage)
+        self.insert(next(later, len(self)), module)
+        return self
+
+
 class Site(nn.Module):
     """The ordered parts at one host; calling it folds `y` through the enabled ones."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleList()
+        self.parts = PartList()
         self.entry: Tensor | None = None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,9 @@ class Attachment:
         shared: tensors that belong to no single part (Compacter's A), by key.
         head: names of the task head's parameters, trained beside every method.
         to_save: names of parameters below `modules_to_save`.
+        virtual_tokens: positions that `prepare_inputs` adds to every sequence (prompt tuning). For a head that gives a
+            value per token, `logits[:, virtual_tokens:]` lines up with the batch as it was, whichever the padding side.
+        undo: what `detach` runs after the parts are gone (hooks, the attention implementation).
     """
 
     model: nn.Module
@@ -40,6 +43,8 @@ class Attachment:
     shared: dict[str, nn.Parameter] = field(default_factory=dict)
     head: list[str] = field(default_factory=list)
     to_save: list[str] = field(default_factory=list)
+    virtual_tokens: int = 0
+    undo: list[Callable[[], None]] = field(default_factory=list)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the method's own saved tensors by key: parts, shared ones and unfrozen base parameters."""
@@ -103,8 +108,26 @@ class Attachment:
             for key, tensor in own.items():
                 tensor.copy_(state[key])
 
-    def initialise(self, model: nn.Module) -> None:
-        """Do what needs base values (DoRA norms, PiSSA, vocabulary prompts); skipped on meta and on load."""
+    def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
+        """Do what needs base values (DoRA norms, PiSSA, vocabulary prompts); skipped on meta and on load.
+
+        Args:
+            tokenizer: for prompts that start from text; without one such an initialisation is a UserError.
+            labels: class names, for prompts that start from them; by default those of the model's config.
+        """
+
+    def prepare_inputs(self, batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
+        """Return the batch as the model must receive it; training, evaluation and prediction call this last.
+
+        Args:
+            batch: `input_ids` (batch, seq), `attention_mask`, `labels`, `position_ids`, ... as the collator made them.
+            generate: for `model.generate`; the result may then hold `inputs_embeds` and no `input_ids`, and `generate`
+                returns new tokens only.
+
+        Returns:
+            A new dictionary. Token labels grow with the sequence (-100 at virtual tokens): use these for the loss.
+        """
+        return dict(batch)
 
     def extra_loss(self) -> Tensor | None:
         """Return a term added once per optimizer step (AdaLoRA's orthogonality), or None."""
@@ -123,6 +146,18 @@ class Attachment:
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return factors on the learning rate by trainable parameter name (LoRA+); 1 where absent."""
         return {}
+
+    def detach(self) -> None:
+        """Take the parts out of the model and undo what the method set; base values stay as they are."""
+        mine = {id(placed.part) for placed in self.placed}
+        for module in list(self.model.modules()):
+            if isinstance(module, nn.ModuleList) and any(id(part) in mine for part in module):
+                kept = [part for part in module if id(part) not in mine]
+                del module[:]
+                module.extend(kept)
+        for undo in reversed(self.undo):
+            undo()
+        self.placed, self.shared, self.undo = [], {}, []
 
     def enable(self, on: bool = True) -> None:
         """Switch the parts on or off; unfrozen base parameters are not affected."""

@@ -7,6 +7,8 @@ A method is one module, `methods/NAME.py`, that imports no torch at module level
   reading or changing base values;
 - optionally `check(anatomy, params) -> list[str]`: reasons why this model cannot carry these hyper-parameters, each
   with the limit and what to use instead. The anatomy comes from a model on the meta device: no weights are loaded;
+- optionally `positions_taken(anatomy, params) -> int`: learned positions that the method uses up; rows must fit what
+  is left of `anatomy.max_positions`;
 - optionally `check_run(params, total_steps) -> list[str]`: the same for what depends on the run's length;
 - if mergeable, `merge_rules(anatomy, params, state) -> dict[str, MergeRule]`.
 """
