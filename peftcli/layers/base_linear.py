@@ -1,0 +1,121 @@
+"""One view of every kind of frozen projection: Linear, transformers' Conv1D, a slice of a fused one, 4- and 8-bit.
+
+Methods read base values through this view only (DoRA's norms, PiSSA's singular vectors), so that none of them asks for a
+class. A view is matched by shape and attributes: importing transformers or bitsandbytes here would cost seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Slice(Protocol):
+    """Which output features of a fused projection are meant; `models.anatomy.FusedSlice` is one."""
+
+    groups: int
+    width: int
+    start: int
+    size: int
+
+    @property
+    def features(self) -> int:
+        """Output features of the slice."""
+
+    def take(self, y: Tensor) -> Tensor:
+        """Return the slice's features of y: (..., groups * width) as (..., features)."""
+
+    def add(self, y: Tensor, delta: Tensor) -> Tensor:
+        """Return y with delta: (..., features) added to the slice's features."""
+
+
+class BaseLinear:
+    """A frozen projection y = x W^T + b, or the rows of it that belong to one role.
+
+    Args:
+        module: the live module; the view follows it to another device or dtype.
+        rows: the role's output features, if the module is fused.
+
+    Raises:
+        TypeError: `module` is no projection that this view can read.
+    """
+
+    def __init__(self, module: nn.Module, rows: Slice | None = None) -> None:
+        self.module = module
+        self.rows = rows
+        self.in_features, whole = _features(module)
+        self.out_features = whole if rows is None else rows.features
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the module adds a bias."""
+        return getattr(self.module, "bias", None) is not None
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weight is held in 4 or 8 bits."""
+        return _quantisation(self.module) is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)  # noqa: S101  (nn.Module types attributes as Tensor | Module)
+        return weight.device
+
+    @torch.no_grad()
+    def weight(self) -> Tensor:
+        """Return the frozen weight, (out_features, in_features), float32, dequantised; a copy where that needs one."""
+        whole = _whole_weight(self.module)
+        return whole if self.rows is None else self.rows.take(whole.T).T
+
+    def bias(self) -> Tensor | None:
+        """Return the live bias, (out_features,), or None; gradients reach it when it is trained."""
+        bias = getattr(self.module, "bias", None)
+        if not isinstance(bias, Tensor):
+            return None
+        return bias if self.rows is None else self.rows.take(bias)
+
+
+def base_linear(module: nn.Module, rows: Slice | None = None) -> BaseLinear:
+    """Return the view of a projection, or of `rows` of a fused one."""
+    return BaseLinear(module, rows)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a projection stores its weight (in, out), as transformers' Conv1D does."""
+    return hasattr(module, "nf") and not hasattr(module, "out_features")
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    """Return (in, out) of a projection."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]  # ints of a duck-typed module
+    weight = getattr(module, "weight", None)
+    if is_transposed(module) and isinstance(weight, Tensor) and weight.ndim == 2:
+        return weight.shape[0], weight.shape[1]
+    raise TypeError(f"{type(module).__name__} is no linear projection: it has neither in_features nor a Conv1D's weight")
+
+
+def _quantisation(module: nn.Module) -> str | None:
+    """Return 4bit, 8bit or None, by bitsandbytes' parameter class."""
+    return {"Params4bit": "4bit", "Int8Params": "8bit"}.get(type(getattr(module, "weight", None)).__name__)
+
+
+def _whole_weight(module: nn.Module) -> Tensor:
+    kind = _quantisation(module)
+    weight: Any = module.weight
+    if kind == "4bit" and weight.quant_state is not None:
+        from bitsandbytes.functional import dequantize_4bit  # imported only where a 4-bit base is: it takes seconds
+
+        dequantised: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return dequantised.float()
+    if kind == "8bit" and getattr(weight, "SCB", None) is not None:
+        # row-wise absmax codes, as bitsandbytes' int8_vectorwise_quant writes them: W = CB * SCB / 127
+        codes: Tensor = weight.data.float()
+        scales: Tensor = weight.SCB.float()
+        return codes * (scales / 127.0).unsqueeze(1)
+    stored: Tensor = weight.detach().float()
+    return stored.T if is_transposed(module) else stored
