@@ -22,7 +22,8 @@ def methods(
         str | None, typer.Argument(metavar="[NAME]", help="Show one method and its hyper-parameters.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="M", help="Say which methods this model can carry; reads no weights.")
+        str | None,
+        typer.Option("--model", metavar="M", help="Say which methods fit this model; reads no weights."),
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="The task for --model.")] = None,
     as_json: Json = False,
@@ -119,7 +120,12 @@ def _print_one(row: dict[str, Any]) -> None:
     if "fits" in row:
         console.print(f"  fits           {'yes' if row['fits'] else 'no: ' + '; '.join(row['reasons'])}")
     cells = [
-        [field["name"], field["type"], "(required)" if field["required"] else text_of(field["default"]), field["description"]]
+        [
+            field["name"],
+            field["type"],
+            "(required)" if field["required"] else text_of(field["default"]),
+            field["description"],
+        ]
         for field in row["parameters"]
     ]
     console.print(table(["method.", "type", "default", "meaning"], cells), markup=False)
@@ -139,7 +145,7 @@ def text_of(value: Any) -> str:
 
 
 def type_text(field: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Return a JSON schema's type and bounds for reading: `int >= 1`, `none | all | lora_only`, `list of str or null`."""
+    """Return a JSON schema's type and bounds for reading: `int >= 1`, `none | all`, `list of str or null`."""
     if "$ref" in field:
         return type_text(definitions.get(field["$ref"].rsplit("/", 1)[-1], {}), definitions)
     if "enum" in field:

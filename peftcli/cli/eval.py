@@ -1,0 +1,53 @@
+"""`peft eval RUN_OR_RECIPE`: the metrics of a run, or of a recipe's untrained base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftcli.cli.options import BaseDtype, Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_RECIPE", help="A run directory, or a recipe for its untrained base.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FILE", help="Labelled rows to use instead of the run's own validation rows."),
+    ] = None,
+    base_dtype: BaseDtype = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate what was trained, on the run's own validation rows or on a file.
+
+    Example: peft eval runs/lora --data test.jsonl
+    """
+    from peftcli.cli.output import print_json, result_console
+    from peftcli.training.inference import evaluate_run
+
+    metrics = evaluate_run(run, data=data, base_dtype=base_dtype)
+    if as_json:
+        print_json(metrics)
+    else:
+        _print(metrics, result_console())
+
+
+def _print(metrics: dict[str, Any], console: Console) -> None:
+    from peftcli.cli.output import metric, table
+
+    rows = [[name, metric(name, value)] for name, value in metrics.items() if not isinstance(value, (dict, list))]
+    console.print(table(["metric", "value"], rows, numeric=(1,)))

@@ -1,0 +1,71 @@
+"""`peft predict RUN --input FILE`: one line of JSON for each row of a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from peftcli.cli.options import BaseDtype, RunPath
+from peftcli.cli.output import json_line
+from peftcli.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("predict")(predict)
+
+
+def predict(
+    run: RunPath,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--input", "-i", metavar="FILE", help="Rows in the format of the run's data; labels may be absent."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file to write, instead of standard output."),
+    ] = None,
+    base_dtype: BaseDtype = None,
+) -> None:
+    """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
+
+    Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
+    """
+    from peftcli.training.inference import predict_run
+
+    rows = predict_run(run, data, base_dtype=base_dtype)
+    if output is None:
+        _write(rows, sys.stdout)
+        return
+    written = _write_file(rows, output)
+    print(f"{written} predictions in {output}", file=sys.stderr)
+
+
+def _write_file(rows: Iterable[dict[str, Any]], output: Path) -> int:
+    """Write beside and rename, so that an error leaves no half file; return the number of rows."""
+    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("w", encoding="utf-8", newline="\n") as stream:
+            written = _write(rows, stream)
+        beside.replace(output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}", suggestion="give another --output") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return written
+
+
+def _write(rows: Iterable[dict[str, Any]], stream: IO[str]) -> int:
+    written = 0
+    for row in rows:
+        stream.write(json_line(row) + "\n")
+        written += 1
+    return written

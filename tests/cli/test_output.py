@@ -1,0 +1,38 @@
+"""How numbers and documents are printed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from peftcli.cli.output import byte_size, duration, metric, print_json, short_count
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.0K"), (149_381, "149.4K"), (22_713_221, "22.7M"), (175e9, "175.0B")],
+)
+def test_short_count(number: float, text: str) -> None:
+    assert short_count(int(number)) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (72, "1 min 12 s"), (7500, "2 h 05 min")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(612, "612 B"), (1_240_000, "1.2 MB"), (3e12, "3.0 TB")])
+def test_byte_size(number: float, text: str) -> None:
+    assert byte_size(number) == text
+
+
+def test_metrics_that_are_shares_read_as_percentages() -> None:
+    assert metric("eval_accuracy", 0.9753) == "97.5%"
+    assert metric("eval_loss", 0.9753) == "0.9753"
+    assert metric("eval_rows", 445) == "445"
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": float("nan"), "list": [float("inf"), 1], "name": "é"})
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "list": [None, 1], "name": "é"}
