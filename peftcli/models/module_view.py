@@ -1,0 +1,75 @@
+"""A read-only view of a live model's modules: lookups, expansion of block paths, widths of linears of every kind."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+Kind = Literal["linear", "conv1d", "embedding"]
+
+
+def module_kind(module: nn.Module) -> Kind | None:
+    """Return what a low-rank change can be added to here, or None.
+
+    4- and 8-bit layers, and the layers of other quantisers, are linears by their `in_features` and `out_features`.
+    """
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return "linear" if all(isinstance(width, int) for width in widths) and hasattr(module, "weight") else None
+
+
+def linear_widths(module: nn.Module) -> tuple[int, int]:
+    """Return (in_features, out_features) of a linear or Conv1D."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]  # duck-typed linears too
+
+
+class ModuleView:
+    """The modules of one model by path, and where its base model is.
+
+    Args:
+        model: a task model or a bare base model, on any device.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        base = model.base_model
+        self.base_path = next(name for name, module in self.modules.items() if module is base)
+
+    def absolute(self, path: str) -> str:
+        """Return a path below the base model as a path in the task model."""
+        return ".".join(part for part in (self.base_path, path) if part)
+
+    def first(self, parent: str, spec: str | None) -> str | None:
+        """Return the first alternative of `a|b` that exists below `parent`, as a full path."""
+        for alternative in (spec or "").split("|"):
+            path = f"{parent}.{alternative}" if parent else alternative
+            if alternative and path in self.modules:
+                return path
+        return None
+
+    def expand(self, spec: str) -> list[str]:
+        """Return the full paths that match `a.*.b.*|c.*` below the base model, in numerical order; the first alternative that exists."""
+        for alternative in spec.split("|"):
+            pattern = re.compile(re.escape(self.absolute(alternative)).replace(r"\*", r"(\d+)"))
+            found = [
+                (tuple(map(int, match.groups())), name) for name in self.modules if (match := pattern.fullmatch(name))
+            ]
+            if found:
+                return [name for _, name in sorted(found)]
+        return []
+
+    def in_base(self, path: str) -> bool:
+        """Tell whether a full path lies in the base model."""
+        return not self.base_path or path == self.base_path or path.startswith(f"{self.base_path}.")

@@ -1,0 +1,195 @@
+"""A family that the table does not know: find its blocks and projections by their names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from peftcli.errors import UserError
+from peftcli.models.anatomy import Stack
+from peftcli.models.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
+from peftcli.models.module_view import ModuleView, linear_widths, module_kind
+
+# The last words of paths, by role, as the models of the field name them.
+_ATTENTION_NAMES = {
+    "q": {"q", "q_proj", "query", "q_lin", "query_proj", "wq", "to_q", "q_linear", "linear_q", "q_attn"},
+    "k": {"k", "k_proj", "key", "k_lin", "key_proj", "wk", "to_k", "k_linear", "linear_k"},
+    "v": {"v", "v_proj", "value", "v_lin", "value_proj", "wv", "to_v", "v_linear", "linear_v"},
+    "o": {"o", "o_proj", "out_proj", "out_lin", "wo", "to_out", "dense", "c_proj", "linear_out", "proj", "out"},
+}
+_FUSED_NAMES = {"c_attn", "qkv", "qkv_proj", "query_key_value", "wqkv", "in_proj", "in_proj_qkv", "att_proj"}
+_FUSED_FFN_NAMES = {"gate_up_proj", "wi_fused", "up_gate_proj", "dense_h_to_4h_fused"}
+_FFN_NAMES = {
+    "ffn.gate": {"gate_proj", "wi_0", "gate", "w1"},
+    "ffn.up": {
+        "up_proj",
+        "fc1",
+        "c_fc",
+        "lin1",
+        "wi",
+        "wi_1",
+        "w3",
+        "dense_h_to_4h",
+        "fc_in",
+        "linear_1",
+        "linear1",
+        "dense_in",
+    },
+    "ffn.down": {"down_proj", "fc2", "c_proj", "lin2", "wo", "w2", "dense_4h_to_h", "fc_out", "linear_2", "linear2"},
+}
+_ATTENTION_WORD = re.compile(r"(attn|attention|(^|\.)att)", re.IGNORECASE)
+_CROSS_WORD = re.compile(r"(cross|encdec|encoder_attn)", re.IGNORECASE)
+
+
+def structural_row(
+    view: ModuleView, config: PretrainedConfig, layers: str | list[str] | None = None
+) -> tuple[FamilyRow, list[str]]:
+    """Return a row read off the modules of a live model, and notes that say what was found.
+
+    Args:
+        layers: block paths below the base model with `*`, from the recipe; None looks for repeated blocks.
+
+    Raises:
+        UserError: there are no repeated blocks, or no token embedding.
+    """
+    if layers is not None:
+        specs = [layers] if isinstance(layers, str) else list(layers)
+        specs = [spec if "*" in spec else f"{spec}.*" for spec in specs]
+        missing = [spec for spec in specs if not view.expand(spec)]
+        if missing:
+            lists = ", ".join(_block_lists(view)) or "none"
+            raise UserError(
+                f"model.anatomy.layers: no blocks match {missing[0]!r}", suggestion=f"lists of blocks: {lists}"
+            )
+    else:
+        specs = [f"{path}.*" for path in _block_lists(view)]
+    if not specs:
+        raise UserError(
+            f"{config.model_type} is no known family, and no list of repeated blocks was found in it",
+            suggestion="name the roles in the recipe: model.anatomy: {layers: ..., attn.q: ..., ...}",
+        )
+    notes = [f"{config.model_type} is no known family; its parts were found by their names and shapes"]
+    stacks = []
+    for spec in specs:
+        stack, found = _stack(view, config, spec)
+        stacks.append(stack)
+        notes.append(f"{view.absolute(spec)}: {found}")
+    route = dict(prefix_route="interface", prefix_reason=None)
+    return FamilyRow(stacks=tuple(stacks), embeddings=_embedding_path(view), **route), notes
+
+
+def _block_lists(view: ModuleView) -> list[str]:
+    """Paths below the base model of the outermost lists whose items are blocks of one class that hold linears."""
+    found: list[str] = []
+    for name, module in view.modules.items():
+        if not isinstance(module, nn.ModuleList) or not len(module) or not view.in_base(name):
+            continue
+        if any(name.startswith(f"{view.absolute(other)}.") for other in found):
+            continue
+        same = all(type(a) is type(b) for a, b in pairwise(module))
+        linears = sum(module_kind(child) in ("linear", "conv1d") for child in module[0].modules())
+        if same and linears >= 3 and not isinstance(module[0], nn.Linear):
+            found.append(name[len(view.base_path) :].lstrip("."))
+    return found
+
+
+def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[StackRow, str]:
+    blocks = view.expand(spec)
+    hidden = int(config.hidden_size)
+    linears: dict[str, tuple[str, ...]] = {}
+    left_out: dict[str, str] = {}
+    for relative, module in _projections(view, blocks):
+        width_in, width_out = linear_widths(module)
+        role = _role(relative, width_in, width_out, hidden)
+        if role is None:
+            left_out[relative] = "no role by its name and shape; target it by name"
+        elif role == "fused":
+            left_out[relative] = (
+                "a fused projection of unknown layout; target it by name, or name its roles in model.anatomy"
+            )
+        elif role in linears:
+            left_out[relative] = f"{linears[role][0]} is {role} already; target it by name"
+        else:
+            linears[role] = (relative,)
+    which: Stack = "encoder" if _is_encoder(spec, config) else "decoder"
+    attentions = tuple(
+        AttentionRow(linears[f"{prefix}.k"][0].rpartition(".")[0], kind)
+        for prefix, kind in (("attn", "self"), ("cross_attn", "cross"))
+        if f"{prefix}.k" in linears and "." in linears[f"{prefix}.k"][0]
+    )
+    found = ", ".join(f"{role} = {paths[0]}" for role, paths in linears.items()) or "no projection with a known role"
+    row = StackRow(
+        stack=which,
+        layers=spec,
+        linears=linears,
+        branches=_branches(linears),
+        attentions=attentions,  # type: ignore[arg-type]  # the literals above are widened by the tuple
+        left_out=left_out,
+    )
+    return row, f"{len(blocks)} blocks, {found}"
+
+
+def _projections(view: ModuleView, blocks: list[str]) -> Iterable[tuple[str, nn.Module]]:
+    """Linears of all blocks by relative path, each path once (blocks may differ)."""
+    seen: set[str] = set()
+    for block in blocks:
+        for name, module in view.modules.items():
+            relative = name[len(block) + 1 :]
+            if name.startswith(f"{block}.") and relative not in seen and module_kind(module) in ("linear", "conv1d"):
+                seen.add(relative)
+                yield relative, module
+
+
+def _role(relative: str, width_in: int, width_out: int, hidden: int) -> str | None:
+    """Return a role, `fused`, or None. Names propose, shapes decide."""
+    parts = relative.lower().split(".")
+    last = parts[-1]
+    if last in _FUSED_NAMES or last in _FUSED_FFN_NAMES:
+        return "fused"
+    in_attention = bool(_ATTENTION_WORD.search(".".join(parts[:-1])))
+    if in_attention:
+        prefix = "cross_attn" if _CROSS_WORD.search(relative) else "attn"
+        for letter, names in _ATTENTION_NAMES.items():
+            fits = width_out == hidden if letter == "o" else width_in == hidden or prefix == "cross_attn"
+            if last in names and fits:
+                return f"{prefix}.{letter}"
+        return None
+    if last == "dense" and width_in != width_out:  # BERT's intermediate.dense and output.dense
+        return "ffn.up" if width_in == hidden else "ffn.down" if width_out == hidden else None
+    for role, names in _FFN_NAMES.items():
+        fits = width_out == hidden if role == "ffn.down" else width_in == hidden
+        if last in names and fits:
+            return role
+    return None
+
+
+def _branches(linears: dict[str, tuple[str, ...]]) -> tuple[BranchRow, ...]:
+    rows = []
+    for prefix in ("attn", "cross_attn"):
+        if f"{prefix}.q" in linears and f"{prefix}.o" in linears:
+            rows.append(BranchRow(prefix, linears[f"{prefix}.q"][0], linears[f"{prefix}.o"][0]))  # type: ignore[arg-type]  # the two literals
+    first = linears.get("ffn.gate") or linears.get("ffn.up")
+    if first and "ffn.down" in linears:
+        rows.append(BranchRow("ffn", first[0], linears["ffn.down"][0]))
+    return tuple(rows)
+
+
+def _is_encoder(spec: str, config: PretrainedConfig) -> bool:
+    if "decoder" in spec:
+        return False
+    return "encoder" in spec or not (getattr(config, "is_decoder", False) or getattr(config, "use_cache", False))
+
+
+def _embedding_path(view: ModuleView) -> str:
+    embedding = view.model.get_input_embeddings()
+    for name, module in view.modules.items():
+        if module is embedding and view.in_base(name):
+            return name[len(view.base_path) :].lstrip(".")
+    raise UserError(
+        "the model does not say which module embeds its tokens",
+        suggestion="name it in the recipe: model.anatomy: {embeddings: ...}",
+    )
