@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import UserError
+from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice, LinearRole
 from peftcli.models.families import family_row
 from peftcli.models.family_row import FamilyRow, FusedRow, StackRow
@@ -76,6 +77,7 @@ class _Reader:
             )
         embeddings = self._embeddings()
         output = _output_embeddings(self.view)
+        head = _head(self.view, output)
         return Anatomy(
             family=self.view.model.config.model_type,
             origin=origin,
@@ -87,12 +89,13 @@ class _Reader:
             norms=_norms(self.view),
             embeddings=embeddings,
             output_embeddings=output,
-            head=_head(self.view, output),
+            head=head,
             left_out=tuple(self.left_out),
             prefix_route=self.row.prefix_route,
             prefix_reason=self.row.prefix_reason,
             embedding_size=self._embedding_size(embeddings),
             max_positions=self.row.positions(self.config) if self.row.positions else None,
+            biases=_biases(self.view, head),
             notes=tuple(notes),
         )
 
@@ -133,6 +136,7 @@ class _Reader:
             out_features=piece.features if piece else width_out,
             has_bias=getattr(live, "bias", None) is not None,
             slice=piece,
+            transposed=module_kind(live) == "conv1d",
         )
 
     def _slices(self, stack: StackRow, module: str, fused: FusedRow) -> dict[str, FusedSlice]:
@@ -236,6 +240,13 @@ def _norms(view: ModuleView) -> tuple[str, ...]:
             seen.add(id(module))
             names.append(name)
     return tuple(names)
+
+
+def _biases(view: ModuleView, head: tuple[str, ...]) -> tuple[str, ...]:
+    """Every bias parameter of the base by name, shared ones once: `bias`, or `q_bias` and the like (not T5's embedding)."""
+    inside = tuple(f"{path}." for path in head)
+    own = (name for name in base_parameters(view.model) if not name.startswith(inside))
+    return tuple(name for name in own if name.rsplit(".", 1)[-1].endswith("bias"))
 
 
 def _output_embeddings(view: ModuleView) -> str | None:
