@@ -29,6 +29,7 @@ class Folding:
     def __init__(self, anatomy: Anatomy) -> None:
         self._roles: dict[str, LinearRole] = {linear.key: linear for linear in anatomy.linears}
         self._transposed = {linear.module for linear in anatomy.linears if linear.transposed}
+        self._biases = set(anatomy.biases)
         self._changes: dict[str, list[Change]] = {}
 
     def change_weight(self, key: str, change: Change) -> None:
@@ -47,9 +48,9 @@ class Folding:
         self._append(name, lambda _base: value.float())
 
     def has_bias(self, key: str) -> bool:
-        """Return whether the projection that `key` names has a bias, as far as the anatomy says."""
+        """Return whether the projection that `key` names has a bias."""
         role = self._roles.get(key)
-        return role is not None and role.has_bias
+        return f"{role.module if role else key}.bias" in self._biases
 
     def rules(self) -> dict[str, MergeRule]:
         """Return the rules by name of the base parameter."""

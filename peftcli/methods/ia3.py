@@ -1,0 +1,106 @@
+"""(IA)3: learned vectors rescale keys, values and the feed-forward's inner activations (Liu et al. 2022, arXiv:2205.05638).
+
+y = l * (W x + b) on keys and values; W (l * x) on the feed-forward's last projection, which scales the inner activations
+(T-Few scales the up projection's output after the gate's product: the same tensor; HF peft does it as here). Vectors start
+at one, so that a fresh adapter is the identity. T-Few trains with Adafactor at 3e-3; the default here is for AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from peftcli.methods.folding import Folding, tensors_by_key
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.recipe.params import TargetedParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class IA3Params(TargetedParams):
+    """Hyper-parameters of (IA)3."""
+
+    name: Literal["ia3"] = "ia3"
+    target_modules: list[str] | str | None = None  # type: ignore[assignment]  # null: the paper's, whichever the model has
+    """What is rescaled; null: keys and values of every attention, and the feed-forward's last projection."""
+    feedforward_modules: list[str] | str = Field(default_factory=lambda: ["ffn.down"])
+    """Which of them have their input rescaled instead of their output."""
+
+
+INFO = MethodInfo(
+    name="ia3",
+    family="reparameterised",
+    summary="Rescales keys, values and inner feed-forward activations by learned vectors.",
+    paper="Liu et al. 2022, arXiv:2205.05638",
+    params=IA3Params,
+    learning_rate=8e-3,
+)
+
+_PAPER = ("attn.k", "attn.v", "cross_attn.k", "cross_attn.v", "ffn.down")
+
+
+def check(anatomy: Anatomy, params: IA3Params) -> list[str]:
+    """Return why this model cannot be rescaled: none of the default places exist."""
+    if params.target_modules is None and not _defaults(anatomy):
+        return [f"this {anatomy.family} model has no attention keys, values or feed-forward; name target_modules"]
+    return []
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: IA3Params) -> Attachment:
+    """Add a `Rescale` at each target.
+
+    Raises:
+        UserError: a target matches nothing.
+    """
+    from peftcli.layers.base_linear import base_linear
+    from peftcli.layers.rescale import Rescale
+    from peftcli.layers.site import input_site, output_site
+    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.models.targets import resolve_targets
+
+    entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
+    chosen = {"exclude": params.exclude_modules, "layers": params.layers_to_transform}
+    targets = resolve_targets(model, anatomy, entries, **chosen)
+    inner = set()
+    if _present(anatomy, params.feedforward_modules):
+        inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules, **chosen)}
+    attachment = Attachment(model)
+    for target in targets:
+        host = model.get_submodule(target.module)
+        linear = base_linear(host, target.slice)
+        device = next(host.parameters()).device
+        if target.key in inner:
+            part = Rescale(linear.in_features, "input", None, device)
+            input_site(host).parts.append(part)
+        else:
+            part = Rescale(linear.out_features, "output", target.slice, device)
+            output_site(host).parts.append(part)
+        attachment.placed.append(Placed(target.key, part))
+    return attachment
+
+
+def merge_rules(anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return rules that scale rows and bias (output vectors) or columns (input vectors)."""
+    folding = Folding(anatomy)
+    for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
+        vector = tensors["ia3_l"].float()  # (out, 1) or (1, in): broadcasts over the weight (out, in)
+        folding.change_weight(key, lambda weight, vector=vector: weight * vector)
+        if vector.shape[0] != 1 and folding.has_bias(key):
+            folding.change_bias(key, lambda bias, vector=vector: bias * vector.flatten())
+    return folding.rules()
+
+
+def _defaults(anatomy: Anatomy) -> list[str]:
+    present = anatomy.roles()
+    return [role for role in _PAPER if role in present]
+
+
+def _present(anatomy: Anatomy, entries: list[str] | str) -> bool:
+    """Return False only for the default feed-forward role on a model that has none (experts as 3-D parameters)."""
+    return entries != ["ffn.down"] or "ffn.down" in anatomy.roles()

@@ -1,0 +1,118 @@
+"""VeRA: vector-based random matrix adaptation (Kopiczko et al. 2023, arXiv:2310.11454; HF peft's code).
+
+y += lambda_b * B (lambda_d * A x): A and B are random, frozen, shared by all places and drawn again from
+`projection_prng_key`, so that only the two vectors of each place are trained and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from peftcli.errors import UserError
+from peftcli.methods.folding import Folding, tensors_by_key
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.recipe.params import TargetedParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class VeraParams(TargetedParams):
+    """Hyper-parameters of VeRA."""
+
+    name: Literal["vera"] = "vera"
+    r: Annotated[int, Field(ge=1)] = 256
+    """Rank of the shared random matrices; it may exceed the layers' sizes."""
+    projection_prng_key: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the shared random matrices, which are not saved."""
+    d_initial: float = 0.1
+    """Start of the vector between A and B."""
+    vera_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the input of the random branch."""
+
+
+INFO = MethodInfo(
+    name="vera",
+    family="reparameterised",
+    summary="Trains two scaling vectors around frozen random low-rank matrices that all layers share.",
+    paper="Kopiczko et al. 2023, arXiv:2310.11454",
+    params=VeraParams,
+    learning_rate=4e-3,  # the paper's order of magnitude on GLUE: vectors take ten times LoRA's rate
+)
+
+_SUFFIXES = ("vera_lambda_b", "vera_lambda_d")
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment:
+    """Add a `VeraDelta` at each target, all sharing one pair of random matrices.
+
+    Raises:
+        UserError: a target matches nothing.
+    """
+    from peftcli.layers.base_linear import base_linear
+    from peftcli.layers.site import output_site
+    from peftcli.layers.vera import SharedProjections, VeraDelta
+    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.models.targets import resolve_targets
+
+    targets = resolve_targets(
+        model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
+    )
+    views = [base_linear(model.get_submodule(target.module), target.slice) for target in targets]
+    shared = SharedProjections(
+        params.r,
+        max(view.in_features for view in views),
+        max(view.out_features for view in views),
+        params.projection_prng_key,
+        views[0].device,
+    )
+    attachment = Attachment(model)
+    for target, view in zip(targets, views, strict=True):
+        part = VeraDelta(
+            shared,
+            view.in_features,
+            view.out_features,
+            d_initial=params.d_initial,
+            dropout=params.vera_dropout,
+            slice=target.slice,
+            device=view.device,
+        )
+        output_site(view.module).parts.append(part)
+        attachment.placed.append(Placed(target.key, part))
+    return attachment
+
+
+def merge_rules(anatomy: Anatomy, params: VeraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return rules that add each place's product; the random matrices are drawn again."""
+    from peftcli.layers.vera import random_projections, vera_delta
+
+    groups = tensors_by_key(state, _SUFFIXES)
+    d_in = max(_in_features(anatomy, key) for key in groups)
+    d_out = max(tensors["vera_lambda_b"].numel() for tensors in groups.values())
+    a, b = random_projections(params.r, d_in, d_out, params.projection_prng_key)
+    folding = Folding(anatomy)
+    for key, tensors in groups.items():
+
+        def change(weight: Tensor, tensors: dict[str, Tensor] = tensors) -> Tensor:
+            lambda_b, lambda_d = tensors["vera_lambda_b"], tensors["vera_lambda_d"]
+            return weight + vera_delta(a[:, : weight.shape[1]], b[: weight.shape[0]], lambda_d, lambda_b)
+
+        folding.change_weight(key, change)
+    return folding.rules()
+
+
+def _in_features(anatomy: Anatomy, key: str) -> int:
+    """Return the input width at `key`: the shape of A, and so its numbers, depends on the largest."""
+    for linear in anatomy.linears:
+        if key in (linear.key, linear.module):
+            return linear.in_features
+    raise UserError(
+        f"VeRA at {key}, which is no projection inside a block, cannot be merged",
+        suggestion="keep the adapter, or train with target_modules given as roles",
+    )
