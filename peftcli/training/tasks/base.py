@@ -1,0 +1,139 @@
+"""What a task is to the loop: a loss with its count, predictions, and which metrics they get."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.recipe.schema import TrainingSpec
+
+IGNORED = -100
+"""Label of a position that is not supervised; the usual value in transformers."""
+
+# keys of a collated batch that describe the input; the rest are targets
+INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What a task needs to know of the run.
+
+    Args:
+        tokenizer: for generation.
+        labels: `data.LabelSpec`, or None for text tasks.
+        training: loss options and the length of generated text.
+        train_labels: class ids of the training rows, for balanced weights; None when not needed.
+    """
+
+    tokenizer: Any
+    labels: Any
+    training: TrainingSpec
+    train_labels: Sequence[int] | None = None
+
+
+@dataclass
+class Batch:
+    """One micro-batch, on the device once `to` was called.
+
+    Args:
+        inputs: keyword arguments of the model.
+        targets: tensors that only the task reads.
+        count: what the loss sum is divided by, summed over a whole step: supervised tokens, rows, or class weights.
+        tokens: non-padding input tokens.
+        supervised: supervised tokens or rows.
+        rows: rows in it.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    count: float
+    tokens: int
+    supervised: int
+    rows: int
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`; from pinned memory the copies do not block."""
+        self.inputs = {key: value.to(device, non_blocking=True) for key, value in self.inputs.items()}
+        self.targets = {key: value.to(device, non_blocking=True) for key, value in self.targets.items()}
+        return self
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss as a sum (float32, on the device) and what to divide it by."""
+
+    loss_sum: Tensor
+    count: float
+
+
+@dataclass
+class Evaluated:
+    """What one evaluated micro-batch gives: plain loss terms, and one prediction and reference per row (or none)."""
+
+    terms: LossTerms
+    predictions: list[Any] = field(default_factory=list)
+    references: list[Any] = field(default_factory=list)
+
+
+class Task(ABC):
+    """One task. A subclass is one small file.
+
+    Attributes:
+        name: as in the recipe.
+        metric_kind: which metrics apply: `single_label`, `multi_label`, `regression`, `tags` or `text`.
+        default_metrics: the metrics computed unasked.
+        generates: whether predictions are generated text.
+        padding_side: of a training batch; None leaves it to the tokenizer.
+    """
+
+    name: str
+    metric_kind: str = "text"
+    default_metrics: tuple[str, ...] = ()
+    generates = False
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self.settings = settings
+
+    def bind(self, model: nn.Module) -> list[str]:
+        """Look at the live model once, attached and on its device; return notes for the user."""
+        return []
+
+    def batch(self, collated: Mapping[str, Any]) -> Batch:
+        """Return a collated batch as inputs, targets and counts; still on the CPU, so counting does not wait."""
+        tensors = {key: torch.as_tensor(value) for key, value in collated.items() if value is not None}
+        inputs = {key: tensors[key] for key in INPUT_KEYS if key in tensors}
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        tokens = int(mask.sum()) if mask is not None else ids.numel()
+        return self.with_targets(Batch(inputs, {}, 0.0, tokens, 0, len(ids)), tensors)
+
+    @abstractmethod
+    def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+        """Return `batch` with targets and counts filled in from the collated tensors; labels may be absent."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Return the training loss of a micro-batch as a sum, smoothing and class weights included."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        """Return the plain loss and the predictions of a micro-batch."""
+
+    def derived_metrics(self, loss: float) -> dict[str, float]:
+        """Return metrics that follow from the mean loss alone."""
+        return {}
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Return `prediction` and `scores` of each row; labels are not needed."""
+
+
+def without_extra_positions(states: Tensor, length: int) -> Tensor:
+    """Return the last `length` positions of (batch, positions, ...): a method may have put virtual tokens in front."""
+    extra = states.shape[1] - length
+    return states[:, extra:] if extra > 0 else states

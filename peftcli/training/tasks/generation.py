@@ -1,0 +1,74 @@
+"""Greedy generation with a key-value cache, through transformers' public `generate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def generate(
+    model: nn.Module, inputs: dict[str, Tensor], tokenizer: Any, *, max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """Return the greedy continuation of each row.
+
+    Args:
+        inputs: `input_ids` and `attention_mask`, padded on the left for decoder-only models.
+
+    Returns:
+        For each row `prediction` (the new text, special tokens left out) and `scores`: `mean_logprob` of the generated
+        tokens, end included, and `tokens`, their number.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    stops = stop_tokens(model, tokenizer)
+    logprobs = _Logprobs()
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        forced_bos_token_id=getattr(getattr(model, "generation_config", None), "forced_bos_token_id", None),
+    )
+    prompt = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask", "token_type_ids")}
+    output = model.generate(  # type: ignore[operator]  # a method of every generating model
+        **prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs]), use_cache=True
+    )
+    start = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt["input_ids"].shape[1]
+    return _rows(output[:, start:].cpu(), logprobs.chosen(), set(stops), tokenizer)
+
+
+def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Return the ids that end a text: the tokenizer's EOS and those of the model's own generation settings."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = own if isinstance(own, list) else [own]
+    return list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *own) if i is not None))
+
+
+class _Logprobs:
+    """A logits processor that changes nothing and remembers the log-probability of each greedy choice."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.float()
+        self.steps.append(best.max(-1).values - torch.logsumexp(best, -1))
+        return scores
+
+    def chosen(self) -> Tensor:
+        """Return (rows, steps) on the CPU."""
+        return torch.stack(self.steps, 1).cpu() if self.steps else torch.zeros(0, 0)
+
+
+def _rows(tokens: Tensor, logprobs: Tensor, stops: set[int], tokenizer: Any) -> list[dict[str, Any]]:
+    rows = []
+    for index, row in enumerate(tokens.tolist()):
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        text = tokenizer.decode(row[:end], skip_special_tokens=True)
+        mean = float(logprobs[index, :end].mean()) if end else 0.0
+        rows.append({"prediction": text, "scores": {"mean_logprob": mean, "tokens": end}})
+    return rows
