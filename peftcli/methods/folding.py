@@ -31,11 +31,20 @@ class Folding:
         self._transposed = {linear.module for linear in anatomy.linears if linear.transposed}
         self._biases = set(anatomy.biases)
         self._changes: dict[str, list[Change]] = {}
+        self._untied: set[str] = set()
 
-    def change_weight(self, key: str, change: Change) -> None:
-        """Apply `change` to the weight that an adapter key names: a role's, or a whole module's, as (out, in)."""
+    def change_weight(self, key: str, change: Change, *, untie: bool = False) -> None:
+        """Apply `change` to the weight that an adapter key names: a role's, or a whole module's, as (out, in).
+
+        Args:
+            key: of the adapter.
+            change: of the rows that the key names.
+            untie: the change is this name's alone, should the base store it as one with another (tied embeddings).
+        """
         role = self._roles.get(key)
         module = role.module if role else key
+        if untie:
+            self._untied.add(f"{module}.weight")
         self._append(f"{module}.weight", _on_rows(change, role, module in self._transposed))
 
     def change_bias(self, key: str, change: Change) -> None:
@@ -54,7 +63,10 @@ class Folding:
 
     def rules(self) -> dict[str, MergeRule]:
         """Return the rules by name of the base parameter."""
-        return {name: MergeRule(_chain(changes)) for name, changes in self._changes.items()}
+        return {
+            name: MergeRule(_chain(changes), "untie" if name in self._untied else "change")
+            for name, changes in self._changes.items()
+        }
 
     def _append(self, name: str, change: Change) -> None:
         self._changes.setdefault(name, []).append(change)
