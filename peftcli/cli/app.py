@@ -44,7 +44,7 @@ def build_app() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
     try:
-        build_app()(arguments)
+        build_app()(arguments, prog_name="peft")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

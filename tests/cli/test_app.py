@@ -1,0 +1,64 @@
+"""Exit codes and messages of the root command."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from peftcli import __version__
+from peftcli.cli import app as app_module
+from peftcli.errors import PeftCliError, Problem, Stopped, UserError, VerificationFailed
+from tests.cli.conftest import Cli
+
+
+def test_version_and_help(cli: Cli) -> None:
+    assert __version__ in cli("--version").out
+    help_text = cli("--help").out
+    for name in app_module.COMMANDS:
+        assert name.replace("_", "-") in help_text
+
+
+@pytest.mark.parametrize("command", [name.replace("_", "-") for name in app_module.COMMANDS])
+def test_every_command_explains_itself(cli: Cli, command: str) -> None:
+    done = cli(command, "--help")
+    assert done.code == 0
+    assert "Example: peft " in done.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("no such thing", suggestion="take another"), 2),
+        (VerificationFailed("they differ"), 3),
+        (Stopped("stopped at step 3"), 130),
+        (PeftCliError("a bug"), 1),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("by zero"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_code_of_each_error(monkeypatch: pytest.MonkeyPatch, cli: Cli, error: BaseException, code: int) -> None:
+    def build() -> typer.Typer:
+        app = typer.Typer(pretty_exceptions_enable=False)
+
+        @app.command()
+        def fail() -> None:
+            raise error
+
+        return app
+
+    monkeypatch.setattr(app_module, "build_app", build)
+    done = cli()
+    assert done.code == code
+    assert ("Traceback" in done.err) == isinstance(error, ZeroDivisionError)
+    assert str(error) in done.err and done.out == ""
+
+
+def test_all_problems_are_shown(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    def build() -> typer.Typer:
+        raise UserError(
+            [Problem("first", file="r.yaml", line=3, key="method.r"), Problem("second", suggestion="do this")]
+        )
+
+    monkeypatch.setattr(app_module, "build_app", build)
+    assert cli().err == "error: r.yaml:3: method.r: first\nerror: second\n    do this\n2 problems; nothing was done\n"
