@@ -39,7 +39,8 @@ class Part(nn.Module):
 
     def scale_of(self, x: Tensor) -> Tensor | float:
         """Return the factor for the site's input `x`: (..., d_in)."""
-        return self.scale(x) if isinstance(self.scale, nn.Module) else self.scale
+        factor: Tensor | float = self.scale(x) if isinstance(self.scale, nn.Module) else self.scale
+        return factor
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the site's new value.
@@ -87,7 +88,8 @@ class Site(nn.Module):
 
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return a module's main input, given positionally or as `hidden_states`."""
-    return args[0] if args else kwargs["hidden_states"]
+    tensor: Tensor = args[0] if args else kwargs["hidden_states"]
+    return tensor
 
 
 def output_site(host: nn.Module, entry: nn.Module | None = None) -> Site:

@@ -15,6 +15,8 @@ ENTRY_POINT_GROUP = "peftcli.methods"
 
 _MODULES: dict[str, str] = {
     "lora": "peftcli.methods.lora",
+    "adapter": "peftcli.methods.adapter",
+    "parallel_adapter": "peftcli.methods.parallel_adapter",
 }
 
 

@@ -1,0 +1,81 @@
+"""Parallel adapters (He et al. 2021, arXiv:2110.04366; code jxhe/unify-parameter-efficient-tuning).
+
+As in the official code: y = branch(x) + s * up(relu(down(x))) with x the branch's input (after a pre-norm, where
+there is one), added before the residual sum; dropout on the bottleneck; Kaiming-uniform down, zero up, zero biases;
+s = 4 for BART, 2 for the RoBERTa runs. `placement: ffn` is the paper's best; `attn` and `both` are its ablations
+(self- and cross-attention). Norms stay frozen. AdapterHub's variant is `reduction_factor: 2, dropout: 0`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from peftcli.methods.bottlenecks import BottleneckParams, branches, device_of, too_wide
+from peftcli.methods.protocol import MethodInfo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+_KINDS = {"ffn": ("ffn",), "attn": ("attn", "cross_attn"), "both": ("attn", "cross_attn", "ffn")}
+_REDUCTION = 16.0
+
+
+class ParallelAdapterParams(BottleneckParams):
+    """Hyper-parameters of parallel adapters."""
+
+    name: Literal["parallel_adapter"] = "parallel_adapter"
+    placement: Literal["ffn", "attn", "both"] = "ffn"
+    """Beside the feed-forward, the attention, or both."""
+    scaling: Annotated[float, Field(gt=0.0)] = 4.0
+    """Factor on the adapter's output."""
+    non_linearity: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
+    """Between the projections."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Dropout on the bottleneck's activations; the official code takes the base model's, 0.1 in its models."""
+
+
+INFO = MethodInfo(
+    name="parallel_adapter",
+    family="additive",
+    summary="A scaled bottleneck network beside the feed-forward or the attention.",
+    paper="He et al. 2021, arXiv:2110.04366",
+    params=ParallelAdapterParams,
+    learning_rate=1e-3,
+    mergeable="a parallel adapter is non-linear and has no equivalent weight change; keep the adapter beside its base, "
+    "or use lora if it must be folded in",
+)
+
+
+def check(anatomy: Anatomy, params: ParallelAdapterParams) -> list[str]:
+    """Return why this model cannot carry these adapters."""
+    return too_wide(anatomy, params, _KINDS[params.placement])
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) -> Attachment:
+    """Put one adapter beside each branch of the placement.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its branches.
+        params: placement, size and scale.
+    """
+    import torch
+
+    from peftcli.layers.bottleneck import ParallelAdapter, linear_pair
+    from peftcli.layers.site import output_site
+    from peftcli.methods.attachment import Attachment, Placed
+
+    attachment = Attachment(model)
+    for block in branches(anatomy, _KINDS[params.placement]):
+        host = model.get_submodule(block.exit)
+        with torch.device(device_of(host, model)):
+            pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), "lora")
+        part = ParallelAdapter(pair, params.non_linearity, params.dropout, params.scaling)
+        output_site(host, entry=model.get_submodule(block.entry)).parts.append(part)
+        attachment.placed.append(Placed(f"{block.exit}.parallel_adapter", part))
+    return attachment
