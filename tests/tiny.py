@@ -1,4 +1,4 @@
-"""Tiny, randomly initialised models of every family, and tokenizers built in memory. No network, no files but the caller's.
+"""Tiny, randomly initialised models of every family, and tokenizers built in memory. No network.
 
 Sizes: hidden 32, 4 heads (2 key-value heads where the family has them), 2 blocks per stack, vocabulary 128.
 """
@@ -301,7 +301,7 @@ def tiny_tokenizer(
     model_max_length: int = POSITIONS,
     roberta: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Return a small BPE tokenizer, trained in memory: printable ASCII and newlines survive a round trip, ids stay below `VOCAB`.
+    """Return a small BPE tokenizer, trained in memory: printable ASCII survives a round trip, ids stay below `VOCAB`.
 
     Ids 0 to 4 are <pad>, <s>, </s>, <unk>, <mask> (RoBERTa: <s>, <pad>, ...), whatever of them the tokenizer declares.
 

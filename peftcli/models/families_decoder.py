@@ -1,4 +1,4 @@
-"""Decoder-only families. Paths were read off transformers 5.23 models built from their configs."""
+"""Decoder-only families. Paths were read off transformers 5.23 models."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _MOE = replace(
             _LLAMA_STACK,
             branches=(
                 _LLAMA_STACK.branches[0],
-                # A dense layer among sparse ones (qwen3_moe's mlp_only_layers) has the projections; a sparse one has not.
+                # A dense layer among sparse ones (qwen3_moe's mlp_only_layers) has projections; a sparse one has not.
                 BranchRow("ffn", "mlp.gate_proj|mlp", "mlp.down_proj|mlp", pre_norm="post_attention_layernorm"),
             ),
             left_out={"mlp.experts": _EXPERTS, "mlp.gate": _ROUTER},

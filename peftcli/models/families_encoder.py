@@ -1,4 +1,4 @@
-"""Encoders: BERT and its relatives, ModernBERT, ViT. Paths were read off transformers 5.23 models built from their configs."""
+"""Encoders: BERT and its relatives, ModernBERT, ViT. Paths were read off transformers 5.23 models."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The shape of one row of the family table. A row is data: paths below a block, no code per model.
 
-A path may offer alternatives, `a|b`: the first one that the live model has is taken, so that one row serves the variants of a
-family (gated or not, with or without cross-attention). `*` in `StackRow.layers` stands for block numbers.
+A path may offer alternatives, `a|b`: the first one that the live model has is taken, so that one row serves the
+variants of a family (gated or not, with or without cross-attention). `*` in `StackRow.layers` stands for block numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class FusedRow:
     Args:
         roles: in the order of the output features.
         layout: `contiguous` (all of the first role, then all of the second, ...; key and value blocks shrink under
-            grouped-query attention), `per_head` (q, k, v of head 0, then of head 1, ...) or `per_group` (for each key-value
-            head: its queries, then its key, then its value).
+            grouped-query attention), `per_head` (q, k, v of head 0, then of head 1, ...) or `per_group` (for each
+            key-value head: its queries, then its key, then its value).
     """
 
     roles: tuple[str, ...]

@@ -60,7 +60,7 @@ class ModuleView:
         return None
 
     def expand(self, spec: str) -> list[str]:
-        """Return the full paths that match `a.*.b.*|c.*` below the base model, in numerical order; the first alternative that exists."""
+        """Return the full paths of the first alternative of `a.*.b.*|c.*` that exists below the base, in order."""
         for alternative in spec.split("|"):
             pattern = re.compile(re.escape(self.absolute(alternative)).replace(r"\*", r"(\d+)"))
             found = [

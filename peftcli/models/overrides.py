@@ -21,8 +21,8 @@ def apply_overrides(row: FamilyRow, overrides: Mapping[str, str | list[str]], vi
 
     Args:
         row: the family's row, or the structural one.
-        overrides: role to path below a block, or to several. Roles that name one module share it: it is a fused projection,
-            laid out in the roles' order; `path@per_head` or `path@per_group` say otherwise.
+        overrides: role to path below a block, or to several. Roles that name one module share it: it is a fused
+            projection, laid out in the roles' order; `path@per_head` or `path@per_group` say otherwise.
 
     Raises:
         UserError: an unknown role, or a path that no block has; all of them, each with the nearest names.

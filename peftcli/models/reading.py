@@ -1,4 +1,4 @@
-"""Read a live model's anatomy: from the table of families, or from its structure, or from the recipe. Works on the meta device."""
+"""Read a live model's anatomy: from the table of families, its structure, or the recipe. Works on the meta device."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Reader:
         if not self.linears:
             raise UserError(
                 f"no attention or feed-forward projections were found in this {self.config.model_type} model",
-                suggestion="name them in the recipe, relative to a block: model.anatomy: {layers: ..., attn.q: ..., ffn.up: ...}",
+                suggestion="name them in the recipe, relative to a block: model.anatomy: {attn.q: ..., ffn.up: ...}",
             )
         embeddings = self._embeddings()
         output = _output_embeddings(self.view)
@@ -243,7 +243,7 @@ def _norms(view: ModuleView) -> tuple[str, ...]:
 
 
 def _biases(view: ModuleView, head: tuple[str, ...]) -> tuple[str, ...]:
-    """Every bias parameter of the base by name, shared ones once: `bias`, or `q_bias` and the like (not T5's embedding)."""
+    """Every bias of the pretrained model by name, shared ones once: `bias`, `q_bias` (not T5's embedding)."""
     inside = tuple(f"{path}." for path in head)
     own = (name for name in base_parameters(view.model) if not name.startswith(inside))
     return tuple(name for name in own if name.rsplit(".", 1)[-1].endswith("bias"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -78,8 +79,7 @@ def structural_row(
         stack, found = _stack(view, config, spec)
         stacks.append(stack)
         notes.append(f"{view.absolute(spec)}: {found}")
-    route = dict(prefix_route="interface", prefix_reason=None)
-    return FamilyRow(stacks=tuple(stacks), embeddings=_embedding_path(view), **route), notes
+    return FamilyRow(stacks=tuple(stacks), embeddings=_embedding_path(view)), notes
 
 
 def _block_lists(view: ModuleView) -> list[str]:
@@ -116,18 +116,13 @@ def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[Stack
         else:
             linears[role] = (relative,)
     which: Stack = "encoder" if _is_encoder(spec, config) else "decoder"
-    attentions = tuple(
-        AttentionRow(linears[f"{prefix}.k"][0].rpartition(".")[0], kind)
-        for prefix, kind in (("attn", "self"), ("cross_attn", "cross"))
-        if f"{prefix}.k" in linears and "." in linears[f"{prefix}.k"][0]
-    )
     found = ", ".join(f"{role} = {paths[0]}" for role, paths in linears.items()) or "no projection with a known role"
     row = StackRow(
         stack=which,
         layers=spec,
         linears=linears,
         branches=_branches(linears),
-        attentions=attentions,  # type: ignore[arg-type]  # the literals above are widened by the tuple
+        attentions=tuple(_attentions(linears)),
         left_out=left_out,
     )
     return row, f"{len(blocks)} blocks, {found}"
@@ -167,11 +162,20 @@ def _role(relative: str, width_in: int, width_out: int, hidden: int) -> str | No
     return None
 
 
+def _attentions(linears: dict[str, tuple[str, ...]]) -> Iterable[AttentionRow]:
+    """Yield the modules that hold the key projections."""
+    for prefix in ("attn", "cross_attn"):
+        module = linears.get(f"{prefix}.k", ("",))[0].rpartition(".")[0]
+        if module:
+            yield AttentionRow(module, "self" if prefix == "attn" else "cross")
+
+
 def _branches(linears: dict[str, tuple[str, ...]]) -> tuple[BranchRow, ...]:
     rows = []
-    for prefix in ("attn", "cross_attn"):
-        if f"{prefix}.q" in linears and f"{prefix}.o" in linears:
-            rows.append(BranchRow(prefix, linears[f"{prefix}.q"][0], linears[f"{prefix}.o"][0]))  # type: ignore[arg-type]  # the two literals
+    kinds: tuple[Literal["attn", "cross_attn"], ...] = ("attn", "cross_attn")
+    for kind in kinds:
+        if f"{kind}.q" in linears and f"{kind}.o" in linears:
+            rows.append(BranchRow(kind, linears[f"{kind}.q"][0], linears[f"{kind}.o"][0]))
     first = linears.get("ffn.gate") or linears.get("ffn.up")
     if first and "ffn.down" in linears:
         rows.append(BranchRow("ffn", first[0], linears["ffn.down"][0]))

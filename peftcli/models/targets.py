@@ -1,0 +1,261 @@
+"""From `target_modules` of a recipe to the projections of a live model. Every entry must match something."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from torch import nn
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES, Anatomy, FusedSlice, Stack
+from peftcli.models.module_view import Kind, module_kind
+
+ALL_LINEAR = "all-linear"
+ROLE_WORDS = (*LINEAR_ROLES, *BLOCK_ROLES, "embeddings", "head", ALL_LINEAR)
+"""Entries that are no module names."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place that a method changes.
+
+    Args:
+        role: its role, or None (a module without one, or a fused module taken whole).
+        module: full path of the module.
+        layer: block number within its stack, or None outside the blocks.
+        slice: the role's features of a fused module, None for a whole module.
+        kind: linear (4- and 8-bit ones too), conv1d (weight stored (in, out)) or embedding.
+        key: path that names it in adapter files.
+        stack: encoder or decoder, or None outside the blocks.
+    """
+
+    role: str | None
+    module: str
+    layer: int | None
+    slice: FusedSlice | None
+    kind: Kind
+    key: str
+    stack: Stack | None = None
+
+
+def resolve_targets(
+    model: nn.Module,
+    anatomy: Anatomy,
+    targets: Sequence[str] | str,
+    *,
+    exclude: Sequence[str] | str | None = None,
+    layers: Collection[int] | int | None = None,
+) -> list[Target]:
+    """Return the places that `targets` names, in the model's order, each once.
+
+    Args:
+        model: the live model; meta is enough.
+        targets: roles (`attn.q`), branches (`ffn`: all its linears), `all-linear` (every linear of the blocks),
+            `embeddings`, module names (a full path, or trailing parts of it), or, as a string, one regular expression
+            that must match a module's whole path. A fused module that is named is taken whole; a role in it is a slice.
+        exclude: roles, module names or one regular expression, taken out again.
+        layers: block numbers to stay within; everything outside the blocks is left out too.
+
+    Raises:
+        UserError: an entry matches nothing, with the nearest module names and the roles of this model; all at once.
+    """
+    search = _Search(model, anatomy)
+    chosen: list[Target] = []
+    problems: list[Problem] = []
+    for entry in _entries(targets):
+        found = search.matching(entry, is_pattern=_is_pattern(targets))
+        if not found:
+            problems.append(search.no_match(entry, "method.target_modules", is_pattern=_is_pattern(targets)))
+        chosen += found
+    excluded: list[Target] = []
+    for entry in _entries(exclude or []):
+        found = search.matching(entry, is_pattern=_is_pattern(exclude))
+        if not found:
+            problems.append(search.no_match(entry, "method.exclude_modules", is_pattern=_is_pattern(exclude)))
+        excluded += found
+    if layers is not None:
+        chosen, wrong = _within(chosen, anatomy, {layers} if isinstance(layers, int) else set(layers))
+        problems += wrong
+    if problems:
+        raise UserError(problems)
+    chosen = search.without(search.unique(chosen), excluded)
+    if not chosen:
+        raise UserError(Problem("exclude_modules takes out every target", key="method.exclude_modules"))
+    return chosen
+
+
+def summarise_targets(targets: Iterable[Target]) -> str:
+    """Return what was matched, such as `attn.q x 12, attn.v x 12 (12 layers matched)`."""
+    targets = list(targets)
+    names = Counter(target.role or _short(target.module) for target in targets)
+    blocks = {(target.stack, target.layer) for target in targets if target.layer is not None}
+    counts = ", ".join(f"{name} x {count}" for name, count in names.items())
+    return f"{counts} ({len(blocks)} layer{'s' * (len(blocks) != 1)} matched)" if blocks else counts
+
+
+def _short(module: str) -> str:
+    """The part of a path behind its last block number."""
+    return re.sub(r"^.*\.\d+\.", "", module)
+
+
+def _entries(targets: Sequence[str] | str) -> list[str]:
+    return [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
+
+
+def _is_pattern(targets: Sequence[str] | str | None) -> bool:
+    return isinstance(targets, str) and targets not in ROLE_WORDS
+
+
+def _within(chosen: list[Target], anatomy: Anatomy, layers: set[int]) -> tuple[list[Target], list[Problem]]:
+    depth = max(len(paths) for paths in anatomy.layers.values())
+    beyond = sorted(layer for layer in layers if not 0 <= layer < depth)
+    if beyond:
+        message = f"the model has blocks 0 to {depth - 1}, not {', '.join(map(str, beyond))}"
+        return [], [Problem(message, key="method.layers_to_transform")]
+    kept = [target for target in chosen if target.layer in layers]
+    if chosen and not kept:
+        return [], [Problem("none of the targets lies in these blocks", key="method.layers_to_transform")]
+    return kept, []
+
+
+class _Search:
+    """Entries against one model."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        self.all_modules = dict(model.named_modules())
+        self.kinds: dict[str, Kind] = {
+            name: kind
+            for name, module in self.all_modules.items()
+            if not _of_a_site(name) and (kind := module_kind(module)) is not None
+        }
+        self.order = {name: i for i, name in enumerate(self.kinds)}
+        self.block_of: dict[str, tuple[Stack, int]] = {
+            path: (_stack(stack), number)
+            for stack, paths in anatomy.layers.items()
+            for number, path in enumerate(paths)
+        }
+        self.whole_roles = {linear.module: linear.role for linear in anatomy.linears if linear.slice is None}
+        self.left_out = dict(anatomy.left_out)
+
+    def matching(self, entry: str, *, is_pattern: bool = False) -> list[Target]:
+        """Return what one entry names; nothing when nothing does."""
+        if entry in LINEAR_ROLES:
+            return [
+                Target(role.role, role.module, role.layer, role.slice, self.kinds[role.module], role.key, role.stack)
+                for role in self.anatomy.linears
+                if role.role == entry
+            ]
+        if entry in BLOCK_ROLES:
+            return [self._whole(name) for name in self._of_branch(entry)]
+        if entry == ALL_LINEAR:
+            return [self._whole(name) for name in self._in_blocks()]
+        if entry == "embeddings":
+            return [self._whole(self.anatomy.embeddings)] if self.anatomy.embeddings in self.kinds else []
+        if entry == "head":
+            inside = tuple(f"{path}." for path in self.anatomy.head)
+            return [self._whole(name) for name in self.kinds if name in self.anatomy.head or name.startswith(inside)]
+        if is_pattern:
+            pattern = _compile(entry)
+            return [self._whole(name) for name in self.kinds if pattern.fullmatch(name)]
+        return [self._whole(name) for name in self.kinds if name == entry or name.endswith(f".{entry}")]
+
+    def _whole(self, module: str) -> Target:
+        stack, layer = self._block(module) or (None, None)
+        return Target(self.whole_roles.get(module), module, layer, None, self.kinds[module], module, stack)
+
+    def _block(self, module: str) -> tuple[Stack, int] | None:
+        parts = module.split(".")
+        paths = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return next((self.block_of[path] for path in paths if path in self.block_of), None)
+
+    def _in_blocks(self) -> list[str]:
+        outside = {path for path, reason in self.left_out.items() if "router" in reason}
+        return [
+            name
+            for name, kind in self.kinds.items()
+            if kind != "embedding" and name not in outside and self._block(name) is not None
+        ]
+
+    def _of_branch(self, branch: str) -> list[str]:
+        """Modules of all roles of a branch, fused ones whole."""
+        return list(
+            dict.fromkeys(linear.module for linear in self.anatomy.linears if linear.role.rpartition(".")[0] == branch)
+        )
+
+    def unique(self, targets: list[Target]) -> list[Target]:
+        """Return each place once, in the model's order; a slice goes when its module is there whole."""
+        whole = {target.module for target in targets if target.slice is None}
+        kept = {target.key: target for target in targets if target.slice is None or target.module not in whole}
+        return sorted(kept.values(), key=lambda t: (self.order[t.module], t.slice.start if t.slice else 0))
+
+    def without(self, targets: list[Target], excluded: list[Target]) -> list[Target]:
+        """Take `excluded` out; a fused module that loses one role keeps its other roles as slices."""
+        gone_whole = {target.module for target in excluded if target.slice is None}
+        gone_slices = {target.key for target in excluded if target.slice is not None}
+        kept: list[Target] = []
+        for target in targets:
+            if target.module in gone_whole or target.key in gone_slices:
+                continue
+            slices = [linear for linear in self.anatomy.linears if linear.module == target.module and linear.slice]
+            if target.slice is None and any(linear.key in gone_slices for linear in slices):
+                kept += [
+                    replace(target, role=linear.role, slice=linear.slice, key=linear.key)
+                    for linear in slices
+                    if linear.key not in gone_slices
+                ]
+            else:
+                kept.append(target)
+        return kept
+
+    def no_match(self, entry: str, key: str, *, is_pattern: bool) -> Problem:
+        """Say why an entry matches nothing, and what is near."""
+        roles = f"roles of this model: {', '.join(self._roles())}"
+        if entry in ROLE_WORDS:
+            reasons = "; ".join(sorted({f"{_short(path)}: {reason}" for path, reason in self.anatomy.left_out}))
+            message = f"this {self.anatomy.family} model has no {entry}" + (f" ({reasons})" if reasons else "")
+            return Problem(message, key=key, suggestion=roles)
+        if is_pattern:
+            near = ", ".join(list(self.kinds)[:3])
+            message = f"the regular expression {entry!r} matches no linear or embedding module's whole path"
+            return Problem(message, key=key, suggestion=f"paths look like {near}; {roles}")
+        named = [name for name in self.all_modules if name == entry or name.endswith(f".{entry}")]
+        if named:
+            return self._not_linear(entry, named[0], key, roles)
+        candidates = sorted({_short(name) for name in self.kinds} | {name.rpartition(".")[2] for name in self.kinds})
+        near_names = get_close_matches(entry, [*candidates, *self._roles()], n=3, cutoff=0.5)
+        hint = f"nearest: {', '.join(near_names)}" if near_names else f"module names: {', '.join(candidates[:12])}"
+        return Problem(f"no module is named {entry!r}", key=key, suggestion=f"{hint}; {roles}")
+
+    def _not_linear(self, entry: str, path: str, key: str, roles: str) -> Problem:
+        inside = [name[len(path) + 1 :] for name in self.kinds if name.startswith(f"{path}.")]
+        hint = f"name what is in it: {', '.join(inside[:8])}; {roles}" if inside else roles
+        reason = self.left_out.get(path)
+        message = f"{entry!r} is a {type(self.all_modules[path]).__name__}, not a linear or an embedding"
+        return Problem(f"{message}: {reason}" if reason else message, key=key, suggestion=hint)
+
+    def _roles(self) -> list[str]:
+        branches = dict.fromkeys(role.rpartition(".")[0] for role in self.anatomy.roles())
+        return [*self.anatomy.roles(), *branches, ALL_LINEAR]
+
+
+def _stack(name: str) -> Stack:
+    return "encoder" if name == "encoder" else "decoder"
+
+
+def _of_a_site(path: str) -> bool:
+    """Tell whether a module was added by a method, so that it is no target itself."""
+    return any(part.startswith("peft_") for part in path.split("."))
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            Problem(f"{pattern!r} is no regular expression: {error}", key="method.target_modules"),
+        ) from error
