@@ -75,7 +75,9 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
         there = ", ".join(kind for kind, found in available.items() if found)
-        problem = Problem(f"this machine has no {name} device", key="training.device", suggestion=f"here: auto, {there}")
+        problem = Problem(
+            f"this machine has no {name} device", key="training.device", suggestion=f"here: auto, {there}"
+        )
         raise UserError(problem)
     return torch.device(name)
 
@@ -117,7 +119,9 @@ def _float16(spec: TrainingSpec, weights: torch.dtype, device: torch.device) -> 
         problems.append(Problem("fp16 and bf16 are both on", key="training.fp16", suggestion="keep one of them"))
     if device.type != "cuda":
         remedy = "remove it; training.bf16: auto takes bfloat16 where it is faster"
-        problems.append(Problem(f"fp16 needs CUDA; the device is {device.type}", key="training.fp16", suggestion=remedy))
+        problems.append(
+            Problem(f"fp16 needs CUDA; the device is {device.type}", key="training.fp16", suggestion=remedy)
+        )
     if problems:
         raise UserError(problems)
     return Precision(torch.float16, weights, True, "training.fp16")

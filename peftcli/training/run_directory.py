@@ -194,7 +194,8 @@ def _lock(path: Path) -> IO[str]:
         except OSError:
             file.close()
             raise UserError(
-                f"another process is training into {path.parent}", suggestion="wait for it, or choose another output_dir"
+                f"another process is training into {path.parent}",
+                suggestion="wait for it, or choose another output_dir",
             ) from None
         if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
             return file

@@ -30,9 +30,7 @@ def test_value_and_gradients_equal_plain_cross_entropy(case, transform, smoothin
     head, hidden, targets = case
     expected = plain(head, hidden, targets, transform, smoothing)
     wanted = torch.autograd.grad(0.3 * expected, [hidden, head.weight, head.bias])
-    loss = head_loss(
-        head, hidden, targets, transform=transform, label_smoothing=smoothing, chunk_bytes=rows * 4 * 37
-    )
+    loss = head_loss(head, hidden, targets, transform=transform, label_smoothing=smoothing, chunk_bytes=rows * 4 * 37)
     got = torch.autograd.grad(0.3 * loss, [hidden, head.weight, head.bias])
     torch.testing.assert_close(loss, expected)
     for one, other in zip(got, wanted, strict=True):
@@ -87,9 +85,7 @@ def test_a_head_with_a_hook_goes_through_the_module(case) -> None:
         loss = head_loss(head, hidden, targets, chunk_bytes=chunk_bytes)
         expected = plain(head, hidden, targets, LogitTransform(), 0.0)
         torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(loss, hidden)[0], torch.autograd.grad(expected, hidden)[0]
-        )
+        torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], torch.autograd.grad(expected, hidden)[0])
 
 
 def test_no_rows_is_zero_loss_with_a_gradient(case) -> None:

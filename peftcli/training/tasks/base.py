@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,19 @@ class Evaluated:
     references: list[Any] = field(default_factory=list)
 
 
+class PrepareInputs(Protocol):
+    """`Attachment.prepare_inputs`: virtual tokens are put in front here."""
+
+    def __call__(self, batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
+        """Return the batch as the model must receive it."""
+        ...
+
+
+def unprepared(batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
+    """Return the batch as it is: no method changes inputs."""
+    return dict(batch)
+
+
 class Task(ABC):
     """One task. A subclass is one small file.
 
@@ -98,9 +111,15 @@ class Task(ABC):
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
+        self.prepare_inputs: PrepareInputs = unprepared
 
-    def bind(self, model: nn.Module) -> list[str]:
-        """Look at the live model once, attached and on its device; return notes for the user."""
+    def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
+        """Look at the live model once, attached and on its device; return notes for the user.
+
+        Args:
+            prepare_inputs: the attachment's; the last change of a batch before the model sees it.
+        """
+        self.prepare_inputs = prepare_inputs
         return []
 
     def batch(self, collated: Mapping[str, Any]) -> Batch:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
-def generate(
-    model: nn.Module, inputs: dict[str, Tensor], tokenizer: Any, *, max_new_tokens: int
-) -> list[dict[str, Any]]:
+def generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, *, max_new_tokens: int) -> list[dict[str, Any]]:
     """Return the greedy continuation of each row.
 
     Args:
-        inputs: `input_ids` and `attention_mask`, padded on the left for decoder-only models.
+        inputs: `input_ids` (or `inputs_embeds`) and `attention_mask`, padded on the left for decoder-only models.
 
     Returns:
         For each row `prediction` (the new text, special tokens left out) and `scores`: `mean_logprob` of the generated
@@ -33,11 +31,13 @@ def generate(
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         forced_bos_token_id=getattr(getattr(model, "generation_config", None), "forced_bos_token_id", None),
     )
-    prompt = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask", "token_type_ids")}
+    # token types are left out: `generate` would not lengthen them
+    prompt = {key: inputs[key] for key in ("input_ids", "attention_mask", "inputs_embeds") if key in inputs}
     output = model.generate(  # type: ignore[operator]  # a method of every generating model
         **prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs]), use_cache=True
     )
-    start = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt["input_ids"].shape[1]
+    start = prompt["input_ids"].shape[1] if "input_ids" in prompt else 0  # embeddings: only new tokens come back
+    start = 1 if getattr(model.config, "is_encoder_decoder", False) else start
     return _rows(output[:, start:].cpu(), logprobs.chosen(), set(stops), tokenizer)
 
 

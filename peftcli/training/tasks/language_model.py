@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftcli.layers.chunked_loss import head_loss
-from peftcli.training.tasks.base import IGNORED, Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.training.tasks.base import IGNORED, Batch, Evaluated, LossTerms, PrepareInputs, Task, TaskSettings
 from peftcli.training.tasks.generation import generate
 from peftcli.training.tasks.lm_head import HeadRoute, find_route
 
@@ -36,17 +36,17 @@ class LanguageModelTask(Task):
         ids = torch.arange(4, device=device)[None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def bind(self, model: nn.Module) -> list[str]:
+    def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Find the way to the head's input."""
-        device = next(model.parameters()).device
-        self.route = find_route(model, self.probe_inputs(device))
+        super().bind(model, prepare_inputs)
+        probe = self.probe_inputs(next(model.parameters()).device)
+        self.route = find_route(model, {**prepare_inputs(probe), "use_cache": False})
         if self.route is None:
             return ["this model's loss needs full logits: supervised positions could not be taken out before its head"]
         return []
 
     def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
         """Fill in which positions predict which tokens."""
-        batch.inputs["use_cache"] = False  # type: ignore[assignment]  # a keyword of the model, not a tensor
         labels = tensors.get("labels")
         if labels is None:
             return batch
@@ -72,17 +72,17 @@ class LanguageModelTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Generate a text for each row."""
-        return generate(
-            model, batch.inputs, self.settings.tokenizer, max_new_tokens=self.settings.training.max_new_tokens
-        )
+        inputs = self.prepare_inputs(batch.inputs, generate=True)
+        return generate(model, inputs, self.settings.tokenizer, max_new_tokens=self.settings.training.max_new_tokens)
 
     def _loss_sum(self, model: nn.Module, batch: Batch, smoothing: float) -> Tensor:
         targets = batch.targets
+        inputs = {**self.prepare_inputs(batch.inputs), "use_cache": False}
         if self.route is None:
-            logits = model(**batch.inputs).logits
+            logits = model(**inputs).logits
             picked = logits.flatten(0, 1).index_select(0, self._flat(targets, logits, batch))
             return F.cross_entropy(picked.float(), targets["target"], reduction="sum", label_smoothing=smoothing)
-        hidden = self.route.hidden_states(model, batch.inputs)
+        hidden = self.route.hidden_states(model, inputs)
         picked = hidden.flatten(0, 1).index_select(0, self._flat(targets, hidden, batch))
         return head_loss(
             self.route.head, picked, targets["target"], transform=self.route.transform, label_smoothing=smoothing

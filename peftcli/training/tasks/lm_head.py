@@ -18,7 +18,7 @@ class HeadRoute:
     head: nn.Module
     transform: LogitTransform
 
-    def hidden_states(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Return what the head would get: (batch, positions, d_model).
 
         The model runs as usual, hooks included; a hook on the head keeps its input and hands on one position, so
@@ -50,7 +50,7 @@ def transform_of(config: Any) -> LogitTransform:
     return LogitTransform(scale, float(cap) if cap else None)
 
 
-def find_route(model: nn.Module, inputs: dict[str, Tensor]) -> HeadRoute | None:
+def find_route(model: nn.Module, inputs: dict[str, Any]) -> HeadRoute | None:
     """Return the route to a model's head, or None where the full logits are needed.
 
     The route is tried on `inputs` and must give the model's own logits: a family that does something unknown after

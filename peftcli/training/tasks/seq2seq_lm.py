@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from peftcli.training.tasks.base import IGNORED, Batch
+from peftcli.training.tasks.base import IGNORED, Batch, PrepareInputs
 from peftcli.training.tasks.language_model import LanguageModelTask
 
 
@@ -17,7 +17,7 @@ class Seq2SeqLM(LanguageModelTask):
     name = "seq2seq_lm"
     shift = 0
 
-    def bind(self, model: nn.Module) -> list[str]:
+    def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Read the tokens that the decoder starts and pads with, then find the way to the head's input."""
         config = model.config
         self.start = config.decoder_start_token_id
@@ -25,7 +25,7 @@ class Seq2SeqLM(LanguageModelTask):
         self.pad = config.pad_token_id or 0
         # mBART wraps the last token (the language code) round to the front; its own rule is the right one
         self.from_labels = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        return super().bind(model)
+        return super().bind(model, prepare_inputs)
 
     def probe_inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return a few tokens for both sides."""

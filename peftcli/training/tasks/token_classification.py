@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,9 +50,7 @@ class TokenClassification(Task):
         smoothing = self.settings.training.label_smoothing_factor
         logits = self._logits(model, batch)
         labels = batch.targets["labels"].flatten()
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), labels, weight=weight, reduction="sum", label_smoothing=smoothing
-        )
+        loss = F.cross_entropy(logits.flatten(0, 1), labels, weight=weight, reduction="sum", label_smoothing=smoothing)
         return LossTerms(loss, batch.count)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
@@ -78,10 +75,5 @@ class TokenClassification(Task):
         return rows
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(**batch.inputs).logits.float()
+        logits = model(**self.prepare_inputs(batch.inputs)).logits.float()
         return without_extra_positions(logits, batch.inputs["input_ids"].shape[1])
-
-
-def tag_counts(rows: list[list[int]]) -> Counter[int]:
-    """Return how often each tag id occurs, unsupervised positions left out."""
-    return Counter(label for row in rows for label in row if label != IGNORED)
