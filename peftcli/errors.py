@@ -32,7 +32,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        head = ": ".join(part for part in (place, self.key) if part)
+        # messages such as `method.r = 0; expected ...` name their key themselves
+        key = None if self.key and self.message.startswith(self.key) else self.key
+        head = ": ".join(part for part in (place, key) if part)
         text = f"{head}: {self.message}" if head else self.message
         return f"{text}\n    {self.suggestion}" if self.suggestion else text
 

@@ -25,7 +25,7 @@ FormatName = Literal[
     "pretokenized",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -154,7 +154,7 @@ class TrainingSpec(Block):
     gradient_accumulation_steps: Positive = 1
     """Micro-batches to one optimizer step."""
     max_tokens_per_micro_batch: Positive | None = None
-    """Split a batch further by padded tokens; exact, since the loss is normalised over the whole batch. null chooses."""
+    """Split a batch further by padded tokens; exact, as the loss is normalised over the whole batch. null chooses."""
     optim: str = "adamw_torch"
     """Optimizer: adamw_torch, sgd, adafactor, adamw_8bit, paged_adamw_32bit, ... (`peft schema` lists all)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0

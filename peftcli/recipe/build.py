@@ -1,0 +1,136 @@
+"""From plain data to typed records; collects everything that is wrong on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+
+from peftcli.recipe.describe import members, unwrap
+from peftcli.recipe.params import MethodParams
+from peftcli.recipe.registry import Registry
+from peftcli.recipe.scalars import show
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.translate import Finding, findings, method_hint
+from peftcli.recipe.tree import dotted
+from peftcli.recipe.unknown import UnknownKeys
+from peftcli.recipe.yaml_lines import Key
+
+PLACEHOLDER = MethodParams(name="?")
+"""Stands where a method could not be read, so that the rest is checked all the same."""
+
+
+class Builder:
+    """Turns the data of one recipe into records.
+
+    Args:
+        registry: the methods.
+        data: the recipe's top-level mapping.
+    """
+
+    def __init__(self, registry: Registry, data: dict[str, Any]) -> None:
+        self.registry = registry
+        self.data = data
+        self.found: list[Finding] = []
+        method = data.get("method")
+        name = method.get("name") if isinstance(method, dict) else None
+        known = isinstance(name, str) and registry.params_model(name) is not None
+        self.unknown = UnknownKeys(registry, str(name) if known else None)
+
+    def build(self) -> Recipe | None:
+        """Return the recipe with the wrong values left out, or None where too much is wrong.
+
+        What was wrong is in `found`; a recipe that comes with findings serves further checks only.
+        """
+        data = dict(self.data)
+        if "method" in data:
+            data["method"] = self.method(data["method"], ("method",))
+        try:
+            return Recipe.model_validate(data)
+        except ValidationError as error:
+            new = findings(error, Recipe, data, (), self.unknown)
+        self.found += new
+        return _without(data, [finding.key for finding in new])
+
+    def method(self, value: Any, key: Key) -> MethodParams:
+        """Return the typed hyper-parameters of the method written at `key`, or the placeholder."""
+        model = self._method_model(value, key)
+        if model is None:
+            return PLACEHOLDER
+        data = self._nested(model, value, key)
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            self.found += findings(error, model, data, key, self.unknown)
+            return PLACEHOLDER
+
+    def _method_model(self, value: Any, key: Key) -> type[MethodParams] | None:
+        names = self.registry.names()
+        if not isinstance(value, dict):
+            suggestion = f"write `{{name: {value}}}`" if value in names else f"for instance `name: {names[0]}` below it"
+            self._add(key, f"{dotted(key)} = {show(value)}; expected a mapping with the method's name", suggestion)
+            return None
+        name = value.get("name")
+        if "name" not in value:
+            near = next((word for word in ("type", "peft_type", "method", "adapter") if word in value), None)
+            told = f"`{near}` is called `name` here; " if near else ""
+            self._add((*key, "name"), f"{dotted(key)}.name is missing", f"{told}choose one of: {', '.join(names)}")
+            return None
+        model = self.registry.params_model(name) if isinstance(name, str) and name else None
+        if model is None:
+            suggestion = method_hint(str(name), names)
+            self._add((*key, "name"), f"{dotted(key)}.name = {show(name)}; there is no such method", suggestion)
+        return model
+
+    def _nested(self, model: type[MethodParams], data: dict[str, Any], key: Key) -> dict[str, Any]:
+        """Return `data` with the methods inside a composition turned into their typed hyper-parameters."""
+        made = dict(data)
+        for field, info in model.model_fields.items():
+            value = data.get(field)
+            if isinstance(value, dict) and _holds_method(info.annotation):
+                made[field] = self.method(value, (*key, field))
+            elif isinstance(value, list) and _holds_methods(info.annotation):
+                made[field] = [self.method(item, (*key, field, index)) for index, item in enumerate(value)]
+        return made
+
+    def _add(self, key: Key, message: str, suggestion: str | None = None) -> None:
+        self.found.append(Finding(key, message, suggestion))
+
+
+def _holds_method(annotation: Any) -> bool:
+    """Return whether a field takes any method, by name: it is annotated `MethodParams` itself."""
+    return any(unwrap(member)[0] is MethodParams for member in members(annotation))
+
+
+def _holds_methods(annotation: Any) -> bool:
+    for member in members(annotation):
+        plain, _ = unwrap(member)
+        if get_origin(plain) is list and _holds_method(get_args(plain)[0]):
+            return True
+    return False
+
+
+def _without(data: dict[str, Any], keys: Sequence[Key]) -> Recipe | None:
+    """Return the recipe that remains when `keys` are taken out, or None."""
+    kept = {field: value if isinstance(value, MethodParams) else copy.deepcopy(value) for field, value in data.items()}
+    kept.setdefault("method", PLACEHOLDER)
+    for key in sorted(keys, key=len, reverse=True):
+        _drop(kept, key)
+    try:
+        return Recipe.model_validate(kept)
+    except ValidationError:
+        return None
+
+
+def _drop(data: Any, key: Key) -> None:
+    for part in key[:-1]:
+        if not isinstance(data, (dict, list)):
+            return
+        try:
+            data = data[part]  # type: ignore[index]  # dict by name, list by position
+        except (KeyError, IndexError):
+            return
+    if isinstance(data, dict):
+        data.pop(key[-1], None)

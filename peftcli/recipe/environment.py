@@ -1,0 +1,52 @@
+"""`${NAME}` in the values of a recipe: read from the environment; `$${NAME}` stands for the text `${NAME}`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+
+_REFERENCE = re.compile(r"\$(\$\{)|\$\{([^}]*)(\}?)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class MissingVariable(Exception):
+    """A `${NAME}` that cannot be filled in."""
+
+    def __init__(self, message: str, suggestion: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.suggestion = suggestion
+
+
+def expand(text: str, environ: Mapping[str, str]) -> str:
+    """Return `text` with every `${NAME}` filled in.
+
+    Raises:
+        MissingVariable: a variable is not set, or a reference is malformed.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1]:
+            return "${"
+        name = match[2]
+        if not match[3] or not _NAME.fullmatch(name):
+            raise MissingVariable(
+                f"{match[0]!r} is not a reference to an environment variable",
+                "write ${NAME}; for the text itself double the sign: $${",
+            )
+        if name not in environ:
+            near = difflib.get_close_matches(name, list(environ), n=1, cutoff=0.8)
+            meant = f"; there is {near[0]}" if near else ""
+            raise MissingVariable(
+                f"the environment variable {name} is not set{meant}",
+                f"export {name}=..., or write $${{{name}}} for the text itself",
+            )
+        return environ[name]
+
+    return _REFERENCE.sub(fill, text) if "${" in text else text
+
+
+def escape(text: str) -> str:
+    """Return `text` such that `expand` gives it back."""
+    return text.replace("${", "$${")

@@ -1,0 +1,135 @@
+"""`load_recipe`: a YAML file and overrides in, a checked `Recipe` with line numbers out, or every problem at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.build import Builder
+from peftcli.recipe.checks import check_recipe
+from peftcli.recipe.overrides import apply_overrides
+from peftcli.recipe.reading import read_recipe_text
+from peftcli.recipe.registry import Registry
+from peftcli.recipe.scalars import kind
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.translate import Finding
+from peftcli.recipe.tree import Tree
+from peftcli.recipe.yaml_errors import YamlProblem
+from peftcli.recipe.yaml_lines import Document, Key, parse_yaml
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe, and where each of its values was written.
+
+    Args:
+        recipe: every default filled in, `output_dir` included.
+        path: the file, as the user named it.
+        tree: the data as written, with its places.
+    """
+
+    recipe: Recipe
+    path: str
+    tree: Tree
+
+    @property
+    def lines(self) -> dict[str, int]:
+        """The 1-based line of each dotted key in the file."""
+        return {".".join(map(str, key)): line for key, line in self.tree.lines.items()}
+
+    def where(self, key: str) -> tuple[str, int | None]:
+        """Return (file, line) of a dotted key, or of the block around it; (`override a.b=1`, None) for an override."""
+        return self.tree.where(self._split(key))
+
+    def problem(self, key: str, message: str, suggestion: str | None = None) -> Problem:
+        """Return a problem of a dotted key with the place where it is written."""
+        return self.tree.problem(self._split(key), message, suggestion)
+
+    def _split(self, key: str) -> Key:
+        """Return the path of a dotted key; a part of digits is a list's element where the data has a list there."""
+        path: Key = ()
+        for part in key.split(".") if key else ():
+            in_list = isinstance(self.tree.value(path), list) and part.isdigit()
+            path = (*path, int(part) if in_list else part)
+        return path
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str],
+    registry: Registry,
+    *,
+    need_data: bool = True,
+    environ: Mapping[str, str] | None = None,
+) -> LoadedRecipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=value` changes, in order.
+        registry: the methods.
+        need_data: whether the `data` block is required (`count-params` does without).
+        environ: variables for `${NAME}`; the process's own by default.
+
+    Raises:
+        UserError: every problem found, each with file, line, key and remedy, in the order of the file.
+    """
+    variables = os.environ if environ is None else environ
+    file = str(path)
+    document = _parse(file, read_recipe_text(Path(path)), variables)
+    tree = Tree.from_document(file, document)
+    problems = apply_overrides(tree, overrides, variables)
+    builder = Builder(registry, tree.data)
+    recipe = builder.build()
+    found = builder.found
+    if need_data and tree.data.get("data") is None:
+        found.append(_no_data(tree.data))
+    if recipe is not None:
+        found += check_recipe(recipe, registry, [finding.key for finding in found])
+    problems += [
+        tree.problem(remark.key, remark.message, remark.suggestion)
+        for remark in document.remarks
+        if remark.key not in tree.overridden
+    ]
+    problems += [tree.problem(finding.key, finding.message, finding.suggestion) for finding in found]
+    if problems or recipe is None:
+        raise UserError(_in_order(problems))
+    return LoadedRecipe(_with_output_dir(recipe, file), file, tree)
+
+
+def _parse(file: str, text: str, environ: Mapping[str, str]) -> Document:
+    try:
+        document = parse_yaml(text, environ)
+    except YamlProblem as error:
+        raise UserError(Problem(error.message, file=file, line=error.line, suggestion=error.suggestion)) from error
+    if document.data is None:
+        raise UserError(Problem("the recipe is empty", file=file, suggestion=_SHAPE))
+    if not isinstance(document.data, dict):
+        received = kind(document.data)
+        raise UserError(
+            Problem(f"the top level is {received}; expected a mapping", file=file, line=1, suggestion=_SHAPE)
+        )
+    return document
+
+
+_SHAPE = "a recipe has the keys model, task, data, method, and optionally training, output_dir, seed"
+
+
+def _no_data(data: Mapping[str, Any]) -> Finding:
+    return Finding(("data",), "data is missing", "write `data:` with a `path:` below it")
+
+
+def _in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """Return problems by line, those of overrides last, without repetitions."""
+    unique = list(dict.fromkeys(problems))
+    return sorted(unique, key=lambda problem: (problem.line is None, problem.line or 0))
+
+
+def _with_output_dir(recipe: Recipe, file: str) -> Recipe:
+    if recipe.output_dir is not None:
+        return recipe
+    return recipe.model_copy(update={"output_dir": f"runs/{Path(file).stem}"})

@@ -1,0 +1,51 @@
+"""Metrics by name: which a task can measure, and which one chooses the adapter that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.translate import Finding, choice_hint
+from peftcli.recipe.vocabulary import METRICS
+
+
+def check_metrics(recipe: Recipe) -> Iterator[Finding]:
+    """Yield unknown metrics in `training.metrics` and `training.metric_for_best_model`."""
+    known = METRICS[recipe.task]
+    every = f"the metrics of {recipe.task} are: {', '.join(sorted(known))}"
+    for index, name in enumerate(recipe.training.metrics):
+        if name not in known:
+            reason = f"training.metrics: {_wrong(name, recipe)}"
+            yield Finding(("training", "metrics", index), reason, _nearest(name, known, every))
+    best = recipe.training.metric_for_best_model
+    if not best.startswith("eval_"):
+        yield Finding(
+            ("training", "metric_for_best_model"),
+            f"training.metric_for_best_model = {best!r}; expected eval_ and a metric",
+            f"write eval_{best}" if best in known else every,
+        )
+        return
+    name = _without_set(best.removeprefix("eval_"), recipe)
+    if name not in known:
+        reason = f"training.metric_for_best_model = {best!r}: {_wrong(name, recipe)}"
+        yield Finding(("training", "metric_for_best_model"), reason, _nearest(name, known, every, "eval_"))
+
+
+def _without_set(name: str, recipe: Recipe) -> str:
+    """Return `eval_SET_METRIC`'s metric, where SET is a named validation set."""
+    validation = recipe.data.validation if recipe.data is not None else None
+    sources = validation if isinstance(validation, list) else [validation] if validation is not None else []
+    for source in sources:
+        if source.name and name.startswith(f"{source.name}_"):
+            return name[len(source.name) + 1 :]
+    return name
+
+
+def _wrong(name: str, recipe: Recipe) -> str:
+    owners = [task for task, known in METRICS.items() if name in known]
+    return f"{name!r} is for {' and '.join(owners)}" if owners else f"there is no metric {name!r} for {recipe.task}"
+
+
+def _nearest(name: str, known: frozenset[str], every: str, prefix: str = "") -> str:
+    near = choice_hint(name, [prefix + word for word in sorted(known)] if prefix else sorted(known))
+    return f"{near} {every}" if near else every

@@ -1,0 +1,62 @@
+"""YAML 1.2 core scalars: what a plain word of a recipe means, and how a value is shown in a message.
+
+YAML 1.1 (PyYAML's own rules) reads `1e-4` as text, `yes` and `no` as booleans, `012` as octal and `1:30` as 90. The
+core schema of YAML 1.2 (chapter 10.3.2) has none of these surprises.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_LONGEST_NUMBER = 400  # characters; CPython refuses to parse integers above 4300 digits
+
+Scalar = str | int | float | bool | None
+
+
+def read_scalar(text: str) -> Scalar:
+    """Return the value of a plain (unquoted) scalar under the core schema of YAML 1.2.
+
+    Raises:
+        ValueError: a number with more digits than any recipe needs.
+    """
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INT.fullmatch(text):
+        if len(text) > _LONGEST_NUMBER:
+            raise ValueError(f"a number with {len(text)} digits")
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if _SPECIAL_FLOAT.fullmatch(text):
+        return float(text.replace(".", ""))
+    return text
+
+
+_KINDS = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+
+
+def show(value: Any, limit: int = 60) -> str:
+    """Return a value as a recipe would write it, shortened to `limit` characters."""
+    if isinstance(value, str):
+        text = repr(value)
+    elif isinstance(value, dict) and len(value) > 3:
+        text = f"a mapping of {len(value)} keys"
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 4]}...{text[-1]}"
+
+
+def kind(value: Any) -> str:
+    """Return a value's type in the words of a recipe."""
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)

@@ -1,0 +1,199 @@
+"""pydantic's errors as sentences: `training.warmup_ratio = 1.5; expected 0 <= value <= 1`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from peftcli.recipe.aliases import METHOD_ALIASES, TASK_ALIASES
+from peftcli.recipe.describe import block_at, bounds, choices, describe, field_at, members, unwrap
+from peftcli.recipe.scalars import kind, read_scalar, show
+from peftcli.recipe.tree import dotted, has_part
+from peftcli.recipe.unknown import UnknownKeys
+from peftcli.recipe.yaml_lines import Key
+
+_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+_CUSTOM = ("value_error", "assertion_error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with the value at `key`, before it is known where that was written."""
+
+    key: Key
+    message: str
+    suggestion: str | None = None
+
+
+def findings(
+    error: ValidationError, block: type[BaseModel], data: Any, prefix: Key, unknown: UnknownKeys
+) -> list[Finding]:
+    """Return what a validation found, one finding per key.
+
+    Args:
+        error: from `block.model_validate(data)`.
+        block: the model class.
+        data: what was validated.
+        prefix: where the block is in the recipe.
+        unknown: explains unknown keys.
+    """
+    by_key: dict[Key, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        by_key.setdefault(_real_key(detail, data), []).append(detail)
+    found: list[Finding] = []
+    for key, details in by_key.items():
+        if _only_types(details) and any(other[: len(key)] == key and other != key for other in by_key):
+            continue  # another branch of a union matched the type and found something wrong inside
+        found.append(_finding(details, key, block, data, prefix, unknown))
+    return found
+
+
+def _real_key(detail: ErrorDetails, data: Any) -> Key:
+    """Return an error's location without the names of union branches, which are no part of the recipe."""
+    location = detail["loc"]
+    key: Key = ()
+    current = data
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if has_part(current, part):
+            current = current[part]
+        elif last and detail["type"] == "missing":
+            current = None
+        else:
+            continue
+        key = (*key, part)
+    return key
+
+
+def _only_types(details: Iterable[ErrorDetails]) -> bool:
+    return all(
+        detail["type"] not in _CUSTOM and detail["type"] not in ("missing", "extra_forbidden") for detail in details
+    )
+
+
+def _finding(
+    details: Sequence[ErrorDetails],
+    key: Key,
+    block: type[BaseModel],
+    data: Any,
+    prefix: Key,
+    unknown: UnknownKeys,
+) -> Finding:
+    full = (*prefix, *key)
+    name, kinds = dotted(full), {detail["type"] for detail in details}
+    value = value_at(data, key)
+    if "extra_forbidden" in kinds:
+        parent = block_at(block, key[:-1]) or block
+        return Finding(full, "there is no such key", unknown.suggest(full, value, parent))
+    for detail in details:
+        if detail["type"] in _CUSTOM:
+            return _custom(str(detail.get("ctx", {}).get("error", detail["msg"])), key, block, data, prefix)
+    annotation, metadata = field_at(block, key) or (object, [])
+    if "missing" in kinds:
+        return Finding(full, f"{name} is missing; expected {describe(annotation, metadata)}")
+    if kinds & set(_RANGE):
+        return Finding(full, f"{name} = {show(value)}; expected {_limits(annotation, metadata, value)}")
+    expected = describe(annotation, metadata) if annotation is not object else details[0]["msg"]
+    if "finite_number" in kinds:
+        expected = f"a finite number{', ' + limits if (limits := bounds(metadata)) else ''}"
+    if "string_unicode" in kinds:
+        return Finding(full, f"{name} holds characters that are not Unicode text")
+    if kinds & {"too_short", "string_too_short"}:
+        return Finding(full, f"{name} = {show(value)}; expected something that is not empty")
+    return Finding(full, f"{name} = {show(value)}; expected {expected}", hint(value, annotation))
+
+
+def _limits(annotation: Any, metadata: Sequence[Any], value: Any) -> str:
+    for member in members(annotation):
+        plain, inner = unwrap(member)
+        limits = bounds([*metadata, *inner])
+        if plain in (int, float) and limits:
+            return limits
+    return describe(annotation, metadata)
+
+
+def _custom(message: str, key: Key, block: type[BaseModel], data: Any, prefix: Key) -> Finding:
+    """Place a validator's own sentence at the first key of the block that it names."""
+    inner = block_at(block, key)
+    if inner is not None and isinstance(value_at(data, key), dict):
+        for word in re.findall(r"[A-Za-z_][A-Za-z0-9_]*", message):
+            if word in inner.model_fields and word != "name":
+                return Finding((*prefix, *key, word), message)
+    return Finding((*prefix, *key), message)
+
+
+def value_at(data: Any, key: Key) -> Any:
+    """Return the value at `key` below `data`, or None."""
+    for part in key:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def hint(value: Any, annotation: Any) -> str | None:
+    """Return how to write a value of the wrong type, where that can be guessed."""
+    kinds = [unwrap(member)[0] for member in members(annotation)]
+    accepts_list = any(describe(kind_).startswith("a list") for kind_ in kinds)
+    if value is None:
+        return "leave the key out to take its default"
+    if isinstance(value, str):
+        return _text_hint(value, annotation, kinds, accepts_list)
+    if isinstance(value, float) and value.is_integer() and int in kinds:
+        return f"write {int(value)}"
+    if isinstance(value, bool) and any(word in ("no", "yes", "on", "off") for word in choices(annotation)):
+        return "write no, not false" if not value else None
+    if accepts_list and not isinstance(value, (list, dict)):
+        return f"write [{show(value)}]"
+    if str in kinds and not isinstance(value, (list, dict)):
+        return f"this is {kind(value)}; for text write quotes: '{show(value)}'"
+    return None
+
+
+def _text_hint(value: str, annotation: Any, kinds: Sequence[Any], accepts_list: bool) -> str | None:
+    text = value.strip()
+    if bool in kinds and text.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
+        return f"write {'true' if text.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
+    if int in kinds or float in kinds:
+        bare = text.replace("_", "").replace(",", "")
+        try:
+            number = read_scalar(bare)
+        except ValueError:
+            return None
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return f"write {bare}, without quotes, underscores or commas"
+    words = choices(annotation)
+    if words:
+        return choice_hint(text, words)
+    return f"write [{text}]" if accepts_list and text else None
+
+
+def choice_hint(text: str, words: Sequence[str]) -> str | None:
+    """Return the nearest of `words`, or None."""
+    lowered = {word.lower(): word for word in words}
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+    other = TASK_ALIASES.get(text) or TASK_ALIASES.get(text.lower()) or short.get(text.lower())
+    if other in words:
+        return f"did you mean {other}?"
+    close = difflib.get_close_matches(text.lower().replace("-", "_"), list(lowered), n=1, cutoff=0.6)
+    return f"did you mean {lowered[close[0]]}?" if close else None
+
+
+def method_hint(name: str, names: Sequence[str]) -> str:
+    """Return the method that another tool or a typing mistake means, and the list of methods."""
+    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+    every = f"the methods are: {', '.join(names)}"
+    if plain in names:
+        return f"did you mean {plain}? {every}"
+    ours, how = METHOD_ALIASES.get(plain, (None, None))
+    if ours in names:
+        return f"did you mean {ours}{f' {how}' if how else ''}? {every}"
+    close = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}? {every}" if close else every

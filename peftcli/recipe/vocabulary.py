@@ -1,0 +1,78 @@
+"""Names that recipes use and other packages implement; tests hold the two in step."""
+
+from __future__ import annotations
+
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_plain",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adafactor",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+)
+"""Values of `training.optim`."""
+
+FORMATS: dict[str, frozenset[str]] = {
+    "causal_lm": frozenset(
+        [
+            "messages",
+            "sharegpt",
+            "alpaca",
+            "prompt_completion",
+            "question_answer",
+            "text",
+            "input_target",
+            "pretokenized",
+        ]
+    ),
+    "seq2seq_lm": frozenset(
+        ["messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "input_target", "pretokenized"]
+    ),
+    "sequence_classification": frozenset({"classification", "folders", "pretokenized"}),
+    "token_classification": frozenset({"tokens_tags", "pretokenized"}),
+}
+"""The row formats that serve a task; `auto` always may be asked for."""
+
+_GENERATED = ("exact_match", "bleu", "chrf", "rouge", "rouge1", "rouge2", "rougeL")
+
+METRICS: dict[str, frozenset[str]] = {
+    "causal_lm": frozenset({"loss", "perplexity", "token_accuracy", *_GENERATED}),
+    "seq2seq_lm": frozenset({"loss", "perplexity", "token_accuracy", *_GENERATED}),
+    "sequence_classification": frozenset(
+        [
+            "loss",
+            "accuracy",
+            "f1",
+            "f1_macro",
+            "f1_micro",
+            "f1_weighted",
+            "precision",
+            "recall",
+            "mcc",
+            "mse",
+            "rmse",
+            "mae",
+            "r2",
+            "pearson",
+            "spearman",
+        ]
+    ),
+    "token_classification": frozenset(["loss", "accuracy", "f1", "f1_macro", "f1_micro", "precision", "recall"]),
+}
+"""What an evaluation of a task can measure; `eval_` stands before them in a run's files."""

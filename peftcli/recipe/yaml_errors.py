@@ -1,0 +1,64 @@
+"""YAML that cannot be read: PyYAML's complaint as a line and a sentence."""
+
+from __future__ import annotations
+
+import yaml
+
+_SENTENCES = (  # a part of PyYAML's complaint, what is wrong, what to do
+    ("'\\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
+    (
+        "mapping values are not allowed",
+        "a second ':' in one line, or an indentation that does not fit the line above",
+        "quote the value if it holds a ':', or align the key with its neighbours",
+    ),
+    (
+        "could not find expected ':'",
+        "a key without ':'",
+        "write `key: value`; a text of several lines needs quotes or `|`",
+    ),
+    ("expected <block end>", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("expected ',' or ']'", "a list that is not closed", "close it with ']' and separate its elements with ','"),
+    (
+        "expected ',' or '}'",
+        "a mapping in braces that is not closed",
+        "close it with '}'; inside braces `${NAME}` needs quotes",
+    ),
+    ("found unexpected end of stream", "a quoted text that is not closed", "add the missing quote"),
+    (
+        "cannot start any token",
+        "a character that cannot start a value",
+        "quote the value",
+    ),
+    ("unknown escape character", "a backslash in double quotes that means nothing", "use single quotes"),
+    ("unacceptable character", "a control character", "remove it; recipes are plain UTF-8 text"),
+    ("special characters are not allowed", "a control character", "remove it; recipes are plain UTF-8 text"),
+)
+
+
+class YamlProblem(Exception):
+    """A text that cannot be read as one plain YAML document."""
+
+    def __init__(self, message: str, line: int | None, suggestion: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.suggestion = suggestion
+
+
+def explain_yaml_error(error: yaml.YAMLError, text: str) -> YamlProblem:
+    """Return PyYAML's complaint with its line and a sentence that says what to do."""
+    complaint = " ".join(str(error).split())
+    line = _line(error, text)
+    for part, message, suggestion in _SENTENCES:
+        if part in complaint:
+            return YamlProblem(f"not YAML: {message}", line, suggestion)
+    problem = getattr(error, "problem", None) or complaint
+    return YamlProblem(f"not YAML: {problem}", line)
+
+
+def _line(error: yaml.YAMLError, text: str) -> int | None:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is not None:
+        return int(mark.line) + 1
+    position = getattr(error, "position", None)
+    return text.count("\n", 0, position) + 1 if isinstance(position, int) else None
