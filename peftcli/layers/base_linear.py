@@ -1,7 +1,7 @@
 """One view of every kind of frozen projection: Linear, transformers' Conv1D, a slice of a fused one, 4- and 8-bit.
 
-Methods read base values through this view only (DoRA's norms, PiSSA's singular vectors), so that none of them asks for a
-class. A view is matched by shape and attributes: importing transformers or bitsandbytes here would cost seconds.
+Methods read base values through this view only (DoRA's norms, PiSSA's singular vectors), so that none of them asks for
+a class. A view is matched by shape and attributes: importing transformers or bitsandbytes here would cost seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ class Slice(Protocol):
 
     def add(self, y: Tensor, delta: Tensor) -> Tensor:
         """Return y with delta: (..., features) added to the slice's features."""
+
+    def put(self, y: Tensor, value: Tensor) -> Tensor:
+        """Return y with the slice's features replaced by value: (..., features)."""
 
 
 class BaseLinear:
@@ -62,7 +65,7 @@ class BaseLinear:
     def device(self) -> torch.device:
         """Where the weight is."""
         weight = self.module.weight
-        assert isinstance(weight, Tensor)  # noqa: S101  (nn.Module types attributes as Tensor | Module)
+        assert isinstance(weight, Tensor)  # nn.Module types attributes as Tensor | Module
         return weight.device
 
     @torch.no_grad()
@@ -96,7 +99,7 @@ def _features(module: nn.Module) -> tuple[int, int]:
     weight = getattr(module, "weight", None)
     if is_transposed(module) and isinstance(weight, Tensor) and weight.ndim == 2:
         return weight.shape[0], weight.shape[1]
-    raise TypeError(f"{type(module).__name__} is no linear projection: it has neither in_features nor a Conv1D's weight")
+    raise TypeError(f"{type(module).__name__} is no linear projection: neither in_features nor a Conv1D's weight")
 
 
 def _quantisation(module: nn.Module) -> str | None:
@@ -112,10 +115,11 @@ def _whole_weight(module: nn.Module) -> Tensor:
 
         dequantised: Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dequantised.float()
-    if kind == "8bit" and getattr(weight, "SCB", None) is not None:
-        # row-wise absmax codes, as bitsandbytes' int8_vectorwise_quant writes them: W = CB * SCB / 127
+    if kind == "8bit" and weight.dtype == torch.int8:
+        # row-wise absmax codes, W = CB * SCB / 127; the first forward pass moves SCB from the weight to the module
+        state: Any = module.state
+        scales: Tensor = state.SCB if getattr(weight, "SCB", None) is None else weight.SCB
         codes: Tensor = weight.data.float()
-        scales: Tensor = weight.SCB.float()
-        return codes * (scales / 127.0).unsqueeze(1)
+        return codes * (scales.float() / 127.0).unsqueeze(1)
     stored: Tensor = weight.detach().float()
     return stored.T if is_transposed(module) else stored

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from peftcli.layers.base_linear import Slice
 from peftcli.layers.site import Part
-from peftcli.models.anatomy import FusedSlice
 
 
 class BiasDelta(Part):
@@ -18,7 +18,7 @@ class BiasDelta(Part):
         device: where the parameter lives; meta while counting.
     """
 
-    def __init__(self, features: int, slice: FusedSlice, device: torch.device) -> None:
+    def __init__(self, features: int, slice: Slice, device: torch.device) -> None:
         super().__init__()
         self.slice = slice
         # float32 whatever the base's type: bf16 would lose most steps of size learning_rate

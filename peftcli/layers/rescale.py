@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from peftcli.layers.base_linear import Slice
 from peftcli.layers.site import Part
-from peftcli.models.anatomy import FusedSlice
 
 
 class Rescale(Part):
@@ -22,7 +22,7 @@ class Rescale(Part):
     """
 
     def __init__(
-        self, features: int, side: Literal["input", "output"], slice: FusedSlice | None, device: torch.device
+        self, features: int, side: Literal["input", "output"], slice: Slice | None, device: torch.device
     ) -> None:
         super().__init__()
         self.slice = slice

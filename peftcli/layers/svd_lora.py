@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from peftcli.layers.base_linear import Slice
+from peftcli.layers.lora import fill_
 from peftcli.layers.lowrank import lowrank_add
 from peftcli.layers.site import Part
-from peftcli.models.anatomy import FusedSlice
 
 _RANK_EPSILON = 1e-5  # the official code divides by r_init + 1e-5
 
@@ -27,6 +28,12 @@ def svd_delta(a: Tensor, e: Tensor, b: Tensor, scale: float) -> Tensor:
         scale: `svd_scale`.
     """
     return scale * (b.float() @ (a.float() * e.float()))
+
+
+def svd_init(a: Tensor, b: Tensor) -> None:
+    """A and B N(0, 0.02), as in the official code; E is zero, so that a fresh adapter is the identity."""
+    nn.init.normal_(a, std=0.02)
+    nn.init.normal_(b, std=0.02)
 
 
 def orthogonality(matrix: Tensor) -> Tensor:
@@ -55,7 +62,7 @@ class SvdDelta(Part):
         *,
         alpha: float,
         dropout: float,
-        slice: FusedSlice | None,
+        slice: Slice | None,
         device: torch.device,
     ) -> None:
         super().__init__(svd_scale(alpha, init_r))
@@ -64,9 +71,7 @@ class SvdDelta(Part):
         self.lora_A = nn.Parameter(torch.empty(init_r, d_in, device=device, dtype=torch.float32))
         self.lora_E = nn.Parameter(torch.zeros(init_r, 1, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.empty(d_out, init_r, device=device, dtype=torch.float32))
-        # 0.02: the official code's; E is zero, so that a fresh adapter is the identity
-        nn.init.normal_(self.lora_A, std=0.02)
-        nn.init.normal_(self.lora_B, std=0.02)
+        fill_(self.lora_A, self.lora_B, svd_init)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftcli.layers.base_linear import Slice
 from peftcli.layers.site import Part
-from peftcli.models.anatomy import FusedSlice
 
 
 def random_projections(r: int, d_in: int, d_out: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class VeraDelta(Part):
         *,
         d_initial: float,
         dropout: float,
-        slice: FusedSlice | None,
+        slice: Slice | None,
         device: torch.device,
     ) -> None:
         super().__init__()

@@ -77,7 +77,9 @@ class AdaLoraAttachment(Attachment):
 
     def training_state(self) -> dict[str, Any]:
         """Return the allocator's averages and every rank in its own place, the pruned ones included."""
-        ranks = {f"{key}.{name}": value.detach() for key, p in self._parts().items() for name, value in own_parameters(p)}
+        ranks = {
+            f"{key}.{name}": value.detach() for key, p in self._parts().items() for name, value in own_parameters(p)
+        }
         return {"allocator": self.allocator.state(), "ranks": ranks}
 
     @torch.no_grad()

@@ -99,19 +99,16 @@ def attach(model: nn.Module, anatomy: Anatomy, params: AdaLoraParams) -> Attachm
     Raises:
         UserError: a target matches nothing, or init_r is above a matrix's rank.
     """
-    from peftcli.layers.base_linear import base_linear
     from peftcli.layers.site import output_site
     from peftcli.layers.svd_lora import SvdDelta
     from peftcli.methods._adalora import AdaLoraAttachment
+    from peftcli.methods._projections import projections
     from peftcli.methods.attachment import Placed
-    from peftcli.models.targets import resolve_targets
 
+    places = projections(model, anatomy, params)
     attachment = AdaLoraAttachment(model, params=params)
-    targets = resolve_targets(
-        model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
-    )
-    for target in targets:
-        view = base_linear(model.get_submodule(target.module), target.slice)
+    attachment.targets = [target for target, _ in places]
+    for target, view in places:
         largest = min(view.in_features, view.out_features)
         if params.init_r > largest:
             raise UserError(

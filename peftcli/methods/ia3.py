@@ -58,29 +58,25 @@ def attach(model: nn.Module, anatomy: Anatomy, params: IA3Params) -> Attachment:
     Raises:
         UserError: a target matches nothing.
     """
-    from peftcli.layers.base_linear import base_linear
     from peftcli.layers.rescale import Rescale
     from peftcli.layers.site import input_site, output_site
+    from peftcli.methods._projections import projections
     from peftcli.methods.attachment import Attachment, Placed
     from peftcli.models.targets import resolve_targets
 
     entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
-    chosen = {"exclude": params.exclude_modules, "layers": params.layers_to_transform}
-    targets = resolve_targets(model, anatomy, entries, **chosen)
     inner = set()
     if _present(anatomy, params.feedforward_modules):
-        inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules, **chosen)}
-    attachment = Attachment(model)
-    for target in targets:
-        host = model.get_submodule(target.module)
-        linear = base_linear(host, target.slice)
-        device = next(host.parameters()).device
+        inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules)}
+    places = projections(model, anatomy, params, entries)
+    attachment = Attachment(model, targets=[target for target, _ in places])
+    for target, view in places:
         if target.key in inner:
-            part = Rescale(linear.in_features, "input", None, device)
-            input_site(host).parts.append(part)
+            part = Rescale(view.in_features, "input", None, view.device)
+            input_site(view.module).parts.append(part)
         else:
-            part = Rescale(linear.out_features, "output", target.slice, device)
-            output_site(host).parts.append(part)
+            part = Rescale(view.out_features, "output", target.slice, view.device)
+            output_site(view.module).parts.append(part)
         attachment.placed.append(Placed(target.key, part))
     return attachment
 

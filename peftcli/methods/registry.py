@@ -15,8 +15,15 @@ ENTRY_POINT_GROUP = "peftcli.methods"
 
 _MODULES: dict[str, str] = {
     "lora": "peftcli.methods.lora",
+    "qlora": "peftcli.methods.qlora",
+    "adalora": "peftcli.methods.adalora",
+    "vera": "peftcli.methods.vera",
+    "ia3": "peftcli.methods.ia3",
     "adapter": "peftcli.methods.adapter",
     "parallel_adapter": "peftcli.methods.parallel_adapter",
+    "bitfit": "peftcli.methods.bitfit",
+    "full": "peftcli.methods.full",
+    "freeze": "peftcli.methods.freeze",
 }
 
 

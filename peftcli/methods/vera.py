@@ -55,16 +55,13 @@ def attach(model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment
     Raises:
         UserError: a target matches nothing.
     """
-    from peftcli.layers.base_linear import base_linear
     from peftcli.layers.site import output_site
     from peftcli.layers.vera import SharedProjections, VeraDelta
+    from peftcli.methods._projections import projections
     from peftcli.methods.attachment import Attachment, Placed
-    from peftcli.models.targets import resolve_targets
 
-    targets = resolve_targets(
-        model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
-    )
-    views = [base_linear(model.get_submodule(target.module), target.slice) for target in targets]
+    places = projections(model, anatomy, params)
+    views = [view for _, view in places]
     shared = SharedProjections(
         params.r,
         max(view.in_features for view in views),
@@ -72,8 +69,8 @@ def attach(model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment
         params.projection_prng_key,
         views[0].device,
     )
-    attachment = Attachment(model)
-    for target, view in zip(targets, views, strict=True):
+    attachment = Attachment(model, targets=[target for target, _ in places])
+    for target, view in places:
         part = VeraDelta(
             shared,
             view.in_features,
