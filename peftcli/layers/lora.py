@@ -1,7 +1,7 @@
 """LoRA at one projection or embedding, with DoRA and PiSSA: the formulas, used alike by training, merging and tests.
 
 LoRA  (Hu et al. 2021):          y = W x + b + s B A drop(x)
-DoRA  (Liu et al. 2024):         y = m / |W + s B A| * (W + s B A) x + b, the norm per output feature, not differentiated
+DoRA  (Liu et al. 2024):         y = m / |W + s B A| * (W + s B A) x + b, the norm per row, constant to autograd
 PiSSA (Meng et al. 2024):        y = (W - s B0 A0) x + b + s B A x, where s B0 A0 is W's best approximation of rank r
 """
 
@@ -58,6 +58,7 @@ class LoraDelta(Part):
         keep_initial: bool = False,
     ) -> None:
         super().__init__(scale)
+        self.base = base
         self.rank = rank
         self.rows: Slice | None = base.rows
         self.dropout = dropout
@@ -69,6 +70,9 @@ class LoraDelta(Part):
             self.register_buffer("initial_A", torch.zeros(rank, base.in_features, device=device))
             self.register_buffer("initial_B", torch.zeros(base.out_features, rank, device=device))
         fill_(self.lora_A.weight, self.lora_B.weight, init or kaiming_init)
+
+    initial_A: Tensor
+    initial_B: Tensor
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         scale = self.scale_of(x)
@@ -100,7 +104,7 @@ class LoraDelta(Part):
         self.initial_B.copy_(self.lora_B.weight)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return the factors, the initial pair of PiSSA included: without it the file would need the base to be read."""
+        """Return the factors and PiSSA's initial pair: without it the file could not be read without the base."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers(recurse=False))}
 
     def extra_repr(self) -> str:
@@ -116,12 +120,7 @@ class DoraDelta(LoraDelta):
     def __init__(self, base: BaseLinear, rank: int, scale: Scale, **options: object) -> None:
         super().__init__(base, rank, scale, **options)  # type: ignore[arg-type]  # the options of LoraDelta
         self.lora_magnitude_vector = nn.Parameter(torch.ones(base.out_features, device=base.device))
-        # outside nn.Module's bookkeeping: the site is a child of this very module
-        object.__setattr__(self, "base", base)
-        object.__setattr__(self, "_norm", None)
-
-    base: BaseLinear
-    _norm: Tensor | None
+        self._norm: Tensor | None = None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         c = (self.lora_magnitude_vector / self.weight_norm()).to(y.dtype)
@@ -144,23 +143,23 @@ class DoraDelta(LoraDelta):
     def weight_norm(self) -> Tensor:
         """Return |W + s B A| per output feature, (d_out,), float32; kept between calls while not training."""
         if self.training:
-            object.__setattr__(self, "_norm", None)
+            self._norm = None
         if self._norm is not None and self._norm.device == self.lora_A.weight.device:
             return self._norm
-        norm = torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1)
+        norm: Tensor = torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1)
         if not self.training:
-            object.__setattr__(self, "_norm", norm)
+            self._norm = norm
         return norm
 
     @torch.no_grad()
     def set_magnitude(self) -> None:
         """Set the magnitudes to the norms of the weight as it is: DoRA starts as the identity."""
-        object.__setattr__(self, "_norm", None)
+        self._norm = None
         self.lora_magnitude_vector.copy_(torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1))
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the factors and the magnitude; the norms kept from before are forgotten, since a load may follow."""
-        object.__setattr__(self, "_norm", None)
+        self._norm = None
         return super().adapter_tensors()
 
 
@@ -192,7 +191,7 @@ class EmbeddingLoraDelta(Part):
         if magnitude:
             self.lora_magnitude_vector = nn.Parameter(torch.ones(width, device=weight.device))
         self.magnitude = magnitude
-        object.__setattr__(self, "host", host)
+        object.__setattr__(self, "host", host)  # no child: this part is below it
         fill_(self.lora_embedding_A, self.lora_embedding_B, init or embedding_init)
 
     host: nn.Module
@@ -211,7 +210,8 @@ class EmbeddingLoraDelta(Part):
 
     @torch.no_grad()
     def _weight_norm(self) -> Tensor:
-        return torch.linalg.vector_norm(_table(self.host).float() + self.delta(), dim=0)
+        norm: Tensor = torch.linalg.vector_norm(_table(self.host).float() + self.delta(), dim=0)
+        return norm
 
     @torch.no_grad()
     def set_magnitude(self) -> None:
@@ -239,7 +239,8 @@ def dora_weight(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
         magnitude: (d_out,).
     """
     changed = weight + delta
-    return changed * (magnitude.float() / torch.linalg.vector_norm(changed, dim=1)).unsqueeze(1)
+    norm: Tensor = torch.linalg.vector_norm(changed, dim=1)
+    return changed * (magnitude.float() / norm).unsqueeze(1)
 
 
 @torch.no_grad()
@@ -254,7 +255,7 @@ def fill_(a: Tensor, b: Tensor, init: Initialiser) -> None:
 
 
 def kaiming_init(a: Tensor, b: Tensor) -> None:
-    """A as nn.Linear's default, U(-1/sqrt(d_in), 1/sqrt(d_in)); B zero. loralib and HF peft; the paper has A Gaussian."""
+    """A as nn.Linear's default, U(-1/sqrt(d_in), 1/sqrt(d_in)); B zero: loralib and HF peft. The paper: A Gaussian."""
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
     nn.init.zeros_(b)
 
@@ -318,7 +319,7 @@ def principal_init_(part: LoraDelta, weight: Tensor, iterations: int | None) -> 
 
 def _table(host: nn.Module) -> Tensor:
     weight = host.weight
-    assert isinstance(weight, Tensor)  # noqa: S101  (nn.Module types attributes as Tensor | Module)
+    assert isinstance(weight, Tensor)  # nn.Module types attributes as Tensor | Module
     return weight.detach()
 
 

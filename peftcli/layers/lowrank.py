@@ -2,8 +2,8 @@
 
 What a chain of modules would keep besides x: the product's output (twice with the scale), the dropped x and its mask,
 copies in float32. Here the product is added into y by one `addmm`, with the scale as its alpha; only the rank-wide
-x A^T is kept; the dropout mask is drawn again from its seed in the backward pass; the factors are float32 masters cast to
-the activations' dtype inside.
+x A^T is kept; the dropout mask is drawn again from its seed in the backward pass; the factors are float32 masters cast
+to the activations' dtype inside.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def lowrank_add(
         with _without_autocast(y.device.type):
             return _chain(y, x, a, b, scale, rows, dropout)
     seed = int(torch.randint(2**62, ()).item()) if dropout else 0  # of the CPU's state: no device synchronisation
-    out: Tensor = _LowRankAdd.apply(y, x, a, b, scale, rows, dropout, seed)
+    out: Tensor = _LowRankAdd.apply(y, x, a, b, scale, rows, dropout, seed)  # type: ignore[no-untyped-call]  # torch's
     return out
 
 
@@ -123,7 +123,7 @@ class _LowRankAdd(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, hidden = ctx.saved_tensors
         grad_x = grad_a = grad_b = None
@@ -163,5 +163,5 @@ def _add_product_(out: Tensor, hidden: Tensor, b: Tensor, alpha: float, rows: Sl
     elif rows.groups == 1:
         flat.narrow(1, rows.start, rows.size).addmm_(hidden, b.T, alpha=alpha)
     else:
-        view = flat.unflatten(1, (rows.groups, rows.width)).narrow(2, rows.start, rows.size)
+        view = flat.view(-1, rows.groups, rows.width).narrow(2, rows.start, rows.size)
         view.add_((hidden @ b.T).view(-1, rows.groups, rows.size), alpha=alpha)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.layers.site import Part
+
+if TYPE_CHECKING:
+    from peftcli.models.targets import Target
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Attachment:
         to_save: names of parameters below `modules_to_save`.
         virtual_tokens: positions that `prepare_inputs` adds to every sequence (prompt tuning). For a head that gives a
             value per token, `logits[:, virtual_tokens:]` lines up with the batch as it was, whichever the padding side.
+        targets: the projections that the method chose, where it chooses some; they are recorded beside the adapter.
         undo: what `detach` runs after the parts are gone (hooks, the attention implementation).
     """
 
@@ -44,6 +48,7 @@ class Attachment:
     head: list[str] = field(default_factory=list)
     to_save: list[str] = field(default_factory=list)
     virtual_tokens: int = 0
+    targets: list[Target] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
     def adapter_tensors(self) -> dict[str, Tensor]:

@@ -1,0 +1,208 @@
+"""LoRA: low-rank changes of chosen projections (Hu et al. 2021, arXiv:2106.09685), with its usual variants.
+
+y = W x + b + s B A dropout(x); s = alpha / r, or alpha / sqrt(r) with `use_rslora` (Kalajdzievski 2023). Only A and B are
+trained; dropout acts on the low-rank branch alone. Reference: microsoft/LoRA; the defaults are its RoBERTa scripts' (r 8,
+alpha 16, q and v; the paper's appendix has alpha 8).
+
+Variants, and where they differ from their papers or from HF peft:
+
+- DoRA (Liu et al. 2024): `use_dora`; the norm is constant to autograd, as in the official code's `dora_simple`.
+- PiSSA (Meng et al. 2024): `init_lora_weights: pissa`. The base stays as it is, the initial product is subtracted beside
+  it (HF peft rewrites the base). It is saved as a plain LoRA of rank 2r, [A; A0] and [B, -B0], that any loader can put on
+  the original base, and splits again without loss.
+- LoRA+ (Hayou et al. 2024): `loraplus_lr_ratio` multiplies the learning rate of B and of one-dimensional parameters. The
+  head keeps its own rate, and embedding factors the common one (the official code gives those 1e-6).
+- GPT-2's fused q, k, v: each role has a pair of its own on its slice, as in loralib's MergedLinear.
+- Embeddings: A zero, B N(0, 1), no dropout, as in loralib and HF peft. With tied embeddings only the look-up changes.
+- `bias: lora_only` on a fused projection trains the bias of the role's features only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from peftcli.methods.folding import Folding, tensors_by_key
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.recipe.params import TargetedParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[int | float, Field(gt=0)]
+Number = TypeVar("Number", int, float)
+
+
+class LoraParams(TargetedParams):
+    """Hyper-parameters of LoRA."""
+
+    name: Literal["lora"] = "lora"
+    r: Rank = 8
+    """Rank of the change."""
+    lora_alpha: Alpha = 16
+    """The change is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the low-rank branch's input."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases trained beside the change: none, all of the base's, or those of the targets."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r), which keeps high ranks learning."""
+    use_dora: bool = False
+    """Train a magnitude per output feature beside the direction (DoRA)."""
+    init_lora_weights: bool | str = True
+    """true, false (no identity at the start), gaussian, orthogonal, pissa, or pissa_niter_N (N rounds of fast SVD)."""
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
+    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    """Other values of lora_alpha, likewise."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    """LoRA+: learning rate of B over that of A; the paper recommends 16."""
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _known_init(cls, value: bool | str) -> bool | str:
+        if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa") or pissa_iterations(value):
+            return value
+        raise ValueError(f"{value!r} is none of: true, false, gaussian, orthogonal, pissa, pissa_niter_N")
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _readable_patterns(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> LoraParams:
+        if self.use_dora and self.starts_from_base:
+            raise ValueError("use_dora and a pissa initialisation exclude each other: both redefine what is frozen")
+        odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
+        if self.init_lora_weights == "orthogonal" and odd:
+            raise ValueError(f"orthogonal initialisation needs even ranks, not {odd[0]}")
+        return self
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether the factors start from the base's singular vectors (PiSSA)."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith("pissa")
+
+    def rank_of(self, role: str | None, module: str) -> int:
+        """Return the rank of a target: its role, and its path (a slice's key)."""
+        return pick(self.rank_pattern, role, module, self.r)
+
+    def scale_of(self, role: str | None, module: str, rank: int) -> float:
+        """Return s of a target."""
+        alpha = pick(self.alpha_pattern, role, module, self.lora_alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def pissa_iterations(init: str) -> int | None:
+    """Return N of `pissa_niter_N`, else None."""
+    found = re.fullmatch(r"pissa_niter_([1-9]\d*)", init)
+    return int(found.group(1)) if found else None
+
+
+def pick(patterns: Mapping[str, Number], role: str | None, module: str, default: Number) -> Number:
+    """Return the value of the first pattern that names a target, else the default."""
+    return next((value for key, value in patterns.items() if names_target(key, role, module)), default)
+
+
+def names_target(pattern: str, role: str | None, module: str) -> bool:
+    """Tell whether a pattern is the target's role or block, or matches the end of its path, as HF peft matches."""
+    if role is not None and pattern in (role, role.split(".")[0]):
+        return True
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+INFO = MethodInfo(
+    name="lora",
+    family="reparameterised",
+    summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, LoRA+ and PiSSA by option.",
+    paper="Hu et al. 2021, arXiv:2106.09685",
+    params=LoraParams,
+    learning_rate=4e-4,  # of the paper's RoBERTa scripts; 2e-4 is usual for large decoders
+)
+
+
+def check(anatomy: Anatomy, params: LoraParams) -> list[str]:
+    """Return why these hyper-parameters do not fit: a rank above the smaller side of a matrix."""
+    from peftcli.models.anatomy import BLOCK_ROLES
+
+    entries = [params.target_modules] if isinstance(params.target_modules, str) else params.target_modules
+    reasons: dict[str, None] = {}
+    for linear in anatomy.linears:
+        block = linear.role.split(".")[0]
+        named = linear.role in entries or (block in BLOCK_ROLES and block in entries) or "all-linear" in entries
+        if named or any(linear.module == entry or linear.module.endswith(f".{entry}") for entry in entries):
+            rank = params.rank_of(linear.role, linear.key)
+            reason = rank_above_matrix(rank, linear.out_features, linear.in_features, linear.role)
+            if reason:
+                reasons[reason] = None
+    return list(reasons)
+
+
+def rank_above_matrix(rank: int, d_out: int, d_in: int, what: str) -> str | None:
+    """Return why a rank is too large for a matrix (d_out, d_in), or None."""
+    limit = min(d_out, d_in)
+    if rank <= limit:
+        return None
+    return f"rank {rank} is above the matrix of {what} ({d_out} x {d_in}); the largest useful r is {limit}"
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment:
+    """Add a low-rank change at every target.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its roles.
+        params: where, which rank, which variant.
+
+    Raises:
+        UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not fit a target.
+    """
+    from peftcli.methods._lora import LoraAttachment, place_all
+    from peftcli.models.targets import resolve_targets
+
+    targets = resolve_targets(
+        model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
+    )
+    attachment = LoraAttachment(model, targets=targets, params=params)
+    place_all(attachment, targets, params)
+    if params.bias == "all":
+        attachment.unfrozen = list(anatomy.biases)
+    for name in attachment.unfrozen:
+        model.get_parameter(name).requires_grad_(True)
+    return attachment
+
+
+def merge_rules(anatomy: Anatomy, params: LoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return rules that add s B A to weights (DoRA: and rescale rows), and put trained biases in place."""
+    from peftcli.methods._lora import embedding_change, linear_change
+
+    folding = Folding(anatomy)
+    roles = {linear.key: linear.role for linear in anatomy.linears}
+    suffixes = ("lora_A.weight", "lora_B.weight", "initial_A", "initial_B", "lora_magnitude_vector")
+    for key, tensors in tensors_by_key(state, (*suffixes, "lora_embedding_A", "lora_embedding_B")).items():
+        embedded = "lora_embedding_A" in tensors
+        rank = len(tensors["lora_embedding_A" if embedded else "lora_A.weight"])
+        change = (embedding_change if embedded else linear_change)(tensors, params.scale_of(roles.get(key), key, rank))
+        # a table tied to the language-model head changes alone: the head's projection has no such delta
+        folding.change_weight(key, change, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
+    for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
+        delta = tensors["bias_delta"].float()
+        folding.change_bias(key, lambda bias, delta=delta: bias + delta)
+    for name, value in state.items():
+        if name in anatomy.biases:
+            folding.replace(name, value)
+    return folding.rules()
