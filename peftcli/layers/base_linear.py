@@ -15,10 +15,21 @@ from torch import Tensor, nn
 class Slice(Protocol):
     """Which output features of a fused projection are meant; `models.anatomy.FusedSlice` is one."""
 
-    groups: int
-    width: int
-    start: int
-    size: int
+    @property
+    def groups(self) -> int:
+        """The features are viewed as (groups, width)."""
+
+    @property
+    def width(self) -> int:
+        """Features of one group."""
+
+    @property
+    def start(self) -> int:
+        """First feature of the slice within every group."""
+
+    @property
+    def size(self) -> int:
+        """Features of the slice within every group."""
 
     @property
     def features(self) -> int:
