@@ -108,13 +108,14 @@ def _refuse_idle_patterns(targets: list[Target], params: LoraParams) -> None:
 
 def _why_not(host: nn.Module, target: Target, params: LoraParams) -> str | None:
     what = target.role or target.module
+    rank = params.rank_of(target.role, target.key)
     if target.kind == "embedding":
         if params.starts_from_base or params.init_lora_weights == "orthogonal":
             return f"{params.init_lora_weights} initialisation is not defined for the embedding {target.module}"
-        vocabulary, width = host.weight.shape  # type: ignore[union-attr]  # an embedding has a weight
-        return rank_above_matrix(params.rank_of(target.role, target.key), vocabulary, width, what)
+        vocabulary, width = host.get_parameter("weight").shape
+        return rank_above_matrix(rank, vocabulary, width, what)
     base = base_linear(host, target.slice)
-    return rank_above_matrix(params.rank_of(target.role, target.key), base.out_features, base.in_features, what)
+    return rank_above_matrix(rank, base.out_features, base.in_features, what)
 
 
 def _make_part(host: nn.Module, target: Target, params: LoraParams) -> Part:

@@ -1,17 +1,17 @@
 """LoRA: low-rank changes of chosen projections (Hu et al. 2021, arXiv:2106.09685), with its usual variants.
 
-y = W x + b + s B A dropout(x); s = alpha / r, or alpha / sqrt(r) with `use_rslora` (Kalajdzievski 2023). Only A and B are
-trained; dropout acts on the low-rank branch alone. Reference: microsoft/LoRA; the defaults are its RoBERTa scripts' (r 8,
-alpha 16, q and v; the paper's appendix has alpha 8).
+y = W x + b + s B A dropout(x); s = alpha / r, or alpha / sqrt(r) with `use_rslora` (Kalajdzievski 2023). Only A and B
+are trained; dropout acts on the low-rank branch alone. Reference: microsoft/LoRA; the defaults are its RoBERTa scripts'
+(r 8, alpha 16, q and v; the paper's appendix has alpha 8).
 
 Variants, and where they differ from their papers or from HF peft:
 
 - DoRA (Liu et al. 2024): `use_dora`; the norm is constant to autograd, as in the official code's `dora_simple`.
-- PiSSA (Meng et al. 2024): `init_lora_weights: pissa`. The base stays as it is, the initial product is subtracted beside
-  it (HF peft rewrites the base). It is saved as a plain LoRA of rank 2r, [A; A0] and [B, -B0], that any loader can put on
-  the original base, and splits again without loss.
-- LoRA+ (Hayou et al. 2024): `loraplus_lr_ratio` multiplies the learning rate of B and of one-dimensional parameters. The
-  head keeps its own rate, and embedding factors the common one (the official code gives those 1e-6).
+- PiSSA (Meng et al. 2024): `init_lora_weights: pissa`. The base stays as it is, the initial product is subtracted
+  beside it (HF peft rewrites the base). It is saved as a plain LoRA of rank 2r, [A; A0] and [B, -B0], that any loader
+  can put on the original base, and splits again without loss.
+- LoRA+ (Hayou et al. 2024): `loraplus_lr_ratio` multiplies the learning rate of B and of one-dimensional parameters.
+  The head keeps its own rate, and embedding factors the common one (the official code gives those 1e-6).
 - GPT-2's fused q, k, v: each role has a pair of its own on its slice, as in loralib's MergedLinear.
 - Embeddings: A zero, B N(0, 1), no dropout, as in loralib and HF peft. With tied embeddings only the look-up changes.
 - `bias: lora_only` on a fused projection trains the bias of the role's features only.
@@ -169,7 +169,8 @@ def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment
         params: where, which rank, which variant.
 
     Raises:
-        UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not fit a target.
+        UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not
+            fit a target.
     """
     from peftcli.methods._lora import LoraAttachment, place_all
     from peftcli.models.targets import resolve_targets
@@ -200,8 +201,7 @@ def merge_rules(anatomy: Anatomy, params: LoraParams, state: Mapping[str, Tensor
         # a table tied to the language-model head changes alone: the head's projection has no such delta
         folding.change_weight(key, change, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
     for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
-        delta = tensors["bias_delta"].float()
-        folding.change_bias(key, lambda bias, delta=delta: bias + delta)
+        folding.change_bias(key, tensors["bias_delta"].float().add)
     for name, value in state.items():
         if name in anatomy.biases:
             folding.replace(name, value)

@@ -1,4 +1,4 @@
-"""LoRA, DoRA, PiSSA and embedding parts against the written-out formula and against HF peft's layers on the same weights."""
+"""LoRA, DoRA, PiSSA and embedding parts against the written-out formula, and against HF peft's layers."""
 
 from __future__ import annotations
 
