@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftcli.atomic import new_directory, remove_directory, remove_partial
 from peftcli.errors import UserError
-from peftcli.training.atomic import new_directory, remove_directory, remove_partial
 from peftcli.training.tree import load_tree, save_tree
 
 FORMAT = 1

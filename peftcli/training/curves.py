@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from peftcli.training.atomic import write_text
+from peftcli.atomic import write_text
 
 Points = Sequence[tuple[float, float]]
 COLOURS = ("#1f6feb", "#d1570b", "#2da44e", "#8250df")

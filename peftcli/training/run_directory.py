@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import yaml
 
+from peftcli.atomic import remove_partial, write_text
 from peftcli.errors import UserError
-from peftcli.training.atomic import remove_partial, write_text
 from peftcli.training.checkpoints import Checkpoints
 
 OWN_ENTRIES = (
