@@ -26,26 +26,8 @@ _LOCAL_FOLDERS = frozenset(
     ["data", "dataset", "datasets", "model", "models", "checkpoints", "output", "outputs", "runs", "configs", "tmp"]
 )
 _LOCAL_SUFFIXES = frozenset(
-    [
-        ".json",
-        ".jsonl",
-        ".ndjson",
-        ".csv",
-        ".tsv",
-        ".txt",
-        ".parquet",
-        ".arrow",
-        ".gz",
-        ".bz2",
-        ".xz",
-        ".zst",
-        ".zip",
-        ".gguf",
-        ".safetensors",
-        ".bin",
-        ".yaml",
-        ".yml",
-    ]
+    [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip"]
+    + [".gguf", ".safetensors", ".bin", ".yaml", ".yml"]
 )
 
 
@@ -72,7 +54,7 @@ def resolve_location(text: str) -> Path | None:
 
 
 def expand_location(text: str) -> list[Path] | None:
-    """Return every path that `text` matches, sorted: as `resolve_location`, and `*`, `?`, `[...]` and `**` are patterns.
+    """Return every path that `text` matches, sorted: `resolve_location` with the patterns `*`, `?`, `[...]` and `**`.
 
     Raises:
         UserError: as for `resolve_location`, or nothing matches the pattern.
@@ -118,9 +100,7 @@ def _is_hub_id(text: str) -> bool:
 def _in_package(text: str) -> Path:
     name, _, inner = text[len(PREFIX) :].partition("/")
     if ".." in PurePosixPath(inner).parts or "\\" in inner or inner.startswith("/"):
-        raise UserError(
-            f"{text!r} leaves its package", suggestion="the path stays inside the package: package:NAME/PATH"
-        )
+        raise UserError(f"{text!r} leaves its package", suggestion="write package:NAME/PATH, without ..")
     roots = _package_roots(name)
     for root in roots:
         if _exists(root / inner):

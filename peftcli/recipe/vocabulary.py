@@ -28,51 +28,25 @@ OPTIMIZERS = (
 )
 """Values of `training.optim`."""
 
+_CONVERSATIONS = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer")
+
 FORMATS: dict[str, frozenset[str]] = {
-    "causal_lm": frozenset(
-        [
-            "messages",
-            "sharegpt",
-            "alpaca",
-            "prompt_completion",
-            "question_answer",
-            "text",
-            "input_target",
-            "pretokenized",
-        ]
-    ),
-    "seq2seq_lm": frozenset(
-        ["messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "input_target", "pretokenized"]
-    ),
+    "causal_lm": frozenset({*_CONVERSATIONS, "text", "input_target", "pretokenized"}),
+    "seq2seq_lm": frozenset({*_CONVERSATIONS, "input_target", "pretokenized"}),
     "sequence_classification": frozenset({"classification", "folders", "pretokenized"}),
     "token_classification": frozenset({"tokens_tags", "pretokenized"}),
 }
 """The row formats that serve a task; `auto` always may be asked for."""
 
-_GENERATED = ("exact_match", "bleu", "chrf", "rouge", "rouge1", "rouge2", "rougeL")
+_TEXT_METRICS = ("loss", "perplexity", "token_accuracy", "exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
+_CLASS_METRICS = ("loss", "accuracy", "f1", "f1_macro", "f1_micro", "precision", "recall")
 
 METRICS: dict[str, frozenset[str]] = {
-    "causal_lm": frozenset({"loss", "perplexity", "token_accuracy", *_GENERATED}),
-    "seq2seq_lm": frozenset({"loss", "perplexity", "token_accuracy", *_GENERATED}),
+    "causal_lm": frozenset(_TEXT_METRICS),
+    "seq2seq_lm": frozenset(_TEXT_METRICS),
     "sequence_classification": frozenset(
-        [
-            "loss",
-            "accuracy",
-            "f1",
-            "f1_macro",
-            "f1_micro",
-            "f1_weighted",
-            "precision",
-            "recall",
-            "mcc",
-            "mse",
-            "rmse",
-            "mae",
-            "r2",
-            "pearson",
-            "spearman",
-        ]
+        {*_CLASS_METRICS, "f1_weighted", "mcc", "mse", "rmse", "mae", "r2", "pearson", "spearman"}
     ),
-    "token_classification": frozenset(["loss", "accuracy", "f1", "f1_macro", "f1_micro", "precision", "recall"]),
+    "token_classification": frozenset(_CLASS_METRICS),
 }
 """What an evaluation of a task can measure; `eval_` stands before them in a run's files."""

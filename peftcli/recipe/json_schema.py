@@ -1,0 +1,66 @@
+"""One JSON schema (draft 2020-12) of a recipe, from the same models that check it; editors complete and check with it.
+
+The method block is chosen by its `name`: one `if`/`then` per method, each with that method's own keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from peftcli.recipe.params import MethodParams
+from peftcli.recipe.registry import Registry
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
+
+_METHOD = MethodParams.__name__
+
+
+def recipe_schema(registry: Registry) -> dict[str, Any]:
+    """Return the JSON schema of a recipe with every registered method.
+
+    Args:
+        registry: the methods.
+
+    Returns:
+        A document that stands alone: references stay inside its `$defs`.
+    """
+    models = {name: model for name in registry.names() if (model := registry.params_model(name)) is not None}
+    references, document = models_json_schema(
+        [(model, "validation") for model in (Recipe, *models.values())], schema_generator=GenerateJsonSchema
+    )
+    definitions: dict[str, Any] = document["$defs"]
+    places = {name: references[(model, "validation")]["$ref"] for name, model in models.items()}
+    definitions[_METHOD] = _any_method(registry, places)
+    _complete(definitions)
+    recipe = definitions.pop(Recipe.__name__)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "peftcli recipe",
+        **{key: value for key, value in recipe.items() if key != "title"},
+        "$defs": definitions,
+    }
+
+
+def _any_method(registry: Registry, places: dict[str, str]) -> dict[str, Any]:
+    """Return the schema of a method block: `name` decides which keys there are."""
+    described = [{"const": name, "description": registry.info(name).summary} for name in places]
+    branches = [
+        {"if": {"properties": {"name": {"const": name}}, "required": ["name"]}, "then": {"$ref": place}}
+        for name, place in places.items()
+    ]
+    return {
+        "type": "object",
+        "description": "The method's name and its own hyper-parameters.",
+        "required": ["name"],
+        "properties": {"name": {"enum": list(places), "oneOf": described}},
+        "allOf": branches,
+    }
+
+
+def _complete(definitions: dict[str, Any]) -> None:
+    """Add what the models leave to `checks`: the names of optimizers and metrics; a required data source."""
+    training = definitions["TrainingSpec"]["properties"]
+    training["optim"]["enum"] = list(OPTIMIZERS)
+    training["metrics"]["items"]["enum"] = sorted(set().union(*METRICS.values()))
