@@ -1,7 +1,7 @@
 """AdaLoRA's rank allocation: which singular values stay, and how many at which step.
 
-Zhang et al. 2023 (arXiv:2303.10512), as in the official code (loralib/adalora.py), whose cubic schedule runs from tinit to
-T - tfinal; the paper prints another numerator.
+Zhang et al. 2023 (arXiv:2303.10512), as in the official code (loralib/adalora.py), whose cubic schedule runs from
+tinit to T - tfinal; the paper prints another numerator.
 """
 
 from __future__ import annotations

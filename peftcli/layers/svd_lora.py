@@ -37,9 +37,10 @@ def svd_init(a: Tensor, b: Tensor) -> None:
 
 
 def orthogonality(matrix: Tensor) -> Tensor:
-    """Return the Frobenius norm of M M^T - I for M: (r, d); not squared, as in the official code (the paper squares it)."""
+    """Return the Frobenius norm of M M^T - I for M: (r, d); not squared, as in the official code."""
     gram = matrix @ matrix.T
-    return torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype))
+    norm: Tensor = torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype))
+    return norm
 
 
 class SvdDelta(Part):

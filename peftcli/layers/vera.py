@@ -15,7 +15,8 @@ from peftcli.layers.site import Part
 def random_projections(r: int, d_in: int, d_out: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return VeRA's frozen A: (r, d_in) and B: (d_out, r), in float32 on the CPU.
 
-    Kaiming-uniform with gain sqrt(2), A drawn before B from one generator: HF peft draws the same numbers from the same seed.
+    Kaiming-uniform with gain sqrt(2), A drawn before B from one generator: HF peft draws the same numbers from the
+    same seed.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     a = _kaiming_uniform((r, d_in), generator)

@@ -17,8 +17,8 @@ from peftcli.methods.attachment import Attachment
 class AdaLoraAttachment(Attachment):
     """The SVD layers of one model, and their allocator.
 
-    The file holds the kept ranks only; loading puts them first and leaves the others, with singular value zero, as they
-    were initialised. A checkpoint holds every rank in `training_state`, because a pruned one may grow again.
+    The file holds the kept ranks only; loading puts them first and leaves the others, with singular value zero, as
+    they were initialised. A checkpoint holds every rank in `training_state`, because a pruned one may grow again.
     """
 
     def __init__(self, model: nn.Module, *, params: AdaLoraParams) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
@@ -16,12 +17,10 @@ from peftcli.layers.lora import (
     EmbeddingLoraDelta,
     Initialiser,
     LoraDelta,
-    dora_weight,
     embedding_init,
     embedding_random_init,
     gaussian_init,
     kaiming_init,
-    lowrank_delta,
     orthogonal_init,
     principal_init_,
     random_init,
@@ -148,20 +147,32 @@ def _train_bias(attachment: LoraAttachment, host: nn.Module, target: Target) -> 
 
 
 def linear_change(tensors: Mapping[str, Tensor], scale: float) -> Callable[[Tensor], Tensor]:
-    """Return the change of a weight (d_out, d_in) that saved LoRA, DoRA or PiSSA tensors stand for."""
-    delta = lowrank_delta(tensors["lora_A.weight"], tensors["lora_B.weight"], scale)
-    if "initial_A" in tensors:
-        delta = delta - lowrank_delta(tensors["initial_A"], tensors["initial_B"], scale)
-    magnitude = tensors.get("lora_magnitude_vector")
-    if magnitude is None:
-        return lambda weight: weight + delta.to(weight.device)
-    return lambda weight: dora_weight(weight, delta.to(weight.device), magnitude.to(weight.device))
+    """Return the change of a weight (d_out, d_in) that saved LoRA, DoRA or PiSSA tensors stand for.
+
+    It works in place, and makes the product only when it is called: a merge holds one matrix at a time.
+    """
+
+    def change(weight: Tensor) -> Tensor:
+        own = {suffix: tensor.to(weight) for suffix, tensor in tensors.items()}
+        weight.addmm_(own["lora_B.weight"], own["lora_A.weight"], alpha=scale)
+        if "initial_A" in own:
+            weight.addmm_(own["initial_B"], own["initial_A"], alpha=-scale)
+        if "lora_magnitude_vector" in own:
+            norm = torch.linalg.vector_norm(weight, dim=1)
+            weight.mul_((own["lora_magnitude_vector"] / norm).unsqueeze(1))
+        return weight
+
+    return change
 
 
 def embedding_change(tensors: Mapping[str, Tensor], scale: float) -> Callable[[Tensor], Tensor]:
     """Return the change of a table (vocab, d) that saved embedding tensors stand for."""
-    delta = lowrank_delta(tensors["lora_embedding_A"], tensors["lora_embedding_B"], scale)
-    magnitude = tensors.get("lora_magnitude_vector")
-    if magnitude is None:
-        return lambda table: table + delta.T.to(table.device)
-    return lambda table: dora_weight(table.T, delta.to(table.device), magnitude.to(table.device)).T
+
+    def change(table: Tensor) -> Tensor:
+        own = {suffix: tensor.to(table) for suffix, tensor in tensors.items()}
+        table.addmm_(own["lora_embedding_A"].T, own["lora_embedding_B"].T, alpha=scale)
+        if "lora_magnitude_vector" in own:
+            table.mul_(own["lora_magnitude_vector"] / torch.linalg.vector_norm(table, dim=0))
+        return table
+
+    return change

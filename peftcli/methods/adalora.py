@@ -1,9 +1,10 @@
 """AdaLoRA: low-rank changes in SVD form whose ranks follow their importance (Zhang et al. 2023, arXiv:2303.10512).
 
-As in the official code (QingruZhang/AdaLoRA): scale alpha / (r_init + 1e-5) however many ranks are left; A and B drawn from
-N(0, 0.02), singular values zero; the orthogonality term is the mean over the 2N matrices of the un-squared Frobenius norm
-(the paper sums squares); the budget falls by the code's cubic schedule. All linears of the blocks by default, as there.
-Phases are given in optimizer steps or left to shares of the run: 10% warm-up, 30% final, a pruning every 1%.
+As in the official code (QingruZhang/AdaLoRA): scale alpha / (r_init + 1e-5) however many ranks are left; A and B
+drawn from N(0, 0.02), singular values zero; the orthogonality term is the mean over the 2N matrices of the un-squared
+Frobenius norm (the paper sums squares); the budget falls by the code's cubic schedule. All linears of the blocks by
+default, as there. Phases are given in optimizer steps or left to shares of the run: 10% warm-up, 30% final, a pruning
+every 1%.
 """
 
 from __future__ import annotations
@@ -131,14 +132,15 @@ def attach(model: nn.Module, anatomy: Anatomy, params: AdaLoraParams) -> Attachm
 
 def merge_rules(anatomy: Anatomy, params: AdaLoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return rules that add each place's product of the ranks that were kept."""
-    from peftcli.layers.svd_lora import svd_delta, svd_scale
+    from peftcli.layers.svd_lora import svd_scale
 
     scale = svd_scale(params.lora_alpha, params.init_r)
     folding = Folding(anatomy)
     for key, tensors in tensors_by_key(state, SUFFIXES).items():
 
         def change(weight: Tensor, tensors: dict[str, Tensor] = tensors) -> Tensor:
-            return weight + svd_delta(tensors["lora_A"], tensors["lora_E"], tensors["lora_B"], scale)
+            a, e, b = (tensors[suffix].float() for suffix in SUFFIXES)
+            return weight.addmm_(b, a * e, alpha=scale)
 
         folding.change_weight(key, change)
     return folding.rules()

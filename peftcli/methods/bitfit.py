@@ -1,11 +1,11 @@
 """BitFit: train the bias terms only (Ben Zaken et al. 2021, arXiv:2106.10199; code benzakenelad/BitFit).
 
-As in the official code: `all` trains every bias of the base, those of the norms, of the embeddings' norm and of BERT's pooler
-included, and the task head. Deviation: with chosen terms the official code always adds the pooler's bias; here the terms
-are what is trained, besides the head. The paper's subset is [attn.q, ffn.up].
+As in the official code: `all` trains every bias of the base, those of the norms, of the embeddings' norm and of
+BERT's pooler included, and the task head. Deviation: with chosen terms the official code always adds the pooler's
+bias; here the terms are what is trained, besides the head. The paper's subset is [attn.q, ffn.up].
 
-The biases are trained in place and saved under their own names. On one role of a fused projection (GPT-2's attn.q) the
-module's bias stays frozen and a difference for that slice is trained and saved as `bias_delta`.
+The biases are trained in place and saved under their own names. On one role of a fused projection (GPT-2's attn.q)
+the module's bias stays frozen and a difference for that slice is trained and saved as `bias_delta`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from peftcli.methods.folding import Folding, tensors_by_key
+from peftcli.methods.folding import Change, Folding, tensors_by_key
 from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
 from peftcli.recipe.params import MethodParams
@@ -111,9 +111,12 @@ def merge_rules(anatomy: Anatomy, params: BitFitParams, state: Mapping[str, Tens
         if name in biases:
             folding.replace(name, value)
     for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
-        delta = tensors["bias_delta"].float()
-        folding.change_bias(key, lambda bias, delta=delta: bias + delta)
+        folding.change_bias(key, _plus(tensors["bias_delta"].float()))
     return folding.rules()
+
+
+def _plus(delta: Tensor) -> Change:
+    return lambda bias: bias.add_(delta)
 
 
 def _linears(anatomy: Anatomy, term: str) -> list[LinearRole]:

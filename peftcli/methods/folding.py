@@ -1,7 +1,7 @@
 """Merge rules from adapter keys: fused slices, transposed weights, and several changes to one tensor.
 
-A method says what happens to a role's own (out, in) weight or (out,) bias in float32; this module knows where that role
-lies in the base's tensor.
+A method says what happens to a role's own (out, in) weight or (out,) bias in float32; this module knows where that
+role lies in the base's tensor.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from peftcli.models.anatomy import Anatomy, LinearRole
 
 Change = Callable[["Tensor"], "Tensor"]
+"""From a role's float32 tensor to the changed one. The argument is the change's own: it may work in place, so that a
+merge of a large matrix needs no second one."""
 
 
 class Folding:
@@ -77,9 +79,11 @@ def _on_rows(change: Change, role: LinearRole | None, transposed: bool) -> Chang
         rows = weight.T if transposed else weight  # (out, in)
         if role is None or role.slice is None:
             changed = change(rows)
-        else:
-            changed = role.slice.put(rows.T, change(role.slice.take(rows.T).T).T).T
-        return changed.T.contiguous() if transposed else changed.contiguous()
+            return changed.T if transposed else changed
+        features = rows.T  # (in, out): slices are of the last axis
+        own = change(role.slice.take(features).T.contiguous())
+        role.slice.part(features).copy_(role.slice.split(own.T, role.slice.size))
+        return weight
 
     return apply
 
@@ -88,7 +92,9 @@ def _on_features(change: Change, role: LinearRole | None) -> Change:
     def apply(bias: Tensor) -> Tensor:
         if role is None or role.slice is None:
             return change(bias)
-        return role.slice.put(bias, change(role.slice.take(bias)))
+        own = change(role.slice.take(bias).clone())
+        role.slice.part(bias).copy_(role.slice.split(own, role.slice.size))
+        return bias
 
     return apply
 

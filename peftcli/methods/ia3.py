@@ -1,8 +1,9 @@
-"""(IA)3: learned vectors rescale keys, values and the feed-forward's inner activations (Liu et al. 2022, arXiv:2205.05638).
+"""(IA)3: learned vectors rescale keys, values and inner activations (Liu et al. 2022, arXiv:2205.05638).
 
-y = l * (W x + b) on keys and values; W (l * x) on the feed-forward's last projection, which scales the inner activations
-(T-Few scales the up projection's output after the gate's product: the same tensor; HF peft does it as here). Vectors start
-at one, so that a fresh adapter is the identity. T-Few trains with Adafactor at 3e-3; the default here is for AdamW.
+y = l * (W x + b) on keys and values; W (l * x) on the feed-forward's last projection, which scales the inner
+activations (T-Few scales the up projection's output after the gate's product: the same tensor; HF peft does it as
+here). Vectors start at one, so that a fresh adapter is the identity. T-Few trains with Adafactor at 3e-3; the default
+here is for AdamW.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from peftcli.methods.folding import Folding, tensors_by_key
+from peftcli.methods.folding import Change, Folding, tensors_by_key
 from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
@@ -27,7 +28,7 @@ class IA3Params(TargetedParams):
     """Hyper-parameters of (IA)3."""
 
     name: Literal["ia3"] = "ia3"
-    target_modules: list[str] | str | None = None  # type: ignore[assignment]  # null: the paper's, whichever the model has
+    target_modules: list[str] | str | None = None  # type: ignore[assignment]  # null: what the paper's places are here
     """What is rescaled; null: keys and values of every attention, and the feed-forward's last projection."""
     feedforward_modules: list[str] | str = Field(default_factory=lambda: ["ffn.down"])
     """Which of them have their input rescaled instead of their output."""
@@ -86,10 +87,14 @@ def merge_rules(anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]
     folding = Folding(anatomy)
     for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
         vector = tensors["ia3_l"].float()  # (out, 1) or (1, in): broadcasts over the weight (out, in)
-        folding.change_weight(key, lambda weight, vector=vector: weight * vector)
+        folding.change_weight(key, _times(vector))
         if vector.shape[0] != 1 and folding.has_bias(key):
-            folding.change_bias(key, lambda bias, vector=vector: bias * vector.flatten())
+            folding.change_bias(key, _times(vector.flatten()))
     return folding.rules()
+
+
+def _times(vector: Tensor) -> Change:
+    return lambda tensor: tensor.mul_(vector)
 
 
 def _defaults(anatomy: Anatomy) -> list[str]:

@@ -71,7 +71,8 @@ class MergeRule:
     """How one base parameter changes when an adapter is folded in.
 
     Args:
-        apply: from the base tensor in float32 (None when `kind` is "add") to the merged one in float32.
+        apply: from the base tensor in float32 (None when `kind` is "add") to the merged one in float32. The argument
+            is the rule's own, so that it may work in place.
         kind: `change` an existing tensor, `add` one that the base lacks, or `untie` a tensor that shared another's storage.
     """
 

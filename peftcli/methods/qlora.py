@@ -1,8 +1,8 @@
 """QLoRA: LoRA on every linear of the blocks, over a base held in 4 bits (Dettmers et al. 2023, arXiv:2305.14314).
 
-Y = X dequant(W_nf4) + (alpha / r) X A^T B^T: NormalFloat-4 codes in blocks of 64 with doubly quantised constants, through
-bitsandbytes. The hyper-parameters are LoRA's with its defaults, and `all-linear`; the official Guanaco runs use r 64,
-alpha 16 and dropout 0.1 (0.05 above 13B). A run merges into the unquantised base.
+Y = X dequant(W_nf4) + (alpha / r) X A^T B^T: NormalFloat-4 codes in blocks of 64 with doubly quantised constants,
+through bitsandbytes. The hyper-parameters are LoRA's with its defaults, and `all-linear`; the official Guanaco runs
+use r 64, alpha 16 and dropout 0.1 (0.05 above 13B). A run merges into the unquantised base.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment
 
 def merge_rules(anatomy: Anatomy, params: VeraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return rules that add each place's product; the random matrices are drawn again."""
-    from peftcli.layers.vera import random_projections, vera_delta
+    from peftcli.layers.vera import random_projections
 
     groups = tensors_by_key(state, _SUFFIXES)
     d_in = max(_in_features(anatomy, key) for key in groups)
@@ -98,7 +98,8 @@ def merge_rules(anatomy: Anatomy, params: VeraParams, state: Mapping[str, Tensor
 
         def change(weight: Tensor, tensors: dict[str, Tensor] = tensors) -> Tensor:
             lambda_b, lambda_d = tensors["vera_lambda_b"], tensors["vera_lambda_d"]
-            return weight + vera_delta(a[:, : weight.shape[1]], b[: weight.shape[0]], lambda_d, lambda_b)
+            d_out, d_in = weight.shape
+            return weight.addmm_(lambda_b.float()[:, None] * b[:d_out], lambda_d.float()[:, None] * a[:, :d_in])
 
         folding.change_weight(key, change)
     return folding.rules()

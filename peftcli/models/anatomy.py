@@ -45,24 +45,26 @@ class FusedSlice:
 
     def take(self, y: Tensor) -> Tensor:
         """Return the role's features of y: (..., groups * width) as (..., features)."""
-        piece: Tensor = self._split(y, self.width).narrow(-1, self.start, self.size).flatten(-2)
+        return self.part(y).flatten(-2)
+
+    def part(self, y: Tensor) -> Tensor:
+        """Return the role's features of y as (..., groups, size), sharing storage."""
+        piece: Tensor = self.split(y, self.width).narrow(-1, self.start, self.size)
         return piece
 
     def add(self, y: Tensor, delta: Tensor) -> Tensor:
         """Return y with `delta`: (..., features) added to the role's features; y itself is left as it is."""
         out = y.clone()
-        view = self._split(out, self.width).narrow(-1, self.start, self.size)
-        view.add_(self._split(delta, self.size))
+        self.part(out).add_(self.split(delta, self.size))
         return out
 
     def put(self, y: Tensor, value: Tensor) -> Tensor:
         """Return y with the role's features replaced by `value`: (..., features); y itself is left as it is."""
         out = y.clone()
-        view = self._split(out, self.width).narrow(-1, self.start, self.size)
-        view.copy_(self._split(value, self.size))
+        self.part(out).copy_(self.split(value, self.size))
         return out
 
-    def _split(self, y: Tensor, width: int) -> Tensor:
+    def split(self, y: Tensor, width: int) -> Tensor:
         """View (..., groups * width) as (..., groups, width), sharing storage."""
         return y.view(*y.shape[:-1], self.groups, width)
 
