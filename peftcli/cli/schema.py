@@ -37,5 +37,6 @@ def schema(
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}", suggestion="name a file in a directory that exists")
+        reason = f"cannot write {output}: {error.strerror}"
+        raise UserError(reason, suggestion="name a file in a directory that exists") from error
     typer.echo(f"wrote {output}", err=True)

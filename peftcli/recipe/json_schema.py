@@ -5,15 +5,17 @@ The method block is chosen by its `name`: one `if`/`then` per method, each with 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.registry import Registry
-from peftcli.recipe.schema import Recipe
+from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
 
+_BLOCKS: tuple[type[BaseModel], ...] = (Recipe, ModelSpec, DataSpec, DataSource, TrainingSpec)
 _METHOD = MethodParams.__name__
 
 
@@ -27,12 +29,14 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
         A document that stands alone: references stay inside its `$defs`.
     """
     models = {name: model for name in registry.names() if (model := registry.params_model(name)) is not None}
-    references, document = models_json_schema(
-        [(model, "validation") for model in (Recipe, *models.values())], schema_generator=GenerateJsonSchema
-    )
+    wanted: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in models.values()]
+    wanted += [(block, "validation") for block in _BLOCKS]
+    references, document = models_json_schema(wanted)
     definitions: dict[str, Any] = document["$defs"]
     places = {name: references[(model, "validation")]["$ref"] for name, model in models.items()}
     definitions[_METHOD] = _any_method(registry, places)
+    for model, _ in wanted:
+        _add_made_defaults(definitions[references[(model, "validation")]["$ref"].rpartition("/")[2]], model)
     _complete(definitions)
     recipe = definitions.pop(Recipe.__name__)
     return {
@@ -57,6 +61,14 @@ def _any_method(registry: Registry, places: dict[str, str]) -> dict[str, Any]:
         "properties": {"name": {"enum": list(places), "oneOf": described}},
         "allOf": branches,
     }
+
+
+def _add_made_defaults(definition: dict[str, Any], model: type[BaseModel]) -> None:
+    """Add the defaults that a factory makes (lists, mappings, blocks), which pydantic leaves out."""
+    for name, field in model.model_fields.items():
+        if field.default_factory is not None:
+            made = field.get_default(call_default_factory=True)
+            definition["properties"][name]["default"] = {} if isinstance(made, BaseModel) else made
 
 
 def _complete(definitions: dict[str, Any]) -> None:

@@ -231,10 +231,15 @@ class Recipe(Block):
     """One recipe file, checked and with every default filled in."""
 
     model: ModelSpec
+    """Which pretrained model, and how its weights are held."""
     task: TaskName
+    """What the model learns to do."""
     data: DataSpec | None = None
+    """The rows; `count-params` does without."""
     method: SerializeAsAny[MethodParams]
+    """How: a method's name and its own hyper-parameters."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
+    """How long, how fast, on what."""
     output_dir: str | None = None
     """Directory of the run; null is runs/ and the recipe's file name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -242,4 +247,4 @@ class Recipe(Block):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the whole recipe as plain data, defaults included."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", serialize_as_any=True)

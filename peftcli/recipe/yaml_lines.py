@@ -122,8 +122,10 @@ class _Composer:
         before = self.nodes
         if anchor is not None:
             self.anchors[anchor] = None
-        nested = isinstance(event, CollectionStartEvent)
-        value = self.collection(event, key, depth) if nested else self.scalar(event, key)
+        if isinstance(event, CollectionStartEvent):
+            value = self.collection(event, key, depth)
+        else:
+            value = self.scalar(event, key)
         if anchor is not None:
             self.anchors[anchor] = _Anchored(value, self.nodes - before + 1)
         return value
