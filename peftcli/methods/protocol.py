@@ -55,7 +55,7 @@ class MethodInfo:
     paper: str
     params: type[MethodParams]
     learning_rate: float
-    mergeable: str | None | Callable[[MethodParams], str | None] = None
+    mergeable: str | Callable[[MethodParams], str | None] | None = None
     quantised_base: bool = True
     forces_4bit: bool = False
     artifact: Literal["adapter", "model"] = "adapter"
@@ -73,7 +73,8 @@ class MergeRule:
     Args:
         apply: from the base tensor in float32 (None when `kind` is "add") to the merged one in float32. The argument
             is the rule's own, so that it may work in place.
-        kind: `change` an existing tensor, `add` one that the base lacks, or `untie` a tensor that shared another's storage.
+        kind: `change` an existing tensor, `add` one that the base lacks, or `untie` one that shared the storage of
+            another.
     """
 
     apply: Callable[[Tensor | None], Tensor]
