@@ -32,7 +32,7 @@ class TrainState:
         seconds: of the loop so far, over all resumed parts; `step_seconds` without evaluations and checkpoints.
         window: loss sum, its count, tokens and seconds since the last logged step.
         loss_sum, loss_count: of the whole run.
-        best_value, best_step: the best evaluation so far.
+        best_value, best_step, best_metrics: the best evaluation so far.
         bad_evaluations: evaluations in a row without improvement.
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
@@ -50,6 +50,7 @@ class TrainState:
     loss_count: float = 0.0
     best_value: float | None = None
     best_step: int | None = None
+    best_metrics: dict[str, Any] | None = None
     bad_evaluations: int = 0
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None

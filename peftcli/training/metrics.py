@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import TrainingSpec
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]
@@ -19,20 +21,13 @@ class MetricInfo:
 
     Args:
         summary: one sentence.
-        kinds: the tasks' `metric_kind`s it is for.
         function: from predictions and references to values by name, without the `eval_` prefix.
         package: what must be installed, if it is no core dependency.
-        greater_is_better: the direction of its main value.
     """
 
     summary: str
-    kinds: tuple[str, ...]
     function: Function
     package: str | None = None
-    greater_is_better: bool = True
-
-
-CLASSES = ("single_label", "multi_label")
 
 
 def _accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
@@ -99,18 +94,30 @@ def _error(power: int, name: str) -> Function:
     return function
 
 
-def _seqeval(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    import warnings
+def _r2(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    from sklearn.metrics import r2_score
 
-    from seqeval.metrics import f1_score, precision_score, recall_score
+    return {"r2": float(r2_score(list(references), list(predictions))) if len(predictions) > 1 else float("nan")}
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tags without B- or I-, which it then counts as one-word entities
-        return {
-            "f1": float(f1_score(references, predictions, zero_division=0)),
-            "precision": float(precision_score(references, predictions, zero_division=0)),
-            "recall": float(recall_score(references, predictions, zero_division=0)),
-        }
+
+def _rmse(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    return {"rmse": _error(2, "mse")(predictions, references)["mse"] ** 0.5}
+
+
+def _entities(score: str, average: str, name: str) -> Function:
+    """Return a metric over whole entities (BIO, IOBES, ... tags), not tags."""
+
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        import warnings
+
+        from seqeval import metrics
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about tags without B- or I-: it counts each run of one as an entity
+            value = getattr(metrics, score)(references, predictions, average=average, zero_division=0)
+        return {name: float(value)}
+
+    return function
 
 
 def _bleu(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
@@ -125,13 +132,15 @@ def _chrf(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     return {"chrf": float(sacrebleu.corpus_chrf(list(predictions), [list(references)]).score)}
 
 
-def _rouge(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    from rouge_score.rouge_scorer import RougeScorer
+def _rouge(*names: str) -> Function:
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        from rouge_score.rouge_scorer import RougeScorer
 
-    names = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(names, use_stemmer=False)
-    rows = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
-    return {name: sum(row[name].fmeasure for row in rows) / max(1, len(rows)) for name in names}
+        scorer = RougeScorer(list(names), use_stemmer=False)
+        rows = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
+        return {name: sum(row[name].fmeasure for row in rows) / max(1, len(rows)) for name in names}
+
+    return function
 
 
 def _exact_match(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
@@ -139,27 +148,56 @@ def _exact_match(predictions: Sequence[Any], references: Sequence[Any]) -> Score
     return {"exact_match": right / max(1, len(predictions))}
 
 
-METRICS: dict[str, MetricInfo] = {
-    "accuracy": MetricInfo("share of right rows (of right tags)", (*CLASSES, "tags"), _accuracy),
-    "f1": MetricInfo("macro F1", CLASSES, _f1("macro", "f1")),
-    "f1_macro": MetricInfo("mean of the classes' F1", CLASSES, _f1("macro", "f1_macro")),
-    "f1_micro": MetricInfo("F1 over all decisions", CLASSES, _f1("micro", "f1_micro")),
-    "f1_weighted": MetricInfo("F1 of the classes, weighted by their rows", CLASSES, _f1("weighted", "f1_weighted")),
-    "precision": MetricInfo("macro precision", CLASSES, _macro("precision")),
-    "recall": MetricInfo("macro recall", CLASSES, _macro("recall")),
-    "mcc": MetricInfo("Matthews correlation", ("single_label",), _mcc),
-    "pearson": MetricInfo("linear correlation", ("regression",), _correlation("pearson")),
-    "spearman": MetricInfo("rank correlation", ("regression",), _correlation("spearman")),
-    "mse": MetricInfo("mean squared error", ("regression",), _error(2, "mse"), greater_is_better=False),
-    "mae": MetricInfo("mean absolute error", ("regression",), _error(1, "mae"), greater_is_better=False),
-    "seqeval": MetricInfo("entity F1, precision and recall", ("tags",), _seqeval, "seqeval"),
-    "bleu": MetricInfo("corpus BLEU, 0 to 100", ("text",), _bleu, "sacrebleu"),
-    "chrf": MetricInfo("corpus chrF, 0 to 100", ("text",), _chrf, "sacrebleu"),
-    "rouge": MetricInfo("ROUGE-1, -2 and -L F-measures", ("text",), _rouge, "rouge_score"),
-    "exact_match": MetricInfo("share of texts that are exactly right", ("text",), _exact_match),
+_ALL: dict[str, dict[str, MetricInfo]] = {
+    "classes": {
+        "accuracy": MetricInfo("share of rows that are exactly right", _accuracy),
+        "f1": MetricInfo("mean of the classes' F1", _f1("macro", "f1")),
+        "f1_macro": MetricInfo("mean of the classes' F1", _f1("macro", "f1_macro")),
+        "f1_micro": MetricInfo("F1 over all decisions", _f1("micro", "f1_micro")),
+        "f1_weighted": MetricInfo("F1 of the classes, weighted by their rows", _f1("weighted", "f1_weighted")),
+        "precision": MetricInfo("mean of the classes' precision", _macro("precision")),
+        "recall": MetricInfo("mean of the classes' recall", _macro("recall")),
+    },
+    "single_label": {"mcc": MetricInfo("Matthews correlation", _mcc)},
+    "regression": {
+        "mse": MetricInfo("mean squared error", _error(2, "mse")),
+        "rmse": MetricInfo("root of the mean squared error", _rmse),
+        "mae": MetricInfo("mean absolute error", _error(1, "mae")),
+        "r2": MetricInfo("share of the variance that is explained", _r2),
+        "pearson": MetricInfo("linear correlation", _correlation("pearson")),
+        "spearman": MetricInfo("rank correlation", _correlation("spearman")),
+    },
+    "tags": {
+        "accuracy": MetricInfo("share of right tags", _accuracy),
+        "f1": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1"), "seqeval"),
+        "f1_micro": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1_micro"), "seqeval"),
+        "f1_macro": MetricInfo("mean F1 of the kinds of entity", _entities("f1_score", "macro", "f1_macro"), "seqeval"),
+        "precision": MetricInfo("precision over entities", _entities("precision_score", "micro", "precision"), "seqeval"),
+        "recall": MetricInfo("recall over entities", _entities("recall_score", "micro", "recall"), "seqeval"),
+    },
+    "text": {
+        "bleu": MetricInfo("corpus BLEU, 0 to 100", _bleu, "sacrebleu"),
+        "chrf": MetricInfo("corpus chrF, 0 to 100", _chrf, "sacrebleu"),
+        "rouge": MetricInfo("ROUGE-1, -2 and -L F-measures", _rouge("rouge1", "rouge2", "rougeL"), "rouge_score"),
+        "rouge1": MetricInfo("ROUGE-1 F-measure", _rouge("rouge1"), "rouge_score"),
+        "rouge2": MetricInfo("ROUGE-2 F-measure", _rouge("rouge2"), "rouge_score"),
+        "rougeL": MetricInfo("ROUGE-L F-measure", _rouge("rougeL"), "rouge_score"),
+        "exact_match": MetricInfo("share of texts that are exactly right", _exact_match),
+    },
 }
+METRICS: dict[str, dict[str, MetricInfo]] = {
+    "single_label": _ALL["classes"] | _ALL["single_label"],
+    "multi_label": _ALL["classes"],
+    "regression": _ALL["regression"],
+    "tags": _ALL["tags"],
+    "text": _ALL["text"],
+}
+"""The metrics of each kind of prediction."""
 
-LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")
+ALWAYS = ("loss", "perplexity", "token_accuracy")
+"""Names that come with the loss and are no functions of the predictions."""
+
+LOWER_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae")
 """Last words of the metrics that should fall; all others should rise."""
 
 
@@ -169,23 +207,31 @@ def greater_is_better(metric: str) -> bool:
 
 
 def metric_problems(names: Sequence[str], kind: str) -> list[Problem]:
-    """Return what is wrong with `training.metrics` for a task: unknown names, other tasks' metrics, missing packages."""
-    from importlib.util import find_spec
-
+    """Return what is wrong with `training.metrics` here: unknown names, other tasks' metrics, missing packages."""
     problems = []
-    fitting = [name for name, info in METRICS.items() if kind in info.kinds]
+    key = "training.metrics"
     for name in names:
-        info = METRICS.get(name)
-        key = "training.metrics"
-        if info is None or kind not in info.kinds:
-            near = get_close_matches(name, fitting, n=1)
+        info = METRICS[kind].get(name)
+        if info is None:
+            near = get_close_matches(name, METRICS[kind], n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            what = f"there is no metric {name!r}" if info is None else f"{name} is not for {kind} predictions"
-            problems.append(Problem(what, key=key, suggestion=f"{hint}choose from: {', '.join(fitting)}"))
+            choice = f"{hint}choose from: {', '.join(METRICS[kind])}"
+            problems.append(Problem(f"{name!r} is no metric of {kind} predictions", key=key, suggestion=choice))
         elif info.package and find_spec(info.package) is None:
-            remedy = 'python -m pip install -e ".[metrics]"'
+            remedy = 'python -m pip install "peftcli[metrics]"'
             problems.append(Problem(f"{name} needs the package {info.package}", key=key, suggestion=remedy))
     return problems
+
+
+def wanted_metrics(default: Sequence[str], spec: TrainingSpec, sets: Sequence[str]) -> list[str]:
+    """Return the metrics to compute: the task's, those asked for, and the one that chooses the adapter.
+
+    Args:
+        sets: names of the validation sets.
+    """
+    best = spec.metric_for_best_model.removeprefix("eval_")
+    best = next((best.removeprefix(f"{name}_") for name in sets if name and best.startswith(f"{name}_")), best)
+    return [name for name in dict.fromkeys([*default, *spec.metrics, best]) if name not in ALWAYS]
 
 
 def compute_metrics(names: Sequence[str], kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
@@ -198,6 +244,6 @@ def compute_metrics(names: Sequence[str], kind: str, predictions: Sequence[Any],
     if problems:
         raise UserError(problems)
     scores: Scores = {}
-    for name in dict.fromkeys(names):
-        scores.update(METRICS[name].function(predictions, references))
+    for name in names:
+        scores.update(METRICS[kind][name].function(predictions, references))
     return scores

@@ -81,8 +81,7 @@ class Summary:
 
 
 class Reporter(Protocol):
-    """Who shows a run. Called on the main process only, in this order: notes and the header, then steps and evaluations,
-    then `finished`."""
+    """Who shows a run. Called on the main process only: notes and the header, steps and evaluations, `finished`."""
 
     def header(self, facts: dict[str, Any]) -> None:
         """Show what was decided before the first step.

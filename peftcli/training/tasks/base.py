@@ -73,9 +73,13 @@ class LossTerms:
 
 @dataclass
 class Evaluated:
-    """What one evaluated micro-batch gives: plain loss terms, and one prediction and reference per row (or none)."""
+    """What one evaluated micro-batch gives: plain loss terms, and one prediction and reference per row (or none).
+
+    `right` counts right tokens on the device, where a task was asked for it.
+    """
 
     terms: LossTerms
+    right: Tensor | None = None
     predictions: list[Any] = field(default_factory=list)
     references: list[Any] = field(default_factory=list)
 

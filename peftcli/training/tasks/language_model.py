@@ -59,12 +59,15 @@ class LanguageModelTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Return the summed next-token cross-entropy."""
+        states = self._supervised_states(model, batch)
         smoothing = self.settings.training.label_smoothing_factor
-        return LossTerms(self._loss_sum(model, batch, smoothing), batch.count)
+        return LossTerms(self._loss_sum(states, batch.targets["target"], smoothing), batch.count)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
-        """Return the plain loss; text metrics come from generation, apart."""
-        return Evaluated(LossTerms(self._loss_sum(model, batch, 0.0), batch.count))
+        """Return the plain loss, and right tokens if asked; text metrics come from generation, apart."""
+        states, targets = self._supervised_states(model, batch), batch.targets["target"]
+        right = self._right_tokens(states, targets) if self._counts_right else None
+        return Evaluated(LossTerms(self._loss_sum(states, targets, 0.0), batch.count), right)
 
     def derived_metrics(self, loss: float) -> dict[str, float]:
         """Return perplexity."""
@@ -75,21 +78,28 @@ class LanguageModelTask(Task):
         inputs = self.prepare_inputs(batch.inputs, generate=True)
         return generate(model, inputs, self.settings.tokenizer, max_new_tokens=self.settings.training.max_new_tokens)
 
-    def _loss_sum(self, model: nn.Module, batch: Batch, smoothing: float) -> Tensor:
-        targets = batch.targets
-        inputs = {**self.prepare_inputs(batch.inputs), "use_cache": False}
-        if self.route is None:
-            logits = model(**inputs).logits
-            picked = logits.flatten(0, 1).index_select(0, self._flat(targets, logits, batch))
-            return F.cross_entropy(picked.float(), targets["target"], reduction="sum", label_smoothing=smoothing)
-        hidden = self.route.hidden_states(model, inputs)
-        picked = hidden.flatten(0, 1).index_select(0, self._flat(targets, hidden, batch))
-        return head_loss(
-            self.route.head, picked, targets["target"], transform=self.route.transform, label_smoothing=smoothing
-        )
+    @property
+    def _counts_right(self) -> bool:
+        training = self.settings.training
+        return "token_accuracy" in training.metrics or training.metric_for_best_model.endswith("token_accuracy")
 
-    def _flat(self, targets: Mapping[str, Tensor], states: Tensor, batch: Batch) -> Tensor:
-        """Return indices into (batch * positions); virtual tokens that a method put in front are passed over."""
+    def _supervised_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what predicts the supervised tokens: the head's inputs, or its logits where there is no route."""
+        inputs = {**self.prepare_inputs(batch.inputs), "use_cache": False}
+        states = self.route.hidden_states(model, inputs) if self.route else model(**inputs).logits
         length = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"]).shape[1]
-        extra = states.shape[1] - length
-        return targets["row"] * states.shape[1] + targets["position"] + extra
+        extra = states.shape[1] - length  # virtual tokens that a method put in front
+        flat = batch.targets["row"] * states.shape[1] + batch.targets["position"] + extra
+        return states.flatten(0, 1).index_select(0, flat)
+
+    def _loss_sum(self, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        if self.route is None:
+            return F.cross_entropy(states.float(), targets, reduction="sum", label_smoothing=smoothing)
+        transform = self.route.transform
+        return head_loss(self.route.head, states, targets, transform=transform, label_smoothing=smoothing)
+
+    def _right_tokens(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Return how many supervised tokens are the likeliest ones."""
+        head = self.route.head if self.route else nn.Identity()  # transforms after the head keep the order
+        right = [(head(s).argmax(-1) == t).sum() for s, t in zip(states.split(512), targets.split(512), strict=True)]
+        return torch.stack(right).sum() if right else targets.new_zeros(())

@@ -1,0 +1,93 @@
+"""The training loop. `train_steps` is one screen: the phases of a step, in order. Nothing else happens in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from peftcli.training.milestones import Milestones
+from peftcli.training.session import Session
+from peftcli.training.signals import StopRequest
+from peftcli.training.tasks import Batch
+
+
+def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> bool:
+    """Take every remaining step; return whether the run is done (False: asked to stop, state saved)."""
+    state, plan, world, spec = session.state, session.plan, session.world, session.recipe.training
+    parameters = list(session.attachment.trainable_parameters().values())
+    session.model.train()
+    meter = milestones.meter
+    for batches in upcoming_batches(session):
+        meter.start_step()
+
+        # count: what the loss of the whole step is divided by, over all micro-batches and processes
+        count = world.sum(torch.tensor(sum(batch.count for batch in batches), device=world.device))
+
+        # forward, backward
+        for batch in batches:
+            with session.precision.training(world.device):
+                terms = session.task.loss(session.model, batch.to(world.device))
+            session.scaler.scale(terms.loss_sum / count.clamp_min(1e-9)).backward()
+            meter.add(terms.loss_sum, batch)
+
+        # the method's own loss, once a step
+        extra = session.attachment.extra_loss() if world.is_main else None
+        if extra is not None:
+            session.scaler.scale(extra).backward()
+
+        # sum over processes, unscale, clip
+        world.sum_gradients(parameters)
+        session.scaler.unscale_(session.optimizer)
+        limit = spec.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=world.device.type != "mps")
+
+        # step; a step whose float16 gradients overflowed is not taken
+        session.set_learning_rate(state.step)
+        session.scaler.step(session.optimizer)
+        scale = session.scaler.get_scale()
+        session.scaler.update()
+        state.step += 1
+        if session.scaler.get_scale() >= scale:
+            session.attachment.after_optimizer_step(state.step, plan.total_steps)
+
+        # clear
+        session.optimizer.zero_grad(set_to_none=True)
+
+        # record
+        meter.finish_step(norm)
+
+        # evaluate, save, stop
+        milestones.evaluate_if_due()
+        asked = _asked(session, stop)
+        milestones.save_if_due(at_once=asked)
+        if state.done or state.step >= plan.total_steps:
+            break
+        if asked:
+            return False
+    return True
+
+
+def _asked(session: Session, stop: StopRequest) -> bool:
+    """Return whether to stop; with several processes they agree where they wait for each other anyway."""
+    if session.world.size == 1:
+        return stop.requested
+    due = session.state.step % session.recipe.training.logging_steps == 0
+    return due and session.world.any(stop.requested)
+
+
+def upcoming_batches(session: Session) -> Iterator[list[Batch]]:
+    """Yield this process's micro-batches of each remaining step, the next step's prepared meanwhile if asked for."""
+    state, total = session.state, session.plan.total_steps
+    if not session.recipe.training.dataloader_num_workers:
+        while state.step < total:
+            yield session.step_batches(state.step)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        upcoming: Future[list[Batch]] = pool.submit(session.step_batches, state.step)
+        while state.step < total:
+            batches = upcoming.result()
+            upcoming = pool.submit(session.step_batches, min(state.step + 1, total - 1))
+            yield batches

@@ -1,0 +1,142 @@
+"""What happens between steps: evaluations, the best adapter, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+from peftcli.errors import Problem, UserError
+from peftcli.training.checkpoints import Checkpoints
+from peftcli.training.meter import Meter
+from peftcli.training.metrics import greater_is_better
+from peftcli.training.randomness import random_states, restore_random_states
+from peftcli.training.run_directory import RunDirectory
+from peftcli.training.session import Session
+
+
+class Milestones:
+    """Evaluates and saves when it is time; only the main process writes.
+
+    Args:
+        session: the run.
+        directory: where it is kept.
+    """
+
+    def __init__(self, session: Session, directory: RunDirectory) -> None:
+        self.session = session
+        self.directory = directory
+        spec = session.recipe.training
+        self.checkpoints: Checkpoints = directory.checkpoints(spec.save_total_limit)
+        self.meter = Meter(session)
+        self._clock = time.perf_counter()
+        self._saved_at: int | None = None
+
+    def evaluate_first(self) -> None:
+        """Evaluate before the first step, for the closing table."""
+        if self.session.validation and self.session.state.step == 0:
+            self.session.state.eval_before = self.session.evaluate()
+            self._log({"step": 0, "epoch": 0.0, **self.session.state.eval_before})
+
+    def evaluate_if_due(self) -> None:
+        """Evaluate at the recipe's interval and after the last step; keep the best, stop early."""
+        state, plan = self.session.state, self.session.plan
+        interval = self.session.eval_interval
+        last = state.step >= plan.total_steps
+        if not self.session.validation or not (last or (interval and state.step % interval == 0)):
+            return
+        metrics = self.session.evaluate()
+        line = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **metrics}
+        best = self._judge(metrics)
+        self._log({**line, "best": best})
+        self._keep_samples()
+
+    def _judge(self, metrics: dict[str, Any]) -> bool:
+        """Compare with the best so far; return whether this is better."""
+        state, spec = self.session.state, self.session.recipe.training
+        name = spec.metric_for_best_model
+        if name not in metrics:
+            numbers = [key for key, value in metrics.items() if isinstance(value, float)]
+            raise UserError(
+                Problem(f"the evaluation gives no {name}", key="training.metric_for_best_model",
+                        suggestion=f"choose from: {', '.join(numbers)}")
+            )  # fmt: skip
+        value = float(metrics[name])
+        greater = greater_is_better(name) if spec.greater_is_better is None else spec.greater_is_better
+        gain = math.inf if state.best_value is None else (value - state.best_value) * (1 if greater else -1)
+        better = gain > 0 or (state.best_value is None and not math.isnan(value))
+        enough = gain > spec.early_stopping_threshold
+        state.bad_evaluations = 0 if enough else state.bad_evaluations + 1
+        if better or state.best_step is None:
+            state.best_value, state.best_step = value, state.step
+            state.best_metrics = metrics
+            if self.session.world.is_main:
+                self.checkpoints.save_best(state.step, {"adapter": self.session.attachment.state_dict()})
+            self.session.world.wait()
+        patience = spec.early_stopping_patience
+        if patience is not None and state.bad_evaluations >= patience:
+            state.done = state.stopped_early = True
+        return state.best_step == state.step
+
+    def save_if_due(self, *, at_once: bool = False) -> None:
+        """Write a checkpoint at the recipe's interval, at the end, or because the user stops the run."""
+        state = self.session.state
+        due = self.session.saves_at(state.step) or (state.done and self.session.save_interval)
+        if (due or at_once) and self._saved_at != state.step:
+            self.save()
+
+    def save(self) -> None:
+        """Write everything that going on needs."""
+        self._saved_at = self.session.state.step
+        self.tick()
+        self.meter.freeze()
+        states = self.session.world.gather({"random": random_states(), "window": self.session.state.window})
+        if self.session.world.is_main:
+            self.checkpoints.save(self.session.state.step, self.session.checkpoint_tree(states))
+        self.session.world.wait()
+
+    def resume(self, tree: dict[str, Any]) -> None:
+        """Go on from a checkpoint: state, weights, optimizer, method, random numbers."""
+        self.session.load_checkpoint_tree(tree)
+        world = self.session.world
+        if len(tree["processes"]) != world.size:
+            count = len(tree["processes"])
+            raise UserError(f"this run has {count} processes, not {world.size}", suggestion=f"--num-processes {count}")
+        own = tree["processes"][world.rank]
+        self.session.state.window = own["window"]
+        restore_random_states(own["random"])
+        self.meter = Meter(self.session)
+        self._saved_at = self.session.state.step
+        if world.is_main:
+            self.directory.truncate_metrics(self.session.state.step)
+
+    def tick(self) -> None:
+        """Add the time since the last tick to the run's."""
+        now = time.perf_counter()
+        self.session.state.seconds += now - self._clock
+        self._clock = now
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.session.append_metrics(line)
+        if self.session.world.is_main:
+            self.session.reporter.evaluation(line)
+
+    def _keep_samples(self) -> None:
+        """Store generated samples and show the first."""
+        rows = self.session.evaluator.sample_rows if self.session.evaluator else []
+        shares = self.session.world.gather(rows) if self.session.recipe.training.eval_generate else []
+        rows = sorted((row for share in shares for row in share), key=lambda row: row["row"])
+        if not rows or not self.session.world.is_main:
+            return
+        with open(self.directory.path / "samples.jsonl", "a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps({"step": self.session.state.step, **row}, ensure_ascii=False) + "\n")
+        first = rows[0]
+        self.session.reporter.note(f"sample: {_short(first['prompt'])} -> {_short(first['prediction'])}")
+
+
+def _short(text: str, width: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"...{text[-width:]}"
+

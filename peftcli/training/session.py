@@ -1,0 +1,153 @@
+"""A run in memory: everything that the loop, the evaluations and the checkpoints share. Built by `training.setup`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from peftcli.methods.attachment import Attachment
+from peftcli.methods.protocol import MethodInfo
+from peftcli.models.anatomy import Anatomy
+from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.schema import Recipe
+from peftcli.training.checkpoints import TrainState
+from peftcli.training.collation import Collator
+from peftcli.training.evaluation import Evaluator
+from peftcli.training.plan import CPU_MICRO_BATCH_TOKENS, Plan, every, micro_batches
+from peftcli.training.precision import Precision
+from peftcli.training.reporting import Reporter
+from peftcli.training.run_directory import RunDirectory
+from peftcli.training.schedule import learning_rate_factor
+from peftcli.training.tasks import Batch, Task
+from peftcli.training.world import World
+
+
+@dataclass
+class Session:
+    """One run.
+
+    Args:
+        loaded: the recipe and where its values are written.
+        base: `models.loading.Loaded`: the live model's identity, dtype and notes.
+        data: `data.PreparedData`.
+        validation: named validation sets that have rows.
+        learning_rate: the peak rate.
+        state: what moves; replaced when a checkpoint is read.
+    """
+
+    loaded: LoadedRecipe
+    world: World
+    directory: RunDirectory
+    reporter: Reporter
+    tokenizer: Any
+    base: Any
+    data: Any
+    info: MethodInfo
+    anatomy: Anatomy
+    attachment: Attachment
+    task: Task
+    collator: Collator
+    evaluator: Evaluator
+    precision: Precision
+    plan: Plan
+    learning_rate: float
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    validation: Mapping[str, Any]
+    state: TrainState = field(default_factory=TrainState)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return self.loaded.recipe
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model, parts attached."""
+        return self.attachment.model
+
+    @property
+    def eval_interval(self) -> int | None:
+        """Steps between evaluations, or None."""
+        spec = self.recipe.training
+        if not self.validation:
+            return None
+        strategy = spec.eval_strategy
+        if strategy == "auto":
+            strategy = "steps" if spec.eval_steps else "epoch"
+        return every(strategy, spec.eval_steps, self.plan, default=100)
+
+    @property
+    def save_interval(self) -> int | None:
+        """Steps between checkpoints, or None."""
+        spec = self.recipe.training
+        if spec.save_strategy != "auto":
+            return every(spec.save_strategy, spec.save_steps, self.plan, default=100)
+        return spec.save_steps or self.eval_interval or self.plan.steps_per_epoch
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step`: at the interval, and after the last one."""
+        interval = self.save_interval
+        return interval is not None and (step % interval == 0 or step == self.plan.total_steps)
+
+    def step_batches(self, step: int) -> list[Batch]:
+        """Return this process's micro-batches of the step with this index, counted from 0, on the CPU."""
+        epoch, index = self.plan.position(step)
+        spec = self.recipe.training
+        limit = spec.max_tokens_per_micro_batch
+        if limit is None and self.world.device.type == "cpu":
+            limit = CPU_MICRO_BATCH_TOKENS
+        rows = self.collator.epoch_rows(self.data.train, epoch, self.plan.step_rows)[index]
+        shares = micro_batches(
+            rows, self.data.train.lengths, spec, rank=self.world.rank, size=self.world.size, max_tokens=limit
+        )
+        return [self.collator(self.data.train, share) for share in shares]
+
+    def set_learning_rate(self, step: int) -> None:
+        """Set every group's learning rate for the step with this index, counted from 0."""
+        factor = learning_rate_factor(self.recipe.training, self.plan.total_steps)(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return `eval_*` metrics over the validation sets."""
+        return self.evaluator(self.validation)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Write a line of metrics.jsonl and hand it to the trackers."""
+        if self.world.is_main:
+            self.directory.append_metrics(line)
+
+    def checkpoint_tree(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return everything that going on needs.
+
+        Args:
+            processes: random states and measuring window of each process.
+        """
+        trained = {name: p.detach() for name, p in self.attachment.trainable_parameters().items()}
+        return {
+            "progress": {**self.state.as_dict(), "window": {}},
+            "parameters": trained,
+            "adapter": self.attachment.state_dict(),
+            "method": self.attachment.training_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "processes": processes,
+        }
+
+    def load_checkpoint_tree(self, tree: dict[str, Any]) -> None:
+        """Put the run back to where `checkpoint_tree` was taken."""
+        self.state = TrainState(**tree["progress"])
+        self.attachment.load_state_dict(tree["adapter"])
+        self.attachment.load_training_state(tree["method"])
+        with torch.no_grad():
+            for name, parameter in self.attachment.trainable_parameters().items():
+                parameter.copy_(tree["parameters"][name])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.precision.scaled:
+            self.scaler.load_state_dict(tree["scaler"])
