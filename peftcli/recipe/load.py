@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding
 from peftcli.recipe.tree import Tree
 from peftcli.recipe.yaml_errors import YamlProblem
-from peftcli.recipe.yaml_lines import Document, Key, parse_yaml
+from peftcli.recipe.yaml_lines import Document, Key, Remark, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,30 @@ def load_recipe(
     variables = os.environ if environ is None else environ
     file = str(path)
     document = _parse(file, read_recipe_text(Path(path)), variables)
-    tree = Tree.from_document(file, document)
-    problems = apply_overrides(tree, overrides, variables)
+    return _checked(Tree.from_document(file, document), document.remarks, overrides, registry, need_data, variables)
+
+
+def recipe_from_overrides(source: str, overrides: Sequence[str], registry: Registry) -> LoadedRecipe:
+    """Build a recipe without a file, from `a.b=value` alone; it needs no data.
+
+    Args:
+        source: what the user wrote, named in problems.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    return _checked(Tree(source, {}, {}), (), overrides, registry, False, {})
+
+
+def _checked(
+    tree: Tree,
+    remarks: Iterable[Remark],
+    overrides: Sequence[str],
+    registry: Registry,
+    need_data: bool,
+    environ: Mapping[str, str],
+) -> LoadedRecipe:
+    problems = apply_overrides(tree, overrides, environ)
     builder = Builder(registry, tree.data)
     recipe = builder.build()
     found = builder.found
@@ -92,13 +114,13 @@ def load_recipe(
         found += check_recipe(recipe, registry, [finding.key for finding in found])
     problems += [
         tree.problem(remark.key, remark.message, remark.suggestion)
-        for remark in document.remarks
+        for remark in remarks
         if remark.key not in tree.overridden
     ]
     problems += [tree.problem(finding.key, finding.message, finding.suggestion) for finding in found]
     if problems or recipe is None:
         raise UserError(_in_order(problems))
-    return LoadedRecipe(_with_output_dir(recipe, file), file, tree)
+    return LoadedRecipe(_with_output_dir(recipe, tree.file), tree.file, tree)
 
 
 def _parse(file: str, text: str, environ: Mapping[str, str]) -> Document:

@@ -1,0 +1,141 @@
+"""`peft count-params`: what methods train, of how much, from the model's config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftcli.cli.options import Json
+from peftcli.errors import UserError
+
+if TYPE_CHECKING:
+    from peftcli.recipe.load import LoadedRecipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("count-params")(count_params)
+
+
+def count_params(
+    recipes: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to compare.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="M", help="Hub id, directory (a config.json is enough) or package:."),
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="The task, with --model.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", metavar="NAME[:KEY=VALUE,...]", help="A method, with --model; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare how many parameters methods train, save and add, without loading any weights.
+
+    Example: peft count-params --model gpt2 --task causal_lm --method lora:r=8,target_modules=[attn.q,attn.v]
+    """
+    from peftcli.cli.output import print_json
+
+    loaded = _recipes(recipes or [], model, task, method or [])
+
+    from peftcli.analysis.counting import count_params as count
+
+    rows = [count(each.recipe).as_dict() for each in loaded]
+    if as_json:
+        print_json(rows)
+    else:
+        _print([each.path for each in loaded], rows)
+
+
+def _recipes(files: list[Path], model: str | None, task: str | None, methods: list[str]) -> list[LoadedRecipe]:
+    from peftcli.methods.registry import registry
+    from peftcli.recipe.load import load_recipe, recipe_from_overrides
+
+    named = {"--model": model, "--task": task, "--method": methods}
+    given = [option for option, value in named.items() if value]
+    if given and len(given) < len(named):
+        missing = " and ".join(option for option in named if option not in given)
+        raise UserError(
+            f"{given[0]} needs {missing} too", suggestion="--model M --task T --method NAME[:key=value,...]"
+        )
+    if not files and not given:
+        raise UserError("nothing to count", suggestion="name recipes, or --model M --task T --method NAME")
+    problems = []
+    loaded = []
+    for file in files:
+        try:
+            loaded.append(load_recipe(file, [], registry, need_data=False))
+        except UserError as error:
+            problems += error.problems
+    for text in methods:
+        changes = [f"model.name_or_path={_quoted(str(model))}", f"task={_quoted(str(task))}", *method_overrides(text)]
+        try:
+            loaded.append(recipe_from_overrides(f"--method {text}", changes, registry))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(dict.fromkeys(problems))
+    return loaded
+
+
+def method_overrides(text: str) -> list[str]:
+    """Return `NAME:key=value,...` as changes of a recipe: `lora:r=8` is `method.name=lora`, `method.r=8`."""
+    name, _, settings = text.partition(":")
+    return [f"method.name={name}", *(f"method.{setting}" for setting in split_outside_brackets(settings))]
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """Split at the commas that stand in no brackets, braces or quotes; spaces around a part and empty parts go.
+
+    >>> split_outside_brackets("r=8,target_modules=[attn.q,attn.v]")
+    ['r=8', 'target_modules=[attn.q,attn.v]']
+    """
+    parts = [""]
+    depth = 0
+    quote = ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        if char == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _quoted(text: str) -> str:
+    """Return text as a double-quoted YAML string, so that it stays text whatever it looks like."""
+    import json
+
+    return json.dumps(text)
+
+
+def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
+    from peftcli.cli.output import byte_size, count, result_console, short_count, table
+
+    cells = [
+        [
+            name.removeprefix("--method "),
+            row["method"],
+            count(row["trainable"]),
+            f"{row['percent']:.3f}%",
+            count(row["saved"]),
+            byte_size(4 * row["saved"]),
+            count(row["head"]),
+            short_count(row["total"]),
+            f"{row['reduction']:,.0f}x" if row["reduction"] else "",
+        ]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    headings = ["", "method", "trainable", "of total", "saved", "in float32", "head", "total", "fewer than full"]
+    result_console().print(table(headings, cells, numeric=range(2, 9)))
