@@ -9,6 +9,9 @@ A method is one module, `methods/NAME.py`, that imports no torch at module level
   with the limit and what to use instead. The anatomy comes from a model on the meta device: no weights are loaded;
 - optionally `positions_taken(anatomy, params) -> int`: learned positions that the method uses up; rows must fit what
   is left of `anatomy.max_positions`;
+- optionally `check_config(config, params) -> list[str]`: the part of `check` that a local config.json answers, read as
+  JSON (`models.config_facts` has its numbers under one name each); each reason starts with the hyper-parameter it is
+  about. `peft validate` and `peft train` ask it before torch is imported;
 - optionally `check_run(params, total_steps) -> list[str]`: the same for what depends on the run's length;
 - if mergeable, `merge_rules(anatomy, params, state) -> dict[str, MergeRule]`.
 """

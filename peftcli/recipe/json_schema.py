@@ -35,8 +35,8 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     definitions: dict[str, Any] = document["$defs"]
     places = {name: references[(model, "validation")]["$ref"] for name, model in models.items()}
     definitions[_METHOD] = _any_method(registry, places)
-    for model, _ in wanted:
-        _add_made_defaults(definitions[references[(model, "validation")]["$ref"].rpartition("/")[2]], model)
+    for block, _ in wanted:
+        _add_made_defaults(definitions[references[(block, "validation")]["$ref"].rpartition("/")[2]], block)
     _complete(definitions)
     recipe = definitions.pop(Recipe.__name__)
     return {

@@ -58,6 +58,7 @@ def _put(tree: Tree, parts: Sequence[str], value: Any, text: str) -> str | None:
             current[step] = value
         elif isinstance(current, dict) and current.get(part) is None:
             current[part] = {}
+            tree.overridden[key] = text
         current = current[step]
     _forget_below(tree, key)
     tree.overridden[key] = text

@@ -28,11 +28,11 @@ OPTIMIZERS = (
 )
 """Values of `training.optim`."""
 
-_CONVERSATIONS = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer")
+_PROMPTED = ("alpaca", "prompt_completion", "question_answer")
 
 FORMATS: dict[str, frozenset[str]] = {
-    "causal_lm": frozenset({*_CONVERSATIONS, "text", "input_target", "pretokenized"}),
-    "seq2seq_lm": frozenset({*_CONVERSATIONS, "input_target", "pretokenized"}),
+    "causal_lm": frozenset({"messages", "sharegpt", *_PROMPTED, "text", "pretokenized"}),
+    "seq2seq_lm": frozenset({*_PROMPTED, "input_target", "pretokenized"}),
     "sequence_classification": frozenset({"classification", "folders", "pretokenized"}),
     "token_classification": frozenset({"tokens_tags", "pretokenized"}),
 }

@@ -1,0 +1,68 @@
+"""`peft validate RECIPE [key=value ...]`: say everything that is wrong with a recipe, at once and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from peftcli.cli.options import Json, Overrides, RecipePath
+
+if TYPE_CHECKING:
+    from peftcli.errors import Problem
+    from peftcli.recipe.load import LoadedRecipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("validate")(validate)
+
+
+def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check a recipe and the local files it names: keys, types, ranges, contradictions, model, data.
+
+    Example: peft validate configs/lora.yaml method.r=16
+    """
+    from peftcli.errors import UserError
+    from peftcli.methods.registry import registry
+    from peftcli.preflight import check_surroundings
+    from peftcli.recipe.load import load_recipe
+
+    loaded = None
+    try:
+        loaded = load_recipe(recipe, overrides or [], registry)
+        problems: Sequence[Problem] = check_surroundings(loaded, registry)
+    except UserError as error:
+        problems = error.problems
+    if as_json:
+        _print_json(problems)
+        raise typer.Exit(2 if problems else 0)
+    if problems:
+        raise UserError(problems)
+    if loaded is not None:
+        print(_summary(loaded))
+
+
+def _print_json(problems: Sequence[Problem]) -> None:
+    import dataclasses
+
+    from peftcli.cli.output import print_json
+
+    errors = [dataclasses.asdict(problem) for problem in problems]
+    fields = ("file", "line", "key", "message", "suggestion")
+    print_json({"valid": not errors, "errors": [{name: error[name] for name in fields} for error in errors]})
+
+
+def _summary(loaded: LoadedRecipe) -> str:
+    recipe = loaded.recipe
+    data = recipe.data
+    sources = [] if data is None else [data.path] if data.path else [source.path for source in data.datasets or ()]
+    lines = {
+        "model": recipe.model.name_or_path,
+        "task": recipe.task,
+        "data": ", ".join(str(path) for path in sources),
+        "method": recipe.method.name,
+        "output": recipe.output_dir,
+    }
+    return "\n".join([f"{loaded.path} is valid", *(f"  {name:<7} {value}" for name, value in lines.items())])

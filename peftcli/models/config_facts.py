@@ -1,0 +1,135 @@
+"""What a model's config.json says, read as plain data: for checks that must not import transformers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from peftcli.models.families_decoder import DECODER_FAMILIES
+from peftcli.models.families_encoder import ENCODER_FAMILIES
+from peftcli.models.families_seq2seq import SEQ2SEQ_FAMILIES
+
+Config = Mapping[str, Any]
+Kind = Literal["encoder", "decoder", "encoder_decoder"]
+
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_NOT_TEXT = ("vit", "whisper")
+_MORE_ENCODERS = ("deberta", "camembert", "mpnet", "ernie", "layoutlm", "xlm-roberta-xl", "megatron-bert", "funnel") + (
+    "longformer",
+    "big_bird",
+    "mobilebert",
+    "squeezebert",
+    "roformer",
+    "nomic_bert",
+    "esm",
+    "convbert",
+)
+
+
+def text_config(config: Config) -> Config:
+    """Return the part of a config that describes the text model (`text_config` of multimodal ones)."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def number_of_layers(config: Config) -> int | None:
+    """Return the number of blocks (of the larger stack in an encoder-decoder), if the config says it."""
+    found = [_integer(config, name) for name in (*_LAYERS, "encoder_layers", "decoder_layers", "num_decoder_layers")]
+    return max((count for count in found if count is not None), default=None)
+
+
+def width(config: Config) -> int | None:
+    """Return the width of the residual stream, if the config says it."""
+    return _first(config, _WIDTH)
+
+
+def positions(config: Config) -> int | None:
+    """Return how many positions the model was made for, if the config says it."""
+    return _first(config, _POSITIONS)
+
+
+def _first(config: Config, names: tuple[str, ...]) -> int | None:
+    return next((value for name in names if (value := _integer(config, name)) is not None), None)
+
+
+def _integer(config: Config, name: str) -> int | None:
+    value = text_config(config).get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def kind_of(config: Config) -> Kind | None:
+    """Return whether the model is an encoder, a decoder or both, or None where the config does not tell."""
+    model_type = config.get("model_type")
+    if config.get("is_encoder_decoder") is True or model_type in SEQ2SEQ_FAMILIES:
+        return "encoder_decoder"
+    if model_type in ENCODER_FAMILIES or model_type in _MORE_ENCODERS:
+        return "decoder" if config.get("is_decoder") is True else "encoder"
+    if model_type in DECODER_FAMILIES:
+        return "decoder"
+    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return "decoder"
+    return "encoder" if any(name.endswith("ForMaskedLM") for name in names) else None
+
+
+def task_refusal(config: Config, task: str) -> tuple[str, str] | None:
+    """Return why a model cannot do a task, and what to do instead; None if it can, or if the config does not tell."""
+    model_type = str(config.get("model_type"))
+    kind = kind_of(config)
+    if model_type in _NOT_TEXT:
+        return f"{model_type} is no text model", "it serves count-params only"
+    if task == "causal_lm" and kind == "encoder":
+        return (
+            f"a {model_type} model cannot do causal_lm: it is an encoder, whose attention sees later tokens",
+            "use sequence_classification or token_classification, or a decoder such as gpt2, llama or qwen2",
+        )
+    if task == "causal_lm" and kind == "encoder_decoder":
+        return f"a {model_type} model cannot do causal_lm: it is an encoder-decoder", "use the task seq2seq_lm"
+    if task == "seq2seq_lm" and kind in ("encoder", "decoder"):
+        other = "causal_lm" if kind == "decoder" else "sequence_classification or token_classification"
+        return (
+            f"a {model_type} model cannot do seq2seq_lm: it is no encoder-decoder",
+            f"use {other}, or a model such as t5 or bart",
+        )
+    return None
+
+
+def unknown_model_type(config: Config) -> tuple[str, str] | None:
+    """Return what is wrong with `model_type`, and the nearest names; None if the installed transformers has it.
+
+    Looks at the names of transformers' folders, which are its model types, without importing anything.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        return "the config has no model_type", "this directory is not in transformers' format"
+    if config.get("auto_map") or model_type in (*ENCODER_FAMILIES, *DECODER_FAMILIES, *SEQ2SEQ_FAMILIES):
+        return None
+    folder = _transformers_models()
+    if folder is None or (folder / model_type.replace("-", "_")).is_dir():
+        return None
+    if f'"{model_type}"' in _text_of(folder / "auto"):  # one folder holds several types: gemma3_text, llama4_text
+        return None
+    known = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("_")]
+    near = difflib.get_close_matches(model_type, known, n=3, cutoff=0.6)
+    meant = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "a newer transformers may know it: pip install -U transformers"
+    )
+    return f"the installed transformers knows no model_type {model_type!r}", meant
+
+
+def _transformers_models() -> Path | None:
+    spec = importlib.util.find_spec("transformers")
+    places = spec.submodule_search_locations if spec else None
+    folder = Path(places[0]) / "models" if places else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _text_of(folder: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.py")))

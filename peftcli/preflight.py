@@ -1,0 +1,174 @@
+"""What can be checked of a recipe's surroundings without importing anything heavy: model, data, output directory.
+
+Local files only: a hub id is looked up when training starts. Every problem comes with the recipe's line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from peftcli.errors import Problem, UserError
+from peftcli.locations import expand_location, resolve_location
+from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_model_type
+from peftcli.models.sources import find_source
+from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.registry import Registry
+from peftcli.recipe.schema import DataSource, DataSpec
+
+_HEAVY_FILES = (".parquet", ".arrow")  # reading them imports pyarrow and numpy
+_FIRST_ROWS = 8
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+
+
+def check_surroundings(loaded: LoadedRecipe, registry: Registry) -> list[Problem]:
+    """Return what stands in the way of training this recipe here.
+
+    Args:
+        loaded: a checked recipe.
+        registry: the methods; one may offer `check_config` (see `methods/protocol.py`).
+    """
+    problems = [*_model(loaded, registry)]
+    if loaded.recipe.data is not None:
+        problems += _data(loaded, loaded.recipe.data)
+    if loaded.recipe.method.init_from is not None:
+        problems += _warm_start(loaded, loaded.recipe.method.init_from)
+    output = Path(loaded.recipe.output_dir or ".")
+    if output.exists() and not output.is_dir():
+        problems.append(loaded.problem("output_dir", f"output_dir {output} is a file", "name a directory"))
+    return problems
+
+
+def _model(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
+    spec = loaded.recipe.model
+    try:
+        source = find_source(spec.name_or_path)
+    except UserError as error:
+        yield from _placed(loaded, "model.name_or_path", error)
+        return
+    if source.kind != "hub" and spec.revision is not None:
+        yield loaded.problem("model.revision", "model.revision is for hub ids; this model is local", "leave it out")
+    if source.kind != "directory" or source.path is None:
+        return
+    config = _config(source.path)
+    if isinstance(config, str):
+        yield loaded.problem("model.name_or_path", f"{spec.name_or_path}: {config}")
+        return
+    if not any((source.path / file).exists() for file in _TOKENIZERS):
+        remedy = f"expected one of {', '.join(_TOKENIZERS)}"
+        yield loaded.problem("model.name_or_path", f"{spec.name_or_path} holds no tokenizer", remedy)
+    yield from _config_problems(loaded, registry, config)
+
+
+def _config(path: Path) -> Mapping[str, Any] | str:
+    """Return a model directory's config, or why there is none."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"config.json cannot be read: {error}"
+    return config if isinstance(config, dict) else "config.json does not hold a mapping"
+
+
+def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[str, Any]) -> Iterator[Problem]:
+    recipe = loaded.recipe
+    unknown = unknown_model_type(config)
+    if unknown:
+        yield loaded.problem("model.name_or_path", *unknown)
+        return
+    refusal = task_refusal(config, recipe.task)
+    if refusal:
+        yield loaded.problem("task", *refusal)
+    layers = number_of_layers(config)
+    chosen = getattr(recipe.method, "layers_to_transform", None)  # only methods that choose projections have it
+    wanted = [chosen] if isinstance(chosen, int) else chosen or []
+    if layers is not None and any(layer >= layers for layer in wanted):
+        message = f"method.layers_to_transform has {max(wanted)}, but the model has {layers} blocks"
+        yield loaded.problem("method.layers_to_transform", message, f"expected 0 <= value <= {layers - 1}")
+    check = getattr(registry.find(recipe.method.name), "check_config", None)
+    for reason in check(config, recipe.method) if check else ():
+        yield loaded.problem(f"method{_named_key(reason, recipe.method)}", reason)
+
+
+def _named_key(reason: str, params: Any) -> str:
+    """Return the hyper-parameter that a reason starts with, as `.r`, or nothing."""
+    first = reason.split(" ", 1)[0].strip(":`").removeprefix("method.")
+    return f".{first}" if first in type(params).model_fields else ""
+
+
+def _data(loaded: LoadedRecipe, data: DataSpec) -> Iterator[Problem]:
+    for key, source in _sources(data):
+        try:
+            paths = expand_location(source.path)
+            if paths is not None:
+                _first_rows_fit(loaded, data, source)
+        except UserError as error:
+            yield from _placed(loaded, key, error)
+    template = data.chat_template
+    if template is not None and template.endswith((".jinja", ".jinja2", ".j2")) and not Path(template).is_file():
+        yield loaded.problem("data.chat_template", f"there is no file {template!r}")
+
+
+def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
+    """Yield every source of rows with the key of its path, training before validation."""
+    if data.path is not None:
+        yield "data.path", DataSource(path=data.path, config=data.config, split=data.split)
+    for index, source in enumerate(data.datasets or ()):
+        yield f"data.datasets.{index}.path", source
+    if isinstance(data.validation, DataSource):
+        yield "data.validation.path", data.validation
+    for index, source in enumerate(data.validation if isinstance(data.validation, list) else ()):
+        yield f"data.validation.{index}.path", source
+
+
+def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource) -> None:
+    """Read the first rows of a local source and see whether a format of the task fits them.
+
+    Raises:
+        UserError: there are no rows, the first ones are all broken, or no format or column fits.
+    """
+    from peftcli.data.formats import recognise
+    from peftcli.data.records import Record
+    from peftcli.data.sources import resolve_source
+
+    files = resolve_source(source)
+    if files.kind == "dataset" or any(file.suffix in _HEAVY_FILES for file in files.files[:1]):
+        return
+    rows = list(islice(files.rows(), _FIRST_ROWS))
+    if not rows:
+        raise UserError(f"{source.path} is empty: it holds no rows", suggestion="name a file with rows")
+    good = [row for row in rows if isinstance(row, Record)]
+    if not good:
+        return  # `data.on_error` decides about broken rows when all of them are read
+    recognise(
+        good,
+        loaded.recipe.task,
+        wanted=source.format or data.format,
+        columns=source.columns if source.columns is not None else data.columns,
+        template=data.template,
+        source=source.path,
+        is_folders=files.kind == "folders",
+    )
+
+
+def _warm_start(loaded: LoadedRecipe, start: str) -> Iterator[Problem]:
+    try:
+        path = resolve_location(start)
+    except UserError as error:
+        yield from _placed(loaded, "method.init_from", error)
+        return
+    if path is not None and not any((path / name).exists() for name in ("adapter", "adapter_config.json", "model")):
+        yield loaded.problem("method.init_from", f"{start} is neither a run nor an adapter directory")
+
+
+def _placed(loaded: LoadedRecipe, key: str, error: UserError) -> Iterator[Problem]:
+    """Yield an error's problems with the recipe's line, at their own key where they name one."""
+    for problem in error.problems:
+        if problem.line is not None:
+            yield problem  # a row of a data file
+        else:
+            about = f"{problem.file}: " if problem.file and problem.file not in problem.message else ""
+            yield loaded.problem(problem.key or key, f"{about}{problem.message}", problem.suggestion)
