@@ -77,7 +77,7 @@ class _Reader:
             )
         embeddings = self._embeddings()
         output = _output_embeddings(self.view)
-        head = _head(self.view, output)
+        head = head_modules(self.view)
         return Anatomy(
             family=self.view.model.config.model_type,
             origin=origin,
@@ -258,17 +258,16 @@ def _output_embeddings(view: ModuleView) -> str | None:
     return next((name for name, module in view.modules.items() if module is head), None) if head is not None else None
 
 
-def _head(view: ModuleView, output_embeddings: str | None) -> tuple[str, ...]:
+def head_modules(view: ModuleView) -> tuple[str, ...]:
     """Modules with weights that the pretrained base lacks: neither in it, nor the language-model head, nor tied to it.
 
     A language model keeps the transforms in front of its head (BERT's `cls`), so nothing of it counts as new.
     """
-    if not view.base_path or output_embeddings is not None:
+    if not view.base_path or _output_embeddings(view) is not None:
         return ()
     base = {id(parameter) for parameter in view.modules[view.base_path].parameters()}
-    heads = []
-    for name, module in view.model.named_children():
-        own = [parameter for parameter in module.parameters() if id(parameter) not in base]
-        if name != view.base_path.split(".")[0] and own:
-            heads.append(name)
-    return tuple(heads)
+    return tuple(
+        name
+        for name, module in view.model.named_children()
+        if name != view.base_path.split(".")[0] and any(id(own) not in base for own in module.parameters())
+    )

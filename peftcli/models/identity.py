@@ -1,0 +1,104 @@
+"""What a run remembers of its base: enough to find it again and to notice that it changed. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
+# What saving rewrites without changing the model.
+_VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The base model of a run.
+
+    Args:
+        name: as the recipe names it.
+        revision: commit of the hub, or None.
+        fingerprint: hash of the weight files' headers, sizes and sampled bytes, and of the config; see `fingerprint`.
+        quantization: such as `bitsandbytes nf4 double bfloat16`, or None.
+        dtype: of the frozen weights in memory.
+        model_type: of the config.
+        versions: of the libraries that loaded it.
+        shape: hidden_size, layers and vocab_size.
+        source: `safetensors`, `gguf`, or `config` (no weights were read).
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    quantization: str | None
+    dtype: str
+    model_type: str
+    versions: dict[str, str]
+    shape: dict[str, int] = field(default_factory=dict)
+    source: str = "safetensors"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BaseIdentity:
+        """Return the identity that `as_dict` gave; keys of a later version are ignored."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+    def misfits(self, other: BaseIdentity) -> list[str]:
+        """Return why an adapter trained on `self` cannot belong to `other`: architecture, width, depth, vocabulary."""
+        found = []
+        if self.model_type != other.model_type:
+            found.append(f"architecture {other.model_type} instead of {self.model_type}")
+        for key, value in self.shape.items():
+            if key in other.shape and other.shape[key] != value:
+                found.append(f"{key} {other.shape[key]} instead of {value}")
+        return found
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return a cheap hash of a model on disk, `sha256:...`: it reads headers and samples, never whole weight files.
+
+    Two copies of one checkpoint agree wherever they lie. A weight changed in place is found if it touches a header, the
+    size, or one of the samples, which are spread over each file.
+
+    Args:
+        path: a directory with safetensors files and a config.json, or one GGUF file.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    for file in files:
+        digest.update(file.name.encode() if path.is_dir() else b"gguf")
+        _add_file(digest, file)
+    config = path / "config.json"
+    if path.is_dir() and config.is_file():
+        digest.update(_stable_config(config))
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _add_file(digest: hashlib._Hash, file: Path) -> None:
+    size = file.stat().st_size
+    digest.update(str(size).encode())
+    with file.open("rb") as stream:
+        if file.suffix == ".safetensors":
+            length = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(length, size)))
+        for i in range(_SAMPLES):
+            stream.seek(max(0, (size - _SAMPLE_BYTES) * i // (_SAMPLES - 1)))
+            digest.update(stream.read(_SAMPLE_BYTES))
+
+
+def _stable_config(file: Path) -> bytes:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return file.read_bytes()
+    kept = {key: value for key, value in values.items() if key not in _VOLATILE_CONFIG}
+    return json.dumps(kept, sort_keys=True).encode()

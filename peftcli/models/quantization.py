@@ -1,0 +1,158 @@
+"""4- and 8-bit bases through bitsandbytes, on CUDA and on CPU. Imported only when something asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.dtypes import computes_well
+from peftcli.models.module_view import ModuleView
+from peftcli.models.reading import head_modules, read_anatomy
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from peftcli.models.anatomy import Anatomy
+    from peftcli.recipe.schema import ModelSpec
+
+
+def quantisation_words(
+    spec: ModelSpec, config: PretrainedConfig, task_model: PreTrainedModel, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Return the keywords of `from_pretrained` for a quantised base.
+
+    Args:
+        config: says whether the checkpoint is quantised already; then its own settings hold.
+        task_model: the same model on the meta device, to know its head: what is trained whole stays unquantised.
+        dtype: of the weights that stay unquantised, and of the products where `bnb_4bit_compute_dtype` is auto.
+
+    Raises:
+        UserError: bitsandbytes is missing, both widths are asked for, or the device cannot run it.
+    """
+    if spec.load_in_4bit and spec.load_in_8bit:
+        raise UserError(Problem("load_in_4bit and load_in_8bit exclude each other", key="model.load_in_8bit"))
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            Problem(
+                "4- and 8-bit models need the package bitsandbytes, which is not installed",
+                key="model",
+                suggestion="pip install bitsandbytes; where it has no wheel, leave load_in_4bit out",
+            )
+        )
+    if device.type not in ("cuda", "cpu", "xpu"):
+        raise UserError(
+            Problem(
+                f"bitsandbytes does not compute on {device.type}",
+                key="model",
+                suggestion="training.device: cpu computes 4-bit layers, slowly; or leave load_in_4bit out",
+            )
+        )
+    words: dict[str, Any] = {"device_map": {"": device}}
+    if getattr(config, "quantization_config", None) is not None:
+        return words
+    from transformers import BitsAndBytesConfig
+
+    view = ModuleView(task_model)
+    kept = [*head_modules(view)]
+    output = task_model.get_output_embeddings() if not kept else None
+    kept += [name for name, module in view.modules.items() if output is not None and module is output]
+    compute = dtype if spec.bnb_4bit_compute_dtype == "auto" else getattr(torch, spec.bnb_4bit_compute_dtype)
+    if device.type == "cpu" and compute != torch.float32 and not computes_well(compute, device):
+        compute = torch.float32
+    words["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=spec.load_in_4bit,
+        load_in_8bit=spec.load_in_8bit,
+        bnb_4bit_quant_type=spec.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=spec.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=kept or None,
+    )
+    return words
+
+
+def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[float, str, list[str]]:
+    """Make a freshly loaded quantised model safe to train, and report on it.
+
+    Returns:
+        The share of the block weights that is quantised, the quantisation in words, and notes.
+
+    Raises:
+        UserError: a smaller share than `spec.min_quantized_share`.
+    """
+    keep_trainable(model)
+    anatomy = read_anatomy(model, spec.anatomy)
+    share = quantised_share(model, anatomy)
+    words = describe_quantisation(model)
+    notes = [f"{share:.0%} of the block weights are quantised ({words})"]
+    if share < spec.min_quantized_share:
+        rest = "; ".join(dict.fromkeys(reason for _, reason in anatomy.left_out)) or "its layers are not linear modules"
+        raise UserError(
+            Problem(
+                f"only {share:.0%} of the block weights of this {anatomy.family} model are quantised: {rest}",
+                key="model.min_quantized_share",
+                suggestion=f"accept it with model.min_quantized_share: {share // 0.01 / 100:g}, or load 16-bit weights",
+            )
+        )
+    return share, words, notes
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Stop 4-bit layers from repacking themselves.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer's weight in place at its first evaluation pass. From
+    then on no gradient passes through the layer, and saving or dequantising it gives garbage.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (an attribute of bitsandbytes, not ours)
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Tell whether a module's weight is held in 4 or 8 bits."""
+    weight = getattr(module, "weight", None)
+    return weight is not None and (hasattr(weight, "quant_state") or hasattr(weight, "SCB"))
+
+
+def logical_numel(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter stands for: a packed 4-bit weight stores two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return prod(state.shape)
+    return int(parameter.numel())
+
+
+def quantised_share(model: nn.Module, anatomy: Anatomy) -> float:
+    """Return the share of the numbers in the blocks that is held in 4 or 8 bits."""
+    low = total = 0
+    for parameter, quantised in _block_parameters(model, anatomy):
+        count = logical_numel(parameter)
+        total += count
+        low += count if quantised else 0
+    return low / total if total else 0.0
+
+
+def _block_parameters(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[nn.Parameter, bool]]:
+    for paths in anatomy.layers.values():
+        for path in paths:
+            for module in model.get_submodule(path).modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    yield parameter, name == "weight" and is_quantised(module)
+
+
+def describe_quantisation(model: PreTrainedModel) -> str:
+    """Return the quantisation in words, such as `bitsandbytes 4-bit nf4, double, computes in bfloat16`."""
+    config = getattr(model.config, "quantization_config", None)
+    values = config if isinstance(config, dict) else config.to_dict() if config is not None else {}
+    if not (values.get("load_in_4bit") or values.get("load_in_8bit")):
+        return str(values.get("quant_method", "unknown"))
+    if values.get("load_in_8bit"):
+        return "bitsandbytes 8-bit"
+    double = ", double" if values.get("bnb_4bit_use_double_quant") else ""
+    compute = str(values.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
+    return f"bitsandbytes 4-bit {values.get('bnb_4bit_quant_type', 'fp4')}{double}, computes in {compute}"
