@@ -19,7 +19,15 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _NOT_TEXT = ("vit", "whisper")
-_MORE_ENCODERS = ("deberta", "camembert", "mpnet", "ernie", "layoutlm", "xlm-roberta-xl", "megatron-bert", "funnel") + (
+_MORE_ENCODERS = (
+    "deberta",
+    "camembert",
+    "mpnet",
+    "ernie",
+    "layoutlm",
+    "xlm-roberta-xl",
+    "megatron-bert",
+    "funnel",
     "longformer",
     "big_bird",
     "mobilebert",

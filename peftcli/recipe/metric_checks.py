@@ -6,29 +6,31 @@ from collections.abc import Iterator
 
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding, choice_hint
-from peftcli.recipe.vocabulary import METRICS
+from peftcli.recipe.vocabulary import METRICS, PREDICTIONS
 
 
 def check_metrics(recipe: Recipe) -> Iterator[Finding]:
     """Yield unknown metrics in `training.metrics` and `training.metric_for_best_model`."""
-    known = METRICS[recipe.task]
-    every = f"the metrics of {recipe.task} are: {', '.join(sorted(known))}"
+    kinds = PREDICTIONS[recipe.task]
+    if recipe.model.problem_type in kinds:
+        kinds = (recipe.model.problem_type,)
+    known = frozenset(name for kind in kinds for name in METRICS[kind])
+    every = f"the metrics of {recipe.model.problem_type or recipe.task} are: {', '.join(sorted(known))}"
     for index, name in enumerate(recipe.training.metrics):
         if name not in known:
             reason = f"training.metrics: {_wrong(name, recipe)}"
             yield Finding(("training", "metrics", index), reason, _nearest(name, known, every))
     best = recipe.training.metric_for_best_model
     if not best.startswith("eval_"):
-        yield Finding(
-            ("training", "metric_for_best_model"),
-            f"training.metric_for_best_model = {best!r}; expected eval_ and a metric",
-            f"write eval_{best}" if best in known else every,
-        )
+        reason = f"training.metric_for_best_model = {best!r}; expected eval_ and a metric"
+        write = f"write eval_{best}" if best in known or best == "loss" else every
+        yield Finding(("training", "metric_for_best_model"), reason, write)
         return
     name = _without_set(best.removeprefix("eval_"), recipe)
-    if name not in known:
+    single = known - {"rouge"} | {"loss"}  # `rouge` gives three numbers
+    if name not in single:
         reason = f"training.metric_for_best_model = {best!r}: {_wrong(name, recipe)}"
-        yield Finding(("training", "metric_for_best_model"), reason, _nearest(name, known, every, "eval_"))
+        yield Finding(("training", "metric_for_best_model"), reason, _nearest(name, single, every, "eval_"))
 
 
 def _without_set(name: str, recipe: Recipe) -> str:
@@ -42,8 +44,9 @@ def _without_set(name: str, recipe: Recipe) -> str:
 
 
 def _wrong(name: str, recipe: Recipe) -> str:
-    owners = [task for task, known in METRICS.items() if name in known]
-    return f"{name!r} is for {' and '.join(owners)}" if owners else f"there is no metric {name!r} for {recipe.task}"
+    owners = [kind for kind, known in METRICS.items() if name in known]
+    task = recipe.model.problem_type or recipe.task
+    return f"{name!r} is for {', '.join(owners)}, not {task}" if owners else f"there is no metric {name!r}"
 
 
 def _nearest(name: str, known: frozenset[str], every: str, prefix: str = "") -> str:

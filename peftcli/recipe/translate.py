@@ -125,7 +125,8 @@ def _custom(message: str, key: Key, block: type[BaseModel], data: Any, prefix: K
         for word in re.findall(r"[A-Za-z_][A-Za-z0-9_]*", message):
             if word in inner.model_fields and word != "name":
                 return Finding((*prefix, *key, word), message)
-    return Finding((*prefix, *key), message)
+    full = dotted((*prefix, *key))
+    return Finding((*prefix, *key), message if full in message else f"{full}: {message}")
 
 
 def value_at(data: Any, key: Key) -> Any:

@@ -38,15 +38,21 @@ FORMATS: dict[str, frozenset[str]] = {
 }
 """The row formats that serve a task; `auto` always may be asked for."""
 
-_TEXT_METRICS = ("loss", "perplexity", "token_accuracy", "exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
-_CLASS_METRICS = ("loss", "accuracy", "f1", "f1_macro", "f1_micro", "precision", "recall")
+_CLASSES = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "precision", "recall")
 
-METRICS: dict[str, frozenset[str]] = {
-    "causal_lm": frozenset(_TEXT_METRICS),
-    "seq2seq_lm": frozenset(_TEXT_METRICS),
-    "sequence_classification": frozenset(
-        {*_CLASS_METRICS, "f1_weighted", "mcc", "mse", "rmse", "mae", "r2", "pearson", "spearman"}
-    ),
-    "token_classification": frozenset(_CLASS_METRICS),
+METRICS: dict[str, tuple[str, ...]] = {
+    "single_label": (*_CLASSES, "mcc"),
+    "multi_label": _CLASSES,
+    "regression": ("mse", "rmse", "mae", "r2", "pearson", "spearman"),
+    "tags": ("accuracy", "f1", "f1_micro", "f1_macro", "precision", "recall"),
+    "text": ("bleu", "chrf", "rouge", "rouge1", "rouge2", "rougeL", "exact_match", "perplexity", "token_accuracy"),
 }
-"""What an evaluation of a task can measure; `eval_` stands before them in a run's files."""
+"""What an evaluation can measure beside the loss, by the kind of prediction."""
+
+PREDICTIONS: dict[str, tuple[str, ...]] = {
+    "causal_lm": ("text",),
+    "seq2seq_lm": ("text",),
+    "sequence_classification": ("single_label", "multi_label", "regression"),
+    "token_classification": ("tags",),
+}
+"""The kinds of prediction of each task; `model.problem_type` chooses where there are several."""
