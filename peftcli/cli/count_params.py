@@ -121,7 +121,7 @@ def _quoted(text: str) -> str:
 
 
 def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
-    from peftcli.cli.output import byte_size, count, result_console, short_count, table
+    from peftcli.cli.output import byte_size, count, print_table, result_console, short_count, table
 
     cells = [
         [
@@ -138,4 +138,4 @@ def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
         for name, row in zip(names, rows, strict=True)
     ]
     headings = ["", "method", "trainable", "of total", "saved", "in float32", "head", "total", "fewer than full"]
-    result_console().print(table(headings, cells, numeric=range(2, 9)))
+    print_table(result_console(), table(headings, cells, numeric=range(2, 9)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from peftcli.cli.output import byte_size, count, duration, metric, result_console, table
+from peftcli.cli.output import byte_size, count, duration, metric, print_table, result_console, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -215,7 +215,8 @@ def print_summary(summary: Summary, console: Console) -> None:
             for name, value in summary.eval.items()
             if _shown(name, value)
         ]
-        console.print(table(["validation", "before", "after"], rows, numeric=(1, 2)))
+        print_table(console, table(["validation", "before", "after"], rows, numeric=(1, 2)))
+        console.print()
     elif summary.train_loss is not None:
         console.print(f"training loss   {summary.train_loss:.4f}", highlight=False)
     place = Path(summary.output_dir) / summary.artifact

@@ -47,7 +47,7 @@ def evaluate(
 
 
 def _print(metrics: dict[str, Any], console: Console) -> None:
-    from peftcli.cli.output import metric, table
+    from peftcli.cli.output import metric, print_table, table
 
     rows = [[name, metric(name, value)] for name, value in metrics.items() if not isinstance(value, (dict, list))]
-    console.print(table(["metric", "value"], rows, numeric=(1,)))
+    print_table(console, table(["metric", "value"], rows, numeric=(1,)))

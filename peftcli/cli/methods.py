@@ -10,6 +10,7 @@ from peftcli.cli.options import Json
 
 if TYPE_CHECKING:
     from peftcli.methods.protocol import MethodInfo
+    from peftcli.recipe.params import MethodParams
 
 
 def register(app: typer.Typer) -> None:
@@ -52,8 +53,8 @@ def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> d
         {
             "name": key,
             "type": type_text(field, schema.get("$defs", {})),
-            "default": field.get("default"),
-            "required": key in schema.get("required", ()),
+            "default": _default(info.params, key),
+            "required": info.params.model_fields[key].is_required(),
             "description": field.get("description", ""),
         }
         for key, field in schema["properties"].items()
@@ -76,6 +77,14 @@ def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> d
     return record
 
 
+def _default(params: type[MethodParams], key: str) -> Any:
+    from peftcli.recipe.params import Block
+
+    field = params.model_fields[key]
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    return value.model_dump(mode="json") if isinstance(value, Block) else value
+
+
 def _refusals(infos: list[MethodInfo], model: str, task: str | None) -> dict[str, list[str]]:
     """Return, per method, why this model cannot carry it with its default hyper-parameters."""
     from peftcli.analysis.fitting import refusals
@@ -84,7 +93,7 @@ def _refusals(infos: list[MethodInfo], model: str, task: str | None) -> dict[str
 
 
 def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
-    from peftcli.cli.output import result_console, table
+    from peftcli.cli.output import print_table, result_console, table
 
     columns = ["method", "family", "merges", "4-bit base", "learning rate", "paper"]
     cells = [
@@ -103,12 +112,12 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
         for line, row in zip(cells, rows, strict=True):
             line.insert(1, "yes" if row["fits"] else "no: " + "; ".join(row["reasons"]))
     console = result_console()
-    console.print(table(columns, cells))
-    console.print("`peft methods NAME` shows one with its hyper-parameters.")
+    print_table(console, table(columns, cells))
+    console.print("\n`peft methods NAME` shows one with its hyper-parameters.")
 
 
 def _print_one(row: dict[str, Any]) -> None:
-    from peftcli.cli.output import result_console, table
+    from peftcli.cli.output import print_table, result_console, table
 
     console = result_console()
     console.print(f"[bold]{row['name']}[/]: {row['summary']}")
@@ -128,7 +137,8 @@ def _print_one(row: dict[str, Any]) -> None:
         ]
         for field in row["parameters"]
     ]
-    console.print(table(["method.", "type", "default", "meaning"], cells), markup=False)
+    console.print()
+    print_table(console, table(["method.", "type", "default", "meaning"], cells))
 
 
 def text_of(value: Any) -> str:

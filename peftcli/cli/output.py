@@ -40,14 +40,26 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Ite
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     right = set(numeric)
     for index, heading in enumerate(columns):
         made.add_column(heading, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # Text: brackets in a cell are no markup
     return made
+
+
+def print_table(console: Console, made: Table) -> None:
+    """Print a table; into a file or pipe without the spaces that fill the last column."""
+    if console.is_terminal:
+        console.print(made)
+        return
+    with console.capture() as drawn:
+        console.print(made)
+    for line in drawn.get().splitlines():
+        print(line.rstrip(), file=console.file)
 
 
 def count(number: int) -> str:

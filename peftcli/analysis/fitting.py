@@ -1,0 +1,62 @@
+"""Which methods a model can carry, found by attaching each one to the model on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+from transformers import PretrainedConfig
+
+from peftcli.errors import Problem, UserError
+from peftcli.methods.apply import apply_method
+from peftcli.methods.registry import MethodRegistry, registry
+from peftcli.models.loading import build_meta, load_config
+from peftcli.models.reading import read_anatomy
+from peftcli.models.tasks import TASK_CLASSES, possible_tasks
+from peftcli.recipe.schema import ModelSpec, TaskName
+
+
+def refusals(
+    names: Iterable[str], model: str, task: str | None = None, *, methods: MethodRegistry = registry
+) -> dict[str, list[str]]:
+    """Return, by method, why this model cannot carry it with its default hyper-parameters; empty where it can.
+
+    Args:
+        names: methods.
+        model: hub id, directory or package:NAME/PATH; only its config is read.
+        task: the task; by default the first that the model can do.
+
+    Raises:
+        UserError: there is no such model or task, or the model cannot do it.
+    """
+    config = load_config(ModelSpec(name_or_path=model))
+    chosen = _task(config, task)
+    return {name: _reasons(name, config, chosen, methods) for name in names}
+
+
+def _task(config: PretrainedConfig, task: str | None) -> TaskName:
+    known = {str(name): name for name in TASK_CLASSES}
+    if task is not None:
+        if task not in known:
+            raise UserError(Problem(f"there is no task {task!r}", suggestion=f"choose one of: {', '.join(known)}"))
+        return known[task]
+    possible = possible_tasks(config)
+    if not possible:
+        raise UserError(f"a {config.model_type} model can do none of the tasks here: {', '.join(known)}")
+    return possible[0]
+
+
+def _reasons(name: str, config: PretrainedConfig, task: TaskName, methods: MethodRegistry) -> list[str]:
+    info = methods.info(name)
+    if info.tasks and task not in info.tasks:
+        return [f"it serves {', '.join(sorted(info.tasks))}, not {task}"]
+    try:
+        params = info.params()
+    except ValidationError:
+        return []  # a method without complete defaults, such as a composition, fits where its parts do
+    model = build_meta(config, task)
+    try:
+        apply_method(model, read_anatomy(model), params, methods=methods)
+    except UserError as error:
+        return [problem.message for problem in error.problems]
+    return []

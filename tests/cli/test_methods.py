@@ -1,0 +1,54 @@
+"""`peft methods`, and the texts it shows of types and defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftcli.cli.methods import type_text
+from peftcli.methods.registry import registry
+from tests.cli.conftest import Cli, Workspace
+
+
+def test_lists_every_method(cli: Cli) -> None:
+    done = cli("methods", "--json")
+    assert done.code == 0
+    assert [row["name"] for row in done.json] == registry.names()
+    for row in done.json:
+        assert row["paper"] and row["summary"] and row["parameters"]
+        assert all(parameter["description"] for parameter in row["parameters"]), row["name"]
+    text = cli("methods").out
+    assert all(name in text for name in registry.names())
+
+
+def test_shows_one_with_its_hyper_parameters(cli: Cli) -> None:
+    done = cli("methods", "lora")
+    lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
+    assert "int >= 1" in lines["r"]
+    assert "none | all | lora_only" in lines["bias"]
+    assert "[attn.q, attn.v]" in lines["target_modules"]
+
+
+def test_says_which_fit_a_model(cli: Cli, workspace: Workspace) -> None:
+    rows = {row["name"]: row for row in cli("methods", "--model", workspace.path / "llama", "--json").json}
+    assert rows["lora"]["fits"] is True
+    assert rows["bitfit"]["fits"] is False  # a Llama has no biases
+    assert "bias" in " ".join(rows["bitfit"]["reasons"])
+
+
+def test_a_task_that_does_not_exist_is_refused(cli: Cli, workspace: Workspace) -> None:
+    done = cli("methods", "--model", workspace.path / "llama", "--task", "causal")
+    assert done.code == 2 and "causal_lm" in done.err
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "integer", "minimum": 1}, "int >= 1"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "float > 0, <= 1"),
+        ({"enum": ["a", True, None]}, "a | true | null"),
+        ({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}, "list of str or null"),
+        ({"$ref": "#/$defs/Part"}, "block"),
+    ],
+)
+def test_type_text(schema: dict[str, object], text: str) -> None:
+    assert type_text(schema, {"Part": {"type": "object", "properties": {}}}) == text
