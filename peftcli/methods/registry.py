@@ -19,6 +19,7 @@ _MODULES: dict[str, str] = {
     "adalora": "peftcli.methods.adalora",
     "vera": "peftcli.methods.vera",
     "ia3": "peftcli.methods.ia3",
+    "prefix_tuning": "peftcli.methods.prefix_tuning",
     "adapter": "peftcli.methods.adapter",
     "parallel_adapter": "peftcli.methods.parallel_adapter",
     "bitfit": "peftcli.methods.bitfit",

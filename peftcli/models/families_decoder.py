@@ -231,8 +231,7 @@ def _falcon(config: PretrainedConfig) -> FamilyRow:
     return FamilyRow(
         stacks=(stack,),
         embeddings="word_embeddings",
-        prefix_route=None,
-        prefix_reason="Falcon computes attention itself, outside transformers' attention interface",
+        prefix_route="cache_view",
     )
 
 

@@ -1,0 +1,103 @@
+"""Prefix tuning (Li & Liang 2021, arXiv:2101.00190; code XiangLi1999/PrefixTuning).
+
+As in the official code: every attention, self-attention in encoders and decoders and cross-attention, gets learned
+keys and values in front of its own; a network Embedding -> Linear -> tanh -> Linear produces them while training,
+one for each kind of attention (three in BART), and is dropped from the adapter; everything else is frozen. Without
+the network (`prefix_projection: false`, HF peft's default) they start from N(0, 1).
+
+Positions: in a decoder-only model the first token's position is num_virtual_tokens, as in the official GPT-2 code
+and HF peft, whose prefix fills a cache; `shift_positions: false` leaves positions alone and takes none from a model
+with few. ALiBi models (Bloom) have no positions to shift; their prefix gets a bias of zero.
+
+Keys and values are stored as (depths, kv_heads, num_virtual_tokens, head_dim) in float32, without position encoding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from peftcli.methods.protocol import MethodInfo
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class PrefixTuningParams(MethodParams):
+    """Hyper-parameters of prefix tuning."""
+
+    name: Literal["prefix_tuning"] = "prefix_tuning"
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 20
+    """Learned keys and values in front of every attention."""
+    prefix_projection: bool = True
+    """Produce them by a network while training; it is dropped from the saved adapter."""
+    encoder_hidden_size: Annotated[int, Field(ge=1)] = 512
+    """Width of that network."""
+    prefix_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the learned keys and values."""
+    shift_positions: bool | None = None
+    """Count positions from num_virtual_tokens; null does so in decoder-only models, as HF peft."""
+
+
+INFO = MethodInfo(
+    name="prefix_tuning",
+    family="additive",
+    summary="Learned keys and values in front of every attention's own.",
+    paper="Li & Liang 2021, arXiv:2101.00190",
+    params=PrefixTuningParams,
+    learning_rate=5e-3,
+    mergeable="learned keys and values are inputs of the attention, not a change of any weight; keep the adapter "
+    "beside its base, or `peft export` it",
+)
+
+
+def check(anatomy: Anatomy, params: PrefixTuningParams) -> list[str]:
+    """Return why this model cannot carry a prefix: no route to its attention, or no positions left."""
+    if anatomy.prefix_route is None or not anatomy.attentions:
+        reason = anatomy.prefix_reason or "no attention was found that keys and values could be put before"
+        return [f"{reason}; use prompt_tuning, or lora on attn.k and attn.v"]
+    taken, limit = positions_taken(anatomy, params), anatomy.max_positions
+    if limit is not None and taken >= limit:
+        return [
+            f"num_virtual_tokens = {taken} leaves no position of this model's {limit} for text; use at most "
+            f"{limit - 1}, or shift_positions: false"
+        ]
+    return []
+
+
+def positions_taken(anatomy: Anatomy, params: PrefixTuningParams) -> int:
+    """Return how many of the model's positions the prefix takes."""
+    return params.num_virtual_tokens if _shifts(anatomy, params) else 0
+
+
+def _shifts(anatomy: Anatomy, params: PrefixTuningParams) -> bool:
+    decoder_only = "encoder" not in anatomy.layers
+    return decoder_only if params.shift_positions is None else params.shift_positions and decoder_only
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: PrefixTuningParams) -> Attachment:
+    """Put a prefix before every attention, by the route that the family offers.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its attentions and the route to them.
+        params: length and network.
+
+    Raises:
+        UserError: the model does not take the attention implementation that the route needs.
+    """
+    from peftcli.methods.prefix_attachment import attach_prefixes
+
+    return attach_prefixes(
+        model,
+        anatomy,
+        length=params.num_virtual_tokens,
+        mid=params.encoder_hidden_size if params.prefix_projection else None,
+        dropout=params.prefix_dropout,
+        shift=_shifts(anatomy, params),
+    )
