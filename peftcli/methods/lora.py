@@ -101,9 +101,13 @@ class LoraParams(TargetedParams):
         """Return the rank of a target: its role, and its path (a slice's key)."""
         return pick(self.rank_pattern, role, module, self.r)
 
+    def alpha_of(self, role: str | None, module: str) -> float:
+        """Return alpha of a target, likewise."""
+        return pick(self.alpha_pattern, role, module, self.lora_alpha)
+
     def scale_of(self, role: str | None, module: str, rank: int) -> float:
         """Return s of a target."""
-        alpha = pick(self.alpha_pattern, role, module, self.lora_alpha)
+        alpha = self.alpha_of(role, module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 

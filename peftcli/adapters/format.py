@@ -1,0 +1,216 @@
+"""What lies beside an adapter's weights: how it was made, for which base, and in which of the two layouts.
+
+adapter/
+  adapter_config.json         HF peft's, where HF has the method; else {"peft_type": "PEFTCLI", ...}
+  adapter_model.safetensors   HF peft's keys, or ours
+  peftcli.json                the method's parameters and this module's `AdapterMeta`; HF peft ignores the file
+  README.md                   model card
+
+No torch here: `peft validate` and `peft methods` may look at a saved adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftcli.errors import UserError
+from peftcli.models.identity import BaseIdentity
+
+if TYPE_CHECKING:
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+SIDECAR = "peftcli.json"
+CARD = "README.md"
+OWN_TYPE = "PEFTCLI"
+"""`peft_type` of a layout that only this project reads."""
+FORMAT_VERSION = 1
+"""Raised when a file of an earlier version would be read wrongly."""
+
+
+@dataclass(frozen=True)
+class SavedTarget:
+    """One projection that the method changed.
+
+    Args:
+        key: path that its tensors are saved below.
+        module: path of the module.
+        role: its role, if it has one.
+        kind: linear, conv1d or embedding.
+        slice: groups, width, start and size of a fused module's features, or None for a whole module.
+    """
+
+    key: str
+    module: str
+    role: str | None
+    kind: str
+    slice: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class AdapterMeta:
+    """Everything about a saved adapter but its tensors and hyper-parameters.
+
+    Args:
+        task: as in the recipe.
+        family: `config.model_type` of the base; None if the adapter came from elsewhere.
+        base: `models.identity.BaseIdentity.as_dict()`; at least `name`.
+        labels: `data.labels.LabelSpec.as_dict()`, for classification.
+        targets: the projections that the method chose.
+        target_names: the shortest module names that match exactly these targets in the model, for HF peft's config.
+        head: paths of the task head's modules.
+        modules_to_save: full paths of the modules trained whole beside the method.
+        versions: of the libraries that trained it.
+    """
+
+    task: str
+    family: str | None = None
+    base: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] | None = None
+    targets: tuple[SavedTarget, ...] = ()
+    target_names: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data that `from_dict` reads."""
+        data: dict[str, Any] = json_ready(asdict(self))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AdapterMeta:
+        """Rebuild what `as_dict` returned."""
+        values = dict(data)
+        values["targets"] = tuple(_target(target) for target in values.get("targets", ()))
+        for name in ("target_names", "head", "modules_to_save"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)
+
+
+def _target(data: Mapping[str, Any]) -> SavedTarget:
+    values = dict(data)
+    rows = values.get("slice")
+    values["slice"] = None if rows is None else tuple(rows)
+    return SavedTarget(**values)
+
+
+def describe(
+    attachment: Attachment,
+    anatomy: Anatomy,
+    *,
+    task: str,
+    base: BaseIdentity,
+    labels: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> AdapterMeta:
+    """Return the record of a live attachment.
+
+    Args:
+        attachment: as `apply_method` returned it.
+        anatomy: of its model.
+        task: as in the recipe.
+        base: the base's identity.
+        labels: `LabelSpec.as_dict()`.
+        versions: of the libraries.
+    """
+    targets = tuple(
+        SavedTarget(
+            target.key,
+            target.module,
+            target.role,
+            target.kind,
+            (target.slice.groups, target.slice.width, target.slice.start, target.slice.size) if target.slice else None,
+        )
+        for target in attachment.targets
+    )
+    modules = {target.module for target in targets}
+    everything = [name for name, _ in attachment.model.named_modules() if not _of_a_site(name)]
+    return AdapterMeta(
+        task=task,
+        family=anatomy.family,
+        base=base.as_dict(),
+        labels=None if labels is None else dict(labels),
+        targets=targets,
+        target_names=tuple(shortest_names(modules, everything)),
+        head=tuple(anatomy.head),
+        modules_to_save=tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save)),
+        versions=dict(versions or {}),
+    )
+
+
+def _of_a_site(path: str) -> bool:
+    return any(part.startswith("peft_") for part in path.split("."))
+
+
+def shortest_names(modules: set[str], everything: list[str]) -> list[str]:
+    """Return path endings that match exactly `modules` among `everything`, at dot boundaries; else full paths."""
+    for parts in (1, 2):
+        endings = sorted({".".join(module.split(".")[-parts:]) for module in modules})
+        suffixes = tuple(f".{ending}" for ending in endings)
+        if {name for name in everything if f".{name}".endswith(suffixes)} == modules:
+            return endings
+    return sorted(modules)
+
+
+def check_base(meta: AdapterMeta, base: BaseIdentity, where: Path | str) -> None:
+    """Refuse a base that the adapter was not made for, before its weights are read.
+
+    Args:
+        meta: of the saved adapter.
+        base: what is about to be loaded.
+        where: the adapter, for the message.
+
+    Raises:
+        UserError: another architecture, width, depth or vocabulary; names each with both values.
+    """
+    if "model_type" not in meta.base:
+        return  # imported from another library: its shapes are checked when the tensors are put in place
+    wrong = BaseIdentity.from_dict(meta.base).misfits(base)
+    if wrong:
+        raise UserError(
+            f"the adapter {where} does not fit {base.name}: {'; '.join(wrong)}",
+            suggestion=f"it was trained on {meta.base['name']}",
+        )
+
+
+def json_ready(value: Any) -> Any:
+    """Return plain data: tuples become lists, sets sorted lists."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(json_ready(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return value
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write readable JSON with sorted keys, as HF peft does."""
+    path.write_text(json.dumps(json_ready(data), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: there is no such file, or it is no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.parent} holds no adapter: {path.name} is missing",
+            suggestion="name a run directory, or a directory with adapter_config.json and adapter_model.safetensors",
+        ) from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path} is not readable as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
