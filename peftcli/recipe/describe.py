@@ -130,7 +130,8 @@ def _describe_one(plain: Any, constraints: Sequence[Any]) -> str:
     if isinstance(plain, type) and issubclass(plain, MethodParams):
         return "a mapping with the method's name and hyper-parameters"
     if isinstance(plain, type) and issubclass(plain, BaseModel):
-        return f"a mapping with the keys {', '.join(plain.model_fields)}"
+        needed = [name for name, field in plain.model_fields.items() if field.is_required()]
+        return f"a mapping with at least {', '.join(needed)}" if needed else "a mapping"
     word = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(plain, "another value")
     limits = bounds(constraints)
     return f"{word}, {limits}" if limits and plain in (int, float) else word

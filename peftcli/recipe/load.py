@@ -17,7 +17,7 @@ from peftcli.recipe.registry import Registry
 from peftcli.recipe.scalars import kind
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding
-from peftcli.recipe.tree import Tree
+from peftcli.recipe.tree import Tree, dotted
 from peftcli.recipe.yaml_errors import YamlProblem
 from peftcli.recipe.yaml_lines import Document, Key, Remark, parse_yaml
 
@@ -113,7 +113,7 @@ def _checked(
     if recipe is not None:
         found += check_recipe(recipe, registry, [finding.key for finding in found])
     problems += [
-        tree.problem(remark.key, remark.message, remark.suggestion)
+        Problem(remark.message, tree.file, remark.line, dotted(remark.key), remark.suggestion)
         for remark in remarks
         if remark.key not in tree.overridden
     ]

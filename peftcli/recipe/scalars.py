@@ -7,6 +7,7 @@ core schema of YAML 1.2 (chapter 10.3.2) has none of these surprises.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -50,6 +51,8 @@ def show(value: Any, limit: int = 60) -> str:
         text = repr(value)
     elif isinstance(value, dict) and len(value) > 3:
         text = f"a mapping of {len(value)} keys"
+    elif isinstance(value, float) and not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
     if len(text) <= limit:

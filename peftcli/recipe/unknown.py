@@ -18,6 +18,7 @@ from peftcli.recipe.yaml_lines import Key
 
 _BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
 _NEAR = 0.72  # difflib ratio; `learning_rat`, `lora_aplha` and `bias_terms` pass, unrelated words do not
+_NEAR_ELSEWHERE = 0.85  # a key of another block must be nearer
 
 
 class UnknownKeys:
@@ -57,17 +58,22 @@ class UnknownKeys:
         note = f" ({alias.note})" if alias.note and alias.ours else alias.note or ""
         if alias.ours is None:
             return f"`{name}` is a name of {alias.tools}: {note}"
-        ours = alias.ours
-        head, _, last = ours.rpartition(".")
+        head, _, last = alias.ours.rpartition(".")
+        here = head == key[0] and last in block.model_fields  # the same block, perhaps further down
+        ours = dotted((*key[:-1], last)) if here else alias.ours
         if issubclass(block, MethodParams) and head == "method" and last == "name" and name == "type":
             return "did you mean `name`?"
-        if head == "method" and self.method and last != "name" and not self._has(self.method, last):
+        if head == "method" and not here and self.method and last != "name" and not self._has(self.method, last):
             owners = self._owners(last)
             other = f"; a key of {', '.join(owners)}, not of {self.method}" if owners else ""
             return f"`{name}` of {alias.tools} is `{last}` here{other}. {self._list(block, key)}"
-        example = "" if note or isinstance(value, (dict, list)) else f", for instance `{last}: {_plain(value)}`"
-        place = f" under `{head}:`{example}" if head and tuple(head.split(".")) != key[:-1] else ""
-        return f"`{name}` of {alias.tools} is `{ours}` here{note}" + (f": write it{place}" if place else "")
+        example = (
+            ""
+            if note or value is None or isinstance(value, (dict, list))
+            else f", for instance `{last}: {_plain(value)}`"
+        )
+        place = f": write it under `{head}:`{example}" if head and not here and not note else ""
+        return f"`{name}` of {alias.tools} is `{ours}` here{note}{place}"
 
     def _other_place(self, name: str, key: Key, value: Any) -> str | None:
         for place in self._places(name):
@@ -109,7 +115,7 @@ class UnknownKeys:
         elsewhere |= {field: (field,) for field in Recipe.model_fields}
         if self.method and (model := self.registry.params_model(self.method)):
             elsewhere |= {field: ("method", field) for field in model.model_fields if field != "name"}
-        foreign = difflib.get_close_matches(name, [*elsewhere, *ALIASES], n=1, cutoff=_NEAR + 0.08)
+        foreign = difflib.get_close_matches(name, [*elsewhere, *ALIASES], n=1, cutoff=_NEAR_ELSEWHERE)
         if not foreign:
             return None
         ours = dotted(elsewhere[foreign[0]]) if foreign[0] in elsewhere else ALIASES[foreign[0]].ours
