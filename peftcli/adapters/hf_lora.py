@@ -165,7 +165,7 @@ def read(
     alphas = {key: _first_match(config.get("alpha_pattern") or {}, key, alpha) for key in ranks}
     others = [key for key in state if not key.endswith(_FACTORS)]
     biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
-    whole = list(dict.fromkeys(key.rpartition(".")[0] for key in others if key not in biases))
+    whole = _whole_modules([key for key in others if key not in biases], config)
     params = LoraParams(
         r=rank,
         lora_alpha=alpha,
@@ -211,11 +211,24 @@ def _own_keys(tensors: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Ten
     notes = []
     for key, tensor in tensors.items():
         name = _without_prefix(key)
+        if ".original_module." in name or ".modules_to_save." in name:
+            continue  # `bias: all` makes HF peft write the wrapper's copies too; the module's own key is there as well
         if name.endswith(".base_layer.weight"):
             notes.append(f"{where}: left out {name}, a copy of the base's own embedding")
         else:
             state[name.replace(".base_layer.", ".")] = tensor
     return state, notes
+
+
+def _whole_modules(keys: list[str], config: Mapping[str, Any]) -> list[str]:
+    """Return the modules that HF peft saved whole: the outermost that its names match, by ending as it does."""
+    endings = (*(config.get("modules_to_save") or ()), "classifier", "score")
+    found: dict[str, None] = {}
+    for key in keys:
+        parts = key.split(".")[:-1]
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        found[next((path for path in paths if path.endswith(endings)), paths[-1])] = None
+    return list(found)
 
 
 def _target_keys(state: Mapping[str, Tensor]) -> list[str]:
