@@ -73,7 +73,8 @@ def head_loss(
     assert isinstance(head, nn.Linear)  # what is_plain_linear says, for the type checker
     rows = max(1, chunk_bytes // (4 * head.out_features))
     settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden))
-    loss: Tensor = _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, settings)
+    apply: Callable[..., Tensor] = _HeadCrossEntropy.apply  # untyped in torch
+    loss: Tensor = apply(hidden, head.weight, head.bias, targets, settings)
     return loss
 
 
@@ -109,8 +110,8 @@ def _module_loss(
     if len(hidden) <= rows:
         return loss_of(hidden, targets)
     total = hidden.new_zeros((), dtype=torch.float32)
-    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-        total = total + _recomputed(loss_of, h, t)
+    for start in range(0, len(hidden), rows):
+        total = total + _recomputed(loss_of, hidden[start : start + rows], targets[start : start + rows])
     return total
 
 
@@ -151,7 +152,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight, d_bias = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
         return d_hidden, d_weight, d_bias, None, None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peftcli.data.batching import batches, collate
+import numpy as np
+
+from peftcli.data.batching import batches
+from peftcli.data.collate import collate
+from peftcli.data.rows import Row, RowSet
 from peftcli.training.tasks import Batch, Task
+from peftcli.training.tasks.base import IGNORED
 
 
 @dataclass
@@ -24,18 +29,56 @@ class Collator:
     group_by_length: bool = True
     _epoch: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
-    def __call__(self, rows: Any, chosen: Sequence[int], *, padding_side: str = "right") -> Batch:
+    def __call__(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
         """Return the rows with these numbers as one batch, on the CPU."""
-        return self.task.batch(self._collate([rows[index] for index in chosen], padding_side))
+        return self.batch([rows[index] for index in chosen])
 
-    def _collate(self, rows: Sequence[Any], padding_side: str) -> Any:
-        return collate(rows, self.tokenizer, self.task.name, padding_side=padding_side)
+    def batch(self, rows: Sequence[Row], *, padding_side: str = "right") -> Batch:
+        """Return rows as one batch, on the CPU."""
+        batch = self.task.batch(collate(rows, self.tokenizer, self.task.name, padding_side=padding_side))
+        padding = batch.inputs["input_ids"].numel() - sum(len(row.input_ids) for row in rows)
+        if "attention_mask" not in batch.inputs:  # packed rows: the mask could not tell
+            batch.tokens -= padding
+        return batch
 
-    def epoch_rows(self, rows: Any, epoch: int, step_rows: int) -> list[list[int]]:
+    def epoch_rows(self, rows: RowSet, epoch: int, step_rows: int) -> list[list[int]]:
         """Return the rows of each step of an epoch; the same for every process and after a resume."""
         if self._epoch is None or self._epoch[0] != epoch:
-            order = batches(
-                rows, step_rows, seed=self.seed, epoch=epoch, group_by_length=self.group_by_length, world=1, rank=0
-            )
+            order = batches(rows, step_rows, seed=self.seed, epoch=epoch, group_by_length=self.group_by_length)
             self._epoch = (epoch, order)
         return self._epoch[1]
+
+    def prompts(self, rows: RowSet, chosen: Sequence[int]) -> tuple[Batch, list[str], list[str]]:
+        """Return prompts to generate from, with the reference texts and the prompts as text.
+
+        Padding is on the left for decoder-only models, so that new tokens follow the prompt at once.
+        """
+        cut = [self._cut(rows[index]) for index in chosen]
+        batch = self.batch([prompt for prompt, _ in cut], padding_side=self.generation_padding)
+        references = [self._text(ids) for _, ids in cut]
+        return batch, references, [self._text(prompt.input_ids) for prompt, _ in cut]
+
+    @property
+    def generation_padding(self) -> str:
+        """The side on which prompts are padded."""
+        return "left" if self.task.name == "causal_lm" else "right"
+
+    def _cut(self, row: Row) -> tuple[Row, Any]:
+        """Return what stands before the last supervised run, and that run; input and target for seq2seq."""
+        labels = np.asarray(row.labels)
+        if self.task.name != "causal_lm":
+            return replace(row, labels=None), labels[labels != IGNORED]
+        supervised = np.flatnonzero(labels != IGNORED)
+        if not len(supervised):
+            return replace(row, labels=None), labels[:0]
+        breaks = np.flatnonzero(np.diff(supervised) > 1)
+        start = int(supervised[breaks[-1] + 1] if len(breaks) else supervised[0])
+        start = max(1, start)  # a text that is supervised from its first token is continued from that one
+        end = int(supervised[-1]) + 1
+        prompt = replace(row, input_ids=row.input_ids[:start], labels=None, position_ids=None, documents=None)
+        types = None if row.token_type_ids is None else row.token_type_ids[:start]
+        return replace(prompt, token_type_ids=types), row.input_ids[start:end]
+
+    def _text(self, ids: Any) -> str:
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text

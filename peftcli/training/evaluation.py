@@ -87,7 +87,8 @@ class Evaluator:
         mine = by_length(rows.lengths, range(len(rows)))[self.world.rank :: self.world.size]
         limit = EVAL_BATCH_TOKENS.get(self.world.device.type)
         sums: list[torch.Tensor] = []
-        count, found, counts_right = 0.0, [], False
+        count, counts_right = 0.0, False
+        found: list[tuple[int, Any, Any]] = []
         for chosen in split_by_tokens(mine, rows.lengths, self.batch_size, limit):
             batch = self.collator(rows, chosen).to(self.world.device)
             result = self.task.evaluate(self.model, batch)
@@ -142,4 +143,3 @@ class _Collected:
 def by_length(lengths: np.ndarray[Any, Any], rows: Sequence[int]) -> list[int]:
     """Return row numbers, longest first: little padding, and a batch too large for memory fails at once."""
     return sorted(rows, key=lambda row: (-int(lengths[row]), row))
-

@@ -30,13 +30,13 @@ def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> 
         for batch in batches:
             with session.precision.training(world.device):
                 terms = session.task.loss(session.model, batch.to(world.device))
-            session.scaler.scale(terms.loss_sum / count.clamp_min(1e-9)).backward()
+            torch.autograd.backward(session.scaler.scale(terms.loss_sum / count.clamp_min(1e-9)))
             meter.add(terms.loss_sum, batch)
 
         # the method's own loss, once a step
         extra = session.attachment.extra_loss() if world.is_main else None
         if extra is not None:
-            session.scaler.scale(extra).backward()
+            torch.autograd.backward(session.scaler.scale(extra))
 
         # sum over processes, unscale, clip
         world.sum_gradients(parameters)

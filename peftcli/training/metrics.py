@@ -172,7 +172,9 @@ _ALL: dict[str, dict[str, MetricInfo]] = {
         "f1": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1"), "seqeval"),
         "f1_micro": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1_micro"), "seqeval"),
         "f1_macro": MetricInfo("mean F1 of the kinds of entity", _entities("f1_score", "macro", "f1_macro"), "seqeval"),
-        "precision": MetricInfo("precision over entities", _entities("precision_score", "micro", "precision"), "seqeval"),
+        "precision": MetricInfo(
+            "precision over entities", _entities("precision_score", "micro", "precision"), "seqeval"
+        ),
         "recall": MetricInfo("recall over entities", _entities("recall_score", "micro", "recall"), "seqeval"),
     },
     "text": {

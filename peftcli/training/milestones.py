@@ -139,4 +139,3 @@ class Milestones:
 def _short(text: str, width: int = 160) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else f"...{text[-width:]}"
-

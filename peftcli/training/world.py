@@ -83,8 +83,10 @@ class World:
 
     def _sum_bucket(self, gradients: list[Tensor]) -> None:
         flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
 
 
 def _bytes(tensors: list[Tensor]) -> int:

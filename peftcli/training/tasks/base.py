@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from peftcli.recipe.schema import TrainingSpec
+from peftcli.recipe.schema import TaskName, TrainingSpec
 
 IGNORED = -100
 """Label of a position that is not supervised; the usual value in transformers."""
@@ -108,7 +108,7 @@ class Task(ABC):
         padding_side: of a training batch; None leaves it to the tokenizer.
     """
 
-    name: str
+    name: TaskName
     metric_kind: str = "text"
     default_metrics: tuple[str, ...] = ()
     generates = False

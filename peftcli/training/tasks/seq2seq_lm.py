@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,12 @@ class Seq2SeqLM(LanguageModelTask):
 
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Read the tokens that the decoder starts and pads with, then find the way to the head's input."""
-        config = model.config
+        config: Any = model.config
         self.start = config.decoder_start_token_id
         self.start = config.pad_token_id if self.start is None else self.start
         self.pad = config.pad_token_id or 0
         # mBART wraps the last token (the language code) round to the front; its own rule is the right one
-        self.from_labels = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        self.from_labels: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         return super().bind(model, prepare_inputs)
 
     def probe_inputs(self, device: torch.device) -> dict[str, Tensor]:

@@ -69,7 +69,8 @@ class SequenceClassification(Task):
         """Return the plain loss, and predictions as class ids, 0/1 rows or numbers."""
         logits = model(**self.prepare_inputs(batch.inputs)).logits.float()
         terms = LossTerms(self._plain(logits, batch), float(batch.rows))
-        return Evaluated(terms, self._decide(logits), batch.targets["labels"].squeeze(-1).tolist())
+        references = batch.targets["labels"].squeeze(-1).tolist()
+        return Evaluated(terms, predictions=self._decide(logits), references=references)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Return the label's name (or names, or the number) and a score for each class."""

@@ -62,7 +62,7 @@ class TokenClassification(Task):
             kept = [i for i, label in enumerate(truth) if label != IGNORED]
             predictions.append([self.names[row[i]] for i in kept])
             references.append([self.names[truth[i]] for i in kept])
-        return Evaluated(terms, predictions, references)
+        return Evaluated(terms, predictions=predictions, references=references)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Return a tag and its chance for each word; its first token is where the label is not -100."""

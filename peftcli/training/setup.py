@@ -1,0 +1,348 @@
+"""From a recipe to a session, in the order of cost: config, shapes, data, weights. What is wrong is said before weights
+load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftcli.adapters.loading import load_adapter
+from peftcli.data.prepare import PreparedData, prepare
+from peftcli.errors import Problem, UserError
+from peftcli.locations import resolve_location
+from peftcli.methods.apply import apply_method
+from peftcli.methods.attachment import Attachment
+from peftcli.methods.protocol import MethodInfo
+from peftcli.methods.registry import registry
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.loading import Loaded, build_meta, load_config, load_model
+from peftcli.models.reading import read_anatomy
+from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
+from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.schema import ModelSpec, Recipe
+from peftcli.training.collation import Collator
+from peftcli.training.evaluation import Evaluator
+from peftcli.training.metrics import metric_problems, wanted_metrics
+from peftcli.training.neftune import add_neftune
+from peftcli.training.optimizers import make_optimizer, optimizer_problems
+from peftcli.training.parameter_groups import parameter_groups
+from peftcli.training.plan import make_plan
+from peftcli.training.precision import Precision, decide_precision, pick_device
+from peftcli.training.randomness import seed_everything
+from peftcli.training.reporting import Reporter
+from peftcli.training.run_directory import RunDirectory
+from peftcli.training.session import Session
+from peftcli.training.tasks import TASKS, Task, TaskSettings
+from peftcli.training.world import World
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a run before data and weights.
+
+    Args:
+        spec: the model block, with the 4 bits that a method implies.
+        anatomy: read on the meta device.
+        trainable: names of the parameters that would be trained; the head's shapes may still change.
+    """
+
+    info: MethodInfo
+    spec: ModelSpec
+    config: Any
+    tokenizer: Any
+    anatomy: Anatomy
+    trainable: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def model_spec(recipe: Recipe) -> ModelSpec:
+    """Return the model block with the 4 bits that the method implies (QLoRA)."""
+    if registry.info(recipe.method.name).forces_4bit and not recipe.model.load_in_4bit:
+        return recipe.model.model_copy(update={"load_in_4bit": True})
+    return recipe.model
+
+
+def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
+    """Check everything that config, tokenizer and shapes can tell; no data, no weights.
+
+    Raises:
+        UserError: every problem found, with file and line where the recipe has them.
+    """
+    recipe = loaded.recipe
+    info = registry.info(recipe.method.name)
+    spec = model_spec(recipe)
+    config = load_config(spec)
+    tokenizer, notes = load_tokenizer_with_notes(spec, recipe.task)
+    problems = [*_method_problems(info, recipe, spec), *optimizer_problems(recipe.training, device.type)]
+    with collecting(problems):
+        decide_half_precision(recipe, device)
+    attached: list[tuple[Anatomy, Attachment]] = []
+    with collecting(problems):
+        meta = build_meta(config, recipe.task, spec.num_labels or 2)
+        anatomy = read_anatomy(meta, recipe.model.anatomy)
+        attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
+        parameter_groups(attachment.trainable_parameters(), recipe.training, 1.0)  # for lr_groups that match nothing
+        attached.append((anatomy, attachment))
+    if problems:
+        raise UserError(located(loaded, problems))
+    anatomy, attachment = attached[0]
+    notes = [*notes, *anatomy.notes, *(f"{path} is left out: {why}" for path, why in anatomy.left_out)]
+    return Outline(info, spec, config, tokenizer, anatomy, tuple(attachment.trainable_parameters()), tuple(notes))
+
+
+class collecting:  # reads as a statement: `with collecting(problems):`
+    """A context that puts the problems of a `UserError` into a list instead of raising it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self.problems.extend(error.problems)
+            return True
+        return False
+
+
+def located(loaded: LoadedRecipe, problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems with the recipe's file and line where they name a key and no place."""
+    return [
+        loaded.problem(p.key, p.message, p.suggestion) if p.key and p.file is None else p
+        for p in dict.fromkeys(problems)
+    ]
+
+
+def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec) -> list[Problem]:
+    problems = []
+    if info.tasks and recipe.task not in info.tasks:
+        choice = f"it serves {', '.join(sorted(info.tasks))}"
+        problems.append(Problem(f"{info.name} does not serve {recipe.task}", key="method.name", suggestion=choice))
+    if not info.quantised_base and (spec.load_in_4bit or spec.load_in_8bit):
+        remedy = "remove model.load_in_4bit, or choose a method that works on a quantised base"
+        problems.append(Problem(f"{info.name} cannot train a quantised base", key="method.name", suggestion=remedy))
+    return problems
+
+
+def decide_half_precision(recipe: Recipe, device: torch.device) -> None:
+    """Refuse a half precision that the device lacks, without a probe."""
+    if recipe.training.fp16:
+        decide_precision(recipe.training, torch.float32, device, width=1)
+
+
+def prepare_data(loaded: LoadedRecipe, plan: Outline, world: World) -> PreparedData:
+    """Prepare the rows once: the main process first, the others read what it cached."""
+    recipe = loaded.recipe
+    if recipe.data is None:
+        raise UserError(loaded.problem("data", "the recipe has no data block"))
+
+    def run() -> PreparedData:
+        return prepare(
+            recipe.data,
+            recipe.task,
+            plan.tokenizer,
+            seed=recipe.seed,
+            where=loaded,
+            model_max_positions=plan.anatomy.max_positions,
+        )
+
+    return main_first(world, run)
+
+
+def main_first(world: World, function: Callable[[], Any]) -> Any:
+    """Run a function on the main process, then on the others."""
+    if not world.is_main:
+        world.wait()
+    result = function()
+    if world.is_main:
+        world.wait()
+    return result
+
+
+def make_task(recipe: Recipe, tokenizer: Any, labels: Any, train: Any = None) -> Task:
+    """Return the recipe's task."""
+    train_labels = None
+    if recipe.training.class_weights == "balanced" and train is not None:
+        rows = (row.labels for row in train)
+        train_labels = [int(i) for r in rows for i in (r if hasattr(r, "__len__") else (r,)) if int(i) >= 0]
+    return TASKS[recipe.task](TaskSettings(tokenizer, labels, recipe.training, train_labels))
+
+
+def build_session(
+    loaded: LoadedRecipe,
+    world: World,
+    directory: RunDirectory,
+    reporter: Reporter,
+    *,
+    recorded_dtype: str | None = None,
+) -> Session:
+    """Return a session ready for its first step.
+
+    Args:
+        recorded_dtype: what an earlier part of this run computed in.
+
+    Raises:
+        UserError: anything in the recipe, the model or the data is wrong.
+    """
+    recipe, spec = loaded.recipe, loaded.recipe.training
+    seed_everything(recipe.seed)
+    torch.set_float32_matmul_precision("high" if spec.tf32 and world.device.type == "cuda" else "highest")
+    known = outline(loaded, world.device)
+    data = prepare_data(loaded, known, world)
+    plan = make_plan(spec, len(data.train), world.size)
+    validation = {name: rows for name, rows in data.validation.items() if len(rows)}
+    task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
+    for note in [*known.notes, *data.report.notes]:
+        reporter.note(note)
+
+    base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
+    attachment, anatomy = attach_method(recipe, base, known.tokenizer, data.labels)
+    for note in base.notes:
+        reporter.note(note)
+    precision = decide_precision(spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded_dtype)
+    with precision.inference(world.device):
+        for note in task.bind(base.model, attachment.prepare_inputs):
+            reporter.note(note)
+    _prepare_for_training(recipe, base.model, anatomy)
+    rate = spec.learning_rate or known.info.learning_rate
+    collator = Collator(known.tokenizer, task, recipe.seed, spec.group_by_length)
+    seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
+    return Session(
+        loaded=loaded,
+        world=world,
+        directory=directory,
+        reporter=reporter,
+        tokenizer=known.tokenizer,
+        base=base,
+        data=data,
+        info=known.info,
+        anatomy=anatomy,
+        attachment=attachment,
+        task=task,
+        collator=collator,
+        evaluator=make_evaluator(recipe, base.model, task, collator, world, precision, metrics),
+        precision=precision,
+        plan=plan,
+        learning_rate=rate,
+        optimizer=_optimizer(recipe, attachment, rate, world.device),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
+        validation=validation,
+    )
+
+
+def _check_with_data(
+    loaded: LoadedRecipe, known: Outline, data: PreparedData, validation: Mapping[str, Any], total_steps: int
+) -> tuple[Task, list[str]]:
+    """Check what depends on the rows (the method's schedule, metrics, weights); return the task and its metrics."""
+    recipe = loaded.recipe
+    problems: list[Problem] = []
+    check_run = getattr(registry.module(recipe.method.name), "check_run", None)
+    if check_run is not None:
+        problems += [Problem(reason, key="method") for reason in check_run(recipe.method, total_steps)]
+    tasks: list[Task] = []
+    with collecting(problems):
+        tasks.append(make_task(recipe, known.tokenizer, data.labels, data.train))
+    metrics = []
+    if tasks and validation:
+        metrics = wanted_metrics(tasks[0].default_metrics, recipe.training, list(validation))
+        problems += metric_problems(metrics, tasks[0].metric_kind)
+    if problems:
+        raise UserError(located(loaded, problems))
+    return tasks[0], metrics
+
+
+def attach_method(recipe: Recipe, base: Loaded, tokenizer: Any, labels: Any) -> tuple[Attachment, Anatomy]:
+    """Attach the recipe's method to the live model, with fresh values or those of `method.init_from`."""
+    fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
+    anatomy = read_anatomy(base.model, recipe.model.anatomy)
+    attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head)
+    attachment.initialise(base.model, tokenizer=tokenizer, labels=labels.names if labels is not None else ())
+    if recipe.method.init_from is not None:
+        attachment.load_state_dict(load_adapter(adapter_directory(recipe.method.init_from)).state)
+    return attachment, anatomy
+
+
+def adapter_directory(text: str) -> Path:
+    """Return the adapter directory of a run, or the directory itself.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    path = resolve_location(text)
+    if path is None or not path.is_dir():
+        raise UserError(
+            Problem(f"there is no directory {text}", key="method.init_from", suggestion="name a run or an adapter")
+        )
+    return path / "adapter" if (path / "adapter").is_dir() else path
+
+
+def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy) -> None:
+    """Switch on what changes how training computes: checkpointing, compiled blocks, noise."""
+    spec = recipe.training
+    if spec.gradient_checkpointing:
+        enable_checkpointing(model)
+    if spec.torch_compile:
+        for path in (path for stack in anatomy.layers.values() for path in stack):
+            model.get_submodule(path).compile()  # block by block: compiled once, used for all of equal shape
+    if spec.neftune_noise_alpha:
+        add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute blocks in the backward pass, without the reentrant kind that needs gradients at the embeddings.
+
+    Raises:
+        UserError: the family does not do it.
+    """
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    try:
+        if enable is None:
+            raise ValueError(f"{type(model).__name__} has no such switch")
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        problem = Problem(str(error), key="training.gradient_checkpointing", suggestion="set it to false")
+        raise UserError(problem) from error
+
+
+def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, device: torch.device) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        attachment.trainable_parameters(),
+        recipe.training,
+        rate,
+        head=attachment.head,
+        ratios=attachment.learning_rate_ratios(),
+    )
+    optimizer = make_optimizer(recipe.training, groups, rate, device)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def make_evaluator(
+    recipe: Recipe,
+    model: nn.Module,
+    task: Task,
+    collator: Collator,
+    world: World,
+    precision: Precision,
+    metrics: list[str],
+) -> Evaluator:
+    """Return the evaluator of a live model; it computes in the weights' dtype."""
+    return Evaluator(
+        model=model,
+        task=task,
+        collator=collator,
+        world=world,
+        context=lambda: precision.inference(world.device),
+        metrics=metrics,
+        batch_size=recipe.training.per_device_eval_batch_size,
+        samples=recipe.training.eval_generate if task.generates else 0,
+    )
+
+
+__all__ = ["Outline", "attach_method", "build_session", "make_evaluator", "make_task", "outline", "pick_device"]
