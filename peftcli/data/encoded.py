@@ -1,0 +1,58 @@
+"""Encoded rows on their way to the store: what an encoder returns for an example, and chunks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+KEPT, TRUNCATED, DROPPED, MASKED = 0, 1, 2, 3
+"""What became of a row: whole, cut, left out for its length, or without anything to learn."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One row of tokens.
+
+    Args:
+        ids: (tokens,).
+        mask: (tokens,) bool, which tokens are learnt; None where labels are something else.
+        labels: token labels of another kind: target tokens, or numbers into the chunk's label names.
+        types: (tokens,) segment numbers of a text pair, or None.
+        value: regression value, or number into the chunk's label names.
+        truncated: whether tokens were left out.
+    """
+
+    ids: Ints
+    mask: npt.NDArray[np.bool_] | None = None
+    labels: Ints | None = None
+    types: npt.NDArray[np.uint8] | None = None
+    value: float | None = None
+    truncated: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an encoder made of one example: rows, or the reason why there are none."""
+
+    rows: list[Encoded] = field(default_factory=list)
+    status: int = KEPT
+    reason: str = ""
+
+
+class Names:
+    """Numbers for names in order of first sight."""
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.numbers: dict[str, int] = {name: number for number, name in enumerate(names)}
+
+    def number(self, name: str) -> int:
+        """Return the number of a name, giving it the next one when it is new."""
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    def all(self) -> list[str]:
+        """Return the names by number."""
+        return list(self.numbers)

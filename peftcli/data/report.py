@@ -1,0 +1,96 @@
+"""What became of the rows: counts, choices and their evidence, skipped rows; for the header and the run directory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by what became of them: `rows` = kept + dropped + fully_masked + skipped; truncated ones are kept.
+
+    Args:
+        rows: rows that the files hold.
+        kept: rows in use.
+        truncated: kept rows that lost tokens to max_length (or were split by it).
+        dropped: rows left out for their length.
+        fully_masked: rows without anything to learn, left out.
+        skipped: broken rows, with `data.on_error: skip`.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    fully_masked: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+
+    def values(self) -> tuple[int, ...]:
+        """Return the counts in the order of their names."""
+        return tuple(asdict(self).values())
+
+    def line(self) -> str:
+        """Return the counts that are not zero, for people."""
+        named = {name.replace("_", " "): value for name, value in asdict(self).items()}
+        shown = [f"{value:,} {name}" for name, value in named.items() if value or name in ("rows", "kept")]
+        return ", ".join(shown)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """How the rows of a run were read and prepared.
+
+    Args:
+        counts: over all sets.
+        sets: counts of the training and of each validation set's files (a split-off set belongs to the first).
+        format: of the training rows.
+        evidence: for each source why its format was chosen.
+        template: name of the chat template, None for plain text.
+        cache: `hit` when all prepared rows were there already, else `miss`.
+        skipped: broken rows that were passed over, each with source, row, message and excerpt.
+        notes: what a user should know, such as files in another encoding.
+        train_rows, validation_rows: rows after the split.
+        tokens, supervised_tokens: of the training rows, once.
+        longest: tokens of the longest training row.
+        packed_rows: rows after packing, None without.
+        checks: how many answers were found how, and how many prefixes were tokenised again.
+    """
+
+    counts: Counts = field(default_factory=Counts)
+    sets: dict[str, Counts] = field(default_factory=dict)
+    format: str = ""
+    evidence: list[str] = field(default_factory=list)
+    template: str | None = None
+    cache: str = "miss"
+    cache_directory: str = ""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    train_rows: int = 0
+    validation_rows: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    supervised_tokens: int = 0
+    longest: int = 0
+    packed_rows: int | None = None
+    checks: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, for the run directory."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the report for people, one fact a line."""
+        out = [*self.evidence, self.counts.line()]
+        if self.template:
+            out.append(f"chat template: {self.template}")
+        if self.packed_rows is not None:
+            out.append(f"packed into {self.packed_rows:,} rows")
+        out.append(f"prepared rows: cache {self.cache}")
+        for bad in self.skipped[:3]:
+            out.append(f"skipped {bad['source']}:{bad['row']}: {bad['message']}")
+        if len(self.skipped) > 3:
+            out.append(f"and {len(self.skipped) - 3} more skipped rows, listed in the run directory")
+        return out + self.notes
