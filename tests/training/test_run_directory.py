@@ -1,0 +1,181 @@
+"""The run directory: its states, its lock, checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from peftcli.errors import UserError
+from peftcli.training.checkpoints import Checkpoints, read_verified
+from peftcli.training.curves import curves_svg, write_plots
+from peftcli.training.randomness import random_states, restore_random_states, seed_everything
+from peftcli.training.run_directory import RunDirectory, RunStatus, changed_keys
+from peftcli.training.tree import load_tree, save_tree
+
+RECIPE = {"method": {"name": "lora", "r": 8}, "seed": 0, "output_dir": "a"}
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+def begun(run: RunDirectory) -> None:
+    run.path.mkdir(exist_ok=True)
+    run.begin(json.dumps(RECIPE))
+
+
+def test_states_in_the_life_of_a_run(run) -> None:
+    assert run.check(RECIPE, resume=False, overwrite=False) is RunStatus.EMPTY
+    begun(run)
+    with pytest.raises(UserError, match="--resume"):
+        run.check(RECIPE, resume=False, overwrite=False)
+    assert run.check(RECIPE, resume=True, overwrite=False) is RunStatus.UNFINISHED
+    assert run.check(RECIPE, resume=False, overwrite=True) is RunStatus.EMPTY
+    run.write_summary({"status": "finished", "loss": math.nan})
+    assert run.summary()["loss"] is None
+    assert run.check({**RECIPE, "output_dir": "b"}, resume=False, overwrite=False) is RunStatus.FINISHED
+    with pytest.raises(UserError, match=r"another recipe; they differ in method\.r"):
+        run.check({**RECIPE, "method": {"name": "lora", "r": 4}}, resume=True, overwrite=False)
+
+
+def test_a_directory_that_is_no_run_is_left_alone(run) -> None:
+    run.path.mkdir()
+    (run.path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"no run: thesis\.tex"):
+        run.check(RECIPE, resume=False, overwrite=False)
+
+
+def test_begin_removes_what_a_run_wrote_and_nothing_else(run) -> None:
+    begun(run)
+    (run.path / "adapter").mkdir()
+    (run.path / "notes.md").write_text("mine")
+    begun(run)
+    assert sorted(p.name for p in run.path.iterdir()) == ["notes.md", "recipe.yaml"]
+
+
+def test_two_processes_cannot_hold_one_directory(run) -> None:
+    script = f"""
+from pathlib import Path
+from peftcli.training.run_directory import RunDirectory
+with RunDirectory(Path({str(run.path)!r})).locked():
+    print("held")
+"""
+    with run.locked():
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert "another process is training" in other.stderr
+    assert not run.path.exists()  # nothing came of it
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert other.stdout == "held\n"
+
+
+def test_metrics_are_cut_to_a_step_and_a_torn_line_is_dropped(run) -> None:
+    begun(run)
+    for step in (0, 1, 2, 3):
+        run.append_metrics({"step": step, "loss": float(step)})
+    with open(run.metrics_file, "a") as file:
+        file.write('{"step": 4, "lo')
+    run.truncate_metrics(2)
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2]
+
+
+def test_changed_keys_go_by_value_not_by_null() -> None:
+    assert changed_keys({"a": {"b": 1, "c": None}}, {"a": {"b": 2}}) == ["a.b"]
+
+
+def test_a_tree_survives_exactly(tmp_path) -> None:
+    tree = {
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "m": torch.randn(2, 3)}}, "groups": [{"lr": 1e-4}]},
+        "tuple": (1, "x", None, True, [2.5, (3,)]),
+        "numpy": np.arange(5, dtype=np.uint32),
+        "bf16": torch.randn(3).bfloat16(),
+        "nan": float("nan"),
+        "shared": [weight := torch.ones(2), weight],
+    }
+    save_tree(tmp_path, tree)
+    back = load_tree(tmp_path)
+    assert back["optimizer"]["state"][0]["step"] == 3.0
+    assert torch.equal(back["optimizer"]["state"][0]["m"], tree["optimizer"]["state"][0]["m"])
+    assert back["tuple"] == tree["tuple"]
+    assert back["numpy"].dtype == np.uint32 and (back["numpy"] == tree["numpy"]).all()
+    assert torch.equal(back["bf16"], tree["bf16"])
+    assert math.isnan(back["nan"])
+    with pytest.raises(TypeError, match="cannot hold set"):
+        save_tree(tmp_path, {"a": {1}})
+
+
+def test_random_states_go_on_where_they_were(tmp_path) -> None:
+    import random
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    seed_everything(3)
+    draw()
+    save_tree(tmp_path, random_states())
+    wanted = draw()
+    seed_everything(4)
+    restore_random_states(load_tree(tmp_path))
+    assert draw() == wanted
+
+
+def progress(best: int | None) -> dict:
+    return {"progress": {"best_step": best}, "x": torch.ones(2)}
+
+
+def test_only_the_newest_checkpoints_stay_and_the_best_that_they_name(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, best in ((10, 10), (20, 10), (30, 30), (40, 30)):
+        if best == step:
+            checkpoints.save_best(step, {"adapter": {"w": torch.full((1,), float(step))}})
+        checkpoints.save(step, progress(best))
+    assert sorted(p.name for p in checkpoints.directory.iterdir()) == ["best-000030", "step-000030", "step-000040"]
+    assert checkpoints.load_best(30)["adapter"]["w"] == 30.0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(1, progress(None))
+    checkpoints.save(2, {**progress(None), "x": torch.zeros(2)})
+    file = checkpoints.directory / "step-000002" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    notes: list[str] = []
+    assert torch.equal(checkpoints.latest(notes.append)["x"], torch.ones(2))
+    assert "step-000002 is damaged: state.safetensors" in notes[0]
+    (checkpoints.directory / "step-000001" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
+        checkpoints.latest(notes.append)
+
+
+def test_half_a_checkpoint_does_not_count(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(1, progress(None))
+    (checkpoints.directory / ".partial-step-000002").mkdir()
+    assert checkpoints.steps() == [1]
+    checkpoints.save(3, progress(None))
+    assert not (checkpoints.directory / ".partial-step-000002").exists()
+    with pytest.raises(UserError, match="format 2"):
+        manifest = checkpoints.directory / "step-000003" / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
+        read_verified(manifest.parent)
+
+
+def test_plots_are_well_formed_whatever_was_measured(tmp_path) -> None:
+    from xml.etree import ElementTree
+
+    lines = [
+        {"step": 0, "eval_loss": 2.0, "eval_accuracy": 0.5},
+        {"step": 1, "loss": 1.0, "learning_rate": 1e-3},
+        {"step": 2, "loss": None, "learning_rate": 1e-3, "eval_loss": 1.0, "eval_accuracy": 1.0, "best": True},
+    ]
+    write_plots(tmp_path, lines)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["eval_accuracy.svg", "learning_rate.svg", "loss.svg"]
+    for path in tmp_path.iterdir():
+        ElementTree.parse(path)
+    ElementTree.fromstring(curves_svg("a < b", {}))

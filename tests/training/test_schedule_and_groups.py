@@ -1,0 +1,99 @@
+"""Learning rates: their course over the steps, and who gets which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from peftcli.errors import UserError
+from peftcli.recipe.schema import TrainingSpec
+from peftcli.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_problems
+from peftcli.training.parameter_groups import parameter_groups
+from peftcli.training.plan import make_plan, micro_batches, split_by_tokens
+from peftcli.training.schedule import CURVES, learning_rate_factor, warmup_steps
+
+
+def course(total: int, **options: object) -> list[float]:
+    factor = learning_rate_factor(TrainingSpec(**options), total)
+    return [factor(step) for step in range(total)]
+
+
+@pytest.mark.parametrize("name", sorted(CURVES))
+def test_every_schedule_warms_up_then_never_rises(name: str) -> None:
+    values = course(20, lr_scheduler_type=name, warmup_steps=5)
+    assert 0 < values[0] < values[1] < values[4] < 1.0 == values[5]
+    assert all(a >= b for a, b in zip(values[5:], values[6:], strict=False))
+
+
+def test_linear_falls_to_almost_nothing_and_a_ratio_rounds_up() -> None:
+    assert course(4) == [1.0, 0.75, 0.5, 0.25]
+    assert warmup_steps(TrainingSpec(warmup_ratio=0.1), 15) == 2
+    assert course(4, lr_scheduler_type="cosine")[2] == pytest.approx(0.5)
+
+
+def named(**shapes: tuple[int, ...]) -> dict[str, nn.Parameter]:
+    return {name.replace("__", "."): nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+
+
+def rates(groups: list[dict]) -> dict[int, tuple[float, float]]:
+    return {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+
+def test_each_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
+    found = named(a__lora_A__weight=(2, 3), a__lora_B__weight=(3, 2), classifier__weight=(2, 2), classifier__bias=(2,))
+    spec = TrainingSpec(weight_decay=0.1, head_learning_rate=1e-2, lr_groups={r"lora_B": 5.0})
+    got = rates(parameter_groups(found, spec, 1.0, head=["classifier.weight", "classifier.bias"],
+                                 ratios={"a.lora_A.weight": 0.5, "a.lora_B.weight": 16.0}))  # fmt: skip
+    assert got[id(found["a.lora_A.weight"])] == (0.5, 0.1)
+    assert got[id(found["a.lora_B.weight"])] == (5.0, 0.1)
+    assert got[id(found["classifier.weight"])] == (1e-2, 0.1)
+    assert got[id(found["classifier.bias"])] == (1e-2, 0.0)
+    assert len(got) == 4
+
+
+def test_an_lr_group_must_compile_and_match() -> None:
+    spec = TrainingSpec(lr_groups={"lora_Z": 1.0, "(": 1.0})
+    with pytest.raises(UserError, match="matches no trainable parameter") as caught:
+        parameter_groups(named(a__lora_A=(1, 1)), spec, 1.0)
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("name", [name for name, info in OPTIMIZERS.items() if not info.cuda_only])
+def test_every_optimizer_that_needs_no_cuda_moves_a_parameter(name: str) -> None:
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.ones(64, 128))
+    spec = TrainingSpec(optim=name)
+    optimizer = make_optimizer(spec, [{"params": [parameter], "lr": 1e-2}], 1e-2, torch.device("cpu"))
+    for _ in range(3):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert parameter.mean() < 1.0
+
+
+def test_wrong_optimizers_are_named_with_a_remedy() -> None:
+    (unknown,) = optimizer_problems(TrainingSpec(optim="adam_torch"), "cpu")
+    assert "adamw_torch" in str(unknown)
+    (paged,) = optimizer_problems(TrainingSpec(optim="paged_adamw_8bit"), "cpu")
+    assert "use adamw_8bit" in str(paged)
+
+
+def test_plan_counts_the_short_last_step_and_parts_of_epochs() -> None:
+    spec = TrainingSpec(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1.5)
+    plan = make_plan(spec, rows=20, processes=1)
+    assert (plan.step_rows, plan.steps_per_epoch, plan.total_steps) == (8, 3, 5)
+    assert plan.position(4) == (1, 1)
+    assert make_plan(TrainingSpec(max_steps=7), 20, 2).total_steps == 7
+
+
+def test_micro_batches_share_every_row_once_and_keep_the_bounds() -> None:
+    import numpy as np
+
+    lengths = np.array([5, 90, 7, 30, 30, 8, 6, 40])
+    spec = TrainingSpec(per_device_train_batch_size=3)
+    shares = [micro_batches(range(8), lengths, spec, rank=r, size=2, max_tokens=70) for r in range(2)]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(8))
+    for batch in (batch for share in shares for batch in share):
+        assert len(batch) <= 3
+        assert len(batch) == 1 or max(lengths[batch]) * len(batch) <= 70
+    assert split_by_tokens([], lengths, 3, None) == []
