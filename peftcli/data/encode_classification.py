@@ -41,7 +41,7 @@ class ClassificationEncoder:
         """Return nothing: every token serves the label."""
         return {}
 
-    def _value(self, example: Example) -> float | tuple[None, Any] | None | RowError:
+    def _value(self, example: Example) -> float | tuple[None, Any] | RowError | None:
         """Return the label as a number, as (None, numbers) for several labels, or what is wrong with it."""
         raw = example.labels if isinstance(example, Tokens) else getattr(example, "label", None)
         if self._settings.predicting:

@@ -76,7 +76,7 @@ class TagEncoder:
         length, longest = len(made.rows[0].ids), self._settings.max_length
         if length > longest:
             return Outcome(status=DROPPED, reason=f"{length} tokens, more than max_length {longest}")
-        if not self._settings.predicting and all((row.labels == IGNORED).all() for row in made.rows):
+        if not self._settings.predicting and all(_ignored(row) for row in made.rows):
             return Outcome(status=MASKED, reason="no word has a token")
         return made
 
@@ -90,3 +90,7 @@ class TagEncoder:
             return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
         labels = np.array(numbers[:longest], dtype=np.int32)
         return Outcome([Encoded(ids[:longest], labels=labels, truncated=len(ids) > longest)])
+
+
+def _ignored(row: Encoded) -> bool:
+    return row.labels is None or bool((row.labels == IGNORED).all())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -101,7 +100,7 @@ def label_number(value: Any) -> float:
 
 
 def kind_of(values: Sequence[Any]) -> Kind:
-    """Return the kind of some raw labels: lists are several labels, decimal numbers are regression, all else classes."""
+    """Return the kind of some raw labels: lists are several labels, decimals are regression, all else are classes."""
     if any(isinstance(value, list | tuple) for value in values):
         return "multi_label"
     plain = [value for value in values if isinstance(value, str | int | float) and not isinstance(value, bool)]
@@ -120,7 +119,7 @@ def order_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(unique))
 
 
-def check_names(spec: LabelSpec, counts: Counter[str]) -> None:
+def check_names(spec: LabelSpec) -> None:
     """Raise a `UserError` when there is nothing to tell apart."""
     if spec.problem == "single_label" and len(spec.names) < 2:
         only = f"only the label {spec.names[0]!r}" if spec.names else "no label"

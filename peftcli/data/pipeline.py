@@ -19,7 +19,7 @@ from peftcli.data.encode_classification import ClassificationEncoder
 from peftcli.data.encode_pairs import PairEncoder
 from peftcli.data.encode_tags import TagEncoder
 from peftcli.data.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
-from peftcli.data.examples import build
+from peftcli.data.examples import Example, build
 from peftcli.data.formats import CLASSIFICATION, SEQ2SEQ, TOKENS, Plan, cell, recognise
 from peftcli.data.labels import Kind, kind_of
 from peftcli.data.records import BadRow, Record, RowError
@@ -117,8 +117,11 @@ class Worker:
     def __call__(self, plan: Plan, records: Sequence[Record]) -> ChunkResult:
         """Encode the rows of a chunk."""
         self._names.numbers.clear()
-        kept, groups, bad = [], [], []
-        examples, owners = [], []
+        kept: list[Record] = []
+        groups: list[int] = []
+        bad: list[BadRow] = []
+        examples: list[Example] = []
+        owners: list[int] = []
         for record in records:
             try:
                 made = build(plan, record, self._settings.task)
@@ -248,11 +251,14 @@ def build_store(
     """
     from peftcli.data.parallel import encode_chunks
 
-    errors, notes, evidence = Errors(job.on_error), [], []
+    errors = Errors(job.on_error)
+    notes: list[str] = []
+    evidence: list[str] = []
+    formats: list[str] = []
     counts: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
     statistics: Counter[str] = Counter()
-    names, settings, rows_read, formats = Names(), job.settings, 0, []
+    names, settings, rows_read = Names(), job.settings, 0
     with StoreWriter(directory) as writer:
         for number, source in enumerate(job.sources):
             chunks = _chunks(source.files.rows(notes), errors)

@@ -76,18 +76,18 @@ def read_csv(path: Path, name: str) -> Rows:
     header: list[str] = []
     while True:
         first = reader.line_num + 1
-        lines.bad = None
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             yield BadRow(name, first, f"broken CSV: {error}", excerpt(lines.last), "quotes closed, and doubled inside")
+            lines.take_bad()
             if lines.done:  # an open quote swallowed the rest of the file
                 return
             continue
-        if lines.bad is not None:
-            yield lines.bad
+        if bad := lines.take_bad():
+            yield bad
         elif not cells:
             continue
         elif not header:
@@ -103,8 +103,13 @@ class _CsvLines:
 
     def __init__(self, path: Path, name: str) -> None:
         self.name, self.last, self.done = name, "", False
-        self.bad: BadRow | None = None
+        self._bad: BadRow | None = None
         self._lines = text_lines(path, name)
+
+    def take_bad(self) -> BadRow | None:
+        """Return the undecodable line among those since the last call, and forget it."""
+        bad, self._bad = self._bad, None
+        return bad
 
     def __iter__(self) -> _CsvLines:
         return self
@@ -119,7 +124,7 @@ class _CsvLines:
             self.last = decode(raw)
         except ValueError as error:
             self.last = raw.decode("latin-1")
-            self.bad = BadRow(self.name, number, str(error), excerpt(self.last), "UTF-8 text")
+            self._bad = BadRow(self.name, number, str(error), excerpt(self.last), "UTF-8 text")
         return self.last
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftcli.data.compressed import COMPRESSED, bare_suffix
@@ -50,7 +50,8 @@ class SourceFiles:
         files: what is read, in order.
         reader: rows of one file; takes the path and the name for messages.
         kind: `files`, `folders` or `dataset`.
-        base: folder of the class folders.
+        base: folder of the class folders, or of the saved data set.
+        class_names: column to names, where a data set holds numbers of named classes.
     """
 
     title: str
@@ -58,6 +59,7 @@ class SourceFiles:
     reader: Reader | None
     kind: str = "files"
     base: Path | None = None
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def rows(self, notes: list[str] | None = None) -> Rows:
         """Yield the rows of every file in order; `notes` receives what a user should know of how they were read."""
@@ -68,10 +70,9 @@ class SourceFiles:
             yield from read_folders(self.base, self.files, notes)
             return
         if self.kind == "dataset":
-            from peftcli.data.arrow_files import read_saved
+            from peftcli.data.arrow_files import read_many
 
-            assert self.base is not None
-            yield from read_saved(self.base, self.title)
+            yield from read_many(self.files, self.title, self.class_names)
             return
         for path in self.files:
             reader = self.reader or READERS[bare_suffix(path)]
@@ -80,7 +81,7 @@ class SourceFiles:
     def fingerprint(self) -> str:
         """Return a hash of every byte, and of names below the base; where the files lie does not count."""
         total = hashlib.blake2b(digest_size=16)
-        total.update(self.kind.encode())
+        total.update(f"{self.kind} {sorted(self.class_names.items())}".encode())
         for path in self.files:
             named = path.relative_to(self.base).as_posix() if self.base else bare_suffix(path)
             total.update(f"{named}\0{path.stat().st_size}\0".encode())
@@ -170,8 +171,9 @@ def _saved(path: Path, source: DataSource, key: str) -> SourceFiles:
                 )
             )
         path = path / split
-    files = tuple(sorted(path.glob("*.arrow")))
-    return SourceFiles(source.path, files, None, "dataset", path)
+    from peftcli.data.arrow_files import read_class_names, saved_files
+
+    return SourceFiles(source.path, saved_files(path), None, "dataset", path, read_class_names(path))
 
 
 def _is_text(path: Path) -> bool:

@@ -96,10 +96,11 @@ def _by_groups(groups: npt.NDArray[np.uint64], count: int, random: np.random.Gen
                 suggestion="choose another column, or val_set_size: 0",
             )
         )
-    taken, total = [], 0
+    taken: list[int] = []
+    total = 0
     for place in random.permutation(len(names)):
         if len(taken) < len(names) - 1 and abs(total + sizes[place] - count) < abs(total - count):
-            taken.append(place)
+            taken.append(int(place))
             total += int(sizes[place])
     if not taken:
         taken = [int(np.argmin(sizes))]

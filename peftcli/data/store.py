@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "types": np.uint8,  # segment of each token, for text pairs
     "value": np.float64,  # one number a row: a class or a regression value
     "origin": np.int64,  # which raw row it was made from
+    "learnt": np.int32,  # learnt tokens of each row
     "digest": np.uint64,  # hash of tokens and labels, to find equal rows
     "raw_source": np.int32,  # for each raw row: number of its file
     "raw_row": np.int64,  # its line or element
@@ -53,6 +55,7 @@ class StoreWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        self._stack = ExitStack()
         self._files: dict[str, IO[bytes]] = {}
         self._sources: dict[str, int] = {}
         self._raw = 0
@@ -63,8 +66,7 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._files.values():
-            handle.close()
+        self._stack.close()
 
     def add(self, raw: RawRows, rows: Sequence[Encoded], origins: Sequence[int], number_of_set: int) -> None:
         """Append a chunk; `origins` are positions within its raw rows."""
@@ -79,6 +81,7 @@ class StoreWriter:
             self._put("ids", np.concatenate([row.ids for row in rows]))
             self._put("lengths", [len(row.ids) for row in rows])
             self._put("origin", [self._raw + origin for origin in origins])
+            self._put("learnt", [_learnt(row) for row in rows])
             self._put("digest", [_digest(row) for row in rows])
             self._optional(rows)
         self._raw += len(sources)
@@ -104,7 +107,7 @@ class StoreWriter:
 
     def _put(self, column: str, values: Any) -> None:
         if column not in self._files:
-            self._files[column] = open(self.directory / f"{column}.bin", "wb")
+            self._files[column] = self._stack.enter_context(open(self.directory / f"{column}.bin", "wb"))  # noqa: SIM115  the stack closes it
         np.asarray(values, dtype=COLUMNS[column]).tofile(self._files[column])
 
 
@@ -181,6 +184,11 @@ class Store:
         return self._or_empty("origin")
 
     @cached_property
+    def learnt(self) -> npt.NDArray[np.int32]:
+        """Learnt tokens of each row; 1 where the row has one label as a whole."""
+        return self._or_empty("learnt")
+
+    @cached_property
     def digest(self) -> npt.NDArray[np.uint64]:
         """Hash of each row."""
         return self._or_empty("digest")
@@ -207,6 +215,12 @@ class Store:
     def _or_empty(self, name: str) -> npt.NDArray[Any]:
         column = self.column(name)
         return np.empty(0, dtype=COLUMNS[name]) if column is None else column
+
+
+def _learnt(row: Encoded) -> int:
+    if row.mask is not None:
+        return int(row.mask.sum())
+    return 1 if row.labels is None else int((row.labels >= 0).sum())
 
 
 def _digest(row: Encoded) -> int:
