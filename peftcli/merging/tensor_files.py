@@ -189,7 +189,6 @@ def write_file(path: Path, tensors: list[Planned], data: Mapping[str, Iterator[T
 def _write(stream: BinaryIO, piece: Tensor, tensor: Planned) -> int:
     if piece.dtype != tensor.dtype:
         raise ValueError(f"{tensor.name}: made as {piece.dtype}, planned as {tensor.dtype}")
-    flat = piece.contiguous().view(-1)
-    for part in flat.split(max(1, CHUNK_BYTES // flat.element_size())) if flat.numel() else ():
-        stream.write(part.view(torch.uint8).numpy().data)
-    return flat.numel() * flat.element_size()
+    data = piece.contiguous().view(-1).view(torch.uint8)
+    stream.write(data.numpy().data)
+    return data.numel()

@@ -1,0 +1,135 @@
+"""The files beside a merged model's weights: config, tokenizer, chat template, generation config, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from peftcli.merging.plan import Plan
+from peftcli.merging.report import MergeReport
+from peftcli.merging.subject import Subject
+from peftcli.models.tasks import TASK_CLASSES
+
+# What converters (llama.cpp's) and older loaders want besides what a tokenizer saves of itself.
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_PIPELINES = {
+    "causal_lm": "text-generation",
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+}
+
+
+def merged_config(subject: Subject, plan: Plan) -> Any:
+    """Return the config of the merged model: the task's class and labels, its dtype, its ties, no quantisation."""
+    config: Any = deepcopy(subject.model.config)
+    config.architectures = [type(subject.model).__name__]
+    config.dtype = plan.dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if plan.untied:
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            part.tie_word_embeddings = False
+    return config
+
+
+def write_companions(directory: Path, subject: Subject, base: Path | None) -> None:
+    """Write tokenizer, chat template, generation config and, if the recipe allows it, the base's own code.
+
+    Args:
+        directory: of the merged model.
+        subject: the run.
+        base: directory of the base's files, None for a GGUF file.
+    """
+    subject.tokenizer.save_pretrained(directory)
+    generation = getattr(subject.model, "generation_config", None)
+    if base is not None:
+        if (base / "generation_config.json").is_file():
+            shutil.copyfile(base / "generation_config.json", directory / "generation_config.json")
+            generation = None
+        for name in _TOKENIZER_FILES:
+            if (base / name).is_file() and not (directory / name).exists():
+                shutil.copyfile(base / name, directory / name)
+        if subject.spec.trust_remote_code:
+            for file in base.glob("*.py"):
+                shutil.copyfile(file, directory / file.name)
+    if generation is not None and subject.recipe.task in ("causal_lm", "seq2seq_lm"):
+        generation.save_pretrained(directory)
+
+
+def write_card(directory: Path, subject: Subject, report: MergeReport) -> None:
+    """Write README.md: what was merged into what, and how well it was verified."""
+    task = subject.recipe.task
+    front: dict[str, Any] = {
+        "base_model": subject.recipe.model.name_or_path,
+        "library_name": "transformers",
+        "tags": ["peftcli", "merged", report.method, task],
+    }
+    if task in _PIPELINES:
+        front["pipeline_tag"] = _PIPELINES[task]
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {subject.recipe.model.name_or_path}, merged with a {report.method} adapter",
+        "",
+        f"The weights of the base with the change of a `{report.method}` training for `{task}` folded in, in "
+        f"{report.dtype}. It needs no adapter library:",
+        "",
+        "```python",
+        f"from transformers import {TASK_CLASSES[task]}, AutoTokenizer",
+        "",
+        f'model = {TASK_CLASSES[task]}.from_pretrained("path/to/this/directory")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
+        "```",
+        "",
+        "## Verification",
+        "",
+        *_verification(report),
+        "",
+        *[f"- {note}" for note in report.notes],
+    ]
+    (directory / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _verification(report: MergeReport) -> list[str]:
+    if not report.verified:
+        return ["Not verified (`--no-verify`)."]
+    return [
+        f"Compared with base + adapter on {report.rows} rows: largest difference of the logits "
+        f"{report.max_abs_diff:.3g} (tolerance {report.tolerance:.3g}), mean {report.mean_abs_diff:.3g}, "
+        f"agreement {report.agreement:.1%}."
+    ]
+
+
+def write_config(directory: Path, config: Any) -> None:
+    """Write config.json: last of all, since a directory without it does not load."""
+    config.save_pretrained(directory)
+
+
+def config_dtype(name: str) -> torch.dtype:
+    """Return the type that a report names."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def write_index(directory: Path, names: dict[str, str], size: int) -> None:
+    """Write the index of a sharded model: parameter name to file."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

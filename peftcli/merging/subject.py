@@ -1,0 +1,182 @@
+"""What is to be merged: a run's recipe, its adapter, and the shape of its unquantised base on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peftcli.adapters.loading import SavedAdapter, load_adapter
+from peftcli.data.labels import LabelSpec
+from peftcli.errors import UserError
+from peftcli.methods.apply import apply_method
+from peftcli.methods.protocol import MergeRule
+from peftcli.methods.registry import registry
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.heads import configure_head
+from peftcli.models.loading import build_meta, load_config
+from peftcli.models.reading import read_anatomy
+from peftcli.models.sources import ModelSource, find_source
+from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.recipe.load import load_recipe
+from peftcli.recipe.schema import ModelSpec, Recipe
+
+
+@dataclass
+class Subject:
+    """A run, opened for merging; no weights are loaded.
+
+    Args:
+        run: its directory.
+        recipe: as it was run.
+        spec: the unquantised base.
+        source: where the base lies.
+        adapter: what was trained.
+        labels: of a classification head.
+        model: the task model on the meta device, fitted to the tokenizer, without parts.
+        anatomy: its roles.
+        tokenizer: the run's.
+        notes: what the user should know.
+    """
+
+    run: Path
+    recipe: Recipe
+    spec: ModelSpec
+    source: ModelSource
+    adapter: SavedAdapter
+    labels: LabelSpec | None
+    model: PreTrainedModel
+    anatomy: Anatomy
+    tokenizer: Any
+    notes: list[str] = field(default_factory=list)
+
+    def rules(self) -> dict[str, MergeRule]:
+        """Return the method's rules, and those that put the task head and `modules_to_save` in place.
+
+        Raises:
+            UserError: nothing would change.
+        """
+        params, state = self.adapter.params, self.adapter.state
+        rules: dict[str, MergeRule] = dict(registry.module(params.name).merge_rules(self.anatomy, params, state))
+        if not rules:
+            raise UserError(
+                f"{params.name} changed no weight of the base, so there is nothing to merge",
+                suggestion="keep the adapter, and use it with peft predict",
+            )
+        for name in whole_tensors(self.model, state):
+            rules.setdefault(name, placed(state[name]))
+        return rules
+
+
+def whole_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return the saved tensors that are parameters of the base or its head, under their own names."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [name for name in state if name in names]
+
+
+def placed(value: Tensor) -> MergeRule:
+    """Return the rule that puts `value` in place, whatever the base had there."""
+    return MergeRule(lambda _base: value.float(), "add")
+
+
+def open_subject(run: Path, base: str | None) -> Subject:
+    """Open a run that trained an adapter.
+
+    Args:
+        run: its directory.
+        base: name or path of the base, if not the recipe's.
+
+    Raises:
+        UserError: no finished run is there, its method does not merge, or its adapter does not fit the base.
+    """
+    recipe = read_recipe(run)
+    if not (run / "adapter").is_dir():
+        raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
+    adapter = load_adapter(run / "adapter")
+    reason = registry.info(adapter.params.name).why_not_mergeable(adapter.params)
+    if reason is not None:
+        raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
+    spec = unquantised(recipe.model, base)
+    labels = None if adapter.meta.labels is None else LabelSpec.from_dict(dict(adapter.meta.labels))
+    config = load_config(spec)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"the base {spec.name_or_path} is stored quantised, and a merge needs its 16- or 32-bit weights",
+            suggestion="name the unquantised model with --base",
+        )
+    configure_head(config, recipe.task, labels, spec)
+    tokenizer = load_tokenizer(spec, recipe.task)
+    model = build_meta(config, recipe.task, config.num_labels)
+    fit_to_tokenizer(model, tokenizer)
+    anatomy = read_anatomy(model, recipe.model.anatomy)
+    _refuse_misfit(model, anatomy, adapter)
+    source = find_source(spec.name_or_path)
+    return Subject(run, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, _notes(recipe, spec, base))
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Return the resolved recipe of a run.
+
+    Raises:
+        UserError: the directory is no run.
+    """
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        raise UserError(f"{run} is no run directory: it has no recipe.yaml", suggestion="name what peft train wrote")
+    return load_recipe(str(file), [], registry, need_data=False).recipe
+
+
+def unquantised(spec: ModelSpec, base: str | None) -> ModelSpec:
+    """Return the base as it is merged into: not quantised, in the checkpoint's own type."""
+    changes = {"load_in_4bit": False, "load_in_8bit": False, "name_or_path": base or spec.name_or_path}
+    return spec.model_copy(update=changes | ({"revision": None} if base else {}))
+
+
+def is_quantised(recipe: Recipe) -> bool:
+    """Return whether the run was trained on a 4- or 8-bit base."""
+    spec = recipe.model
+    return spec.load_in_4bit or spec.load_in_8bit or registry.info(recipe.method.name).forces_4bit
+
+
+def _notes(recipe: Recipe, spec: ModelSpec, base: str | None) -> list[str]:
+    notes = []
+    if is_quantised(recipe):
+        notes.append(f"trained on a quantised base; merged into the unquantised {spec.name_or_path}")
+    if base is not None and base != recipe.model.name_or_path:
+        notes.append(f"merged into {base} instead of the run's {recipe.model.name_or_path}")
+    return notes
+
+
+def _refuse_misfit(model: nn.Module, anatomy: Anatomy, adapter: SavedAdapter) -> None:
+    """Compare the adapter's tensors with what the method would add to this base, before any weight is read."""
+    family = adapter.meta.family
+    if family is not None and family != anatomy.family:
+        raise UserError(
+            f"the adapter was trained on a {family} model, the base is a {anatomy.family} one",
+            suggestion="name its own base model with --base",
+        )
+    attachment = apply_method(model, anatomy, adapter.params)
+    try:
+        attachment.load_state_dict(adapter.state)  # shapes and names only: the model is on the meta device
+    finally:
+        attachment.detach()
+        model.requires_grad_(False)
+
+
+def output_dtype(name: str | None) -> torch.dtype | None:
+    """Return the type that `--dtype` names; None keeps the base's.
+
+    Raises:
+        UserError: it is none of auto, float32, bfloat16, float16.
+    """
+    if name in (None, "auto"):
+        return None
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {name} is none of: auto, float32, bfloat16, float16")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,243 @@
+"""Compare a merged model with base + adapter on rows of the run's own data.
+
+Both compute on the same unquantised base in the same dtype, one model in memory at a time, one row at a time (so
+without padding). Compared are logits: of a row's class, or of the last positions that the task looks at.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from peftcli.data.collate import collate
+from peftcli.data.prepare import prepare
+from peftcli.data.rows import Row
+from peftcli.errors import UserError
+from peftcli.merging.subject import Subject
+from peftcli.methods.apply import apply_method
+from peftcli.models.dtypes import computes_well
+from peftcli.models.loading import TASK_CLASSES, load_model
+from peftcli.models.tokenizers import fit_to_tokenizer
+from peftcli.recipe.schema import ModelSpec
+
+ROWS = 16
+"""Rows compared."""
+POSITIONS = 16
+"""Positions compared in a row of a language model or a tagger: the last ones that count."""
+LONGEST = 512
+"""Tokens of a row that are computed at most."""
+
+# What max|difference| may be, over the largest |logit| of base + adapter (at least 1): the rounding of every merged
+# weight to the dtype, carried through the layers. Measured on tiny and small real models: 1e-6, 2e-3 and 1e-2.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two models' outputs lie apart.
+
+    Args:
+        max_abs_diff, mean_abs_diff: over all compared logits.
+        agreement: share of positions (rows, for classes) with the same largest logit.
+        tolerance: for max_abs_diff; a quarter of it for mean_abs_diff.
+    """
+
+    max_abs_diff: float
+    mean_abs_diff: float
+    agreement: float
+    tolerance: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the models agree; a difference that is not a number does not."""
+        return self.max_abs_diff <= self.tolerance and self.mean_abs_diff <= self.tolerance / 4
+
+
+def compare(reference: Tensor, other: Tensor, dtype: torch.dtype) -> Comparison:
+    """Compare logits.
+
+    Args:
+        reference: (positions, classes), float32.
+        other: the same shape.
+        dtype: coarsest that either model was rounded to.
+    """
+    if reference.shape != other.shape:
+        return Comparison(float("inf"), float("inf"), 0.0, 0.0)
+    difference = (reference - other).abs()
+    scale = max(1.0, float(reference.abs().max()))
+    return Comparison(
+        max_abs_diff=float(difference.max()),
+        mean_abs_diff=float(difference.mean()),
+        agreement=_agreement(reference, other),
+        tolerance=TOLERANCE[dtype] * scale,
+    )
+
+
+def _agreement(reference: Tensor, other: Tensor) -> float:
+    if reference.shape[-1] == 1:  # regression: the same to three digits
+        return float(torch.isclose(reference, other, rtol=1e-3, atol=1e-3).float().mean())
+    return float((reference.argmax(-1) == other.argmax(-1)).float().mean())
+
+
+def sample_rows(subject: Subject) -> list[Row]:
+    """Return up to `ROWS` rows: of the run's validation split, else of its training rows.
+
+    Raises:
+        UserError: the run's data is no longer where it was.
+    """
+    recipe = subject.recipe
+    if recipe.data is None:
+        raise UserError("the run's recipe has no data to verify with", suggestion="merge with --no-verify")
+    try:
+        data = prepare(
+            recipe.data,
+            recipe.task,
+            subject.tokenizer,
+            seed=recipe.seed,
+            labels=subject.labels,
+            model_max_positions=subject.anatomy.max_positions,
+        )
+    except UserError as error:
+        raise UserError(
+            f"the run's data cannot be read to verify the merge: {error}",
+            suggestion="run this where the data is, or merge with --no-verify",
+        ) from error
+    held_out = next((rows for rows in data.validation.values() if len(rows)), data.train)
+    return [held_out[index] for index in range(min(ROWS, len(held_out)))]
+
+
+def compute_dtype(output: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which both models compute: the merged weights', where this device does it well."""
+    return output if output == torch.float32 or computes_well(output, device) else torch.float32
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the dtype with the largest tolerance."""
+    return max((dtype for dtype in dtypes if dtype in TOLERANCE), key=lambda dtype: TOLERANCE[dtype])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Outputs of base + adapter, and of the base alone where the adapter can be switched off."""
+
+    adapted: Tensor
+    effect: float | None
+
+
+def reference_outputs(
+    subject: Subject, spec: ModelSpec, rows: list[Row], device: torch.device, dtype: torch.dtype | None
+) -> Reference:
+    """Return what base + adapter gives.
+
+    Args:
+        subject: the run.
+        spec: of the base: the unquantised one, or the run's own quantised one.
+        rows: of the run's data.
+        device: where to compute.
+        dtype: of the base's weights; None leaves it to `spec`.
+    """
+    if dtype is not None:
+        spec = spec.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    loaded = load_model(spec, subject.recipe.task, labels=subject.labels, device=device, seed=subject.recipe.seed)
+    model = loaded.model
+    fit_to_tokenizer(model, subject.tokenizer, seed=subject.recipe.seed)
+    attachment = apply_method(model, subject.anatomy, subject.adapter.params, masters=False)
+    attachment.load_state_dict(subject.adapter.state)
+    adapted = outputs(model, rows, subject, device, loaded.dtype, attachment.prepare_inputs)
+    effect = None
+    if attachment.placed and not attachment.unfrozen:
+        attachment.enable(False)
+        plain = outputs(model, rows, subject, device, loaded.dtype)
+        effect = float((adapted - plain).abs().mean())
+    return Reference(adapted, effect)
+
+
+def merged_outputs(
+    directory: Path, subject: Subject, config: Any, rows: list[Row], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return what the merged model gives; its config is in memory, since the directory must not load yet."""
+    import transformers
+
+    auto = getattr(transformers, TASK_CLASSES[subject.recipe.task])
+    model, report = auto.from_pretrained(
+        directory,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=subject.spec.trust_remote_code,
+    )
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"the merged model does not load: {sorted(map(str, wrong))[:3]}", suggestion="report this")
+    model.eval().to(device)
+    return outputs(model, rows, subject, device, dtype)
+
+
+@torch.no_grad()
+def outputs(
+    model: PreTrainedModel,
+    rows: list[Row],
+    subject: Subject,
+    device: torch.device,
+    dtype: torch.dtype,
+    prepare_inputs: Callable[..., dict[str, Any]] | None = None,
+) -> Tensor:
+    """Return the compared logits, (positions, classes), float32, on the CPU."""
+    found = []
+    model.eval()
+    for row in rows:
+        batch = {key: value[:, :LONGEST] if value.ndim > 1 else value for key, value in _batch(row, subject).items()}
+        labels = batch.pop("labels", None)
+        if subject.recipe.task == "seq2seq_lm" and labels is not None:
+            start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+            batch["decoder_input_ids"] = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
+        batch = {key: value.to(device) for key, value in batch.items()}
+        with _computing(device, dtype):
+            logits = model(**(prepare_inputs(batch) if prepare_inputs else batch)).logits
+        found.append(_compared(logits.float(), labels, subject.recipe.task).cpu())
+    return torch.cat(found)
+
+
+def _batch(row: Row, subject: Subject) -> dict[str, Tensor]:
+    return collate([row], subject.tokenizer, subject.recipe.task)
+
+
+def _compared(logits: Tensor, labels: Tensor | None, task: str) -> Tensor:
+    """Return the logits that count: the pooled ones, or those of the last positions that predict a label."""
+    if task == "sequence_classification":
+        return logits.reshape(-1, logits.shape[-1])
+    row = logits[0]
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == row.shape[0]:
+        counts = (labels[0] != -100).nonzero().flatten()
+        positions = counts - 1 if task == "causal_lm" else counts
+        positions = positions[positions >= 0]
+        if len(positions):
+            return row[positions[-POSITIONS:].to(row.device)]
+    return row[-POSITIONS:]
+
+
+@contextmanager
+def _computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in the weights' dtype: autocast, because adapters and heads are float32 beside half-precision weights."""
+    if dtype == torch.float32:
+        yield
+        return
+    with torch.autocast(device.type, dtype=dtype):
+        yield
+
+
+def free_memory() -> None:
+    """Give back what the last model held, before the next one is opened."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
