@@ -56,6 +56,17 @@ class AdaLoraAttachment(Attachment):
         """Update importance and prune, by the schedule of a run of `total_steps`."""
         self.allocator.step(step, self.schedule(total_steps))
 
+    def saved_size(self) -> int:
+        """Return the numbers in the file: of the ranks kept, or of target_r everywhere before training has begun."""
+        parts = list(self._parts().values())
+        begun = not any(part.lora_E.is_meta for part in parts) and any(bool(part.lora_E.any()) for part in parts)
+        pruned = 0
+        for part in parts:
+            full = part.lora_E.numel()
+            kept = int(torch.count_nonzero(part.lora_E)) if begun else self.params.target_r
+            pruned += (full - kept) * sum(own.numel() // full for _, own in own_parameters(part))
+        return super().saved_size() - pruned
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the file holds: for each place the ranks whose singular value is not zero."""
         state = super().state_dict()

@@ -89,6 +89,13 @@ class Attachment:
         """Return what the adapter file holds, detached: the method's tensors, the head, `modules_to_save`."""
         return {key: tensor.detach() for key, tensor in {**self.adapter_tensors(), **self.head_tensors()}.items()}
 
+    def saved_size(self) -> int:
+        """Return how many numbers the adapter file holds, the head left out; shared and tied tensors once."""
+        saved = {**self.adapter_tensors(), **self._base(self.to_save)}
+        head = {id(tensor) for tensor in self._base(self.head).values()}
+        distinct = {id(tensor): tensor.numel() for tensor in saved.values()}
+        return sum(size for identity, size in distinct.items() if identity not in head)
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy saved tensors into place; strict.
 

@@ -1,0 +1,138 @@
+"""How much a method trains, saves and adds: exact, from the code that trains, on the meta device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from peftcli.layers.site import strip_site
+from peftcli.methods.apply import apply_method
+from peftcli.methods.attachment import Attachment
+from peftcli.methods.registry import MethodRegistry, registry
+from peftcli.models.loading import build_meta, load_config
+from peftcli.models.reading import read_anatomy
+from peftcli.recipe.params import MethodParams
+from peftcli.recipe.schema import Recipe, TaskName
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers, not bytes; shared and tied tensors once, frozen random ones not at all.
+
+    Args:
+        method: its name.
+        params: its hyper-parameters, as plain data.
+        trainable: what training moves, the head included.
+        saved: what the adapter file holds, the head left out.
+        head: of the task head beside it.
+        total: the base model and everything added to it.
+        percent: 100 * trainable / total.
+        reduction: what full fine-tuning would train, over `trainable`.
+        by_module: trainable numbers by module path, block numbers replaced by `*`.
+    """
+
+    method: str
+    params: dict[str, Any]
+    trainable: int
+    saved: int
+    head: int
+    total: int
+    percent: float
+    reduction: float
+    by_module: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `count-params --json` lists."""
+        return asdict(self)
+
+
+def count_params(recipe: Recipe, *, methods: MethodRegistry = registry) -> Counts:
+    """Count for a recipe; only model, task and method are read, and of the model only its config.
+
+    Raises:
+        UserError: the model has no config, or the method does not fit it.
+    """
+    return count_method(
+        load_config(recipe.model),
+        recipe.task,
+        recipe.method,
+        num_labels=recipe.model.num_labels or 2,
+        train_head=recipe.training.train_head,
+        anatomy_overrides=recipe.model.anatomy,
+        methods=methods,
+    )
+
+
+def count_method(
+    config: PretrainedConfig,
+    task: TaskName,
+    params: MethodParams,
+    *,
+    num_labels: int = 2,
+    train_head: bool = True,
+    anatomy_overrides: dict[str, str | list[str]] | None = None,
+    methods: MethodRegistry = registry,
+) -> Counts:
+    """Count one method on one model, from the model's config.
+
+    Args:
+        config: of the base; left as it is.
+        task: decides the head.
+        params: the method and its hyper-parameters.
+        num_labels: outputs of a classification head.
+        train_head: as in `training`.
+        anatomy_overrides: `model.anatomy` of the recipe.
+
+    Raises:
+        UserError: the model cannot do the task, or the method does not fit it.
+    """
+    model = build_meta(config, task, num_labels)
+    anatomy = read_anatomy(model, anatomy_overrides)
+    return count_attachment(apply_method(model, anatomy, params, train_head=train_head, methods=methods), params)
+
+
+def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:
+    """Count what is attached to a model, live or on meta; a quantised weight counts the numbers that it stands for."""
+    parameters = dict(attachment.model.named_parameters())
+    base = _size(parameter for name, parameter in parameters.items() if strip_site(name))
+    trained = attachment.trainable_parameters()
+    own = {id(parameter) for name, parameter in parameters.items() if strip_site(name)}
+    added = _size(parameter for parameter in trained.values() if id(parameter) not in own)
+    trainable = _size(trained.values())
+    return Counts(
+        method=params.name,
+        params=params.model_dump(mode="json", exclude={"name"}),
+        trainable=trainable,
+        saved=attachment.saved_size(),
+        head=_size(parameters[name] for name in attachment.head if name in parameters),
+        total=base + added,
+        percent=100.0 * trainable / (base + added),
+        reduction=base / trainable if trainable else 0.0,
+        by_module=_by_module(trained),
+    )
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Return how many numbers there are in distinct tensors."""
+    return sum(_numbers(tensor) for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+def _numbers(tensor: Tensor) -> int:
+    """Return the numbers a tensor stands for: a 4-bit weight packs two into a byte."""
+    state = getattr(tensor, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else tensor.numel()
+
+
+def _by_module(trained: dict[str, Any]) -> dict[str, int]:
+    """Group by module path: a site's tensors by their key, base parameters by their module."""
+    groups: dict[str, int] = {}
+    for name, parameter in trained.items():
+        path = re.sub(r"\.(lora|initial|peft)_\w+(\.weight)?$|\.[^.]*$", "", name)
+        group = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+        groups[group] = groups.get(group, 0) + parameter.numel()
+    return groups
