@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -39,6 +39,8 @@ from peftcli.training.run_directory import RunDirectory
 from peftcli.training.session import Session
 from peftcli.training.tasks import TASKS, Task, TaskSettings
 from peftcli.training.world import World
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,26 +137,27 @@ def decide_half_precision(recipe: Recipe, device: torch.device) -> None:
         decide_precision(recipe.training, torch.float32, device, width=1)
 
 
-def prepare_data(loaded: LoadedRecipe, plan: Outline, world: World) -> PreparedData:
+def prepare_data(loaded: LoadedRecipe, tokenizer: Any, anatomy: Anatomy, world: World) -> PreparedData:
     """Prepare the rows once: the main process first, the others read what it cached."""
-    recipe = loaded.recipe
-    if recipe.data is None:
+    recipe, spec = loaded.recipe, loaded.recipe.data
+    if spec is None:
         raise UserError(loaded.problem("data", "the recipe has no data block"))
 
     def run() -> PreparedData:
         return prepare(
-            recipe.data,
+            spec,
             recipe.task,
-            plan.tokenizer,
+            tokenizer,
             seed=recipe.seed,
             where=loaded,
-            model_max_positions=plan.anatomy.max_positions,
+            model_max_positions=anatomy.max_positions,
+            problem_type=recipe.model.problem_type,
         )
 
     return main_first(world, run)
 
 
-def main_first(world: World, function: Callable[[], Any]) -> Any:
+def main_first(world: World, function: Callable[[], T]) -> T:
     """Run a function on the main process, then on the others."""
     if not world.is_main:
         world.wait()
@@ -164,13 +167,13 @@ def main_first(world: World, function: Callable[[], Any]) -> Any:
     return result
 
 
-def make_task(recipe: Recipe, tokenizer: Any, labels: Any, train: Any = None) -> Task:
-    """Return the recipe's task."""
+def make_task(recipe: Recipe, tokenizer: Any, labels: Any, train: Any = None, stop_ids: tuple[int, ...] = ()) -> Task:
+    """Return the recipe's task; `train` are the rows that balanced class weights are counted in."""
     train_labels = None
     if recipe.training.class_weights == "balanced" and train is not None:
         rows = (row.labels for row in train)
         train_labels = [int(i) for r in rows for i in (r if hasattr(r, "__len__") else (r,)) if int(i) >= 0]
-    return TASKS[recipe.task](TaskSettings(tokenizer, labels, recipe.training, train_labels))
+    return TASKS[recipe.task](TaskSettings(tokenizer, labels, recipe.training, train_labels, stop_ids))
 
 
 def build_session(
@@ -193,7 +196,7 @@ def build_session(
     seed_everything(recipe.seed)
     torch.set_float32_matmul_precision("high" if spec.tf32 and world.device.type == "cuda" else "highest")
     known = outline(loaded, world.device)
-    data = prepare_data(loaded, known, world)
+    data = prepare_data(loaded, known.tokenizer, known.anatomy, world)
     plan = make_plan(spec, len(data.train), world.size)
     validation = {name: rows for name, rows in data.validation.items() if len(rows)}
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
@@ -246,7 +249,7 @@ def _check_with_data(
         problems += [Problem(reason, key="method") for reason in check_run(recipe.method, total_steps)]
     tasks: list[Task] = []
     with collecting(problems):
-        tasks.append(make_task(recipe, known.tokenizer, data.labels, data.train))
+        tasks.append(make_task(recipe, known.tokenizer, data.labels, data.train, data.stop_token_ids))
     metrics = []
     if tasks and validation:
         metrics = wanted_metrics(tasks[0].default_metrics, recipe.training, list(validation))

@@ -28,12 +28,14 @@ class TaskSettings:
         labels: `data.LabelSpec`, or None for text tasks.
         training: loss options and the length of generated text.
         train_labels: class ids of the training rows, for balanced weights; None when not needed.
+        stop_ids: tokens that end a generated text, besides the model's own.
     """
 
     tokenizer: Any
     labels: Any
     training: TrainingSpec
     train_labels: Sequence[int] | None = None
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 
-def generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, *, max_new_tokens: int) -> list[dict[str, Any]]:
+def generate(
+    model: nn.Module, inputs: dict[str, Any], tokenizer: Any, *, max_new_tokens: int, stop_ids: tuple[int, ...] = ()
+) -> list[dict[str, Any]]:
     """Return the greedy continuation of each row.
 
     Args:
+        stop_ids: tokens that end a text, besides the tokenizer's and the model's own.
         inputs: `input_ids` (or `inputs_embeds`) and `attention_mask`, padded on the left for decoder-only models.
 
     Returns:
@@ -20,7 +23,7 @@ def generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, *, max_ne
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
-    stops = stop_tokens(model, tokenizer)
+    stops = list(dict.fromkeys([*stop_tokens(model, tokenizer), *stop_ids]))
     logprobs = _Logprobs()
     settings = GenerationConfig(
         do_sample=False,

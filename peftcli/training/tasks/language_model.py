@@ -76,7 +76,13 @@ class LanguageModelTask(Task):
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Generate a text for each row."""
         inputs = self.prepare_inputs(batch.inputs, generate=True)
-        return generate(model, inputs, self.settings.tokenizer, max_new_tokens=self.settings.training.max_new_tokens)
+        return generate(
+            model,
+            inputs,
+            self.settings.tokenizer,
+            max_new_tokens=self.settings.training.max_new_tokens,
+            stop_ids=self.settings.stop_ids,
+        )
 
     @property
     def _counts_right(self) -> bool:
