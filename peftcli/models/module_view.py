@@ -6,8 +6,10 @@ import re
 from typing import Literal
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from peftcli.errors import UserError
 
 Kind = Literal["linear", "conv1d", "embedding"]
 
@@ -32,6 +34,21 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
     return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]  # duck-typed linears too
+
+
+def hidden_size(config: PretrainedConfig) -> int:
+    """Return the width of the residual stream, whatever the config calls it."""
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    raise UserError(f"the config of this {config.model_type} model does not say how wide its blocks are")
+
+
+def heads_of(config: PretrainedConfig, names: str) -> int | None:
+    """Return the number of query heads: the first of the attributes `a|b` that the config has."""
+    found = (getattr(config, name, None) for name in names.split("|"))
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 class ModuleView:

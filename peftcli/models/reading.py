@@ -14,7 +14,7 @@ from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice, LinearRole
 from peftcli.models.families import family_row
 from peftcli.models.family_row import FamilyRow, FusedRow, StackRow
-from peftcli.models.module_view import ModuleView, linear_widths, module_kind
+from peftcli.models.module_view import ModuleView, heads_of, hidden_size, linear_widths, module_kind
 from peftcli.models.overrides import apply_overrides
 from peftcli.models.structure import structural_row
 
@@ -81,7 +81,7 @@ class _Reader:
         return Anatomy(
             family=self.view.model.config.model_type,
             origin=origin,
-            hidden_size=int(self.config.hidden_size),
+            hidden_size=hidden_size(self.config),
             layers=self.layers,
             linears=tuple(self.linears),
             blocks=tuple(self.blocks),
@@ -94,6 +94,7 @@ class _Reader:
             prefix_route=self.row.prefix_route,
             prefix_reason=self.row.prefix_reason,
             embedding_size=self._embedding_size(embeddings),
+            takes_tokens=self.view.model.main_input_name == "input_ids",
             max_positions=self.row.positions(self.config) if self.row.positions else None,
             biases=_biases(self.view, head),
             notes=tuple(notes),
@@ -144,7 +145,7 @@ class _Reader:
         if len(fused.roles) == 2:  # gate and up: halves
             half = total // 2
             return {role: FusedSlice(1, total, i * half, half) for i, role in enumerate(fused.roles)}
-        heads = int(getattr(self.config, stack.heads))
+        heads = self._heads(stack)
         if fused.layout == "per_head":
             width = total // heads
             size = width // len(fused.roles)
@@ -159,7 +160,7 @@ class _Reader:
                 key: FusedSlice(groups, width, width - 2 * size, size),
                 value: FusedSlice(groups, width, width - size, size),
             }
-        head_dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+        head_dim = getattr(self.config, "head_dim", None) or hidden_size(self.config) // heads
         queries = heads * int(head_dim)
         size = (total - queries) // 2  # smaller than the queries under grouped-query attention
         return {
@@ -167,6 +168,12 @@ class _Reader:
             key: FusedSlice(1, total, queries, size),
             value: FusedSlice(1, total, queries + size, size),
         }
+
+    def _heads(self, stack: StackRow) -> int:
+        heads = heads_of(self.config, stack.heads)
+        if heads is None:
+            raise UserError(f"the config of this {self.config.model_type} model has no number of attention heads")
+        return heads
 
     def _read_branches(self, stack: StackRow, path: str, layer: int) -> None:
         for branch in stack.branches:
@@ -180,7 +187,7 @@ class _Reader:
                     stack=stack.stack,
                     entry=entry,
                     exit=end,
-                    width=int(self.config.hidden_size),
+                    width=hidden_size(self.config),
                     post_norm=self._norm(path, branch.post_norm),
                     pre_norm=self._norm(path, branch.pre_norm),
                 )
@@ -201,7 +208,7 @@ class _Reader:
             query, key = found.get(f"{prefix}.q"), found.get(f"{prefix}.k")
             if module is None or query is None or key is None:
                 continue
-            heads = int(getattr(self.config, stack.heads))
+            heads = self._heads(stack)
             head_dim = query.out_features // heads
             self.attentions.append(
                 AttentionRole(
@@ -227,7 +234,7 @@ class _Reader:
 
     def _embedding_size(self, path: str) -> int:
         module = self.view.modules[path]
-        return int(module.embedding_dim) if isinstance(module, nn.Embedding) else int(self.config.hidden_size)
+        return int(module.embedding_dim) if isinstance(module, nn.Embedding) else hidden_size(self.config)
 
 
 def _norms(view: ModuleView) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Stack
 from peftcli.models.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
-from peftcli.models.module_view import ModuleView, linear_widths, module_kind
+from peftcli.models.module_view import ModuleView, hidden_size, linear_widths, module_kind
 
 # The last words of paths, by role, as the models of the field name them.
 _ATTENTION_NAMES = {
@@ -42,6 +42,12 @@ _FFN_NAMES = {
     },
     "ffn.down": {"down_proj", "fc2", "c_proj", "lin2", "wo", "w2", "dense_4h_to_h", "fc_out", "linear_2", "linear2"},
 }
+# Norms behind the two branches, inside the residual sum, as the families with such norms name them.
+_NORMS_BEHIND = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+_UNKNOWN_LAYOUT = "a fused projection of unknown layout; target it by name, or name its roles in model.anatomy"
 _ATTENTION_WORD = re.compile(r"(attn|attention|(^|\.)att)", re.IGNORECASE)
 _CROSS_WORD = re.compile(r"(cross|encdec|encoder_attn)", re.IGNORECASE)
 
@@ -99,7 +105,7 @@ def _block_lists(view: ModuleView) -> list[str]:
 
 def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[StackRow, str]:
     blocks = view.expand(spec)
-    hidden = int(config.hidden_size)
+    hidden = hidden_size(config)
     linears: dict[str, tuple[str, ...]] = {}
     left_out: dict[str, str] = {}
     for relative, module in _projections(view, blocks):
@@ -108,21 +114,21 @@ def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[Stack
         if role is None:
             left_out[relative] = "no role by its name and shape; target it by name"
         elif role == "fused":
-            left_out[relative] = (
-                "a fused projection of unknown layout; target it by name, or name its roles in model.anatomy"
-            )
+            left_out[relative] = _UNKNOWN_LAYOUT
         elif role in linears:
             left_out[relative] = f"{linears[role][0]} is {role} already; target it by name"
         else:
             linears[role] = (relative,)
+    _drop_doubtful(view, blocks, linears, left_out)
     which: Stack = "encoder" if _is_encoder(spec, config) else "decoder"
     found = ", ".join(f"{role} = {paths[0]}" for role, paths in linears.items()) or "no projection with a known role"
     row = StackRow(
         stack=which,
         layers=spec,
         linears=linears,
-        branches=_branches(linears),
+        branches=_branches(view, blocks, linears),
         attentions=tuple(_attentions(linears)),
+        heads="num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads",
         left_out=left_out,
     )
     return row, f"{len(blocks)} blocks, {found}"
@@ -170,15 +176,38 @@ def _attentions(linears: dict[str, tuple[str, ...]]) -> Iterable[AttentionRow]:
             yield AttentionRow(module, "self" if prefix == "attn" else "cross")
 
 
-def _branches(linears: dict[str, tuple[str, ...]]) -> tuple[BranchRow, ...]:
+def _drop_doubtful(
+    view: ModuleView, blocks: list[str], linears: dict[str, tuple[str, ...]], left_out: dict[str, str]
+) -> None:
+    """Take back roles that others contradict: an attention without all of q, k, v; an `up` twice too wide."""
+    for prefix in ("attn", "cross_attn"):
+        if not all(f"{prefix}.{letter}" in linears for letter in "qkv"):
+            for letter in "qkv":
+                for relative in linears.pop(f"{prefix}.{letter}", ()):
+                    left_out[relative] = "attention without all of query, key and value; target it by name"
+    if "ffn.up" in linears and "ffn.down" in linears:
+        up, down = (_first_live(view, blocks, linears[role][0]) for role in ("ffn.up", "ffn.down"))
+        if linear_widths(up)[1] == 2 * linear_widths(down)[0]:
+            left_out[linears.pop("ffn.up")[0]] = _UNKNOWN_LAYOUT
+
+
+def _first_live(view: ModuleView, blocks: list[str], relative: str) -> nn.Module:
+    return next(view.modules[f"{block}.{relative}"] for block in blocks if f"{block}.{relative}" in view.modules)
+
+
+def _branches(view: ModuleView, blocks: list[str], linears: dict[str, tuple[str, ...]]) -> tuple[BranchRow, ...]:
+    """Branches from their first projection to their last, or to the norm behind it."""
+    pairs = [pair for pair in _NORMS_BEHIND if all(view.first(blocks[0], name) for name in pair)]
+    after_attention, after_ffn = pairs[0] if pairs else (None, None)
     rows = []
     kinds: tuple[Literal["attn", "cross_attn"], ...] = ("attn", "cross_attn")
     for kind in kinds:
         if f"{kind}.q" in linears and f"{kind}.o" in linears:
-            rows.append(BranchRow(kind, linears[f"{kind}.q"][0], linears[f"{kind}.o"][0]))
+            end = after_attention if kind == "attn" else None
+            rows.append(BranchRow(kind, linears[f"{kind}.q"][0], end or linears[f"{kind}.o"][0]))
     first = linears.get("ffn.gate") or linears.get("ffn.up")
     if first and "ffn.down" in linears:
-        rows.append(BranchRow("ffn", first[0], linears["ffn.down"][0]))
+        rows.append(BranchRow("ffn", first[0], after_ffn or linears["ffn.down"][0]))
     return tuple(rows)
 
 
@@ -189,6 +218,9 @@ def _is_encoder(spec: str, config: PretrainedConfig) -> bool:
 
 
 def _embedding_path(view: ModuleView) -> str:
+    for path in ("encoder.embed_tokens", "model.encoder.embed_tokens"):  # an encoder-decoder's `shared` is never called
+        if view.model.config.is_encoder_decoder and view.absolute(path) in view.modules:
+            return path
     embedding = view.model.get_input_embeddings()
     for name, module in view.modules.items():
         if module is embedding and view.in_base(name):
