@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.rows import IGNORED, Row
+from peftcli.models.packing import PackingRoute, block_causal
 from peftcli.recipe.schema import TaskName
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def collate(
-    rows: Sequence[Row], tokenizer: Any, task: TaskName, *, padding_side: str = "right", multiple_of: int = 1
+    rows: Sequence[Row],
+    tokenizer: Any,
+    task: TaskName,
+    *,
+    padding_side: str = "right",
+    multiple_of: int = 1,
+    packing_route: PackingRoute = "positions",
 ) -> dict[str, Tensor]:
     """Return `input_ids`, `attention_mask` and `labels` of a batch, padded to its longest row.
 
@@ -27,6 +34,7 @@ def collate(
         rows: of one kind; labels are left out when a row has none.
         padding_side: right or left; packed rows are padded on the right.
         multiple_of: round the length up to a multiple, for tensor cores.
+        packing_route: how the model keeps packed documents apart; `models.packing.packing_route` finds out.
 
     Returns:
         int64 tensors (rows, length); labels (rows,) for classes, float (rows,) or (rows, labels) for numbers.
@@ -48,7 +56,10 @@ def collate(
         out["token_type_ids"] = _pad(types, longest, 0, side)
     if all(row.labels is not None for row in rows):
         out["labels"] = _labels(rows, task, longest, side)
-    return _tensors(out)
+    tensors = _tensors(out)
+    if packed and packing_route != "positions":
+        tensors["attention_mask"] = block_causal(tensors["position_ids"], packing_route)
+    return tensors
 
 
 def _labels(rows: Sequence[Row], task: TaskName, longest: int, side: str) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from peftcli.data.cache import cache_directory, cached_store, key_of, tokenizer_
 from peftcli.data.chat_templates import choose_template
 from peftcli.data.encode_causal import added_in_front
 from peftcli.data.labels import Kind, LabelSpec, check_names
+from peftcli.data.packing import PackedRows
 from peftcli.data.pipeline import Progress, SourceJob, StoreJob, build_store, input_names
 from peftcli.data.report import Counts, DataReport
 from peftcli.data.rows import RowSet, StoredRows
@@ -102,14 +103,17 @@ class Preparation:
         for name, source, key in self._validation_sources():
             store = self._store([source], [key])
             check_learning(store, self.spec)
-            rows = self._known(store, np.arange(len(store), dtype=np.int64), spec)
-            validation[name] = StoredRows(store, rows, spec)
+            known = self._known(store, np.arange(len(store), dtype=np.int64), spec)
+            validation[name] = StoredRows(store, known, spec)
             sets[f"validation {name}".strip()] = counts_of(store)
         train = self._weighted(pool, self._limited(pool, train), sources)
-        report = self._report(pool, train, validation, sets)
+        rows: RowSet = StoredRows(pool, train, spec)
+        if self.spec.packing:
+            rows = PackedRows(rows, self.settings.max_length)
+        report = self._report(pool, train, validation, sets, len(rows) if self.spec.packing else None)
         template = self.settings.template
         return PreparedData(
-            StoredRows(pool, train, spec),
+            rows,
             validation,
             spec,
             report,
@@ -229,6 +233,7 @@ class Preparation:
             tokens=int(lengths.sum()),
             supervised_tokens=int(pool.learnt[train].sum(dtype=np.int64)),
             longest=int(lengths.max()) if len(lengths) else 0,
+            packed_rows=packed_rows,
             checks=pool.meta["statistics"],
         )
 

@@ -1,0 +1,107 @@
+"""Whether a model keeps packed documents apart, and how: found by trying it on the model itself.
+
+transformers builds the mask of packed documents from restarting positions, when no mask is given and no cache is
+used. Families whose mask builder does not get the positions (opt) need a 4-D mask, and with some (bloom) neither
+works. What a family does may change between versions, so nothing here goes by its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from peftcli.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+PackingRoute = Literal["positions", "bool_mask", "float_mask"]
+_DOCUMENTS = (5, 7, 6)  # tokens of the probe's documents: different, so that a wrong position shows
+TOLERANCE = 0.1  # of what a full leak changes on average: rounding in bf16 stays at a few hundredths of that
+
+
+def packing_route(model: PreTrainedModel) -> PackingRoute:
+    """Return how documents in one row are kept apart, judged by the model's own logits.
+
+    `positions` needs restarting position ids, no mask and `use_cache=False`; the masks are 4-D and block-causal.
+
+    Raises:
+        UserError: documents in one row see each other whatever is given to the model.
+    """
+    import torch
+
+    config = model.config
+    vocabulary = int(config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    lengths = _DOCUMENTS
+    documents = [torch.randint(0, vocabulary, (1, n), generator=generator).to(device) for n in lengths]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = torch.cat([_logits(model, input_ids=ids, use_cache=False) for ids in documents], dim=1)
+            leak = _difference(alone, _logits(model, input_ids=torch.cat(documents, dim=1), use_cache=False))
+            for route in _routes(model):
+                packed = _packed(model, documents, route)
+                if packed is not None and _difference(alone, packed) <= TOLERANCE * leak:
+                    return route
+    finally:
+        model.train(was_training)
+    raise UserError(
+        Problem(
+            f"packing would let documents see each other in the family {config.model_type}",
+            key="data.packing",
+            suggestion="set data.packing: false; llama, mistral, qwen, gemma, phi, gpt2 and gpt_neox keep them apart",
+        )
+    )
+
+
+def block_causal(position_ids: Tensor, route: PackingRoute) -> Tensor:
+    """Return the 4-D mask (rows, 1, length, length) of packed rows: causal, and within one document.
+
+    Args:
+        position_ids: (rows, length), starting at 0 in every document.
+    """
+    import torch
+
+    document = (position_ids == 0).cumsum(dim=-1)
+    length = position_ids.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
+    allowed = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+    if route == "bool_mask":
+        return allowed
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, lowest)
+
+
+def _routes(model: PreTrainedModel) -> list[PackingRoute]:
+    text = model.config.get_text_config()
+    windowed = getattr(text, "sliding_window", None) or getattr(text, "attention_types", None)
+    # one 4-D mask goes to every layer, and would take the window of the windowed ones away
+    return ["positions"] if windowed else ["positions", "bool_mask", "float_mask"]
+
+
+def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute) -> Tensor | None:
+    """Return the logits of all documents in one row, None when the model does not take the mask."""
+    import torch
+
+    ids = torch.cat(documents, dim=1)
+    positions = torch.cat([torch.arange(one.shape[1], device=one.device) for one in documents])[None]
+    words: dict[str, Tensor] = {"input_ids": ids, "position_ids": positions}
+    if route != "positions":
+        words["attention_mask"] = block_causal(positions, route)
+    try:
+        return _logits(model, use_cache=False, **words)
+    except (TypeError, ValueError, RuntimeError, IndexError):  # refused, each family in its own way
+        return None
+
+
+def _difference(alone: Tensor, packed: Tensor) -> float:
+    """Return the mean change of the logits behind the first document, which nothing can leak into."""
+    behind = slice(_DOCUMENTS[0], None)
+    return float((alone[:, behind] - packed[:, behind]).abs().mean())
+
+
+def _logits(model: PreTrainedModel, **words: object) -> Tensor:
+    return cast("Tensor", model(**words).logits).float()
