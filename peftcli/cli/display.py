@@ -206,8 +206,6 @@ def _shown(name: str, value: Any) -> bool:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print the closing table: before and after, where the result is, and what to type next."""
-    if summary.status == "already_finished":
-        console.print("This run is finished already, by the same recipe; nothing was done (--overwrite trains again).")
     if summary.eval:
         before = summary.eval_before or {}
         rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -33,12 +34,12 @@ def train(
     from peftcli.methods.registry import registry
     from peftcli.recipe.load import load_recipe
 
-    changes = [*(overrides or []), *([f"output_dir={output}"] if output else [])]
+    changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
     loaded = load_recipe(recipe, changes, registry)
 
     from peftcli.cli.display import RunDisplay
     from peftcli.cli.output import print_json
-    from peftcli.training.session import train as run_training
+    from peftcli.training.run import train as run_training
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
         summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display)

@@ -45,13 +45,16 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
 
 
 def _print_json(problems: Sequence[Problem]) -> None:
-    import dataclasses
-
     from peftcli.cli.output import print_json
 
-    errors = [dataclasses.asdict(problem) for problem in problems]
     fields = ("file", "line", "key", "message", "suggestion")
-    print_json({"valid": not errors, "errors": [{name: error[name] for name in fields} for error in errors]})
+    errors = [{name: _writable(getattr(problem, name)) for name in fields} for problem in problems]
+    print_json({"valid": not errors, "errors": errors})
+
+
+def _writable(value: str | int | None) -> str | int | None:
+    """Return a text without half characters, which an argument or a file name that is not UTF-8 brings along."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _summary(loaded: LoadedRecipe) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from peftcli.cli.display import RunDisplay, evaluation_line, next_commands, print_summary
+from peftcli.cli.display import RunDisplay, evaluation_line, next_commands
 from peftcli.cli.live import LiveView
 from peftcli.training.reporting import StepRecord, Summary
 
@@ -125,12 +124,6 @@ def test_next_commands_leave_out_what_is_impossible() -> None:
         "peft merge runs/lora -o runs/lora-merged",
     ]
     assert next_commands(summary(eval=None, artifact="model")) == ["peft predict runs/lora --input FILE"]
-
-
-def test_a_finished_run_says_so(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=120)
-    print_summary(summary(status="already_finished", output_dir=str(tmp_path)), console)
-    assert "finished already" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
 
 
 def test_evaluation_line_shows_metrics_only() -> None:
