@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, Json
+from peftcli.cli.options import BaseDtype, Json, note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def evaluate(
     from peftcli.cli.output import print_json, result_console
     from peftcli.training.inference import evaluate_run
 
-    metrics = evaluate_run(run, data=data, base_dtype=base_dtype)
+    metrics = evaluate_run(run, data=data, base_dtype=base_dtype, note=note)
     if as_json:
         print_json(metrics)
     else:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.cli.options import Json, Quiet, RunPath
+from peftcli.cli.options import Json, Quiet, RunPath, note
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from peftcli.merging.report import MergeReport
 
 
 def register(app: typer.Typer) -> None:
@@ -39,9 +44,42 @@ def merge(
 
     Example: peft merge runs/lora -o merged
     """
-    from peftcli.cli.output import print_json
+    from peftcli.cli.output import print_json, result_console
     from peftcli.merging.merge import merge_run
 
-    report = merge_run(run, output, dtype=dtype, base=base, max_shard_size=max_shard_size, verify=verify)
+    report = merge_run(
+        run,
+        output,
+        dtype=dtype,
+        base=base,
+        max_shard_size=max_shard_size,
+        verify=verify,
+        note=_silent if quiet else note,
+    )
     if as_json:
         print_json(report.as_dict())
+    else:
+        _print(report, result_console())
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _print(report: MergeReport, console: Console) -> None:
+    from peftcli.cli.output import byte_size
+
+    console.print(
+        f"{report.output}: {byte_size(report.size)} in {report.dtype}, {report.changed} of {report.tensors} tensors changed"
+    )
+    if report.verified:
+        console.print(
+            f"verified on {report.rows} rows: {report.agreement:.1%} of the greedy outputs agree, differences of "
+            f"{report.max_abs_diff:.2g} at most, {report.mean_abs_diff:.2g} on average (tolerance {report.tolerance:.2g})"
+        )
+    else:
+        console.print("not verified")
+    if report.quantization_agreement is not None:
+        console.print(f"agreement with the quantised base it was trained on: {report.quantization_agreement:.1%}")
+    for text in report.notes:
+        console.print(f"note: {text}", markup=False)

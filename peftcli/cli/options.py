@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,11 +21,13 @@ RunPath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors and the result remain.")]
 BaseDtype = Annotated[
-    str | None,
+    Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(
-        "--base-dtype",
-        metavar="DTYPE",
-        help="Hold the base in float32, bfloat16 or float16 instead of as trained; results differ.",
-        show_default=False,
+        "--base-dtype", help="Hold the base in this type instead of as trained; results differ.", show_default=False
     ),
 ]
+
+
+def note(text: str) -> None:
+    """Show one sentence that the user should read, on standard error."""
+    print(f"note: {text}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, RunPath
+from peftcli.cli.options import BaseDtype, RunPath, note
 from peftcli.cli.output import json_line
 from peftcli.errors import UserError
 
@@ -40,7 +40,7 @@ def predict(
     """
     from peftcli.training.inference import predict_run
 
-    rows = predict_run(run, data, base_dtype=base_dtype)
+    rows = predict_run(run, data, base_dtype=base_dtype, note=note)
     if output is None:
         _write(rows, sys.stdout)
         return

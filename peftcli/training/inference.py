@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from peftcli.training.run_directory import RunDirectory, RunStatus
 from peftcli.training.setup import make_evaluator, make_task, model_spec, outline, prepare_data
 from peftcli.training.tasks import Task
 from peftcli.training.world import World
+
+Note = Callable[[str], None]
 
 WINDOW = 64
 """Batches of rows that are sorted by length together while predicting; results come in the order of the file."""
@@ -198,12 +200,15 @@ def _labels_of(config: Any, recipe: Recipe) -> LabelSpec | None:
     return LabelSpec(problem, names)
 
 
-def evaluate_run(path: Path | str, data: str | None = None, base_dtype: DTypeName | None = None) -> dict[str, Any]:
+def evaluate_run(
+    path: Path | str, data: str | None = None, base_dtype: DTypeName | None = None, note: Note = lambda _text: None
+) -> dict[str, Any]:
     """Return `eval_*` metrics of a run, or of a recipe's untrained base.
 
     Args:
         path: a run directory or a recipe.
         data: labelled rows to use instead of the validation rows.
+        note: receives what the user should know, such as another base dtype than in training.
 
     Raises:
         UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
@@ -212,6 +217,8 @@ def evaluate_run(path: Path | str, data: str | None = None, base_dtype: DTypeNam
     if not path.is_dir():
         return _evaluate_recipe(load_recipe(path, [], registry), data, base_dtype)
     opened = open_run(path, base_dtype)
+    for text in opened.notes:
+        note(text)
     recipe = opened.recipe
     if data is not None:
         rows = prepare_for_evaluation(data, data_spec(recipe), recipe.task, opened.tokenizer, opened.labels)
@@ -248,17 +255,22 @@ def data_spec(recipe: Recipe) -> DataSpec:
     return recipe.data or DataSpec()
 
 
-def predict_run(run: Path | str, data: str, base_dtype: DTypeName | None = None) -> Iterator[dict[str, Any]]:
+def predict_run(
+    run: Path | str, data: str, base_dtype: DTypeName | None = None, note: Note = lambda _text: None
+) -> Iterator[dict[str, Any]]:
     """Return predictions for a file, a row for each of its rows in order.
 
     Args:
         run: a run directory.
         data: any data file of the task's format; labels may be absent.
+        note: receives what the user should know.
 
     Raises:
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
     opened = open_run(run, base_dtype)
+    for text in opened.notes:
+        note(text)
     recipe = opened.recipe
     rows = prepare_for_prediction(data, data_spec(recipe), recipe.task, opened.tokenizer, opened.labels)
     stops = end_of_turn(opened.tokenizer, rows)
@@ -272,5 +284,4 @@ def end_of_turn(tokenizer: Any, rows: Any) -> tuple[int, ...]:
     """Return the token with which the rows' chat template ends a turn, if it is one."""
     turn = rows.store.meta.get("end_of_turn")
     number = tokenizer.convert_tokens_to_ids(turn) if turn else None
-    known = isinstance(number, int) and number != tokenizer.unk_token_id
-    return (number,) if known else ()
+    return (number,) if isinstance(number, int) and number != tokenizer.unk_token_id else ()
