@@ -52,7 +52,7 @@ class Part(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define forward(x, y)")
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that are saved, by key suffix such as `lora_A.weight`; parameters unless said otherwise."""
+        """Return the tensors that are saved, by key suffix such as `lora_A.weight`; by default the parameters."""
         return dict(self.named_parameters())
 
 

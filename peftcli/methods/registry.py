@@ -20,6 +20,7 @@ _MODULES: dict[str, str] = {
     "vera": "peftcli.methods.vera",
     "ia3": "peftcli.methods.ia3",
     "prefix_tuning": "peftcli.methods.prefix_tuning",
+    "prompt_tuning": "peftcli.methods.prompt_tuning",
     "adapter": "peftcli.methods.adapter",
     "parallel_adapter": "peftcli.methods.parallel_adapter",
     "bitfit": "peftcli.methods.bitfit",

@@ -1,0 +1,95 @@
+"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691; code google-research/prompt-tuning).
+
+Learned vectors join the embedded input, in an encoder-decoder that of the encoder only, and nothing else is trained.
+
+Where they go: in front of the text (behind left padding). In an encoder with a head they go behind the first token,
+because the head reads position 0; `prompt_position: front` puts them before it, as HF peft does.
+
+Initialisation: `random` draws U(-0.5, 0.5), the paper's range (the official flax code draws U(0, 0.5), HF peft N(0,
+1)); `sample_vocab` copies the embeddings of tokens drawn from the first `sample_vocab_size` (the paper's 5,000 most
+frequent; HF peft: all); `text` repeats a text's embeddings (HF peft); `class_labels` averages the tokens of each
+class name and draws the rest from the vocabulary (the paper's best for small models).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from peftcli.methods.protocol import MethodInfo
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class PromptTuningParams(MethodParams):
+    """Hyper-parameters of prompt tuning."""
+
+    name: Literal["prompt_tuning"] = "prompt_tuning"
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 20
+    """Learned vectors in the input."""
+    prompt_tuning_init: Literal["random", "sample_vocab", "text", "class_labels"] = "sample_vocab"
+    """What they start from."""
+    prompt_tuning_init_text: str | None = None
+    """The text, for `prompt_tuning_init: text`."""
+    sample_vocab_size: Annotated[int, Field(ge=1)] = 5000
+    """How many of the first tokens of the vocabulary `sample_vocab` and `class_labels` draw from."""
+    prompt_position: Literal["auto", "front", "after_first"] = "auto"
+    """Before the text or behind its first token; auto is after_first in encoders, front elsewhere."""
+
+    @model_validator(mode="after")
+    def _text_given(self) -> PromptTuningParams:
+        if self.prompt_tuning_init == "text" and not (self.prompt_tuning_init_text or "").strip():
+            raise ValueError("prompt_tuning_init: text needs a prompt_tuning_init_text")
+        if self.prompt_tuning_init != "text" and self.prompt_tuning_init_text is not None:
+            raise ValueError("prompt_tuning_init_text has no effect without prompt_tuning_init: text")
+        return self
+
+
+INFO = MethodInfo(
+    name="prompt_tuning",
+    family="additive",
+    summary="Learned vectors in front of the embedded input.",
+    paper="Lester et al. 2021, arXiv:2104.08691",
+    params=PromptTuningParams,
+    learning_rate=3e-2,
+    mergeable="learned inputs are not a change of any weight; keep the adapter beside its base, or `peft export` it",
+)
+
+
+def check(anatomy: Anatomy, params: PromptTuningParams) -> list[str]:
+    """Return why this model cannot be prompted: it takes no tokens, or has too few positions."""
+    if not anatomy.takes_tokens:
+        return [
+            f"a {anatomy.family} model takes no token embeddings that a prompt could join; use lora or prefix_tuning"
+        ]
+    limit = anatomy.max_positions
+    if limit is not None and params.num_virtual_tokens >= limit:
+        return [
+            f"num_virtual_tokens = {params.num_virtual_tokens} leaves no position of this model's {limit} for text; "
+            f"use at most {limit - 1}"
+        ]
+    return []
+
+
+def positions_taken(anatomy: Anatomy, params: PromptTuningParams) -> int:
+    """Return how many of the model's positions the prompt takes."""
+    return params.num_virtual_tokens
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> Attachment:
+    """Put a prompt at the output of the token embedding.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: where its embedding is.
+        params: length, place and initialisation.
+    """
+    from peftcli.methods.prompt_attachment import attach_prompt
+
+    return attach_prompt(model, anatomy, params)
