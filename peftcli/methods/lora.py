@@ -22,12 +22,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from peftcli.methods.folding import Folding, tensors_by_key
 from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.models.config_facts import width
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
@@ -154,6 +155,24 @@ def check(anatomy: Anatomy, params: LoraParams) -> list[str]:
             if reason:
                 reasons[reason] = None
     return list(reasons)
+
+
+def check_config(config: Mapping[str, Any], params: LoraParams) -> list[str]:
+    """Return the ranks that no projection of this model can carry: each has the residual width on one side.
+
+    Args:
+        config: config.json.
+        params: hyper-parameters.
+    """
+    limit = width(config)
+    if limit is None:
+        return []
+    named = {"r": params.r, **{f"rank_pattern {key!r}": rank for key, rank in params.rank_pattern.items()}}
+    return [
+        f"{name} = {rank} is above the model's width; the largest useful rank is {limit}"
+        for name, rank in named.items()
+        if rank > limit
+    ]
 
 
 def rank_above_matrix(rank: int, d_out: int, d_in: int, what: str) -> str | None:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Literal
 
 from peftcli.methods import lora
-from peftcli.methods.lora import LoraParams, attach, check, merge_rules
+from peftcli.methods.lora import LoraParams, attach, check, check_config, merge_rules
 
-__all__ = ["INFO", "QLoraParams", "attach", "check", "merge_rules"]
+__all__ = ["INFO", "QLoraParams", "attach", "check", "check_config", "merge_rules"]
 
 
 class QLoraParams(LoraParams):
