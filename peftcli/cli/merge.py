@@ -47,39 +47,27 @@ def merge(
     from peftcli.cli.output import print_json, result_console
     from peftcli.merging.merge import merge_run
 
-    report = merge_run(
-        run,
-        output,
-        dtype=dtype,
-        base=base,
-        max_shard_size=max_shard_size,
-        verify=verify,
-        note=_silent if quiet else note,
-    )
+    report = merge_run(run, output, dtype=dtype, base=base, max_shard_size=max_shard_size, verify=verify)
+    for text in [] if quiet else report.notes:
+        note(text)
     if as_json:
         print_json(report.as_dict())
     else:
         _print(report, result_console())
 
 
-def _silent(text: str) -> None:
-    pass
-
-
 def _print(report: MergeReport, console: Console) -> None:
     from peftcli.cli.output import byte_size
 
-    console.print(
-        f"{report.output}: {byte_size(report.size)} in {report.dtype}, {report.changed} of {report.tensors} tensors changed"
-    )
+    changed = f"{report.changed} of {report.tensors} tensors changed"
+    console.print(f"{report.output}: {byte_size(report.size)} in {report.dtype}, {changed}", markup=False)
     if report.verified:
+        differences = f"{report.max_abs_diff:.2g} at most, {report.mean_abs_diff:.2g} on average"
         console.print(
-            f"verified on {report.rows} rows: {report.agreement:.1%} of the greedy outputs agree, differences of "
-            f"{report.max_abs_diff:.2g} at most, {report.mean_abs_diff:.2g} on average (tolerance {report.tolerance:.2g})"
+            f"verified on {report.rows} rows: {report.agreement:.1%} of the greedy outputs agree; the outputs differ "
+            f"by {differences} (tolerance {report.tolerance:.2g})"
         )
     else:
         console.print("not verified")
     if report.quantization_agreement is not None:
-        console.print(f"agreement with the quantised base it was trained on: {report.quantization_agreement:.1%}")
-    for text in report.notes:
-        console.print(f"note: {text}", markup=False)
+        console.print(f"agreement with the quantised base that it was trained on: {report.quantization_agreement:.1%}")
