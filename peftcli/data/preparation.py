@@ -211,7 +211,14 @@ class Preparation:
             parts += [mine] * int(source.weight) + [np.sort(random.permutation(mine)[:rest])]
         return np.concatenate(parts)
 
-    def _report(self, pool: Store, train: Index, validation: dict[str, RowSet], sets: dict[str, Counts]) -> DataReport:
+    def _report(
+        self,
+        pool: Store,
+        train: Index,
+        validation: dict[str, RowSet],
+        sets: dict[str, Counts],
+        packed_rows: int | None,
+    ) -> DataReport:
         lengths = pool.lengths[train]
         evidence = list(pool.meta["evidence"])
         for rows in validation.values():
