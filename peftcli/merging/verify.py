@@ -24,6 +24,7 @@ from peftcli.errors import UserError
 from peftcli.merging.subject import Subject
 from peftcli.methods.apply import apply_method
 from peftcli.models.dtypes import computes_well
+from peftcli.models.load_errors import quiet_transformers
 from peftcli.models.loading import TASK_CLASSES, load_model
 from peftcli.models.tokenizers import fit_to_tokenizer
 from peftcli.recipe.schema import ModelSpec
@@ -167,15 +168,16 @@ def merged_outputs(
     import transformers
 
     auto = getattr(transformers, TASK_CLASSES[subject.recipe.task])
-    model, report = auto.from_pretrained(
-        directory,
-        config=config,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        trust_remote_code=subject.spec.trust_remote_code,
-    )
+    with quiet_transformers():
+        model, report = auto.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=subject.spec.trust_remote_code,
+        )
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise UserError(f"the merged model does not load: {sorted(map(str, wrong))[:3]}", suggestion="report this")
