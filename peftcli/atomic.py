@@ -46,7 +46,10 @@ def new_directory(path: Path) -> Iterator[Path]:
         os.rename(path, old)
     os.rename(partial, path)
     sync_directory(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_symlink():
+        old.unlink()  # what it points at is not ours
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
