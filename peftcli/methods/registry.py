@@ -23,6 +23,7 @@ _MODULES: dict[str, str] = {
     "prompt_tuning": "peftcli.methods.prompt_tuning",
     "adapter": "peftcli.methods.adapter",
     "parallel_adapter": "peftcli.methods.parallel_adapter",
+    "compacter": "peftcli.methods.compacter",
     "bitfit": "peftcli.methods.bitfit",
     "full": "peftcli.methods.full",
     "freeze": "peftcli.methods.freeze",

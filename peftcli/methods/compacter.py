@@ -1,0 +1,122 @@
+"""Compacter and Compacter++ (Karimi Mahabadi et al. 2021, arXiv:2106.04647; code rabeehk/compacter).
+
+As in the official code: z + up(gelu_new(down(z))) inside the branch, after self-attention and after the
+feed-forward (not after cross-attention) and before dropout and residual; both projections are sums of Kronecker
+products A_i (x) s_i t_i with n = 4 and rank 1; the A_i are shared by all layers and both projections; A ~ N(0,
+1e-4), s and t Xavier-uniform with gain sqrt 2; reduction 32; every norm of the base is trained. `placement: ffn` is
+Compacter++. `train_layer_norm: false` is AdapterHub's variant (which also uses gelu).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from peftcli.methods.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
+from peftcli.methods.protocol import MethodInfo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+_KINDS = {"both": ("attn", "ffn"), "ffn": ("ffn",)}
+_REDUCTION = 32.0
+
+
+class CompacterParams(BottleneckParams):
+    """Hyper-parameters of Compacter."""
+
+    name: Literal["compacter"] = "compacter"
+    phm_dim: Annotated[int, Field(ge=1)] = 4
+    """Kronecker products in a sum, n; the hidden size and the bottleneck must be multiples of it."""
+    phm_rank: Annotated[int, Field(ge=1)] = 1
+    """Rank of the factors of a product."""
+    placement: Literal["both", "ffn"] = "both"
+    """After attention and feed-forward (Compacter), or after the feed-forward only (Compacter++)."""
+    non_linearity: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "gelu_new"
+    """Between the projections."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the bottleneck's activations."""
+    train_layer_norm: bool = True
+    """Train the base's norms too, as the paper does."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> CompacterParams:
+        if self.bottleneck_size is not None and self.bottleneck_size % self.phm_dim:
+            lower = self.bottleneck_size // self.phm_dim * self.phm_dim
+            near = f"{lower} or {lower + self.phm_dim}" if lower else str(self.phm_dim)
+            raise ValueError(
+                f"bottleneck_size = {self.bottleneck_size} is not a multiple of phm_dim = {self.phm_dim}; use {near}"
+            )
+        return self
+
+
+INFO = MethodInfo(
+    name="compacter",
+    family="additive",
+    summary="Serial adapters whose projections are sums of Kronecker products with shared factors.",
+    paper="Karimi Mahabadi et al. 2021, arXiv:2106.04647",
+    params=CompacterParams,
+    learning_rate=3e-3,
+    mergeable="a Compacter adapter is non-linear and has no equivalent weight change; keep the adapter beside "
+    "its base, or use lora if it must be folded in",
+)
+
+
+def check(anatomy: Anatomy, params: CompacterParams) -> list[str]:
+    """Return why phm_dim does not divide this model's hidden size or the bottleneck that follows from it."""
+    problems = too_wide(anatomy, params, _KINDS[params.placement])
+    for width in sorted({block.width for block in branches(anatomy, _KINDS[params.placement])}):
+        if width % params.phm_dim:
+            fitting = [n for n in range(params.phm_dim, 0, -1) if width % n == 0]
+            problems.append(f"phm_dim = {params.phm_dim} does not divide the hidden size {width}; use {fitting[0]}")
+    return problems
+
+
+def _bottleneck(params: CompacterParams, width: int) -> int:
+    """Return the bottleneck; one that follows from the hidden size is rounded to a multiple of phm_dim."""
+    size = params.size_for(width, _REDUCTION)
+    if params.bottleneck_size is not None:
+        return size
+    return max(params.phm_dim, round(size / params.phm_dim) * params.phm_dim)
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attachment:
+    """Put one adapter on each branch of the placement, all with one shared rule, and let the norms train.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its branches and norms.
+        params: placement, size and factors.
+    """
+    import torch
+
+    from peftcli.layers.bottleneck import SerialAdapter
+    from peftcli.layers.phm import PhmLinear, PhmRule
+    from peftcli.layers.site import output_site
+    from peftcli.methods.attachment import Attachment, Placed
+
+    attachment = Attachment(model)
+    with torch.device(device_of(model, model)):
+        rule = PhmRule(params.phm_dim)
+    name = f"peft_phm_rule_{sum(child.startswith('peft_phm_rule') for child, _ in model.named_children())}"
+    model.add_module(name, rule)
+    attachment.undo.append(lambda: delattr(model, name))
+    attachment.shared["compacter.phm_rule"] = rule.rule
+    for block in branches(anatomy, _KINDS[params.placement]):
+        host = model.get_submodule(block.exit)
+        size = _bottleneck(params, block.width)
+        with torch.device(device_of(host, model)):
+            pair = (
+                PhmLinear(rule, block.width, size, params.phm_rank),
+                PhmLinear(rule, size, block.width, params.phm_rank),
+            )
+        part = SerialAdapter(pair, params.non_linearity, params.dropout)
+        output_site(host).parts.append(part)
+        attachment.placed.append(Placed(f"{block.exit}.compacter", part))
+    if params.train_layer_norm:
+        attachment.unfrozen = norm_parameters(model, anatomy)
+    return attachment
