@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from peftcli.errors import Problem, UserError
 from peftcli.models.checkpoint_report import check_loading
 from peftcli.models.dtypes import choose_dtype
 from peftcli.models.heads import compute_head_in_float32, configure_head
@@ -21,7 +22,7 @@ from peftcli.models.sources import ModelSource, find_source
 from peftcli.models.tasks import TASK_CLASSES, check_task
 from peftcli.recipe.schema import ModelSpec, TaskName
 
-__all__ = ["TASK_CLASSES", "Loaded", "build_meta", "load_config", "load_model"]
+__all__ = ["TASK_CLASSES", "Loaded", "build_meta", "count_parameters", "load_config", "load_model"]
 
 
 class Labels(Protocol):
@@ -120,6 +121,7 @@ def load_model(
     notes = configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
     notes += [note] if note else []
+    notes += _refuse_or_note_gguf(spec, source)
     words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     words |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, "config": config}
     if spec.attn_implementation != "auto":
@@ -144,6 +146,21 @@ def load_model(
     model.eval()
     identity = identify(source, model, dtype, quantization, spec)
     return Loaded(model, model.config, identity, dtype, notes, share)
+
+
+def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:
+    """GGUF weights are dequantised while they load; nothing in transformers quantises them again."""
+    if source.kind != "gguf":
+        return []
+    if spec.load_in_4bit or spec.load_in_8bit:
+        raise UserError(
+            Problem(
+                "a GGUF file is dequantised on loading and cannot be quantised again",
+                key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
+                suggestion="leave it out, or name the original safetensors model",
+            )
+        )
+    return ["GGUF weights are dequantised on loading: what is trained and merged is the dequantised model"]
 
 
 def _add_placement(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from math import prod
@@ -53,6 +55,8 @@ def quantisation_words(
                 suggestion="training.device: cpu computes 4-bit layers, slowly; or leave load_in_4bit out",
             )
         )
+    # It tells of optional kernels that are missing and of every cast of an 8-bit layer: nothing a user can change.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     words: dict[str, Any] = {"device_map": {"": device}}
     if getattr(config, "quantization_config", None) is not None:
         return words
@@ -62,9 +66,7 @@ def quantisation_words(
     kept = [*head_modules(view)]
     output = task_model.get_output_embeddings() if not kept else None
     kept += [name for name, module in view.modules.items() if output is not None and module is output]
-    compute = dtype if spec.bnb_4bit_compute_dtype == "auto" else getattr(torch, spec.bnb_4bit_compute_dtype)
-    if device.type == "cpu" and compute != torch.float32 and not computes_well(compute, device):
-        compute = torch.float32
+    compute = _compute_dtype(spec, dtype, device)
     words["quantization_config"] = BitsAndBytesConfig(
         load_in_4bit=spec.load_in_4bit,
         load_in_8bit=spec.load_in_8bit,
@@ -74,6 +76,16 @@ def quantisation_words(
         llm_int8_skip_modules=kept or None,
     )
     return words
+
+
+def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which dtype 4-bit layers multiply; auto is bfloat16 on a GPU that has it, else that of the other weights."""
+    if spec.bnb_4bit_compute_dtype != "auto":
+        chosen: torch.dtype = getattr(torch, spec.bnb_4bit_compute_dtype)
+        return chosen if chosen == torch.float32 or computes_well(chosen, device) else torch.float32
+    if device.type == "cuda" and computes_well(torch.bfloat16, device):
+        return torch.bfloat16
+    return dtype
 
 
 def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[float, str, list[str]]:
@@ -91,12 +103,13 @@ def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[float, st
     words = describe_quantisation(model)
     notes = [f"{share:.0%} of the block weights are quantised ({words})"]
     if share < spec.min_quantized_share:
-        rest = "; ".join(dict.fromkeys(reason for _, reason in anatomy.left_out)) or "its layers are not linear modules"
+        accepted = int(share * 100) / 100
         raise UserError(
             Problem(
-                f"only {share:.0%} of the block weights of this {anatomy.family} model are quantised: {rest}",
+                f"only {share:.0%} of the block weights of this {anatomy.family} model are quantised; "
+                f"in 16 or 32 bits: {_largest_unquantised(model, anatomy)}",
                 key="model.min_quantized_share",
-                suggestion=f"accept it with model.min_quantized_share: {share // 0.01 / 100:g}, or load 16-bit weights",
+                suggestion=f"accept it with model.min_quantized_share: {accepted:g}, or load 16-bit weights",
             )
         )
     return share, words, notes
@@ -143,6 +156,20 @@ def _block_parameters(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[nn.P
             for module in model.get_submodule(path).modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     yield parameter, name == "weight" and is_quantised(module)
+
+
+def _largest_unquantised(model: nn.Module, anatomy: Anatomy) -> str:
+    """Return the largest unquantised weights of the blocks, by their path below a block."""
+    sizes: Counter[str] = Counter()
+    total = 0
+    for paths in anatomy.layers.values():
+        for path in paths:
+            for name, parameter in model.get_submodule(path).named_parameters():
+                total += logical_numel(parameter)
+                module = model.get_submodule(f"{path}.{name}".rpartition(".")[0])
+                if not (name.endswith("weight") and is_quantised(module)):
+                    sizes[name] += parameter.numel()
+    return ", ".join(f"{name} ({size / total:.0%})" for name, size in sizes.most_common(3))
 
 
 def describe_quantisation(model: PreTrainedModel) -> str:
