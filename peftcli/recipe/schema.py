@@ -26,6 +26,7 @@ FormatName = Literal[
 ]
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Rate = Annotated[float, Field(gt=0.0, le=100.0)]  # 2e4 is 2e-4 without its sign; SGD on prompts has used 30
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -135,15 +136,15 @@ class DataSpec(Block):
 class TrainingSpec(Block):
     """How long, how fast, on what: the names of transformers' TrainingArguments."""
 
-    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    learning_rate: Rate | None = None
     """Peak learning rate; null takes the method's own default."""
-    head_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    head_learning_rate: Rate | None = None
     """Learning rate of the task head; null is the same as learning_rate."""
-    lr_groups: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+    lr_groups: dict[str, Rate] = Field(default_factory=dict)
     """Regular expression over trainable parameter names: learning rate."""
     train_head: bool = True
     """Train the task head beside the method."""
-    num_train_epochs: Annotated[float, Field(gt=0.0)] = 3.0
+    num_train_epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
     """Passes over the training rows."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; overrides num_train_epochs."""
@@ -231,7 +232,7 @@ class Recipe(Block):
     """One recipe file, checked and with every default filled in."""
 
     model: ModelSpec
-    """Which pretrained model, and how its weights are held."""
+    """The pretrained model."""
     task: TaskName
     """What the model learns to do."""
     data: DataSpec | None = None

@@ -101,7 +101,7 @@ def _finding(
         return Finding(full, f"{name} = {show(value)}; expected {_limits(annotation, metadata, value)}")
     expected = describe(annotation, metadata) if annotation is not object else details[0]["msg"]
     if "finite_number" in kinds:
-        expected = f"a finite number{', ' + limits if (limits := bounds(metadata)) else ''}"
+        expected = expected.replace("a number", "a finite number")
     if "string_unicode" in kinds:
         return Finding(full, f"{name} holds characters that are not Unicode text")
     if kinds & {"too_short", "string_too_short"}:

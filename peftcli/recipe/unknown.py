@@ -106,9 +106,9 @@ class UnknownKeys:
         return f"write `{parts[-1]}:` under `{'.'.join(parts[:-1])}:` (dotted paths are for the command line)"
 
     def _near(self, name: str, key: Key, block: type[BaseModel]) -> str | None:
-        close = difflib.get_close_matches(name, list(block.model_fields), n=2, cutoff=_NEAR)
+        close = difflib.get_close_matches(name, list(block.model_fields), n=1, cutoff=_NEAR)
         if close:
-            return f"did you mean {' or '.join(f'`{word}`' for word in close)}?"
+            return f"did you mean `{close[0]}`?"
         elsewhere: dict[str, Key] = {
             field: (head, field) for head, spec in _BLOCKS.items() for field in spec.model_fields
         }

@@ -33,6 +33,8 @@ _SENTENCES = (  # a part of PyYAML's complaint, what is wrong, what to do
     ("unacceptable character", "a control character", "remove it; recipes are plain UTF-8 text"),
     ("special characters are not allowed", "a control character", "remove it; recipes are plain UTF-8 text"),
 )
+_OPENED_BEFORE = ("expected ',' or", "found unexpected end of stream", "could not find expected ':'")
+"""Complaints whose cause is where something was opened, not where PyYAML noticed."""
 
 
 class YamlProblem(Exception):
@@ -48,7 +50,8 @@ class YamlProblem(Exception):
 def explain_yaml_error(error: yaml.YAMLError, text: str) -> YamlProblem:
     """Return PyYAML's complaint with its line and a sentence that says what to do."""
     complaint = " ".join(str(error).split())
-    line = _line(error, text)
+    opened = any(part in complaint for part in _OPENED_BEFORE)
+    line = _line(error, text, opened)
     for part, message, suggestion in _SENTENCES:
         if part in complaint:
             return YamlProblem(f"not YAML: {message}", line, suggestion)
@@ -56,8 +59,9 @@ def explain_yaml_error(error: yaml.YAMLError, text: str) -> YamlProblem:
     return YamlProblem(f"not YAML: {problem}", line)
 
 
-def _line(error: yaml.YAMLError, text: str) -> int | None:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+def _line(error: yaml.YAMLError, text: str, opened: bool) -> int | None:
+    marks = [getattr(error, "problem_mark", None), getattr(error, "context_mark", None)]
+    mark = next((mark for mark in (reversed(marks) if opened else marks) if mark is not None), None)
     if mark is not None:
         return int(mark.line) + 1
     position = getattr(error, "position", None)

@@ -82,6 +82,15 @@ def line_of(event: Event) -> int:
     return event.start_mark.line + 1
 
 
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written to a file; an escape such as `\\ud800` gives half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass
 class _Anchored:
     value: Any
@@ -181,12 +190,16 @@ class _Composer:
             message = "the merge key `<<` is not read here"
             raise YamlProblem(message, line_of(event), "write the keys out (it left YAML in version 1.2)")
         self.count(1, event)
+        if not _is_unicode(event.value):
+            raise YamlProblem("a key with a character that is not Unicode", line_of(event), "remove it")
         return str(event.value)
 
     def scalar(self, event: Event, key: Key) -> Any:
         assert isinstance(event, ScalarEvent)  # the only node event left
         tag = self.tag(event, ("str", "int", "float", "bool", "null"))
         text = self.expanded(str(event.value), key, line_of(event))
+        if "\0" in text or not _is_unicode(text):
+            raise YamlProblem("a control character, or one that is not Unicode", line_of(event), "remove it")
         plain = event.style is None
         if tag == "str" or (tag is None and not plain):
             return text
