@@ -16,7 +16,7 @@ import typer
 from peftcli import __version__
 from peftcli.errors import PeftCliError, UserError
 
-COMMANDS = ("train", "eval", "predict", "merge", "count_params", "methods", "validate", "schema")
+COMMANDS = ("train", "eval", "predict", "merge", "count_params", "methods", "validate", "inspect", "schema")
 """Modules of this package that hold a command, in the order of `--help`."""
 
 _HELP = """Fine-tune pretrained models with few parameters, driven by one YAML recipe.

@@ -87,6 +87,21 @@ class StoredRows:
         types = None if store.types is None else np.array(store.types[start:end])
         return Row(ids, self._labels(row, start, end, ids), source, number, types)
 
+    def label_counts(self) -> npt.NDArray[np.int64]:
+        """Return how often each label of the model occurs in these rows: (labels,)."""
+        count = self.spec.num_labels if self.spec else 0
+        store, out = self.store, np.zeros(count, dtype=np.int64)
+        if store.value is not None:
+            numbers = self._numbers[store.value[self.index].astype(np.int64)]
+            return np.bincount(numbers[numbers >= 0], minlength=count)
+        if store.labels is None:
+            return out
+        for row in self.index.tolist():
+            labels = store.labels[int(store.label_offsets[row]) : int(store.label_offsets[row + 1])]
+            numbers = self._numbers[labels[labels >= 0]]
+            out += np.bincount(numbers[numbers >= 0], minlength=count)
+        return out
+
     def _labels(self, row: int, start: int, end: int, ids: npt.NDArray[np.int32]) -> Any:
         store = self.store
         if store.mask is not None:

@@ -1,0 +1,78 @@
+"""`peft inspect RECIPE`: the data as the model will see it, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from peftcli.cli.options import Json, Overrides, RecipePath
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Training rows to show.")] = 3,
+    width: Annotated[
+        int | None, typer.Option("--width", min=40, help="Columns of the output; the terminal's by default.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead, to send to a colleague.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the rows as the model will see them: learnt tokens coloured, special tokens visible, lengths, duplicates.
+
+    Example: peft inspect configs/lora.yaml -n 2
+    """
+    from peftcli.cli.output import print_json
+
+    found = _inspect(recipe, overrides or [], rows)
+    if html is not None:
+        from peftcli.atomic import write_text
+        from peftcli.cli.inspect_html import page
+
+        write_text(html, page(found, title=str(recipe)))
+        typer.echo(f"written: {html}", err=True)
+    if as_json:
+        print_json(found.as_dict())
+    elif html is None:
+        from peftcli.cli.inspect_view import print_inspection
+
+        print_inspection(found, width)
+
+
+def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
+    """Return the inspection of a recipe's data, prepared as `peft train` prepares it."""
+    from peftcli.data.inspection import inspect_data
+    from peftcli.data.prepare import prepare
+    from peftcli.errors import UserError
+    from peftcli.methods.registry import registry
+    from peftcli.models.loading import build_meta, load_config
+    from peftcli.models.reading import read_anatomy
+    from peftcli.models.tokenizers import load_tokenizer
+    from peftcli.recipe.load import load_recipe
+
+    loaded = load_recipe(path, overrides, registry)
+    spec = loaded.recipe.data
+    if spec is None:
+        raise UserError(loaded.problem("data", "the recipe has no data block"))
+    task, model = loaded.recipe.task, loaded.recipe.model
+    tokenizer = load_tokenizer(model, task)
+    longest = read_anatomy(build_meta(load_config(model), task), model.anatomy).max_positions
+    data = prepare(
+        spec,
+        task,
+        tokenizer,
+        seed=loaded.recipe.seed,
+        where=loaded,
+        model_max_positions=longest,
+        problem_type=model.problem_type,
+    )
+    return inspect_data(data, tokenizer, task, rows=rows, max_length=min(spec.max_length, longest or spec.max_length))

@@ -1,0 +1,75 @@
+"""An inspection as one HTML page without scripts or outside files, to send to a colleague."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peftcli.data.inspection import Example, Inspection, Token
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #1a1a1a; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: .8em; border-radius: 6px; }
+.read { color: #777; } .learnt { color: #05602b; background: #d9f2e1; font-weight: 600; }
+.special { border: 1px solid #b04fb0; border-radius: 3px; } sub { color: #b04fb0; }
+td, th { text-align: left; padding: .1em 1.2em .1em 0; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { display: inline-block; height: .8em; background: #4a7ebb; }
+"""
+BAR = 300  # pixels of the longest bar
+
+
+def page(found: Inspection, *, title: str) -> str:
+    """Return the whole page."""
+    report = found.report
+    parts = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1>{escape(title)}</h1>",
+        "<p><span class='learnt'>learnt</span> <span class='read'>read only</span> "
+        "<span class='special read'>special</span></p>",
+        *map(_example, found.examples),
+        "<h2>Rows</h2>",
+        *(f"<p>{escape(line)}</p>" for line in [*report["evidence"], *report["notes"]]),
+        f"<p>chat template: {escape(report['template'] or 'none, plain text')}; cache {escape(report['cache'])}</p>",
+        _table([(name.replace("_", " "), str(number)) for name, number in found.counts.items()]),
+        f"<h2>Lengths in tokens (max_length {found.max_length})</h2>",
+        _histogram(found.lengths),
+    ]
+    for name, counts in found.labels.items():
+        parts += [f"<h2>Labels: {escape(name)}</h2>", _table([(label, str(n)) for label, n in counts.items()])]
+    parts.append(f"<h2>Equal rows</h2><p>duplicates in training: {found.duplicates}</p>")
+    parts.append(_table(found.duplicate_pairs))
+    if found.overlap:
+        parts.append(f"<p>validation rows that are also training rows: {sum(found.overlap.values())}</p>")
+        parts.append(_table(found.overlap_pairs))
+    skipped = [(f"{bad['source']}:{bad['row']}", str(bad["message"])) for bad in report["skipped"]]
+    if skipped:
+        parts += ["<h2>Skipped rows</h2>", _table(skipped)]
+    return "\n".join(parts) + "</html>\n"
+
+
+def _example(example: Example) -> str:
+    label = f", label {escape(example.label)}" if example.label is not None else ""
+    head = f"<h3>{escape(example.source)}:{example.row} ({len(example.tokens)} tokens{label})</h3>"
+    return f"{head}<pre>{''.join(map(_token, example.tokens))}</pre>"
+
+
+def _token(token: Token) -> str:
+    kind = ("learnt" if token.supervised else "read") + (" special" if token.special else "")
+    tag = f"<sub>{escape(token.label)}</sub>" if token.label is not None else ""
+    return f"<span class='{kind}'>{escape(token.text)}</span>{tag}"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><td>{escape(a)}</td><td class='n'>{escape(b)}</td></tr>" for a, b in rows)
+    return f"<table>{cells}</table>"
+
+
+def _histogram(lengths: list[tuple[int, int, int]]) -> str:
+    most = max((rows for _, _, rows in lengths), default=1)
+    lines = "".join(
+        f"<tr><td class='n'>{first} - {last}</td><td><span class='bar' style='width:{round(BAR * rows / most)}px'>"
+        f"</span> {rows}</td></tr>"
+        for first, last, rows in lengths
+    )
+    return f"<table>{lines}</table>"
