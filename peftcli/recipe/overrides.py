@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from peftcli.recipe.scalars import show
 from peftcli.recipe.tree import Tree, dotted
 from peftcli.recipe.yaml_errors import YamlProblem
 from peftcli.recipe.yaml_lines import Key, parse_yaml
+
+_INDICATORS = tuple("*&!@%`")
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str], environ: Mapping[str, str]) -> list[Problem]:
@@ -28,6 +31,8 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
     if not equals or not all(parts):
         example = f"{path.strip() or 'method.r'}=VALUE" if not equals else "method.r=16"
         return [Problem("an override is key=value", file=where, suggestion=f"write it as {example}, without spaces")]
+    if written[:1] in _INDICATORS:
+        written = json.dumps(written)  # YAML's anchors and tags mean nothing here; `data.path=*.csv` is text
     try:
         document = parse_yaml(written, environ)
     except YamlProblem as error:

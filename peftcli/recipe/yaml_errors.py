@@ -25,6 +25,11 @@ _SENTENCES = (  # a part of PyYAML's complaint, what is wrong, what to do
     ),
     ("found unexpected end of stream", "a quoted text that is not closed", "add the missing quote"),
     (
+        "expected alphabetic or numeric character",
+        "a value that starts with '*' or '&', which YAML takes for an alias",
+        "quote it: '*.jsonl'",
+    ),
+    (
         "cannot start any token",
         "a character that cannot start a value",
         "quote the value",

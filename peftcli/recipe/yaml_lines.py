@@ -148,7 +148,11 @@ class _Composer:
     def alias(self, event: AliasEvent) -> Any:
         name = event.anchor
         if name not in self.anchors:
-            raise YamlProblem(f"*{name} refers to an anchor that is not defined above", line_of(event))
+            raise YamlProblem(
+                f"*{name} refers to an anchor that is not defined above",
+                line_of(event),
+                "quote the value if it is text",
+            )
         anchored = self.anchors[name]
         if anchored is None:
             raise YamlProblem(f"*{name} refers to itself", line_of(event))

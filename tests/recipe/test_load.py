@@ -119,6 +119,7 @@ class TestOverrides:
             ("method.target_modules=all-linear", "target_modules", "all-linear"),
             ("method.rank_pattern={a.b: 4}", "rank_pattern", {"a.b": 4}),
             ("method.modules_to_save=", "modules_to_save", None),
+            ("method.init_from=*x", "init_from", "*x"),
         ],
     )
     def test_values_are_yaml(self, load: Load, override: str, key: str, value: object) -> None:

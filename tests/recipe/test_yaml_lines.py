@@ -86,6 +86,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BOMB, 5, "values once aliases"),
         ("a: &x\n  b: *x\n", 2, "refers to itself"),
         ("a: *nothing\n", 1, "not defined"),
+        ("a: *.csv\n", 1, "starts with"),
         ("a: &x {b: 1}\nc:\n  <<: *x\n", 3, "merge key"),
         ("a: 1\n---\nb: 2\n", 2, "second document"),
         ("a: !!python/object/apply:os.system [ls]\n", 1, "tag"),

@@ -1,0 +1,147 @@
+"""What `peft validate` finds around a recipe: the model's config, the data's first rows, directories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftcli.errors import Problem
+from peftcli.methods.registry import registry
+from peftcli.preflight import check_surroundings
+from peftcli.recipe.load import load_recipe
+
+RECIPE = """\
+model:
+  name_or_path: base
+task: sequence_classification
+data:
+  path: train.jsonl
+method:
+  name: lora
+  r: 4
+output_dir: out
+"""
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 64,
+}
+
+Check = Callable[..., list[Problem]]
+
+
+def save_config(folder: Path, config: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Return a function that checks the recipe with overrides, in a directory with a model and data."""
+    monkeypatch.chdir(tmp_path)
+    save_config(Path("base"), BERT)
+    Path("train.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n', encoding="utf-8")
+    Path("r.yaml").write_text(RECIPE, encoding="utf-8")
+
+    def run(*overrides: str) -> list[Problem]:
+        return check_surroundings(load_recipe("r.yaml", overrides, registry), registry)
+
+    return run
+
+
+def test_nothing_wrong(check: Check) -> None:
+    assert check() == []
+    assert check("model.name_or_path=org/on-the-hub", "data.path=org/rows") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "key", "words"),
+    [
+        ("{", (), "model.name_or_path", "config.json cannot be read"),
+        ("[]", (), "model.name_or_path", "does not hold a mapping"),
+        ({}, (), "model.name_or_path", "no model_type"),
+        ({"model_type": "brt"}, (), "model.name_or_path", "knows no model_type 'brt'"),
+        (BERT, ("task=causal_lm", "data.path=org/rows"), "task", "a bert model cannot do causal_lm: it is an encoder"),
+        (BERT, ("task=seq2seq_lm", "data.path=org/rows"), "task", "it is no encoder-decoder"),
+        ({"model_type": "t5"}, ("task=causal_lm", "data.path=org/rows"), "task", "it is an encoder-decoder"),
+        ({"model_type": "gpt2", "n_layer": 2}, ("task=seq2seq_lm", "data.path=org/rows"), "task", "no encoder-decoder"),
+        (BERT, ("method.layers_to_transform=[0, 2]",), "method.layers_to_transform", "the model has 2 blocks"),
+        (BERT, ("model.revision=main",), "model.revision", "for hub ids"),
+    ],
+)
+def test_model_config(check: Check, config: Any, overrides: tuple[str, ...], key: str, words: str) -> None:
+    save_config(Path("base"), config)
+    (problem,) = check(*overrides)
+    assert problem.key == key
+    assert words in problem.message
+
+
+def test_model_directory(check: Check) -> None:
+    (problem,) = check("model.name_or_path=./bsae")
+    assert problem.file == "override model.name_or_path=./bsae"
+    assert "base" in str(problem.suggestion)
+    Path("base/tokenizer.json").unlink()
+    (problem,) = check()
+    assert problem.line == 2 and "no tokenizer" in problem.message
+    Path("base/config.json").unlink()
+    (problem,) = check()
+    assert problem.line == 2 and "no config.json" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "words"),
+    [
+        ("", (), "empty"),
+        ("\n\n", (), "empty"),
+        ('{"words": "a"}\n', (), "no format fits"),
+        ('{"text": "a", "label": "x"}\n', ("data.columns={text: content}",), "no column 'content'"),
+        ('{"text": "a"}\n', ("data.format=classification",), "needs the column label"),
+    ],
+)
+def test_data_rows(check: Check, rows: str, overrides: tuple[str, ...], words: str) -> None:
+    Path("train.jsonl").write_text(rows, encoding="utf-8")
+    (problem,) = check(*overrides)
+    assert words in problem.message
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("data.path=train.json", "data.path", "no file or directory"),
+        ("data.path=*.csv", "data.path", "nothing matches"),
+        ("data.path=package:surely-not-there/x", "data.path", "not installed"),
+        ("data.validation={path: valid.jsonl}", "data.validation.path", "no file or directory"),
+        ("method.init_from=./runs/old", "method.init_from", "no file or directory"),
+        ("method.init_from=base", "method.init_from", "neither a run nor an adapter"),
+        ("output_dir=train.jsonl", "output_dir", "is a file"),
+    ],
+)
+def test_places(check: Check, override: str, key: str, words: str) -> None:
+    (problem,) = check(override)
+    assert problem.key == key, str(problem)
+    assert words in problem.message
+
+
+def test_several_problems_at_once(check: Check) -> None:
+    found = check("model.name_or_path=./gone", "data.path=gone.jsonl", "output_dir=train.jsonl")
+    assert [problem.key for problem in found] == ["model.name_or_path", "data.path", "output_dir"]
+
+
+def test_broken_first_rows_are_left_to_training(check: Check) -> None:
+    Path("train.jsonl").write_text("{broken\n", encoding="utf-8")
+    assert check() == []
+
+
+def test_class_folders(check: Check) -> None:
+    for label in ("warm", "cold"):
+        folder = Path("folders") / label
+        folder.mkdir(parents=True)
+        (folder / "1.txt").write_text("a text")
+    assert check("data.path=folders") == []
