@@ -63,12 +63,12 @@ def load_tokenizer_with_notes(spec: ModelSpec, task: TaskName) -> tuple[PreTrain
             {"additional_special_tokens": spec.new_special_tokens}, replace_extra_special_tokens=False
         )
         notes.append(f"{added} special tokens added to the vocabulary, which now has {len(tokenizer)}")
-    note = choose_padding(tokenizer, task)
+    note = choose_padding(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer, [*notes, note] if note else notes
 
 
-def choose_padding(tokenizer: PreTrainedTokenizerBase, task: TaskName) -> str | None:
+def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Give the tokenizer a padding token without changing the vocabulary; return a note about the choice.
 
     The end-of-sequence token is the last resort: labels and attention are masked by position, so that even then padding
