@@ -5,6 +5,7 @@ Local files only: a hub id is looked up when training starts. Every problem come
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -107,9 +108,18 @@ def _data(loaded: LoadedRecipe, data: DataSpec) -> Iterator[Problem]:
                 _first_rows_fit(loaded, data, source)
         except UserError as error:
             yield from _placed(loaded, key, error)
-    template = data.chat_template
-    if template is not None and template.endswith((".jinja", ".jinja2", ".j2")) and not Path(template).is_file():
-        yield loaded.problem("data.chat_template", f"there is no file {template!r}")
+    if data.chat_template is not None:
+        yield from _chat_template(loaded, data.chat_template)
+
+
+def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
+    from peftcli.data.chat_templates import PLAIN, template_names
+
+    known = [*template_names(), PLAIN]
+    if wanted not in known and not Path(wanted).expanduser().is_file():
+        near = difflib.get_close_matches(wanted, known, n=1)
+        remedy = f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known)}; or a Jinja file"
+        yield loaded.problem("data.chat_template", f"no chat template and no file is called {wanted!r}", remedy)
 
 
 def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:

@@ -73,6 +73,13 @@ def test_nothing_wrong(check: Check) -> None:
         ({"model_type": "t5"}, ("task=causal_lm", "data.path=org/rows"), "task", "it is an encoder-decoder"),
         ({"model_type": "gpt2", "n_layer": 2}, ("task=seq2seq_lm", "data.path=org/rows"), "task", "no encoder-decoder"),
         (BERT, ("method.layers_to_transform=[0, 2]",), "method.layers_to_transform", "the model has 2 blocks"),
+        (
+            {"model_type": "gpt2", "n_layer": 2},
+            ("task=causal_lm", "data.path=org/rows", "data.chat_template=qwen"),
+            "data.chat_template",
+            "no chat template and no file",
+        ),
+        (BERT, ("method.r=33",), "method.r", "33"),
         (BERT, ("model.revision=main",), "model.revision", "for hub ids"),
     ],
 )

@@ -31,11 +31,16 @@ def train(
 
     Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
     """
+    from peftcli.errors import UserError
     from peftcli.methods.registry import registry
+    from peftcli.preflight import check_surroundings
     from peftcli.recipe.load import load_recipe
 
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
     loaded = load_recipe(recipe, changes, registry)
+    problems = check_surroundings(loaded, registry)  # before torch is imported
+    if problems:
+        raise UserError(problems)
 
     from peftcli.cli.display import RunDisplay
     from peftcli.cli.output import print_json
