@@ -56,7 +56,7 @@ class Output:
             yield self._rounded(flat[start : start + step])
 
     def _merged(self) -> Tensor:
-        base = None if self.source is None else self.source.read().float()  # its own: a rule may work in place
+        base = None if self.source is None else self.source.read_float32()  # its own: a rule may work in place
         if base is not None and self.rows is not None and self.rows > len(base):
             fresh = base.mean(0, keepdim=True).expand(self.rows - len(base), *base.shape[1:])
             base = torch.cat([base, fresh])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 4 * 2**20
 """What is copied or converted at a time where no rule needs the whole tensor."""
 
 
@@ -68,10 +69,19 @@ class Stored:
         """Size in the file."""
         return self.numel * self.dtype.itemsize
 
-    def read(self) -> Tensor:
-        """Return the whole tensor, in memory of its own."""
-        with open(self.file, "rb") as stream:
-            return self._at(stream, 0, self.numel).view(self.shape)
+    def read_float32(self) -> Tensor:
+        """Return the whole tensor in float32, in pages of its own that go back to the system with it.
+
+        The allocator would keep blocks of up to 32 MiB for later, and a conversion would need both types at once.
+        """
+        if self.numel == 0:
+            return torch.empty(self.shape)
+        whole = torch.frombuffer(mmap.mmap(-1, 4 * self.numel), dtype=torch.float32)
+        start = 0
+        for chunk in self.chunks():
+            whole[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return whole.view(self.shape)
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the elements in order, flat, at most `CHUNK_BYTES` at a time."""

@@ -46,7 +46,7 @@ def test_we_read_what_the_library_writes(tmp_path: Path, monkeypatch: pytest.Mon
     stored = read_header(tmp_path / "x.safetensors")
     assert stored.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        assert torch.equal(stored[name].read(), tensor)
+        assert torch.equal(stored[name].read_float32(), tensor.float())
         chunks = list(stored[name].chunks())
         assert torch.equal(torch.cat([*chunks, tensor.reshape(-1)[:0]]), tensor.reshape(-1))
         assert all(chunk.nbytes <= 16 for chunk in chunks)
