@@ -230,19 +230,6 @@ def lowrank_delta(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return scale * (b.float() @ a.float())
 
 
-def dora_weight(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
-    """Return DoRA's merged weight, (d_out, d_in): m / |W + delta| * (W + delta), the norm per row.
-
-    Args:
-        weight: (d_out, d_in), float32.
-        delta: likewise.
-        magnitude: (d_out,).
-    """
-    changed = weight + delta
-    norm: Tensor = torch.linalg.vector_norm(changed, dim=1)
-    return changed * (magnitude.float() / norm).unsqueeze(1)
-
-
 @torch.no_grad()
 def fill_(a: Tensor, b: Tensor, init: Initialiser) -> None:
     """Fill a pair by `init`, drawn on the CPU so that a seed means the same on every device; nothing on meta."""

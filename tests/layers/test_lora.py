@@ -14,7 +14,6 @@ from peftcli.layers.lora import (
     DoraDelta,
     EmbeddingLoraDelta,
     LoraDelta,
-    dora_weight,
     gaussian_init,
     kaiming_init,
     lowrank_delta,
@@ -88,8 +87,6 @@ def test_dora_is_the_formula_and_starts_as_the_identity(name: str, host: nn.Modu
     bias = 0 if host.bias is None else host.bias[_rows(rows)]
     expected[..., _rows(rows)] = x @ changed.T + bias
     torch.testing.assert_close(host(x), expected)
-    merged = dora_weight(weight, part.delta(), part.lora_magnitude_vector)
-    torch.testing.assert_close(merged, changed)
 
 
 def test_dora_keeps_no_stale_norm_after_training_or_loading() -> None:
@@ -241,6 +238,34 @@ def test_a_bfloat16_base_keeps_float32_factors() -> None:
     _attach(host, part)
     out = host(torch.randn(3, 5, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16 and part.lora_A.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_computed_as_it_is_and_stays_frozen(bits: int, use_dora: bool) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    if bits == 4:
+        host = bnb.nn.Linear4bit(64, 32, compute_dtype=torch.float32, quant_type="nf4")
+    else:
+        host = bnb.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
+    host.load_state_dict(nn.Linear(64, 32).state_dict())
+    host = host.to("cpu")
+    x = torch.randn(3, 64, requires_grad=True)
+    plain = host(x).detach()
+    part = (DoraDelta if use_dora else LoraDelta)(base_linear(host), 2, 1.5)
+    if use_dora:
+        part.set_magnitude()
+    _attach(host, part)
+    torch.testing.assert_close(host(x), plain, atol=1e-4, rtol=1e-4)
+    nn.init.normal_(part.lora_B.weight)
+    expected = plain + 1.5 * x @ (part.lora_B.weight @ part.lora_A.weight).T
+    if use_dora:
+        c = part.lora_magnitude_vector / part.weight_norm()
+        expected = c * (expected - host.bias) + host.bias
+    out = host(x)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    out.sum().backward()
+    assert x.grad is not None and part.lora_A.weight.grad is not None and host.weight.grad is None
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

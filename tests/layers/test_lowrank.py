@@ -91,7 +91,7 @@ def test_only_x_the_factors_and_something_rank_wide_are_kept() -> None:
     assert out.data_ptr() == memory, "y was copied"
     known = {x.data_ptr(), a.data_ptr(), b.data_ptr(), base.weight.data_ptr()}
     others = [tensor for tensor in kept if tensor.data_ptr() not in known]
-    assert [tuple(tensor.shape) for tensor in others] == [(32, 2)]
+    assert [tuple(tensor.shape) for tensor in others] == [(2, 32)]
 
 
 def test_dropout_zeroes_inputs_at_its_rate_and_keeps_the_mean() -> None:
