@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftcli.errors import Problem, UserError
@@ -12,6 +13,15 @@ from peftcli.recipe.schema import ModelSpec, TaskName
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "*.model",
+    "vocab.*",
+    "*.tiktoken",
+    "tekken.json",
+    "tokenization_*.py",
+    "*vocab*.json",
+)
 # Tokens that vocabularies keep for padding, or in reserve, in order of preference. None of them is learnt from text.
 _PAD_CANDIDATES = (
     "<pad>",
@@ -47,16 +57,13 @@ def load_tokenizer_with_notes(spec: ModelSpec, task: TaskName) -> tuple[PreTrain
 
     source = find_source(spec.name_or_path)
     words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    # Without these files transformers makes a tokenizer of special tokens alone, and says nothing.
+    if source.kind == "directory" and source.path is not None and not _has_tokenizer_files(source.path):
+        raise UserError(_no_tokenizer(spec))
     with explain_load_errors(source, spec):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
-    if len(tokenizer) == 0:
-        raise UserError(
-            Problem(
-                f"{spec.name_or_path!r} has no tokenizer files",
-                key="model.name_or_path",
-                suggestion="copy tokenizer.json and tokenizer_config.json of the original model into the directory",
-            )
-        )
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:
+        raise UserError(_no_tokenizer(spec))
     notes = []
     if spec.new_special_tokens:
         added = tokenizer.add_special_tokens(
@@ -66,6 +73,18 @@ def load_tokenizer_with_notes(spec: ModelSpec, task: TaskName) -> tuple[PreTrain
     note = choose_padding(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer, [*notes, note] if note else notes
+
+
+def _has_tokenizer_files(directory: Path) -> bool:
+    return any(found for pattern in _TOKENIZER_FILES for found in directory.glob(pattern))
+
+
+def _no_tokenizer(spec: ModelSpec) -> Problem:
+    return Problem(
+        f"{spec.name_or_path!r} has no tokenizer files",
+        key="model.name_or_path",
+        suggestion="copy tokenizer.json and tokenizer_config.json of the original model into the directory",
+    )
 
 
 def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -109,10 +109,11 @@ def test_what_a_call_adds_is_known(bos: bool, eos: bool) -> None:
     assert (adds_bos(tokenizer), adds_eos(tokenizer)) == (bos, eos)
 
 
-def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:
-    model: Any = tiny_model("llama")
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "t5"])
+def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, family: str) -> None:
+    model: Any = tiny_model(family, "base")
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"model\.name_or_path|tokenizer"):
+    with pytest.raises(UserError, match=r"model\.name_or_path: .* has no tokenizer files"):
         load_tokenizer(ModelSpec(name_or_path=str(tmp_path)), "causal_lm")
 
 
