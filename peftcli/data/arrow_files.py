@@ -75,11 +75,11 @@ def _arrow_batches(path: Path, name: str) -> Iterator[pa.RecordBatch]:
     with _explained(name):
         source = _opened(path)
         try:
-            reader: Any = pyarrow.ipc.open_stream(source)
+            batches: Any = pyarrow.ipc.open_stream(source)
         except pa.ArrowInvalid:  # the other of the two formats, which says so in its first bytes
-            reader = pyarrow.ipc.open_file(_opened(path))
-            reader = (reader.get_batch(number) for number in range(reader.num_record_batches))
-    for batch in reader:
+            file = pyarrow.ipc.open_file(_opened(path))
+            batches = (file.get_batch(number) for number in range(file.num_record_batches))
+    for batch in batches:
         for start in range(0, batch.num_rows, BATCH):
             yield batch.slice(start, BATCH)
 

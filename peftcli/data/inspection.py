@@ -1,4 +1,4 @@
-"""What a user wants to see before training: rows as the model sees them, lengths, duplicates, overlap, label balance."""
+"""What a user wants to see before training: rows as the model sees them, lengths, equal rows, label balance."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def inspect_data(data: PreparedData, tokenizer: Any, task: TaskName, *, rows: in
     lengths = data.train.lengths
     duplicates, duplicate_pairs = _duplicates(train)
     overlap, overlap_pairs = _overlap(train, data.validation)
-    counts = {name: value for name, value in asdict(data.report.counts).items()}
+    counts: dict[str, int] = asdict(data.report.counts)
     quantiles = np.quantile(lengths, [0.0, 0.5, 0.95, 1.0]).astype(int).tolist() if len(lengths) else [0] * 4
     return Inspection(
         data.report.as_dict(),
@@ -190,7 +190,8 @@ def _duplicates(train: StoredRows) -> tuple[int, list[tuple[str, str]]]:
 def _overlap(train: StoredRows, validation: dict[str, RowSet]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     mine = train.store.digest[train.index]
     order = np.argsort(mine, kind="stable")
-    counts, pairs = {}, []
+    counts: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
     for name, rows in validation.items():
         theirs = _stored(rows)
         digest = theirs.store.digest[theirs.index]

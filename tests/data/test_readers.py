@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftcli.data import json_stream
+from peftcli.data.json_stream import read_json
+from peftcli.data.readers import read_csv, read_jsonl, read_tsv, read_txt
+from peftcli.data.records import BadRow, Record
+from peftcli.data.sources import resolve_source
+from peftcli.errors import UserError
+from peftcli.recipe.schema import DataSource
+
+
+def rows(path: Path, **source: Any) -> list[Record | BadRow]:
+    return list(resolve_source(DataSource(path=str(path), **source)).rows())
+
+
+def values(path: Path, **source: Any) -> list[tuple[int, dict[str, Any]]]:
+    return [(row.row, row.values) for row in rows(path, **source) if isinstance(row, Record)]
+
+
+def test_jsonl_numbers_are_physical_lines_with_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "NA"}\r\n{"text": null}')
+    assert values(path) == [(1, {"text": "one"}), (3, {"text": "NA"}), (4, {"text": None})]
+
+
+def test_jsonl_says_what_is_broken_where(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n[1, 2]\n{"a": "caf\xe9"}\n{"a": 2}\n')
+    good, broken, a_list, latin, last = list(read_jsonl(path, "a.jsonl"))
+    assert isinstance(good, Record) and isinstance(last, Record) and last.row == 5
+    assert isinstance(broken, BadRow) and broken.row == 2 and "broken JSON" in broken.message
+    assert broken.excerpt == '{"a":'
+    assert isinstance(a_list, BadRow) and "holds a list" in a_list.message
+    assert isinstance(latin, BadRow) and "0xe9" in latin.message and latin.expected == "UTF-8 text"
+
+
+def test_csv_follows_rfc_4180_and_numbers_rows_by_their_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,label\r\n"two\r\nlines, ""quoted""",NA\r\n\r\nplain,None\r\n')
+    assert values(path) == [
+        (2, {"text": 'two\r\nlines, "quoted"', "label": "NA"}),
+        (5, {"text": "plain", "label": "None"}),
+    ]
+
+
+def test_csv_errors_have_their_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,label\na,b,c\ncaf\xe9,x\nfine,y\n"open,z\nend,w\n')
+    ragged, latin, fine, unclosed = list(read_csv(path, "a.csv"))
+    assert isinstance(ragged, BadRow) and (ragged.row, ragged.message) == (2, "the row has 3 cells")
+    assert ragged.expected == "2 cells: text, label"
+    assert isinstance(latin, BadRow) and latin.row == 3 and "0xe9" in latin.message
+    assert isinstance(fine, Record) and fine.row == 4
+    assert isinstance(unclosed, BadRow) and unclosed.row == 5 and "broken CSV" in unclosed.message
+
+
+def test_csv_cells_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "x" * 1_000_000 + ",a\n", encoding="utf-8")
+    assert len(values(path)[0][1]["text"]) == 1_000_000
+
+
+def test_tsv_is_never_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b'text\tlabel\r\n"half quote\tx\r\n say ""hi""\t\r\nonly one\r\n')
+    found = list(read_tsv(path, "a.tsv"))
+    assert [row.values for row in found if isinstance(row, Record)] == [
+        {"text": '"half quote', "label": "x"},
+        {"text": ' say ""hi""', "label": ""},
+    ]
+    assert isinstance(found[2], BadRow) and found[2].row == 4
+
+
+@pytest.mark.parametrize("header", ["a,a\n1,2\n", "a,,b\n1,2,3\n"])
+def test_a_header_needs_a_name_for_every_column(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(header, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.csv:1: the header"):
+        list(read_csv(path, str(path)))
+
+
+def test_txt_is_a_row_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"first\r\n\nthird\n")
+    assert [(row.row, row.values) for row in read_txt(path, "a") if isinstance(row, Record)] == [
+        (1, {"text": "first"}),
+        (3, {"text": "third"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"a": 1}, {"a": "[{,"}]',
+        '{"version": "1", "meta": {"x": [1]}, "data": [{"a": 1}, {"a": "[{,"}]}',
+        '{"a": 1}\n{"a": "[{,"}\n',
+        '\n [\n{"a": 1}\n,\n{"a": "[{,"}]\n',
+    ],
+    ids=["list", "object", "lines", "spaced"],
+)
+@pytest.mark.parametrize("block", [1, 7, 1 << 18])
+def test_json_is_read_element_by_element(
+    tmp_path: Path, text: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "BLOCK", block)
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    assert values(path) == [(1, {"a": 1}), (2, {"a": "[{,"})]
+
+
+def test_json_with_large_elements_and_characters_on_block_borders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "BLOCK", 5)
+    path = tmp_path / "a.json"
+    data = [{"text": "é☃😀" * 50, "n": number} for number in range(20)]
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    assert [row for _, row in values(path)] == data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1}\n{"a": 2}]', r":2: broken JSON: expected one of"),
+        ('[{"a": 1},\n\n{"a": }]', r":3: broken JSON"),
+        ('{"a": 1}', "has no list of rows; its keys are a"),
+        ("3", "the file starts with '3'"),
+        ('[{"a": 1}', "ends too early"),
+    ],
+)
+def test_json_errors_have_their_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        list(read_json(path, str(path)))
+
+
+def test_json_elements_that_are_no_objects_are_bad_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, 5]', encoding="utf-8")
+    _, bad = list(read_json(path, "a.json"))
+    assert isinstance(bad, BadRow) and bad.row == 2 and "is a int" in bad.message
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".txt"])
+def test_every_text_format_may_be_compressed(tmp_path: Path, suffix: str, compress: Any, kind: str) -> None:
+    text = {".jsonl": '{"text": "hi"}\n', ".json": '[{"text": "hi"}]', ".txt": "hi\n"}.get(kind, "text\nhi\n")
+    path = tmp_path / f"a{kind}{suffix}"
+    path.write_bytes(compress(text.encode()))
+    assert [row for _, row in values(path)] == [{"text": "hi"}]
+
+
+def test_damaged_compression_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 500)[:-9])
+    with pytest.raises(UserError, match="damaged"):
+        rows(path)
+    path.write_bytes(b"no gzip at all")
+    with pytest.raises(UserError, match="damaged"):
+        rows(path)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".txt"])
+@pytest.mark.parametrize(("raw", "message"), [("{}\n".encode("utf-16"), "UTF-16"), (b"\x00\x01\x02\n", "binary")])
+def test_files_that_are_no_utf8_text_are_refused(tmp_path: Path, kind: str, raw: bytes, message: str) -> None:
+    path = tmp_path / f"a{kind}"
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=message):
+        rows(path)
+
+
+def test_parquet_and_arrow_in_both_formats(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": ["a", "b", None], "n": [1, 2, 3], "tags": [["x"], [], ["y", "z"]]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    expected = [
+        (1, {"text": "a", "n": 1, "tags": ["x"]}),
+        (2, {"text": "b", "n": 2, "tags": []}),
+        (3, {"text": None, "n": 3, "tags": ["y", "z"]}),
+    ]
+    for name in ("a.parquet", "stream.arrow", "file.arrow", "b.parquet.gz"):
+        assert values(tmp_path / name) == expected, name
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "bad.arrow").write_bytes(b"nothing")
+    for name in ("bad.parquet", "bad.arrow"):
+        with pytest.raises(UserError, match="cannot be read"):
+            rows(tmp_path / name)
+
+
+def test_saved_data_sets_give_class_names_and_splits(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    one = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(tmp_path / "both")
+    expected = [(1, {"text": "a", "label": "pos"}), (2, {"text": "b", "label": "neg"})]
+    assert values(tmp_path / "one") == expected
+    assert values(tmp_path / "both") == expected
+    assert values(tmp_path / "both", split="test") == [(1, {"text": "b", "label": "neg"})]
+    with pytest.raises(UserError, match="splits: test, train"):
+        rows(tmp_path / "both", split="dev")
+
+
+def test_globs_and_directories_of_files_are_read_in_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n', encoding="utf-8")
+    (tmp_path / "README.md").write_text("no data", encoding="utf-8")
+    for place in (tmp_path, tmp_path / "*.jsonl"):
+        found = rows(place)
+        assert [Path(row.source).name for row in found] == ["a.jsonl", "b.jsonl"]
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    for label, raw in (("tea", "grün".encode()), ("coffee", b"caf\xe9 \xa3")):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.txt").write_bytes(raw)
+        (tmp_path / label / ".hidden.txt").write_bytes(b"no")
+    notes: list[str] = []
+    found = list(resolve_source(DataSource(path=str(tmp_path))).rows(notes))
+    assert [row.values for row in found if isinstance(row, Record)] == [
+        {"text": "café £", "label": "coffee"},
+        {"text": "grün", "label": "tea"},
+    ]
+    assert notes == ["1 of 2 files are not UTF-8 and were read as Windows-1252: coffee/1.txt"]
+
+
+def test_a_split_may_be_a_folder_of_class_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "pos").mkdir(parents=True)
+        (tmp_path / split / "pos" / "1.txt").write_text(split, encoding="utf-8")
+    assert values(tmp_path, split="test") == [(1, {"text": "test", "label": "pos"})]
+    with pytest.raises(UserError, match="inside it are test, train"):
+        rows(tmp_path)
+
+
+def test_missing_and_unreadable_sources(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "a.xlsx").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="train.jsonl"):
+        rows(tmp_path / "trian.jsonl")
+    with pytest.raises(UserError, match=r"the suffix \.xlsx does not tell how to read it"):
+        rows(tmp_path / "a.xlsx")
+    with pytest.raises(UserError, match="nothing matches"):
+        rows(tmp_path / "*.csv")
+
+
+def test_a_hub_id_without_network_is_explained() -> None:
+    with pytest.raises(UserError, match="cannot be loaded from the hub") as caught:
+        rows(Path("nobody/nothing-like-this"))
+    assert caught.value.problems[0].key == "data.path"
+
+
+def test_fingerprints_follow_content_not_place(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}\n' if name != "c.jsonl" else '{"text": "y"}\n', encoding="utf-8")
+    a, b, c = (resolve_source(DataSource(path=str(tmp_path / f"{n}.jsonl"))).fingerprint() for n in "abc")
+    assert a == b != c
