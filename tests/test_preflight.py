@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from peftcli.errors import Problem
+from peftcli.errors import Problem, UserError
 from peftcli.methods.registry import registry
 from peftcli.preflight import check_surroundings
 from peftcli.recipe.load import load_recipe
@@ -152,3 +154,41 @@ def test_class_folders(check: Check) -> None:
         folder.mkdir(parents=True)
         (folder / "1.txt").write_text("a text")
     assert check("data.path=folders") == []
+
+
+SIZES = ["hidden_size", "num_hidden_layers", "max_position_embeddings", "n_layer", "n_embd", "num_attention_heads"]
+keys = st.sampled_from(
+    [*SIZES, "model_type", "architectures", "is_decoder", "is_encoder_decoder", "auto_map", "text_config"]
+)
+families = st.sampled_from(["bert", "gpt2", "t5", "xglm"])
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["bert", "gpt2", "t5"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=6,
+)
+configs = st.dictionaries(keys, json_values, max_size=6)
+methods = st.sampled_from(registry.names())
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(
+    json_values | st.dictionaries(keys, json_values, max_size=6), methods, st.text(max_size=12), st.text(max_size=12)
+)
+def test_any_config_and_any_path(check: Check, config: Any, method: str, path: str, output: str) -> None:
+    """Odd surroundings give problems, never another exception."""
+    save_config(Path("base"), json.dumps(config))
+    overrides = [
+        f"method={{name: {method}}}",
+        f"data.path={json.dumps(path)}",
+        f"output_dir={json.dumps(output)}",
+    ]
+    try:
+        problems = check(*overrides)
+    except UserError as error:
+        problems = list(error.problems)
+    assert all(problem.message and str(problem) for problem in problems)

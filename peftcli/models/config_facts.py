@@ -79,7 +79,8 @@ def kind_of(config: Config) -> Kind | None:
         return "decoder" if config.get("is_decoder") is True else "encoder"
     if model_type in DECODER_FAMILIES:
         return "decoder"
-    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    listed = config.get("architectures")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         return "decoder"
     return "encoder" if any(name.endswith("ForMaskedLM") for name in names) else None
