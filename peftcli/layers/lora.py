@@ -81,6 +81,10 @@ class LoraDelta(Part):
             y = lowrank_add(y, x, self.initial_A, -self.initial_B, scale, self.rows)
         return lowrank_add(y, x, self.lora_A.weight, self.lora_B.weight, scale, self.rows, dropout)
 
+    def gate_width(self) -> int | None:
+        """Return the width of the projection's input; PiSSA takes no gate, which would lay its initial product open."""
+        return None if self.keep_initial else int(self.lora_A.weight.shape[1])
+
     def delta(self) -> Tensor:
         """Return the change of the base's weight, (d_out, d_in), float32.
 
@@ -121,6 +125,12 @@ class DoraDelta(LoraDelta):
         super().__init__(base, rank, scale, **options)  # type: ignore[arg-type]  # the options of LoraDelta
         self.lora_magnitude_vector = nn.Parameter(torch.ones(base.out_features, device=base.device))
         self._norm: Tensor | None = None
+
+    exclusive = True
+
+    def gate_width(self) -> int | None:
+        """Return None: DoRA's norm is that of a constant change."""
+        return None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         c = (self.lora_magnitude_vector / self.weight_norm()).to(y.dtype)

@@ -28,9 +28,11 @@ class Part(nn.Module):
         enabled: a disabled part passes its input through, so that adapters sharing a base can be switched.
         stage: parts at one site run by stage, then in the order they came: 0 changes the host's own output (low rank,
             IA3), 1 works on the finished branch (serial adapters), 2 replaces rows of it (prompts).
+        exclusive: whether the part needs its projection's own output (DoRA), so that no other stage-0 part may be there.
     """
 
     stage = 0
+    exclusive = False
 
     def __init__(self, scale: Scale = 1.0) -> None:
         super().__init__()
@@ -50,6 +52,14 @@ class Part(nn.Module):
             y: what the site held before this part, (..., d_out).
         """
         raise TypeError(f"{type(self).__name__} does not define forward(x, y)")
+
+    def gate_width(self) -> int | None:
+        """Return the width of what a gate in place of `scale` would see, or None if this part takes no gate."""
+        return None
+
+    def fill_gate(self, weight: Tensor) -> None:
+        """Initialise the weight (1, width) of a gate that is put in place of `scale`; by default as nn.Linear does."""
+        nn.init.kaiming_uniform_(weight, a=5**0.5)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved, by key suffix such as `lora_A.weight`; by default the parameters."""
