@@ -71,7 +71,7 @@ def merge_run(
     report = MergeReport(
         output=str(output),
         dtype=str(plan.dtype).removeprefix("torch."),
-        method=subject.adapter.params.name,
+        method=subject.recipe.method.name,
         changed=plan.changed,
         tensors=len(plan.outputs),
         size=plan.size,

@@ -36,7 +36,7 @@ class Subject:
         recipe: as it was run.
         spec: the unquantised base.
         source: where the base lies.
-        adapter: what was trained.
+        adapter: what was trained; None for a run that left a complete model.
         labels: of a classification head.
         model: the task model on the meta device, fitted to the tokenizer, without parts.
         anatomy: its roles.
@@ -48,7 +48,7 @@ class Subject:
     recipe: Recipe
     spec: ModelSpec
     source: ModelSource
-    adapter: SavedAdapter
+    adapter: SavedAdapter | None
     labels: LabelSpec | None
     model: PreTrainedModel
     anatomy: Anatomy
@@ -58,9 +58,13 @@ class Subject:
     def rules(self) -> dict[str, MergeRule]:
         """Return the method's rules, and those that put the task head and `modules_to_save` in place.
 
+        A complete model has none: its tensors are copied.
+
         Raises:
             UserError: nothing would change.
         """
+        if self.adapter is None:
+            return {}
         params, state = self.adapter.params, self.adapter.state
         rules: dict[str, MergeRule] = dict(registry.module(params.name).merge_rules(self.anatomy, params, state))
         if not rules:
@@ -95,6 +99,8 @@ def open_subject(run: Path, base: str | None) -> Subject:
         UserError: no finished run is there, its method does not merge, or its adapter does not fit the base.
     """
     recipe = read_recipe(run)
+    if (run / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
+        return _open_model(run, recipe, base)
     if not (run / "adapter").is_dir():
         raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
     adapter = load_adapter(run / "adapter")
@@ -103,6 +109,36 @@ def open_subject(run: Path, base: str | None) -> Subject:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
     spec = unquantised(recipe.model, base)
     labels = None if adapter.meta.labels is None else LabelSpec.from_dict(dict(adapter.meta.labels))
+    subject = _on_meta(run, recipe, spec, adapter, labels)
+    _refuse_misfit(subject.model, subject.anatomy, adapter)
+    subject.notes += _notes(recipe, spec, base)
+    return subject
+
+
+def _open_model(run: Path, recipe: Recipe, base: str | None) -> Subject:
+    """Open a run whose artifact is a complete model: it is its own base."""
+    if base is not None:
+        raise UserError(
+            f"{recipe.method.name} trained the whole model: there is no base to merge into",
+            suggestion="leave --base out",
+        )
+    changes: dict[str, Any] = {
+        "name_or_path": str(run / "model"),
+        "revision": None,
+        "new_special_tokens": [],
+        "dtype": "auto",
+    }
+    return _on_meta(run, recipe, recipe.model.model_copy(update=changes), None, None)
+
+
+def _on_meta(
+    run: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAdapter | None, labels: LabelSpec | None
+) -> Subject:
+    """Build the task model on the meta device and read what surrounds it.
+
+    Raises:
+        UserError: the base is stored quantised.
+    """
     config = load_config(spec)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
@@ -114,9 +150,7 @@ def open_subject(run: Path, base: str | None) -> Subject:
     model = build_meta(config, recipe.task, config.num_labels)
     fit_to_tokenizer(model, tokenizer)
     anatomy = read_anatomy(model, recipe.model.anatomy)
-    _refuse_misfit(model, anatomy, adapter)
-    source = find_source(spec.name_or_path)
-    return Subject(run, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, _notes(recipe, spec, base))
+    return Subject(run, recipe, spec, find_source(spec.name_or_path), adapter, labels, model, anatomy, tokenizer)
 
 
 def read_recipe(run: Path) -> Recipe:

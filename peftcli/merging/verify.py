@@ -150,6 +150,8 @@ def reference_outputs(
     loaded = load_model(spec, subject.recipe.task, labels=subject.labels, device=device, seed=subject.recipe.seed)
     model = loaded.model
     fit_to_tokenizer(model, subject.tokenizer, seed=subject.recipe.seed)
+    if subject.adapter is None:
+        return Reference(outputs(model, rows, subject, device, loaded.dtype), None)
     attachment = apply_method(model, subject.anatomy, subject.adapter.params, masters=False)
     attachment.load_state_dict(subject.adapter.state)
     adapted = outputs(model, rows, subject, device, loaded.dtype, attachment.prepare_inputs)

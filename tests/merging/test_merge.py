@@ -1,4 +1,4 @@
-"""A merged model gives what base + adapter gives, whatever the method, the family and the layout of the base's files."""
+"""A merged model gives what base + adapter gives, whatever the method, the family and the layout of the files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import merge as merging
 from peftcli.merging.merge import merge_run, parse_size
 from peftcli.merging.report import MergeReport
+from peftcli.recipe.dump import dump_recipe
 from tests.merging.runs import make_run
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -160,6 +161,24 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
     with pytest.raises(VerificationFailed, match="differs from base"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize("method", ["full", "freeze"])
+def test_a_complete_model_is_copied(method: str, tmp_path: Path) -> None:
+    from tests.merging.runs import LABELS, make_recipe
+    from tests.tiny import save_tiny
+
+    base = save_tiny(tmp_path / "model", "bert", "base")
+    recipe = make_recipe(tmp_path, "sequence_classification", {"name": method}, base)
+    run = tmp_path / "run"
+    save_tiny(run / "model", "bert", "sequence_classification", seed=3, id2label=dict(enumerate(LABELS.names)))
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    report = merge_run(run, tmp_path / "merged", dtype="bfloat16")
+    assert report.verified and report.changed == 0 and report.method == method
+    before, after = (load_file(folder / "model.safetensors") for folder in (run / "model", tmp_path / "merged"))
+    assert {name: tensor.to(torch.bfloat16).tolist() for name, tensor in before.items()} == {
+        name: tensor.tolist() for name, tensor in after.items()
+    }
 
 
 def test_refusals(tmp_path: Path) -> None:

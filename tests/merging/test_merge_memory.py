@@ -1,4 +1,4 @@
-"""A merge of a model that is much larger than its tensors needs the memory of a few tensors; a killed one leaves nothing."""
+"""A merge needs the memory of a few tensors, whatever the size of the model; a killed one leaves nothing that loads."""
 
 from __future__ import annotations
 
