@@ -97,6 +97,7 @@ def test_patterns_name_roles_blocks_and_path_endings_first_match_first() -> None
         ({"rank_pattern": {"attn.k": 4}}, "rank_pattern: 'attn.k' matches none of the 4 targets"),
         ({"target_modules": ["attn.w"]}, "attn.w"),
         ({"modules_to_save": ["nrm"]}, "'nrm' names no module with parameters"),
+        ({"modules_to_save": ["weight"]}, "'weight' names no module with parameters"),
         ({"init_lora_weights": "pissa", "target_modules": ["embeddings"]}, "not defined for the embedding"),
     ],
 )
