@@ -1,8 +1,8 @@
 """Names in checkpoint files and names in the live model: prefixes, legacy names, and transformers' own conversions.
 
 transformers loads a file's tensors under other names: it adds or takes the base model's prefix (a `BertModel` file has
-`encoder.layer.0...`, the classifier wants `bert.encoder.layer.0...`), renames legacy norms (`gamma`), and for some families
-joins or splits tensors (experts). A merge streams over files, so it needs the map without loading.
+`encoder.layer.0...`, the classifier wants `bert.encoder.layer.0...`), renames legacy norms (`gamma`), and for some
+families joins or splits tensors (experts). A merge streams over files, so it needs the map without loading.
 """
 
 from __future__ import annotations
