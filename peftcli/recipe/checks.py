@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 
 from peftcli.recipe.metric_checks import check_metrics
+from peftcli.recipe.params import MethodParams
 from peftcli.recipe.registry import Registry
 from peftcli.recipe.schema import DataSource, DataSpec, Recipe
 from peftcli.recipe.translate import Finding, choice_hint
@@ -32,8 +33,7 @@ def check_recipe(recipe: Recipe, registry: Registry, wrong: Sequence[Key]) -> li
         wrong: keys that are wrong already; findings about them, or blocks that hold them, are held back.
     """
     found = [finding for check in _CHECKS for finding in check(recipe)]
-    if recipe.method.name in registry.names() or registry.find(recipe.method.name):
-        found += _method(recipe, registry)
+    found += _method(recipe, registry)
     return [finding for finding in found if not any(_touches(finding, key) for key in wrong)]
 
 
@@ -278,18 +278,35 @@ def _quantisation(recipe: Recipe, forced: bool) -> Iterator[Finding]:
 
 
 def _method(recipe: Recipe, registry: Registry) -> Iterator[Finding]:
-    name, model = recipe.method.name, recipe.model
-    info = registry.info(name)
-    if info.tasks and recipe.task not in info.tasks:
-        reason = f"the method {name} does not serve the task {recipe.task}"
-        yield Finding(("task",), reason, f"it serves {', '.join(sorted(info.tasks))}")
-    quantised = [key for key in ("load_in_4bit", "load_in_8bit") if getattr(model, key)]
-    if quantised and not info.quantised_base:
-        reason = f"the method {name} cannot train on a quantised base (model.{quantised[0]})"
-        yield Finding(("model", quantised[0]), reason, "write false, or choose another method: `peft methods`")
-    if model.load_in_8bit and info.forces_4bit:
-        yield Finding(("model", "load_in_8bit"), f"the method {name} uses a 4-bit base, not model.load_in_8bit")
-    yield from _quantisation(recipe, info.forces_4bit)
+    model = recipe.model
+    forced = False
+    for key, params in methods_of(recipe.method):
+        if registry.params_model(params.name) is None:
+            continue  # named already
+        name, info = params.name, registry.info(params.name)
+        forced = forced or info.forces_4bit
+        if info.tasks and recipe.task not in info.tasks:
+            reason = f"the method {name} does not serve the task {recipe.task}"
+            place = ("task",) if key == ("method",) else (*key, "name")
+            yield Finding(place, reason, f"it serves {', '.join(sorted(info.tasks))}")
+        quantised = [option for option in ("load_in_4bit", "load_in_8bit") if getattr(model, option)]
+        if quantised and not info.quantised_base:
+            reason = f"the method {name} cannot train on a quantised base (model.{quantised[0]})"
+            yield Finding(("model", quantised[0]), reason, "write false, or choose another method: `peft methods`")
+        if model.load_in_8bit and info.forces_4bit:
+            yield Finding(("model", "load_in_8bit"), f"the method {name} uses a 4-bit base, not model.load_in_8bit")
+    yield from _quantisation(recipe, forced)
+
+
+def methods_of(params: MethodParams, key: Key = ("method",)) -> Iterator[tuple[Key, MethodParams]]:
+    """Yield a method and, of a composition, the methods inside it, each with its key."""
+    yield key, params
+    for field in type(params).model_fields:
+        value = getattr(params, field)
+        inner = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for index, part in inner:
+            if isinstance(part, MethodParams):
+                yield from methods_of(part, (*key, field) if index is None else (*key, field, index))
 
 
 _CHECKS: tuple[Check, ...] = (_model, _data, _steps, _numbers, _head, _evaluation, check_metrics)

@@ -83,6 +83,12 @@ WRONG: list[tuple[tuple[str, ...], str, str]] = [
     (("training.metric_for_best_model=eval_acuracy",), "training.metric_for_best_model", "there is no metric"),
     (("training.metric_for_best_model=eval_rouge",), "training.metric_for_best_model", "eval_rouge"),
     ((*CLASSIFY, "model.problem_type=regression", "training.metrics=[f1]"), "training.metrics.0", "not regression"),
+    (("method={name: several, parts: [{name: low_rank}, {name: budget}]}",), "method.parts.1.name", "budget does not"),
+    (
+        (*CLASSIFY, "method={name: several, parts: [{name: budget}]}", "model.load_in_8bit=true"),
+        "model.load_in_8bit",
+        "the method budget cannot train",
+    ),
     (("method={name: budget}",), "task", "the method budget does not serve the task causal_lm"),
     (
         (*CLASSIFY, "method={name: budget}", "model.load_in_4bit=true"),
