@@ -160,6 +160,8 @@ def hint(value: Any, annotation: Any) -> str | None:
 
 def _text_hint(value: str, annotation: Any, kinds: Sequence[Any], accepts_list: bool) -> str | None:
     text = value.strip()
+    if accepts_list and text.lower() in ("none", "null", "no", ""):
+        return "leave the key out, or write []"
     if bool in kinds and text.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
         return f"write {'true' if text.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
     if int in kinds or float in kinds:

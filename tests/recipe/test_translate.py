@@ -32,6 +32,7 @@ Problems = Callable[..., list[Problem]]
         ("training.eval_strategy=false", "training.eval_strategy = false; expected one of auto, no, steps", "write no"),
         ("training.lr_scheduler_type=cosin", "training.lr_scheduler_type = 'cosin'", "did you mean cosine?"),
         ("training.report_to=wandb", "expected a list of one of tensorboard, wandb, mlflow", "write [wandb]"),
+        ("training.report_to=none", "training.report_to = 'none'", "leave the key out, or write []"),
         ("model.dtype=bf16", "model.dtype = 'bf16'", "did you mean bfloat16?"),
         ("model.name_or_path=''", "model.name_or_path = ''; expected something that is not empty", None),
         ("model.name_or_path=7", "model.name_or_path = 7; expected text", "'7'"),
