@@ -302,11 +302,16 @@ def enable_checkpointing(model: nn.Module) -> None:
     Raises:
         UserError: the family does not do it.
     """
-    enable = getattr(model, "gradient_checkpointing_enable", None)
+    # the name of both the method and its argument changed in transformers 5.2x
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    enable = getattr(model, f"{kind}_checkpointing_enable", None)
     try:
         if enable is None:
             raise ValueError(f"{type(model).__name__} has no such switch")
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+        # transformers makes the embeddings' output need a gradient, for the reentrant kind; ours would then go back
+        # through every frozen block below the lowest trained one
+        getattr(model, "disable_input_require_grads", lambda: None)()
     except ValueError as error:
         problem = Problem(str(error), key="training.gradient_checkpointing", suggestion="set it to false")
         raise UserError(problem) from error
