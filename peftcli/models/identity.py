@@ -73,7 +73,11 @@ def fingerprint(path: str | Path) -> str:
     """
     path = Path(path)
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    )
     for file in files:
         digest.update(file.name.encode() if path.is_dir() else b"gguf")
         _add_file(digest, file)

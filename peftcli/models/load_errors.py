@@ -70,6 +70,12 @@ def _refuse_pickles(source: ModelSource) -> None:
 def _problem(error: Exception, source: ModelSource, spec: ModelSpec) -> Problem:
     text = _first_lines(error)
     lower = str(error).lower()
+    if "out of memory" in lower or "can't allocate memory" in lower:
+        return Problem(
+            f"{source.name!r} does not fit into memory: {text}",
+            key="model",
+            suggestion="model.load_in_4bit: true, model.dtype: bfloat16, or a smaller model",
+        )
     if "trust_remote_code" in lower:
         return Problem(
             f"{source.name!r} comes with Python code of its own",

@@ -60,7 +60,11 @@ class ModuleView:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self.modules: dict[str, nn.Module] = {
+            name: module
+            for name, module in model.named_modules(remove_duplicate=False)
+            if not any(part.startswith("peft_") for part in name.split("."))  # a method's own, below a site
+        }
         base = model.base_model
         self.base_path = next(name for name, module in self.modules.items() if module is base)
 

@@ -39,6 +39,17 @@ def quantisation_words(
     """
     if spec.load_in_4bit and spec.load_in_8bit:
         raise UserError(Problem("load_in_4bit and load_in_8bit exclude each other", key="model.load_in_8bit"))
+    stored = getattr(config, "quantization_config", None)
+    if _method(stored) not in (None, "bitsandbytes"):  # GPTQ, AWQ, ...: transformers names the package that it needs
+        if spec.load_in_4bit or spec.load_in_8bit:
+            raise UserError(
+                Problem(
+                    f"this checkpoint is quantised already, with {_method(stored)}",
+                    key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
+                    suggestion="leave it out, or name the original model",
+                )
+            )
+        return {"device_map": {"": device}}
     if find_spec("bitsandbytes") is None:
         raise UserError(
             Problem(
@@ -58,7 +69,7 @@ def quantisation_words(
     # It tells of optional kernels that are missing and of every cast of an 8-bit layer: nothing a user can change.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     words: dict[str, Any] = {"device_map": {"": device}}
-    if getattr(config, "quantization_config", None) is not None:
+    if stored is not None:
         return words
     from transformers import BitsAndBytesConfig
 
@@ -76,6 +87,15 @@ def quantisation_words(
         llm_int8_skip_modules=kept or None,
     )
     return words
+
+
+def _method(stored: Any) -> str | None:
+    """The quantiser of a checkpoint, as its config names it; None for one that is not quantised."""
+    if stored is None:
+        return None
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    method = values.get("quant_method", "bitsandbytes")
+    return str(getattr(method, "value", method))
 
 
 def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:

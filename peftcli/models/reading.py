@@ -276,5 +276,7 @@ def head_modules(view: ModuleView) -> tuple[str, ...]:
     return tuple(
         name
         for name, module in view.model.named_children()
-        if name != view.base_path.split(".")[0] and any(id(own) not in base for own in module.parameters())
+        if name in view.modules
+        and name != view.base_path.split(".")[0]
+        and any(id(own) not in base for own in module.parameters())
     )

@@ -276,3 +276,32 @@ def test_expert_weights_are_named_as_left_out(family: str) -> None:
     assert "3-D" in left_out["model.layers.0.mlp.experts"]
     assert "router" in left_out["model.layers.0.mlp.gate"]
     assert model.get_parameter("model.layers.0.mlp.experts.gate_up_proj").dim() == 3
+
+
+def test_what_a_method_added_is_no_part_of_the_anatomy() -> None:
+    model, before = _read("bert", {})
+    block = model.get_submodule("bert.encoder.layer.0.output.dense")
+    block.add_module("peft_site", nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN)))
+    model.add_module("peft_prompt", nn.Linear(2, 2))
+    assert read_anatomy(model) == before
+
+
+def test_a_text_model_inside_an_image_model_is_found() -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    from tests.tiny import tiny_config
+
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+    }
+    config = Gemma3Config(text_config=tiny_config("gemma3_text").to_dict(), vision_config=vision)
+    with torch.device("meta"):
+        anatomy = read_anatomy(Gemma3ForConditionalGeneration(config))
+    assert anatomy.layers["decoder"] == ("model.language_model.layers.0", "model.language_model.layers.1")
+    assert anatomy.embeddings == "model.language_model.embed_tokens"
+    assert set(anatomy.roles()) == ATTENTION | GATED_FFN
+    assert anatomy.output_embeddings == "lm_head"
