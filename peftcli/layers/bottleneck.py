@@ -32,13 +32,32 @@ def activation(name: NonLinearity) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
-class MasterLinear(nn.Linear):
-    """A linear layer whose float32 parameters are cast to the input's dtype: the base may compute in bfloat16."""
+class Projection(nn.Module):
+    """One of an adapter's two projections; `width_out` is the width of its output."""
+
+    width_out: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x W^T + b in x's dtype; x: (..., in)."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, self.weight.to(x.dtype), bias)
+        """Return the projection of x: (..., in), as (..., width_out)."""
+        raise TypeError(f"{type(self).__name__} does not define forward(x)")
+
+
+class MasterLinear(Projection):
+    """A linear layer whose float32 parameters are cast to the input's dtype: the base may compute in bfloat16.
+
+    Args:
+        width_in, width_out: of its input and output; the weight is (width_out, width_in).
+    """
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.width_out = width_out
+        self.weight = nn.Parameter(torch.empty(width_out, width_in, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(width_out, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b in x's dtype; x: (..., width_in)."""
+        return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 def linear_pair(width: int, size: int, init: Initialiser) -> tuple[MasterLinear, MasterLinear]:
@@ -50,7 +69,7 @@ def linear_pair(width: int, size: int, init: Initialiser) -> tuple[MasterLinear,
         init: `houlsby` truncated normal of standard deviation 1e-3 (google-research/adapter-bert), `pfeiffer`
             N(0, 0.02) (AdapterHub), `lora` Kaiming-uniform down and zero up (He et al.'s code). Biases are zero.
     """
-    down, up = MasterLinear(width, size, dtype=torch.float32), MasterLinear(size, width, dtype=torch.float32)
+    down, up = MasterLinear(width, size), MasterLinear(size, width)
     if init == "houlsby":
         for layer in (down, up):
             nn.init.trunc_normal_(layer.weight, std=1e-3, a=-2e-3, b=2e-3)  # cut at two deviations, as TensorFlow does
@@ -60,8 +79,6 @@ def linear_pair(width: int, size: int, init: Initialiser) -> tuple[MasterLinear,
     else:
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         nn.init.zeros_(up.weight)
-    for layer in (down, up):
-        nn.init.zeros_(layer.bias)
     return down, up
 
 
@@ -76,12 +93,20 @@ class _Adapter(Part):
     """
 
     def __init__(
-        self, pair: tuple[nn.Module, nn.Module], act: NonLinearity, dropout: float = 0.0, scale: float = 1.0
+        self, pair: tuple[Projection, Projection], act: NonLinearity, dropout: float = 0.0, scale: float = 1.0
     ) -> None:
         super().__init__(scale)
         self.down, self.up = pair
         self.act = activation(act)
         self.dropout = dropout
+
+    def gate_width(self) -> int | None:
+        """Return the width of the hidden states."""
+        return self.up.width_out
+
+    def fill_gate(self, weight: Tensor) -> None:
+        """Draw from N(0, 0.02), as UniPELT's adapters do."""
+        nn.init.normal_(weight, std=0.02)
 
     def change(self, x: Tensor) -> Tensor:
         """Return the adapter's unscaled change for x: (..., d)."""
@@ -104,7 +129,7 @@ class SerialAdapter(_Adapter):
 
     def __init__(
         self,
-        pair: tuple[nn.Module, nn.Module],
+        pair: tuple[Projection, Projection],
         act: NonLinearity,
         dropout: float = 0.0,
         norm: nn.Module | None = None,

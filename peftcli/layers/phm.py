@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from peftcli.layers.bottleneck import Projection
+
 
 def phm_linear(x: Tensor, rule: Tensor, s: Tensor, t: Tensor, bias: Tensor) -> Tensor:
     """Return x W + b in x's dtype, W = sum_i rule_i (x) (s_i t_i).
@@ -51,7 +53,7 @@ class PhmRule(nn.Module):
         nn.init.normal_(self.rule, std=1e-4)  # the official configs' phm_init_range (the code's default is 1e-2)
 
 
-class PhmLinear(nn.Module):
+class PhmLinear(Projection):
     """One projection of a Compacter adapter: its own s, t and bias, and the shared rule.
 
     Args:
@@ -64,6 +66,7 @@ class PhmLinear(nn.Module):
     def __init__(self, rule: PhmRule, width_in: int, width_out: int, rank: int) -> None:
         super().__init__()
         n = rule.rule.shape[0]
+        self.width_out = width_out
         self._rule = (rule,)
         self.s = nn.Parameter(torch.empty(n, width_in // n, rank, dtype=torch.float32))
         self.t = nn.Parameter(torch.empty(n, rank, width_out // n, dtype=torch.float32))

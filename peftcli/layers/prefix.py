@@ -28,12 +28,14 @@ class PrefixShape:
         depths: how often one forward pass runs the attention (shared layers); each depth has its own prefix.
         kv_heads, head_dim: of its keys and values.
         length: virtual tokens.
+        entry: width of the attention's input, which a gate sees.
     """
 
     depths: int
     kv_heads: int
     head_dim: int
     length: int
+    entry: int
 
     @property
     def width(self) -> int:
@@ -127,6 +129,10 @@ class Prefix(Part):
         if self.dropout and self.training:
             key, value = functional.dropout(key, self.dropout), functional.dropout(value, self.dropout)
         return key[depth], value[depth]
+
+    def gate_width(self) -> int | None:
+        """Return the width of the attention's input."""
+        return self.shape.entry
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return keys, values and a gate's parameters: the network is for training only and is not saved."""

@@ -116,7 +116,7 @@ def attach_prefixes(
         _add_networks(attachment, anatomy, length, mid)
     for role in anatomy.attentions:
         attention = model.get_submodule(role.module)
-        shape = PrefixShape(role.depths, role.kv_heads, role.head_dim, length)
+        shape = PrefixShape(role.depths, role.kv_heads, role.head_dim, length, anatomy.hidden_size)
         with torch.device(device_of(attention, model)):
             part = Prefix(shape, dropout, attachment.networks.get(_kind(role)))
         site = _connected_site(attention, role, anatomy.prefix_route)

@@ -25,6 +25,9 @@ _MODULES: dict[str, str] = {
     "parallel_adapter": "peftcli.methods.parallel_adapter",
     "compacter": "peftcli.methods.compacter",
     "bitfit": "peftcli.methods.bitfit",
+    "mam": "peftcli.methods.mam",
+    "unipelt": "peftcli.methods.unipelt",
+    "compose": "peftcli.methods.compose",
     "full": "peftcli.methods.full",
     "freeze": "peftcli.methods.freeze",
 }

@@ -21,7 +21,7 @@ class _Attention(nn.Module):
         self.is_causal = is_causal
         self.num_key_value_groups = HEADS // KV
         site = prefix_site(self)
-        self.part = Prefix(PrefixShape(1, KV, DIM, PREFIX))
+        self.part = Prefix(PrefixShape(1, KV, DIM, PREFIX, 16))
         site.parts.append(self.part)
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -1,0 +1,118 @@
+"""Any combination of methods: parts on one model, optionally under gates.
+
+The parts are attached in order and trained together. At one place low-rank changes and IA3 come first, then serial
+adapters; within a kind the order of the list counts. Refused, with the reason, is what cannot share a place: two
+parts of one kind at one place, DoRA together with another change of its projection, a method that trains the base
+itself.
+
+With `gates: true` every part is scaled by sigmoid(w^T x + b) of what it sees, as in UniPELT; a gate takes the place
+of the part's own scale (LoRA's alpha / r, a parallel adapter's scaling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from peftcli.methods.composition import (
+    PartSpec,
+    attach_parts,
+    check_parts,
+    check_parts_config,
+    check_parts_run,
+    labelled,
+    merge_rules_of,
+    positions_taken_by,
+    why_no_part,
+    why_not_mergeable,
+)
+from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.recipe.params import AnyMethod, MethodParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class ComposeParams(MethodParams):
+    """Hyper-parameters of a composition."""
+
+    name: Literal["compose"] = "compose"
+    parts: list[AnyMethod] = Field(min_length=1)
+    """The methods, each a block with its name and hyper-parameters."""
+    gates: bool = False
+    """Scale every part by a learnt gate on what it sees."""
+
+    @model_validator(mode="after")
+    def _parts_combine(self) -> ComposeParams:
+        reasons = ["a compose part cannot be a compose itself; list its parts here"] * any(
+            isinstance(part, ComposeParams) for part in self.parts
+        )
+        known = [part for part in self.parts if part.name != "?"]  # the recipe's placeholder for one that is wrong
+        reasons += [reason for part in known if not isinstance(part, ComposeParams) and (reason := why_no_part(part))]
+        if reasons:
+            raise ValueError("; ".join(dict.fromkeys(reasons)))
+        return self
+
+    @property
+    def specs(self) -> list[PartSpec]:
+        """The parts with their labels."""
+        return labelled(self.parts, self.gates)
+
+
+def _mergeable(params: MethodParams) -> str | None:
+    return why_not_mergeable(params.specs) if isinstance(params, ComposeParams) else None
+
+
+INFO = MethodInfo(
+    name="compose",
+    family="hybrid",
+    summary="Any list of methods together, optionally under gates.",
+    paper="this project, after He et al. 2021, arXiv:2110.04366, and Mao et al. 2021, arXiv:2110.07577",
+    params=ComposeParams,
+    learning_rate=1e-3,
+    mergeable=_mergeable,
+)
+
+
+def check(anatomy: Anatomy, params: ComposeParams) -> list[str]:
+    """Return why this model cannot carry one of the parts."""
+    return check_parts(anatomy, params.specs)
+
+
+def check_config(config: Mapping[str, Any], params: ComposeParams) -> list[str]:
+    """Return what a config.json says against one of the parts."""
+    return check_parts_config(config, params.specs)
+
+
+def check_run(params: ComposeParams, total_steps: int) -> list[str]:
+    """Return why a run of this length does not suit one of the parts."""
+    return check_parts_run(params.specs, total_steps)
+
+
+def positions_taken(anatomy: Anatomy, params: ComposeParams) -> int:
+    """Return how many of the model's positions the parts take."""
+    return positions_taken_by(anatomy, params.specs)
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: ComposeParams) -> Attachment:
+    """Attach every part.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its roles.
+        params: the parts.
+
+    Raises:
+        UserError: two parts want the same place, or a part takes no gate.
+    """
+    return attach_parts(model, anatomy, params.specs)
+
+
+def merge_rules(anatomy: Anatomy, params: ComposeParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return the rules of all parts; where two change one tensor, in their order."""
+    return merge_rules_of(anatomy, params.specs, state)

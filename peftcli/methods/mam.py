@@ -1,0 +1,94 @@
+"""MAM, the mix-and-match adapter (He et al. 2021, arXiv:2110.04366; code jxhe/unify-parameter-efficient-tuning).
+
+Prefix tuning on every attention and a scaled parallel adapter beside the feed-forward, as in the official code: l =
+30, a network of width 800, r = 512 at BART-large's d = 1024 (here: half the hidden size), s = 4; norms stay frozen.
+Its RoBERTa runs use l = 16, r = 16, s = 2. A composition of `prefix_tuning` and `parallel_adapter`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from peftcli.methods.composition import PartSpec, attach_parts, check_parts, positions_taken_by
+from peftcli.methods.parallel_adapter import ParallelAdapterParams
+from peftcli.methods.prefix_tuning import PrefixTuningParams
+from peftcli.methods.protocol import MethodInfo
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class MamParams(MethodParams):
+    """Hyper-parameters of MAM."""
+
+    name: Literal["mam"] = "mam"
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 30
+    """Learned keys and values in front of every attention."""
+    prefix_projection: bool = True
+    """Produce them by a network while training; it is dropped from the saved adapter."""
+    encoder_hidden_size: Annotated[int, Field(ge=1)] = 800
+    """Width of that network."""
+    prefix_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the learned keys and values."""
+    bottleneck_size: Annotated[int, Field(ge=1)] | None = None
+    """Width of the parallel adapter's bottleneck; null is half the hidden size."""
+    scaling: Annotated[float, Field(gt=0.0)] = 4.0
+    """Factor on the parallel adapter's output."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Dropout on the bottleneck's activations."""
+
+    @property
+    def specs(self) -> list[PartSpec]:
+        """The two parts."""
+        prefix = PrefixTuningParams(
+            num_virtual_tokens=self.num_virtual_tokens,
+            prefix_projection=self.prefix_projection,
+            encoder_hidden_size=self.encoder_hidden_size,
+            prefix_dropout=self.prefix_dropout,
+        )
+        adapter = ParallelAdapterParams(
+            bottleneck_size=self.bottleneck_size,
+            reduction_factor=None if self.bottleneck_size else 2.0,
+            scaling=self.scaling,
+            dropout=self.dropout,
+        )
+        return [PartSpec("prefix", prefix), PartSpec("parallel_adapter", adapter)]
+
+
+INFO = MethodInfo(
+    name="mam",
+    family="hybrid",
+    summary="Prefix tuning on every attention and a scaled parallel adapter beside the feed-forward.",
+    paper="He et al. 2021, arXiv:2110.04366",
+    params=MamParams,
+    learning_rate=1e-3,
+    mergeable="neither learned keys and values nor a parallel adapter are a change of weights; keep the adapter beside "
+    "its base, or use lora if it must be folded in",
+)
+
+
+def check(anatomy: Anatomy, params: MamParams) -> list[str]:
+    """Return why this model cannot carry one of the two parts."""
+    return check_parts(anatomy, params.specs)
+
+
+def positions_taken(anatomy: Anatomy, params: MamParams) -> int:
+    """Return how many of the model's positions the prefix takes."""
+    return positions_taken_by(anatomy, params.specs)
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: MamParams) -> Attachment:
+    """Attach prefixes and parallel adapters.
+
+    Args:
+        model: the frozen base, on any device.
+        anatomy: its attentions and branches.
+        params: sizes.
+    """
+    return attach_parts(model, anatomy, params.specs)
