@@ -105,8 +105,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
     path = tmp_path_factory.mktemp("cli")
     save_tiny(path / "bert", "bert", "base")
-    save_tiny(path / "llama", "llama")
-    save_tiny(path / "gpt2", "gpt2")
+    # large random weights: with the usual small ones a frozen head cannot tell tokens apart
+    save_tiny(path / "llama", "llama", initializer_range=0.4)
+    save_tiny(path / "gpt2", "gpt2", initializer_range=0.4)
     write_jsonl(path / "colours.jsonl", colour_rows(40))
-    write_jsonl(path / "chat.jsonl", [{"prompt": "the cat ", "completion": "sat on the mat"}] * 16)
+    write_jsonl(path / "chat.jsonl", [{"prompt": "the cat", "completion": " sat on the mat"}] * 16)
     return Workspace(path)

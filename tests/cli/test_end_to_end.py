@@ -182,7 +182,7 @@ def test_causal_model_learns_to_complete(cli: Cli, workspace: Workspace, family:
     assert done.code == 0, done.err
     assert done.err == ""
     assert done.json["eval"]["eval_perplexity"] < 2 < done.json["eval_before"]["eval_perplexity"]
-    data = write_jsonl(workspace.path / "prompts.jsonl", [{"prompt": "the cat "}])
+    data = write_jsonl(workspace.path / "prompts.jsonl", [{"prompt": "the cat"}])
     run = workspace.run(f"causal-{family}")
     predicted = cli("predict", run, "--input", data)
     assert predicted.code == 0, predicted.err
