@@ -37,35 +37,11 @@ def quantisation_words(
     Raises:
         UserError: bitsandbytes is missing, both widths are asked for, or the device cannot run it.
     """
-    if spec.load_in_4bit and spec.load_in_8bit:
-        raise UserError(Problem("load_in_4bit and load_in_8bit exclude each other", key="model.load_in_8bit"))
     stored = getattr(config, "quantization_config", None)
-    if _method(stored) not in (None, "bitsandbytes"):  # GPTQ, AWQ, ...: transformers names the package that it needs
-        if spec.load_in_4bit or spec.load_in_8bit:
-            raise UserError(
-                Problem(
-                    f"this checkpoint is quantised already, with {_method(stored)}",
-                    key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
-                    suggestion="leave it out, or name the original model",
-                )
-            )
+    if _method(stored) not in (None, "bitsandbytes"):
+        _refuse_second_quantisation(spec, _method(stored))
         return {"device_map": {"": device}}
-    if find_spec("bitsandbytes") is None:
-        raise UserError(
-            Problem(
-                "4- and 8-bit models need the package bitsandbytes, which is not installed",
-                key="model",
-                suggestion="pip install bitsandbytes; where it has no wheel, leave load_in_4bit out",
-            )
-        )
-    if device.type not in ("cuda", "cpu", "xpu"):
-        raise UserError(
-            Problem(
-                f"bitsandbytes does not compute on {device.type}",
-                key="model",
-                suggestion="training.device: cpu computes 4-bit layers, slowly; or leave load_in_4bit out",
-            )
-        )
+    _check_bitsandbytes(spec, device)
     # It tells of optional kernels that are missing and of every cast of an 8-bit layer: nothing a user can change.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     words: dict[str, Any] = {"device_map": {"": device}}
@@ -87,6 +63,39 @@ def quantisation_words(
         llm_int8_skip_modules=kept or None,
     )
     return words
+
+
+def _refuse_second_quantisation(spec: ModelSpec, method: str | None) -> None:
+    """GPTQ, AWQ and the like load as they are; transformers names the package that it needs."""
+    if spec.load_in_4bit or spec.load_in_8bit:
+        raise UserError(
+            Problem(
+                f"this checkpoint is quantised already, with {method}",
+                key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
+                suggestion="leave it out, or name the original model",
+            )
+        )
+
+
+def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
+    if spec.load_in_4bit and spec.load_in_8bit:
+        raise UserError(Problem("load_in_4bit and load_in_8bit exclude each other", key="model.load_in_8bit"))
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            Problem(
+                "4- and 8-bit models need the package bitsandbytes, which is not installed",
+                key="model",
+                suggestion="pip install bitsandbytes; where it has no wheel, leave load_in_4bit out",
+            )
+        )
+    if device.type not in ("cuda", "cpu", "xpu"):
+        raise UserError(
+            Problem(
+                f"bitsandbytes does not compute on {device.type}",
+                key="model",
+                suggestion="training.device: cpu computes 4-bit layers, slowly; or leave load_in_4bit out",
+            )
+        )
 
 
 def _method(stored: Any) -> str | None:

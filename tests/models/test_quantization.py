@@ -160,3 +160,14 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(quantization, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         _load(tmp_path)
+
+
+def test_a_checkpoint_of_another_quantiser_is_not_quantised_again(tmp_path: Path) -> None:
+    import json
+
+    save_tiny(tmp_path, "llama")
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(UserError, match=r"load_in_4bit: this checkpoint is quantised already, with gptq"):
+        _load(tmp_path)
