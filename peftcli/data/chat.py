@@ -281,7 +281,10 @@ def plain_text(conversation: Conversation, train_on: TrainOn, eos: str, *, predi
         raise RowError("tools need a chat template", "a tokenizer with one, or data.chat_template")
     if conversation.plain is not None:
         prompt, completion = conversation.plain
-        if predicting or completion is None:
+        if predicting:
+            # in training a space before the completion belongs to its first token, as tokenizers have it ("▁sat")
+            return Rendered(prompt.rstrip(" ") or prompt)
+        if completion is None:
             return Rendered(prompt)
         start = 0 if train_on == "all" else len(prompt)
         return Rendered(prompt + completion, [(start, len(prompt) + len(completion))], close=True)

@@ -66,18 +66,19 @@ class ClassificationEncoder:
             [example.pair or "" for example in examples] if pairs else None,
             truncation="longest_first" if cut else False,
             max_length=settings.max_length if cut else None,
-            return_overflowing_tokens=cut and self._tokenizer.is_fast and not pairs,
+            return_overflowing_tokens=cut and self._tokenizer.is_fast,  # what tells which rows were cut
             return_token_type_ids=self._types,
             return_attention_mask=False,
             return_length=False,
             verbose=False,
         )
+        split = settings.overflow == "split" and not settings.predicting and not pairs
         owners = encoded.get("overflow_to_sample_mapping") or range(len(examples))
         out = [Outcome() for _ in examples]
         for place, owner in enumerate(owners):
             made = out[owner]
             row = self._row(encoded, place)
-            if not made.rows or (settings.overflow == "split" and not settings.predicting):
+            if not made.rows or split:
                 made.rows.append(row)
             if made.rows and place and owners[place - 1] == owner:
                 made.rows[0].truncated, made.status = True, TRUNCATED

@@ -229,9 +229,7 @@ def _guess(
 ) -> str:
     """Return the first format of the task whose required columns are there and whose mapped names it knows."""
     if template and task == CAUSAL:
-        answers = ("completion", "output", "answer", "response", "target", "solution")
-        named = any(name in present for name in answers) or "completion" in columns
-        return "prompt_completion" if named else "text"
+        return _templated(present, columns)
     for known in FORMATS:
         if task not in known.tasks or known.name == "folders":
             continue
@@ -248,6 +246,15 @@ def _guess(
             suggestion=f"name yours with data.columns, or set data.format. Known for {task}:\n    {shapes}",
         )
     )
+
+
+def _templated(present: Sequence[str], columns: Mapping[str, str]) -> str:
+    """Return the format whose answer column is there, when the template makes the prompt; else a text."""
+    for name, answer in (("prompt_completion", "completion"), ("question_answer", "answer"), ("alpaca", "output")):
+        known = BY_NAME[name]
+        if all(known.column(ours) for ours in columns) and answer in _map(known, present, columns):
+            return name
+    return "text"
 
 
 def _looks_right(known: Format, mapping: Mapping[str, str], records: Sequence[Record]) -> bool:

@@ -93,22 +93,24 @@ def label_number(value: Any) -> float:
             raise ValueError
         number = float(value)
     except ValueError:
-        raise RowError(f"the label {value!r} is no number", "a number, as in the first rows") from None
+        expected = "a number, as in most of the first rows (model.problem_type: single_label makes names of them)"
+        raise RowError(f"the label {value!r} is no number", expected) from None
     if not math.isfinite(number):
         raise RowError(f"the label is {number}", "a finite number")
     return number
 
 
 def kind_of(values: Sequence[Any]) -> Kind:
-    """Return the kind of some raw labels: lists are several labels, decimals are regression, all else are classes."""
+    """Return the kind of some raw labels: lists are several labels, decimals are regression, all else are classes.
+
+    Among decimals a few words are mistakes, not classes; among words a few numbers are classes.
+    """
     if any(isinstance(value, list | tuple) for value in values):
         return "multi_label"
-    plain = [value for value in values if isinstance(value, str | int | float) and not isinstance(value, bool)]
-    texts = [value.strip() if isinstance(value, str) else repr(value) for value in plain]
-    numbers = [bool(_DECIMAL.fullmatch(text) or _INTEGER.fullmatch(text)) for text in texts]
-    if texts and all(numbers) and any(_DECIMAL.fullmatch(text) for text in texts):
-        return "regression"
-    return "single_label"
+    texts = [repr(value) if isinstance(value, int | float) else str(value).strip() for value in values]
+    decimals = [bool(_DECIMAL.fullmatch(text)) for text in texts]
+    numbers = sum(bool(_INTEGER.fullmatch(text)) for text in texts) + sum(decimals)
+    return "regression" if any(decimals) and 2 * numbers > len(texts) else "single_label"
 
 
 def order_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -156,14 +156,20 @@ def test_tool_calls_and_results(tokenizer: Any) -> None:
 
 
 def test_a_template_without_an_end_of_turn_gets_eos(tokenizer: Any) -> None:
-    bare = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    bare = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
     item = renderer(tokenizer, ChatTemplate("own", bare)).render(conversation(turns("Hi", "Hello.")))
     assert learnt(item) == ["Hello."] and item.close
 
 
 def test_a_template_that_moves_things_around_falls_back_to_the_text_itself(tokenizer: Any) -> None:
     # the count of messages stands in front, so that no rendered prefix is a prefix of the whole
-    odd = "{{ messages | length }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content | upper + '<|end|>' }}{% endfor %}"
+    odd = (
+        "{{ messages | length }}{% for m in messages %}"
+        "{{ '<|' + m.role + '|>' + m.content | upper + '<|end|>' }}{% endfor %}"
+    )
     made = renderer(tokenizer, ChatTemplate("own", odd))
     item = made.render(conversation(turns("HI", "HELLO.")))
     assert learnt(item) == ["HELLO.<|end|>"] and made.prefix_rendered == 1
@@ -172,7 +178,11 @@ def test_a_template_that_moves_things_around_falls_back_to_the_text_itself(token
 
 
 def test_what_a_template_refuses_is_an_error_of_the_row(tokenizer: Any) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}, {"role": "assistant", "content": "c"}]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
     with pytest.raises(RowError, match="refuses roles user tool assistant: only system, user and assistant"):
         renderer(tokenizer, "gemma").render(conversation(messages))
 

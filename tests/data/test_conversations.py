@@ -20,7 +20,9 @@ def test_sharegpt_becomes_messages() -> None:
 
 def test_text_parts_are_joined_and_flags_read() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    made = from_messages([{"role": "user", "content": parts}, {**ANSWER, "weight": 0}, {**ANSWER, "train": True}], None, "")
+    made = from_messages(
+        [{"role": "user", "content": parts}, {**ANSWER, "weight": 0}, {**ANSWER, "train": True}], None, ""
+    )
     assert made.messages[0]["content"] == "ab"
     assert made.trained == (None, False, True)
     assert "weight" not in made.messages[1]
@@ -28,7 +30,12 @@ def test_text_parts_are_joined_and_flags_read() -> None:
 
 def test_tool_calls_keep_their_arguments_as_objects() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "1"}, ANSWER]
+    turns = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+        ANSWER,
+    ]
     made = from_messages(turns, '[{"type": "function", "function": {"name": "add"}}]', "")
     assert made.messages[1]["content"] == ""
     assert made.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}

@@ -50,7 +50,8 @@ def test_formats_are_recognised_from_the_columns(task: Any, values: Any, name: s
 
 
 @pytest.mark.parametrize(
-    "columns", [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text", "text_pair")]
+    "columns",
+    [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text", "text_pair")],
 )
 def test_text_pairs_are_both_found(columns: tuple[str, str]) -> None:
     plan = recognise(one({columns[0]: "a", columns[1]: "b", "label": 0}), "sequence_classification")
