@@ -1,4 +1,4 @@
-"""A bias added to some output features of a fused projection (BitFit on one role of it)."""
+"""Biases trained beside the base: of some output features of a fused projection, or of a quantised layer."""
 
 from __future__ import annotations
 
@@ -26,3 +26,34 @@ class BiasDelta(Part):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.slice.add(y, (self.scale_of(x) * self.bias_delta).to(y.dtype))
+
+
+class BiasBeside(Part):
+    """y + (bias - the host's own bias): a bias trained beside a 4- or 8-bit layer, which would cast its own away.
+
+    bitsandbytes converts a layer's bias to the input's dtype at every call, so that training it in place would lose
+    the float32 values that the optimizer moves. The tensor that is saved is the whole bias, as it is for other layers.
+
+    Args:
+        host: the layer; its bias stays frozen.
+        own: its bias.
+    """
+
+    def __init__(self, host: nn.Module, own: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros_like(own, dtype=torch.float32))
+        object.__setattr__(self, "host", host)  # outside nn.Module's bookkeeping: this part is below the host
+
+    host: nn.Module
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        own = self.host.bias
+        assert isinstance(own, Tensor)  # nn.Module types attributes as Tensor | Module
+        return y + (self.scale_of(x) * (self.bias - own.detach().float())).to(y.dtype)
+
+    @torch.no_grad()
+    def copy_own(self) -> None:
+        """Start from the host's bias."""
+        own = self.host.bias
+        assert isinstance(own, Tensor)
+        self.bias.copy_(own)

@@ -26,6 +26,7 @@ from peftcli.layers.lora import (
     random_init,
 )
 from peftcli.layers.site import Part, output_site
+from peftcli.methods._biases import start_from_base, train_biases
 from peftcli.methods.attachment import Attachment, Placed
 from peftcli.methods.lora import LoraParams, names_target, pissa_iterations, rank_above_matrix
 from peftcli.models.targets import Target
@@ -49,7 +50,8 @@ class LoraAttachment(Attachment):
     params: LoraParams = field(default_factory=LoraParams)
 
     def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
-        """Set DoRA's magnitudes and PiSSA's factors from the base's values."""
+        """Set DoRA's magnitudes, PiSSA's factors and biases beside quantised layers from the base's values."""
+        start_from_base(self)
         init = self.params.init_lora_weights
         for placed in self.placed:
             part = placed.part
@@ -139,7 +141,7 @@ def _train_bias(attachment: LoraAttachment, host: nn.Module, target: Target) -> 
     if not isinstance(bias, Tensor):
         return
     if target.slice is None:
-        attachment.unfrozen.append(f"{target.module}.bias")
+        train_biases(attachment, [f"{target.module}.bias"])
         return
     part = BiasDelta(target.slice.features, target.slice, bias.device)
     output_site(host).parts.append(part)

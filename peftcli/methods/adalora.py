@@ -10,13 +10,14 @@ every 1%.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from peftcli.errors import UserError
 from peftcli.methods.folding import Folding, tensors_by_key
 from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.models.config_facts import width
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
@@ -80,6 +81,19 @@ INFO = MethodInfo(
 )
 
 SUFFIXES = ("lora_A", "lora_E", "lora_B")
+
+
+def check_config(config: Mapping[str, Any], params: AdaLoraParams) -> list[str]:
+    """Return why no projection of this model can carry the rank: each has the residual width on one side.
+
+    Args:
+        config: config.json.
+        params: hyper-parameters.
+    """
+    limit = width(config)
+    if limit is None or params.init_r <= limit:
+        return []
+    return [f"init_r = {params.init_r} is above the model's width; the largest useful rank is {limit}"]
 
 
 def check_run(params: AdaLoraParams, total_steps: int) -> list[str]:

@@ -10,6 +10,7 @@ from peftcli.layers.site import base_parameters
 from peftcli.methods.attachment import Attachment
 from peftcli.methods.registry import MethodRegistry, registry
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.module_view import module_kind
 from peftcli.recipe.params import MethodParams
 
 
@@ -104,8 +105,11 @@ def _in_site(name: str) -> bool:
 
 
 def _upcast_(model: nn.Module, attachment: Attachment) -> None:
-    """Hold the trained base parameters in float32."""
+    """Hold the trained base parameters in float32, and the others of a norm with them: it takes one dtype."""
     for name in dict.fromkeys([*attachment.unfrozen, *attachment.head, *attachment.to_save]):
         parameter = model.get_parameter(name)
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
+            module = model.get_submodule(name.rpartition(".")[0])
+            own = [parameter] if parameter.ndim > 1 or module_kind(module) else module.parameters(recurse=False)
+            for each in own:
+                each.data = each.data.float()

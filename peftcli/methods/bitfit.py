@@ -4,8 +4,9 @@ As in the official code: `all` trains every bias of the base, those of the norms
 BERT's pooler included, and the task head. Deviation: with chosen terms the official code always adds the pooler's
 bias; here the terms are what is trained, besides the head. The paper's subset is [attn.q, ffn.up].
 
-The biases are trained in place and saved under their own names. On one role of a fused projection (GPT-2's attn.q)
-the module's bias stays frozen and a difference for that slice is trained and saved as `bias_delta`.
+The biases are trained in place (beside the layer where it is quantised) and saved under their own names. On one role
+of a fused projection (GPT-2's attn.q) the module's bias stays frozen and a difference for that slice is trained and
+saved as `bias_delta`.
 """
 
 from __future__ import annotations
@@ -83,14 +84,14 @@ def attach(model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachme
     """
     from peftcli.layers.bias import BiasDelta
     from peftcli.layers.site import output_site
-    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.methods._biases import BiasAttachment, train_biases
+    from peftcli.methods.attachment import Placed
 
-    attachment = Attachment(model)
+    attachment = BiasAttachment(model)
     if params.terms == "all":
-        attachment.unfrozen = list(anatomy.biases)
+        train_biases(attachment, anatomy.biases)
     else:
-        for term in params.terms:
-            attachment.unfrozen += [name for name in _names(anatomy, term) if name not in attachment.unfrozen]
+        train_biases(attachment, dict.fromkeys(name for term in params.terms for name in _names(anatomy, term)))
         slices = {linear.key: linear for term in params.terms for linear in _slices(anatomy, term)}
         for key, linear in slices.items():
             host = model.get_submodule(linear.module)
@@ -98,8 +99,6 @@ def attach(model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachme
             part = BiasDelta(linear.out_features, linear.slice, model.get_parameter(f"{linear.module}.bias").device)
             output_site(host).parts.append(part)
             attachment.placed.append(Placed(key, part))
-    for name in attachment.unfrozen:
-        model.get_parameter(name).requires_grad_(True)
     return attachment
 
 

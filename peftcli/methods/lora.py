@@ -195,6 +195,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment
         UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not
             fit a target.
     """
+    from peftcli.methods._biases import train_biases
     from peftcli.methods._lora import LoraAttachment, place_all
     from peftcli.models.targets import resolve_targets
 
@@ -204,9 +205,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment
     attachment = LoraAttachment(model, targets=targets, params=params)
     place_all(attachment, targets, params)
     if params.bias == "all":
-        attachment.unfrozen = list(anatomy.biases)
-    for name in attachment.unfrozen:
-        model.get_parameter(name).requires_grad_(True)
+        train_biases(attachment, anatomy.biases)
     return attachment
 
 

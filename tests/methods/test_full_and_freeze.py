@@ -1,0 +1,58 @@
+"""Full fine-tuning and freezing: what moves, what does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftcli.errors import UserError
+from peftcli.methods.apply import apply_method
+from peftcli.methods.freeze import INFO as FREEZE
+from peftcli.methods.freeze import FreezeParams
+from peftcli.methods.full import INFO as FULL
+from peftcli.methods.full import FullParams
+from tests.methods.harness import attached, batch_for, frozen, frozen_without_gradient, numbers, train_steps
+
+
+def test_records() -> None:
+    for info in (FULL, FREEZE):
+        assert info.artifact == "model" and not info.quantised_base
+        assert info.why_not_mergeable(info.params()) is None
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_full_trains_everything_once(family: str) -> None:
+    model, anatomy = frozen(family)
+    attachment = apply_method(model, anatomy, FullParams())
+    assert numbers(attachment.trainable_parameters()) == sum(p.numel() for p in model.parameters())
+    assert train_steps(attachment, batch_for(model)) == set(attachment.trainable_parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "prefixes"),
+    [("bert", ("bert.encoder.layer.1.",)), ("gpt2", ("transformer.h.1.",)), ("t5", ("decoder.block.1.",))],
+)
+def test_the_last_blocks_are_next_to_the_output(family: str, prefixes: tuple[str, ...]) -> None:
+    attachment = attached("freeze", family, num_layers=1)
+    names = set(attachment.unfrozen)
+    assert names == {name for name, _ in attachment.model.named_parameters() if name.startswith(prefixes)}
+    assert train_steps(attachment, batch_for(attachment.model)) == names
+    assert frozen_without_gradient(attachment)
+
+
+def test_norms_only() -> None:
+    names = attached("freeze", "llama", trainable="norms").unfrozen
+    assert len(names) == 5 and all("norm" in name for name in names)
+
+
+def test_more_blocks_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="num_layers is 3, but this llama model has 2 blocks"):
+        apply_method(*frozen("llama"), FreezeParams(num_layers=3))
+
+
+def test_only_what_was_trained_changes() -> None:
+    attachment = attached("freeze", "bert", num_layers=1)
+    before = {name: p.clone() for name, p in attachment.model.named_parameters()}
+    train_steps(attachment, batch_for(attachment.model))
+    moved = {name for name, p in attachment.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(attachment.unfrozen)
