@@ -28,6 +28,7 @@ def generate(
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
+        use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
@@ -37,7 +38,7 @@ def generate(
     # token types are left out: `generate` would not lengthen them
     prompt = {key: inputs[key] for key in ("input_ids", "attention_mask", "inputs_embeds") if key in inputs}
     output = model.generate(  # type: ignore[operator]  # a method of every generating model
-        **prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs]), use_cache=True
+        **prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs])
     )
     start = prompt["input_ids"].shape[1] if "input_ids" in prompt else 0  # embeddings: only new tokens come back
     start = 1 if getattr(model.config, "is_encoder_decoder", False) else start
