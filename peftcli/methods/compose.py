@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from peftcli.methods.composition import (
     PartSpec,
@@ -29,6 +29,7 @@ from peftcli.methods.composition import (
     why_not_mergeable,
 )
 from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.methods.registry import registry
 from peftcli.recipe.params import AnyMethod, MethodParams
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ class ComposeParams(MethodParams):
     gates: bool = False
     """Scale every part by a learnt gate on what it sees."""
 
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _typed(cls, value: Any) -> Any:
+        """Give plain data its method's own type: a recipe comes typed, a saved adapter's record does not."""
+        if not isinstance(value, list):
+            return value
+        return [_typed_part(part) if isinstance(part, dict) else part for part in value]
+
     @model_validator(mode="after")
     def _parts_combine(self) -> ComposeParams:
         reasons = ["a compose part cannot be a compose itself; list its parts here"] * any(
@@ -62,6 +71,12 @@ class ComposeParams(MethodParams):
     def specs(self) -> list[PartSpec]:
         """The parts with their labels."""
         return labelled(self.parts, self.gates)
+
+
+def _typed_part(part: dict[str, Any]) -> Any:
+    name = part.get("name")
+    model = registry.params_model(name) if isinstance(name, str) else None
+    return part if model is None else model.model_validate(part)
 
 
 def _mergeable(params: MethodParams) -> str | None:

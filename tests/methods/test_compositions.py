@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -368,3 +370,11 @@ def test_merged_parts_give_the_same_logits() -> None:
             parameter = plain.get_parameter(name)
             parameter.copy_(rule.apply(parameter.clone()))
         torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mam", "unipelt", "compose"])
+def test_parameters_survive_json(method: str) -> None:
+    module = import_module(f"peftcli.methods.{method}")
+    params = module.INFO.params(**SMALL[method])
+    assert module.INFO.params.model_validate_json(params.model_dump_json()) == params
+    assert json.loads(params.model_dump_json())["name"] == method
