@@ -1,0 +1,47 @@
+"""QLoRA is LoRA with other defaults on a 4-bit base: what differs, and that it trains on the real thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftcli.methods import lora
+from peftcli.methods.apply import apply_method
+from peftcli.methods.qlora import INFO, QLoraParams
+from peftcli.methods.registry import registry
+from peftcli.models.loading import load_model
+from peftcli.models.reading import read_anatomy
+from peftcli.recipe.schema import ModelSpec
+from tests.methods.harness import attached, batch_for, frozen_without_gradient, logits_of, train_steps
+from tests.tiny import save_tiny
+
+
+def test_it_is_loras_record_and_parameters_with_other_defaults() -> None:
+    assert INFO.forces_4bit and INFO.quantised_base and INFO.learning_rate == 2e-4
+    assert registry.info("qlora") is INFO and not lora.INFO.forces_4bit
+    assert QLoraParams().target_modules == "all-linear"
+    assert set(QLoraParams.model_fields) == set(lora.LoraParams.model_fields)
+
+
+def test_the_same_places_as_lora_on_all_linears() -> None:
+    ours, theirs = attached("qlora", "llama"), attached("lora", "llama", target_modules="all-linear")
+    assert {key: tuple(value.shape) for key, value in ours.state_dict().items()} == {
+        key: tuple(value.shape) for key, value in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_trains_on_a_4bit_base(family: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128} if family == "llama" else {"n_embd": 64}
+    base = save_tiny(tmp_path, family, **sizes)
+    model = load_model(ModelSpec(name_or_path=str(base), load_in_4bit=True), "causal_lm").model
+    attachment = apply_method(model, read_anatomy(model), QLoraParams(r=4))
+    batch = batch_for(model)
+    before = logits_of(attachment, batch)
+    assert train_steps(attachment, batch) == set(attachment.trainable_parameters())
+    assert frozen_without_gradient(attachment)
+    assert not torch.allclose(logits_of(attachment, batch), before, atol=1e-4)
+    # an evaluation pass must not cost the gradients of the next step (bitsandbytes repacks weights on some CPUs)
+    assert train_steps(attachment, batch) == set(attachment.trainable_parameters())
