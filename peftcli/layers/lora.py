@@ -85,6 +85,13 @@ class LoraDelta(Part):
         """Return the width of the projection's input; PiSSA takes no gate, which would lay its initial product open."""
         return None if self.keep_initial else int(self.lora_A.weight.shape[1])
 
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """Return B and A, with PiSSA's initial pair subtracted beside them."""
+        if not self.keep_initial:
+            return self.lora_B.weight, self.lora_A.weight
+        left = torch.cat([self.lora_B.weight, -self.initial_B], dim=1)
+        return left, torch.cat([self.lora_A.weight, self.initial_A])
+
     def delta(self) -> Tensor:
         """Return the change of the base's weight, (d_out, d_in), float32.
 
@@ -213,6 +220,10 @@ class EmbeddingLoraDelta(Part):
             return y + delta.to(y.dtype)
         c = self.lora_magnitude_vector / self._weight_norm()
         return (c * (y + delta)).to(y.dtype)
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of the change of the table, (vocab, k) and (k, d)."""
+        return self.lora_embedding_A.T, self.lora_embedding_B.T
 
     def delta(self) -> Tensor:
         """Return the change of the table, (vocab, d), float32, before the table's own factor."""

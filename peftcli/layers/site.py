@@ -61,6 +61,13 @@ class Part(nn.Module):
         """Initialise the weight (1, width) of a gate that is put in place of `scale`; by default as nn.Linear does."""
         nn.init.kaiming_uniform_(weight, a=5**0.5)
 
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """Return (d_out, k) and (k, d_in) whose product, times `scale`, is the change of the weight; None otherwise.
+
+        A magnitude beside the product (DoRA) is left out. This is what a spectrum is computed from.
+        """
+        return None
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved, by key suffix such as `lora_A.weight`; by default the parameters."""
         return dict(self.named_parameters())

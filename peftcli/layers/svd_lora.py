@@ -77,3 +77,8 @@ class SvdDelta(Part):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return lowrank_add(y, x, self.lora_A * self.lora_E, self.lora_B, self.scale_of(x), self.slice, dropout)
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """Return P and diag(E) Q of the ranks that are kept, those whose singular value is not zero."""
+        kept = self.lora_E.detach().flatten().nonzero().flatten()
+        return self.lora_B[:, kept], (self.lora_A * self.lora_E)[kept]
