@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from peftcli.data.chat import ChatRenderer, Rendered, plain_text
+from peftcli.data.chat import ChatRenderer, Rendered, Span, plain_text
 from peftcli.data.conversations import Conversation
 from peftcli.data.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Ints, Outcome
 from peftcli.data.examples import Example, Text, Tokens
 from peftcli.data.overflow import Bools, best_window, pieces
 from peftcli.data.records import RowError
 from peftcli.data.settings import EncodeSettings
-from peftcli.data.tokenise import text_tokens
+from peftcli.data.tokenise import MARGIN, beginning, text_tokens
 
 IGNORED = -100  # the label that transformers' losses pass over
 
@@ -34,7 +34,7 @@ class CausalEncoder:
         """Return the rows of each example, or why there are none."""
         rendered: list[Rendered | RowError | None] = [self._try_render(example) for example in examples]
         texts = [item for item in rendered if isinstance(item, Rendered)]
-        tokenised = iter(self._tokens.encode([item.text for item in texts], [item.spans for item in texts]))
+        tokenised = iter(self._tokenised(texts))
         out: list[Outcome | RowError] = []
         for example, item in zip(examples, rendered, strict=True):
             if isinstance(item, RowError):
@@ -46,6 +46,22 @@ class CausalEncoder:
                 assert isinstance(example, Tokens)  # _try_render makes a text of every other example
                 out.append(self._finish(*_given(example), None))
         return out
+
+    def _tokenised(self, items: Sequence[Rendered]) -> list[tuple[Ints, list[Span]]]:
+        """Tokenise texts; of a document that will be cut only the beginning, which may have ten million characters."""
+        shortened = [self._shortened(item) for item in items]
+        found = self._tokens.encode([item.text for item in shortened], [item.spans for item in shortened])
+        for place, (item, short) in enumerate(zip(items, shortened, strict=True)):
+            if short is not item and len(found[place][0]) < self._settings.max_length + MARGIN:
+                found[place] = self._tokens.encode([item.text], [item.spans])[0]
+        return found
+
+    def _shortened(self, item: Rendered) -> Rendered:
+        """Return an item whose text is learnt from its first character and can only lose its end, shortened."""
+        if self._settings.overflow != "truncate" or self._settings.predicting or item.spans != [(0, len(item.text))]:
+            return item
+        text = beginning(item.text, self._settings.max_length)
+        return item if len(text) == len(item.text) else Rendered(text, [(0, len(text))], item.whole, item.close)
 
     def statistics(self) -> dict[str, int]:
         """Return how the learnt tokens were found and checked."""

@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from peftcli.data.encoded import DROPPED, TRUNCATED, Encoded, Names, Outcome
+from peftcli.data.encoded import DROPPED, KEPT, TRUNCATED, Encoded, Names, Outcome
 from peftcli.data.examples import Example, Labelled, Tokens
 from peftcli.data.labels import label_list, label_name, label_number
 from peftcli.data.records import RowError
 from peftcli.data.settings import EncodeSettings
+from peftcli.data.tokenise import FramedTokens, Piece
 
 
 class ClassificationEncoder:
     """Encodes texts with labels; a long text loses its end, of a pair the longer one does."""
 
     def __init__(self, tokenizer: Any, settings: EncodeSettings, names: Names) -> None:
-        self._tokenizer, self._settings, self._names = tokenizer, settings, names
+        self._settings, self._names = settings, names
+        self._framed = FramedTokens(tokenizer)
         self._types = "token_type_ids" in tokenizer.model_input_names
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome | RowError]:
@@ -61,32 +63,22 @@ class ClassificationEncoder:
         settings = self._settings
         cut = settings.overflow in ("truncate", "split") or settings.predicting
         pairs = any(example.pair is not None for example in examples)
-        encoded = self._tokenizer(
+        found = self._framed.encode(
             [example.text for example in examples],
             [example.pair or "" for example in examples] if pairs else None,
-            truncation="longest_first" if cut else False,
-            max_length=settings.max_length if cut else None,
-            return_overflowing_tokens=cut and self._tokenizer.is_fast,  # what tells which rows were cut
-            return_token_type_ids=self._types,
-            return_attention_mask=False,
-            return_length=False,
-            verbose=False,
+            settings.max_length if cut else None,
         )
         split = settings.overflow == "split" and not settings.predicting and not pairs
-        owners = encoded.get("overflow_to_sample_mapping") or range(len(examples))
-        out = [Outcome() for _ in examples]
-        for place, owner in enumerate(owners):
-            made = out[owner]
-            row = self._row(encoded, place)
-            if not made.rows or split:
-                made.rows.append(row)
-            if made.rows and place and owners[place - 1] == owner:
-                made.rows[0].truncated, made.status = True, TRUNCATED
-        return [self._limit(made) for made in out]
+        return [self._outcome(pieces, split=split) for pieces in found]
 
-    def _row(self, encoded: Any, place: int) -> Encoded:
-        types = np.array(encoded["token_type_ids"][place], dtype=np.uint8) if self._types else None
-        return Encoded(np.array(encoded["input_ids"][place], dtype=np.int32), types=types)
+    def _outcome(self, pieces: Sequence[Piece], *, split: bool) -> Outcome:
+        """Return the row of a text, or (split) a row for each of its pieces."""
+        rows = [
+            Encoded(piece.ids, types=piece.types if self._types else None)
+            for piece in (pieces if split else pieces[:1])
+        ]
+        rows[0].truncated = len(pieces) > 1
+        return self._limit(Outcome(rows, status=TRUNCATED if len(pieces) > 1 else KEPT))
 
     def _limit(self, made: Outcome) -> Outcome:
         length, longest = len(made.rows[0].ids), self._settings.max_length
@@ -101,4 +93,4 @@ class ClassificationEncoder:
         if len(ids) > longest and self._settings.overflow in ("drop", "error"):
             return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
         cut = len(ids) > longest
-        return Outcome([Encoded(ids[:longest], truncated=cut)], status=TRUNCATED if cut else 0)
+        return Outcome([Encoded(ids[:longest], truncated=cut)], status=TRUNCATED if cut else KEPT)

@@ -129,6 +129,12 @@ class Preparation:
         self.hits.append(hit)
         self.notes += store.meta["notes"]
         self.skipped += store.meta["skipped"]
+        checked, merged = (store.meta["statistics"].get(f"prefixes_{name}", 0) for name in ("checked", "disagreed"))
+        if merged and self.settings.template is None:
+            self.notes.append(
+                f"in {merged} of {checked} prompts that were tokenised alone the last token merges with the answer: "
+                "end prompts without a space, and start completions with it"
+            )
         return store
 
     def _split(self, pool: Store) -> tuple[Index, Index]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peftcli.data.compressed import COMPRESSED, bare_suffix
@@ -121,7 +121,10 @@ def resolve_source(source: DataSource, key: str = "data.path") -> SourceFiles:
     Raises:
         UserError: nothing is there, nothing in it can be read, or the hub cannot be reached.
     """
-    paths = expand_location(source.path)
+    try:
+        paths = expand_location(source.path)
+    except UserError as error:
+        raise UserError([replace(problem, key=key) for problem in error.problems]) from error
     if paths is None:
         from peftcli.data.hub import download
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from peftcli.data.chat import Span
 from peftcli.data.encoded import Ints
 
 SAMPLE = 32  # rows of one encoder whose prefixes are tokenised again to check the offsets
+
+
+CHARS = 12  # characters of a token at most, as a guess that is checked: English has four to five
+MARGIN = 8  # tokens beyond the limit that a shortened text must give: its last ones may not be those of the whole
 
 
 class TextTokens(Protocol):
@@ -109,3 +115,76 @@ class SlowTokens:
             tokens_at[end] = len(ids)
         ranges = [(tokens_at[start], tokens_at[end]) for start, end in wanted if end > start]
         return np.array(ids, dtype=np.int32), ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text, or a part of one, with the tokenizer's special tokens; `types` are the segments of a pair."""
+
+    ids: Ints
+    types: npt.NDArray[np.uint8]
+
+
+class FramedTokens:
+    """Texts or pairs with the special tokens that the tokenizer puts around them, cut to a length."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, longest: int | None) -> list[list[Piece]]:
+        """Return the pieces of each text, the first of which is the cut text; one piece when nothing was cut.
+
+        Args:
+            pairs: the second text of each row; the longer of the two is cut first.
+            longest: tokens of a piece, None to cut nothing.
+        """
+        if not self._tokenizer.is_fast:
+            return self._slow(texts, pairs, longest)
+        shortened = texts if pairs is not None or longest is None else [beginning(text, longest) for text in texts]
+        out = self._fast(shortened, pairs, longest)
+        for place, (text, short) in enumerate(zip(texts, shortened, strict=True)):
+            if len(short) < len(text) and sum(len(piece.ids) for piece in out[place]) < (longest or 0) + MARGIN:
+                out[place] = self._fast([text], None, longest)[0]  # its tokens are longer than was guessed
+        return out
+
+    def _fast(self, texts: Sequence[str], pairs: Sequence[str] | None, longest: int | None) -> list[list[Piece]]:
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        if longest is not None:
+            backend.enable_truncation(longest, direction=self._tokenizer.truncation_side)
+        rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = backend.encode_batch(rows)
+        backend.no_truncation()
+        return [[_piece(encoding), *map(_piece, encoding.overflowing)] for encoding in encodings]
+
+    def _slow(self, texts: Sequence[str], pairs: Sequence[str] | None, longest: int | None) -> list[list[Piece]]:
+        """Return the cut text, and behind it the whole one if that is longer."""
+        out = []
+        for place, text in enumerate(texts):
+            pair = None if pairs is None else pairs[place]
+            whole = self._tokenizer(text, pair, return_token_type_ids=True, verbose=False)
+            pieces = [whole]
+            if longest is not None and len(whole["input_ids"]) > longest:
+                cut = self._tokenizer(text, pair, truncation=True, max_length=longest, return_token_type_ids=True)
+                pieces = [cut, whole]
+            out.append([_numbers(piece["input_ids"], piece["token_type_ids"]) for piece in pieces])
+        return out
+
+
+def beginning(text: str, tokens: int) -> str:
+    """Return a beginning of a text that should have more than some tokens: what lies behind would be cut anyway.
+
+    It ends before a space, where tokens end; a text without one there stays whole.
+    """
+    limit = CHARS * (tokens + MARGIN)
+    space = text.find(" ", limit, 2 * limit)
+    return text[:space] if space > 0 else text
+
+
+def _piece(encoding: Any) -> Piece:
+    return _numbers(encoding.ids, encoding.type_ids)
+
+
+def _numbers(ids: Sequence[int], types: Sequence[int]) -> Piece:
+    return Piece(np.array(ids, dtype=np.int32), np.array(types, dtype=np.uint8))

@@ -119,6 +119,12 @@ def test_a_token_that_spans_the_border_is_learnt(tmp_path: Path) -> None:
     assert shared < len(alone), "the example should have a token across the border"
     assert (np.asarray(row.labels)[:shared] == -100).all() and (np.asarray(row.labels)[shared:] >= 0).all()
     assert data.report.checks["prefixes_disagreed"] == 1
+    assert data.report.notes == [
+        "in 1 of 1 prompts that were tokenised alone the last token merges with the answer: "
+        "end prompts without a space, and start completions with it"
+    ]
+    heeded = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "The answer", "completion": " is four."}])
+    assert ready(tokenizer, heeded).report.notes == []
 
 
 def test_answers_in_many_scripts_are_learnt_to_the_last_byte(tokenizer: Any, tmp_path: Path) -> None:

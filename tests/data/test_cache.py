@@ -1,0 +1,122 @@
+"""The cache of prepared rows: what makes it hit, what makes it miss, and two runs at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from peftcli.data.cache import cached_store, tokenizer_fingerprint
+from peftcli.data.prepare import prepare
+from peftcli.recipe.schema import DataSpec
+from tests.data.tools import chat_tokenizer, ready, write_jsonl
+
+ROWS = [{"prompt": f"What is {n}? ", "completion": f"It is {n}."} for n in range(20)]
+
+
+def test_the_same_content_hits_wherever_it_lies(tokenizer: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    assert ready(tokenizer, path).report.cache == "miss"
+    assert ready(tokenizer, path).report.cache == "hit"
+    (tmp_path / "else").mkdir()
+    moved = Path(shutil.move(path, tmp_path / "else" / "b.jsonl"))
+    again = ready(tokenizer, moved, seed=5, val_set_size=0.5)
+    assert again.report.cache == "hit", "the split is no part of the prepared rows"
+    assert again.train[0].source == str(moved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": 8},
+        {"overflow": "drop"},
+        {"train_on": "all"},
+        {"chat_template": "chatml"},
+        {"format": "text", "columns": {"text": "prompt"}},
+        {"template": "{prompt}!"},
+        {"on_error": "skip"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_key_that_matters_misses(tokenizer: Any, tmp_path: Path, change: dict[str, Any]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    ready(tokenizer, path)
+    assert ready(tokenizer, path, **change).report.cache == "miss"
+
+
+def test_other_bytes_another_tokenizer_or_template_miss(tokenizer: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    ready(tokenizer, path)
+    assert ready(chat_tokenizer(add_bos=True), path).report.cache == "miss"
+    assert ready(chat_tokenizer(chat_template="{{ messages[0].content }}"), path, max_fully_masked=1.0,
+                 train_on="all").report.cache == "miss"  # fmt: skip
+    changed = write_jsonl(tmp_path / "a.jsonl", [*ROWS[:-1], {"prompt": "x", "completion": "y"}])
+    assert ready(tokenizer, changed).report.cache == "miss"
+
+
+def test_a_tokenizer_has_one_fingerprint_whatever_its_last_call(tokenizer: Any) -> None:
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_fingerprint(tokenizer) == before
+
+
+def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
+    def fails(directory: Path) -> None:
+        (directory / "ids.bin").write_bytes(b"half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        cached_store(tmp_path / "cache", "key", fails)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_one(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory", encoding="utf-8")
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    data = ready(tokenizer, path, cache_dir=str(tmp_path / "file" / "cache"))
+    assert data.report.cache == "miss" and len(data.train) == 20
+
+
+_RUN = """
+import sys
+from tests.data.tools import chat_tokenizer, ready
+data = ready(chat_tokenizer(), sys.argv[1])
+print(data.report.cache, len(data.train), int(data.train.lengths.sum()))
+"""
+
+
+def test_two_runs_at_once_share_one_preparation(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS * 100)
+    environment = {**os.environ, "PEFTCLI_CACHE": str(tmp_path / "shared"), "PYTHONPATH": os.getcwd()}
+    started = [
+        subprocess.Popen([sys.executable, "-c", _RUN, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert sorted(output[0] for output in outputs) == ["hit", "miss"]
+    assert outputs[0][1:] == outputs[1][1:] and outputs[0][1] == "2000"
+    assert len([entry for entry in (tmp_path / "shared").iterdir() if entry.is_dir()]) == 1
+
+
+def test_processes_give_the_same_rows_in_the_same_order(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"text": f"label {n % 3} " * (n % 7 + 1), "label": "xyz"[n % 3]} for n in range(2500)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    seen: list[int] = []
+    made = []
+    for processes in (1, 2):
+        spec = DataSpec(path=str(path), val_set_size=0.0, num_proc=processes, cache_dir=str(tmp_path / str(processes)))
+        made.append(prepare(spec, "sequence_classification", tokenizer, seed=0, progress=seen.append))
+    one, two = made
+    assert two.report.cache == "miss" and one.labels == two.labels
+    assert np.array_equal(one.train.lengths, two.train.lengths)
+    for index in range(0, 2500, 100):
+        assert np.array_equal(one.train[index].input_ids, two.train[index].input_ids)
+        assert (one.train[index].labels, one.train[index].row) == (two.train[index].labels, two.train[index].row)
+    assert seen == [1000, 2000, 2500] * 2
