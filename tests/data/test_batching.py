@@ -1,0 +1,129 @@
+"""The order of batches: every row once, the same for every process and after a resume; and what a batch holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from peftcli.data.batching import batches, evaluation_batches
+from peftcli.data.collate import collate
+from peftcli.data.rows import Row
+
+
+class Lengths:
+    """Rows of which only the lengths matter."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        self.lengths = np.random.default_rng(seed).integers(1, 200, size=count).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(np.arange(self.lengths[index], dtype=np.int32), None, "a", index + 1)
+
+    def __iter__(self) -> Any:
+        return (self[number] for number in range(len(self)))
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [4, 9, 10, 64, 65, 1001])
+def test_every_row_once_and_equally_many_batches(count: int, world: int, group: bool) -> None:
+    rows = Lengths(count)
+    ranks = [batches(rows, 4, seed=0, epoch=1, group_by_length=group, world=world, rank=rank) for rank in range(world)]
+    assert len({len(one) for one in ranks}) == 1
+    assert all(1 <= len(batch) <= 4 for one in ranks for batch in one)
+    assert sorted(row for one in ranks for batch in one for row in batch) == list(range(count))
+    assert len(ranks[0]) == -(-count // (4 * world))
+
+
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
+    rows = Lengths(100)
+    first = batches(rows, 8, seed=1, epoch=2)
+    assert first == batches(rows, 8, seed=1, epoch=2)
+    assert first != batches(rows, 8, seed=1, epoch=3) != batches(rows, 8, seed=2, epoch=2)
+
+
+def test_two_processes_share_what_one_would_take() -> None:
+    rows = Lengths(98)
+    one = batches(rows, 8, seed=0, epoch=0)
+    two = [batches(rows, 4, seed=0, epoch=0, world=2, rank=rank) for rank in (0, 1)]
+    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
+
+
+def test_grouping_saves_padding_and_still_mixes() -> None:
+    rows = Lengths(2000)
+
+    def padding(order: list[list[int]]) -> float:
+        padded = sum(int(rows.lengths[batch].max()) * len(batch) for batch in order)
+        return padded / int(rows.lengths.sum()) - 1
+
+    grouped, free = (batches(rows, 8, seed=0, epoch=0, group_by_length=group) for group in (True, False))
+    assert padding(grouped) < 0.03 < 0.5 < padding(free)
+    means = [float(rows.lengths[batch].mean()) for batch in grouped]
+    assert abs(np.corrcoef(range(len(means)), means)[0, 1]) < 0.2
+
+
+def test_fewer_rows_than_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 rows cannot be shared among 3"):
+        batches(Lengths(2), 4, seed=0, epoch=0, world=3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_evaluation_sees_every_row_exactly_once(world: int) -> None:
+    rows = Lengths(23)
+    ranks = [evaluation_batches(rows, 4, world=world, rank=rank) for rank in range(world)]
+    assert sorted(row for one in ranks for batch in one for row in batch) == list(range(23))
+    assert all(batch for one in ranks for batch in one)
+    assert rows.lengths[ranks[0][0][0]] == rows.lengths.max()
+
+
+class Padding:
+    """All that collation asks of a tokenizer."""
+
+    pad_token_id = 9
+
+
+def row(count: int, labels: Any = None, **more: Any) -> Row:
+    return Row(np.arange(1, count + 1, dtype=np.int32), labels, "a", 1, **more)
+
+
+@pytest.mark.parametrize(("side", "ids", "mask"), [
+    ("right", [[1, 2, 3], [1, 9, 9]], [[1, 1, 1], [1, 0, 0]]),
+    ("left", [[1, 2, 3], [9, 9, 1]], [[1, 1, 1], [0, 0, 1]]),
+])  # fmt: skip
+def test_padding_on_either_side(side: str, ids: Any, mask: Any) -> None:
+    rows = [row(3, np.array([-100, 2, 3], np.int32)), row(1, np.array([5], np.int32))]
+    batch = collate(rows, Padding(), "causal_lm", padding_side=side)
+    assert batch["input_ids"].tolist() == ids and batch["attention_mask"].tolist() == mask
+    assert batch["labels"].tolist() == [[-100, 2, 3], [5, -100, -100] if side == "right" else [-100, -100, 5]]
+
+
+def test_lengths_may_be_rounded_up() -> None:
+    assert collate([row(3), row(5)], Padding(), "causal_lm", multiple_of=8)["input_ids"].shape == (2, 8)
+
+
+def test_rows_without_labels_make_a_batch_without() -> None:
+    assert set(collate([row(3)], Padding(), "causal_lm")) == {"input_ids", "attention_mask"}
+
+
+def test_packed_rows_have_positions_and_no_mask() -> None:
+    one = row(3, np.array([-100, 2, 3], np.int32), position_ids=np.array([0, 1, 0], np.int32))
+    two = row(5, np.array([-100] * 5, np.int32), position_ids=np.array([0, 1, 2, 3, 4], np.int32))
+    batch = collate([one, two], Padding(), "causal_lm", padding_side="left")
+    assert set(batch) == {"input_ids", "position_ids", "labels"}
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
+    assert batch["labels"].tolist()[0] == [-100, 2, 3, -100, -100]
+
+
+def test_segments_and_classes() -> None:
+    rows = [
+        row(2, 1, token_type_ids=np.array([0, 1], np.uint8)),
+        row(3, 0, token_type_ids=np.array([0, 1, 1], np.uint8)),
+    ]
+    batch = collate(rows, Padding(), "sequence_classification")
+    assert batch["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
+    assert batch["labels"].tolist() == [1, 0] and not batch["labels"].is_floating_point()

@@ -1,0 +1,101 @@
+"""What `peft inspect` finds: exactly the answer's tokens, lengths, equal rows, label balance."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from peftcli.cli.inspect_html import page
+from peftcli.cli.inspect_view import render
+from peftcli.data.inspection import histogram, inspect_data, token_texts
+from tests.data.tools import chat_tokenizer, ready, write_jsonl
+from tests.tiny import tiny_tokenizer
+
+QUESTIONS = [{"question": f"What is {n} plus two?", "answer": f"It is {n + 2}.\n#### {n + 2}"} for n in range(10)]
+
+
+@pytest.mark.parametrize("template", ["none", "chatml"])
+def test_exactly_the_answers_tokens_are_supervised(tokenizer: Any, tmp_path: Path, template: str) -> None:
+    data = ready(tokenizer, write_jsonl(tmp_path / "a.jsonl", QUESTIONS), chat_template=template)
+    found = inspect_data(data, tokenizer, "causal_lm", rows=10, max_length=1024)
+    assert len(found.examples) == 10
+    end = "</s>" if template == "none" else "<|im_end|>"
+    for row, example in zip(QUESTIONS, found.examples, strict=True):
+        assert "".join(token.text for token in example.tokens if token.supervised) == row["answer"] + end
+        assert "".join(token.text for token in example.tokens) == tokenizer.decode(
+            data.train[example.row - 1].input_ids
+        )
+        assert example.source == str(tmp_path / "a.jsonl")
+        assert [token.special for token in example.tokens if token.text == end][-1]
+    document = json.loads(json.dumps(found.as_dict()))
+    assert set(document["counts"]) >= {"rows", "kept", "truncated", "dropped", "fully_masked"}
+    assert set(document["examples"][0]) >= {"source", "row", "tokens"}
+    assert set(document["examples"][0]["tokens"][0]) >= {"text", "supervised"}
+
+
+@pytest.mark.parametrize("text", ["plain words", "é☃ 😀 漢字 🏳️‍🌈", "<|im_start|>user\n x  y\t</s>", ""])
+def test_token_texts_join_to_the_decoded_row(text: str) -> None:
+    tokenizer = chat_tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    texts = token_texts(ids, tokenizer)
+    assert len(texts) == len(ids) and "".join(texts) == text
+
+
+def test_token_texts_of_word_pieces() -> None:
+    tokenizer = tiny_tokenizer(cls=True)
+    ids = tokenizer("Hello wonderful world")["input_ids"]
+    assert "".join(token_texts(ids, tokenizer)) == tokenizer.decode(ids)
+
+
+def test_equal_rows_are_found(tokenizer: Any, tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "t.jsonl", [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]])
+    other = write_jsonl(tmp_path / "v.jsonl", [QUESTIONS[1], QUESTIONS[5]])
+    data = ready(tokenizer, train, validation={"path": str(other)})
+    found = inspect_data(data, tokenizer, "causal_lm", rows=1, max_length=1024)
+    assert found.duplicates == 1 and found.duplicate_pairs == [(f"{train}:1", f"{train}:3")]
+    assert found.overlap == {"": 1} and found.overlap_pairs == [(f"{train}:2", f"{other}:1")]
+
+
+def test_lengths_make_a_histogram() -> None:
+    lengths = np.array([1, 1, 5, 24], np.int32)
+    bars = histogram(lengths)
+    assert sum(rows for _, _, rows in bars) == 4
+    assert bars[0] == (1, 2, 2) and bars[-1][0] <= 24 <= bars[-1][1]
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(bars))
+    assert histogram(np.empty(0, np.int32)) == [] and histogram(np.array([7, 7], np.int32)) == [(7, 7, 2)]
+
+
+def test_labels_are_counted_by_set(tmp_path: Path) -> None:
+    encoder = tiny_tokenizer(cls=True)
+    rows = [{"text": f"t{n}", "label": "ab"[n % 4 == 0]} for n in range(20)]
+    data = ready(encoder, write_jsonl(tmp_path / "a.jsonl", rows), "sequence_classification", val_set_size=0.2)
+    found = inspect_data(data, encoder, "sequence_classification", rows=2, max_length=64)
+    assert found.labels == {"train": {"a": 12, "b": 4}, "validation": {"a": 3, "b": 1}}
+    expected = ["b" if example.row % 4 == 1 else "a" for example in found.examples]
+    assert [example.label for example in found.examples] == expected and len(expected) == 2
+    tags = [{"tokens": ["x", "y"], "tags": ["O", "B"]}, {"tokens": ["z"], "tags": ["O"]}]
+    data = ready(encoder, write_jsonl(tmp_path / "b.jsonl", tags), "token_classification")
+    found = inspect_data(data, encoder, "token_classification", rows=1, max_length=64)
+    assert found.labels == {"train": {"B": 1, "O": 2}}
+    assert [token.label for token in found.examples[0].tokens if token.label] == ["O", "B"]
+
+
+def test_without_colours_learnt_text_stands_in_brackets(tokenizer: Any, tmp_path: Path) -> None:
+    data = ready(tokenizer, write_jsonl(tmp_path / "a.jsonl", [{"question": "[b]?", "answer": "<i>"}]))
+    found = inspect_data(data, tokenizer, "causal_lm", rows=1, max_length=64)
+    assert render(found.examples[0], colours=False).plain == "[b]?\n⟦<i></s>⟧"
+    styled = render(found.examples[0], colours=True)
+    assert styled.plain == "[b]?\n<i></s>" and any("green" in str(span.style) for span in styled.spans)
+
+
+def test_the_page_escapes_what_it_shows(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"question": "<script>alert(1)</script>", "answer": "no & yes"}]
+    data = ready(tokenizer, write_jsonl(tmp_path / "a.jsonl", rows))
+    text = page(inspect_data(data, tokenizer, "causal_lm", rows=1, max_length=64), title="a <b>")
+    assert "<script" not in text and "&amp;" in text and "<title>a &lt;b&gt;</title>" in text
+    assert "class='learnt'" in text and "src=" not in text and "href=" not in text
