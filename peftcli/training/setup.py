@@ -24,6 +24,7 @@ from peftcli.models.loading import Loaded, build_meta, load_config, load_model
 from peftcli.models.reading import read_anatomy
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.training.collation import Collator
 from peftcli.training.evaluation import Evaluator
@@ -150,11 +151,19 @@ def prepare_data(loaded: LoadedRecipe, tokenizer: Any, anatomy: Anatomy, world: 
             tokenizer,
             seed=recipe.seed,
             where=loaded,
-            model_max_positions=anatomy.max_positions,
+            model_max_positions=positions_left(anatomy, recipe.method),
             problem_type=recipe.model.problem_type,
         )
 
     return main_first(world, run)
+
+
+def positions_left(anatomy: Anatomy, params: MethodParams) -> int | None:
+    """Return how many positions of the model a row can take beside the method's own; None without such a limit."""
+    taken = getattr(registry.module(params.name), "positions_taken", None)
+    if anatomy.max_positions is None or taken is None:
+        return anatomy.max_positions
+    return anatomy.max_positions - int(taken(anatomy, params))
 
 
 def main_first(world: World, function: Callable[[], T]) -> T:
