@@ -60,7 +60,7 @@ WORLD_FAULTS: dict[str, tuple[Change, list[str]]] = {
     ),
     "hub id without network": (
         lambda text: text.replace(text.splitlines()[1], "  name_or_path: someone/some-model"),
-        ["someone/some-model", "network"],
+        ["someone/some-model", "HF_HUB_OFFLINE", "give a directory"],
     ),
     "missing package": (
         lambda text: text.replace(text.splitlines()[1], "  name_or_path: package:no-such-package/model"),
