@@ -1,6 +1,6 @@
 """The other side: HF peft + transformers' Trainer, as its documentation shows it. Prints one JSON line.
 
-    python benchmarks/baseline.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS
+python benchmarks/baseline.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ class Collator:
         longest = max(len(row["input_ids"]) for row in rows)
         batch: dict[str, Any] = {
             "input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows],
-            "attention_mask": [
-                [1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows
-            ],
+            "attention_mask": [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows],
         }
         if isinstance(rows[0]["labels"], list):
             batch["labels"] = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows]
@@ -114,9 +112,7 @@ def main() -> None:
             gradient_checkpointing_kwargs={"use_reentrant": False} if cell.checkpointing else None,
             train_sampling_strategy="group_by_length" if cell.tuned else "sequential", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
-        trainer = Trainer(
-            model, arguments, train_dataset=rows, data_collator=Collator(), callbacks=[clock]
-        )
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=Collator(), callbacks=[clock])
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]

@@ -26,7 +26,9 @@ def step_flops(model: Any, rows: list[dict[str, Any]], causal: bool) -> float:
     if head is not None:
         supervised = sum(sum(label != -100 for label in row["labels"][1:]) for row in rows)
         flops += 4.0 * head.weight.numel() * supervised
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     squares = sum(len(row["input_ids"]) ** 2 for row in rows)
     return flops + (6.0 if causal else 12.0) * width * squares * config.num_hidden_layers
 

@@ -1,6 +1,6 @@
 """This project's side: `peft train` as a user runs it, in a process of its own. Prints one JSON line.
 
-    python benchmarks/ours.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS
+python benchmarks/ours.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ def method_block(cell: Cell) -> dict[str, Any]:
     if cell.method == "qlora":
         return {"name": "qlora", **LORA}
     if cell.method == "adalora":
-        return {"name": "adalora", "init_r": 12, "target_r": 8, "lora_alpha": 16, "target_modules": ["attn.q", "attn.v"]}
+        return {
+            "name": "adalora",
+            "init_r": 12,
+            "target_r": 8,
+            "lora_alpha": 16,
+            "target_modules": ["attn.q", "attn.v"],
+        }
     if cell.method == "prefix_tuning":
         return {"name": "prefix_tuning", "num_virtual_tokens": 20}
     return {"name": cell.method}

@@ -53,7 +53,9 @@ def run_side(script: str, cell: Cell, checkpoint: Path, rows: Path) -> dict[str,
         if line.startswith("RESULT "):
             measured: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
             return measured
-    raise RuntimeError(f"{script} {cell.name} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+    raise RuntimeError(
+        f"{script} {cell.name} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    )
 
 
 def measure(cell: Cell, material: Path, data: Path, repeats: int) -> dict[str, Any]:
@@ -104,7 +106,9 @@ def summarise(
     }  # fmt: skip
 
 
-def utilisation(cell: Cell, rows: list[dict[str, Any]], runs_per_second: float, checkpoint: Path) -> tuple[float, float]:
+def utilisation(
+    cell: Cell, rows: list[dict[str, Any]], runs_per_second: float, checkpoint: Path
+) -> tuple[float, float]:
     """Return model FLOPs utilisation of all rows' work, and the peak measured now."""
     import torch
     from flops import matmul_peak, step_flops
