@@ -15,12 +15,14 @@ import torch
 from peftcli.atomic import new_directory
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import verify as checks
-from peftcli.merging.base_files import base_directory, stored_tensors
+from peftcli.merging.base_files import base_directory, held_tensors, stored_tensors
 from peftcli.merging.companions import merged_config, write_card, write_companions, write_config, write_index
 from peftcli.merging.plan import Output, Plan, make_plan
 from peftcli.merging.report import MergeReport
 from peftcli.merging.subject import Subject, is_quantised, open_subject, output_dtype
-from peftcli.merging.tensor_files import shard_names, shards, write_file
+from peftcli.merging.tensor_files import Source, shard_names, shards, write_file
+from peftcli.models.loading import load_model
+from peftcli.recipe.schema import ModelSpec
 
 Note = Callable[[str], None]
 
@@ -39,6 +41,7 @@ def merge_run(
     base: str | None = None,
     max_shard_size: str = "5GB",
     verify: bool = True,
+    requantize: bool = False,
     note: Note = lambda _text: None,
 ) -> MergeReport:
     """Merge a run into a model of its own.
@@ -53,6 +56,7 @@ def merge_run(
         base: name or path of the base, if it is no longer where the run found it.
         max_shard_size: of a weight file, such as 5GB or 500MB.
         verify: compare with base + adapter on rows of the run's data.
+        requantize: write the result in 4 bits, and say what that costs.
         note: receives what the user should know while it runs.
 
     Raises:
@@ -65,8 +69,8 @@ def merge_run(
     subject = open_subject(Path(run), base)
     for text in subject.notes:
         note(text)
-    source = base_directory(subject.source, subject.spec.revision)
-    plan = make_plan(subject.model, stored_tensors(source), subject.rules(), kind)
+    files, tensors = base_tensors(subject, note)
+    plan = make_plan(subject.model, tensors, subject.rules(), kind)
     refuse_small_disk(output, plan.size)
     report = MergeReport(
         output=str(output),
@@ -80,11 +84,12 @@ def merge_run(
     config = merged_config(subject, plan)
     with writing(output) as partial:
         write_weights(partial, plan.outputs, limit)
-        write_companions(partial, subject, source)
-        if verify:
-            verify_merge(partial, subject, config, plan.dtype, report)
+        write_companions(partial, subject, files)
+        if verify or requantize:
+            verify_merge(partial, subject, config, plan.dtype, report, limit if requantize else None)
         write_card(partial, subject, report)
-        write_config(partial, config)
+        if not requantize:  # it has written the quantised model's own config
+            write_config(partial, config)
     return report
 
 
@@ -112,8 +117,23 @@ def write_weights(directory: Path, outputs: list[Output], limit: int) -> None:
         write_index(directory, names, sum(output.planned.nbytes for output in outputs))
 
 
-def verify_merge(directory: Path, subject: Subject, config: Any, dtype: torch.dtype, report: MergeReport) -> None:
+def verify_merge(
+    directory: Path,
+    subject: Subject,
+    config: Any,
+    dtype: torch.dtype,
+    report: MergeReport,
+    requantise_in: int | None = None,
+) -> None:
     """Compare the merged model with base + adapter, and write the numbers into the report.
+
+    Args:
+        directory: of the merged model's weights.
+        subject: the run.
+        config: of the merged model.
+        dtype: of its weights.
+        report: filled in.
+        requantise_in: quantise the model to 4 bits afterwards, in files of this many bytes.
 
     Raises:
         VerificationFailed: they differ by more than the tolerance.
@@ -147,13 +167,38 @@ def verify_merge(directory: Path, subject: Subject, config: Any, dtype: torch.dt
         trained = checks.reference_outputs(subject, _as_trained(subject), rows, device, None)
         report.quantization_agreement = checks.compare(trained.adapted, merged, torch.float32).agreement
         checks.free_memory()
+    if requantise_in is not None:
+        from peftcli.merging.requantise import requantise  # bitsandbytes takes a second to import
+
+        cost = requantise(directory, subject, config, rows, reference.adapted, device, requantise_in)
+        report.requantized = {
+            "max_abs_diff": cost.max_abs_diff,
+            "mean_abs_diff": cost.mean_abs_diff,
+            "agreement": cost.agreement,
+        }
+        report.notes.append(_cost_of_quantising(cost.mean_abs_diff, reference.effect))
 
 
-def _as_trained(subject: Subject) -> Any:
+def _as_trained(subject: Subject) -> ModelSpec:
     spec = subject.recipe.model
     if spec.load_in_8bit or spec.load_in_4bit:
         return spec
     return spec.model_copy(update={"load_in_4bit": True})
+
+
+def _cost_of_quantising(difference: float, effect: float | None) -> str:
+    share = f", {difference / effect:.0%} of what the adapter does" if effect else ""
+    return f"quantising again changed the outputs by {difference:.3g} on average{share}"
+
+
+def base_tensors(subject: Subject, note: Note) -> tuple[Path | None, dict[str, Source]]:
+    """Return the directory of the base's files (None for a GGUF file) and its tensors."""
+    if subject.source.kind != "gguf":
+        files = base_directory(subject.source, subject.spec.revision)
+        return files, stored_tensors(files)
+    note("a GGUF base is dequantised in memory, and becomes float32 safetensors unless --dtype says otherwise")
+    loaded = load_model(subject.spec, subject.recipe.task, labels=subject.labels, seed=subject.recipe.seed)
+    return None, held_tensors(loaded.model.state_dict())
 
 
 def _plan_notes(plan: Plan) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
-from peftcli.merging.tensor_files import CHUNK_BYTES, Planned, Stored
+from peftcli.merging.tensor_files import CHUNK_BYTES, Planned, Source
 from peftcli.methods.protocol import MergeRule
 from peftcli.models.checkpoint_names import CheckpointNames, FileTensor
 
@@ -28,7 +28,7 @@ class Output:
     """
 
     planned: Planned
-    source: Stored | None = None
+    source: Source | None = None
     rule: MergeRule | None = None
     rows: int | None = None
 
@@ -108,7 +108,7 @@ class Plan:
 
 def make_plan(
     model: nn.Module,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Source],
     rules: Mapping[str, MergeRule],
     dtype: torch.dtype | None,
 ) -> Plan:
@@ -137,10 +137,10 @@ def make_plan(
     return Plan(outputs, usual, sorted(builder.untied), left_out)
 
 
-Entry = tuple[FileTensor, Stored]
+Entry = tuple[FileTensor, Source]
 
 
-def _by_live_name(names: CheckpointNames, stored: Mapping[str, Stored]) -> tuple[dict[str, list[Entry]], list[str]]:
+def _by_live_name(names: CheckpointNames, stored: Mapping[str, Source]) -> tuple[dict[str, list[Entry]], list[str]]:
     files: dict[str, list[Entry]] = {}
     left_out = []
     for name, tensor in stored.items():
@@ -225,7 +225,7 @@ class _Builder:
             if not any(twin in self.files or twin in self.rules for twin in names):
                 raise UserError(f"the base's files lack {name}", suggestion="name the complete base model with --base")
 
-    def _output(self, saved_name: str, live_name: str, source: Stored | None) -> Output:
+    def _output(self, saved_name: str, live_name: str, source: Source | None) -> Output:
         shape = tuple(self.live[live_name].shape)
         rule = self._rule(live_name)
         dtype = self._type(source.dtype) if source is not None else self.usual
@@ -247,7 +247,7 @@ class _Builder:
             return None
         return next((self.rules[twin] for twin in self.groups.get(name, ()) if twin in self.rules), None)
 
-    def _shared_source(self, name: str) -> Stored | None:
+    def _shared_source(self, name: str) -> Source | None:
         for twin in self.groups[name]:
             for _, source in self.files.get(twin, ()):
                 return source

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,32 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 CHUNK_BYTES = 4 * 2**20
 """What is copied or converted at a time where no rule needs the whole tensor."""
+
+
+class Source(Protocol):
+    """A tensor of the base, wherever it is."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the checkpoint."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+
+    def read_float32(self) -> Tensor:
+        """Return the whole tensor in float32, in memory of its own."""
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the elements in order, flat, a few megabytes at a time."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Quantise a merged model to 4 bits, on request, and measure what that costs.
+
+Quantising again is lossy where merging is not: the rounding of a 4-bit layer can be as large as the adapter's own
+change. So it is never done unasked, and its loss is printed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftcli.data.rows import Row
+from peftcli.merging.subject import Subject
+from peftcli.merging.verify import Comparison, compare, free_memory, outputs
+from peftcli.models.load_errors import quiet_transformers
+from peftcli.models.loading import TASK_CLASSES
+from peftcli.models.quantization import keep_trainable, quantisation_words
+from peftcli.recipe.schema import ModelSpec
+
+
+def requantise(
+    directory: Path,
+    subject: Subject,
+    config: Any,
+    rows: list[Row],
+    reference: Tensor,
+    device: torch.device,
+    max_shard_size: int,
+) -> Comparison:
+    """Replace the weights of a merged model, and its config, by their 4-bit form.
+
+    Args:
+        directory: of the merged model, without config.json.
+        subject: the run; its recipe's 4-bit settings are used.
+        config: of the merged model.
+        rows: of the run's data.
+        reference: outputs of base + adapter on them.
+        device: where to compute.
+        max_shard_size: bytes of a weight file.
+
+    Returns:
+        The comparison of the quantised model with base + adapter.
+    """
+    import transformers
+
+    spec = four_bit(subject.recipe.model)
+    words = quantisation_words(spec, config, subject.model, config.dtype, device)
+    auto = getattr(transformers, TASK_CLASSES[subject.recipe.task])
+    with quiet_transformers():
+        model = auto.from_pretrained(
+            directory, config=config, dtype=config.dtype, local_files_only=True, use_safetensors=True, **words
+        )
+    keep_trainable(model)  # before the first pass: bitsandbytes repacks weights on some CPUs, and then saves nonsense
+    model.eval()
+    quantised = directory / "quantised"
+    with quiet_transformers():
+        model.save_pretrained(quantised, max_shard_size=max_shard_size)
+    result = compare(reference, outputs(model, rows, subject, device, config.dtype), torch.float32)
+    del model
+    free_memory()
+    for file in directory.glob("*.safetensors*"):
+        file.unlink()
+    for file in quantised.iterdir():
+        if file.name != "config.json":
+            file.replace(directory / file.name)
+    (quantised / "config.json").replace(directory / "config.json")
+    shutil.rmtree(quantised)
+    return result
+
+
+def four_bit(spec: ModelSpec) -> ModelSpec:
+    """Return the run's model block with 4 bits asked for."""
+    return spec.model_copy(update={"load_in_4bit": True, "load_in_8bit": False})
