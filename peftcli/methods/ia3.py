@@ -67,7 +67,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: IA3Params) -> Attachment:
 
     entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
     inner = set()
-    if _present(anatomy, params.feedforward_modules):
+    if params.feedforward_modules and _present(anatomy, params.feedforward_modules):
         inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules)}
     places = projections(model, anatomy, params, entries)
     attachment = Attachment(model, targets=[target for target, _ in places])
