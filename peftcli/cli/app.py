@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import traceback
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -16,7 +15,18 @@ import typer
 from peftcli import __version__
 from peftcli.errors import PeftCliError, UserError
 
-COMMANDS = ("train", "eval", "predict", "merge", "count_params", "methods", "validate", "inspect", "schema")
+COMMANDS = (
+    "train",
+    "eval",
+    "predict",
+    "merge",
+    "count_params",
+    "methods",
+    "validate",
+    "inspect",
+    "inspect_adapter",
+    "schema",
+)
 """Modules of this package that hold a command, in the order of `--help`."""
 
 _HELP = """Fine-tune pretrained models with few parameters, driven by one YAML recipe.
@@ -36,8 +46,7 @@ def build_app() -> typer.Typer:
     )
     app.callback(help=_HELP)(_root)
     for name in COMMANDS:
-        if find_spec(f"peftcli.cli.{name}"):
-            import_module(f"peftcli.cli.{name}").register(app)
+        import_module(f"peftcli.cli.{name}").register(app)
     return app
 
 

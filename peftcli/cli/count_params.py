@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("count-params")(count_params)
+    app.command("count-params", short_help="Compare what methods train and save.")(count_params)
 
 
 def count_params(

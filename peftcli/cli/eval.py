@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("eval")(evaluate)
+    app.command("eval", short_help="Evaluate a run, or a recipe's untrained base.")(evaluate)
 
 
 def evaluate(

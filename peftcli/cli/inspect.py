@@ -12,7 +12,7 @@ from peftcli.cli.options import Json, Overrides, RecipePath
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("inspect")(inspect)
+    app.command("inspect", short_help="Show the rows as the model will see them.")(inspect)
 
 
 def inspect(

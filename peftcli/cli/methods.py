@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("methods")(methods)
+    app.command("methods", short_help="List the methods, or show one.")(methods)
 
 
 def methods(

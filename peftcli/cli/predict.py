@@ -17,7 +17,7 @@ from peftcli.errors import UserError
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("predict")(predict)
+    app.command("predict", short_help="Write a prediction for each row of a file.")(predict)
 
 
 def predict(

@@ -10,7 +10,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("schema")(schema)
+    app.command("schema", short_help="Print the JSON schema of recipes.")(schema)
 
 
 def schema(

@@ -12,7 +12,7 @@ from peftcli.cli.options import Json, Overrides, Quiet, RecipePath
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("train")(train)
+    app.command("train", short_help="Train an adapter as a recipe says.")(train)
 
 
 def train(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("validate")(validate)
+    app.command("validate", short_help="Check a recipe and the files that it names.")(validate)
 
 
 def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:

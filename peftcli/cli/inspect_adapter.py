@@ -1,0 +1,134 @@
+"""`peft inspect-adapter RUN`: what was changed where, how much of the rank was used, and which rank to try next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftcli.cli.options import Json, note
+
+if TYPE_CHECKING:
+    from peftcli.analysis.adapter_view import AdapterView, ModuleChange
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("inspect-adapter", short_help="Show what an adapter changed, and where.")(inspect_adapter)
+
+
+def inspect_adapter(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, or an adapter directory of this or HF peft's format.")
+    ],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (SVG) to this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show per module how much an adapter changed, its singular values, and whether the rank is too high or too low.
+
+    Example: peft inspect-adapter runs/lora --plot lora.svg
+    """
+    _refuse_other_kinds(plot)
+
+    from peftcli.analysis.adapter_view import view_adapter
+    from peftcli.analysis.rank_verdict import judge
+
+    view = view_adapter(run)
+    verdict = judge(view.rows, view.params)
+    if plot is not None:
+        _write_plot(plot, view, run)
+    for text in view.notes:
+        note(text)
+    if as_json:
+        from peftcli.cli.output import print_json
+
+        modules = [row.as_dict() for row in view.rows]
+        print_json(
+            {"method": view.params.name, "modules": modules, "verdict": verdict.as_dict(), "notes": list(view.notes)}
+        )
+    else:
+        _print(view)
+        print(verdict.line())
+
+
+def _refuse_other_kinds(plot: Path | None) -> None:
+    from peftcli.errors import UserError
+
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise UserError(f"--plot {plot}: the picture is an SVG", suggestion=f"name it {plot.with_suffix('.svg')}")
+
+
+def _write_plot(file: Path, view: AdapterView, run: Path) -> None:
+    from peftcli.analysis.adapter_plot import adapter_svg
+    from peftcli.atomic import write_text
+    from peftcli.errors import UserError
+
+    drawn = adapter_svg(view.rows, str(run))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, drawn)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+    note(f"the picture is in {file}")
+
+
+def _print(view: AdapterView) -> None:
+    from peftcli.cli.output import print_table, result_console, table
+
+    console = result_console()
+    ranked = [row for row in view.rows if row.spectrum is not None]
+    if ranked:
+        headings = ["module", "shape", "change", "of weight", "r", "eff. rank", "used", "90%", "99%", "last/first"]
+        console.print("low-rank changes (90%, 99%: singular values that hold this much of the energy)")
+        print_table(console, table(headings, [_ranked(row) for row in ranked], numeric=range(2, 10)))
+        print()
+    if any(row.magnitude for row in ranked):
+        cells = [[row.name, *(f"{value:.3f}" for value in row.magnitude)] for row in ranked if row.magnitude]
+        console.print("magnitudes over the weight's own row norms")
+        print_table(console, table(["module", "least", "mean", "largest"], cells, numeric=range(1, 4)))
+        print()
+    others = [row for row in view.rows if row.spectrum is None]
+    if others:
+        console.print("other changes (Frobenius norms)")
+        cells = [_other(row) for row in others]
+        print_table(console, table(["module", "shape", "change", "of weight", "saved tensors"], cells, numeric=(2, 3)))
+        print()
+
+
+def _ranked(row: ModuleChange) -> list[str]:
+    spectrum = row.spectrum
+    assert spectrum is not None  # the caller's choice of rows
+    allotted = row.allotted or 0
+    rank = str(allotted) if row.kept == allotted else f"{row.kept} of {allotted}"
+    return [
+        row.name + (" (before its gate)" if row.gated else ""),
+        _shape(row),
+        _number(row.change),
+        _share(row.relative),
+        rank,
+        f"{spectrum.effective_rank:.1f}",
+        f"{spectrum.effective_rank / allotted:.0%}" if allotted else "",
+        str(spectrum.rank_of_energy(0.9)),
+        str(spectrum.rank_of_energy(0.99)),
+        f"{spectrum.flatness:.2g}",
+    ]
+
+
+def _other(row: ModuleChange) -> list[str]:
+    tensors = ", ".join(f"{name} {value:.3g}" for name, value in row.tensors.items())
+    return [row.name, _shape(row), _number(row.change), _share(row.relative), tensors]
+
+
+def _shape(row: ModuleChange) -> str:
+    return " x ".join(map(str, row.shape or ()))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.3g}%"
