@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.cli.options import Json, Quiet, RunPath, note
+from peftcli.cli.options import Json, Quiet, note
+from peftcli.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("merge")(merge)
+    app.command("merge", short_help="Fold an adapter into its base model, and verify.")(merge)
 
 
 def merge(
-    run: RunPath,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="The directory that `peft train` left; several with --weights."),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the merged model; must not exist yet.")
     ],
@@ -37,6 +41,15 @@ def merge(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the merged model with base + adapter on real rows.")
     ] = True,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Weights of several LoRA runs of one base, such as 0.7,0.3.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Cut the sum of several adapters to this rank; exact without.")
+    ] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Write the merged model in 4 bits: lossy, and the loss is printed.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -45,15 +58,56 @@ def merge(
     Example: peft merge runs/lora -o merged
     """
     from peftcli.cli.output import print_json, result_console
-    from peftcli.merging.merge import merge_run
+    from peftcli.merging.merge import merge_run, merge_runs
 
-    report = merge_run(run, output, dtype=dtype, base=base, max_shard_size=max_shard_size, verify=verify)
-    for text in [] if quiet else report.notes:
-        note(text)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if not quiet:
+            note(text)
+
+    if len(runs) > 1:
+        if requantize or weights is None:
+            raise UserError("several runs need --weights, and cannot be quantised again in the same step")
+        report = merge_runs(
+            runs,
+            output,
+            weights=_numbers(weights),
+            rank=rank,
+            dtype=dtype,
+            base=base,
+            max_shard_size=max_shard_size,
+            verify=verify,
+            note=tell,
+        )
+    else:
+        if weights is not None or rank is not None:
+            raise UserError("--weights and --rank are for several runs", suggestion="name two runs or more")
+        report = merge_run(
+            runs[0],
+            output,
+            dtype=dtype,
+            base=base,
+            max_shard_size=max_shard_size,
+            verify=verify,
+            requantize=requantize,
+            note=tell,
+        )
+    for text in report.notes:
+        if text not in told:
+            tell(text)
     if as_json:
         print_json(report.as_dict())
     else:
         _print(report, result_console())
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {text!r} are no numbers", suggestion="write them as 0.7,0.3") from None
 
 
 def _print(report: MergeReport, console: Console) -> None:

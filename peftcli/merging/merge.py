@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from peftcli.atomic import new_directory
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import verify as checks
 from peftcli.merging.base_files import base_directory, held_tensors, stored_tensors
+from peftcli.merging.combine import combine
 from peftcli.merging.companions import merged_config, write_card, write_companions, write_config, write_index
 from peftcli.merging.plan import Output, Plan, make_plan
 from peftcli.merging.report import MergeReport
@@ -63,14 +65,73 @@ def merge_run(
         UserError: the method does not merge, something is missing or does not fit, or the disk is too small.
         VerificationFailed: the merged model does not agree with base + adapter.
     """
-    limit = parse_size(max_shard_size)
-    kind = output_dtype(dtype)
-    refuse_existing(output)
-    subject = open_subject(Path(run), base)
+    options = Options.of(output, dtype, max_shard_size, verify, requantize)
+    return merge_subject(open_subject(Path(run), base), options, note)
+
+
+def merge_runs(
+    runs: Sequence[Path],
+    output: Path,
+    *,
+    weights: Sequence[float],
+    rank: int | None = None,
+    dtype: str | None = None,
+    base: str | None = None,
+    max_shard_size: str = "5GB",
+    verify: bool = True,
+    note: Note = lambda _text: None,
+) -> MergeReport:
+    """Merge the weighted sum of several LoRA runs of one base.
+
+    Args:
+        runs: their directories.
+        weights: one for each.
+        rank: cut the summed change of every matrix to this rank; None keeps it exact.
+        output, dtype, base, max_shard_size, verify, note: as for one run; it is verified against base + summed adapter.
+
+    Raises:
+        UserError: as for one run, or the runs cannot be summed.
+        VerificationFailed: the merged model does not agree with base + adapter.
+    """
+    options = Options.of(output, dtype, max_shard_size, verify, requantize=False)
+    return merge_subject(combine([open_subject(Path(run), base) for run in runs], weights, rank), options, note)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the result is written: checked before anything is opened.
+
+    Args:
+        output: directory that does not exist yet.
+        dtype: of the result, None for the base's own.
+        limit: bytes of a weight file.
+        verify, requantize: as in `merge_run`.
+    """
+
+    output: Path
+    dtype: torch.dtype | None
+    limit: int
+    verify: bool
+    requantize: bool
+
+    @classmethod
+    def of(cls, output: Path, dtype: str | None, max_shard_size: str, verify: bool, requantize: bool) -> Options:
+        """Check what the user gave.
+
+        Raises:
+            UserError: a size or type that is none, or an output that exists.
+        """
+        refuse_existing(Path(output))
+        return cls(Path(output), output_dtype(dtype), parse_size(max_shard_size), verify, requantize)
+
+
+def merge_subject(subject: Subject, options: Options, note: Note) -> MergeReport:
+    """Merge what was opened; see `merge_run`."""
+    output = options.output
     for text in subject.notes:
         note(text)
     files, tensors = base_tensors(subject, note)
-    plan = make_plan(subject.model, tensors, subject.rules(), kind)
+    plan = make_plan(subject.model, tensors, subject.rules(), options.dtype)
     refuse_small_disk(output, plan.size)
     report = MergeReport(
         output=str(output),
@@ -83,12 +144,13 @@ def merge_run(
     )
     config = merged_config(subject, plan)
     with writing(output) as partial:
-        write_weights(partial, plan.outputs, limit)
+        write_weights(partial, plan.outputs, options.limit)
         write_companions(partial, subject, files)
-        if verify or requantize:
-            verify_merge(partial, subject, config, plan.dtype, report, limit if requantize else None)
+        if options.verify or options.requantize:
+            size = options.limit if options.requantize else None
+            verify_merge(partial, subject, config, plan.dtype, report, size)
         write_card(partial, subject, report)
-        if not requantize:  # it has written the quantised model's own config
+        if not options.requantize:  # it has written the quantised model's own config
             write_config(partial, config)
     return report
 

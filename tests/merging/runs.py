@@ -62,6 +62,7 @@ def make_run(
     size: float = 0.05,
     dtype: torch.dtype = torch.float32,
     config: Mapping[str, Any] | None = None,
+    seed: int = 7,
     **model: Any,
 ) -> Path:
     """Return a run directory with a random adapter.
@@ -71,6 +72,7 @@ def make_run(
         size: spread of the noise on every trained value.
         dtype: of the base's files.
         config: settings of the tiny config.
+        seed: of the adapter's values.
         model: more of the recipe's model block.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def make_run(
     anatomy = read_anatomy(loaded.model)
     attachment = apply_method(loaded.model, anatomy, recipe.method)
     attachment.initialise(loaded.model, tokenizer=tokenizer)
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.trainable_parameters().values():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
