@@ -1,0 +1,84 @@
+"""Weights of a base model, read one at a time from its safetensors files by the names of the live model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from peftcli.errors import UserError
+from peftcli.merging.base_files import stored_tensors
+from peftcli.merging.tensor_files import Source
+from peftcli.models.anatomy import Anatomy, LinearRole
+from peftcli.models.checkpoint_names import CheckpointNames
+from peftcli.models.sources import find_source
+from peftcli.recipe.schema import ModelSpec
+
+
+class FileWeights:
+    """The parameters of one model where they lie on disk.
+
+    Args:
+        model: the task model on the meta device, without parts.
+        directory: with its safetensors files.
+
+    Raises:
+        UserError: the files are missing or damaged.
+    """
+
+    def __init__(self, model: nn.Module, directory: Path) -> None:
+        names = CheckpointNames(model)
+        self._stored: dict[str, Source] = {}
+        for file_name, stored in stored_tensors(directory).items():
+            meaning = names.of_file(file_name)
+            if meaning is None or meaning.converted or not stored.dtype.is_floating_point:
+                continue
+            if tuple(names.live[meaning.live_name].shape) == stored.shape:
+                self._stored[meaning.live_name] = stored
+        self._last: tuple[str, Tensor] | None = None
+
+    def read(self, name: str) -> Tensor | None:
+        """Return a parameter in float32, or None if the files hold it in no readable form (quantised, joined).
+
+        The last one is kept: the roles of a fused projection ask for it one after the other.
+        """
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        stored = self._stored.get(name)
+        if stored is None:
+            return None
+        self._last = (name, stored.read_float32())
+        return self._last[1]
+
+
+def base_weights(model: nn.Module, spec: ModelSpec) -> tuple[FileWeights | None, str | None]:
+    """Return the base's weights, or None and the reason; nothing is downloaded."""
+    source = find_source(spec.name_or_path)
+    if source.kind == "gguf":
+        return None, "the base is a GGUF file, which is not read here: sizes relative to the weights are left out"
+    directory = source.path
+    if directory is None:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            directory = Path(snapshot_download(source.name, revision=spec.revision, local_files_only=True))
+        except (LocalEntryNotFoundError, OSError):
+            return None, f"{source.name} is not in the hub's cache: sizes relative to its weights are left out"
+    try:
+        return FileWeights(model, directory), None
+    except UserError as error:
+        return None, f"the base's weights cannot be read ({error.problems[0].message}): relative sizes are left out"
+
+
+def role_weight(weight: Tensor, linear: LinearRole | None) -> Tensor:
+    """Return a role's own (d_out, d_in) of its module's stored weight."""
+    if linear is None:
+        return weight
+    rows = weight.T if linear.transposed else weight
+    return rows if linear.slice is None else linear.slice.take(rows.T).T
+
+
+def linears_by_key(anatomy: Anatomy) -> dict[str, LinearRole]:
+    """Return the projections by the key that adapter files give them."""
+    return {linear.key: linear for linear in anatomy.linears}
