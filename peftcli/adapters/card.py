@@ -23,7 +23,12 @@ _PIPELINE = {
 
 
 def model_card(
-    params: MethodParams, meta: AdapterMeta, *, loads_in_hf: bool, metrics: Mapping[str, float] | None = None
+    params: MethodParams,
+    meta: AdapterMeta,
+    *,
+    loads_in_hf: bool,
+    metrics: Mapping[str, float] | None = None,
+    note: str | None = None,
 ) -> str:
     """Return README.md: front matter for the hub, then prose.
 
@@ -32,6 +37,7 @@ def model_card(
         meta: the adapter's record.
         loads_in_hf: whether HF peft reads the files beside it.
         metrics: final evaluation numbers.
+        note: what a user of HF peft should know.
     """
     base = str(meta.base.get("name") or "unknown")
     front: dict[str, object] = {
@@ -60,6 +66,8 @@ def model_card(
     ]
     if loads_in_hf:
         lines += ["```python", *_python(base, meta), "```", ""]
+    if loads_in_hf and note:
+        lines += [note, ""]
     lines += ["## Hyper-parameters", "", "| name | value |", "|---|---|"]
     lines += [f"| {name} | `{value}` |" for name, value in changed.items()]
     if meta.labels and meta.labels.get("names"):

@@ -67,6 +67,8 @@ class AdapterMeta:
         head: paths of the task head's modules.
         modules_to_save: full paths of the modules trained whole beside the method.
         versions: of the libraries that trained it.
+        places: keys below which the method's parts are saved, in the model's order; a flat file is split by them.
+        stacks: which of encoder and decoder the base has.
     """
 
     task: str
@@ -78,6 +80,8 @@ class AdapterMeta:
     head: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+    stacks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads."""
@@ -89,7 +93,7 @@ class AdapterMeta:
         """Rebuild what `as_dict` returned."""
         values = dict(data)
         values["targets"] = tuple(_target(target) for target in values.get("targets", ()))
-        for name in ("target_names", "head", "modules_to_save"):
+        for name in ("target_names", "head", "modules_to_save", "places", "stacks"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
 
@@ -142,6 +146,8 @@ def describe(
         head=tuple(anatomy.head),
         modules_to_save=tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save)),
         versions=dict(versions or {}),
+        places=tuple(placed.key for placed in attachment.placed),
+        stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
     )
 
 

@@ -22,7 +22,7 @@ from peftcli.adapters.format import (
     AdapterMeta,
     read_json,
 )
-from peftcli.adapters.hf_peft import hf_format, import_hf
+from peftcli.adapters.hf_peft import FORMATS, import_hf
 from peftcli.errors import UserError
 from peftcli.methods.registry import MethodRegistry, registry
 from peftcli.recipe.params import MethodParams
@@ -69,10 +69,11 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
     tensors = read_tensors(directory / WEIGHTS)
     if sidecar.get("layout") != "hf_peft":
         return SavedAdapter(params, tensors, meta)
-    theirs = hf_format(params, meta)
+    theirs = FORMATS.get(params.name)
     if theirs is None:
         raise UserError(f"{directory}: {params.name} was saved in HF peft's layout, which this version does not read")
-    return SavedAdapter(params, theirs.from_file(tensors, params, meta), meta)
+    config = read_json(directory / CONFIG)
+    return SavedAdapter(params, theirs.from_file(tensors, params, meta, config), meta)
 
 
 def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) -> tuple[MethodParams, AdapterMeta]:

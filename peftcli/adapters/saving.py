@@ -36,9 +36,9 @@ def save_adapter(
         meta: `format.describe(...)`.
         metrics: final evaluation numbers for the model card.
     """
-    theirs = hf_format(params, meta)
+    theirs = hf_format(params, meta, attachment_state)
     tensors = theirs.to_file(attachment_state, params, meta) if theirs else dict(attachment_state)
-    config = theirs.config(params, meta) if theirs else own_config(params)
+    config = theirs.config(params, meta, attachment_state) if theirs else own_config(params)
     sidecar = {
         "format_version": FORMAT_VERSION,
         "peftcli_version": __version__,
@@ -51,7 +51,10 @@ def save_adapter(
         write_json(partial / CONFIG, config)
         write_json(partial / SIDECAR, sidecar)
         (partial / CARD).write_text(
-            model_card(params, meta, loads_in_hf=theirs is not None, metrics=metrics), encoding="utf-8"
+            model_card(
+                params, meta, loads_in_hf=theirs is not None, metrics=metrics, note=theirs.note if theirs else None
+            ),
+            encoding="utf-8",
         )
 
 

@@ -167,7 +167,7 @@ HF_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def test_we_give_the_logits_of_what_hf_peft_saved(case: str, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from peftcli.adapters.hf_lora import TASK_TYPES
+    from peftcli.adapters.hf_common import TASK_TYPES
 
     family, task, options = HF_CASES[case]
     theirs = get_peft_model(tiny_model(family, task), LoraConfig(task_type=TASK_TYPES[task], **options)).eval()

@@ -1,0 +1,188 @@
+"""What every kind of adapter has in HF peft's files: the common config, the keys' prefixes, the modules saved whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from peftcli.adapters.format import AdapterMeta, SavedTarget
+from peftcli.errors import UserError
+
+PREFIX = "base_model.model."
+"""Before every key of a method that changes modules."""
+PROMPT_PREFIX = "base_model."
+"""Before the head's keys of a method that only lengthens the input: HF peft wraps the model once less."""
+TASK_TYPES = {
+    "causal_lm": "CAUSAL_LM",
+    "seq2seq_lm": "SEQ_2_SEQ_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+}
+
+
+def common_config(meta: AdapterMeta, kind: str) -> dict[str, Any]:
+    """Return the keys of adapter_config.json that every kind of adapter has.
+
+    Args:
+        kind: HF's `peft_type`.
+    """
+    return {
+        "peft_type": kind,
+        "task_type": TASK_TYPES.get(meta.task),
+        "base_model_name_or_path": meta.base.get("name"),
+        "revision": meta.base.get("revision"),
+        "inference_mode": True,
+        "modules_to_save": saved_whole(meta) or None,
+    }
+
+
+def saved_whole(meta: AdapterMeta) -> list[str]:
+    """Return the modules whose own weights are in the file: the head's, and `modules_to_save`."""
+    return [*meta.head, *(path for path in meta.modules_to_save if path not in meta.head)]
+
+
+def targeted_config(meta: AdapterMeta) -> dict[str, Any]:
+    """Return the keys that say which modules are changed, and how the base stores their weights."""
+    return {
+        "target_modules": list(meta.target_names),
+        "fan_in_fan_out": any(target.kind == "conv1d" for target in meta.targets),
+    }
+
+
+def sliced(meta: AdapterMeta) -> str | None:
+    """Return why HF peft cannot hold an adapter of these targets as it is: it knows no slice of a fused projection."""
+    fused = sorted({target.role or target.key for target in meta.targets if target.slice})
+    return f"{', '.join(fused)} are slices of a fused projection" if fused else None
+
+
+def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by HF peft's keys, where nothing else differs."""
+    return {PREFIX + key: tensor for key, tensor in state.items()}
+
+
+def drop_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `add_prefix`.
+
+    Raises:
+        UserError: a key without the prefix.
+    """
+    return {without_prefix(key): tensor for key, tensor in tensors.items()}
+
+
+def without_prefix(key: str, prefix: str = PREFIX) -> str:
+    """Return a key as the base model names it.
+
+    Raises:
+        UserError: it does not begin with the prefix.
+    """
+    if not key.startswith(prefix):
+        raise UserError(f"the adapter's key {key!r} does not begin with {prefix!r}: not a file of HF peft's layout")
+    return key.removeprefix(prefix)
+
+
+def own_keys(tensors: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what HF peft saved by our keys, and notes on what was left out."""
+    state: dict[str, Tensor] = {}
+    notes = []
+    for key, tensor in tensors.items():
+        name = without_prefix(key)
+        if ".original_module." in name or ".modules_to_save." in name:
+            continue  # `bias: all` makes HF peft write the wrapper's copies too; the module's own key is there as well
+        if name.endswith(".base_layer.weight"):
+            notes.append(f"{where}: left out {name}, a copy of the base's own embedding")
+        else:
+            state[name.replace(".base_layer.", ".")] = tensor
+    return state, notes
+
+
+def whole_modules(keys: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Return the modules that HF peft saved whole: the outermost that its names match, by ending as it does."""
+    endings = (*(config.get("modules_to_save") or ()), "classifier", "score")
+    found: dict[str, None] = {}
+    for key in keys:
+        parts = key.split(".")[:-1]
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        found[next((path for path in paths if path.endswith(endings)), paths[-1])] = None
+    return list(found)
+
+
+def keys_of(state: Mapping[str, Tensor], suffixes: Iterable[str], where: Path) -> dict[str, None]:
+    """Return the modules that have a tensor of every suffix, such as `lora_A`, in order.
+
+    Raises:
+        UserError: a module lacks one of them, or there is no such module.
+    """
+    suffixes = tuple(suffixes)
+    found = {key.removesuffix(f".{s}"): None for key in state for s in suffixes if key.endswith(f".{s}")}
+    missing = [f"{key}.{suffix}" for key in found for suffix in suffixes if f"{key}.{suffix}" not in state]
+    if missing:
+        raise UserError(f"{where}: missing {', '.join(missing[:3])}", suggestion="save or download the adapter again")
+    if not found:
+        raise UserError(f"{where} holds not a single {suffixes[0]}")
+    return found
+
+
+def foreign_record(
+    config: Mapping[str, Any], where: Path, *, targets: tuple[SavedTarget, ...] = (), whole: Iterable[str] = ()
+) -> AdapterMeta:
+    """Return the record of an adapter that HF peft saved.
+
+    Args:
+        targets: the modules that it changes.
+        whole: the modules that were saved whole.
+    """
+    return AdapterMeta(
+        task=task_of(config, where),
+        base={"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
+        targets=targets,
+        target_names=tuple(target.module for target in targets),
+        modules_to_save=tuple(whole),
+        versions={"peft": str(config.get("peft_version", "unknown"))},
+    )
+
+
+def foreign_targets(config: Mapping[str, Any], keys: Iterable[str]) -> tuple[SavedTarget, ...]:
+    """Return the records of whole modules, under their paths."""
+    kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
+    return tuple(SavedTarget(key, key, None, kind) for key in keys)
+
+
+def task_of(config: Mapping[str, Any], where: Path) -> str:
+    """Return our name of HF's `task_type`.
+
+    Raises:
+        UserError: it has none that this project trains.
+    """
+    for task, kind in TASK_TYPES.items():
+        if config.get("task_type") == kind:
+            return task
+    raise UserError(
+        f"{where}: task_type is {config.get('task_type')!r}",
+        suggestion=f"write one of {', '.join(TASK_TYPES.values())} into adapter_config.json",
+    )
+
+
+def refuse_options(config: Mapping[str, Any], names: Iterable[str], where: Path) -> None:
+    """Refuse options of HF peft that are set and have no equal here.
+
+    Raises:
+        UserError: names them.
+    """
+    used = [name for name in names if config.get(name) not in (None, False, "none", [], {})]
+    if used:
+        raise UserError(f"{where} uses {', '.join(used)} of HF peft, which has no equal here")
+
+
+def number(config: Mapping[str, Any], name: str) -> int:
+    """Return a whole number of adapter_config.json.
+
+    Raises:
+        UserError: it is not there, or is none.
+    """
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"adapter_config.json: {name} is {value!r}, expected a whole number")
+    return value
