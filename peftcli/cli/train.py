@@ -24,6 +24,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine, each on its own device."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -42,11 +46,21 @@ def train(
     if problems:
         raise UserError(problems)
 
+    from peftcli.training.launch import is_launched, is_main_process, launch
+
+    if num_processes is not None and num_processes > 1 and not is_launched():
+        from peftcli.training.setup import prepare_once
+
+        prepare_once(loaded)
+        flags = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet, "--json": as_json}
+        again = ["train", str(recipe), *changes, *(flag for flag, on in flags.items() if on)]
+        raise typer.Exit(launch(again, num_processes))
+
     from peftcli.cli.display import RunDisplay
     from peftcli.cli.output import print_json
     from peftcli.training.run import train as run_training
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
         summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display)
-    if as_json:
+    if as_json and is_main_process():
         print_json(summary.as_dict())

@@ -27,6 +27,11 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m peftcli ARGUMENTS` in several processes; return the exit code of the first that failed, or 0.
 

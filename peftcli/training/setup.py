@@ -166,6 +166,17 @@ def positions_left(anatomy: Anatomy, params: MethodParams) -> int | None:
     return anatomy.max_positions - int(taken(anatomy, params))
 
 
+def prepare_once(loaded: LoadedRecipe) -> None:
+    """Check the recipe and fill the cache of prepared rows, before several processes start.
+
+    Raises:
+        UserError: anything that can be said before weights load.
+    """
+    device = pick_device(loaded.recipe.training.device)
+    known = outline(loaded, device)
+    prepare_data(loaded, known.tokenizer, known.anatomy, World(device))
+
+
 def main_first(world: World, function: Callable[[], T]) -> T:
     """Run a function on the main process, then on the others."""
     if not world.is_main:

@@ -1,0 +1,42 @@
+"""Two processes on this machine train to the losses of one, and evaluate exactly whatever the shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftcli.cli.app import main
+from peftcli.training.run import train
+
+OPTIONS = {"data__val_set_size": 5, "training__max_steps": 5, "training__eval_steps": 2, "training__save_steps": 2}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def lines(directory: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_equal_one_with_the_same_effective_batch(recipe) -> None:
+    one = recipe(name="one", training__per_device_train_batch_size=6, **OPTIONS)
+    train(one)
+    two = recipe(name="two", training__per_device_train_batch_size=3, **OPTIONS)
+    assert run("train", two.path, "--num-processes", "2", "--quiet") == 0
+    left, right = lines(one.recipe.output_dir), lines(two.recipe.output_dir)
+    assert [line["step"] for line in left] == [line["step"] for line in right]
+    for a, b in zip(left, right, strict=True):
+        for key in ("loss", "eval_loss", "grad_norm", "tokens", "eval_rows"):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], rel=1e-4), (key, a["step"])
+
+
+def test_a_mistake_is_said_once_and_ends_with_2(recipe, capfd) -> None:
+    loaded = recipe(name="wrong", method__target_modules=["atn.q"])
+    assert run("train", loaded.path, "--num-processes", "2") == 2
+    assert capfd.readouterr().err.count("atn.q") == 1
