@@ -71,7 +71,7 @@ def _find(name: str) -> ModuleType | None:
     if name in _MODULES:
         return import_module(_MODULES[name])
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        module = entry.load()
+        module: ModuleType = entry.load()
         if module.INFO.name != name:
             raise UserError(
                 f"the plug-in {entry.value} is registered as {name!r} but calls itself {module.INFO.name!r}"
