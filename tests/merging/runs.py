@@ -38,7 +38,7 @@ def write_rows(path: Path, task: str, count: int = 12) -> Path:
     return path
 
 
-def make_recipe(folder: Path, task: str, method: Mapping[str, Any], base: Path, **model: Any) -> Recipe:
+def make_recipe(folder: Path, task: str, method: Mapping[str, Any], base: Path | str, **model: Any) -> Recipe:
     """Return a checked recipe on a tiny base in `folder`."""
     rows = write_rows(folder / "rows.jsonl", task)
     given = {
@@ -80,7 +80,16 @@ def make_run(
     if dtype != torch.float32:
         _convert(base, dtype)
     recipe = make_recipe(folder, task, method, base, **model)
+    run = folder / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     labels = LABELS if task == "sequence_classification" else None
+    save_random_adapter(run / "adapter", recipe, labels, size=size, seed=seed)
+    return run
+
+
+def save_random_adapter(directory: Path, recipe: Recipe, labels: LabelSpec | None, *, size: float, seed: int) -> None:
+    """Attach the recipe's method to its base, move every trained value at random, and save the adapter."""
     spec = recipe.model
     if registry.info(recipe.method.name).forces_4bit:
         spec = spec.model_copy(update={"load_in_4bit": True})
@@ -94,18 +103,10 @@ def make_run(
     with torch.no_grad():
         for parameter in attachment.trainable_parameters().values():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
-    run = folder / "run"
-    run.mkdir()
-    (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     meta = describe(
-        attachment,
-        anatomy,
-        task=task,
-        base=loaded.identity,
-        labels=labels.as_dict() if labels else None,
+        attachment, anatomy, task=recipe.task, base=loaded.identity, labels=labels.as_dict() if labels else None
     )
-    save_adapter(run / "adapter", attachment_state=attachment.state_dict(), params=recipe.method, meta=meta)
-    return run
+    save_adapter(directory, attachment_state=attachment.state_dict(), params=recipe.method, meta=meta)
 
 
 def _convert(directory: Path, dtype: torch.dtype) -> None:
