@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from peftcli.data.collate import collate
 from peftcli.data.rows import RowSet
+from peftcli.data.streaming import StreamedRows
 
 POOL = 50  # batches whose rows are sorted by length together: little padding, and an order that is still random
 
@@ -39,9 +40,10 @@ def batches(
     if total < world:
         raise ValueError(f"{total} rows cannot be shared among {world} processes")
     random = np.random.Generator(np.random.PCG64([seed, epoch, 0xBA7C]))
-    order = random.permutation(total)
+    streamed = isinstance(rows, StreamedRows)  # shuffled as they are read, and read in order only
+    order = np.arange(total) if streamed else random.permutation(total)
     whole = _shares(order, batch_size * world, world)
-    if group_by_length:
+    if group_by_length and not streamed:
         whole = _group(whole, rows.lengths, random)
     return [batch[rank::world].tolist() for batch in whole]
 

@@ -266,7 +266,7 @@ def build_store(
             if not first:
                 errors.raise_if_any()
                 raise _no_rows(source.files, errors)
-            plan = _plan(source, first[:PEEK], settings)
+            plan = recognised(source, first[:PEEK], settings)
             settings = _with_kind(settings, plan, first[:PEEK])
             evidence.append(f"{source.files.title}: {plan.evidence}")
             formats.append(plan.format.name)
@@ -296,7 +296,7 @@ def build_store(
                 "skipped_count": errors.count,
                 "statistics": dict(statistics),
                 "inputs": input_names(job),
-                "end_of_turn": _end_of_turn(tokenizer, job.settings),
+                "end_of_turn": end_of_turn(tokenizer, job.settings),
             }
         )
 
@@ -306,7 +306,7 @@ def input_names(job: StoreJob) -> list[str]:
     return [name for source in job.sources for name in (source.files.title, *map(str, source.files.files))]
 
 
-def _end_of_turn(tokenizer: Any, settings: EncodeSettings) -> str:
+def end_of_turn(tokenizer: Any, settings: EncodeSettings) -> str:
     """Return the token that ends an answer in the chat template, '' without one."""
     if settings.template is None:
         return ""
@@ -331,7 +331,8 @@ def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Re
         yield chunk
 
 
-def _plan(source: SourceJob, records: Sequence[Record], settings: EncodeSettings) -> Plan:
+def recognised(source: SourceJob, records: Sequence[Record], settings: EncodeSettings) -> Plan:
+    """Return how a source's rows become examples, judged by its first rows."""
     return recognise(
         records,
         settings.task,

@@ -85,10 +85,9 @@ class Preparation:
 
     def run(self) -> PreparedData:
         """Prepare the training set and every validation set."""
-        _check_spec(self.spec, self.task)
+        check_spec(self.spec, self.task)
         sources = data_sources(self.spec)
-        keys = ["data"] if self.spec.path is not None else [f"data.datasets.{i}" for i in range(len(sources))]
-        pool = self._store(sources, keys)
+        pool = self._store(sources, source_keys(self.spec, sources))
         self.settings = replace(self.settings, kind=pool.meta["kind"])
         check_learning(pool, self.spec)
         train, held_out = self._split(pool)
@@ -100,12 +99,7 @@ class Preparation:
         sets = {"train": counts_of(pool)}
         if len(held_out):
             validation[""] = StoredRows(pool, held_out, spec)
-        for name, source, key in self._validation_sources():
-            store = self._store([source], [key])
-            check_learning(store, self.spec)
-            known = self._known(store, np.arange(len(store), dtype=np.int64), spec)
-            validation[name] = StoredRows(store, known, spec)
-            sets[f"validation {name}".strip()] = counts_of(store)
+        validation |= self.own_validation(spec, sets)
         train = self._weighted(pool, self._limited(pool, train), sources)
         rows: RowSet = StoredRows(pool, train, spec)
         if self.spec.packing:
@@ -119,8 +113,19 @@ class Preparation:
             report,
             template.name if template else None,
             template.text if template else None,
-            _stop_tokens(self.tokenizer, pool),
+            stop_tokens(self.tokenizer, pool.meta["end_of_turn"]),
         )
+
+    def own_validation(self, spec: LabelSpec | None, sets: dict[str, Counts]) -> dict[str, RowSet]:
+        """Return the validation sets that have files of their own, and put their counts into `sets`."""
+        found: dict[str, RowSet] = {}
+        for name, source, key in self._validation_sources():
+            store = self._store([source], [key])
+            check_learning(store, self.spec)
+            known = self._known(store, np.arange(len(store), dtype=np.int64), spec)
+            found[name] = StoredRows(store, known, spec)
+            sets[f"validation {name}".strip()] = counts_of(store)
+        return found
 
     def _store(self, sources: list[DataSource], keys: list[str]) -> Store:
         store, hit = stored(
@@ -252,9 +257,28 @@ class Preparation:
 
 
 def make_settings(spec: DataSpec, task: TaskName, tokenizer: Any, length: int) -> EncodeSettings:
+    """Return how a recipe's examples become rows; the kind of label is still open."""
     template = choose_template(spec.chat_template, tokenizer) if task == "causal_lm" else None
     adds = bool(template and template.name != "tokenizer" and added_in_front(tokenizer))
     return EncodeSettings(task, length, spec.overflow, spec.train_on, template=template, add_head=adds)
+
+
+def source_jobs(spec: DataSpec, sources: list[DataSource], keys: list[str]) -> tuple[SourceJob, ...]:
+    """Return the sources found, each with its format and columns, by default those of `data`."""
+    return tuple(
+        SourceJob(
+            resolve_source(source, f"{key}.path"),
+            source.format or spec.format,
+            dict(spec.columns if source.columns is None else source.columns),
+            spec.template,
+        )
+        for source, key in zip(sources, keys, strict=True)
+    )
+
+
+def source_keys(spec: DataSpec, sources: list[DataSource]) -> list[str]:
+    """Return the recipe's key of each training source."""
+    return ["data"] if spec.path is not None else [f"data.datasets.{place}" for place in range(len(sources))]
 
 
 def stored(
@@ -268,16 +292,9 @@ def stored(
     on_error: Any,
 ) -> tuple[Store, bool]:
     """Return the store of some sources, from the cache or made now, and whether it was there."""
-    jobs = tuple(
-        SourceJob(
-            resolve_source(source, f"{key}.path"),
-            source.format or spec.format,
-            dict(spec.columns if source.columns is None else source.columns),
-            spec.template,
-        )
-        for source, key in zip(sources, keys, strict=True)
+    job = StoreJob(
+        source_jobs(spec, sources, keys), settings, on_error, spec.group_by if spec.validation is None else None
     )
-    job = StoreJob(jobs, settings, on_error, spec.group_by if spec.validation is None else None)
     key = key_of({**job.facts(), "tokenizer": tokenizer_fingerprint(tokenizer)})
 
     def build(directory: Path) -> None:
@@ -288,7 +305,7 @@ def stored(
     return store, hit
 
 
-def _check_spec(spec: DataSpec, task: TaskName) -> None:
+def check_spec(spec: DataSpec, task: TaskName) -> None:
     problems = []
     if spec.packing and task != "causal_lm":
         problems.append(Problem(f"packing is for causal_lm, not {task}", key="data.packing", suggestion="set it false"))
@@ -302,9 +319,9 @@ def _check_spec(spec: DataSpec, task: TaskName) -> None:
         raise UserError(problems)
 
 
-def _stop_tokens(tokenizer: Any, store: Store) -> tuple[int, ...]:
+def stop_tokens(tokenizer: Any, turn: str) -> tuple[int, ...]:
+    """Return the tokens at which generation should stop: EOS, and the end of a turn."""
     stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    turn = store.meta.get("end_of_turn")
     if turn:
         number = tokenizer.convert_tokens_to_ids(turn)
         if isinstance(number, int) and number not in stops and number != tokenizer.unk_token_id:

@@ -17,6 +17,9 @@ from peftcli.recipe.schema import DataSource, DataSpec, TaskName
 __all__ = ["Places", "PreparedData", "prepare", "prepare_for_evaluation", "prepare_for_prediction"]
 
 
+ENDLESS = 10**6  # rows of a stream when nobody says how many will be needed
+
+
 class Places(Protocol):
     """Knows where in the recipe a key is written; `LoadedRecipe` does."""
 
@@ -36,6 +39,7 @@ def prepare(
     model_max_positions: int | None = None,
     problem_type: Kind | None = None,
     progress: Progress | None = None,
+    stream_rows: int | None = None,
 ) -> PreparedData:
     """Read, split and tokenise the rows of a recipe, or take them from the cache.
 
@@ -46,12 +50,18 @@ def prepare(
         model_max_positions: tokens that the model can place; a longer max_length is cut to it.
         problem_type: kind of label that the recipe asks for; None reads it off the labels.
         progress: called with the number of rows encoded so far.
+        stream_rows: with `data.streaming`, how many training rows will be asked for (steps times rows of a step).
 
     Raises:
         UserError: anything wrong with the data, each with file and row.
     """
     try:
-        return Preparation(spec, task, tokenizer, seed, labels, model_max_positions, problem_type, progress).run()
+        steps = Preparation(spec, task, tokenizer, seed, labels, model_max_positions, problem_type, progress)
+        if spec.streaming:
+            from peftcli.data.stream_preparation import prepare_stream
+
+            return prepare_stream(steps, stream_rows or ENDLESS)
+        return steps.run()
     except UserError as error:
         if where is None:
             raise

@@ -1,0 +1,130 @@
+"""Streams: no row is lost or doubled within a pass, resuming reads on, broken rows stop or are passed over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from peftcli.data import streaming
+from peftcli.data.batching import batches
+from peftcli.data.prepare import PreparedData, prepare
+from peftcli.data.streaming import StreamedRows
+from peftcli.errors import UserError
+from peftcli.recipe.schema import DataSource, DataSpec
+from tests.data.tools import learnt, write_jsonl
+
+
+def numbered(path: Path, count: int) -> Path:
+    return write_jsonl(path, [{"prompt": f"What is {n}?", "completion": f" It is {n}."} for n in range(count)])
+
+
+def stream(tokenizer: Any, path: Path, count: int, seed: int = 0, **data: Any) -> PreparedData:
+    spec = DataSpec(path=str(path), **{"val_set_size": 0.0, "streaming": True, **data})
+    return prepare(spec, "causal_lm", tokenizer, seed=seed, stream_rows=count)
+
+
+@pytest.fixture(autouse=True)
+def _small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "BUFFER", 8)
+    monkeypatch.setattr(streaming, "CHUNK", 3)
+
+
+def test_rows_come_shuffled_from_pass_after_pass(tokenizer: Any, tmp_path: Path) -> None:
+    data = stream(tokenizer, numbered(tmp_path / "a.jsonl", 20), 60)
+    assert isinstance(data.train, StreamedRows) and len(data.train) == 60
+    rows = [row.row for row in data.train]
+    assert set(rows) == set(range(1, 21)) and rows[:20] != sorted(rows[:20])
+    assert max(Counter(rows).values()) <= 5
+    assert learnt(data.train[0], tokenizer) == f" It is {data.train[0].row - 1}.</s>"
+    assert data.report.evidence[0].endswith("prompt, completion -> prompt_completion")
+    assert data.report.cache == "streaming"
+
+
+def test_the_order_depends_on_the_seed_and_a_resumed_run_reads_on(tokenizer: Any, tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.jsonl", 50)
+    rows = [row.row for row in stream(tokenizer, path, 40).train]
+    again = stream(tokenizer, path, 40).train
+    assert [again[place].row for place in range(25, 40)] == rows[25:]
+    assert [row.row for row in stream(tokenizer, path, 40, seed=1).train] != rows
+    assert again[3].row == rows[3], "reading back is possible"
+
+
+def test_batches_keep_the_order_of_the_stream(tokenizer: Any, tmp_path: Path) -> None:
+    rows = stream(tokenizer, numbered(tmp_path / "a.jsonl", 9), 10).train
+    assert batches(rows, 4, seed=0, epoch=0) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_the_first_rows_may_be_the_validation_set(tokenizer: Any, tmp_path: Path) -> None:
+    data = stream(tokenizer, numbered(tmp_path / "a.jsonl", 20), 60, val_set_size=5.0)
+    assert [row.row for row in data.validation[""]] == [1, 2, 3, 4, 5]
+    assert {row.row for row in data.train} == set(range(6, 21))
+    assert data.report.validation_rows == {"": 5}
+
+
+def test_validation_files_are_prepared_as_ever(tokenizer: Any, tmp_path: Path) -> None:
+    other = numbered(tmp_path / "v.jsonl", 3)
+    data = stream(tokenizer, numbered(tmp_path / "a.jsonl", 20), 5, validation={"path": str(other)}, val_set_size=0.1)
+    assert len(data.validation[""]) == 3
+
+
+def test_sources_are_drawn_by_weight(tokenizer: Any, tmp_path: Path) -> None:
+    one, two = numbered(tmp_path / "one.jsonl", 10), numbered(tmp_path / "two.jsonl", 10)
+    spec = DataSpec(
+        datasets=[DataSource(path=str(one), weight=3.0), DataSource(path=str(two))], streaming=True, val_set_size=0.0
+    )
+    data = prepare(spec, "causal_lm", tokenizer, seed=0, stream_rows=400)
+    found = Counter(Path(row.source).name for row in data.train)
+    assert 0.65 < found["one.jsonl"] / 400 < 0.85
+
+
+def test_broken_rows(tokenizer: Any, tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.jsonl", 20)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:21: broken JSON"):
+        list(stream(tokenizer, path, 100).train)
+    rows = stream(tokenizer, path, 100, on_error="skip").train
+    assert isinstance(rows, StreamedRows)
+    assert {row.row for row in rows} == set(range(1, 21)) and rows.skipped >= 4
+
+
+def test_a_stream_without_anything_to_learn_ends_in_a_message(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "x"}]}] * 5
+    with pytest.raises(UserError, match="no row of the stream can be learnt from"):
+        stream(tokenizer, write_jsonl(tmp_path / "a.jsonl", rows), 5, chat_template="chatml")
+    (tmp_path / "e.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="there are no rows"):
+        stream(tokenizer, tmp_path / "e.jsonl", 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_set_size": 0.1}, "cannot split off a share"),
+        ({"packing": True}, "does not go with packing"),
+        ({"group_by": "prompt"}, "does not go with group_by"),
+        ({"max_rows": 3}, "does not go with max_rows"),
+    ],
+)
+def test_what_a_stream_cannot_do(tokenizer: Any, tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        stream(tokenizer, numbered(tmp_path / "a.jsonl", 5), 5, **options)
+
+
+def test_classification_needs_all_labels_first(tokenizer: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": n} for n in range(3)])
+    with pytest.raises(UserError, match="labels are counted before training"):
+        prepare(
+            DataSpec(path=str(path), streaming=True, val_set_size=0.0), "sequence_classification", tokenizer, seed=0
+        )
+
+
+def test_packed_length_is_not_asked_of_a_stream(tokenizer: Any, tmp_path: Path) -> None:
+    rows = stream(tokenizer, numbered(tmp_path / "a.jsonl", 5), 7).train
+    assert np.array_equal(rows.lengths, np.ones(7))
+    with pytest.raises(IndexError):
+        rows[7]
