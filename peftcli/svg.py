@@ -101,7 +101,7 @@ def heat_panel(
                 f'fill="#1f6feb" fill-opacity="{0.08 + 0.92 * shade:.3f}"/>'
             )
             if width >= 38:
-                colour = "white" if shade > 0.55 else "black"
+                colour = "white" if shade > 0.65 else "black"
                 middle = f'x="{x + width / 2:.1f}" y="{y + 17}" text-anchor="middle"'
                 parts.append(f'<text {middle} font-size="11" fill="{colour}">{value:.2g}</text>')
     step = max(1, -(-len(columns) * 26 // (WIDTH - left - RIGHT)))  # numbers of columns need about 26 pixels

@@ -15,7 +15,7 @@ def adapter_svg(rows: Sequence[ModuleChange], title: str) -> str:
 
     Args:
         rows: all places.
-        title: of the whole, such as the run's directory.
+        title: of the whole, such as the run's name.
 
     Raises:
         UserError: nothing is there to draw.
@@ -25,9 +25,9 @@ def adapter_svg(rows: Sequence[ModuleChange], title: str) -> str:
     if spectra:
         panels.append(
             line_panel(
-                f"{title}: singular values over the largest (median of the modules)",
+                f"{title}: singular values over the largest one",
                 spectra,
-                "number of the singular value",
+                "number of the singular value (median over the modules of a role)",
                 from_zero=True,
             )
         )
@@ -69,7 +69,7 @@ def _heat(rows: Sequence[ModuleChange], title: str) -> list[tuple[float, str]]:
         return []
     names = list(dict.fromkeys(role for role, _ in values))
     layers = sorted({int(layer) for _, layer in values})
-    what = "change over the weight, Frobenius norms" if relative else "Frobenius norm of the change"
+    what = "norm of the change over the weight's" if relative else "Frobenius norm of the change"
     return [heat_panel(f"{title}: {what}", names, [str(layer) for layer in layers], values, "layer")]
 
 

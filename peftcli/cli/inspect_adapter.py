@@ -66,7 +66,7 @@ def _write_plot(file: Path, view: AdapterView, run: Path) -> None:
     from peftcli.atomic import write_text
     from peftcli.errors import UserError
 
-    drawn = adapter_svg(view.rows, str(run))
+    drawn = adapter_svg(view.rows, run.resolve().name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, drawn)

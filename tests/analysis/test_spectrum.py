@@ -171,9 +171,7 @@ def test_an_exported_adapter_is_read_without_its_run(tmp_path: Path) -> None:
 
 def row(values: tuple[float, ...], number: int) -> ModuleChange:
     spectrum = Spectrum(values)
-
-
-XX
+    return ModuleChange(f"h.{number}.q", "attn.q", number, (64, 64), spectrum.norm, 1.0, len(values), spectrum)
 
 
 STEEP = (1.0, 0.1, 0.01, 0.001, 0.001, 0.001, 0.001, 0.001)

@@ -40,7 +40,7 @@ def test_json_has_every_module_with_its_spectrum(cli: Cli, run: str) -> None:
     assert len(document["modules"]) == 12
     for module in document["modules"]:
         assert len(module["singular_values"]) == module["r"] == 4
-        assert 0 < module["relative_change"]
+        assert module["relative_change"] > 0
         assert 1 <= module["effective_rank"] <= 4
     assert document["verdict"]["answer"] in ("too high", "too low", "fits", "unknown")
 
