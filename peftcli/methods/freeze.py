@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftcli.methods.attachment import Attachment
-    from peftcli.models.anatomy import Anatomy
+    from peftcli.models.anatomy import Anatomy, Stack
 
 
 class FreezeParams(MethodParams):
@@ -29,7 +29,7 @@ class FreezeParams(MethodParams):
     trainable: Literal["last_layers", "norms"] = "last_layers"
     """What is trained: the last blocks, or every normalisation layer."""
     num_layers: Annotated[int, Field(ge=1)] = 2
-    """How many blocks, counted from the output, with `trainable: last_layers`."""
+    """How many blocks, counted from the output, with `trainable: last_layers`; one that runs n times counts n."""
 
 
 INFO = MethodInfo(
@@ -46,9 +46,9 @@ INFO = MethodInfo(
 
 def check(anatomy: Anatomy, params: FreezeParams) -> list[str]:
     """Return why this model cannot be trained so: fewer blocks than asked for, or no norms."""
-    blocks = _stack(anatomy)
-    if params.trainable == "last_layers" and params.num_layers > len(blocks):
-        return [f"num_layers is {params.num_layers}, but this {anatomy.family} model has {len(blocks)} blocks"]
+    depth = sum(_runs(anatomy).values())
+    if params.trainable == "last_layers" and params.num_layers > depth:
+        return [f"num_layers is {params.num_layers}, but this {anatomy.family} model has {depth} blocks"]
     if params.trainable == "norms" and not anatomy.norms:
         return [f"no normalisation layers were found in this {anatomy.family} model; use `trainable: last_layers`"]
     return []
@@ -59,7 +59,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: FreezeParams) -> Attachme
     from peftcli.layers.site import base_parameters
     from peftcli.methods.attachment import Attachment
 
-    roots = anatomy.norms if params.trainable == "norms" else _stack(anatomy)[-params.num_layers :]
+    roots = anatomy.norms if params.trainable == "norms" else _last_blocks(anatomy, params.num_layers)
     inside = tuple(f"{root}." for root in roots)
     names = [name for name in base_parameters(model) if name.startswith(inside)]
     for name in names:
@@ -75,5 +75,18 @@ def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tens
     return folding.rules()
 
 
-def _stack(anatomy: Anatomy) -> tuple[str, ...]:
-    return anatomy.layers.get("decoder") or anatomy.layers.get("encoder", ())
+def _last_blocks(anatomy: Anatomy, count: int) -> list[str]:
+    """Return the paths of the blocks that the last `count` of a forward pass are."""
+    chosen: list[str] = []
+    for path, runs in reversed(_runs(anatomy).items()):
+        if count > 0:
+            chosen.append(path)
+        count -= runs
+    return chosen
+
+
+def _runs(anatomy: Anatomy) -> dict[str, int]:
+    """Return how often each block of the output's stack runs in one pass, in order of depth (ALBERT shares blocks)."""
+    stack: Stack = "decoder" if anatomy.layers.get("decoder") else "encoder"
+    depths = {each.layer: each.depths for each in anatomy.attentions if each.stack == stack and each.kind == "self"}
+    return {path: depths.get(index, 1) for index, path in enumerate(anatomy.layers.get(stack, ()))}

@@ -45,6 +45,13 @@ def test_norms_only() -> None:
     assert len(names) == 5 and all("norm" in name for name in names)
 
 
+def test_a_block_that_runs_twice_counts_as_two() -> None:
+    names = attached("freeze", "albert", num_layers=2).unfrozen
+    assert names and all(".albert_layer_groups.0." in name for name in names)
+    with pytest.raises(UserError, match="num_layers is 3, but this albert model has 2 blocks"):
+        apply_method(*frozen("albert"), FreezeParams(num_layers=3))
+
+
 def test_more_blocks_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="num_layers is 3, but this llama model has 2 blocks"):
         apply_method(*frozen("llama"), FreezeParams(num_layers=3))
