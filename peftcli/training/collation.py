@@ -11,6 +11,7 @@ import numpy as np
 from peftcli.data.batching import batches
 from peftcli.data.collate import collate
 from peftcli.data.rows import Row, RowSet
+from peftcli.models.packing import PackingRoute
 from peftcli.training.tasks import Batch, Task
 from peftcli.training.tasks.base import IGNORED
 
@@ -21,25 +22,30 @@ class Collator:
 
     Args:
         seed, group_by_length: of the training order.
+        packing_route: how the model keeps packed documents apart.
     """
 
     tokenizer: Any
     task: Task
     seed: int = 0
     group_by_length: bool = True
+    packing_route: PackingRoute = "positions"
     _epoch: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
     def __call__(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
         """Return the rows with these numbers as one batch, on the CPU."""
         return self.batch([rows[index] for index in chosen])
 
-    def batch(self, rows: Sequence[Row], *, padding_side: str = "right") -> Batch:
-        """Return rows as one batch, on the CPU."""
-        batch = self.task.batch(collate(rows, self.tokenizer, self.task.name, padding_side=padding_side))
-        padding = batch.inputs["input_ids"].numel() - sum(len(row.input_ids) for row in rows)
-        if "attention_mask" not in batch.inputs:  # packed rows: the mask could not tell
-            batch.tokens -= padding
-        return batch
+    def batch(self, rows: Sequence[Row], *, generate: bool = False) -> Batch:
+        """Return rows as one batch, on the CPU.
+
+        Args:
+            generate: for prediction; decoder-only prompts are padded on the left, so that new tokens follow at once.
+        """
+        side = "left" if generate and self.task.name == "causal_lm" else "right"
+        made = collate(rows, self.tokenizer, self.task.name, padding_side=side, packing_route=self.packing_route)
+        tokens = sum(len(row.input_ids) for row in rows)
+        return self.task.batch(made, tokens, generate=generate and self.task.generates)
 
     def epoch_rows(self, rows: RowSet, epoch: int, step_rows: int) -> list[list[int]]:
         """Return the rows of each step of an epoch; the same for every process and after a resume."""
@@ -49,19 +55,11 @@ class Collator:
         return self._epoch[1]
 
     def prompts(self, rows: RowSet, chosen: Sequence[int]) -> tuple[Batch, list[str], list[str]]:
-        """Return prompts to generate from, with the reference texts and the prompts as text.
-
-        Padding is on the left for decoder-only models, so that new tokens follow the prompt at once.
-        """
+        """Return prompts to generate from, with the reference texts and the prompts as text."""
         cut = [self._cut(rows[index]) for index in chosen]
-        batch = self.batch([prompt for prompt, _ in cut], padding_side=self.generation_padding)
+        batch = self.batch([prompt for prompt, _ in cut], generate=True)
         references = [self._text(ids) for _, ids in cut]
         return batch, references, [self._text(prompt.input_ids) for prompt, _ in cut]
-
-    @property
-    def generation_padding(self) -> str:
-        """The side on which prompts are padded."""
-        return "left" if self.task.name == "causal_lm" else "right"
 
     def _cut(self, row: Row) -> tuple[Row, Any]:
         """Return what stands before the last supervised run, and that run; input and target for seq2seq."""

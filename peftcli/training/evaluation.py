@@ -53,7 +53,7 @@ class Evaluator:
         self.model.eval()
         self.sample_rows = []
         try:
-            with torch.inference_mode(), self._context():
+            with torch.no_grad(), self._context():
                 parts = {name: self._collect(rows) for name, rows in sets.items()}
         finally:
             self.model.train(training)

@@ -82,8 +82,8 @@ class OpenedRun:
             found: dict[int, dict[str, Any]] = {}
             for first in range(0, len(ordered), size):
                 chosen = ordered[first : first + size]
-                batch = collator.batch([rows[row] for row in chosen], padding_side=collator.generation_padding)
-                with torch.inference_mode(), self.precision.inference(self.world.device):
+                batch = collator.batch([rows[row] for row in chosen], generate=True)
+                with torch.no_grad(), self.precision.inference(self.world.device):
                     predicted = self.task.predict(self.model, batch.to(self.world.device))
                 found.update(zip(chosen, predicted, strict=True))
             yield from (found[row] for row in window)

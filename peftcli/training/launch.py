@@ -61,8 +61,11 @@ def _start(arguments: Sequence[str], rank: int, processes: int, other_errors: IO
     # the cores are shared: as many threads as there are cores in every process would stand in each other's way
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("MASTER_PORT", environment["MASTER_PORT"])  # the same for all of them
-    quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": other_errors}
-    return subprocess.Popen([sys.executable, "-m", "peftcli", *arguments], env=environment, **quiet)  # type: ignore[call-overload]  # Popen's overloads do not take a dictionary
+    stdout = None if rank == 0 else subprocess.DEVNULL
+    stderr = None if rank == 0 else other_errors
+    return subprocess.Popen(
+        [sys.executable, "-m", "peftcli", *arguments], env=environment, stdout=stdout, stderr=stderr
+    )
 
 
 def _port() -> str:

@@ -21,6 +21,7 @@ from peftcli.methods.protocol import MethodInfo
 from peftcli.methods.registry import registry
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.loading import Loaded, build_meta, load_config, load_model
+from peftcli.models.packing import PackingRoute, packing_route
 from peftcli.models.reading import read_anatomy
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.recipe.load import LoadedRecipe
@@ -143,6 +144,9 @@ def prepare_data(loaded: LoadedRecipe, tokenizer: Any, anatomy: Anatomy, world: 
     recipe, spec = loaded.recipe, loaded.recipe.data
     if spec is None:
         raise UserError(loaded.problem("data", "the recipe has no data block"))
+    training = recipe.training
+    step_rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * world.size
+    stream_rows = step_rows * training.max_steps if spec.streaming and training.max_steps else None
 
     def run() -> PreparedData:
         return prepare(
@@ -153,6 +157,7 @@ def prepare_data(loaded: LoadedRecipe, tokenizer: Any, anatomy: Anatomy, world: 
             where=loaded,
             model_max_positions=positions_left(anatomy, recipe.method),
             problem_type=recipe.model.problem_type,
+            stream_rows=stream_rows,
         )
 
     return main_first(world, run)
@@ -224,6 +229,7 @@ def build_session(
         reporter.note(note)
 
     base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
+    route = _packing_route(loaded, base.model)
     attachment, anatomy = attach_method(recipe, base, known.tokenizer, data.labels)
     for note in base.notes:
         reporter.note(note)
@@ -233,7 +239,7 @@ def build_session(
             reporter.note(note)
     _prepare_for_training(recipe, base.model, anatomy)
     rate = spec.learning_rate or known.info.learning_rate
-    collator = Collator(known.tokenizer, task, recipe.seed, spec.group_by_length)
+    collator = Collator(known.tokenizer, task, recipe.seed, spec.group_by_length, route)
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return Session(
         loaded=loaded,
@@ -256,6 +262,17 @@ def build_session(
         scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
         validation=validation,
     )
+
+
+def _packing_route(loaded: LoadedRecipe, model: Any) -> PackingRoute:
+    """Return how packed documents are kept apart; refuses packing where the model lets them see each other."""
+    data = loaded.recipe.data
+    if data is None or not data.packing:
+        return "positions"
+    try:
+        return packing_route(model)
+    except UserError as error:
+        raise UserError(located(loaded, error.problems)) from error
 
 
 def _check_with_data(

@@ -128,14 +128,17 @@ class Task(ABC):
         self.prepare_inputs = prepare_inputs
         return []
 
-    def batch(self, collated: Mapping[str, Any]) -> Batch:
-        """Return a collated batch as inputs, targets and counts; still on the CPU, so counting does not wait."""
-        tensors = {key: torch.as_tensor(value) for key, value in collated.items() if value is not None}
+    def batch(self, collated: Mapping[str, Tensor], tokens: int, *, generate: bool = False) -> Batch:
+        """Return a collated batch as inputs, targets and counts; still on the CPU, so counting does not wait.
+
+        Args:
+            tokens: non-padding input tokens.
+            generate: for a generating `predict`, which prepares the inputs itself.
+        """
+        rows = len(collated["input_ids"])
+        tensors = collated if generate else self.prepare_inputs(collated)
         inputs = {key: tensors[key] for key in INPUT_KEYS if key in tensors}
-        ids = inputs["input_ids"]
-        mask = inputs.get("attention_mask")
-        tokens = int(mask.sum()) if mask is not None else ids.numel()
-        return self.with_targets(Batch(inputs, {}, 0.0, tokens, 0, len(ids)), tensors)
+        return self.with_targets(Batch(inputs, {}, 0.0, tokens, 0, rows), tensors)
 
     @abstractmethod
     def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
@@ -156,9 +159,3 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Return `prediction` and `scores` of each row; labels are not needed."""
-
-
-def without_extra_positions(states: Tensor, length: int) -> Tensor:
-    """Return the last `length` positions of (batch, positions, ...): a method may have put virtual tokens in front."""
-    extra = states.shape[1] - length
-    return states[:, extra:] if extra > 0 else states

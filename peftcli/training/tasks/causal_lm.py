@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from peftcli.training.tasks.base import Batch
 from peftcli.training.tasks.language_model import LanguageModelTask
 
 
@@ -10,3 +15,15 @@ class CausalLM(LanguageModelTask):
 
     name = "causal_lm"
     shift = 1
+
+    def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+        """Fill in the targets, and leave out a mask that hides only what stands behind each row.
+
+        A causal model's real tokens never see the padding to their right, and padding has no loss. Without a mask the
+        attention takes its fast path: no (seq, seq) mask for each row, and no wait for the device to look at it.
+        """
+        batch = super().with_targets(batch, tensors)
+        mask = batch.inputs.get("attention_mask")
+        if "labels" in tensors and mask is not None and mask.dim() == 2 and bool(mask[:, 0].all()):
+            del batch.inputs["attention_mask"]
+        return batch

@@ -91,17 +91,10 @@ class LanguageModelTask(Task):
 
     def _supervised_states(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what predicts the supervised tokens: the head's inputs, or its logits where there is no route."""
-        row, position = batch.targets["row"], batch.targets["position"]
-        ids = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"])
-        # every token's own position in place of labels: where a method puts virtual tokens, they say where it went
-        marks = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        inputs = {**self.prepare_inputs({**batch.inputs, "labels": marks}), "use_cache": False}
-        moved: Tensor = inputs.pop("labels")
+        inputs = {**batch.inputs, "use_cache": False}
         states = self.route.hidden_states(model, inputs) if self.route else model(**inputs).logits
-        if moved.shape != marks.shape:
-            rows, places = torch.nonzero(moved != IGNORED, as_tuple=True)
-            position = torch.zeros_like(marks).index_put((rows, moved[rows, places]), places)[row, position]
-        return states.flatten(0, 1).index_select(0, row * states.shape[1] + position)
+        flat = batch.targets["row"] * states.shape[1] + batch.targets["position"]
+        return states.flatten(0, 1).index_select(0, flat)
 
     def _loss_sum(self, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         if self.route is None:

@@ -55,7 +55,7 @@ class SequenceClassification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Return the loss with smoothing and class weights."""
-        logits = model(**self.prepare_inputs(batch.inputs)).logits.float()
+        logits = model(**batch.inputs).logits.float()
         if self.problem != "single_label":
             return LossTerms(self._plain(logits, batch), batch.count)
         weight = None if self.weights is None else self.weights.to(logits.device)
@@ -67,14 +67,14 @@ class SequenceClassification(Task):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         """Return the plain loss, and predictions as class ids, 0/1 rows or numbers."""
-        logits = model(**self.prepare_inputs(batch.inputs)).logits.float()
+        logits = model(**batch.inputs).logits.float()
         terms = LossTerms(self._plain(logits, batch), float(batch.rows))
         references = batch.targets["labels"].squeeze(-1).tolist()
         return Evaluated(terms, predictions=self._decide(logits), references=references)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Return the label's name (or names, or the number) and a score for each class."""
-        logits = model(**self.prepare_inputs(batch.inputs)).logits.float()
+        logits = model(**batch.inputs).logits.float()
         decided = self._decide(logits)
         if self.problem == "regression":
             return [{"prediction": value, "scores": {}} for value in decided]

@@ -8,15 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftcli.training.tasks.base import (
-    IGNORED,
-    Batch,
-    Evaluated,
-    LossTerms,
-    Task,
-    TaskSettings,
-    without_extra_positions,
-)
+from peftcli.training.tasks.base import IGNORED, Batch, Evaluated, LossTerms, Task, TaskSettings
 from peftcli.training.tasks.sequence_classification import class_weights
 
 
@@ -75,5 +67,5 @@ class TokenClassification(Task):
         return rows
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(**self.prepare_inputs(batch.inputs)).logits.float()
-        return without_extra_positions(logits, batch.inputs["input_ids"].shape[1])
+        logits: Tensor = model(**batch.inputs).logits.float()
+        return logits
