@@ -9,12 +9,14 @@ Compacter++. `train_layer_norm: false` is AdapterHub's variant (which also uses 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from peftcli.methods.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
 from peftcli.methods.protocol import MethodInfo
+from peftcli.models.config_facts import width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,11 +71,22 @@ INFO = MethodInfo(
 def check(anatomy: Anatomy, params: CompacterParams) -> list[str]:
     """Return why phm_dim does not divide this model's hidden size or the bottleneck that follows from it."""
     problems = too_wide(anatomy, params, _KINDS[params.placement])
-    for width in sorted({block.width for block in branches(anatomy, _KINDS[params.placement])}):
-        if width % params.phm_dim:
-            fitting = [n for n in range(params.phm_dim, 0, -1) if width % n == 0]
-            problems.append(f"phm_dim = {params.phm_dim} does not divide the hidden size {width}; use {fitting[0]}")
+    for size in sorted({block.width for block in branches(anatomy, _KINDS[params.placement])}):
+        problems += _indivisible(params, size)
     return problems
+
+
+def check_config(config: Mapping[str, Any], params: CompacterParams) -> list[str]:
+    """Return what a config.json says against these hyper-parameters: a phm_dim that does not divide its width."""
+    size = width(config)
+    return [] if size is None else _indivisible(params, size)
+
+
+def _indivisible(params: CompacterParams, size: int) -> list[str]:
+    if size % params.phm_dim == 0:
+        return []
+    fitting = next(n for n in range(params.phm_dim, 0, -1) if size % n == 0)
+    return [f"phm_dim = {params.phm_dim} does not divide the hidden size {size}; use {fitting}"]
 
 
 def _bottleneck(params: CompacterParams, width: int) -> int:

@@ -7,11 +7,12 @@ Its RoBERTa runs use l = 16, r = 16, s = 2. A composition of `prefix_tuning` and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from peftcli.methods.composition import PartSpec, attach_parts, check_parts, positions_taken_by
+from peftcli.methods.composition import PartSpec, attach_parts, check_parts, check_parts_config, positions_taken_by
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.methods.protocol import MethodInfo
@@ -76,6 +77,11 @@ INFO = MethodInfo(
 def check(anatomy: Anatomy, params: MamParams) -> list[str]:
     """Return why this model cannot carry one of the two parts."""
     return check_parts(anatomy, params.specs)
+
+
+def check_config(config: Mapping[str, Any], params: MamParams) -> list[str]:
+    """Return what a config.json says against one of the two parts."""
+    return check_parts_config(config, params.specs)
 
 
 def positions_taken(anatomy: Anatomy, params: MamParams) -> int:

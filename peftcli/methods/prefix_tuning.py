@@ -14,11 +14,13 @@ Keys and values are stored as (depths, kv_heads, num_virtual_tokens, head_dim) i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from peftcli.methods.protocol import MethodInfo
+from peftcli.models.config_facts import kind_of, positions
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -68,6 +70,18 @@ def check(anatomy: Anatomy, params: PrefixTuningParams) -> list[str]:
             f"{limit - 1}, or shift_positions: false"
         ]
     return []
+
+
+def check_config(config: Mapping[str, Any], params: PrefixTuningParams) -> list[str]:
+    """Return what a config.json says against these hyper-parameters: more virtual tokens than positions."""
+    limit = positions(config)
+    shifts = params.shift_positions is not False and kind_of(config) == "decoder"
+    if limit is None or not shifts or params.num_virtual_tokens < limit:
+        return []
+    return [
+        f"num_virtual_tokens = {params.num_virtual_tokens} leaves no position of this model's {limit} for text; use at "
+        f"most {limit - 1}, or shift_positions: false"
+    ]
 
 
 def positions_taken(anatomy: Anatomy, params: PrefixTuningParams) -> int:

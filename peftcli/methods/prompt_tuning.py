@@ -13,11 +13,13 @@ class name and draws the rest from the vocabulary (the paper's best for small mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from peftcli.methods.protocol import MethodInfo
+from peftcli.models.config_facts import positions
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -75,6 +77,17 @@ def check(anatomy: Anatomy, params: PromptTuningParams) -> list[str]:
             f"use at most {limit - 1}"
         ]
     return []
+
+
+def check_config(config: Mapping[str, Any], params: PromptTuningParams) -> list[str]:
+    """Return what a config.json says against these hyper-parameters: more virtual tokens than positions."""
+    limit = positions(config)
+    if limit is None or params.num_virtual_tokens < limit:
+        return []
+    return [
+        f"num_virtual_tokens = {params.num_virtual_tokens} leaves no position of this model's {limit} for text; "
+        f"use at most {limit - 1}"
+    ]
 
 
 def positions_taken(anatomy: Anatomy, params: PromptTuningParams) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.methods.attachment import Attachment
-from peftcli.methods.prefix_tuning import PrefixTuningParams, check, positions_taken
+from peftcli.methods.prefix_tuning import PrefixTuningParams, check, check_config, positions_taken
 from peftcli.models.reading import read_anatomy
 from tests.methods import harness
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model
@@ -440,3 +440,11 @@ def test_more_virtual_tokens_than_positions_are_refused_with_the_limit() -> None
     assert positions_taken(anatomy, PrefixTuningParams(num_virtual_tokens=9)) == 9
     _, encoder = harness.frozen("bert")
     assert positions_taken(encoder, PrefixTuningParams(num_virtual_tokens=9)) == 0
+
+
+def test_a_local_config_is_enough_to_refuse_too_many() -> None:
+    decoder, encoder = ({"model_type": kind, "max_position_embeddings": 64} for kind in ("gpt2", "bert"))
+    many = PrefixTuningParams(num_virtual_tokens=64)
+    assert "at most 63" in check_config(decoder, many)[0]
+    assert check_config(encoder, many) == []
+    assert check_config(decoder, PrefixTuningParams(num_virtual_tokens=63)) == []

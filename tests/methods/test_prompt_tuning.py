@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.methods.prompt_attachment import PromptAttachment
-from peftcli.methods.prompt_tuning import PromptTuningParams, check
+from peftcli.methods.prompt_tuning import PromptTuningParams, check, check_config
 from tests.methods import harness
 from tests.methods.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model, tiny_tokenizer
@@ -306,3 +306,9 @@ def test_what_cannot_be_prompted_is_refused() -> None:
         PromptTuningParams(prompt_tuning_init="text")
     with pytest.raises(ValueError, match="has no effect"):
         PromptTuningParams(prompt_tuning_init_text="x")
+
+
+def test_a_local_config_is_enough_to_refuse_too_many() -> None:
+    config = {"model_type": "bert", "max_position_embeddings": 64}
+    assert "at most 63" in check_config(config, PromptTuningParams(num_virtual_tokens=64))[0]
+    assert check_config(config, PromptTuningParams(num_virtual_tokens=63)) == []
