@@ -85,7 +85,7 @@ def whole_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def placed(value: Tensor) -> MergeRule:
     """Return the rule that puts `value` in place, whatever the base had there."""
-    return MergeRule(lambda _base: value.float(), "add")
+    return MergeRule(lambda _base: value.float().clone(), "add", replaces=True)
 
 
 def open_subject(run: Path, base: str | None) -> Subject:

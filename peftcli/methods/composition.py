@@ -124,12 +124,14 @@ def merge_rules_of(anatomy: Anatomy, specs: Sequence[PartSpec], state: Mapping[s
 
 
 def _after(first: MergeRule, second: MergeRule) -> MergeRule:
+    if second.replaces and not first.replaces:
+        first, second = second, first
     kind = first.kind if first.kind != "change" else second.kind
 
     def apply(base: Tensor | None) -> Tensor:
         return second.apply(first.apply(base))
 
-    return MergeRule(apply, kind)
+    return MergeRule(apply, kind, first.replaces)
 
 
 def attach_parts(model: nn.Module, anatomy: Anatomy, specs: Iterable[PartSpec]) -> Attachment:

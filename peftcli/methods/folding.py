@@ -34,6 +34,7 @@ class Folding:
         self._biases = set(anatomy.biases)
         self._changes: dict[str, list[Change]] = {}
         self._untied: set[str] = set()
+        self._replaced: set[str] = set()
 
     def change_weight(self, key: str, change: Change, *, untie: bool = False) -> None:
         """Apply `change` to the weight that an adapter key names: a role's, or a whole module's, as (out, in).
@@ -55,8 +56,10 @@ class Folding:
         self._append(f"{role.module if role else key}.bias", _on_features(change, role))
 
     def replace(self, name: str, value: Tensor) -> None:
-        """Replace the base parameter `name` by `value`."""
-        self._append(name, lambda _base: value.float())
+        """Replace the base parameter `name` by `value`; changes of the same parameter apply to that."""
+        self._replaced.add(name)
+        # a copy: the next change may work in place, and `value` is the adapter's own
+        self._changes.setdefault(name, []).insert(0, lambda _base: value.float().clone())
 
     def has_bias(self, key: str) -> bool:
         """Return whether the projection that `key` names has a bias."""
@@ -66,7 +69,7 @@ class Folding:
     def rules(self) -> dict[str, MergeRule]:
         """Return the rules by name of the base parameter."""
         return {
-            name: MergeRule(_chain(changes), "untie" if name in self._untied else "change")
+            name: MergeRule(_chain(changes), "untie" if name in self._untied else "change", name in self._replaced)
             for name, changes in self._changes.items()
         }
 

@@ -78,10 +78,13 @@ class MergeRule:
             is the rule's own, so that it may work in place.
         kind: `change` an existing tensor, `add` one that the base lacks, or `untie` one that shared the storage of
             another.
+        replaces: whether the base's values do not matter: other rules for the same tensor apply after this one,
+            whatever the order of the methods, since what they add sits behind the base.
     """
 
     apply: Callable[[Tensor | None], Tensor]
     kind: Literal["change", "add", "untie"] = "change"
+    replaces: bool = False
 
 
 class Method(Protocol):

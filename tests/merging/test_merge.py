@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"name": "vera", "r": 16},
     "ia3": {"name": "ia3"},
     "bitfit": {"name": "bitfit"},
+    # whatever the order of the parts, trained biases are the base's, and what IA3 scales comes after them
+    "composed": {"name": "compose", "parts": [{"name": "ia3"}, {"name": "lora", "r": 4}, {"name": "bitfit"}]},
 }
 NORMS = {"bert": "bert.encoder.layer.0.output.LayerNorm", "gpt2": "transformer.h.0.ln_1"}
 CASES = [(name, family) for name in METHODS for family in ("bert", "gpt2")]
