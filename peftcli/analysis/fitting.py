@@ -51,7 +51,7 @@ def _reasons(name: str, config: PretrainedConfig, task: TaskName, methods: Metho
     if info.tasks and task not in info.tasks:
         return [f"it serves {', '.join(sorted(info.tasks))}, not {task}"]
     try:
-        params = info.params()
+        params = info.params.model_validate({})
     except ValidationError:
         return []  # a method without complete defaults, such as a composition, fits where its parts do
     model = build_meta(config, task)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftcli.cli.options import Json
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from peftcli.recipe.load import LoadedRecipe
@@ -64,7 +64,7 @@ def _recipes(files: list[Path], model: str | None, task: str | None, methods: li
         )
     if not files and not given:
         raise UserError("nothing to count", suggestion="name recipes, or --model M --task T --method NAME")
-    problems = []
+    problems: list[Problem] = []
     loaded = []
     for file in files:
         try:
