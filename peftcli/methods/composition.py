@@ -124,7 +124,7 @@ def merge_rules_of(anatomy: Anatomy, specs: Sequence[PartSpec], state: Mapping[s
 
 
 def _after(first: MergeRule, second: MergeRule) -> MergeRule:
-    if second.replaces and not first.replaces:
+    if second.replaces:
         first, second = second, first
     kind = first.kind if first.kind != "change" else second.kind
 
