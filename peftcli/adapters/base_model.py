@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from peftcli.adapters.format import AdapterMeta, describe
 from peftcli.errors import UserError
 from peftcli.methods.apply import apply_method
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.identity import BaseIdentity
-from peftcli.models.loading import build_meta, identify, load_config
-from peftcli.models.reading import read_anatomy
 from peftcli.models.sources import find_source
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, TaskName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight")
 
@@ -61,13 +62,29 @@ class BaseName:
         Raises:
             UserError: nobody named it, or its config cannot be read.
         """
+        from peftcli.models.loading import build_meta, identify, load_config  # transformers: seconds, rarely needed
+        from peftcli.models.reading import read_anatomy
+
         if self.name is None:
             raise UserError("the adapter does not name its base model", suggestion="name it with --base MODEL")
         spec = ModelSpec(name_or_path=self.name, revision=self.revision)
-        known: TaskName = task  # type: ignore[assignment]  # `task_of` and the format's reader give no other
-        model = build_meta(load_config(spec), known, _number_of_labels(tensors))
-        identity = identify(find_source(self.name), model, torch.float32, None, spec)
+        model = build_meta(load_config(spec), known_task(task), _number_of_labels(tensors))
+        dtype = getattr(model.config, "dtype", None) or torch.float32  # the checkpoint's: nobody recorded another
+        identity = identify(find_source(self.name), model, dtype, None, spec)
         return Base(model, read_anatomy(model), identity)
+
+
+def known_task(task: str) -> TaskName:
+    """Return a task's name if it is one.
+
+    Raises:
+        UserError: it is none.
+    """
+    for name in get_args(TaskName):
+        if name == task:
+            known: TaskName = name
+            return known
+    raise UserError(f"the adapter's task {task!r} is none of {', '.join(get_args(TaskName))}")
 
 
 def _number_of_labels(tensors: Mapping[str, Tensor]) -> int:

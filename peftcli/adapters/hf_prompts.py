@@ -30,8 +30,8 @@ _OTHERWISE = {
     "whisper": "HF peft shifts its positions in another way",
 }
 PREFIX_NOTE = (
-    "HF peft counts positions from num_virtual_tokens, as here: do not pass position_ids of your own. In a model with a "
-    "sliding window its virtual tokens leave the window; here they do not, so longer texts give other outputs there."
+    "HF peft counts positions from num_virtual_tokens, as here: do not pass position_ids of your own. In a model with "
+    "a sliding window its virtual tokens leave the window; here they do not, so longer texts give other outputs there."
 )
 
 

@@ -20,6 +20,8 @@ COMMANDS = (
     "eval",
     "predict",
     "merge",
+    "export",
+    "import_",
     "count_params",
     "methods",
     "validate",

@@ -104,7 +104,7 @@ def open_run(run: Path | str, base_dtype: DTypeName | None = None) -> OpenedRun:
         raise UserError(f"{run} is no run directory", suggestion="name a directory that `peft train` left")
     if directory.status() is RunStatus.UNFINISHED:
         raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
-    loaded = load_recipe(directory.recipe_file, [], registry)
+    loaded = load_recipe(directory.recipe_file, [], registry, need_data=False)  # an imported adapter has none
     world = World(pick_device(loaded.recipe.training.device))
     if registry.info(loaded.recipe.method.name).artifact == "model":
         return _open_model(directory, loaded, world, base_dtype)

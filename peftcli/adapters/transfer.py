@@ -1,0 +1,215 @@
+"""Move adapters between this project's runs and other libraries' files: what `peft export` and `peft import` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from peftcli import __version__
+from peftcli.adapters import adapterhub
+from peftcli.adapters.base_model import BaseName, fit, known_task
+from peftcli.adapters.export import Instead, to_hf_peft
+from peftcli.adapters.format import CONFIG, SIDECAR, WEIGHTS, AdapterMeta, read_json
+from peftcli.adapters.hf_peft import import_hf
+from peftcli.adapters.loading import load_adapter, read_tensors
+from peftcli.adapters.saving import save_adapter
+from peftcli.atomic import new_directory, write_text
+from peftcli.errors import UserError
+from peftcli.recipe.dump import dump_recipe
+from peftcli.recipe.params import MethodParams
+from peftcli.recipe.schema import ModelSpec, Recipe
+
+Destination = Literal["hf-peft", "adapterhub"]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was written.
+
+    Args:
+        output: the new directory.
+        kind: `hf-peft`, `adapterhub`, or `run`.
+        method: of the adapter.
+        task: as in a recipe.
+        base: the base model's name.
+        tensors, numbers: how many were written.
+        notes: what the user should know.
+    """
+
+    output: str
+    kind: str
+    method: str
+    task: str
+    base: str | None
+    tensors: int
+    numbers: int
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def export_run(
+    run: Path, output: Path, *, to: Destination, instead: Instead | None = None, base: str | None = None
+) -> Transfer:
+    """Write a run's adapter for another library.
+
+    Args:
+        run: a run directory, or an adapter directory.
+        output: must not exist, or be empty.
+        to: the library.
+        instead: `lora` writes an AdaLoRA as plain LoRA, for HF peft.
+        base: where the base lies now; AdapterHub's keys need its config.
+
+    Raises:
+        UserError: there is no adapter, the library cannot hold it, or the output is taken.
+    """
+    check_free(output)
+    directory = adapter_of(run)
+    if to == "adapterhub":
+        if instead is not None:
+            raise UserError("--as lora is for --to hf-peft", suggestion="leave --as out")
+        notes = adapterhub.write(directory, output, base)
+    else:
+        notes = to_hf_peft(directory, output, instead=instead)
+    saved = load_adapter(directory)
+    name = base or saved.meta.base.get("name")
+    return _report(output, to, saved.params, saved.meta.task, name, saved.state, notes)
+
+
+def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Transfer:
+    """Turn an adapter that HF peft or AdapterHub saved into a finished run.
+
+    Args:
+        source: its directory.
+        output: must not exist, or be empty.
+        base: the base model, if the files do not name it or it lies elsewhere.
+
+    Raises:
+        UserError: the files are of no known kind, cannot be expressed here, or do not fit the base.
+    """
+    check_free(output)
+    if not source.is_dir():
+        raise UserError(f"there is no directory {source}", suggestion="name the directory that holds the adapter")
+    if (source / SIDECAR).is_file():
+        raise UserError(
+            f"{source} is an adapter of this project already", suggestion="use it as it is; method.init_from reads it"
+        )
+    config = read_json(source / CONFIG)
+    if adapterhub.is_config(config):
+        name = BaseName(base or config.get("model_name"))
+        params, state, meta, notes = adapterhub.read(config, source, name)
+    else:
+        revision = None if base else config.get("revision")
+        name = BaseName(base or config.get("base_model_name_or_path"), revision)
+        params, state, meta, notes = import_hf(config, read_tensors(source / WEIGHTS), source, name)
+        meta, more = _on_base(params, state, meta, source, name, named=base is not None)
+        notes += more
+    if name.name is None:
+        raise UserError(f"{source} does not name its base model", suggestion="name it with --base MODEL")
+    meta = replace(meta, labels=meta.labels or _labels(meta, state), base={**meta.base, "name": name.name})
+    _write_run(output, params, state, meta)
+    return _report(output, "run", params, meta.task, name.name, state, notes)
+
+
+def _on_base(
+    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, where: Path, name: BaseName, *, named: bool
+) -> tuple[AdapterMeta, tuple[str, ...]]:
+    """Return the record as read off the base, with every key and shape checked against it."""
+    if meta.family is not None:
+        return meta, ()  # its kind could not even be read without
+    try:
+        found = name.read(meta.task, state)
+    except UserError as error:
+        if named or name.name is None:
+            raise
+        reason = error.problems[0].message
+        return meta, (
+            f"the base was not read, so the shapes were not checked ({reason}); --base MODEL says where it is",
+        )
+    return replace(fit(found, params, state, meta.task, where), versions=meta.versions), ()
+
+
+def _labels(meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return placeholder names for the head's outputs: the other libraries' files hold none."""
+    if "classification" not in meta.task:
+        return None
+    heads = [tensor for key, tensor in state.items() if key.startswith((*meta.head, *meta.modules_to_save))]
+    size = len(heads[-1]) if heads else 2
+    if size == 1:
+        return {"problem": "regression", "names": []}
+    kind = "token" if meta.task == "token_classification" else "single_label"
+    return {"problem": kind, "names": [f"LABEL_{number}" for number in range(size)]}
+
+
+def _write_run(output: Path, params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta) -> None:
+    """Write a run directory that `predict`, `eval --data`, `merge` and `export` open."""
+    size = len(meta.labels["names"]) or 1 if meta.labels else None
+    spec = ModelSpec(name_or_path=str(meta.base["name"]), revision=meta.base.get("revision"), num_labels=size)
+    recipe = Recipe(model=spec, task=known_task(meta.task), method=params, output_dir=str(output))
+    summary = {
+        "status": "imported",
+        "method": params.name,
+        "task": meta.task,
+        "output_dir": str(output),
+        "saved": sum(tensor.numel() for tensor in state.values()),
+        "eval": None,
+        "versions": {**meta.versions, "peftcli": __version__},
+        "artifact": "adapter",
+    }
+    with new_directory(output) as partial:
+        save_adapter(partial / "adapter", attachment_state=state, params=params, meta=meta)
+        write_text(partial / "recipe.yaml", dump_recipe(recipe))
+        write_text(partial / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _report(
+    output: Path,
+    kind: str,
+    params: MethodParams,
+    task: str,
+    base: str | None,
+    state: Mapping[str, Tensor],
+    notes: tuple[str, ...],
+) -> Transfer:
+    numbers = sum(tensor.numel() for tensor in state.values())
+    return Transfer(str(output), kind, params.name, task, base, len(state), numbers, notes)
+
+
+def adapter_of(run: Path) -> Path:
+    """Return the adapter directory of a run, or the directory itself if it is one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (run / "adapter").is_dir():
+        return run / "adapter"
+    if (run / CONFIG).is_file():
+        return run
+    if (run / "model").is_dir():
+        raise UserError(
+            f"{run} holds a complete model, not an adapter",
+            suggestion=f"{run / 'model'} loads in transformers as it is",
+        )
+    if (run / "recipe.yaml").is_file():
+        raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
+    raise UserError(f"{run} holds no adapter", suggestion="name a directory that `peft train` left")
+
+
+def check_free(output: Path) -> None:
+    """Refuse an output that holds something.
+
+    Raises:
+        UserError: it is a file, or a directory that is not empty.
+    """
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        what = "a directory that is not empty" if output.is_dir() else "a file"
+        raise UserError(f"{output} is {what}", suggestion="choose another --output, or remove it")

@@ -1,0 +1,48 @@
+"""`peft import DIR -o DIR`: turn an adapter of another library into a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.options import Json, Quiet, note
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("import")(import_)
+
+
+def import_(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="An adapter that HF peft or AdapterHub's `adapters` saved.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Run directory to write; must not hold anything yet.")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="The base model, if the adapter does not name it or it moved."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Turn an adapter of another library into a run, for predict, eval --data, merge and export.
+
+    Example: peft import downloaded-lora -o runs/imported --base models/llama
+    """
+    from peftcli.adapters.transfer import import_adapter
+    from peftcli.cli.output import print_json
+
+    done = import_adapter(directory, output, base=base)
+    for text in [] if quiet else done.notes:
+        note(text)
+    if as_json:
+        print_json(done.as_dict())
+    else:
+        print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers; the task is {done.task}")
