@@ -70,8 +70,8 @@ METHOD = {
     "adapter_size": Alias("other tools", "method.bottleneck_size"),
     "bottleneck_reduction_factor": Alias("adapters", "method.reduction_factor"),
     "adapter_reduction_factor": Alias("adapters", "method.reduction_factor"),
-    "freeze_trainable_layers": Alias(LLAMA_FACTORY, "method.freeze", "of the method `full`"),
-    "unfrozen_parameters": Alias(AXOLOTL, None, "use method `full` with `freeze`, or modules_to_save"),
+    "freeze_trainable_layers": Alias(LLAMA_FACTORY, "method.num_layers", "of the method `freeze`"),
+    "unfrozen_parameters": Alias(AXOLOTL, None, "use the method `freeze`, or modules_to_save"),
     "merge_lora": Alias(AXOLOTL, None, _MERGE),
     "export_dir": Alias(LLAMA_FACTORY, None, _MERGE),
 }

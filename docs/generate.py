@@ -1,0 +1,240 @@
+"""Fill the generated parts of these pages: `python docs/generate.py`, or `--check` to say which page is out of date.
+
+A generated part stands between `<!-- generated: NAME ARGUMENT -->` and `<!-- end -->`; NAME is a function in PARTS.
+Everything in it comes from the code: the recipe's schema, the methods' registry, the families' and formats' tables.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from peftcli.cli.methods import text_of
+from peftcli.methods.registry import registry
+from peftcli.recipe.aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
+from peftcli.recipe.describe import describe
+from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
+
+DOCS = Path(__file__).resolve().parent
+BLOCKS: dict[str, type[BaseModel]] = {
+    "recipe": Recipe,
+    "model": ModelSpec,
+    "data": DataSpec,
+    "source": DataSource,
+    "training": TrainingSpec,
+}
+PART = re.compile(r"<!-- generated: ([\w-]+)(?: ([^>]*?))? -->\n.*?<!-- end -->", flags=re.S)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; bars inside cells are escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def fields(name: str) -> str:
+    """Return the keys of a block: type and bounds, default, meaning."""
+    return _fields(BLOCKS[name])
+
+
+def _fields(block: type[BaseModel], without: Sequence[str] = ()) -> str:
+    rows = []
+    for key, field in block.model_fields.items():
+        if key in without:
+            continue
+        rows.append(
+            [f"`{key}`", describe(field.annotation, field.metadata), _default(block, key), field.description or ""]
+        )
+    return table(["key", "value", "default", "meaning"], rows)
+
+
+def _default(block: type[BaseModel], key: str) -> str:
+    field = block.model_fields[key]
+    if field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        name = getattr(value, "name", None)
+        return f"a block: {name}" if name else "a block"
+    return f"`{text_of(value)}`" if value != "" else '`""`'
+
+
+def methods(_: str) -> str:
+    """Return every method with its capabilities."""
+    rows = []
+    for name in registry.names():
+        info = registry.info(name)
+        merges = "yes" if info.mergeable is None else "depends" if callable(info.mergeable) else "no"
+        rows.append(
+            [
+                f"[`{name}`](#{name})",
+                info.family,
+                merges,
+                "yes" if info.quantised_base else "no",
+                f"{info.learning_rate:g}",
+                info.paper,
+            ]
+        )
+    return table(["method", "family", "merges", "4-bit base", "default learning rate", "paper"], rows)
+
+
+def method(name: str) -> str:
+    """Return one method: what it is, and its hyper-parameters."""
+    info = registry.info(name)
+    lines = [f"{info.summary} {info.paper}."]
+    if isinstance(info.mergeable, str):
+        lines.append(f"It does not merge: {info.mergeable}.")
+    if info.tasks:
+        lines.append(f"Tasks: {', '.join(sorted(info.tasks))}.")
+    if info.artifact == "model":
+        lines.append("The run holds a complete model, `model/`, in place of `adapter/`.")
+    common = ("name", "modules_to_save", "init_from")
+    shown = _fields(info.params, common) if len(info.params.model_fields) > len(common) else ""
+    return "\n".join(lines) + (f"\n\n{shown}" if shown else "")
+
+
+def common(_: str) -> str:
+    """Return the hyper-parameters that every method takes."""
+    from peftcli.recipe.params import MethodParams
+
+    return _fields(MethodParams)
+
+
+def families(_: str) -> str:
+    """Return the table of model families."""
+    from transformers import AutoConfig
+
+    from peftcli.models.families import FAMILIES, family_row
+    from peftcli.models.tasks import possible_tasks
+
+    rows = []
+    for name in FAMILIES:
+        config = AutoConfig.for_model(name)
+        row = family_row(config)
+        assert row is not None
+        fused = [f"{'+'.join(f.roles)} in `{path}`" for stack in row.stacks for path, f in stack.fused.items()]
+        tasks = [f"`{task}`" for task in possible_tasks(config)]
+        remarks = [*fused, *([row.note] if row.note else []), *([row.prefix_reason] if row.prefix_reason else [])]
+        remarks += [f"`{path}`: {why}" for stack in row.stacks for path, why in stack.left_out.items()]
+        rows.append(
+            [
+                f"`{name}`",
+                " and ".join(dict.fromkeys(stack.stack for stack in row.stacks)),
+                ", ".join(tasks) or "none: anatomy and counts only",
+                row.prefix_route or "no",
+                "; ".join(dict.fromkeys(remarks)),
+            ]
+        )
+    return table(["`model_type`", "stacks", "tasks", "prefix route", "remarks"], rows)
+
+
+def role_paths(name: str) -> str:
+    """Return the modules that are the roles of one family."""
+    from transformers import AutoConfig
+
+    from peftcli.models.families import family_row
+
+    row = family_row(AutoConfig.for_model(name))
+    assert row is not None
+    rows = []
+    for stack in row.stacks:
+        for role, path in stack.linears.items():
+            rows.append([f"`{role}`", f"`{path if isinstance(path, str) else ', '.join(path)}`"])
+        for path, held in stack.fused.items():
+            rows += [[f"`{role}`", f"its part of `{path}`"] for role in held.roles]
+    return table(["role", f"module of a {name} block"], rows)
+
+
+def formats(_: str) -> str:
+    """Return the row formats."""
+    from peftcli.data.formats import FORMATS
+
+    rows = []
+    for known in FORMATS:
+        columns = []
+        for column in known.columns:
+            others = f" ({', '.join(column.synonyms)})" if column.synonyms else ""
+            columns.append(f"`{column.name}`{'' if column.required else '?'}{others}")
+        rows.append([f"`{known.name}`", ", ".join(known.tasks), "; ".join(columns)])
+    return table(["format", "tasks", "columns (other names that are recognised); ? may be absent"], rows)
+
+
+def optimizers(_: str) -> str:
+    """Return the names of the optimizers."""
+    return ", ".join(f"`{name}`" for name in OPTIMIZERS) + "."
+
+
+def metrics(_: str) -> str:
+    """Return the metrics by kind of prediction."""
+    return table(
+        ["kind", "`training.metrics`"],
+        [[kind, ", ".join(f"`{name}`" for name in names)] for kind, names in METRICS.items()],
+    )
+
+
+def foreign_keys(tool: str) -> str:
+    """Return what `peft validate` answers to the names of one tool."""
+    rows = []
+    for name, alias in sorted(ALIASES.items()):
+        if tool in [each.strip() for each in alias.tools.replace(" v1", "").split(",")]:
+            rows.append([f"`{name}`", f"`{alias.ours}`" if alias.ours else "none", alias.note or ""])
+    if not rows:
+        raise ValueError(f"no alias names the tool {tool!r}")
+    return table([f"{tool}", "here", "remark"], rows)
+
+
+def foreign_methods(_: str) -> str:
+    """Return other names of methods and tasks."""
+    rows = [[f"`{name}`", f"`method.name: {ours}`", note or ""] for name, (ours, note) in METHOD_ALIASES.items()]
+    rows += [[f"`{name}`", f"`task: {ours}`", ""] for name, ours in TASK_ALIASES.items()]
+    return table(["other name", "here", "remark"], rows)
+
+
+PARTS: dict[str, Callable[[str], str]] = {
+    "fields": fields,
+    "methods": methods,
+    "method": method,
+    "common": common,
+    "families": families,
+    "roles": role_paths,
+    "formats": formats,
+    "optimizers": optimizers,
+    "metrics": metrics,
+    "foreign-keys": foreign_keys,
+    "foreign-methods": foreign_methods,
+}
+
+
+def filled(page: str) -> str:
+    """Return a page with every generated part made anew."""
+
+    def fill(found: re.Match[str]) -> str:
+        name, argument = found.group(1), found.group(2) or ""
+        head = f"<!-- generated: {name}{f' {argument}' if argument else ''} -->"
+        return f"{head}\n{PARTS[name](argument)}\n<!-- end -->"
+
+    return PART.sub(fill, page)
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the pages, or with `--check` only compare; return the exit code."""
+    stale = []
+    for file in sorted(DOCS.glob("*.md")):
+        page = file.read_text(encoding="utf-8")
+        made = filled(page)
+        if made != page:
+            stale.append(file.name)
+            if "--check" not in arguments:
+                file.write_text(made, encoding="utf-8")
+    wrong = "--check" in arguments and bool(stale)
+    print("\n".join(f"{name}: {'out of date' if wrong else 'written'}" for name in stale) or "up to date")
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
