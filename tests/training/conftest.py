@@ -36,6 +36,8 @@ class Recorder:
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
 
+    def preparing(self, rows: int) -> None: ...
+
     def evaluation(self, metrics: dict[str, Any]) -> None:
         self.evaluations.append(metrics)
 
