@@ -7,6 +7,7 @@ table is the result and goes to standard output.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from peftcli.training.reporting import StepRecord, Summary
 
 
+PREPARING_EVERY = 10.0  # seconds between lines of a log while rows are tokenised
+
+
 class View(Protocol):
     """Where progress is drawn."""
 
@@ -29,6 +33,10 @@ class View(Protocol):
 
     def line(self, text: str) -> None:
         """Draw one line that stays."""
+        ...
+
+    def preparing(self, rows: int) -> None:
+        """Draw how many rows are tokenised so far."""
         ...
 
     def step(self, record: StepRecord) -> None:
@@ -70,6 +78,10 @@ class RunDisplay:
         """Show one sentence that the user should read."""
         self._view.line(f"note: {text}")
 
+    def preparing(self, rows: int) -> None:
+        """Show how many rows are tokenised so far."""
+        self._view.preparing(rows)
+
     def step(self, record: StepRecord) -> None:
         """Show that a step is done."""
         self._view.step(record)
@@ -87,6 +99,15 @@ class RunDisplay:
 
 class PlainView:
     """Lines for a log file: every line stands alone, only logged steps are shown."""
+
+    def __init__(self) -> None:
+        self._prepared_at = time.monotonic()
+
+    def preparing(self, rows: int) -> None:
+        """Print the number of rows now and then."""
+        if time.monotonic() - self._prepared_at >= PREPARING_EVERY:
+            self._prepared_at = time.monotonic()
+            self.line(f"preparing data: {count(rows)} rows")
 
     def header(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Print the facts, one a line."""
@@ -113,6 +134,8 @@ class _Nothing:
     def header(self, title: str, rows: list[tuple[str, str]]) -> None: ...
 
     def line(self, text: str) -> None: ...
+
+    def preparing(self, rows: int) -> None: ...
 
     def step(self, record: StepRecord) -> None: ...
 

@@ -8,9 +8,10 @@ from rich import box
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.status import Status
 from rich.table import Table
 
-from peftcli.cli.output import duration
+from peftcli.cli.output import count, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,12 +32,14 @@ class LiveView:
             refresh_per_second=5,  # each redraw costs a few milliseconds of the core that trains
             expand=True,
         )
+        self._preparing: Status | None = None
         self._task: TaskID | None = None
         self._loss: float | None = None
         self._speed: float | None = None
 
     def header(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Draw the facts of the run in a panel."""
+        self._prepared()
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
         grid.add_column(overflow="fold")
@@ -49,6 +52,19 @@ class LiveView:
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(text, markup=False)
+
+    def preparing(self, rows: int) -> None:
+        """Draw a line that counts rows."""
+        text = f"preparing data: {count(rows)} rows"
+        if self._preparing is None:
+            self._preparing = self._console.status(text)
+            self._preparing.start()
+        self._preparing.update(text)
+
+    def _prepared(self) -> None:
+        if self._preparing is not None:
+            self._preparing.stop()
+            self._preparing = None
 
     def step(self, record: StepRecord) -> None:
         """Move the bar; numbers that were not measured at this step stay as they were."""
@@ -67,4 +83,5 @@ class LiveView:
 
     def close(self) -> None:
         """Stop redrawing and leave the last state of the bar on the screen."""
+        self._prepared()
         self._progress.stop()

@@ -81,6 +81,15 @@ class DataReport:
         """Return the report as plain data, for the run directory."""
         return asdict(self)
 
+    def summary(self) -> str:
+        """Return the counts, template, packing and cache in one line, for a header."""
+        parts = [self.counts.line()]
+        if self.template:
+            parts.append(f"chat template {self.template}")
+        if self.packed_rows is not None:
+            parts.append(f"packed into {self.packed_rows:,}")
+        return "; ".join([*parts, f"cache {self.cache}"])
+
     def lines(self) -> list[str]:
         """Return the report for people, one fact a line."""
         out = [*self.evidence, self.counts.line()]

@@ -83,6 +83,10 @@ class Summary:
 class Reporter(Protocol):
     """Who shows a run. Called on the main process only: notes and the header, steps and evaluations, `finished`."""
 
+    def preparing(self, rows: int) -> None:
+        """Show how many rows are tokenised so far; not called when they are in the cache."""
+        ...
+
     def header(self, facts: dict[str, Any]) -> None:
         """Show what was decided before the first step.
 
@@ -110,6 +114,8 @@ class Reporter(Protocol):
 
 class Silent:
     """A reporter that shows nothing; what library callers and other processes use."""
+
+    def preparing(self, rows: int) -> None: ...
 
     def header(self, facts: dict[str, Any]) -> None: ...
 

@@ -93,6 +93,8 @@ def _train_locked(
         reporter.note(f"going on after step {session.state.step}")
     elif world.is_main:
         directory.begin(recipe_text)
+    if world.is_main:
+        directory.write_data_report(session.data.report.as_dict())
     world.wait()
     reporter.header(header(session))
     milestones.evaluate_first()
@@ -115,7 +117,8 @@ def header(session: Session) -> dict[str, Any]:
         "task": recipe.task,
         "method": recipe.method.name,
         "targets": summarise_targets(session.attachment.targets) or None,
-        "rows": f"{len(session.data.train):,} train, {validation:,} validation",
+        "data": "\n".join(session.data.report.evidence),
+        "rows": f"{len(session.data.train):,} train, {validation:,} validation ({session.data.report.summary()})",
         **{key: counts[key] for key in ("trainable", "total", "percent")},
         "device": str(session.world.device) + processes,
         "precision": str(session.precision),

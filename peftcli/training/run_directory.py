@@ -26,6 +26,7 @@ OWN_ENTRIES = (
     "summary.json",
     "plots",
     "samples.jsonl",
+    "data.json",
     "skipped_rows.jsonl",
     "logs",
     "profile",
@@ -148,6 +149,15 @@ class RunDirectory:
                 entry.unlink(missing_ok=True)
         remove_partial(self.path)
         write_text(self.recipe_file, recipe_text)
+
+    def write_data_report(self, report: Mapping[str, Any]) -> None:
+        """Write what became of the rows to data.json, and the skipped ones to skipped_rows.jsonl if there are any."""
+        skipped = report["skipped"]
+        rest = {key: value for key, value in report.items() if key != "skipped"}
+        write_text(self.path / "data.json", json.dumps(_finite(rest), indent=2, allow_nan=False) + "\n")
+        if skipped:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped)
+            write_text(self.path / "skipped_rows.jsonl", lines)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; it is the last file of a run and marks it finished."""

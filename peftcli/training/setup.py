@@ -139,7 +139,13 @@ def decide_half_precision(recipe: Recipe, device: torch.device) -> None:
         decide_precision(recipe.training, torch.float32, device, width=1)
 
 
-def prepare_data(loaded: LoadedRecipe, tokenizer: Any, anatomy: Anatomy, world: World) -> PreparedData:
+def prepare_data(
+    loaded: LoadedRecipe,
+    tokenizer: Any,
+    anatomy: Anatomy,
+    world: World,
+    progress: Callable[[int], None] | None = None,
+) -> PreparedData:
     """Prepare the rows once: the main process first, the others read what it cached."""
     recipe, spec = loaded.recipe, loaded.recipe.data
     if spec is None:
@@ -158,6 +164,7 @@ def prepare_data(loaded: LoadedRecipe, tokenizer: Any, anatomy: Anatomy, world: 
             model_max_positions=positions_left(anatomy, recipe.method),
             problem_type=recipe.model.problem_type,
             stream_rows=stream_rows,
+            progress=progress,
         )
 
     return main_first(world, run)
@@ -221,7 +228,7 @@ def build_session(
     seed_everything(recipe.seed)
     torch.set_float32_matmul_precision("high" if spec.tf32 and world.device.type == "cuda" else "highest")
     known = outline(loaded, world.device)
-    data = prepare_data(loaded, known.tokenizer, known.anatomy, world)
+    data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
     plan = make_plan(spec, len(data.train), world.size)
     validation = {name: rows for name, rows in data.validation.items() if len(rows)}
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
