@@ -79,6 +79,18 @@ FORMATS: tuple[Format, ...] = (
         "a directory with a folder for each class, and .txt files in it",
     ),
     Format(
+        "alpaca",
+        (CAUSAL, SEQ2SEQ),
+        (
+            Column("instruction"),
+            Column("input", required=False),
+            Column("output", ("response",), target=True),
+            Column("instances", required=False),
+            Column("system", required=False),
+        ),
+        '{"instruction": "...", "input": "...", "output": "..."}, or "instances": [{"input", "output"}]',
+    ),
+    Format(
         "input_target",
         (SEQ2SEQ,),
         (
@@ -105,18 +117,6 @@ FORMATS: tuple[Format, ...] = (
             Column("tools", required=False),
         ),
         '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
-    ),
-    Format(
-        "alpaca",
-        (CAUSAL, SEQ2SEQ),
-        (
-            Column("instruction"),
-            Column("input", required=False),
-            Column("output", ("response",), target=True),
-            Column("instances", required=False),
-            Column("system", required=False),
-        ),
-        '{"instruction": "...", "input": "...", "output": "..."}, or "instances": [{"input", "output"}]',
     ),
     Format(
         "prompt_completion",

@@ -1,0 +1,105 @@
+"""The commands of README and docs, executed on a tiny model in a directory laid out as the pages assume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peftcli.cli.app import main
+from tests.docs.pages import PAGES, commands
+from tests.tiny import save_tiny
+
+PLACEHOLDERS = {"RECIPE": "recipe.yaml", "RUN": "runs/lora", "FILE": "articles.jsonl", "DIR": "made", "M": "model"}
+LEFT_OUT = {
+    ("train", "--num-processes"): "starts processes; tests/training does that",
+    ("init",): "asks or writes beside the reader's data; tests/cli does that",
+    ("chat",): "talks with a person; tests/cli does that",
+}
+"""Words of a command: why it is not executed here."""
+
+Run = Callable[..., int]
+
+
+def executable() -> list[tuple[str, ...]]:
+    """Return the different commands with their placeholders filled in; those that only name a command are left out."""
+    found: dict[tuple[str, ...], None] = {}
+    for page in PAGES:
+        for words in commands(page):
+            given = [word for word in words if not word.startswith("[") and word != "...]"]
+            filled = [PLACEHOLDERS.get(word, word) for word in given]
+            bare = len(filled) == 1 and filled[0] not in ("methods", "schema") and not filled[0].startswith("-")
+            if not bare and not any(set(some) <= set(filled) for some in LEFT_OUT):
+                found[tuple(filled)] = None
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with the files that the pages speak of: a model, data, recipes; nothing is trained yet."""
+    path = tmp_path_factory.mktemp("pages")
+    save_tiny(path / "model", "bert", "base")
+    rows = [{"text": f"the {word} cat {n}", "label": word} for n in range(16) for word in ("red", "blue")]
+    (path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (path / "configs").mkdir()
+    for file, output in (("configs/lora.yaml", "runs/lora"), ("recipe.yaml", "runs/recipe")):
+        recipe = {
+            "model": {"name_or_path": str(path / "model")},
+            "task": "sequence_classification",
+            "data": {"path": str(path / "articles.jsonl"), "val_set_size": 8, "cache_dir": str(path / "cache")},
+            "method": {"name": "lora", "r": 4},
+            "training": {"max_steps": 2, "per_device_train_batch_size": 8},
+            "output_dir": output,
+        }
+        (path / file).write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of it in which both recipes have been trained."""
+    path = tmp_path_factory.mktemp("trained") / "place"
+    shutil.copytree(place, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        for recipe in ("configs/lora.yaml", "recipe.yaml"):
+            assert run("train", recipe, "--quiet") == 0
+    return path
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_commands_are_found() -> None:
+    found = executable()
+    assert ("eval", "runs/lora") in found
+    assert ("inspect", "recipe.yaml") in found
+    assert len(found) >= 12
+
+
+@pytest.mark.parametrize("words", executable(), ids=" ".join)
+def test_a_command_of_the_pages_succeeds(
+    words: tuple[str, ...],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "place"
+    shutil.copytree(trained, path)
+    if words[0] == "train" and "--resume" not in words:
+        shutil.rmtree(path / "runs")
+    monkeypatch.chdir(path)
+    code = run(*words)
+    captured = capfd.readouterr()
+    assert code == 0, captured.err
+    assert "Traceback" not in captured.err

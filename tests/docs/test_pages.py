@@ -1,0 +1,69 @@
+"""README and docs: recipes are valid, commands parse, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from peftcli.cli.app import build_app
+from peftcli.methods.registry import registry
+from peftcli.recipe.load import load_recipe
+from tests.docs.pages import PAGES, ROOT, blocks, commands, text_of
+
+DOCS = ["recipes", "models", "data", "methods", "devices", "coming-from"]
+
+
+def test_every_page_is_there() -> None:
+    assert {f"docs/{name}.md" for name in DOCS} <= set(PAGES)
+
+
+def test_every_recipe_on_a_page_is_valid(tmp_path: Path) -> None:
+    seen = 0
+    for page in PAGES:
+        for number, body in enumerate(blocks(page, "yaml", "yml")):
+            file = tmp_path / f"{page.replace('/', '-')}-{number}.yaml"
+            file.write_text(body, encoding="utf-8")
+            load_recipe(file, [], registry)
+            seen += 1
+    assert seen >= 5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_on_a_page_parses(page: str) -> None:
+    group = typer.main.get_command(build_app())
+    assert isinstance(group, typer.core.TyperGroup)
+    for name, *arguments in commands(page):
+        if name.startswith("-"):
+            group.make_context("peft", [name], resilient_parsing=True)
+            continue
+        command = group.get_command(typer.Context(group), name)
+        assert command is not None, f"{page}: there is no `peft {name}`"
+        if arguments:  # a bare `peft validate` in a sentence names the command
+            command.make_context(name, [argument.strip("[]") for argument in arguments])
+
+
+def test_commands_are_found() -> None:
+    assert ["eval", "runs/lora"] in commands("README.md")
+    assert ["train", "recipe.yaml"] in commands("docs/devices.md")  # the one behind torchrun
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(str(target.resolve().relative_to(ROOT)))):
+            wrong.append(link)
+    assert wrong == []
