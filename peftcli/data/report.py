@@ -81,6 +81,10 @@ class DataReport:
         """Return the report as plain data, for the run directory."""
         return asdict(self)
 
+    def for_summary(self) -> dict[str, Any]:
+        """Return the report as plain data without the skipped rows, which a run lists in a file of their own."""
+        return {key: value for key, value in self.as_dict().items() if key != "skipped"}
+
     def summary(self) -> str:
         """Return the counts, template, packing and cache in one line, for a header."""
         parts = [self.counts.line()]

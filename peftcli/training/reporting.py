@@ -47,6 +47,7 @@ class Summary:
         eval_before: the same before the first step.
         train_runtime: seconds of the loop, evaluation and checkpoints included, over all resumed parts.
         tokens_per_second: non-padding training tokens over the time spent in training steps.
+        data: what became of the rows: counts, format, evidence, template, cache.
     """
 
     status: str
@@ -74,6 +75,7 @@ class Summary:
     artifact: str = "adapter"
     stopped_early: bool = False
     notes: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for summary.json and `--json`."""

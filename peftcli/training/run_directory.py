@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,6 @@ OWN_ENTRIES = (
     "summary.json",
     "plots",
     "samples.jsonl",
-    "data.json",
     "skipped_rows.jsonl",
     "logs",
     "profile",
@@ -150,13 +149,10 @@ class RunDirectory:
         remove_partial(self.path)
         write_text(self.recipe_file, recipe_text)
 
-    def write_data_report(self, report: Mapping[str, Any]) -> None:
-        """Write what became of the rows to data.json, and the skipped ones to skipped_rows.jsonl if there are any."""
-        skipped = report["skipped"]
-        rest = {key: value for key, value in report.items() if key != "skipped"}
-        write_text(self.path / "data.json", json.dumps(_finite(rest), indent=2, allow_nan=False) + "\n")
-        if skipped:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped)
+    def write_skipped_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """List the broken rows that were passed over, if there are any: source, row, message, excerpt, expectation."""
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_text(self.path / "skipped_rows.jsonl", lines)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
