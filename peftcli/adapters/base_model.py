@@ -104,8 +104,8 @@ def fit(base: Base, params: MethodParams, state: Mapping[str, Tensor], task: str
     Raises:
         UserError: the tensors are not exactly those that the method adds to this base.
     """
-    attachment = apply_method(base.model, base.anatomy, params)
     try:
+        attachment = apply_method(base.model, base.anatomy, params)
         attachment.load_state_dict(state)
     except UserError as error:
         raise UserError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from peftcli.adapters import hf_common
 from peftcli.adapters.format import AdapterMeta
+from peftcli.errors import UserError
 from peftcli.layers.svd_lora import svd_scale
 from peftcli.methods.adalora import SUFFIXES, AdaLoraParams
 from peftcli.methods.lora import LoraParams
@@ -127,14 +128,17 @@ def read(
         modules_to_save=whole or None,
     )
     targets = hf_common.foreign_targets(config, keys)
-    kept = {key: _without_zeros(state, key) for key in keys}
+    kept = {key: _without_zeros(state, key, where) for key in keys}
     for tensors_of in kept.values():
         state.update(tensors_of)
     return params, state, hf_common.foreign_record(config, where, targets=targets, whole=whole), tuple(notes)
 
 
-def _without_zeros(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+def _without_zeros(state: Mapping[str, Tensor], key: str, where: Path) -> dict[str, Tensor]:
     """Return one place's tensors without the ranks whose singular value is zero, as our files hold them."""
     a, e, b = (state[f"{key}.{suffix}"] for suffix in SUFFIXES)
+    if a.ndim != 2 or b.ndim != 2 or e.shape != (len(a), 1) or b.shape[1] != len(a):
+        found = ", ".join(str(tuple(tensor.shape)) for tensor in (a, e, b))
+        raise UserError(f"{where}: {key} has shapes {found}; expected (k, in), (k, 1) and (out, k)")
     kept = torch.nonzero(e.flatten()).flatten()
     return {f"{key}.lora_A": a[kept], f"{key}.lora_E": e[kept], f"{key}.lora_B": b[:, kept]}

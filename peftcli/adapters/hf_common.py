@@ -99,13 +99,23 @@ def own_keys(tensors: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tens
 
 
 def whole_modules(keys: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the modules that HF peft saved whole: the outermost that its names match, by ending as it does."""
+    """Return the modules that HF peft saved whole: the outermost that its names match, by ending as it does.
+
+    Raises:
+        UserError: a key belongs to no such module: nothing would ever read it.
+    """
     endings = (*(config.get("modules_to_save") or ()), "classifier", "score")
     found: dict[str, None] = {}
     for key in keys:
         parts = key.split(".")[:-1]
         paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
-        found[next((path for path in paths if path.endswith(endings)), paths[-1])] = None
+        whole = next((path for path in paths if path.endswith(endings)), None)
+        if whole is None:
+            raise UserError(
+                f"unexpected {key}: it is no part of the method, and below no module of modules_to_save",
+                suggestion="save or download the adapter again",
+            )
+        found[whole] = None
     return list(found)
 
 
