@@ -28,6 +28,9 @@ def train(
         int | None,
         typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine, each on its own device."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of a few steps, and where their time and memory went.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +55,13 @@ def train(
         from peftcli.training.setup import prepare_once
 
         prepare_once(loaded)
-        flags = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet, "--json": as_json}
+        flags = {
+            "--resume": resume,
+            "--overwrite": overwrite,
+            "--profile": profile,
+            "--quiet": quiet,
+            "--json": as_json,
+        }
         again = ["train", str(recipe), *changes, *(flag for flag, on in flags.items() if on)]
         raise typer.Exit(launch(again, num_processes))
 
@@ -61,6 +70,6 @@ def train(
     from peftcli.training.run import train as run_training
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
-        summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display)
+        summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile)
     if as_json and is_main_process():
         print_json(summary.as_dict())

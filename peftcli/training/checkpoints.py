@@ -33,6 +33,7 @@ class TrainState:
         window: loss sum, its count, tokens and seconds since the last logged step.
         loss_sum, loss_count: of the whole run.
         best_value, best_step, best_metrics: the best evaluation so far.
+        best_settled: whether the adapter then had its final form (`Attachment.settled`).
         bad_evaluations: evaluations in a row without improvement.
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
@@ -50,6 +51,7 @@ class TrainState:
     loss_count: float = 0.0
     best_value: float | None = None
     best_step: int | None = None
+    best_settled: bool = False
     best_metrics: dict[str, Any] | None = None
     bad_evaluations: int = 0
     eval_before: dict[str, Any] | None = None

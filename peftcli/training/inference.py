@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftcli.adapters.format import check_base
+from peftcli.adapters.base_model import check_config
 from peftcli.adapters.loading import SavedAdapter, load_adapter
 from peftcli.data.labels import LabelSpec
 from peftcli.data.prepare import prepare_for_evaluation, prepare_for_prediction
@@ -118,9 +118,9 @@ def _open_adapter(
     saved = load_adapter(directory.path / "adapter")
     labels = LabelSpec.from_dict(dict(saved.meta.labels)) if saved.meta.labels else None
     spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
+    check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
     tokenizer = load_tokenizer(spec, recipe.task)
     base = load_model(spec, recipe.task, labels=labels, device=world.device, seed=recipe.seed)
-    check_base(saved.meta, base.identity, directory.path)
     notes += _changed_base(saved, base)
     fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
     anatomy = read_anatomy(base.model, recipe.model.anatomy)

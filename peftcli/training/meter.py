@@ -52,6 +52,8 @@ class Meter:
             session.append_metrics(line)
         if session.world.is_main:
             session.reporter.step(record)
+        if session.after_step is not None:
+            session.after_step()
 
     def _record(self, **measured: float) -> StepRecord:
         session, state = self._session, self._session.state

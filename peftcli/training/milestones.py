@@ -68,7 +68,11 @@ class Milestones:
         better = gain > 0 or (state.best_value is None and not math.isnan(value))
         enough = gain > spec.early_stopping_threshold
         state.bad_evaluations = 0 if enough else state.bad_evaluations + 1
+        settled = self.session.attachment.settled(state.step, self.session.plan.total_steps)
+        if settled and not state.best_settled:  # the first adapter in its final form, whatever came before
+            better = not math.isnan(value)
         if better or state.best_step is None:
+            state.best_settled = settled
             state.best_value, state.best_step = value, state.step
             state.best_metrics = metrics
             if self.session.world.is_main:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,27 @@ from peftcli.models.targets import summarise_targets
 from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.training.curves import write_plots
+from peftcli.training.hub import push
 from peftcli.training.loop import train_steps
 from peftcli.training.milestones import Milestones
 from peftcli.training.precision import pick_device
+from peftcli.training.profiling import profiled
 from peftcli.training.reporting import Reporter, Silent, Summary
 from peftcli.training.run_directory import RunDirectory, RunStatus
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
 from peftcli.training.signals import stop_on_signal
+from peftcli.training.tracking import Trackers
 from peftcli.training.world import World
 
 
 def train(
-    loaded: LoadedRecipe, *, resume: bool = False, overwrite: bool = False, reporter: Reporter | None = None
+    loaded: LoadedRecipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    profile: bool = False,
 ) -> Summary:
     """Train what a recipe says, and leave a run directory.
 
@@ -42,6 +51,7 @@ def train(
         resume: go on with an unfinished run of this recipe.
         overwrite: replace a run that is in the output directory.
         reporter: who shows it; by default nobody.
+        profile: write a trace of a few steps, and a table of where their time and memory went.
 
     Returns:
         The summary; of the run that is there already, if this recipe was finished before.
@@ -61,8 +71,10 @@ def train(
     status = world.broadcast(status)
     if status is RunStatus.FINISHED:
         return _already_finished(directory, reporter)
-    with directory.locked() if world.is_main else nullcontext(), stop_on_signal() as stop:
-        return _train_locked(loaded, world, directory, reporter, text, status, stop)
+    with directory.locked() if world.is_main else nullcontext():
+        session, milestones = _start(loaded, world, directory, reporter, text, status)
+        with watched(session, profile=profile):
+            return _run(session, milestones)
 
 
 def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
@@ -73,15 +85,15 @@ def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
     return summary
 
 
-def _train_locked(
+def _start(
     loaded: LoadedRecipe,
     world: World,
     directory: RunDirectory,
     reporter: Reporter,
     recipe_text: str,
     status: RunStatus,
-    stop: Any,
-) -> Summary:
+) -> tuple[Session, Milestones]:
+    """Build the session, and put it where an unfinished run left off."""
     checkpoints = directory.checkpoints()
     tree = checkpoints.latest(reporter.note) if status is RunStatus.UNFINISHED else None
     recorded = tree["progress"]["compute_dtype"] if tree else None
@@ -94,16 +106,37 @@ def _train_locked(
     elif world.is_main:
         directory.begin(recipe_text)
     if world.is_main:
-        directory.write_data_report(session.data.report.as_dict())
+        directory.write_skipped_rows(session.data.report.skipped)
     world.wait()
     reporter.header(header(session))
+    return session, milestones
+
+
+def _run(session: Session, milestones: Milestones) -> Summary:
+    """Take the steps, or stop when asked, and finish."""
     milestones.evaluate_first()
-    if not train_steps(session, milestones, stop):
+    with stop_on_signal() as stop:  # from here on there is something to save
+        done = train_steps(session, milestones, stop)
+    if not done:
         raise Stopped(
             f"stopped after step {session.state.step} of {session.plan.total_steps}; its state is saved, "
             "go on with --resume"
         )
     return finish(session, milestones)
+
+
+@contextmanager
+def watched(session: Session, *, profile: bool) -> Iterator[None]:
+    """Switch on what looks on: the trackers of the recipe, and the profiler if asked for."""
+    names = session.recipe.training.report_to
+    with ExitStack() as stack:
+        if session.world.is_main and names:
+            session.trackers = Trackers(names, session.directory.path, session.recipe.as_dict())
+            stack.callback(session.trackers.finish)
+        if session.world.is_main and profile:
+            watcher = profiled(session.directory.path, session.world.device, session.reporter.note)
+            session.after_step = stack.enter_context(watcher)
+        yield
 
 
 def header(session: Session) -> dict[str, Any]:
@@ -135,7 +168,7 @@ def header(session: Session) -> dict[str, Any]:
 def parameter_counts(session: Session) -> dict[str, Any]:
     """Return trainable, saved and total numbers of the live model."""
     trainable = sum(p.numel() for p in session.attachment.trainable_parameters().values())
-    saved = sum(t.numel() for t in session.attachment.adapter_tensors().values())
+    saved = session.attachment.saved_size()
     total = count_parameters(session.model)
     return {"trainable": trainable, "saved": saved, "total": total, "percent": round(100 * trainable / total, 4)}
 
@@ -153,6 +186,9 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         directory.write_summary(summary.as_dict())
         milestones.checkpoints.remove_best()
         session.reporter.finished(summary)
+        if session.recipe.training.push_to_hub is not None:
+            kind = "model" if session.info.artifact == "model" else "adapter"
+            session.reporter.note(f"pushed to {push(directory.path / kind, session.recipe.training.push_to_hub)}")
     world.wait()
     return summary
 
@@ -214,6 +250,7 @@ def summarise(session: Session) -> Summary:
         versions=versions(),
         artifact=session.info.artifact,
         stopped_early=state.stopped_early,
+        data=session.data.report.for_summary(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from peftcli.training.reporting import Reporter
 from peftcli.training.run_directory import RunDirectory
 from peftcli.training.schedule import learning_rate_factor
 from peftcli.training.tasks import Batch, Task
+from peftcli.training.tracking import Trackers
 from peftcli.training.world import World
 
 
@@ -38,6 +39,8 @@ class Session:
         validation: named validation sets that have rows.
         learning_rate: the peak rate.
         state: what moves; replaced when a checkpoint is read.
+        trackers: of the recipe, on the main process.
+        after_step: called after every step (the profiler).
     """
 
     loaded: LoadedRecipe
@@ -60,6 +63,8 @@ class Session:
     scaler: torch.amp.GradScaler
     validation: Mapping[str, Any]
     state: TrainState = field(default_factory=TrainState)
+    trackers: Trackers | None = None
+    after_step: Callable[[], None] | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -122,6 +127,8 @@ class Session:
         """Write a line of metrics.jsonl and hand it to the trackers."""
         if self.world.is_main:
             self.directory.append_metrics(line)
+        if self.trackers is not None:
+            self.trackers.log(line)
 
     def checkpoint_tree(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """Return everything that going on needs.

@@ -29,6 +29,7 @@ from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.training.collation import Collator
 from peftcli.training.evaluation import Evaluator
+from peftcli.training.hub import hub_problems
 from peftcli.training.metrics import metric_problems, wanted_metrics
 from peftcli.training.neftune import add_neftune
 from peftcli.training.optimizers import make_optimizer, optimizer_problems
@@ -40,6 +41,7 @@ from peftcli.training.reporting import Reporter
 from peftcli.training.run_directory import RunDirectory
 from peftcli.training.session import Session
 from peftcli.training.tasks import TASKS, Task, TaskSettings
+from peftcli.training.tracking import tracker_problems
 from peftcli.training.world import World
 
 T = TypeVar("T")
@@ -82,7 +84,9 @@ def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
     spec = model_spec(recipe)
     config = load_config(spec)
     tokenizer, notes = load_tokenizer_with_notes(spec, recipe.task)
-    problems = [*_method_problems(info, recipe, spec), *optimizer_problems(recipe.training, device.type)]
+    training = recipe.training
+    problems = [*_method_problems(info, recipe, spec), *optimizer_problems(training, device.type)]
+    problems += [*tracker_problems(training.report_to), *hub_problems(training.push_to_hub)]
     with collecting(problems):
         decide_half_precision(recipe, device)
     attached: list[tuple[Anatomy, Attachment]] = []

@@ -27,6 +27,8 @@ class Recorder:
         self.evaluations: list[dict[str, Any]] = []
         self.summary: Summary | None = None
 
+    def preparing(self, rows: int) -> None: ...
+
     def header(self, facts: dict[str, Any]) -> None:
         self.facts = facts
 
@@ -35,8 +37,6 @@ class Recorder:
 
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
-
-    def preparing(self, rows: int) -> None: ...
 
     def evaluation(self, metrics: dict[str, Any]) -> None:
         self.evaluations.append(metrics)

@@ -149,3 +149,32 @@ def test_a_validation_set_is_asked_for_where_there_is_none(recipe) -> None:
 def test_packed_rows_train_like_any_other(recipe, recorder) -> None:
     train(recipe(data__packing=True, training__max_steps=3, training__per_device_train_batch_size=1), reporter=recorder)
     assert recorder.losses[-1] < recorder.losses[0]
+
+
+def test_tensorboard_gets_every_line_and_wandb_is_asked_for(recipe) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loaded = recipe(training__report_to=["tensorboard"], training__max_steps=3)
+    train(loaded)
+    files = sorted((Path(loaded.recipe.output_dir) / "logs").rglob("events*"))
+    read = EventAccumulator(str(files[0].parent))
+    read.Reload()
+    assert [event.step for event in read.Scalars("loss")] == [1, 2, 3]
+    with pytest.raises(UserError, match="wandb is not installed"):
+        train(recipe(name="wandb", training__report_to=["wandb"]))
+
+
+def test_pushing_needs_a_token_before_anything_is_loaded(recipe, monkeypatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UserError, match="hf auth login"):
+        train(recipe(training__push_to_hub="me/adapter"))
+
+
+def test_a_profile_is_a_trace_and_a_table(recipe, recorder) -> None:
+    loaded = recipe(training__max_steps=8)
+    train(loaded, reporter=recorder, profile=True)
+    profile = Path(loaded.recipe.output_dir) / "profile"
+    assert json.loads((profile / "trace.json").read_text())["traceEvents"]
+    table = (profile / "table.txt").read_text()
+    assert "addmm" in table or "mm" in table
+    assert any("profile of 3 steps" in note for note in recorder.notes)

@@ -1,0 +1,77 @@
+"""Trackers (TensorBoard, Weights & Biases, MLflow) through Accelerate; none unless `training.report_to` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from peftcli.errors import Problem
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def tracker_problems(names: Sequence[str]) -> list[Problem]:
+    """Return the trackers whose package is missing."""
+    return [
+        Problem(f"{name} is not installed", key="training.report_to", suggestion=f"python -m pip install {package}")
+        for name, package in PACKAGES.items()
+        if name in names and find_spec(package) is None
+    ]
+
+
+class Trackers:
+    """The trackers of a run, on the main process.
+
+    Args:
+        names: of `training.report_to`.
+        directory: the run's; local trackers write below `logs/`.
+        config: the resolved recipe, stored with the run.
+    """
+
+    def __init__(self, names: Sequence[str], directory: Path, config: Mapping[str, Any]) -> None:
+        self._trackers: list[Any] = [_start(name, directory) for name in dict.fromkeys(names)]
+        for tracker in self._trackers:
+            tracker.store_init_configuration(_flat(config))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Hand on the numbers of a line of metrics.jsonl."""
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        step = int(numbers.pop("step", 0))
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+
+    def finish(self) -> None:
+        """Close files and connections."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _start(name: str, directory: Path) -> Any:
+    from accelerate import tracking
+
+    logs = directory / "logs"
+    if name == "tensorboard":
+        logs.mkdir(parents=True, exist_ok=True)
+        tracker: Any = tracking.TensorBoardTracker(directory.name, logging_dir=logs)
+    elif name == "wandb":
+        tracker = tracking.WandBTracker(directory.name)
+    else:
+        tracker = tracking.MLflowTracker(directory.name)
+    if hasattr(tracker, "start"):  # accelerate 1.x made connecting a step of its own
+        tracker.start()
+    return tracker
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a recipe as dotted keys with values that every tracker stores: numbers, words and truths."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        elif isinstance(value, int | float | str | bool):
+            flat[f"{prefix}{key}"] = value
+        elif value is not None:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
