@@ -29,6 +29,8 @@ from peftcli.recipe.schema import ModelSpec
 Note = Callable[[str], None]
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_OLD_BUFFERS = ("position_ids", "attn.bias", "masked_bias", "inv_freq")
+"""Constants that older checkpoints hold; today's models make them."""
 LOUD_ROUNDING = 0.3
 """Rounding that is told, as a share of the adapter's own effect: half-precision merges wipe out small adapters."""
 _SPARE_BYTES = 64 * 2**20
@@ -267,9 +269,10 @@ def _plan_notes(plan: Plan) -> list[str]:
     notes = []
     if plan.untied:
         notes.append(f"no longer tied, since only one of them changed: {', '.join(plan.untied)}")
-    if plan.left_out:
-        shown = ", ".join(plan.left_out[:3]) + (", ..." if len(plan.left_out) > 3 else "")
-        notes.append(f"{len(plan.left_out)} tensors of the base that this task's model does not have: {shown}")
+    left_out = [name for name in plan.left_out if not name.endswith(_OLD_BUFFERS)]
+    if left_out:
+        shown = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+        notes.append(f"left out, since this task's model has no such weights: {shown}")
     return notes
 
 

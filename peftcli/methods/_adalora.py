@@ -56,6 +56,10 @@ class AdaLoraAttachment(Attachment):
         """Update importance and prune, by the schedule of a run of `total_steps`."""
         self.allocator.step(step, self.schedule(total_steps))
 
+    def settled(self, step: int, total_steps: int) -> bool:
+        """Return whether the ranks are down to the final budget for good."""
+        return step > total_steps - self.schedule(total_steps).tfinal or step == total_steps
+
     def saved_size(self) -> int:
         """Return the numbers in the file: of the ranks kept, or of target_r everywhere before training has begun."""
         parts = list(self._parts().values())

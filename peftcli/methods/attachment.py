@@ -148,6 +148,13 @@ class Attachment:
     def after_optimizer_step(self, step: int, total_steps: int) -> None:
         """Run once per step taken, before gradients are cleared; `step` counts from 1."""
 
+    def settled(self, step: int, total_steps: int) -> bool:
+        """Return whether the adapter after this step has its final form; only such a one is kept as the best.
+
+        AdaLoRA's has not before its ranks are down to the budget that the recipe asks for.
+        """
+        return True
+
     def training_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides `state_dict` (allocator, prefix MLP): tensors and plain values."""
         return {}

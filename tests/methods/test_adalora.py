@@ -292,3 +292,9 @@ def test_the_same_as_hf_peft(dropout: float) -> None:
         kept = theirs.base_model.model.get_submodule(placed.key).lora_E["default"]
         torch.testing.assert_close(placed.part.lora_E, kept)
     assert sum(attachment.ranks().values()) < 4 * len(attachment.placed)
+
+
+def test_only_an_adapter_at_the_final_budget_is_kept_as_the_best() -> None:
+    attachment = adalora("llama", init_r=4, target_r=2, tinit=1, tfinal=3, deltaT=2)
+    assert [step for step in range(1, 11) if attachment.settled(step, 10)] == [8, 9, 10]
+    assert attached("ia3", "llama").settled(1, 10)
