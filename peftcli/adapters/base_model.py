@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
-from peftcli.adapters.format import AdapterMeta, describe
+from peftcli.adapters.format import AdapterMeta, check_base, describe
 from peftcli.errors import UserError
 from peftcli.methods.apply import apply_method
 from peftcli.models.anatomy import Anatomy
@@ -72,6 +72,24 @@ class BaseName:
         dtype = getattr(model.config, "dtype", None) or torch.float32  # the checkpoint's: nobody recorded another
         identity = identify(find_source(self.name), model, dtype, None, spec)
         return Base(model, read_anatomy(model), identity)
+
+
+def check_config(meta: AdapterMeta, spec: ModelSpec, where: Path) -> None:
+    """Refuse a base that the adapter was not made for, by its config alone: no weights are read.
+
+    Args:
+        meta: of the saved adapter.
+        spec: the base.
+        where: the adapter, for the message.
+
+    Raises:
+        UserError: another architecture, width, depth or vocabulary.
+    """
+    from peftcli.models.loading import load_config, shape_of
+
+    config = load_config(spec)
+    name, kind = spec.name_or_path, str(config.model_type)
+    check_base(meta, BaseIdentity(name, None, "", None, "", kind, {}, shape_of(config)), where)
 
 
 def known_task(task: str) -> TaskName:

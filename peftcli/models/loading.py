@@ -195,7 +195,6 @@ def identify(
     source: ModelSource, model: PreTrainedModel, dtype: torch.dtype, quantization: str | None, spec: ModelSpec
 ) -> BaseIdentity:
     """Return the identity of a loaded base."""
-    config = model.config.get_text_config()
     commit = getattr(model.config, "_commit_hash", None)
     return BaseIdentity(
         name=spec.name_or_path,
@@ -205,17 +204,20 @@ def identify(
         dtype=str(dtype).removeprefix("torch."),
         model_type=model.config.model_type,
         versions=_versions(),
-        shape={
-            key: int(value)
-            for key, value in (
-                ("hidden_size", getattr(config, "hidden_size", None)),
-                ("layers", getattr(config, "num_hidden_layers", None)),
-                ("vocab_size", getattr(config, "vocab_size", None)),
-            )
-            if value is not None
-        },
+        shape=shape_of(model.config),
         source="gguf" if source.kind == "gguf" else "safetensors",
     )
+
+
+def shape_of(config: PretrainedConfig) -> dict[str, int]:
+    """Return the sizes that an adapter depends on, as `BaseIdentity.shape` holds them; no weights are needed."""
+    text = config.get_text_config()
+    sizes = {
+        "hidden_size": getattr(text, "hidden_size", None),
+        "layers": getattr(text, "num_hidden_layers", None),
+        "vocab_size": getattr(text, "vocab_size", None),
+    }
+    return {key: int(value) for key, value in sizes.items() if value is not None}
 
 
 def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:

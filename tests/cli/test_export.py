@@ -78,3 +78,29 @@ def test_what_is_no_adapter_is_told(run: Path, cli: Cli, tmp_path: Path) -> None
     as_lora = cli("export", run, "-o", tmp_path / "out", "--to", "adapterhub", "--as", "lora")
     assert as_lora.code == 2 and "--to hf-peft" in as_lora.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 999}, "vocab_size 999 instead of"),
+        ({"hidden_size": 64}, "hidden_size 64 instead of 32"),
+        ({"model_type": "roberta"}, "architecture roberta instead of bert"),
+    ],
+)
+def test_another_base_is_refused_before_its_weights_are_read(
+    changes: dict[str, object], message: str, run: Path, cli: Cli, tmp_path: Path
+) -> None:
+    recipe = run / "recipe.yaml"
+    original = recipe.read_text()
+    base = next(line.split(": ", 1)[1] for line in original.splitlines() if "name_or_path" in line)
+    config = json.loads((Path(base) / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({**config, **changes}))  # and no weights at all
+    recipe.write_text(original.replace(base, str(other)))
+    try:
+        found = cli("predict", run, "--input", tmp_path / "rows.jsonl")
+    finally:
+        recipe.write_text(original)
+    assert found.code == 2 and message in found.err, found.err
