@@ -58,6 +58,7 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.models.reading import read_anatomy
     from peftcli.models.tokenizers import load_tokenizer
     from peftcli.recipe.load import load_recipe
+    from peftcli.training.setup import positions_left
 
     loaded = load_recipe(path, overrides, registry)
     spec = loaded.recipe.data
@@ -65,7 +66,9 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
         raise UserError(loaded.problem("data", "the recipe has no data block"))
     task, model = loaded.recipe.task, loaded.recipe.model
     tokenizer = load_tokenizer(model, task)
-    longest = read_anatomy(build_meta(load_config(model), task), model.anatomy).max_positions
+    anatomy = read_anatomy(build_meta(load_config(model), task), model.anatomy)
+    longest = positions_left(anatomy, loaded.recipe.method)
+    spec = spec.model_copy(update={"streaming": False})  # what is read row by row can be counted all the same
     data = prepare(
         spec,
         task,

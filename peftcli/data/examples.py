@@ -209,6 +209,8 @@ def _pretokenized(plan: Plan, values: Mapping[str, Any], task: TaskName) -> list
     ids = cell(values, plan.columns["input_ids"])
     if not _is_ints(ids) or not ids:
         raise RowError("input_ids is not a list of token numbers", plan.format.expected)
+    if min(ids) < 0:
+        raise RowError(f"input_ids holds {min(ids)}", "token numbers from 0")
     if "labels" not in plan.columns or plan.predicting:
         if task in (CLASSIFICATION, TOKENS, SEQ2SEQ) and not plan.predicting:
             raise RowError("no column 'labels'", plan.format.expected)

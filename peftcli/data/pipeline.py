@@ -19,7 +19,7 @@ from peftcli.data.encode_classification import ClassificationEncoder
 from peftcli.data.encode_pairs import PairEncoder
 from peftcli.data.encode_tags import TagEncoder
 from peftcli.data.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
-from peftcli.data.examples import Example, build
+from peftcli.data.examples import Example, Tokens, build
 from peftcli.data.formats import CLASSIFICATION, SEQ2SEQ, TOKENS, Plan, cell, recognise
 from peftcli.data.labels import Kind, kind_of
 from peftcli.data.records import BadRow, Record, RowError
@@ -100,6 +100,7 @@ class Worker:
     def __init__(self, tokenizer: Any, settings: EncodeSettings, group_by: str | None) -> None:
         self._settings, self._group_by = settings, group_by
         self._names = Names()
+        self._vocabulary = len(tokenizer)
         if settings.task == CLASSIFICATION:
             self._encoder: Any = ClassificationEncoder(tokenizer, settings, self._names)
         elif settings.task == TOKENS:
@@ -125,6 +126,7 @@ class Worker:
         for record in records:
             try:
                 made = build(plan, record, self._settings.task)
+                self._check_vocabulary(made)
                 group = self._group(record)
             except RowError as error:
                 bad.append(error.at(record))
@@ -141,6 +143,13 @@ class Worker:
             else:
                 outcomes[owner].append(outcome)
         return self._collect(kept, groups, outcomes, broken, bad)
+
+    def _check_vocabulary(self, made: Sequence[Example]) -> None:
+        """Raise a `RowError` for tokens that the tokenizer does not have; the embedding would fail on them much later."""
+        for example in made:
+            if isinstance(example, Tokens) and max(example.input_ids) >= self._vocabulary:
+                message = f"input_ids holds {max(example.input_ids)}, but there are {self._vocabulary} tokens"
+                raise RowError(message, "rows made with this model's tokenizer")
 
     def _collect(
         self,

@@ -146,6 +146,10 @@ def test_tokens_that_came_as_tokens(tokenizer: Any, tmp_path: Path) -> None:
     bad = write_jsonl(tmp_path / "c.jsonl", [{"input_ids": [20, 21], "labels": [1, 2]}])
     with pytest.raises(UserError, match="neither -100 nor the token itself"):
         ready(tokenizer, bad)
+    for number, message in ((-1, "input_ids holds -1"), (10**12, "but there are")):
+        bad = write_jsonl(tmp_path / "d.jsonl", [{"input_ids": [20, number]}])
+        with pytest.raises(UserError, match=message):
+            ready(tokenizer, bad)
 
 
 class TestOverflow:
