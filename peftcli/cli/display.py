@@ -229,6 +229,8 @@ def _shown(name: str, value: Any) -> bool:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print the closing table: before and after, where the result is, and what to type next."""
+    if console.is_terminal:
+        console.print()  # apart from the progress above
     if summary.eval:
         before = summary.eval_before or {}
         rows = [

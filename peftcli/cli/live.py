@@ -51,7 +51,7 @@ class LiveView:
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, highlight=False)
 
     def preparing(self, rows: int) -> None:
         """Draw a line that counts rows."""
