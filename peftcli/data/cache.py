@@ -63,19 +63,22 @@ def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[S
         return Store(final), True
     try:
         root.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+        tempfile.TemporaryFile(dir=root).close()
     except OSError:  # a read-only home directory: the rows live as long as the system's temporary files
         return cached_store(Path(tempfile.mkdtemp(prefix="peftcli-data-")), key, build)
     from filelock import FileLock
 
-    try:
-        with FileLock(root / f"{key}.lock"):
-            if (final / META).exists():
-                return Store(final), True
+    with FileLock(root / f"{key}.lock"):
+        if (final / META).exists():
+            return Store(final), True
+        for left in root.glob(f".{key}-*"):  # of a run that was killed: whoever builds holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+        try:
             build(building)
             if final.exists():  # without its meta file: somebody removed a part of it
                 shutil.rmtree(final)
             os.replace(building, final)
-            return Store(final), False
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return Store(final), False

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftcli.data.formats import Plan
 from peftcli.data.records import Record
-
-if TYPE_CHECKING:
-    from peftcli.data.pipeline import ChunkResult, Worker
+from peftcli.data.worker import ChunkResult, Worker
+from peftcli.errors import Problem, UserError
 
 LARGE = 48_000_000  # bytes of input from which the seconds that worker processes take to start are won back
 MOST = 16  # processes that are started without being asked for: one reader cannot feed more
@@ -38,8 +37,6 @@ def encode_chunks(
         arguments: of `Worker`.
         size: bytes of the input, which decide about processes when `processes` is None.
     """
-    from peftcli.data.pipeline import Worker
-
     wanted = processes or (min(available_cores(), MOST) if size >= LARGE else 1)
     if wanted > 1:
         yield from _in_processes(arguments, plan, chunks, wanted, statistics)
@@ -54,8 +51,6 @@ _worker: Worker | None = None  # of a worker process: set once by its initialise
 
 
 def _start(arguments: tuple[Any, Any, str | None]) -> None:
-    from peftcli.data.pipeline import Worker
-
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
     _worker = Worker(*arguments)
@@ -77,18 +72,27 @@ def _in_processes(
 ) -> Iterator[ChunkResult]:
     """Encode with a bounded number of chunks under way, so that memory stays flat."""
     from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    # spawn: a forked child would inherit the tokenizer's and torch's threads in whatever state they are
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start, (arguments,)) as pool:
-        waiting: deque[Future[tuple[ChunkResult, dict[str, int]]]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode, plan, chunk))
-            if len(waiting) > 2 * processes:
-                result, counts = waiting.popleft().result()
-                statistics.update(counts)
-                yield result
-        while waiting:
-            result, counts = waiting.popleft().result()
-            statistics.update(counts)
-            yield result
+    waiting: deque[Future[tuple[ChunkResult, dict[str, int]]]] = deque()
+
+    def first() -> ChunkResult:
+        result, counts = waiting.popleft().result()
+        statistics.update(counts)
+        return result
+
+    try:
+        # spawn: a forked child would inherit the tokenizer's and torch's threads in whatever state they are
+        with ProcessPoolExecutor(processes, get_context("spawn"), _start, (arguments,)) as pool:
+            for chunk in chunks:
+                waiting.append(pool.submit(_encode, plan, chunk))
+                if len(waiting) > 2 * processes:
+                    yield first()
+            while waiting:
+                yield first()
+    except BrokenProcessPool as error:
+        text = "a process that prepared rows was killed, most likely because memory ran out"
+        raise UserError(
+            Problem(text, key="data.num_proc", suggestion="set data.num_proc: 1, or free memory")
+        ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,25 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 from peftcli.data.chat import ChatRenderer
-from peftcli.data.encode_causal import CausalEncoder
-from peftcli.data.encode_classification import ClassificationEncoder
-from peftcli.data.encode_pairs import PairEncoder
-from peftcli.data.encode_tags import TagEncoder
-from peftcli.data.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
-from peftcli.data.examples import Example, Tokens, build
-from peftcli.data.formats import CLASSIFICATION, SEQ2SEQ, TOKENS, Plan, cell, recognise
+from peftcli.data.encoded import Names
+from peftcli.data.formats import CLASSIFICATION, TOKENS, Plan, cell, recognise
 from peftcli.data.labels import Kind, kind_of
-from peftcli.data.records import BadRow, Record, RowError
+from peftcli.data.parallel import encode_chunks
+from peftcli.data.records import BadRow, Record
+from peftcli.data.row_errors import Errors
 from peftcli.data.settings import EncodeSettings
 from peftcli.data.sources import SourceFiles
 from peftcli.data.store import RawRows, StoreWriter
+from peftcli.data.worker import ChunkResult
 from peftcli.errors import Problem, UserError
 
 PEEK = 500  # rows looked at to recognise the format and the kind of label
 CHUNK_ROWS = 1000  # rows of a chunk: enough to keep every core busy in one batched call
 CHUNK_CHARS = 4_000_000  # characters of a chunk at most, so that long rows do not fill the memory
-SHOWN_ERRORS = 20  # broken rows shown before reading stops
-LISTED_SKIPS = 10_000  # skipped rows that are listed by name; the rest is only counted
 Progress = Callable[[int], None]
 
 
@@ -76,180 +70,6 @@ class StoreJob:
         }
 
 
-@dataclass(slots=True)
-class ChunkResult:
-    """What became of a chunk of rows."""
-
-    raw: RawRows
-    rows: list[Encoded]
-    origins: list[int]
-    bad: list[BadRow]
-    too_long: list[BadRow]
-    reasons: Counter[str]
-    names: list[str]
-
-
-class Worker:
-    """Turns chunks of records into rows; built once in every process.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        settings: with the kind of label decided.
-    """
-
-    def __init__(self, tokenizer: Any, settings: EncodeSettings, group_by: str | None) -> None:
-        self._settings, self._group_by = settings, group_by
-        self._names = Names()
-        self._vocabulary = len(tokenizer)
-        if settings.task == CLASSIFICATION:
-            self._encoder: Any = ClassificationEncoder(tokenizer, settings, self._names)
-        elif settings.task == TOKENS:
-            self._encoder = TagEncoder(tokenizer, settings, self._names)
-        elif settings.task == SEQ2SEQ:
-            self._encoder = PairEncoder(tokenizer, settings)
-        else:
-            self._encoder = CausalEncoder(tokenizer, settings)
-
-    def statistics(self) -> dict[str, int]:
-        """Return the encoder's counts over all chunks."""
-        found: dict[str, int] = self._encoder.statistics()
-        return found
-
-    def __call__(self, plan: Plan, records: Sequence[Record]) -> ChunkResult:
-        """Encode the rows of a chunk."""
-        self._names.numbers.clear()
-        kept: list[Record] = []
-        groups: list[int] = []
-        bad: list[BadRow] = []
-        examples: list[Example] = []
-        owners: list[int] = []
-        for record in records:
-            try:
-                made = build(plan, record, self._settings.task)
-                self._check_vocabulary(made)
-                group = self._group(record)
-            except RowError as error:
-                bad.append(error.at(record))
-                continue
-            examples += made
-            owners += [len(kept)] * len(made)
-            kept.append(record)
-            groups.append(group)
-        outcomes: list[list[Outcome]] = [[] for _ in kept]
-        broken: dict[int, BadRow] = {}
-        for owner, outcome in zip(owners, self._encoder.encode(examples) if examples else (), strict=True):
-            if isinstance(outcome, RowError):
-                broken.setdefault(owner, outcome.at(kept[owner]))
-            else:
-                outcomes[owner].append(outcome)
-        return self._collect(kept, groups, outcomes, broken, bad)
-
-    def _check_vocabulary(self, made: Sequence[Example]) -> None:
-        """Raise a `RowError` for tokens that the tokenizer does not have; the embedding would fail on them much later."""
-        for example in made:
-            if isinstance(example, Tokens) and max(example.input_ids) >= self._vocabulary:
-                message = f"input_ids holds {max(example.input_ids)}, but there are {self._vocabulary} tokens"
-                raise RowError(message, "rows made with this model's tokenizer")
-
-    def _collect(
-        self,
-        records: Sequence[Record],
-        groups: Sequence[int],
-        outcomes: Sequence[Sequence[Outcome]],
-        broken: dict[int, BadRow],
-        bad: list[BadRow],
-    ) -> ChunkResult:
-        """Put the outcomes of a chunk's rows together."""
-        raw = RawRows([], [], [], [], [])
-        result = ChunkResult(raw, [], [], bad + list(broken.values()), [], Counter(), self._names.all())
-        sources: list[str] = []
-        numbers: list[int] = []
-        classes: list[int] = []
-        statuses: list[int] = []
-        kept_groups: list[int] = []
-        for owner, (record, made) in enumerate(zip(records, outcomes, strict=True)):
-            if owner in broken:
-                continue
-            rows = [row for outcome in made for row in outcome.rows]
-            status = _status(made)
-            for outcome in made:
-                if outcome.reason and not outcome.rows:
-                    # lengths differ from row to row; they are counted as one reason
-                    result.reasons["longer than max_length" if outcome.status == DROPPED else outcome.reason] += 1
-            if status == DROPPED and self._settings.overflow == "error":
-                result.too_long.append(RowError(made[0].reason, "a shorter row").at(record))
-            result.rows += rows
-            result.origins += [len(sources)] * len(rows)
-            sources.append(record.source)
-            numbers.append(record.row)
-            single = self._settings.kind == "single_label" and rows and rows[0].value is not None
-            classes.append(int(rows[0].value or 0) if single else -1)
-            statuses.append(status)
-            kept_groups.append(groups[owner])
-        result.raw = RawRows(sources, numbers, classes, kept_groups, statuses)
-        return result
-
-    def _group(self, record: Record) -> int:
-        if self._group_by is None:
-            return 0
-        if self._group_by not in record.values:
-            raise RowError(f"no column {self._group_by!r} to group by", f"columns with {self._group_by!r}")
-        text = json.dumps(cell(record.values, self._group_by), sort_keys=True, default=str)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _status(made: Sequence[Outcome]) -> int:
-    """Return what became of a raw row: the best of its examples."""
-    states = [outcome.status if outcome.rows or outcome.status in (DROPPED, MASKED) else KEPT for outcome in made]
-    for status in (TRUNCATED, KEPT, DROPPED, MASKED):
-        if status in states:
-            return status
-    return MASKED
-
-
-class Errors:
-    """Broken rows as they come: collected and raised together, or skipped and listed."""
-
-    def __init__(self, on_error: Literal["fail", "skip"]) -> None:
-        self._on_error = on_error
-        self.skipped: list[BadRow] = []
-        self.count = 0
-        self._fatal: list[BadRow] = []
-
-    def add(self, bad: Iterable[BadRow], *, always: bool = False) -> None:
-        """Take in broken rows; raises as soon as enough of them are there to show.
-
-        Args:
-            always: fail whatever the recipe says.
-        """
-        for one in bad:
-            if self._on_error == "skip" and not always:
-                self.count += 1
-                if len(self.skipped) < LISTED_SKIPS:
-                    self.skipped.append(one)
-            else:
-                self._fatal.append(one)
-        if len(self._fatal) >= SHOWN_ERRORS:
-            self.raise_if_any()
-
-    def raise_if_any(self) -> None:
-        """Raise a `UserError` with every row that was broken."""
-        if self._fatal:
-            shown = self._fatal[:SHOWN_ERRORS]
-            problems = [_problem(bad) for bad in shown]
-            last = problems[-1]
-            hint = "data.on_error: skip passes broken rows over and lists them in the run directory"
-            problems[-1] = replace(last, suggestion=f"{last.suggestion}\n    {hint}" if last.suggestion else hint)
-            raise UserError(problems)
-
-
-def _problem(bad: BadRow) -> Problem:
-    lines = [f"row: {bad.excerpt}"] if bad.excerpt else []
-    if bad.expected:
-        lines.append(f"expected: {bad.expected}")
-    return Problem(bad.message, file=bad.source, line=bad.row, suggestion="\n    ".join(lines) or None)
-
-
 def build_store(
     directory: Path, job: StoreJob, tokenizer: Any, *, processes: int | None = None, progress: Progress | None = None
 ) -> None:
@@ -258,8 +78,6 @@ def build_store(
     Raises:
         UserError: broken rows, a format that does not fit, or no rows at all.
     """
-    from peftcli.data.parallel import encode_chunks
-
     errors = Errors(job.on_error)
     notes: list[str] = []
     evidence: list[str] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from peftcli.data.pipeline import Errors, SourceJob, end_of_turn
+from peftcli.data.pipeline import SourceJob, end_of_turn
 from peftcli.data.preparation import Preparation, PreparedData, check_spec, source_jobs, source_keys, stop_tokens
 from peftcli.data.report import Counts, DataReport
+from peftcli.data.row_errors import Errors
 from peftcli.data.rows import Row, RowSet
 from peftcli.data.sources import data_sources
 from peftcli.data.streaming import ListedRows, StreamedRows, StreamSource, stream_rows

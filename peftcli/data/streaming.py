@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from peftcli.data.encoded import Encoded
 from peftcli.data.formats import Plan
-from peftcli.data.pipeline import PEEK, Errors, SourceJob, Worker, recognised
+from peftcli.data.pipeline import PEEK, SourceJob, recognised
 from peftcli.data.records import BadRow, Record
+from peftcli.data.row_errors import Errors
 from peftcli.data.rows import IGNORED, Row
 from peftcli.data.settings import EncodeSettings
+from peftcli.data.worker import Worker
 from peftcli.errors import Problem, UserError
 
 BUFFER = 1000  # rows that are shuffled together

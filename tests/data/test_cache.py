@@ -76,6 +76,15 @@ def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")] == []
 
 
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".key-half").mkdir()
+    (tmp_path / ".key-half" / "ids.bin").write_bytes(b"half")
+    (tmp_path / ".other-half").mkdir()
+    with pytest.raises(RuntimeError, match="stopped"):
+        cached_store(tmp_path, "key", lambda directory: (_ for _ in ()).throw(RuntimeError("stopped")))
+    assert not (tmp_path / ".key-half").exists() and (tmp_path / ".other-half").exists()
+
+
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_one(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory", encoding="utf-8")
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
