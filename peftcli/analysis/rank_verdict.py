@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Literal
 
 from peftcli.analysis.adapter_view import ModuleChange
@@ -64,40 +64,42 @@ def judge(rows: Sequence[ModuleChange], params: MethodParams) -> Verdict:
         return Verdict(
             "unknown", "Every change is zero: nothing was learnt; train longer or with a higher learning rate."
         )
-    rank = max(row.allotted or 0 for row, _ in moved)
+    pruned = any(row.kept != row.allotted for row, _ in moved)
+    # where a budget moved between modules, each is judged by the ranks it was left with
+    ranks = [len(spectrum.values) if pruned else (row.allotted or 0) for row, spectrum in moved]
+    rank = max(1, round(mean(ranks))) if pruned else max(ranks)
     if rank == 1:
         change = _change(params, 1, 4)
-        return Verdict("unknown", "With r = 1 there is one singular value, which says nothing about more.", change)
-    shares = [spectrum.effective_rank / (row.allotted or 1) for row, spectrum in moved]
+        return Verdict("unknown", "With rank 1 there is one singular value, which says nothing about more.", change)
+    what = f"its ranks (kept: {min(ranks)} to {max(ranks)}, {rank} on average)" if pruned else f"r = {rank}"
+    shares = [spectrum.effective_rank / own for own, (_, spectrum) in zip(ranks, moved, strict=True)]
     idle = sum(share < IDLE_SHARE for share in shares)
-    facts = _facts(moved, rank)
+    flat = sum(
+        own > 1 and share >= FLAT_SHARE and spectrum.flatness >= FLAT_RATIO
+        for own, share, (_, spectrum) in zip(ranks, shares, moved, strict=True)
+    )
+    facts = _facts([spectrum for _, spectrum in moved])
     if idle > len(moved) / 2:
         return Verdict(
             "too high",
-            f"In {idle} of {len(moved)} modules the effective rank is below half of r = {rank} ({facts}).",
+            f"In {idle} of {len(moved)} modules the effective rank is below half of {what} ({facts}).",
             _change(params, rank, _lower(moved, rank)),
         )
-    flat = sum(
-        share >= FLAT_SHARE and spectrum.flatness >= FLAT_RATIO
-        for share, (_, spectrum) in zip(shares, moved, strict=True)
-    )
     if flat > len(moved) / 2:
         limit = min(min(row.shape) for row, _ in moved if row.shape)
         return Verdict(
             "too low",
-            f"In {flat} of {len(moved)} modules the spectrum is flat down to the last of r = {rank} values ({facts}).",
+            f"In {flat} of {len(moved)} modules the singular values are flat to the last of {what} ({facts}).",
             _change(params, rank, min(2 * rank, limit)) if limit > rank else (),
         )
-    return Verdict("fits", f"Most modules use their r = {rank} without filling it evenly ({facts}).")
+    return Verdict("fits", f"Most modules use most of {what} without filling it evenly ({facts}).")
 
 
-def _facts(moved: Sequence[tuple[ModuleChange, Spectrum]], rank: int) -> str:
-    effective = median(spectrum.effective_rank for _, spectrum in moved)
-    energy = median(spectrum.rank_of_energy(0.99) for _, spectrum in moved)
-    ratio = median(spectrum.flatness for _, spectrum in moved)
-    text = f"median {effective:.1f}; 99% of the energy in {energy:g} values; last over first {ratio:.2g}"
-    kept = [len(spectrum.values) for _, spectrum in moved]
-    return f"{text}; ranks kept {min(kept)} to {max(kept)} of {rank}" if min(kept) < rank else text
+def _facts(spectra: Sequence[Spectrum]) -> str:
+    effective = median(spectrum.effective_rank for spectrum in spectra)
+    energy = median(spectrum.rank_of_energy(0.99) for spectrum in spectra)
+    ratio = median(spectrum.flatness for spectrum in spectra)
+    return f"medians: effective rank {effective:.1f}, {energy:g} for 99% of the energy, last over first {ratio:.2g}"
 
 
 def _lower(moved: Sequence[tuple[ModuleChange, Spectrum]], rank: int) -> int:

@@ -77,8 +77,9 @@ def merged_change(run: Path) -> dict[str, Any]:
         ("llama", {"name": "vera", "r": 8}),
         ("llama", {"name": "ia3"}),
         ("bert", {"name": "bitfit"}),
+        ("llama", {"name": "qlora", "r": 4}),
     ],
-    ids=["lora", "rslora", "dora", "pissa", "adalora", "vera", "ia3", "bitfit"],
+    ids=["lora", "rslora", "dora", "pissa", "adalora", "vera", "ia3", "bitfit", "qlora"],
 )
 def test_norms_are_those_of_the_merge(tmp_path: Path, family: str, method: dict[str, Any]) -> None:
     task = "causal_lm" if family == "llama" else "sequence_classification"
@@ -198,6 +199,16 @@ def test_the_answer_follows_the_spectra(spectra: list[tuple[float, ...]], answer
 def test_one_singular_value_is_no_answer() -> None:
     verdict = judge([row((1.0,), 0)], LoraParams(r=1, lora_alpha=2))
     assert (verdict.answer, verdict.change) == ("unknown", ("method.r=4", "method.lora_alpha=8"))
+
+
+def test_pruned_modules_are_judged_by_the_ranks_they_kept() -> None:
+    rows = [
+        ModuleChange(f"h.{n}.q", "attn.q", n, (64, 64), 1.0, 1.0, 12, Spectrum((1.0, 0.6, 0.3, 0.2)[:kept]))
+        for n, kept in enumerate((4, 4, 3, 1))
+    ]
+    verdict = judge(rows, AdaLoraParams(init_r=12, target_r=3))
+    assert verdict.answer == "fits"
+    assert "kept: 1 to 4, 3 on average" in verdict.text
 
 
 def test_the_answer_keeps_rslora_s_scale_and_names_adaloras_options() -> None:
