@@ -1,4 +1,7 @@
-"""Full fine-tuning: every parameter moves. The baseline that the other methods are compared with."""
+"""Full fine-tuning: every parameter moves. The baseline that the other methods are compared with.
+
+Left as they are: tables that the architecture itself keeps fixed, such as the sinusoidal positions of Pegasus.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,23 @@ def attach(model: nn.Module, anatomy: Anatomy, params: FullParams) -> Attachment
     from peftcli.layers.site import base_parameters
     from peftcli.methods.attachment import Attachment
 
-    names = list(base_parameters(model))
+    fixed = _fixed_tables(model)
+    names = [name for name in base_parameters(model) if name not in fixed]
     for name in names:
         model.get_parameter(name).requires_grad_(True)
     return Attachment(model, unfrozen=names)
+
+
+def _fixed_tables(model: nn.Module) -> set[str]:
+    """Return the parameters that a new model of this class holds fixed; a loaded one no longer knows."""
+    import torch
+
+    config = getattr(model, "config", None)
+    if config is None:
+        return set()
+    with torch.device("meta"):
+        fresh: nn.Module = type(model)(config)
+    return {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
 
 
 def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:

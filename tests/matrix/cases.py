@@ -47,19 +47,19 @@ class Case:
 A_TENTH_LESS = 0.9
 
 CASES: dict[str, Case] = {
-    "lora": Case(3e-2, params={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}),
-    "qlora": Case(3e-2),
-    "adalora": Case(5e-2),
+    "lora": Case(1e-2, params={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}),
+    "qlora": Case(2e-2),
+    "adalora": Case(3e-2),
     "vera": Case(6e-2, A_TENTH_LESS),
     "ia3": Case(6e-2, A_TENTH_LESS),
-    "prefix_tuning": Case(1e-2),
+    "prefix_tuning": Case(5e-3),
     "prompt_tuning": Case(1e-1, A_TENTH_LESS),
     "adapter": Case(4e-2),
     "parallel_adapter": Case(2e-2, params={"reduction_factor": 4}),  # of width 2, relu dies
     "compacter": Case(4e-2),
     "bitfit": Case(3e-2, A_TENTH_LESS),
-    "mam": Case(1e-2),
-    "unipelt": Case(3e-2),
+    "mam": Case(5e-3),
+    "unipelt": Case(1e-2),
     "compose": Case(
         1e-2,
         params={

@@ -28,6 +28,13 @@ def test_full_trains_everything_once(family: str) -> None:
     assert train_steps(attachment, batch_for(model)) == set(attachment.trainable_parameters())
 
 
+def test_full_leaves_what_the_architecture_keeps_fixed() -> None:
+    attachment = attached("full", "pegasus")
+    tables = {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+    assert {name for name, _ in attachment.model.named_parameters()} - set(attachment.unfrozen) == tables
+    assert train_steps(attachment, batch_for(attachment.model)) == set(attachment.unfrozen)
+
+
 @pytest.mark.parametrize(
     ("family", "prefixes"),
     [("bert", ("bert.encoder.layer.1.",)), ("gpt2", ("transformer.h.1.",)), ("t5", ("decoder.block.1.",))],
