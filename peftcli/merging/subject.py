@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from peftcli.adapters.format import check_base
 from peftcli.adapters.loading import SavedAdapter, load_adapter
 from peftcli.data.labels import LabelSpec
 from peftcli.errors import UserError
@@ -19,7 +20,8 @@ from peftcli.methods.protocol import MergeRule
 from peftcli.methods.registry import registry
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.heads import configure_head
-from peftcli.models.loading import build_meta, load_config
+from peftcli.models.identity import BaseIdentity
+from peftcli.models.loading import build_meta, identify, load_config
 from peftcli.models.reading import read_anatomy
 from peftcli.models.sources import ModelSource, find_source
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
@@ -108,11 +110,23 @@ def open_subject(run: Path, base: str | None) -> Subject:
     if reason is not None:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
     spec = unquantised(recipe.model, base)
+    if base is None:
+        _refuse_missing_base(spec.name_or_path)
     labels = None if adapter.meta.labels is None else LabelSpec.from_dict(dict(adapter.meta.labels))
     subject = _on_meta(run, recipe, spec, adapter, labels)
     _refuse_misfit(subject.model, subject.anatomy, adapter)
     subject.notes += _notes(recipe, spec, base)
     return subject
+
+
+def _refuse_missing_base(name: str) -> None:
+    try:
+        find_source(name)
+    except UserError as error:
+        raise UserError(
+            f"the run's base model is gone: {error.problems[0].message}",
+            suggestion="name it where it is now with --base MODEL",
+        ) from error
 
 
 def _open_model(run: Path, recipe: Recipe, base: str | None) -> Subject:
@@ -148,9 +162,20 @@ def _on_meta(
     configure_head(config, recipe.task, labels, spec)
     tokenizer = load_tokenizer(spec, recipe.task)
     model = build_meta(config, recipe.task, config.num_labels)
+    source = find_source(spec.name_or_path)
+    notes = [] if adapter is None else _compare_base(adapter, identify(source, model, torch.float32, None, spec), run)
     fit_to_tokenizer(model, tokenizer)
     anatomy = read_anatomy(model, recipe.model.anatomy)
-    return Subject(run, recipe, spec, find_source(spec.name_or_path), adapter, labels, model, anatomy, tokenizer)
+    return Subject(run, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, notes)
+
+
+def _compare_base(adapter: SavedAdapter, identity: BaseIdentity, run: Path) -> list[str]:
+    """Refuse a base of another shape, and say when its files are not those of training."""
+    check_base(adapter.meta, identity, run / "adapter")
+    recorded = adapter.meta.base.get("fingerprint")
+    if not recorded or recorded == identity.fingerprint:
+        return []
+    return [f"the files of {identity.name} are not those that the adapter was trained on"]
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -188,12 +213,6 @@ def _notes(recipe: Recipe, spec: ModelSpec, base: str | None) -> list[str]:
 
 def _refuse_misfit(model: nn.Module, anatomy: Anatomy, adapter: SavedAdapter) -> None:
     """Compare the adapter's tensors with what the method would add to this base, before any weight is read."""
-    family = adapter.meta.family
-    if family is not None and family != anatomy.family:
-        raise UserError(
-            f"the adapter was trained on a {family} model, the base is a {anatomy.family} one",
-            suggestion="name its own base model with --base",
-        )
     attachment = apply_method(model, anatomy, adapter.params)
     try:
         attachment.load_state_dict(adapter.state)  # shapes and names only: the model is on the meta device

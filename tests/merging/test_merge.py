@@ -209,10 +209,44 @@ def test_another_base_is_refused_before_weights_are_read(tmp_path: Path) -> None
     run = make_run(tmp_path, "bert", "sequence_classification", METHODS["lora"])
     wide = save_tiny(tmp_path / "wide", "bert", "base", hidden_size=64)
     (wide / "model.safetensors").write_bytes(b"")  # would fail if it were read
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(UserError, match="hidden_size 64 instead of 32"):
         merge_run(run, tmp_path / "merged", base=str(wide))
-    with pytest.raises(UserError, match="trained on a bert model, the base is a roberta one"):
+    with pytest.raises(UserError, match="architecture roberta instead of bert"):
         merge_run(run, tmp_path / "merged", base=str(save_tiny(tmp_path / "other", "roberta", "base")))
+
+
+def test_a_base_that_moved_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"the run's base model is gone(.|\n)*--base MODEL"):
+        merge_run(run, tmp_path / "merged")
+    report = merge_run(run, tmp_path / "merged", base=str(tmp_path / "moved"))
+    assert report.verified and [note.split(" instead")[0] for note in report.notes] == [
+        f"merged into {tmp_path / 'moved'}"
+    ]
+
+
+def test_a_base_that_changed_is_told(tmp_path: Path) -> None:
+    from tests.tiny import save_tiny
+
+    run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
+    save_tiny(tmp_path / "model", "llama", "causal_lm", seed=5)
+    report = merge_run(run, tmp_path / "merged")
+    assert any("are not those that the adapter was trained on" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("save", [None, ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_added_tokens_are_in_the_merged_model(save: list[str] | None, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    method = {**METHODS["lora"], "modules_to_save": save}
+    tokens = ["<tool>", "<answer>"]
+    run = make_run(tmp_path, "llama", "causal_lm", method, base_class="causal_lm", new_special_tokens=tokens)
+    report = merge_run(run, tmp_path / "merged")
+    assert report.verified
+    model, tokenizer = (auto.from_pretrained(tmp_path / "merged") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings == model.config.vocab_size == 130
+    assert tokenizer.convert_tokens_to_ids("<answer>") == 129
 
 
 def test_a_small_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
