@@ -1,4 +1,4 @@
-"""`peft predict RUN --input FILE`: one line of JSON for each row of a file."""
+"""`peft predict RUN... --input FILE`: one line of JSON for each row of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, RunPath, note
+from peftcli.cli.options import BaseDtype, note
 from peftcli.cli.output import json_line
 from peftcli.errors import UserError
 
@@ -21,7 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    run: RunPath,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run directories; one base that they share is loaded once.", show_default=False
+        ),
+    ],
     data: Annotated[
         str,
         typer.Option(
@@ -36,11 +41,16 @@ def predict(
 ) -> None:
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
 
+    With several runs each line also has `run`: all rows of the first run, then all of the second, and so on.
+
     Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
     """
-    from peftcli.training.inference import predict_run
+    from peftcli.training.inference import predict_run, predict_runs
 
-    rows = predict_run(run, data, base_dtype=base_dtype, note=note)
+    if len(runs) == 1:
+        rows = predict_run(runs[0], data, base_dtype=base_dtype, note=note)
+    else:
+        rows = predict_runs(runs, data, base_dtype=base_dtype, note=note)
     if output is None:
         _write(rows, sys.stdout)
         return
