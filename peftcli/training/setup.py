@@ -27,6 +27,7 @@ from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer_with_note
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
+from peftcli.training.activation_checkpointing import enable_checkpointing
 from peftcli.training.collation import Collator
 from peftcli.training.evaluation import Evaluator
 from peftcli.training.hub import hub_problems
@@ -92,6 +93,9 @@ def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
     attached: list[tuple[Anatomy, Attachment]] = []
     with collecting(problems):
         meta = build_meta(config, recipe.task, spec.num_labels or 2)
+        if recipe.training.gradient_checkpointing:
+            with collecting(problems):
+                enable_checkpointing(meta)
         anatomy = read_anatomy(meta, recipe.model.anatomy)
         attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
         parameter_groups(attachment.trainable_parameters(), recipe.training, 1.0)  # for lr_groups that match nothing
@@ -342,27 +346,6 @@ def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy) ->
             model.get_submodule(path).compile()  # block by block: compiled once, used for all of equal shape
     if spec.neftune_noise_alpha:
         add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
-
-
-def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute blocks in the backward pass, without the reentrant kind that needs gradients at the embeddings.
-
-    Raises:
-        UserError: the family does not do it.
-    """
-    # the name of both the method and its argument changed in transformers 5.2x
-    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    enable = getattr(model, f"{kind}_checkpointing_enable", None)
-    try:
-        if enable is None:
-            raise ValueError(f"{type(model).__name__} has no such switch")
-        enable(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
-        # transformers makes the embeddings' output need a gradient, for the reentrant kind; ours would then go back
-        # through every frozen block below the lowest trained one
-        getattr(model, "disable_input_require_grads", lambda: None)()
-    except ValueError as error:
-        problem = Problem(str(error), key="training.gradient_checkpointing", suggestion="set it to false")
-        raise UserError(problem) from error
 
 
 def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, device: torch.device) -> torch.optim.Optimizer:

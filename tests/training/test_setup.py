@@ -7,9 +7,10 @@ import torch
 
 from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
+from peftcli.training.activation_checkpointing import enable_checkpointing
 from peftcli.training.neftune import add_neftune
 from peftcli.training.precision import decide_precision, probe_bfloat16
-from peftcli.training.setup import enable_checkpointing
+from peftcli.training.setup import outline
 from tests.tiny import tiny_model
 
 
@@ -29,6 +30,12 @@ def test_nothing_below_the_lowest_trained_block_is_in_the_graph(checkpointed: bo
 def test_a_family_without_checkpointing_is_named() -> None:
     with pytest.raises(UserError, match="set it to false"):
         enable_checkpointing(torch.nn.Linear(2, 2))
+
+
+def test_a_family_without_checkpointing_is_refused_before_data_and_weights(recipe) -> None:
+    loaded = recipe("albert", "sequence_classification", training__gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"run.yaml:\d+: training.gradient_checkpointing: Albert.* does not support"):
+        outline(loaded, torch.device("cpu"))
 
 
 def test_neftune_noise_is_bounded_and_only_while_training() -> None:

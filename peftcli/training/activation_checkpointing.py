@@ -1,0 +1,28 @@
+"""Activation checkpointing: blocks are computed again in the backward pass instead of kept."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from peftcli.errors import Problem, UserError
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute blocks in the backward pass, without the reentrant kind that needs gradients at the embeddings.
+
+    Raises:
+        UserError: the family does not do it.
+    """
+    # the name of both the method and its argument changed in transformers 5.2x
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    enable = getattr(model, f"{kind}_checkpointing_enable", None)
+    try:
+        if enable is None:
+            raise ValueError(f"{type(model).__name__} has no such switch")
+        enable(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+        # transformers makes the embeddings' output need a gradient, for the reentrant kind; ours would then go back
+        # through every frozen block below the lowest trained one
+        getattr(model, "disable_input_require_grads", lambda: None)()
+    except ValueError as error:
+        problem = Problem(str(error), key="training.gradient_checkpointing", suggestion="set it to false")
+        raise UserError(problem) from error
