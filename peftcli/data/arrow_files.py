@@ -71,6 +71,11 @@ def read_many(files: Sequence[Path], title: str, class_names: ClassNames) -> Row
             yield row
 
 
+def read_dataset(dataset: Any, title: str, class_names: ClassNames) -> Rows:
+    """Yield the rows of a data set of the `datasets` library that gives arrow tables."""
+    yield from _records(_checked(iter(dataset.iter(batch_size=BATCH)), title), title, class_names)
+
+
 def _arrow_batches(path: Path, name: str) -> Iterator[pa.RecordBatch]:
     with _explained(name):
         source = _opened(path)

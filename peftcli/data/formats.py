@@ -230,6 +230,16 @@ def _guess(
     """Return the first format of the task whose required columns are there and whose mapped names it knows."""
     if template and task == CAUSAL:
         return _templated(present, columns)
+    for name in columns:
+        if not any(known.column(name) for known in FORMATS if task in known.tasks):
+            ours = dict.fromkeys(column.name for known in FORMATS if task in known.tasks for column in known.columns)
+            raise UserError(
+                Problem(
+                    f"no format of {task} has a column {name!r}",
+                    key=f"data.columns.{name}",
+                    suggestion=f"write data.columns as {{our name: the file's column}}; ours are {', '.join(ours)}",
+                )
+            )
     for known in FORMATS:
         if task not in known.tasks or known.name == "folders":
             continue

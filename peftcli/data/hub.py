@@ -29,6 +29,17 @@ def download(source: DataSource, key: str) -> SourceFiles:
                 suggestion="check the name, data.config, data.split and the network; local data is a path that exists",
             )
         ) from error
+    return from_dataset(loaded, source.path, f"{source.config} {split}")
+
+
+def from_dataset(loaded: Any, title: str, part: str) -> SourceFiles:
+    """Return a loaded data set as a source.
+
+    Args:
+        part: configuration and split; the files may hold more rows than the part, so both decide the content.
+    """
+    import datasets
+
     files = tuple(Path(entry["filename"]) for entry in loaded.cache_files)
     names = {}
     for column, feature in loaded.features.items():
@@ -36,7 +47,7 @@ def download(source: DataSource, key: str) -> SourceFiles:
             feature = feature.feature
         if isinstance(feature, datasets.ClassLabel) and feature.names:
             names[column] = tuple(feature.names)
-    return SourceFiles(source.path, files, None, "dataset", files[0].parent if files else None, names)
+    return SourceFiles(title, files, None, "hub", None, names, loaded.with_format("arrow"), part)
 
 
 def _first_line(error: Exception) -> str:

@@ -92,7 +92,5 @@ def _in_processes(
             while waiting:
                 yield first()
     except BrokenProcessPool as error:
-        text = "a process that prepared rows was killed, most likely because memory ran out"
-        raise UserError(
-            Problem(text, key="data.num_proc", suggestion="set data.num_proc: 1, or free memory")
-        ) from error
+        text = "a process that prepared rows was killed, perhaps because memory ran out"
+        raise UserError(Problem(text, key="data.num_proc", suggestion="set data.num_proc: 1")) from error

@@ -258,6 +258,15 @@ class Preparation:
 
 def make_settings(spec: DataSpec, task: TaskName, tokenizer: Any, length: int) -> EncodeSettings:
     """Return how a recipe's examples become rows; the kind of label is still open."""
+    if task == "token_classification" and not tokenizer.is_fast:
+        raise UserError(
+            Problem(
+                f"token_classification needs a fast tokenizer, which says where words begin; {type(tokenizer).__name__} "
+                "is Python code",
+                key="model.name_or_path",
+                suggestion="choose a model with a tokenizer.json",
+            )
+        )
     template = choose_template(spec.chat_template, tokenizer) if task == "causal_lm" else None
     adds = bool(template and template.name != "tokenizer" and added_in_front(tokenizer))
     return EncodeSettings(task, length, spec.overflow, spec.train_on, template=template, add_head=adds)

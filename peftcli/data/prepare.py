@@ -6,15 +6,19 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from peftcli.data.conversations import from_messages
+from peftcli.data.encode_causal import CausalEncoder
 from peftcli.data.labels import Kind, LabelSpec
 from peftcli.data.pipeline import Progress
 from peftcli.data.preparation import Preparation, PreparedData, make_settings, stored
+from peftcli.data.records import RowError
 from peftcli.data.rows import StoredRows
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
 
-__all__ = ["Places", "PreparedData", "prepare", "prepare_for_evaluation", "prepare_for_prediction"]
+__all__ = ["Places", "PreparedData", "encode_prompt", "prepare", "prepare_for_evaluation", "prepare_for_prediction"]
 
 
 ENDLESS = 10**6  # rows of a stream when nobody says how many will be needed
@@ -82,6 +86,25 @@ def prepare_for_prediction(
     settings = replace(make_settings(spec, task, tokenizer, spec.max_length), predicting=True)
     store, _ = stored(spec, [DataSource(path=path)], ["data"], settings, tokenizer, None, on_error="fail")
     return StoredRows(store, np.arange(len(store), dtype=np.int64), None)
+
+
+def encode_prompt(
+    messages: list[dict[str, Any]], spec: DataSpec, tokenizer: Any, tools: list[Any] | None = None
+) -> npt.NDArray[np.int32]:
+    """Return the tokens of a conversation up to where the assistant goes on, exactly as in training.
+
+    Raises:
+        UserError: the messages are not as the chat template wants them.
+    """
+    settings = replace(make_settings(spec, "causal_lm", tokenizer, spec.max_length), predicting=True)
+    try:
+        conversation = from_messages(messages, tools, "a list of messages with role and content")
+        (outcome,) = CausalEncoder(tokenizer, settings).encode([conversation])
+        if isinstance(outcome, RowError):
+            raise outcome
+    except RowError as error:
+        raise UserError(error.message, suggestion=error.expected) from error
+    return outcome.rows[0].ids
 
 
 def prepare_for_evaluation(

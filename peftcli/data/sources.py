@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from peftcli.data.compressed import COMPRESSED, bare_suffix
 from peftcli.data.json_stream import read_json
 from peftcli.data.readers import Rows, read_csv, read_jsonl, read_tsv, read_txt
+from peftcli.data.records import Record
 from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location
 from peftcli.recipe.schema import DataSource, DataSpec
@@ -49,9 +51,10 @@ class SourceFiles:
         title: as the recipe names it.
         files: what is read, in order.
         reader: rows of one file; takes the path and the name for messages.
-        kind: `files`, `folders` or `dataset`.
+        kind: `files`, `folders`, `dataset` (a saved one) or `hub`.
         base: folder of the class folders, or of the saved data set.
         class_names: column to names, where a data set holds numbers of named classes.
+        dataset, part: a data set of the `datasets` library in arrow format, and which part of its files it is.
     """
 
     title: str
@@ -60,6 +63,8 @@ class SourceFiles:
     kind: str = "files"
     base: Path | None = None
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    dataset: Any = None
+    part: str = ""
 
     def rows(self, notes: list[str] | None = None) -> Rows:
         """Yield the rows of every file in order; `notes` receives what a user should know of how they were read."""
@@ -74,6 +79,11 @@ class SourceFiles:
 
             yield from read_many(self.files, self.title, self.class_names)
             return
+        if self.kind == "hub":
+            from peftcli.data.arrow_files import read_dataset
+
+            yield from read_dataset(self.dataset, self.title, self.class_names)
+            return
         for path in self.files:
             reader = self.reader or READERS[bare_suffix(path)]
             yield from reader(path, str(path))
@@ -81,7 +91,9 @@ class SourceFiles:
     def fingerprint(self) -> str:
         """Return a hash of every byte, and of names below the base; where the files lie does not count."""
         total = hashlib.blake2b(digest_size=16)
-        total.update(f"{self.kind} {sorted(self.class_names.items())}".encode())
+        total.update(f"{self.kind} {self.part} {sorted(self.class_names.items())}".encode())
+        if self.dataset is not None and not self.files:  # a data set that was never on disk
+            total.update(repr([row.values for row in self.rows() if isinstance(row, Record)]).encode())
         for path in self.files:
             named = path.relative_to(self.base).as_posix() if self.base else bare_suffix(path)
             total.update(f"{named}\0{path.stat().st_size}\0".encode())

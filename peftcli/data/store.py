@@ -121,6 +121,10 @@ class Store:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the directory's name, not the arrays: other processes map the same files."""
+        return _reopen, (self.directory, self.meta["inputs"])
+
     def rename(self, inputs: list[str]) -> None:
         """Call the files as this run names them: an entry made from the same bytes elsewhere holds other names."""
         names = dict(zip(self.meta["inputs"], inputs, strict=True))
@@ -136,7 +140,8 @@ class Store:
         path = self.directory / f"{name}.bin"
         if path.stat().st_size == 0:
             return np.empty(0, dtype=COLUMNS[name])
-        return np.memmap(path, dtype=COLUMNS[name], mode="r")
+        mapped = np.memmap(path, dtype=COLUMNS[name], mode="r")
+        return mapped.view(np.ndarray)  # slices of the subclass cost three times as much
 
     @cached_property
     def ids(self) -> npt.NDArray[np.int32]:
@@ -215,6 +220,12 @@ class Store:
     def _or_empty(self, name: str) -> npt.NDArray[Any]:
         column = self.column(name)
         return np.empty(0, dtype=COLUMNS[name]) if column is None else column
+
+
+def _reopen(directory: Path, inputs: list[str]) -> Store:
+    store = Store(directory)
+    store.rename(inputs)
+    return store
 
 
 def _learnt(row: Encoded) -> int:

@@ -87,6 +87,7 @@ def test_a_template_stands_in_for_the_prompt() -> None:
         ({"columns": {"text": "txet"}}, r"data.columns.text: no column 'txet'; the columns are label, text"),
         ({"columns": {"text": "txet"}}, "did you mean text"),
         ({"wanted": "classification", "columns": {"txt": "text"}}, "has no column txt"),
+        ({"columns": {"txt": "text"}}, "data.columns.txt: no format of sequence_classification has a column 'txt'"),
         ({"wanted": "messages"}, "format 'messages' does not fit task sequence_classification"),
         ({"template": "{txet} {label}"}, "the template names txet"),
         ({"template": "{text"}, "cannot be read"),

@@ -270,6 +270,34 @@ def test_a_hub_id_without_network_is_explained() -> None:
     assert caught.value.problems[0].key == "data.path"
 
 
+def test_data_sets_of_the_datasets_library(tmp_path: Path) -> None:
+    import datasets
+
+    from peftcli.data.hub import from_dataset
+
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "tags": datasets.List(datasets.ClassLabel(names=["O", "B"])),
+        }
+    )
+    rows = [{"tokens": ["a", "b"], "tags": [0, 1]}, {"tokens": ["c"], "tags": [1]}]
+    loaded = datasets.Dataset.from_generator(
+        lambda: iter(rows), features=features, cache_dir=str(tmp_path), fingerprint="test"
+    )
+    whole = from_dataset(loaded, "some/name", "None train")
+    found = [(row.source, row.row, row.values) for row in whole.rows() if isinstance(row, Record)]
+    assert found == [
+        ("some/name", 1, {"tokens": ["a", "b"], "tags": ["O", "B"]}),
+        ("some/name", 2, {"tokens": ["c"], "tags": ["B"]}),
+    ]
+    part = from_dataset(loaded.select([1]), "some/name", "None train[1:]")
+    assert [row.values["tokens"] for row in part.rows() if isinstance(row, Record)] == [["c"]]
+    in_memory = from_dataset(datasets.Dataset.from_list(rows), "x", "")
+    prints = {source.fingerprint() for source in (whole, part, in_memory)}
+    assert len(prints) == 3 and whole.fingerprint() in prints
+
+
 def test_fingerprints_follow_content_not_place(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / name).write_text('{"text": "x"}\n' if name != "c.jsonl" else '{"text": "y"}\n', encoding="utf-8")
