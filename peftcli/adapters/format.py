@@ -69,6 +69,7 @@ class AdapterMeta:
         versions: of the libraries that trained it.
         places: keys below which the method's parts are saved, in the model's order; a flat file is split by them.
         stacks: which of encoder and decoder the base has.
+        prefix_route: `Anatomy.prefix_route` of the base.
     """
 
     task: str
@@ -82,6 +83,7 @@ class AdapterMeta:
     versions: Mapping[str, str] = field(default_factory=dict)
     places: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
+    prefix_route: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads."""
@@ -148,6 +150,7 @@ def describe(
         versions=dict(versions or {}),
         places=tuple(placed.key for placed in attachment.placed),
         stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
+        prefix_route=anatomy.prefix_route,
     )
 
 

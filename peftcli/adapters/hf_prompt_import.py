@@ -32,6 +32,11 @@ def read_prefix(config: dict[str, Any], tensors: Mapping[str, Tensor], where: Pa
             "another way than this project",
             suggestion="train prefix_tuning on that model here; an HF prefix can be taken over for decoders only",
         )
+    if found.anatomy.prefix_route != "interface":
+        raise UserError(
+            f"{where} cannot be taken over: {hf_prompts.by_distance(found.anatomy.family)}",
+            suggestion="train prefix_tuning on that model here",
+        )
     whole = _whole(config, tensors)
     tokens = hf_common.number(config, "num_virtual_tokens")
     params = PrefixTuningParams(num_virtual_tokens=tokens, prefix_projection=False, modules_to_save=whole or None)

@@ -22,13 +22,6 @@ from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.methods.prompt_tuning import PromptTuningParams
 
 _FLAT = "prompt_embeddings"
-# Families on which a prefix in the cache is not this project's prefix, found by comparing with HF peft.
-_OTHERWISE = {
-    "bloom": "every column is biased by its distance, and in HF peft the prefix too",
-    "mpt": "every column is biased by its distance, and in HF peft the prefix too",
-    "gpt_neo": "in HF peft the prefix leaves the window of its local attention",
-    "whisper": "HF peft shifts its positions in another way",
-}
 PREFIX_NOTE = (
     "HF peft counts positions from num_virtual_tokens, as here: do not pass position_ids of your own. In a model with "
     "a sliding window its virtual tokens leave the window; here they do not, so longer texts give other outputs there."
@@ -42,14 +35,24 @@ def prefix_why_not(params: PrefixTuningParams, meta: AdapterMeta, state: Mapping
         return f"HF peft's prefix fills a decoder's cache, and this base is {kind}"
     if meta.stacks != ("decoder",):
         return "its file does not say that the base is a decoder"
+    if meta.family == "whisper":
+        return "a speech decoder counts positions in another way under HF peft"
     if params.shift_positions is False:
         return "HF peft counts positions from num_virtual_tokens, and this was trained with shift_positions: false"
-    if meta.family in _OTHERWISE:
-        return f"on {meta.family} it would compute something else: {_OTHERWISE[meta.family]}"
+    if meta.prefix_route != "interface":
+        return by_distance(str(meta.family))
     shapes = {state[f"{key}.key"].shape for key in meta.places}
     if len(shapes) != 1 or next(iter(shapes))[0] != 1:
         return "the layers' keys differ in shape, or layers share one attention"
     return None
+
+
+def by_distance(family: str) -> str:
+    """Return why a prefix in the cache is not this project's prefix on Bloom, Falcon with ALiBi or GPT-Neo.
+
+    Compared with HF peft: the logits differ. Here a prefix has no distance, and is in every window.
+    """
+    return f"this {family} model biases or hides columns by their distance, which HF peft's prefix has and ours has not"
 
 
 def prefix_config(params: PrefixTuningParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -43,14 +43,14 @@ def test_a_stored_adapter_loads(directory: Path, expected: dict[str, Any]) -> No
     assert attachment.state_dict().keys() == saved.state.keys()
 
 
-def test_a_sidecar_from_before_places_and_stacks_loads(tmp_path: Path) -> None:
+def test_a_sidecar_from_before_these_keys_loads(tmp_path: Path) -> None:
     """The first files of version 1 lack these keys; methods of that time did not need them."""
     import shutil
 
     shutil.copytree(HERE / "v1/lora", tmp_path / "lora")
     sidecar = tmp_path / "lora/peftcli.json"
     data = json.loads(sidecar.read_text())
-    for key in ("places", "stacks"):
+    for key in ("places", "stacks", "prefix_route"):
         del data["meta"][key]
     sidecar.write_text(json.dumps(data))
     assert load_adapter(tmp_path / "lora").state.keys() == load_adapter(HERE / "v1/lora").state.keys()

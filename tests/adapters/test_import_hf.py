@@ -173,6 +173,14 @@ def test_a_prefix_of_an_encoder_is_refused(models: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_prefix_that_would_have_distances_is_refused(models: Path, tmp_path: Path) -> None:
+    hf_adapter(models, tmp_path / "hf", *CASES["prefix"])
+    tiny_model("bloom", CAUSAL).config.save_pretrained(tmp_path / "bloom")
+    with pytest.raises(UserError, match="by their distance"):
+        import_adapter(tmp_path / "hf", tmp_path / "run", base=str(tmp_path / "bloom"))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_without_the_base_shapes_are_not_checked_and_that_is_said(models: Path, tmp_path: Path) -> None:
     hf_adapter(models, tmp_path / "hf", *CASES["lora"])
     path = tmp_path / "hf/adapter_config.json"

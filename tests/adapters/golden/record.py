@@ -24,7 +24,12 @@ from tests.tiny import tiny_model
 
 HERE = Path(__file__).parent
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "lora": ("lora", "llama", "causal_lm", {"r": 2, "target_modules": ["attn.q"], "rank_pattern": {"1.self_attn.q_proj": 1}}),
+    "lora": (
+        "lora",
+        "llama",
+        "causal_lm",
+        {"r": 2, "target_modules": ["attn.q"], "rank_pattern": {"1.self_attn.q_proj": 1}},
+    ),
     "lora-slices": ("lora", "gpt2", "causal_lm", {"r": 1, "target_modules": ["attn.q", "attn.v"]}),
     "pissa-head": (
         "lora",
