@@ -1,0 +1,87 @@
+"""Metrics: each against a value worked out by hand, and the names that a task may ask for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from peftcli.errors import UserError
+from peftcli.recipe.schema import TrainingSpec
+from peftcli.training.metrics import METRICS, compute_metrics, greater_is_better, wanted_metrics
+
+CLASSES = ([0, 1, 2, 2], [0, 1, 1, 2])  # predictions, references: three of four right
+TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "rows", "expected"),
+    [
+        ("single_label", "accuracy", CLASSES, 0.75),
+        ("single_label", "f1_macro", CLASSES, (1 + 2 / 3 + 2 / 3) / 3),
+        ("single_label", "f1", CLASSES, (1 + 2 / 3 + 2 / 3) / 3),
+        ("single_label", "f1_micro", CLASSES, 0.75),
+        ("single_label", "f1_weighted", CLASSES, (1 + 2 * 2 / 3 + 2 / 3) / 4),
+        ("single_label", "precision", CLASSES, (1 + 1 + 0.5) / 3),
+        ("single_label", "recall", CLASSES, (1 + 0.5 + 1) / 3),
+        ("single_label", "mcc", ([0, 1, 0, 1], [0, 1, 0, 1]), 1.0),
+        ("multi_label", "accuracy", ([[1, 0], [1, 1]], [[1.0, 0.0], [0.0, 1.0]]), 0.5),
+        ("multi_label", "f1_micro", ([[1, 0], [1, 1]], [[1.0, 0.0], [0.0, 1.0]]), 0.8),
+        ("regression", "mse", ([1.0, 3.0], [1.0, 1.0]), 2.0),
+        ("regression", "rmse", ([1.0, 3.0], [1.0, 1.0]), math.sqrt(2)),
+        ("regression", "mae", ([1.0, 3.0], [1.0, 1.0]), 1.0),
+        ("regression", "r2", ([1.0, 2.0, 2.0], [1.0, 2.0, 3.0]), 0.5),
+        ("regression", "pearson", ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]), 1.0),
+        ("regression", "spearman", ([1.0, 2.0, 30.0], [2.0, 4.0, 6.0]), 1.0),
+        ("tags", "accuracy", TAGS, 0.8),
+        ("tags", "precision", TAGS, 1.0),
+        ("tags", "recall", TAGS, 2 / 3),
+        ("tags", "f1", TAGS, 0.8),
+        ("tags", "f1_micro", TAGS, 0.8),
+        ("tags", "f1_macro", TAGS, (1 + 2 / 3) / 2),
+        ("text", "exact_match", (["a b", "c "], ["a b", "d"]), 0.5),
+        ("text", "rouge1", (["the cat sat"], ["the cat"]), 0.8),
+        ("text", "rouge2", (["the cat sat"], ["the cat"]), 2 / 3),
+        ("text", "rougeL", (["the cat sat"], ["the cat"]), 0.8),
+        ("text", "bleu", (["the cat sat on the mat"], ["the cat sat on the mat"]), 100.0),
+        ("text", "chrf", (["the cat"], ["the cat"]), 100.0),
+    ],
+)
+def test_by_hand(kind, name, rows, expected) -> None:
+    assert compute_metrics([name], kind, *rows)[name] == pytest.approx(expected)
+
+
+def test_rouge_gives_all_three() -> None:
+    assert set(compute_metrics(["rouge"], "text", ["a"], ["a"])) == {"rouge1", "rouge2", "rougeL"}
+
+
+def test_every_metric_has_a_value_here() -> None:
+    here = {(mark.args[1][i][0], mark.args[1][i][1]) for mark in test_by_hand.pytestmark for i in range(28)}
+    every = {(kind, name) for kind, names in METRICS.items() for name in names}
+    same_code = {("multi_label", name) for name in METRICS["multi_label"]}
+    assert every - same_code - here == {("text", "rouge")}
+
+
+def test_wrong_names_and_missing_packages_say_what_to_do(monkeypatch) -> None:
+    with pytest.raises(UserError, match="did you mean accuracy"):
+        compute_metrics(["acuracy"], "single_label", [0], [0])
+    import peftcli.training.metrics as metrics
+
+    monkeypatch.setattr(metrics, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"needs the package seqeval.*\n.*pip install"):
+        compute_metrics(["f1"], "tags", [["O"]], [["O"]])
+
+
+def test_what_is_computed_holds_the_one_that_chooses() -> None:
+    spec = TrainingSpec(metrics=["mcc"], metric_for_best_model="eval_news_f1_macro")
+    assert wanted_metrics(("accuracy",), spec, ["", "news"]) == ["accuracy", "mcc", "f1_macro"]
+    assert wanted_metrics((), TrainingSpec(metrics=["perplexity"]), [""]) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("eval_loss", False), ("eval_news_loss", False), ("eval_perplexity", False), ("eval_mse", False),
+     ("eval_accuracy", True), ("eval_news_f1_macro", True), ("eval_pearson", True)],
+)  # fmt: skip
+def test_directions(metric, greater) -> None:
+    assert greater_is_better(metric) is greater

@@ -1,0 +1,93 @@
+"""Losses of the tasks: equal to transformers' own, whatever the family does before and after its head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from peftcli.recipe.schema import TrainingSpec
+from peftcli.training.tasks import TASKS, Task, TaskSettings
+from peftcli.training.tasks.base import unprepared
+from peftcli.training.tasks.lm_head import find_route
+from tests.tiny import DECODERS, SEQ2SEQ, tiny_model
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "granite": {"logits_scaling": 4.0},
+    "gemma2": {"final_logit_softcapping": 2.0},
+}
+
+
+def task_of(name: str, model: torch.nn.Module, **training: Any) -> Task:
+    task = TASKS[name](TaskSettings(None, None, TrainingSpec(**training)))
+    assert task.bind(model, unprepared) == []
+    return task
+
+
+def right_padded(rows: list[list[int]], supervised_from: int) -> dict[str, torch.Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :supervised_from] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_causal_loss_is_that_of_transformers(family) -> None:
+    model = tiny_model(family, **CHANGES.get(family, {}))
+    collated = right_padded([[5, 9, 33, 17, 40, 2], [7, 8, 9, 2]], supervised_from=2)
+    task = task_of("causal_lm", model)
+    batch = task.batch(collated, tokens=10)
+    assert "attention_mask" not in batch.inputs  # nothing but padding on the right
+    assert (batch.count, batch.supervised) == (6.0, 6)
+    terms = task.loss(model, batch)
+    wanted = model(**collated, use_cache=False).loss
+    torch.testing.assert_close(terms.loss_sum / terms.count, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_seq2seq_loss_is_that_of_transformers(family) -> None:
+    model = tiny_model(family, "seq2seq_lm")
+    collated = right_padded([[5, 9, 33, 17, 40, 2], [7, 8, 9, 2]], supervised_from=0)
+    collated["labels"] = torch.tensor([[11, 12, 2], [13, 2, -100]])
+    task = task_of("seq2seq_lm", model)
+    terms = task.loss(model, task.batch(collated, tokens=10))
+    assert terms.count == 5.0
+    wanted = model(**collated).loss
+    torch.testing.assert_close(terms.loss_sum / terms.count, wanted, rtol=2e-4, atol=2e-5)
+
+
+def test_a_model_that_changes_its_logits_unseen_falls_back_to_full_logits() -> None:
+    model = tiny_model("llama")
+    model.register_forward_hook(
+        lambda _m, _a, out: type(out)(logits=out.logits * 1.5) if out.logits is not None else out
+    )
+    assert find_route(model, {"input_ids": torch.arange(4)[None], "use_cache": False}) is None
+    task = TASKS["causal_lm"](TaskSettings(None, None, TrainingSpec()))
+    (note,) = task.bind(model, unprepared)
+    assert "full logits" in note
+    collated = right_padded([[5, 9, 33, 17]], supervised_from=1)
+    logits = model(input_ids=collated["input_ids"]).logits
+    wanted = torch.nn.functional.cross_entropy(logits[0, :-1], collated["input_ids"][0, 1:], reduction="sum")
+    torch.testing.assert_close(task.loss(model, task.batch(collated, tokens=4)).loss_sum, wanted)
+
+
+def test_smoothing_shapes_the_training_loss_only() -> None:
+    model = tiny_model("llama")
+    collated = right_padded([[5, 9, 33, 17]], supervised_from=1)
+    task = task_of("causal_lm", model, label_smoothing_factor=0.2)
+    logits = model(input_ids=collated["input_ids"]).logits[0, :-1]
+    wanted = torch.nn.functional.cross_entropy(
+        logits, collated["input_ids"][0, 1:], reduction="sum", label_smoothing=0.2
+    )
+    torch.testing.assert_close(task.loss(model, task.batch(collated, tokens=4)).loss_sum, wanted)
+    plain = torch.nn.functional.cross_entropy(logits, collated["input_ids"][0, 1:], reduction="sum")
+    torch.testing.assert_close(task.evaluate(model, task.batch(collated, tokens=4)).terms.loss_sum, plain)
+
+
+def test_left_padding_keeps_its_mask() -> None:
+    task = task_of("causal_lm", tiny_model("llama"))
+    collated = {key: value.flip(1) for key, value in right_padded([[5, 9, 33], [7, 8]], supervised_from=0).items()}
+    assert "attention_mask" in task.batch(collated, tokens=5).inputs
