@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from peftcli.recipe.params import MethodParams
 
 
+_MERGES = {True: "yes", False: "no", None: "depends"}
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("methods", short_help="List the methods, or show one.")(methods)
@@ -66,7 +69,7 @@ def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> d
         "summary": info.summary,
         "paper": info.paper,
         "learning_rate": info.learning_rate,
-        "mergeable": info.mergeable is None or callable(info.mergeable),
+        "mergeable": _merges(info),
         "quantised_base": info.quantised_base,
         "artifact": info.artifact,
         "tasks": sorted(info.tasks),
@@ -75,6 +78,16 @@ def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> d
     if model is not None:
         record |= {"fits": not fits, "reasons": fits or []}
     return record
+
+
+def _merges(info: MethodInfo) -> bool | None:
+    """Return whether a method merges with its default hyper-parameters; None if it has no complete ones."""
+    from pydantic import ValidationError
+
+    try:
+        return info.why_not_mergeable(info.params.model_validate({})) is None
+    except ValidationError:
+        return None
 
 
 def _default(params: type[MethodParams], key: str) -> Any:
@@ -100,7 +113,7 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
         [
             row["name"],
             row["family"],
-            "yes" if row["mergeable"] else "no",
+            _MERGES[row["mergeable"]],
             "yes" if row["quantised_base"] else "no",
             f"{row['learning_rate']:g}",
             row["paper"],
@@ -124,7 +137,7 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print(f"  family         {row['family']}")
     console.print(f"  paper          {row['paper']}")
     console.print(f"  learning rate  {row['learning_rate']:g} by default")
-    console.print(f"  merges         {'yes' if row['mergeable'] else 'no'}")
+    console.print(f"  merges         {_MERGES[row['mergeable']]}")
     console.print(f"  4-bit base     {'yes' if row['quantised_base'] else 'no'}")
     if "fits" in row:
         console.print(f"  fits           {'yes' if row['fits'] else 'no: ' + '; '.join(row['reasons'])}")
