@@ -38,7 +38,7 @@ class TagEncoder:
         settings = self._settings
         cut = settings.overflow in ("truncate", "split") or settings.predicting
         encoded = self._tokenizer(
-            [example.tokens for example in examples],
+            [_spaced(example.tokens) for example in examples],
             is_split_into_words=True,
             truncation=cut,
             max_length=settings.max_length if cut else None,
@@ -56,20 +56,28 @@ class TagEncoder:
                 if settings.overflow != "split" or settings.predicting:
                     continue
             ids = np.array(encoded["input_ids"][place], dtype=np.int32)
-            made.rows.append(Encoded(ids, labels=self._labels(encoded.word_ids(place), examples[owner].tags)))
+            words = encoded.word_ids(place)
+            # a later piece may begin in the middle of a word, whose tag stood in the piece before
+            done = (
+                max((word for word in encoded.word_ids(place - 1) if word is not None), default=-1) if made.rows else -1
+            )
+            made.rows.append(Encoded(ids, labels=self._labels(words, examples[owner].tags, done)))
         return [self._limit(made) for made in out]
 
-    def _labels(self, words: Sequence[int | None], tags: Sequence[Any] | None) -> Any:
+    def _labels(self, words: Sequence[int | None], tags: Sequence[Any] | None, done: int) -> Any:
         """Return a label for each token: the word's tag on its first token, else -100.
 
         When predicting, the word's first token holds the word's number, so that predictions can be read per word.
+
+        Args:
+            words: number of the word of each token.
+            done: the last word that has its label already.
         """
         labels = np.full(len(words), IGNORED, dtype=np.int32)
-        before: int | None = None
         for place, word in enumerate(words):
-            if word is not None and word != before:
+            if word is not None and word > done:
                 labels[place] = word if tags is None else self._names.number(label_name(tags[word]))
-            before = word
+                done = word
         return labels
 
     def _limit(self, made: Outcome) -> Outcome:
@@ -90,6 +98,11 @@ class TagEncoder:
             return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
         labels = np.array(numbers[:longest], dtype=np.int32)
         return Outcome([Encoded(ids[:longest], labels=labels, truncated=len(ids) > longest)])
+
+
+def _spaced(words: Sequence[str]) -> list[str]:
+    """Return words with the space that stood before them: byte-level tokenizers have other tokens without it."""
+    return [*words[:1], *(f" {word}" for word in words[1:])]
 
 
 def _ignored(row: Encoded) -> bool:

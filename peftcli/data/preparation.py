@@ -261,8 +261,8 @@ def make_settings(spec: DataSpec, task: TaskName, tokenizer: Any, length: int) -
     if task == "token_classification" and not tokenizer.is_fast:
         raise UserError(
             Problem(
-                f"token_classification needs a fast tokenizer, which says where words begin; {type(tokenizer).__name__} "
-                "is Python code",
+                "token_classification needs a fast tokenizer, which says where words begin; "
+                f"{type(tokenizer).__name__} is Python code",
                 key="model.name_or_path",
                 suggestion="choose a model with a tokenizer.json",
             )

@@ -29,15 +29,13 @@ def sentencepiece_like(scheme: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    made.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme), decoders.Fuse()]
-    )
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<unk>", *SPECIALS, *byte_tokens], show_progress=False
-    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)  # merges stay inside words, as SentencePiece's
+    spaces = decoders.Metaspace(prepend_scheme=scheme)
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), spaces, decoders.Fuse()])
+    special = ["<unk>", *SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
     made.train_from_iterator(CORPUS, trainer)
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
     )
@@ -102,6 +100,18 @@ def test_a_tokenizer_without_offsets_learns_the_same(tmp_path: Path) -> None:
     assert made.train[0].input_ids.tolist() == tokenizer(text, truncation=True, max_length=20)["input_ids"]
     pairs = ready(tokenizer, write_jsonl(tmp_path / "c.jsonl", [{"input": "a", "target": "b"}]), "seq2seq_lm")
     assert np.asarray(pairs.train[0].labels).tolist() == tokenizer("b")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+def test_tagged_words_are_tokenised_as_running_text(kind: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    words = ["What", "is", "thank-you", "é☃", "?"]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"tokens": words, "tags": ["A", "B", "C", "D", "E"]}])
+    data = ready(tokenizer, path, "token_classification")
+    row = data.train[0]
+    assert row.input_ids.tolist() == tokenizer(" ".join(words))["input_ids"]
+    labels = np.asarray(row.labels)
+    assert labels[labels >= 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_tags_need_a_tokenizer_that_knows_its_words(tmp_path: Path) -> None:
