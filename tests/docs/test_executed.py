@@ -17,6 +17,7 @@ from tests.tiny import save_tiny
 PLACEHOLDERS = {"RECIPE": "recipe.yaml", "RUN": "runs/lora", "FILE": "articles.jsonl", "DIR": "made", "M": "model"}
 LEFT_OUT = {
     ("train", "--num-processes"): "starts processes; tests/training does that",
+    ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
     ("init",): "asks or writes beside the reader's data; tests/cli does that",
     ("chat",): "talks with a person; tests/cli does that",
 }
@@ -61,13 +62,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of it in which both recipes have been trained."""
+    """Return a copy of it in which both recipes have been trained, with two more runs of the first."""
     path = tmp_path_factory.mktemp("trained") / "place"
     shutil.copytree(place, path)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         for recipe in ("configs/lora.yaml", "recipe.yaml"):
             assert run("train", recipe, "--quiet") == 0
+    for name in ("first", "second"):
+        shutil.copytree(path / "runs" / "lora", path / "runs" / name)
     return path
 
 

@@ -20,6 +20,11 @@ def test_every_page_is_there() -> None:
     assert {f"docs/{name}.md" for name in DOCS} <= set(PAGES)
 
 
+def test_the_index_names_every_page() -> None:
+    index = text_of("docs/README.md")
+    assert [page for page in PAGES if page.startswith("docs/") and f"]({page[5:]})" not in index] == ["docs/README.md"]
+
+
 def test_every_recipe_on_a_page_is_valid(tmp_path: Path) -> None:
     seen = 0
     for page in PAGES:
