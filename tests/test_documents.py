@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from peftcli.analysis.counting import count_params
 from peftcli.cli.app import build_app
 from peftcli.methods.registry import registry
 from peftcli.recipe.load import load_recipe
@@ -93,3 +94,12 @@ def test_shipped_recipes_are_valid(folder: str) -> None:
     for file in files:
         loaded = load_recipe(file, [], registry)
         assert loaded.recipe.output_dir == f"runs/{file.stem}", file.name
+
+
+def test_method_table_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+)% \| ([\d,]+) \|", text_of("README.md"), flags=re.M)
+    assert [name for name, *_ in rows] == registry.names()
+    for name, family, percent, saved in rows:
+        counts = count_params(load_recipe(ROOT / "configs" / f"{name}.yaml", [], registry).recipe)
+        info = registry.info(name)
+        assert (family, percent, saved) == (info.family, f"{counts.percent:.2f}", f"{counts.saved:,}"), name
