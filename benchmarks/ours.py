@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STARTED = time.perf_counter()
+STARTED = time.time()  # as in metrics.jsonl
 
 import yaml  # noqa: E402  the start is measured
 
@@ -75,6 +75,7 @@ def main() -> None:
                 raise
         lines = [json.loads(line) for line in (Path(scratch) / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
+    times = [line["time"] for line in steps]
     peak_device = None
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         peak_device = sys.modules["torch"].cuda.max_memory_allocated()
@@ -83,8 +84,8 @@ def main() -> None:
         + json.dumps(
             {
                 "losses": [line["loss"] for line in steps],
-                "step_seconds": [line["step_seconds"] for line in steps[1:]],
-                "first_step_seconds": steps[0]["time"] - STARTED,
+                "step_seconds": [after - before for before, after in zip(times, times[1:], strict=False)],
+                "first_step_seconds": times[0] - STARTED,
                 "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "peak_device_bytes": peak_device,
             }

@@ -1,4 +1,4 @@
-"""Which rows make a batch: a shuffled order of each epoch with rows of like length together."""
+"""Which rows make a batch: the order of each epoch, by default shuffled with rows of like length together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy.typing as npt
 from peftcli.data.collate import collate
 from peftcli.data.rows import RowSet
 from peftcli.data.streaming import StreamedRows
+from peftcli.recipe.schema import SamplingStrategy
 
 POOL = 50  # batches whose rows are sorted by length together: little padding, and an order that is still random
 
@@ -20,7 +21,7 @@ def batches(
     *,
     seed: int,
     epoch: int,
-    group_by_length: bool = True,
+    sampling: SamplingStrategy = "group_by_length",
     world: int = 1,
     rank: int = 0,
 ) -> list[list[int]]:
@@ -31,6 +32,8 @@ def batches(
 
     Args:
         batch_size: rows of one process in one batch.
+        sampling: `group_by_length` shuffles and puts rows of like length together, `random` shuffles, `sequential`
+            keeps the data's order in every epoch.
         world, rank: number of processes, and which one this is.
 
     Raises:
@@ -41,9 +44,10 @@ def batches(
         raise ValueError(f"{total} rows cannot be shared among {world} processes")
     random = np.random.Generator(np.random.PCG64([seed, epoch, 0xBA7C]))
     streamed = isinstance(rows, StreamedRows)  # shuffled as they are read, and read in order only
-    order = np.arange(total) if streamed else random.permutation(total)
+    as_they_are = streamed or sampling == "sequential"
+    order = np.arange(total) if as_they_are else random.permutation(total)
     whole = _shares(order, batch_size * world, world)
-    if group_by_length and not streamed:
+    if sampling == "group_by_length" and not streamed:
         whole = _group(whole, rows.lengths, random)
     return [batch[rank::world].tolist() for batch in whole]
 

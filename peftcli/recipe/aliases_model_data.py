@@ -138,7 +138,7 @@ DATA = {
     "mix_strategy": Alias(LLAMA_FACTORY, "data.datasets", "each source takes a `weight`"),
     "interleave_probs": Alias(LLAMA_FACTORY, "data.datasets", "each source takes a `weight`"),
     "data_seed": Alias(TRANSFORMERS, "seed", "one seed decides every random choice"),
-    "shuffle": Alias(TORCHTUNE, None, "training rows are always shuffled, reproducibly, by `seed`"),
+    "shuffle": Alias(TORCHTUNE, "training.train_sampling_strategy", "write random, or sequential for no shuffling"),
 }
 
 TOP = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from peftcli.recipe.alias import AXOLOTL, LITGPT, LLAMA_FACTORY, TORCHTUNE, TRANSFORMERS, UNSLOTH, Alias
 
 _BEST = "not needed: the best evaluated adapter is kept whenever there are validation rows"
+_ORDER = "write group_by_length, random or sequential"
 _MODE = "not needed: the command says it (peft train, eval, predict, merge)"
 _LAUNCH = "not a recipe key: processes are chosen on the command line (--num-processes, accelerate launch)"
 _RESUME = "not a recipe key: peft train RECIPE --resume"
@@ -83,7 +84,8 @@ TRAINING = {
     "label_smoothing": Alias("other tools", "training.label_smoothing_factor"),
     "noisy_embedding_alpha": Alias(AXOLOTL, "training.neftune_noise_alpha"),
     "neftune_alpha": Alias("other tools", "training.neftune_noise_alpha"),
-    "length_column_name": Alias(TRANSFORMERS, None, "lengths are counted here; see group_by_length"),
+    "length_column_name": Alias(TRANSFORMERS, None, "lengths are counted here; see train_sampling_strategy"),
+    "group_by_length": Alias(f"{TRANSFORMERS} before 5, {AXOLOTL}", "training.train_sampling_strategy", _ORDER),
     "evaluation_strategy": Alias(f"{TRANSFORMERS} before 4.41", "training.eval_strategy"),
     "do_eval": Alias(TRANSFORMERS, "training.eval_strategy"),
     "evals_per_epoch": Alias(AXOLOTL, "training.eval_strategy", "with training.eval_steps"),

@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny
 from peftcli.recipe.params import Block, MethodParams
 
 TaskName = Literal["causal_lm", "seq2seq_lm", "sequence_classification", "token_classification"]
+SamplingStrategy = Literal["group_by_length", "random", "sequential"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 FormatName = Literal[
     "auto",
@@ -188,8 +189,8 @@ class TrainingSpec(Block):
     """NEFTune: uniform noise on the input embeddings."""
     class_weights: Literal["balanced"] | list[float] | None = None
     """Weights of the classes in the loss."""
-    group_by_length: bool = True
-    """Batches of rows of similar length."""
+    train_sampling_strategy: SamplingStrategy = "group_by_length"
+    """Order of an epoch: shuffled with rows of similar length together, shuffled, or as in the data."""
     eval_strategy: Literal["auto", "no", "steps", "epoch"] = "auto"
     """When to evaluate; auto is every epoch if there are validation rows."""
     eval_steps: Positive | None = None

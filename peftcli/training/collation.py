@@ -12,6 +12,7 @@ from peftcli.data.batching import batches
 from peftcli.data.collate import collate
 from peftcli.data.rows import Row, RowSet
 from peftcli.models.packing import PackingRoute
+from peftcli.recipe.schema import SamplingStrategy
 from peftcli.training.tasks import Batch, Task
 from peftcli.training.tasks.base import IGNORED
 
@@ -21,14 +22,14 @@ class Collator:
     """Makes batches of one task.
 
     Args:
-        seed, group_by_length: of the training order.
+        seed, sampling: of the training order.
         packing_route: how the model keeps packed documents apart.
     """
 
     tokenizer: Any
     task: Task
     seed: int = 0
-    group_by_length: bool = True
+    sampling: SamplingStrategy = "group_by_length"
     packing_route: PackingRoute = "positions"
     _epoch: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
@@ -50,7 +51,7 @@ class Collator:
     def epoch_rows(self, rows: RowSet, epoch: int, step_rows: int) -> list[list[int]]:
         """Return the rows of each step of an epoch; the same for every process and after a resume."""
         if self._epoch is None or self._epoch[0] != epoch:
-            order = batches(rows, step_rows, seed=self.seed, epoch=epoch, group_by_length=self.group_by_length)
+            order = batches(rows, step_rows, seed=self.seed, epoch=epoch, sampling=self.sampling)
             self._epoch = (epoch, order)
         return self._epoch[1]
 

@@ -49,7 +49,7 @@ class Meter:
         record = self._logged(norm) if logged else self._record()
         if logged:
             line = {key: value for key, value in vars(record).items() if key not in ("total_steps", "seconds_left")}
-            session.append_metrics(line)
+            session.append_metrics({**line, "time": round(time.time(), 3)})
         if session.world.is_main:
             session.reporter.step(record)
         if session.after_step is not None:

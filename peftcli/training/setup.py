@@ -254,7 +254,7 @@ def build_session(
             reporter.note(note)
     _prepare_for_training(recipe, base.model, anatomy)
     rate = spec.learning_rate or known.info.learning_rate
-    collator = Collator(known.tokenizer, task, recipe.seed, spec.group_by_length, route)
+    collator = Collator(known.tokenizer, task, recipe.seed, spec.train_sampling_strategy, route)
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return Session(
         loaded=loaded,

@@ -28,12 +28,12 @@ class Lengths:
         return (self[number] for number in range(len(self)))
 
 
-@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("order", ["group_by_length", "random", "sequential"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [4, 9, 10, 64, 65, 1001])
-def test_every_row_once_and_equally_many_batches(count: int, world: int, group: bool) -> None:
+def test_every_row_once_and_equally_many_batches(count: int, world: int, order: Any) -> None:
     rows = Lengths(count)
-    ranks = [batches(rows, 4, seed=0, epoch=1, group_by_length=group, world=world, rank=rank) for rank in range(world)]
+    ranks = [batches(rows, 4, seed=0, epoch=1, sampling=order, world=world, rank=rank) for rank in range(world)]
     assert len({len(one) for one in ranks}) == 1
     assert all(1 <= len(batch) <= 4 for one in ranks for batch in one)
     assert sorted(row for one in ranks for batch in one for row in batch) == list(range(count))
@@ -54,6 +54,12 @@ def test_two_processes_share_what_one_would_take() -> None:
     assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
 
 
+def test_a_sequential_order_is_that_of_the_data_in_every_epoch() -> None:
+    for epoch in (0, 1):
+        order = batches(Lengths(10), 4, seed=0, epoch=epoch, sampling="sequential")
+        assert order == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
 def test_grouping_saves_padding_and_still_mixes() -> None:
     rows = Lengths(2000)
 
@@ -61,7 +67,7 @@ def test_grouping_saves_padding_and_still_mixes() -> None:
         padded = sum(int(rows.lengths[batch].max()) * len(batch) for batch in order)
         return padded / int(rows.lengths.sum()) - 1
 
-    grouped, free = (batches(rows, 8, seed=0, epoch=0, group_by_length=group) for group in (True, False))
+    grouped, free = (batches(rows, 8, seed=0, epoch=0, sampling=order) for order in ("group_by_length", "random"))
     assert padding(grouped) < 0.03 < 0.5 < padding(free)
     means = [float(rows.lengths[batch].mean()) for batch in grouped]
     assert abs(np.corrcoef(range(len(means)), means)[0, 1]) < 0.2
