@@ -74,7 +74,7 @@ def _by_classes(classes: npt.NDArray[np.int32], count: int, random: np.random.Ge
     """Choose rows so that every class gives its share, rounded by largest remainder; one row of each stays behind."""
     names, sizes = np.unique(classes, return_counts=True)
     exact = sizes * (count / len(classes))
-    take = np.minimum(np.floor(exact).astype(int), sizes - 1)
+    take = np.floor(exact).astype(int)  # below the size, since some row always stays for training
     for place in np.argsort(-(exact - np.floor(exact)), kind="stable"):
         if take.sum() < count and take[place] < sizes[place] - 1:
             take[place] += 1

@@ -12,6 +12,7 @@ import torch
 
 from peftcli.data.collate import collate
 from peftcli.data.packing import PackedRows, best_fit
+from peftcli.data.rows import Row
 from peftcli.errors import UserError
 from peftcli.models.packing import packing_route
 from tests.data.tools import ready, write_jsonl
@@ -70,6 +71,24 @@ def test_packed_rows_restart_positions_and_mask_first_labels(tokenizer: Any, tmp
     assert sorted(seen) == list(range(12))
     learnt = sum(int((np.asarray(row.labels) >= 0).sum()) for row in data.train)
     assert learnt == data.report.supervised_tokens
+
+
+def test_a_first_label_never_crosses_a_border() -> None:
+    class Bare:
+        lengths = np.array([3, 2], np.int32)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Any:
+            return (self[number] for number in range(2))
+
+        def __getitem__(self, index: int) -> Row:
+            ids = np.arange(1, self.lengths[index] + 1, dtype=np.int32)
+            return Row(ids, ids, "a", index + 1)
+
+    (row,) = PackedRows(Bare(), 8)
+    assert np.asarray(row.labels).tolist() == [-100, 2, 3, -100, 2]
 
 
 def test_packing_is_for_causal_models(tmp_path: Path) -> None:
