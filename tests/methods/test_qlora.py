@@ -32,12 +32,15 @@ def test_the_same_places_as_lora_on_all_linears() -> None:
     }
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_trains_on_a_4bit_base(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [("qlora", "llama"), ("qlora", "gpt2"), ("adalora", "llama"), ("vera", "llama"), ("ia3", "llama")],
+)
+def test_trains_on_a_4bit_base(method: str, family: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 128} if family == "llama" else {"n_embd": 64}
     base = save_tiny(tmp_path, family, **sizes)
     model = load_model(ModelSpec(name_or_path=str(base), load_in_4bit=True), "causal_lm").model
-    attachment = apply_method(model, read_anatomy(model), QLoraParams(r=4))
+    attachment = apply_method(model, read_anatomy(model), registry.info(method).params())
     batch = batch_for(model)
     before = logits_of(attachment, batch)
     assert train_steps(attachment, batch) == set(attachment.trainable_parameters())
