@@ -42,9 +42,9 @@ class Format:
         return next((column for column in self.columns if column.name == name), None)
 
 
-_TEXTS = ("text", "sentence", "sentence1", "premise", "question1", "question", "query", "content", "review", "document")
-_PAIRS = ("text_pair", "sentence2", "hypothesis", "question2", "answer", "passage", "context", "response")
-_LABELS = ("label", "labels", "class", "category", "target", "score", "rating", "stars", "sentiment")
+_TEXTS = ("sentence", "sentence1", "premise", "question1", "question", "query", "content", "review", "document")
+_PAIRS = ("sentence2", "hypothesis", "question2", "answer", "passage", "context", "response")
+_LABELS = ("labels", "class", "category", "target", "score", "rating", "stars", "sentiment")
 
 FORMATS: tuple[Format, ...] = (
     Format(

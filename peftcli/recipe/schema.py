@@ -78,7 +78,7 @@ class DataSource(Block):
     split: str | None = None
     """Split of a hub data set or of a saved one."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
-    """Share of this source when several are mixed."""
+    """How often its rows come: 0.5 takes half of them, 2 every row twice; of a stream, how often it is drawn from."""
     format: FormatName | None = None
     """Row format; null takes `data.format`."""
     columns: dict[str, str] | None = None
