@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def check_surroundings(loaded: LoadedRecipe, registry: Registry) -> list[Problem
     """Return what stands in the way of training this recipe here.
 
     Args:
-        loaded: a checked recipe.
+        loaded: a checked recipe, or what remains of one with mistakes: what hangs on a wrong key is not looked at.
         registry: the methods; one may offer `check_config` (see `methods/protocol.py`).
     """
     problems = [*_model(loaded, registry)]
@@ -104,12 +104,19 @@ def _data(loaded: LoadedRecipe, data: DataSpec) -> Iterator[Problem]:
     for key, source in _sources(data):
         try:
             paths = expand_location(source.path)
-            if paths is not None:
+            if paths is not None and not _rows_unknown(loaded.wrong):
                 _first_rows_fit(loaded, data, source)
         except UserError as error:
             yield from _placed(loaded, key, error)
     if data.chat_template is not None:
         yield from _chat_template(loaded, data.chat_template)
+
+
+def _rows_unknown(wrong: Iterable[str]) -> bool:
+    """Return whether a mistake leaves open how rows are to be read."""
+    words = ["task", "data.format", "data.columns", "data.template", "data.type"]
+    blocks = (".".join(key.split(".")[:2]) for key in wrong)
+    return any(difflib.get_close_matches(block, words, n=1, cutoff=0.8) for block in blocks)
 
 
 def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
@@ -124,7 +131,7 @@ def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
 
 def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
     """Yield every source of rows with the key of its path, training before validation."""
-    if data.path is not None:
+    if data.path is not None and data.path.strip():
         yield "data.path", DataSource(path=data.path, config=data.config, split=data.split)
     for index, source in enumerate(data.datasets or ()):
         yield f"data.datasets.{index}.path", source

@@ -192,3 +192,63 @@ def test_any_config_and_any_path(check: Check, config: Any, method: str, path: s
     except UserError as error:
         problems = list(error.problems)
     assert all(problem.message and str(problem) for problem in problems)
+
+
+MISTAKES = """\
+model:
+  name_or_path: ./nowhere
+  dtipe: auto
+task: sequence_classification
+data:
+  path: missing.jsonl
+  max_lenght: 64
+method:
+  name: lora
+  rr: 8
+training:
+  learning_rate: -1
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "keys"),
+    [
+        ("", "", ["model.name_or_path", "model.dtipe", "data.path"]),
+        ("task: sequence", "task: sekwence", ["model.name_or_path", "model.dtipe", "task", "data.path"]),
+        ("  name_or_path: ./nowhere\n", "", ["model.name_or_path", "model.dtipe", "data.path"]),
+        ("path: missing.jsonl", "path: [3]", ["model.name_or_path", "model.dtipe", "data.path"]),
+        ("path: missing.jsonl", "path: ''", ["model.name_or_path", "model.dtipe", "data.path"]),
+        ("path: missing.jsonl", "datasets: [{}]", ["model.name_or_path", "model.dtipe", "data.datasets.0.path"]),
+        ("name: lora", "name: lorra", ["model.name_or_path", "model.dtipe", "data.path"]),
+    ],
+)
+def test_missing_files_are_shown_with_the_mistakes_of_the_recipe(
+    check: Check, old: str, new: str, keys: list[str]
+) -> None:
+    """One round of corrections, not two: what a recipe names is looked up even where the recipe has mistakes."""
+    Path("wrong.yaml").write_text(MISTAKES.replace(old, new) if old else MISTAKES, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_recipe("wrong.yaml", [], registry, surroundings=check_surroundings)
+    named = "method.name" if "lorra" in new else "method.rr"
+    assert [problem.key for problem in caught.value.problems] == [
+        *keys,
+        "data.max_lenght",
+        named,
+        "training.learning_rate",
+    ]
+    lines = [problem.line for problem in caught.value.problems if problem.line]
+    assert lines == sorted(lines)
+
+
+def test_rows_are_not_judged_where_their_format_is_in_doubt(check: Check) -> None:
+    Path("odd.jsonl").write_text('{"x": 1}\n', encoding="utf-8")
+    text = RECIPE.replace("train.jsonl", "odd.jsonl")
+
+    def keys(more: str) -> list[str | None]:
+        Path("wrong.yaml").write_text(text.replace("data:\n", f"data:\n  {more}\n"), encoding="utf-8")
+        with pytest.raises(UserError) as caught:
+            load_recipe("wrong.yaml", [], registry, surroundings=check_surroundings)
+        return [problem.key for problem in caught.value.problems]
+
+    assert keys("colums: {text: x}") == ["data.colums"]
+    assert keys("max_lenght: 3") == ["data.max_lenght", "data.path"]

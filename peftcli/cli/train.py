@@ -38,16 +38,12 @@ def train(
 
     Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
     """
-    from peftcli.errors import UserError
     from peftcli.methods.registry import registry
     from peftcli.preflight import check_surroundings
     from peftcli.recipe.load import load_recipe
 
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
-    loaded = load_recipe(recipe, changes, registry)
-    problems = check_surroundings(loaded, registry)  # before torch is imported
-    if problems:
-        raise UserError(problems)
+    loaded = load_recipe(recipe, changes, registry, surroundings=check_surroundings)  # before torch is imported
 
     from peftcli.training.launch import is_launched, is_main_process, launch
 
@@ -67,9 +63,10 @@ def train(
 
     from peftcli.cli.display import RunDisplay
     from peftcli.cli.output import print_json
-    from peftcli.training.run import train as run_training
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
+        from peftcli.training.run import train as run_training  # seconds of imports, below the display's spinner
+
         summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile)
     if as_json and is_main_process():
         print_json(summary.as_dict())

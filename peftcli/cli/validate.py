@@ -29,18 +29,16 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
     from peftcli.preflight import check_surroundings
     from peftcli.recipe.load import load_recipe
 
-    loaded = None
     try:
-        loaded = load_recipe(recipe, overrides or [], registry)
-        problems: Sequence[Problem] = check_surroundings(loaded, registry)
+        loaded = load_recipe(recipe, overrides or [], registry, surroundings=check_surroundings)
     except UserError as error:
-        problems = error.problems
+        if not as_json:
+            raise
+        _print_json(error.problems)
+        raise typer.Exit(2) from error
     if as_json:
-        _print_json(problems)
-        raise typer.Exit(2 if problems else 0)
-    if problems:
-        raise UserError(problems)
-    if loaded is not None:
+        _print_json([])
+    else:
         print(_summary(loaded))
 
 

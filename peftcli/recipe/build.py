@@ -21,6 +21,8 @@ from peftcli.recipe.yaml_lines import Key
 PLACEHOLDER = MethodParams(name="?")
 """Stands where a method could not be read, so that the rest is checked all the same."""
 
+_STAND_INS: dict[str, Any] = {"model": {"name_or_path": "?"}, "task": "causal_lm", "method": PLACEHOLDER}
+
 
 class Builder:
     """Turns the data of one recipe into records.
@@ -34,6 +36,7 @@ class Builder:
         self.registry = registry
         self.data = data
         self.found: list[Finding] = []
+        self._kept: dict[str, Any] = {}
         method = data.get("method")
         name = method.get("name") if isinstance(method, dict) else None
         known = isinstance(name, str) and registry.params_model(name) is not None
@@ -52,7 +55,27 @@ class Builder:
         except ValidationError as error:
             new = findings(error, Recipe, data, (), self.unknown)
         self.found += new
-        return _without(data, [finding.key for finding in new])
+        self._kept = _without(data, [finding.key for finding in new])
+        try:
+            return Recipe.model_validate(self._kept)
+        except ValidationError:
+            return None
+
+    def remains(self) -> Recipe | None:
+        """Return what can be read of a recipe of which `build` made none: whole blocks left out, or stood in for.
+
+        It names the files that the readable blocks name; nothing else in it can be relied on.
+        """
+        data = self._kept
+        for _ in range(2):  # a block that is stood in for may bring a contradiction to light
+            try:
+                return Recipe.model_validate(data)
+            except ValidationError as error:
+                blocks = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
+            data = {key: value for key, value in data.items() if key not in blocks} | {
+                key: value for key, value in _STAND_INS.items() if key in blocks
+            }
+        return None
 
     def method(self, value: Any, key: Key) -> MethodParams:
         """Return the typed hyper-parameters of the method written at `key`, or the placeholder."""
@@ -112,16 +135,13 @@ def _holds_methods(annotation: Any) -> bool:
     return False
 
 
-def _without(data: dict[str, Any], keys: Sequence[Key]) -> Recipe | None:
-    """Return the recipe that remains when `keys` are taken out, or None."""
+def _without(data: dict[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
+    """Return a copy of the recipe's data with `keys` taken out."""
     kept = {field: value if isinstance(value, MethodParams) else copy.deepcopy(value) for field, value in data.items()}
     kept.setdefault("method", PLACEHOLDER)
     for key in sorted(keys, key=len, reverse=True):
         _drop(kept, key)
-    try:
-        return Recipe.model_validate(kept)
-    except ValidationError:
-        return None
+    return kept
 
 
 def _drop(data: Any, key: Key) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ class LoadedRecipe:
         recipe: every default filled in, `output_dir` included.
         path: the file, as the user named it.
         tree: the data as written, with its places.
+        wrong: dotted keys that are wrong already and left out of `recipe`; only a `SurroundingsCheck` sees any.
     """
 
     recipe: Recipe
     path: str
     tree: Tree
+    wrong: frozenset[str] = frozenset()
 
     @property
     def lines(self) -> dict[str, int]:
@@ -58,6 +60,10 @@ class LoadedRecipe:
         return path
 
 
+SurroundingsCheck = Callable[[LoadedRecipe, Registry], Iterable[Problem]]
+"""Looks at the files that a recipe names, which may be what remains of one with mistakes (`LoadedRecipe.wrong`)."""
+
+
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str],
@@ -65,6 +71,7 @@ def load_recipe(
     *,
     need_data: bool = True,
     environ: Mapping[str, str] | None = None,
+    surroundings: SurroundingsCheck | None = None,
 ) -> LoadedRecipe:
     """Read and check a recipe.
 
@@ -74,6 +81,7 @@ def load_recipe(
         registry: the methods.
         need_data: whether the `data` block is required (`count-params` does without).
         environ: variables for `${NAME}`; the process's own by default.
+        surroundings: what else to check, also of a recipe with mistakes, so that all are shown at once.
 
     Raises:
         UserError: every problem found, each with file, line, key and remedy, in the order of the file.
@@ -81,7 +89,8 @@ def load_recipe(
     variables = os.environ if environ is None else environ
     file = str(path)
     document = _parse(file, read_recipe_text(Path(path)), variables)
-    return _checked(Tree.from_document(file, document), document.remarks, overrides, registry, need_data, variables)
+    tree = Tree.from_document(file, document)
+    return _checked(tree, document.remarks, overrides, registry, need_data, variables, surroundings)
 
 
 def recipe_from_overrides(source: str, overrides: Sequence[str], registry: Registry) -> LoadedRecipe:
@@ -103,6 +112,7 @@ def _checked(
     registry: Registry,
     need_data: bool,
     environ: Mapping[str, str],
+    surroundings: SurroundingsCheck | None = None,
 ) -> LoadedRecipe:
     problems = apply_overrides(tree, overrides, environ)
     builder = Builder(registry, tree.data)
@@ -118,9 +128,19 @@ def _checked(
         if remark.key not in tree.overridden
     ]
     problems += [tree.problem(finding.key, finding.message, finding.suggestion) for finding in found]
+    readable = builder.remains() if recipe is None else recipe
+    if surroundings is not None and readable is not None:
+        wrong = frozenset(problem.key for problem in problems if problem.key)
+        remaining = LoadedRecipe(_with_output_dir(readable, tree.file), tree.file, tree, wrong)
+        problems += [problem for problem in surroundings(remaining, registry) if not _within(problem.key, wrong)]
     if problems or recipe is None:
         raise UserError(_in_order(problems))
     return LoadedRecipe(_with_output_dir(recipe, tree.file), tree.file, tree)
+
+
+def _within(key: str | None, wrong: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of `wrong` or lies in a block that is."""
+    return key is not None and any(f"{key}.".startswith(f"{one}.") for one in wrong)
 
 
 def _parse(file: str, text: str, environ: Mapping[str, str]) -> Document:
