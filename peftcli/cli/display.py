@@ -27,6 +27,10 @@ PREPARING_EVERY = 10.0  # seconds between lines of a log while rows are tokenise
 class View(Protocol):
     """Where progress is drawn."""
 
+    def waiting(self, text: str) -> None:
+        """Draw what is being waited for, where the screen can be redrawn."""
+        ...
+
     def header(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Draw the facts of the run below a title."""
         ...
@@ -63,6 +67,7 @@ class RunDisplay:
         self._view: View = _Nothing() if quiet else choose_view()
 
     def __enter__(self) -> RunDisplay:
+        self._view.waiting("loading libraries, model and data")
         return self
 
     def __exit__(
@@ -103,6 +108,9 @@ class PlainView:
     def __init__(self) -> None:
         self._prepared_at = time.monotonic()
 
+    def waiting(self, text: str) -> None:
+        """Do nothing: a log needs no sign of life."""
+
     def preparing(self, rows: int) -> None:
         """Print the number of rows now and then."""
         if time.monotonic() - self._prepared_at >= PREPARING_EVERY:
@@ -130,6 +138,8 @@ class PlainView:
 
 class _Nothing:
     """`--quiet`."""
+
+    def waiting(self, text: str) -> None: ...
 
     def header(self, title: str, rows: list[tuple[str, str]]) -> None: ...
 

@@ -32,14 +32,14 @@ class LiveView:
             refresh_per_second=5,  # each redraw costs a few milliseconds of the core that trains
             expand=True,
         )
-        self._preparing: Status | None = None
+        self._status: Status | None = None
         self._task: TaskID | None = None
         self._loss: float | None = None
         self._speed: float | None = None
 
     def header(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Draw the facts of the run in a panel."""
-        self._prepared()
+        self._waited()
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
         grid.add_column(overflow="fold")
@@ -48,27 +48,32 @@ class LiveView:
         self._console.print(
             Panel(grid, title=f"[bold cyan]{escape(title)}[/]", title_align="left", box=box.ROUNDED, expand=False)
         )
+        self.waiting("first evaluation and first step")
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(text, markup=False, highlight=False)
 
-    def preparing(self, rows: int) -> None:
-        """Draw a line that counts rows."""
-        text = f"preparing data: {count(rows)} rows"
-        if self._preparing is None:
-            self._preparing = self._console.status(text)
-            self._preparing.start()
-        self._preparing.update(text)
+    def waiting(self, text: str) -> None:
+        """Draw what is being waited for beside a spinner, until the next part of the screen replaces it."""
+        if self._status is None:
+            self._status = self._console.status(text, refresh_per_second=5)
+            self._status.start()
+        self._status.update(text)
 
-    def _prepared(self) -> None:
-        if self._preparing is not None:
-            self._preparing.stop()
-            self._preparing = None
+    def preparing(self, rows: int) -> None:
+        """Draw how many rows are tokenised so far."""
+        self.waiting(f"preparing data: {count(rows)} rows")
+
+    def _waited(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def step(self, record: StepRecord) -> None:
         """Move the bar; numbers that were not measured at this step stay as they were."""
         if self._task is None:
+            self._waited()
             self._task = self._progress.add_task("", total=record.total_steps, numbers="")
             self._progress.start()
         self._loss = self._loss if record.loss is None else record.loss
@@ -83,5 +88,5 @@ class LiveView:
 
     def close(self) -> None:
         """Stop redrawing and leave the last state of the bar on the screen."""
-        self._prepared()
+        self._waited()
         self._progress.stop()

@@ -105,13 +105,15 @@ def test_json_leaves_standard_output_alone(capsys: pytest.CaptureFixture[str]) -
 def test_live_view_draws_panel_bar_and_lines() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None, legacy_windows=False)
     view = LiveView(console)
+    view.waiting("loading libraries")
     view.header("peft train x.yaml", [("model", "[bold]not markup")])
     view.step(LOGGED)
     view.step(dataclasses.replace(STEP, step=11))
     view.line("evaluation at step 11: eval_loss 0.5")
     view.close()
     drawn = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert "peft train x.yaml" in drawn and "[bold]not markup" in drawn
+    assert drawn.index("loading libraries") < drawn.index("peft train x.yaml") < drawn.index("first evaluation")
+    assert "[bold]not markup" in drawn
     assert "step 11/112" in drawn
     assert "loss 1.4321  lr 9.1e-04  3,210 tok/s" in drawn
     assert drawn.index("evaluation at step 11") < drawn.rindex("step 11/112")
