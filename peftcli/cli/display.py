@@ -106,15 +106,18 @@ class PlainView:
     """Lines for a log file: every line stands alone, only logged steps are shown."""
 
     def __init__(self) -> None:
-        self._prepared_at = time.monotonic()
+        self._prepared_at: float | None = None
 
     def waiting(self, text: str) -> None:
         """Do nothing: a log needs no sign of life."""
 
     def preparing(self, rows: int) -> None:
         """Print the number of rows now and then."""
-        if time.monotonic() - self._prepared_at >= PREPARING_EVERY:
-            self._prepared_at = time.monotonic()
+        now = time.monotonic()
+        if self._prepared_at is None:
+            self._prepared_at = now
+        elif now - self._prepared_at >= PREPARING_EVERY:
+            self._prepared_at = now
             self.line(f"preparing data: {count(rows)} rows")
 
     def header(self, title: str, rows: list[tuple[str, str]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from peftcli.cli.output import count, print_table, table
@@ -52,19 +54,21 @@ def render(example: Example, *, colours: bool) -> Text:
     """Return the tokens of a row as one text; without colours the learnt parts stand in double brackets."""
     from rich.text import Text
 
-    text = Text()
+    pieces: list[tuple[str, str]] = []
     inside = False
     for token in example.tokens:
         if not colours and token.supervised != inside:
-            text.append(MARKS[0] if token.supervised else MARKS[1])
+            pieces.append((MARKS[0] if token.supervised else MARKS[1], ""))
             inside = token.supervised
         style = LEARNT if token.supervised else READ
         if token.special:
             style = LEARNT_SPECIAL if token.supervised else SPECIAL
-        text.append(token.text if token.label is None else f"{token.text}[{token.label}]", style=style)
+        pieces.append((token.text if token.label is None else f"{token.text}[{token.label}]", style))
     if inside and not colours:
-        text.append(MARKS[1])
-    return text
+        pieces.append((MARKS[1], ""))
+    # neighbours of one style as one piece: escape codes around every token would fill the terminal's buffer
+    merged = [("".join(text for text, _ in same), style) for style, same in groupby(pieces, key=itemgetter(1))]
+    return Text.assemble(*merged)
 
 
 def _facts(console: Console, found: Inspection) -> None:

@@ -99,7 +99,7 @@ def inspect_data(data: PreparedData, tokenizer: Any, task: TaskName, *, rows: in
 
 def show(row: Row, tokenizer: Any, task: TaskName, labels: LabelSpec | None) -> Example:
     """Return a row token by token."""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     texts = token_texts(row.input_ids.tolist(), tokenizer)
     per_token: list[int] = [IGNORED] * len(texts)
     own: str | None = None
@@ -115,6 +115,12 @@ def show(row: Row, tokenizer: Any, task: TaskName, labels: LabelSpec | None) -> 
         target = row.labels[row.labels != IGNORED].tolist()
         tokens += [Token(t, True, n in special) for t, n in zip(token_texts(target, tokenizer), target, strict=True)]
     return Example(row.source, row.row, tokens, own)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the tokens that are no text: BOS and the like, and every added token that is marked as special."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:

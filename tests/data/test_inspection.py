@@ -32,6 +32,7 @@ def test_exactly_the_answers_tokens_are_supervised(tokenizer: Any, tmp_path: Pat
         )
         assert example.source == str(tmp_path / "a.jsonl")
         assert [token.special for token in example.tokens if token.text == end][-1]
+        assert all(token.special for token in example.tokens if token.text.startswith("<|"))
     document = json.loads(json.dumps(found.as_dict()))
     assert set(document["counts"]) >= {"rows", "kept", "truncated", "dropped", "fully_masked"}
     assert set(document["examples"][0]) >= {"source", "row", "tokens"}
