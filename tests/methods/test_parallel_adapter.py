@@ -17,7 +17,8 @@ def test_identity_at_the_start_then_everything_trains(family: str) -> None:
     model, anatomy = harness.frozen(family)
     batch = harness.batch_for(model)
     before = model(**batch).logits
-    attachment = harness.attach("parallel_adapter", model, anatomy, placement="both", bottleneck_size=4)
+    # 16: of a narrow bottleneck every relu may be dead for these few rows
+    attachment = harness.attach("parallel_adapter", model, anatomy, placement="both", bottleneck_size=16)
     torch.testing.assert_close(harness.logits_of(attachment, batch), before, atol=1e-6, rtol=1e-6)
     assert harness.train_steps(attachment, batch) == set(attachment.trainable_parameters())
     assert harness.frozen_without_gradient(attachment)
