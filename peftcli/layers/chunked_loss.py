@@ -171,12 +171,15 @@ def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, T
         bounded = logits.div_(transform.softcap).tanh_()
         slope = 1 - bounded.square()
         logits = bounded.mul_(transform.softcap)
-    lse = torch.logsumexp(logits, dim=-1)
-    picked = logits.gather(1, targets[:, None])
-    loss = (lse - (1 - smoothing) * picked[:, 0]).sum()
+    peak = logits.amax(-1, keepdim=True)
+    shifted = logits.sub_(peak)  # the loss does not notice, and nothing below needs a second tensor of this size
+    loss = (smoothing - 1) * shifted.gather(1, targets[:, None]).sum()
     if smoothing:
-        loss = loss - smoothing * logits.mean(-1).sum()
-    grad = logits.sub_(lse[:, None]).exp_()  # softmax, in place of the logits
+        loss = loss - smoothing * shifted.mean(-1).sum()
+    grad = shifted.exp_()
+    normaliser = grad.sum(-1, keepdim=True)
+    loss = loss + normaliser.log().sum()
+    grad.div_(normaliser)  # softmax, in place of the logits
     if smoothing:
         grad.sub_(smoothing / grad.shape[-1])
     grad.scatter_add_(1, targets[:, None], grad.new_full((len(targets), 1), smoothing - 1.0))
