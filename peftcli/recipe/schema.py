@@ -218,7 +218,7 @@ class TrainingSpec(Block):
     max_new_tokens: Positive = 128
     """Longest generated text, in tokens."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that build batches."""
+    """Above 0, a background thread builds the next step's batches; 0 builds them in place."""
     torch_compile: bool = False
     """Compile each block with torch.compile."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
