@@ -275,8 +275,8 @@ def test_data_sets_of_the_datasets_library(tmp_path: Path) -> None:
 
     from peftcli.data.hub import from_dataset
 
-    tags = datasets.List(datasets.ClassLabel(names=["O", "B"]))
-    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": tags})
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B"]))
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "tags": tags})
     rows = [{"tokens": ["a", "b"], "tags": [0, 1]}, {"tokens": ["c"], "tags": [1]}]
     loaded = datasets.Dataset.from_generator(
         lambda: iter(rows), features=features, cache_dir=str(tmp_path), fingerprint="test"
