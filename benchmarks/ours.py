@@ -10,6 +10,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ def recipe(cell: Cell, checkpoint: str, rows: str, output: str) -> dict[str, Any
         "model": {"name_or_path": checkpoint, "dtype": cell.dtype},
         "task": cell.task,
         "data": {
-            "path": rows, "format": "pretokenized", "val_set_size": 0, "max_length": 2048, "max_rows": cell.steps * cell.batch_size,
+            "path": rows,
+            "format": "pretokenized",
+            "val_set_size": 0,
+            "max_length": 2048,
+            "max_rows": cell.steps * cell.batch_size,
         },
         "method": method_block(cell),
         "training": {
@@ -84,7 +89,7 @@ def main() -> None:
         + json.dumps(
             {
                 "losses": [line["loss"] for line in steps],
-                "step_seconds": [after - before for before, after in zip(times, times[1:], strict=False)],
+                "step_seconds": [after - before for before, after in pairwise(times)],
                 "first_step_seconds": times[0] - STARTED,
                 "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "peak_device_bytes": peak_device,

@@ -124,7 +124,8 @@ def utilisation(
 
 def table(results: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| cell | ours tok/s | HF peft tok/s | ratio | spread | supervised tok/s | memory ours / HF | ratio | first step ours / HF (s) | MFU | loss after the same tokens, ours / HF |",
+        "| cell | ours tok/s | HF peft tok/s | ratio | spread | supervised tok/s | memory ours / HF | ratio "
+        "| first step ours / HF (s) | MFU | loss after the same tokens, ours / HF |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
@@ -132,7 +133,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             lines.append(f"| {r['cell']} | not measured: {r['failed']} | | | | | | | | | |")
             continue
         lines.append(
-            f"| {r['cell']} | {r['ours']:.0f} | {r['theirs']:.0f} | **{r['ratio']:.2f}** | {r['spread']:.0%} | {r['supervised']:.0f} "
+            f"| {r['cell']} | {r['ours']:.0f} | {r['theirs']:.0f} | **{r['ratio']:.2f}** "
+            f"| {r['spread']:.0%} | {r['supervised']:.0f} "
             f"| {r['memory_ours'] / 2**30:.2f} / {r['memory_theirs'] / 2**30:.2f} GiB | **{r['memory_ratio']:.2f}** "
             f"| {r['first_step_ours']:.1f} / {r['first_step_theirs']:.1f} | {r['utilisation']:.0%} "
             f"| {r['loss_ours'][-1]:.4f} / {r['loss_theirs'][-1]:.4f} |"
@@ -145,10 +147,10 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-        platform.processor(),
-    ) if Path("/proc/cpuinfo").exists() else platform.processor()  # fmt: skip
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    model = next(named, platform.processor())
     return f"{model}, {os.cpu_count()} cores"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 64 * 2**20
-"""Bytes of one chunk's float32 logits. Products of some thousand rows reach full speed; larger chunks only cost memory."""
+"""Bytes of one chunk's float32 logits: some thousand rows reach full speed, and larger chunks only cost memory."""
 
 
 @dataclass(frozen=True)
