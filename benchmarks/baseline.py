@@ -15,6 +15,7 @@ from typing import Any
 
 STARTED = time.perf_counter()
 
+import peft  # noqa: E402
 import torch  # noqa: E402  the start is measured
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
@@ -23,8 +24,6 @@ from transformers import (  # noqa: E402
     TrainerCallback,
     TrainingArguments,
 )
-
-import peft  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 from material import LEARNING_RATE, LORA, Cell, read_rows  # noqa: E402
@@ -106,12 +105,23 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            scratch, max_steps=cell.steps, per_device_train_batch_size=cell.batch_size, learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], seed=0, use_cpu=not torch.cuda.is_available(),
-            bf16=cell.dtype == "bfloat16", gradient_checkpointing=cell.checkpointing,
+            scratch,
+            max_steps=cell.steps,
+            per_device_train_batch_size=cell.batch_size,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            seed=0,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=cell.dtype == "bfloat16",
+            gradient_checkpointing=cell.checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if cell.checkpointing else None,
-            train_sampling_strategy="group_by_length" if cell.tuned else "sequential", disable_tqdm=True, remove_unused_columns=False,
-        )  # fmt: skip
+            train_sampling_strategy="group_by_length" if cell.tuned else "sequential",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
         trainer = Trainer(model, arguments, train_dataset=rows, data_collator=Collator(), callbacks=[clock])
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
