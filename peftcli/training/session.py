@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from peftcli.layers.short_attention import ShortAttention
 from peftcli.methods.attachment import Attachment
 from peftcli.methods.protocol import MethodInfo
 from peftcli.models.anatomy import Anatomy
@@ -99,6 +101,20 @@ class Session:
         """Whether a checkpoint is due after `step`: at the interval, and after the last one."""
         interval = self.save_interval
         return interval is not None and (step % interval == 0 or step == self.plan.total_steps)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Be in the context of a training forward pass: its dtype, and the CPU's attention where that is the faster.
+
+        `model.attn_implementation: sdpa` keeps torch's attention. So do checkpointing, whose recomputation runs outside
+        of this context, and compiled blocks, which choose for themselves.
+        """
+        spec, device = self.recipe.training, self.world.device
+        own = device.type == "cpu" and self.precision.compute == torch.bfloat16
+        own = own and self.recipe.model.attn_implementation == "auto"
+        own = own and not (spec.gradient_checkpointing or spec.torch_compile)
+        with self.precision.training(device), ShortAttention() if own else nullcontext():
+            yield
 
     def step_batches(self, step: int) -> list[Batch]:
         """Return this process's micro-batches of the step with this index, counted from 0, on the CPU."""
