@@ -54,7 +54,7 @@ INFO = MethodInfo(
     summary="Trains the bias terms of the base model, all of them or those of chosen roles.",
     paper="Ben Zaken et al. 2021, arXiv:2106.10199",
     params=BitFitParams,
-    learning_rate=1e-3,  # the official code's default
+    learning_rate=4e-3,  # the official code's is 1e-3, for 16 epochs; measured on the demo: that is slow within one
 )
 
 

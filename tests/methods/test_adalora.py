@@ -12,7 +12,7 @@ from peftcli.errors import UserError
 from peftcli.layers.rank_allocator import BudgetSchedule, RankAllocator
 from peftcli.layers.svd_lora import orthogonality, svd_scale
 from peftcli.methods._adalora import AdaLoraAttachment
-from peftcli.methods.adalora import INFO, AdaLoraParams, check_config, check_run
+from peftcli.methods.adalora import AdaLoraParams, check_config, check_run
 from peftcli.methods.apply import apply_method
 from tests.methods.harness import (
     attached,
@@ -37,7 +37,7 @@ def adalora(family: str, **params: Any) -> AdaLoraAttachment:
 
 def test_defaults() -> None:
     params = AdaLoraParams()
-    assert (params.beta1, params.beta2, params.orth_reg_weight, INFO.learning_rate) == (0.85, 0.85, 0.1, 1e-3)
+    assert (params.beta1, params.beta2, params.orth_reg_weight) == (0.85, 0.85, 0.1)
     assert params.phases(1000) == (100, 300, 10)
     assert params.phases(3) == (0, 1, 1)
     assert AdaLoraParams(tinit=0, tfinal=0, deltaT=5).phases(1000) == (0, 0, 5)

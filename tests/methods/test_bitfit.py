@@ -29,8 +29,8 @@ from tests.methods.harness import (
 from tests.tiny import save_tiny, tiny_model
 
 
-def test_the_default_rate_is_the_official_codes() -> None:
-    assert INFO.learning_rate == 1e-3 and INFO.mergeable is None
+def test_it_merges() -> None:
+    assert INFO.why_not_mergeable(BitFitParams()) is None
 
 
 def test_all_biases_of_roberta_base_are_102144() -> None:
