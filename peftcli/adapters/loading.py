@@ -105,9 +105,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
-        reason = f"{pickled.name} is a pickle, which can run code" if pickled.is_file() else "it is missing"
+        if not pickled.is_file():
+            raise UserError(f"{path} cannot be read: it is missing", suggestion="copy it back, or train again")
         raise UserError(
-            f"{path} cannot be read: {reason}", suggestion="save the adapter again with safe_serialization=True"
+            f"{path} is missing, and {pickled.name} is a pickle, which can run code",
+            suggestion="save the adapter again with safe_serialization=True",
         )
     try:
         return dict(load_file(path))

@@ -270,12 +270,22 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def next_commands(summary: Summary) -> list[str]:
     """Return the commands that make sense on this run."""
-    from peftcli.methods.registry import registry
-
     run = summary.output_dir
     commands = [f"peft predict {run} --input FILE"]
     if summary.eval:
         commands.insert(0, f"peft eval {run}")
-    if summary.artifact == "adapter" and not isinstance(registry.info(summary.method).mergeable, str):
+    if summary.artifact == "adapter" and _merges(summary):
         commands.append(f"peft merge {run} -o {run}-merged")
     return commands
+
+
+def _merges(summary: Summary) -> bool:
+    """Return whether the run's adapter folds into its base; combinations depend on their parts and gates."""
+    from peftcli.methods.registry import registry
+    from peftcli.recipe.load import load_recipe
+
+    info = registry.info(summary.method)
+    if not callable(info.mergeable):
+        return info.mergeable is None
+    recipe = load_recipe(Path(summary.output_dir, "recipe.yaml"), [], registry, need_data=False).recipe
+    return info.why_not_mergeable(recipe.method) is None

@@ -40,6 +40,8 @@ def evaluate_run(
         UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
     """
     path = Path(path)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
         return _evaluate_recipe(load_recipe(path, [], registry), data, base_dtype)
     run = open_run(path, base_dtype)

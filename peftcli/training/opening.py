@@ -123,7 +123,7 @@ def open_run(run: Path | str, base_dtype: DTypeName | None = None, bases: Bases 
         UserError: it is no finished run, or its base is gone or is another model.
     """
     directory = RunDirectory(Path(run))
-    if directory.status() is RunStatus.EMPTY:
+    if not directory.recipe_file.is_file():
         raise UserError(f"{run} is no run directory", suggestion="name a directory that `peft train` left")
     if directory.status() is RunStatus.UNFINISHED:
         raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")

@@ -17,7 +17,7 @@ from peftcli import __version__
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory
-from peftcli.errors import Stopped
+from peftcli.errors import Stopped, UserError
 from peftcli.models.loading import count_parameters
 from peftcli.models.targets import summarise_targets
 from peftcli.recipe.dump import dump_recipe
@@ -29,7 +29,7 @@ from peftcli.training.milestones import Milestones
 from peftcli.training.precision import pick_device
 from peftcli.training.profiling import profiled
 from peftcli.training.reporting import Reporter, Silent, Summary
-from peftcli.training.run_directory import RunDirectory, RunStatus
+from peftcli.training.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
 from peftcli.training.signals import stop_on_signal
@@ -78,9 +78,21 @@ def train(
 
 
 def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
-    """Say that nothing is left to do."""
+    """Say that nothing is left to do.
+
+    Raises:
+        UserError: the run was damaged since.
+    """
+    found = {"status": "already_finished", "output_dir": str(directory.path)}  # it may have been moved since
+    try:
+        summary = Summary(**{**directory.summary(), **found})
+    except TypeError as error:
+        problem = f"{directory.summary_file} is not the summary of a run: {error}"
+        raise UserError(problem, suggestion=TRAIN_AGAIN) from error
+    if not any((directory.path / str(summary.artifact)).glob("*.safetensors")):
+        problem = f"{directory.path} is marked as finished, but its {summary.artifact}/ holds no weights"
+        raise UserError(problem, suggestion=f"copy them back, or {TRAIN_AGAIN}")
     reporter.note(f"{directory.path} holds this run, finished; --overwrite trains it again")
-    summary = Summary(**{**directory.summary(), "status": "already_finished"})
     reporter.finished(summary)
     return summary
 
@@ -115,7 +127,7 @@ def _start(
 def _run(session: Session, milestones: Milestones) -> Summary:
     """Take the steps, or stop when asked, and finish."""
     milestones.evaluate_first()
-    with stop_on_signal() as stop:  # from here on there is something to save
+    with session.compute_weights.in_place(), stop_on_signal() as stop:  # from here on there is something to save
         done = train_steps(session, milestones, stop)
     if not done:
         raise Stopped(

@@ -33,6 +33,9 @@ OWN_ENTRIES = (
 )
 """What a run writes; `--overwrite` removes these and nothing else."""
 
+TRAIN_AGAIN = "train again with `peft train RECIPE --overwrite`"
+"""What helps where a file of a run is damaged."""
+
 NOT_COMPARED = ("output_dir",)
 """Keys in which two recipes may differ and still be the same run: a directory may be moved."""
 
@@ -88,8 +91,10 @@ class RunDirectory:
             recipe: the resolved recipe, plain data.
 
         Raises:
-            UserError: another recipe's run is here, or an unfinished one without `resume`.
+            UserError: another recipe's run is here, or an unfinished one without `resume`; `resume` and `overwrite`.
         """
+        if resume and overwrite:
+            raise UserError("--resume goes on with a run and --overwrite replaces it", suggestion="give one of the two")
         status = self.status()
         if status is RunStatus.EMPTY or overwrite:
             return RunStatus.EMPTY
@@ -160,8 +165,17 @@ class RunDirectory:
         write_text(self.summary_file, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """Return summary.json."""
-        data: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        """Return summary.json.
+
+        Raises:
+            UserError: it was damaged.
+        """
+        try:
+            data = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.summary_file} cannot be read: {error}", suggestion=TRAIN_AGAIN) from error
+        if not isinstance(data, dict):
+            raise UserError(f"{self.summary_file} does not hold a mapping", suggestion=TRAIN_AGAIN)
         return data
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +127,15 @@ def test_next_commands_leave_out_what_is_impossible() -> None:
         "peft merge runs/lora -o runs/lora-merged",
     ]
     assert next_commands(summary(eval=None, artifact="model")) == ["peft predict runs/lora --input FILE"]
+
+
+@pytest.mark.parametrize(("gates", "merges"), [("true", False), ("false", True)])
+def test_a_combination_is_merged_only_where_its_parts_allow_it(tmp_path: Path, gates: str, merges: bool) -> None:
+    method = f"{{name: unipelt, adapter: null, prefix: null, gates: {gates}}}"
+    recipe = f"model: {{name_or_path: m}}\ntask: causal_lm\nmethod: {method}"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    commands = next_commands(summary(method="unipelt", output_dir=str(tmp_path)))
+    assert any(command.startswith("peft merge") for command in commands) is merges
 
 
 def test_evaluation_line_shows_metrics_only() -> None:
