@@ -95,7 +95,7 @@ class _CausalAttention(torch.autograd.Function):
         length = key.shape[2]
         scores = (query * scale) @ key.transpose(-1, -2)
         later = torch.ones(length, length, dtype=torch.bool).triu_(1)
-        scores.unflatten(2, (-1, length)).masked_fill_(later, -torch.inf)
+        scores.view(*scores.shape[:2], -1, length, length).masked_fill_(later, -torch.inf)
         weights = torch.softmax(scores, -1)  # sums in float32 inside
         ctx.save_for_backward(query, key, value, weights)
         ctx.scale = scale

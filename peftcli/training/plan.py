@@ -17,7 +17,7 @@ from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.schedule import warmup_steps
 
 CPU_MICRO_BATCH_TOKENS = 512
-"""Padded tokens at once on a CPU: products reach full speed, and activations stay in its caches (1024: 1.2x the time)."""
+"""Padded tokens at once on a CPU: products reach full speed, activations stay in its caches (1024: 1.2x the time)."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.training.checkpoints import TrainState
 from peftcli.training.collation import Collator
+from peftcli.training.compute_weights import ComputeWeights
 from peftcli.training.evaluation import Evaluator
 from peftcli.training.plan import CPU_MICRO_BATCH_TOKENS, Plan, every, micro_batches
 from peftcli.training.precision import Precision
@@ -102,6 +104,13 @@ class Session:
         interval = self.save_interval
         return interval is not None and (step % interval == 0 or step == self.plan.total_steps)
 
+    @cached_property
+    def compute_weights(self) -> ComputeWeights:
+        """The frozen matrices in the dtype of training, if they have another one."""
+        spec, compute = self.recipe.training, self.precision.compute
+        casts = compute != self.precision.weights and not (spec.gradient_checkpointing or spec.torch_compile)
+        return ComputeWeights(self.model, compute if casts else None)
+
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Be in the context of a training forward pass: its dtype, and the CPU's attention where that is the faster.
@@ -137,7 +146,8 @@ class Session:
 
     def evaluate(self) -> dict[str, Any]:
         """Return `eval_*` metrics over the validation sets."""
-        return self.evaluator(self.validation)
+        with self.compute_weights.set_aside():
+            return self.evaluator(self.validation)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Write a line of metrics.jsonl and hand it to the trackers."""
