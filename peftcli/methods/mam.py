@@ -35,6 +35,8 @@ class MamParams(MethodParams):
     """Produce them by a network while training; it is dropped from the saved adapter."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] = 800
     """Width of that network."""
+    projection_lr_ratio: Annotated[float, Field(gt=0.0)] = 0.1
+    """Learning rate of the network over that of all else; 1 is the official code, with rates of 5e-5."""
     prefix_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the learned keys and values."""
     bottleneck_size: Annotated[int, Field(ge=1)] | None = None
@@ -51,6 +53,7 @@ class MamParams(MethodParams):
             num_virtual_tokens=self.num_virtual_tokens,
             prefix_projection=self.prefix_projection,
             encoder_hidden_size=self.encoder_hidden_size,
+            projection_lr_ratio=self.projection_lr_ratio,
             prefix_dropout=self.prefix_dropout,
         )
         adapter = ParallelAdapterParams(

@@ -35,10 +35,12 @@ class PrefixAttachment(Attachment):
 
     Args:
         networks: by kind of attention, such as `decoder_self`; empty for flat prefixes.
+        ratio: learning rate of the networks over that of everything else.
         dropped: the last layers that `load_state_dict` put aside, by part.
     """
 
     networks: dict[str, PrefixNetwork] = field(default_factory=dict)
+    ratio: float = 1.0
     dropped: list[tuple[Prefix, PrefixNetwork, nn.Linear]] = field(default_factory=list)
 
     def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -64,6 +66,13 @@ class PrefixAttachment(Attachment):
             up = part.flatten()
             if up is not None and network is not None:
                 self.dropped.append((part, network, up))
+
+    def learning_rate_ratios(self) -> dict[str, float]:
+        """Return the networks' share of the learning rate."""
+        if self.ratio == 1.0:
+            return {}
+        own = {id(parameter) for parameter in self._network_parameters().values()}
+        return {name: self.ratio for name, parameter in self.trainable_parameters().items() if id(parameter) in own}
 
     def training_state(self) -> dict[str, Any]:
         """Return the networks' parameters; the adapter file has none of them."""
@@ -101,7 +110,7 @@ class PrefixAttachment(Attachment):
 
 
 def attach_prefixes(
-    model: nn.Module, anatomy: Anatomy, *, length: int, mid: int | None, dropout: float, shift: bool
+    model: nn.Module, anatomy: Anatomy, *, length: int, mid: int | None, dropout: float, ratio: float, shift: bool
 ) -> PrefixAttachment:
     """Put a prefix before every attention.
 
@@ -109,9 +118,10 @@ def attach_prefixes(
         length: virtual tokens.
         mid: width of the producing network; None for flat prefixes.
         dropout: on the learned keys and values.
+        ratio: learning rate of the network over that of everything else.
         shift: count the decoder's positions from `length`.
     """
-    attachment = PrefixAttachment(model)
+    attachment = PrefixAttachment(model, ratio=ratio)
     if mid is not None:
         _add_networks(attachment, anatomy, length, mid)
     for role in anatomy.attentions:

@@ -93,7 +93,7 @@ INFO = MethodInfo(
     summary="Adapter, prefix and LoRA together, each under learnt gates.",
     paper="Mao et al. 2021, arXiv:2110.07577",
     params=UniPeltParams,
-    learning_rate=1e-3,
+    learning_rate=3e-3,  # measured on the demo
     mergeable=_mergeable,
 )
 

@@ -448,3 +448,11 @@ def test_a_local_config_is_enough_to_refuse_too_many() -> None:
     assert "at most 63" in check_config(decoder, many)[0]
     assert check_config(encoder, many) == []
     assert check_config(decoder, PrefixTuningParams(num_virtual_tokens=63)) == []
+
+
+def test_the_network_learns_at_its_own_rate() -> None:
+    ratios = prefixed("llama", projection_lr_ratio=0.25).learning_rate_ratios()
+    assert set(ratios) == set(prefixed("llama").trainable_parameters())
+    assert set(ratios.values()) == {0.25}
+    assert prefixed("llama", prefix_projection=False).learning_rate_ratios() == {}
+    assert prefixed("llama", projection_lr_ratio=1.0).learning_rate_ratios() == {}
