@@ -49,7 +49,9 @@ def evaluate_run(
         note(text)
     recipe = run.recipe
     if data is not None:
-        rows = prepare_for_evaluation(data, data_spec(recipe), recipe.task, run.tokenizer, run.labels)
+        rows = prepare_for_evaluation(
+            data, data_spec(recipe, run.task.settings.positions), recipe.task, run.tokenizer, run.labels
+        )
         return run.evaluate({"": rows})
     anatomy = read_anatomy(run.model, recipe.model.anatomy)
     prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
@@ -66,7 +68,9 @@ def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, base_dtype: DTypeNa
     fit_to_tokenizer(base.model, known.tokenizer, seed=recipe.seed)
     run = opened(loaded, known.tokenizer, Attachment(base.model), prepared.labels, base, world, [])
     if data is not None:
-        rows = prepare_for_evaluation(data, data_spec(recipe), recipe.task, known.tokenizer, prepared.labels)
+        rows = prepare_for_evaluation(
+            data, data_spec(recipe, run.task.settings.positions), recipe.task, known.tokenizer, prepared.labels
+        )
         return run.evaluate({"": rows})
     return run.evaluate(_with_rows(prepared.validation, loaded.path))
 
@@ -78,9 +82,10 @@ def _with_rows(sets: dict[str, Any], where: Path | str) -> dict[str, Any]:
     return filled
 
 
-def data_spec(recipe: Recipe) -> DataSpec:
-    """Return the recipe's data block."""
-    return recipe.data or DataSpec()
+def data_spec(recipe: Recipe, positions: int | None = None) -> DataSpec:
+    """Return the recipe's data block, rows cut to the positions that the model has, as in training."""
+    spec = recipe.data or DataSpec()
+    return spec if positions is None else spec.model_copy(update={"max_length": min(spec.max_length, positions)})
 
 
 def predict_run(
@@ -126,7 +131,9 @@ def predict_runs(
 
 def _predict(run: OpenedRun, data: str) -> Iterator[dict[str, Any]]:
     recipe = run.recipe
-    rows = prepare_for_prediction(data, data_spec(recipe), recipe.task, run.tokenizer, run.labels)
+    rows = prepare_for_prediction(
+        data, data_spec(recipe, run.task.settings.positions), recipe.task, run.tokenizer, run.labels
+    )
     stops = end_of_turn(run.tokenizer, rows)
     if stops:
         run.task.settings = replace(run.task.settings, stop_ids=stops)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from peftcli.training.collation import Collator
 from peftcli.training.metrics import wanted_metrics
 from peftcli.training.precision import Precision, pick_device
 from peftcli.training.run_directory import RunDirectory, RunStatus
-from peftcli.training.setup import make_evaluator, make_task, model_spec
+from peftcli.training.setup import make_evaluator, make_task, model_spec, positions_left
 from peftcli.training.tasks import Task
 from peftcli.training.world import World
 
@@ -196,6 +196,8 @@ def opened(
     model.requires_grad_(False)
     precision = Precision(base.dtype, base.dtype, False, "as the weights")
     task = make_task(without_class_weights(loaded.recipe), tokenizer, labels)
+    anatomy = read_anatomy(model, loaded.recipe.model.anatomy)
+    task.settings = replace(task.settings, positions=positions_left(anatomy, loaded.recipe.method))
     with precision.inference(world.device):
         notes += task.bind(model, attachment.prepare_inputs)
     return OpenedRun(loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes)

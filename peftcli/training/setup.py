@@ -4,7 +4,7 @@ load."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,6 +249,7 @@ def build_session(
     for note in base.notes:
         reporter.note(note)
     precision = decide_precision(spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded_dtype)
+    task.settings = replace(task.settings, positions=positions_left(anatomy, recipe.method))
     with precision.inference(world.device):
         for note in task.bind(base.model, attachment.prepare_inputs):
             reporter.note(note)

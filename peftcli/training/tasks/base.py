@@ -29,6 +29,7 @@ class TaskSettings:
         training: loss options and the length of generated text.
         train_labels: class ids of the training rows, for balanced weights; None when not needed.
         stop_ids: tokens that end a generated text, besides the model's own.
+        positions: what a row, with the text generated behind it, may take of the model's learned positions, or None.
     """
 
     tokenizer: Any
@@ -36,6 +37,7 @@ class TaskSettings:
     training: TrainingSpec
     train_labels: Sequence[int] | None = None
     stop_ids: tuple[int, ...] = ()
+    positions: int | None = None
 
 
 @dataclass

@@ -80,9 +80,19 @@ class LanguageModelTask(Task):
             model,
             inputs,
             self.settings.tokenizer,
-            max_new_tokens=self.settings.training.max_new_tokens,
+            max_new_tokens=self._room(model, batch),
             stop_ids=self.settings.stop_ids,
         )
+
+    def _room(self, model: nn.Module, batch: Batch) -> int:
+        """Return how many tokens can be generated: as many as wanted, or as positions are left behind the prompts."""
+        wanted, positions = self.settings.training.max_new_tokens, self.settings.positions
+        if positions is None:
+            return wanted
+        mask = batch.inputs.get("attention_mask")
+        prompt = batch.inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
+        taken = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt
+        return max(1, min(wanted, positions - taken + 1))  # the last token is never an input
 
     @property
     def _counts_right(self) -> bool:

@@ -1,0 +1,35 @@
+"""Rows longer than the model's positions: cut while predicting as in training, and texts end where positions do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftcli.training.inference import evaluate_run, predict_run
+from peftcli.training.run import train
+from tests.training.conftest import class_rows, write_jsonl
+
+LONG = 1024  # the default of data.max_length; the tiny models have 64 positions
+
+
+def test_long_texts_are_classified(recipe, tmp_path: Path) -> None:
+    loaded = recipe("bert", "sequence_classification", data__max_length=LONG, training__max_steps=1)
+    out = train(loaded).output_dir
+    row = class_rows(1)[0]
+    long = write_jsonl(tmp_path / "long.jsonl", [{**row, "text": " ".join([row["text"]] * 200)}, row])
+    assert len(list(predict_run(out, str(long)))) == 2
+    assert evaluate_run(out, str(long))["eval_rows"] == 2
+
+
+METHODS = [{"name": "lora"}, {"name": "full"}, {"name": "prompt_tuning", "num_virtual_tokens": 5}]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_generation_ends_with_the_positions(recipe, tmp_path: Path, method: dict) -> None:
+    training = {"training__max_steps": 1, "training__max_new_tokens": 500}
+    out = train(recipe("gpt2", data__max_length=LONG, method=method, **training)).output_dir
+    for prompt in ("the cat " * 300, "the cat"):
+        file = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt}])
+        (text,) = predict_run(out, str(file))
+        assert 1 <= text["scores"]["tokens"] <= 64
