@@ -38,4 +38,4 @@ def read_folders(base: Path, files: Sequence[Path], notes: list[str] | None = No
         yield Record(name, 1, {"text": text.replace("\r\n", "\n"), "label": path.relative_to(base).parts[0]})
     if other and notes is not None:
         shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
-        notes.append(f"{len(other)} of {len(files)} files are not UTF-8 and were read as Windows-1252: {shown}")
+        notes.append(f"not UTF-8, read as Windows-1252: {len(other)} of {len(files)} files: {shown}")

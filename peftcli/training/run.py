@@ -18,6 +18,7 @@ from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory
 from peftcli.errors import Stopped, UserError
+from peftcli.models.load_errors import quiet_transformers
 from peftcli.models.loading import count_parameters
 from peftcli.models.targets import summarise_targets
 from peftcli.recipe.dump import dump_recipe
@@ -209,7 +210,7 @@ def save_artifact(session: Session, summary: Summary) -> None:
     """Write adapter/, or model/ for methods whose artifact is a complete model."""
     path = session.directory.path
     if session.info.artifact == "model":
-        with new_directory(path / "model") as partial:
+        with new_directory(path / "model") as partial, quiet_transformers():
             session.model.save_pretrained(partial)  # type: ignore[operator]  # every task model has it
             session.tokenizer.save_pretrained(partial)
         return

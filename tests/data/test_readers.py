@@ -241,7 +241,7 @@ def test_class_folders(tmp_path: Path) -> None:
         {"text": "café £", "label": "coffee"},
         {"text": "grün", "label": "tea"},
     ]
-    assert notes == ["1 of 2 files are not UTF-8 and were read as Windows-1252: coffee/1.txt"]
+    assert notes == ["not UTF-8, read as Windows-1252: 1 of 2 files: coffee/1.txt"]
 
 
 def test_a_split_may_be_a_folder_of_class_folders(tmp_path: Path) -> None:

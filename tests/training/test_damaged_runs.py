@@ -57,3 +57,8 @@ def test_using_what_is_no_run_never_asks_to_empty_it(tmp_path: Path) -> None:
         assert "empty" not in str(caught.value)
     with pytest.raises(UserError, match="no run directory and no recipe"):
         evaluate_run(tmp_path / "nowhere")
+
+
+def test_saving_a_whole_model_draws_no_bar(recipe, capfd: pytest.CaptureFixture[str]) -> None:
+    train(recipe(method={"name": "full"}, training__max_steps=1))
+    assert "shards" not in capfd.readouterr().err
