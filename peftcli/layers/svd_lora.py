@@ -18,18 +18,6 @@ def svd_scale(alpha: float, init_r: int) -> float:
     return (alpha if alpha > 0 else float(init_r)) / (init_r + _RANK_EPSILON)
 
 
-def svd_delta(a: Tensor, e: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return the weight change, (d_out, d_in), in float32.
-
-    Args:
-        a: Q, (k, d_in).
-        e: singular values, (k, 1).
-        b: P, (d_out, k).
-        scale: `svd_scale`.
-    """
-    return scale * (b.float() @ (a.float() * e.float()))
-
-
 def svd_init(a: Tensor, b: Tensor) -> None:
     """A and B N(0, 0.02), as in the official code; E is zero, so that a fresh adapter is the identity."""
     nn.init.normal_(a, std=0.02)

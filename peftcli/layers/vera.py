@@ -28,18 +28,6 @@ def _kaiming_uniform(shape: tuple[int, int], generator: torch.Generator) -> Tens
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def vera_delta(a: Tensor, b: Tensor, lambda_d: Tensor, lambda_b: Tensor) -> Tensor:
-    """Return the weight change, (d_out, d_in), in float32.
-
-    Args:
-        a: (r, d_in or more); only the first d_in columns belong here, which the caller has taken.
-        b: (d_out, r).
-        lambda_d: (r,).
-        lambda_b: (d_out,).
-    """
-    return (lambda_b.float()[:, None] * b.float()) @ (lambda_d.float()[:, None] * a.float())
-
-
 class SharedProjections(nn.Module):
     """A and B, held once: every part has this module as a child, and neither counts nor files see the buffers.
 

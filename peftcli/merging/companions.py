@@ -8,7 +8,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from peftcli.merging.plan import Plan
@@ -121,12 +120,6 @@ def _verification(report: MergeReport) -> list[str]:
 def write_config(directory: Path, config: Any) -> None:
     """Write config.json: last of all, since a directory without it does not load."""
     config.save_pretrained(directory)
-
-
-def config_dtype(name: str) -> torch.dtype:
-    """Return the type that a report names."""
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def write_index(directory: Path, names: dict[str, str], size: int) -> None:
