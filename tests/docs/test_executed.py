@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from peftcli.cli.app import main
 from tests.docs.pages import PAGES, commands
 from tests.tiny import save_tiny
 
-PLACEHOLDERS = {"RECIPE": "recipe.yaml", "RUN": "runs/lora", "FILE": "articles.jsonl", "DIR": "made", "M": "model"}
+PLACEHOLDERS = {
+    "RECIPE": "recipe.yaml",
+    "RUN": "runs/lora",
+    "FILE": "articles.jsonl",
+    "DIR": "made",
+    "M": "model",
+    "NAME": "lora",
+}
 LEFT_OUT = {
     ("train", "--num-processes"): "starts processes; tests/training does that",
     ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
@@ -102,7 +110,7 @@ def test_a_command_of_the_pages_succeeds(
     if words[0] == "train" and "--resume" not in words:
         shutil.rmtree(path / "runs")
     monkeypatch.chdir(path)
-    code = run(*words)
+    code = run(*(name for word in words for name in (sorted(glob(word)) if "*" in word else [word])))  # as a shell does
     captured = capfd.readouterr()
     assert code == 0, captured.err
     assert "Traceback" not in captured.err
