@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from peftcli import __version__
-from peftcli.errors import PeftCliError, UserError
+from peftcli.errors import PeftCliError, Stopped, UserError
 
 COMMANDS = (
     "train",
@@ -83,6 +83,8 @@ def _root(
 
 
 def _message(error: PeftCliError) -> str:
+    if isinstance(error, Stopped):
+        return str(error)
     if not isinstance(error, UserError):
         return f"error: {error}"
     problems = [f"error: {problem}" for problem in error.problems]
