@@ -19,7 +19,7 @@ from tests.tiny import save_tiny
 
 
 def test_it_is_loras_record_and_parameters_with_other_defaults() -> None:
-    assert INFO.forces_4bit and INFO.quantised_base and INFO.learning_rate == 2e-4
+    assert INFO.forces_4bit and INFO.quantised_base and INFO.learning_rate == 1e-3
     assert registry.info("qlora") is INFO and not lora.INFO.forces_4bit
     assert QLoraParams().target_modules == "all-linear"
     assert set(QLoraParams.model_fields) == set(lora.LoraParams.model_fields)
