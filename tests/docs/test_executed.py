@@ -26,8 +26,6 @@ PLACEHOLDERS = {
 LEFT_OUT = {
     ("train", "--num-processes"): "starts processes; tests/training does that",
     ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
-    ("init",): "asks or writes beside the reader's data; tests/cli does that",
-    ("chat",): "talks with a person; tests/cli does that",
 }
 """Words of a command: why it is not executed here."""
 
