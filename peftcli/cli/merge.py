@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,50 +58,51 @@ def merge(
 
     Example: peft merge runs/lora -o merged
     """
+    _check_number_of_runs(len(runs), weights, rank, requantize)
+    shares = None if weights is None else _numbers(weights)
+
     from peftcli.cli.output import print_json, result_console
     from peftcli.merging.merge import merge_run, merge_runs
 
-    told: list[str] = []
-
-    def tell(text: str) -> None:
-        told.append(text)
-        if not quiet:
-            note(text)
-
-    if len(runs) > 1:
-        if requantize or weights is None:
-            raise UserError("several runs need --weights, and cannot be quantised again in the same step")
-        report = merge_runs(
-            runs,
-            output,
-            weights=_numbers(weights),
-            rank=rank,
-            dtype=dtype,
-            base=base,
-            max_shard_size=max_shard_size,
-            verify=verify,
-            note=tell,
-        )
+    told = _Told(quiet)
+    if shares is None:
+        merged = partial(merge_run, runs[0], output, requantize=requantize)
     else:
-        if weights is not None or rank is not None:
-            raise UserError("--weights and --rank are for several runs", suggestion="name two runs or more")
-        report = merge_run(
-            runs[0],
-            output,
-            dtype=dtype,
-            base=base,
-            max_shard_size=max_shard_size,
-            verify=verify,
-            requantize=requantize,
-            note=tell,
-        )
+        merged = partial(merge_runs, runs, output, weights=shares, rank=rank)
+    report = merged(dtype=dtype, base=base, max_shard_size=max_shard_size, verify=verify, note=told)
     for text in report.notes:
-        if text not in told:
-            tell(text)
+        told(text)
     if as_json:
         print_json(report.as_dict())
     else:
         _print(report, result_console())
+
+
+class _Told:
+    """Shows each note once, when it is known: what takes long says so at the start, and the report repeats it."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._shown: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        if text not in self._shown and not self._quiet:
+            note(text)
+        self._shown.add(text)
+
+
+def _check_number_of_runs(runs: int, weights: str | None, rank: int | None, requantize: bool) -> None:
+    """Refuse options that do not go with one run, or with several."""
+    if runs == 1 and (weights is not None or rank is not None):
+        raise UserError("--weights and --rank are for several runs", suggestion="name two runs or more")
+    if runs > 1 and weights is None:
+        raise UserError(f"{runs} runs need --weights, one for each", suggestion=f"add --weights {_even(runs)}")
+    if runs > 1 and requantize:
+        raise UserError("--requantize is for one run", suggestion="merge several without it")
+
+
+def _even(runs: int) -> str:
+    return ",".join([f"{1 / runs:.2g}"] * runs)
 
 
 def _numbers(text: str) -> list[float]:

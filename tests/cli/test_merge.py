@@ -49,7 +49,9 @@ def test_several_runs(cli: Cli, tmp_path: Path) -> None:
     [
         (["--weights", "0.5"], "are for several runs"),
         (["--rank", "4"], "are for several runs"),
-        (["again"], "need --weights"),
+        (["again"], "add --weights 0.5,0.5"),
+        (["again", "--weights", "1,1", "--requantize"], "--requantize is for one run"),
+        (["again", "--weights", "1,nan"], "weights must be numbers"),
         (["again", "--weights", "a,b"], "are no numbers"),
         (["again", "--weights", "1,1,1"], "2 runs and 3 weights"),
         (["--dtype", "int8"], "none of: auto, float32, bfloat16, float16"),
