@@ -58,7 +58,7 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.models.reading import read_anatomy
     from peftcli.models.tokenizers import load_tokenizer
     from peftcli.recipe.load import load_recipe
-    from peftcli.training.setup import positions_left
+    from peftcli.training.outline import positions_left
 
     loaded = load_recipe(path, overrides, registry)
     spec = loaded.recipe.data

@@ -17,8 +17,9 @@ from peftcli.models.tokenizers import fit_to_tokenizer
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DataSpec, DTypeName, Recipe
 from peftcli.training.opening import Bases, OpenedRun, open_run, opened
+from peftcli.training.outline import outline
 from peftcli.training.precision import pick_device
-from peftcli.training.setup import outline, prepare_data
+from peftcli.training.setup import prepare_data
 from peftcli.training.world import World
 
 __all__ = ["OpenedRun", "evaluate_run", "open_run", "predict_run", "predict_runs"]

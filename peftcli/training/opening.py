@@ -25,9 +25,10 @@ from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.training.collation import Collator
 from peftcli.training.metrics import wanted_metrics
+from peftcli.training.outline import model_spec, positions_left
 from peftcli.training.precision import Precision, pick_device
 from peftcli.training.run_directory import RunDirectory, RunStatus
-from peftcli.training.setup import make_evaluator, make_task, model_spec, positions_left
+from peftcli.training.setup import make_evaluator, make_task
 from peftcli.training.tasks import Task
 from peftcli.training.world import World
 

@@ -3,7 +3,7 @@ load."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,134 +17,49 @@ from peftcli.errors import Problem, UserError
 from peftcli.locations import resolve_location
 from peftcli.methods.apply import apply_method
 from peftcli.methods.attachment import Attachment
-from peftcli.methods.protocol import MethodInfo
 from peftcli.methods.registry import registry
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.loading import Loaded, build_meta, load_config, load_model
+from peftcli.models.loading import Loaded, load_model
 from peftcli.models.packing import PackingRoute, packing_route
 from peftcli.models.reading import read_anatomy
-from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
+from peftcli.models.tokenizers import fit_to_tokenizer
 from peftcli.recipe.load import LoadedRecipe
-from peftcli.recipe.params import MethodParams
-from peftcli.recipe.schema import ModelSpec, Recipe
+from peftcli.recipe.schema import Recipe
 from peftcli.training.activation_checkpointing import enable_checkpointing
 from peftcli.training.collation import Collator
 from peftcli.training.evaluation import Evaluator
-from peftcli.training.hub import hub_problems
 from peftcli.training.metrics import metric_problems, wanted_metrics
 from peftcli.training.neftune import add_neftune
-from peftcli.training.optimizers import make_optimizer, optimizer_problems
+from peftcli.training.optimizers import make_optimizer
+from peftcli.training.outline import Outline, collecting, located, outline, positions_left
 from peftcli.training.parameter_groups import parameter_groups
-from peftcli.training.plan import make_plan
+from peftcli.training.plan import Plan, make_plan
 from peftcli.training.precision import Precision, decide_precision, pick_device
 from peftcli.training.randomness import seed_everything
 from peftcli.training.reporting import Reporter
 from peftcli.training.run_directory import RunDirectory
 from peftcli.training.session import Session
 from peftcli.training.tasks import TASKS, Task, TaskSettings
-from peftcli.training.tracking import tracker_problems
 from peftcli.training.world import World
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What is known of a run before data and weights.
+class Ready:
+    """What a session needs besides the weights.
 
     Args:
-        spec: the model block, with the 4 bits that a method implies.
-        anatomy: read on the meta device.
-        trainable: names of the parameters that would be trained; the head's shapes may still change.
+        validation: the sets that hold rows.
+        metrics: those to compute on them.
     """
 
-    info: MethodInfo
-    spec: ModelSpec
-    config: Any
-    tokenizer: Any
-    anatomy: Anatomy
-    trainable: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def model_spec(recipe: Recipe) -> ModelSpec:
-    """Return the model block with the 4 bits that the method implies (QLoRA)."""
-    if registry.info(recipe.method.name).forces_4bit and not recipe.model.load_in_4bit:
-        return recipe.model.model_copy(update={"load_in_4bit": True})
-    return recipe.model
-
-
-def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
-    """Check everything that config, tokenizer and shapes can tell; no data, no weights.
-
-    Raises:
-        UserError: every problem found, with file and line where the recipe has them.
-    """
-    recipe = loaded.recipe
-    info = registry.info(recipe.method.name)
-    spec = model_spec(recipe)
-    config = load_config(spec)
-    tokenizer, notes = load_tokenizer_with_notes(spec, recipe.task)
-    training = recipe.training
-    problems = [*_method_problems(info, recipe, spec), *optimizer_problems(training, device.type)]
-    problems += [*tracker_problems(training.report_to), *hub_problems(training.push_to_hub)]
-    with collecting(problems):
-        decide_half_precision(recipe, device)
-    attached: list[tuple[Anatomy, Attachment]] = []
-    with collecting(problems):
-        meta = build_meta(config, recipe.task, spec.num_labels or 2)
-        if recipe.training.gradient_checkpointing:
-            with collecting(problems):
-                enable_checkpointing(meta)
-        anatomy = read_anatomy(meta, recipe.model.anatomy)
-        attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
-        parameter_groups(attachment.trainable_parameters(), recipe.training, 1.0)  # for lr_groups that match nothing
-        attached.append((anatomy, attachment))
-    if problems:
-        raise UserError(located(loaded, problems))
-    anatomy, attachment = attached[0]
-    notes = [*notes, *anatomy.notes, *(f"{path} is left out: {why}" for path, why in anatomy.left_out)]
-    return Outline(info, spec, config, tokenizer, anatomy, tuple(attachment.trainable_parameters()), tuple(notes))
-
-
-class collecting:  # reads as a statement: `with collecting(problems):`
-    """A context that puts the problems of a `UserError` into a list instead of raising it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, UserError):
-            self.problems.extend(error.problems)
-            return True
-        return False
-
-
-def located(loaded: LoadedRecipe, problems: Iterable[Problem]) -> list[Problem]:
-    """Return problems with the recipe's file and line where they name a key and no place."""
-    return [
-        loaded.problem(p.key, p.message, p.suggestion) if p.key and p.file is None else p
-        for p in dict.fromkeys(problems)
-    ]
-
-
-def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec) -> list[Problem]:
-    problems = []
-    if info.tasks and recipe.task not in info.tasks:
-        choice = f"it serves {', '.join(sorted(info.tasks))}"
-        problems.append(Problem(f"{info.name} does not serve {recipe.task}", key="method.name", suggestion=choice))
-    if not info.quantised_base and (spec.load_in_4bit or spec.load_in_8bit):
-        remedy = "remove model.load_in_4bit, or choose a method that works on a quantised base"
-        problems.append(Problem(f"{info.name} cannot train a quantised base", key="method.name", suggestion=remedy))
-    return problems
-
-
-def decide_half_precision(recipe: Recipe, device: torch.device) -> None:
-    """Refuse a half precision that the device lacks, without a probe."""
-    if recipe.training.fp16:
-        decide_precision(recipe.training, torch.float32, device, width=1)
+    known: Outline
+    data: PreparedData
+    plan: Plan
+    validation: dict[str, Any]
+    task: Task
+    metrics: list[str]
 
 
 def prepare_data(
@@ -176,14 +91,6 @@ def prepare_data(
         )
 
     return main_first(world, run)
-
-
-def positions_left(anatomy: Anatomy, params: MethodParams) -> int | None:
-    """Return how many positions of the model a row can take beside the method's own; None without such a limit."""
-    taken = getattr(registry.module(params.name), "positions_taken", None)
-    if anatomy.max_positions is None or taken is None:
-        return anatomy.max_positions
-    return anatomy.max_positions - int(taken(anatomy, params))
 
 
 def prepare_once(loaded: LoadedRecipe) -> None:
@@ -235,13 +142,8 @@ def build_session(
     recipe, spec = loaded.recipe, loaded.recipe.training
     seed_everything(recipe.seed)
     torch.set_float32_matmul_precision("high" if spec.tf32 and world.device.type == "cuda" else "highest")
-    known = outline(loaded, world.device)
-    data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
-    plan = make_plan(spec, len(data.train), world.size)
-    validation = {name: rows for name, rows in data.validation.items() if len(rows)}
-    task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
-    for note in [*known.notes, *data.report.notes]:
-        reporter.note(note)
+    ready = _before_weights(loaded, world, reporter)
+    known, data, task = ready.known, ready.data, ready.task
 
     base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
     route = _packing_route(loaded, base.model)
@@ -270,14 +172,26 @@ def build_session(
         attachment=attachment,
         task=task,
         collator=collator,
-        evaluator=make_evaluator(recipe, base.model, task, collator, world, precision, metrics),
+        evaluator=make_evaluator(recipe, base.model, task, collator, world, precision, ready.metrics),
         precision=precision,
-        plan=plan,
+        plan=ready.plan,
         learning_rate=rate,
         optimizer=_optimizer(recipe, attachment, rate, world.device),
         scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
-        validation=validation,
+        validation=ready.validation,
     )
+
+
+def _before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter) -> Ready:
+    """Read the config and prepare the rows, check everything that can be checked with them, and tell the notes."""
+    known = outline(loaded, world.device)
+    data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
+    plan = make_plan(loaded.recipe.training, len(data.train), world.size)
+    validation = {name: rows for name, rows in data.validation.items() if len(rows)}
+    task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
+    for note in [*known.notes, *data.report.notes]:
+        reporter.note(note)
+    return Ready(known, data, plan, validation, task, metrics)
 
 
 def _packing_route(loaded: LoadedRecipe, model: Any) -> PackingRoute:
@@ -383,6 +297,3 @@ def make_evaluator(
         batch_size=recipe.training.per_device_eval_batch_size,
         samples=recipe.training.eval_generate if task.generates else 0,
     )
-
-
-__all__ = ["Outline", "attach_method", "build_session", "make_evaluator", "make_task", "outline", "pick_device"]

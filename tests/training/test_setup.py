@@ -9,8 +9,8 @@ from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.activation_checkpointing import enable_checkpointing
 from peftcli.training.neftune import add_neftune
+from peftcli.training.outline import outline
 from peftcli.training.precision import decide_precision, probe_bfloat16
-from peftcli.training.setup import outline
 from tests.tiny import tiny_model
 
 
