@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.labels import LabelSpec
-from peftcli.data.packing import PackedRows
+from peftcli.data.overlap import shared_rows, stored_rows
 from peftcli.data.preparation import PreparedData
 from peftcli.data.rows import IGNORED, Row, RowSet, StoredRows
 from peftcli.recipe.schema import TaskName
@@ -161,8 +161,8 @@ def _decode(ids: Sequence[int], tokenizer: Any) -> str:
 
 
 def _stored(rows: RowSet) -> StoredRows:
-    inner = rows.rows if isinstance(rows, PackedRows) else rows
-    assert isinstance(inner, StoredRows)  # what prepare() makes
+    inner = stored_rows(rows)
+    assert inner is not None  # streams are prepared like any file for an inspection
     return inner
 
 
@@ -196,17 +196,15 @@ def _duplicates(train: StoredRows) -> tuple[int, list[tuple[str, str]]]:
 def _overlap(train: StoredRows, validation: dict[str, RowSet]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     mine = train.store.digest[train.index]
     order = np.argsort(mine, kind="stable")
-    counts: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
-    for name, rows in validation.items():
-        theirs = _stored(rows)
-        digest = theirs.store.digest[theirs.index]
-        shared = np.flatnonzero(np.isin(digest, mine))
-        counts[name] = len(shared)
-        for index in shared[: LISTED - len(pairs)].tolist():
-            twin = int(order[np.searchsorted(mine[order], digest[index])])
+    shared = shared_rows(train, validation)
+    for name, positions in shared.items():
+        theirs = _stored(validation[name])
+        for index in positions[: LISTED - len(pairs)].tolist():
+            digest = theirs.store.digest[theirs.index[index]]
+            twin = int(order[np.searchsorted(mine[order], digest)])
             pairs.append((_place(train, twin), _place(theirs, index)))
-    return counts, pairs
+    return {name: len(positions) for name, positions in shared.items()}, pairs
 
 
 def _balance(data: PreparedData) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftcli.adapters.loading import load_adapter
+from peftcli.data.overlap import overlap_notes
 from peftcli.data.prepare import PreparedData, prepare
 from peftcli.errors import Problem, UserError
 from peftcli.locations import resolve_location
@@ -189,7 +190,8 @@ def _before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter) -> R
     plan = make_plan(loaded.recipe.training, len(data.train), world.size)
     validation = {name: rows for name, rows in data.validation.items() if len(rows)}
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
-    for note in [*known.notes, *data.report.notes]:
+    shared = overlap_notes(data, loaded.recipe.data) if loaded.recipe.data is not None else []
+    for note in [*known.notes, *data.report.notes, *shared]:
         reporter.note(note)
     return Ready(known, data, plan, validation, task, metrics)
 

@@ -1,0 +1,54 @@
+"""Rows that are in the training set and in a validation set: an evaluation on them does not say what was learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from peftcli.data.packing import PackedRows
+from peftcli.data.preparation import PreparedData
+from peftcli.data.rows import RowSet, StoredRows
+from peftcli.recipe.schema import DataSpec
+
+
+def stored_rows(rows: RowSet) -> StoredRows | None:
+    """Return the rows behind a set, unpacked; None for a stream, whose rows are not known before they come."""
+    inner = rows.rows if isinstance(rows, PackedRows) else rows
+    return inner if isinstance(inner, StoredRows) else None
+
+
+def shared_rows(train: RowSet, validation: Mapping[str, RowSet]) -> dict[str, npt.NDArray[np.int64]]:
+    """Return by validation set the positions of its rows whose tokens are those of a training row.
+
+    It compares the hashes that the store keeps: one sort, about 0.2 s for a million rows.
+    """
+    mine = stored_rows(train)
+    if mine is None:
+        return {}
+    found = {name: stored_rows(rows) for name, rows in validation.items()}
+    known = np.unique(mine.store.digest[mine.index])
+    return {
+        name: np.flatnonzero(np.isin(rows.store.digest[rows.index], known))
+        for name, rows in found.items()
+        if rows is not None
+    }
+
+
+def overlap_notes(data: PreparedData, spec: DataSpec) -> list[str]:
+    """Return what to tell before training on rows that will also be evaluated; nothing where there are none."""
+    shared = sum(len(rows) for rows in shared_rows(data.train, data.validation).values())
+    if not shared:
+        return []
+    total = sum(len(rows) for rows in data.validation.values())
+    remedy = (
+        "keep them on one side of the split with data.group_by: COLUMN"
+        if spec.validation is None
+        else "remove them from one of the two"
+    )
+    verb = "is a training row too" if shared == 1 else "are training rows too"
+    return [
+        f"{shared:,} of {total:,} validation rows {verb}, token for token, so that the evaluation flatters: "
+        f"`peft inspect RECIPE` names some; {remedy}"
+    ]
