@@ -21,7 +21,7 @@ UNUSED = (
     "pyarrow", "sacrebleu", "seqeval", "sklearn", "tensorboard", "torchaudio", "torchvision", "transformers.pipelines",
     "transformers.trainer", "trl", "wandb",
 )  # fmt: skip
-"""What a run of LoRA on rows of token ids never needs. (accelerate, scipy, sympy and torch._dynamo come with transformers.)"""
+"""What a run of LoRA on rows of token ids never needs. (accelerate, scipy and torch._dynamo come with transformers.)"""
 
 measures_a_child = pytest.mark.skipif(not hasattr(os, "wait4"), reason="Windows has no wait4")
 
