@@ -23,8 +23,9 @@ from peftcli.adapters.format import (
     read_json,
 )
 from peftcli.adapters.hf_peft import FORMATS, import_hf
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.methods.registry import MethodRegistry, registry
+from peftcli.recipe import upgrades
 from peftcli.recipe.params import MethodParams
 
 
@@ -86,9 +87,13 @@ def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) ->
     method = sidecar.get("method")
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError(f"{path} names no method")
+    record = {"method": method}
+    _, gone = upgrades.upgrade_(record, upgrades.CHANGES)
+    if gone:
+        raise UserError([Problem(f"{path}: {one.message}", suggestion=one.remedy) for one in gone])
     try:
         # as JSON: strict parameters then take lists for tuples
-        params = methods.info(method["name"]).params.model_validate_json(json.dumps(method))
+        params = methods.info(method["name"]).params.model_validate_json(json.dumps(record["method"]))
         return params, AdapterMeta.from_dict(sidecar["meta"])
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])

@@ -32,9 +32,9 @@ from peftcli.models.heads import configure_head
 from peftcli.models.loading import build_meta, load_config
 from peftcli.models.reading import read_anatomy
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
-from peftcli.recipe.load import load_recipe
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
+from peftcli.recipe.stored import load_stored_recipe
 
 _UNFINISHED = "finish the training: peft train RECIPE --resume"
 
@@ -131,7 +131,7 @@ def view_adapter(path: Path) -> AdapterView:
         UserError: neither is there, or the base's config is out of reach.
     """
     if (path / "recipe.yaml").is_file():
-        recipe = load_recipe(str(path / "recipe.yaml"), [], registry, need_data=False).recipe
+        recipe = load_stored_recipe(path / "recipe.yaml", registry).recipe
         if registry.info(recipe.method.name).artifact == "model":
             return _view_model(path, recipe)
         if not (path / "adapter").is_dir():

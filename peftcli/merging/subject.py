@@ -25,8 +25,8 @@ from peftcli.models.loading import build_meta, identify, load_config
 from peftcli.models.reading import read_anatomy
 from peftcli.models.sources import ModelSource, find_source
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
-from peftcli.recipe.load import load_recipe
 from peftcli.recipe.schema import ModelSpec, Recipe
+from peftcli.recipe.stored import load_stored_recipe
 
 
 @dataclass
@@ -187,7 +187,7 @@ def read_recipe(run: Path) -> Recipe:
     file = run / "recipe.yaml"
     if not file.is_file():
         raise UserError(f"{run} is no run directory: it has no recipe.yaml", suggestion="name what peft train wrote")
-    return load_recipe(str(file), [], registry, need_data=False).recipe
+    return load_stored_recipe(file, registry).recipe
 
 
 def unquantised(spec: ModelSpec, base: str | None) -> ModelSpec:

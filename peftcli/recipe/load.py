@@ -18,6 +18,7 @@ from peftcli.recipe.scalars import kind
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding
 from peftcli.recipe.tree import Tree, dotted
+from peftcli.recipe.upgrades import Change, upgrade_tree_
 from peftcli.recipe.yaml_errors import YamlProblem
 from peftcli.recipe.yaml_lines import Document, Key, Remark, parse_yaml
 
@@ -72,6 +73,7 @@ def load_recipe(
     need_data: bool = True,
     environ: Mapping[str, str] | None = None,
     surroundings: SurroundingsCheck | None = None,
+    upgrades: Sequence[Change] = (),
 ) -> LoadedRecipe:
     """Read and check a recipe.
 
@@ -82,6 +84,7 @@ def load_recipe(
         need_data: whether the `data` block is required (`count-params` does without).
         environ: variables for `${NAME}`; the process's own by default.
         surroundings: what else to check, also of a recipe with mistakes, so that all are shown at once.
+        upgrades: names that keys had in earlier versions; for stored recipes (`load_stored_recipe`).
 
     Raises:
         UserError: every problem found, each with file, line, key and remedy, in the order of the file.
@@ -90,7 +93,8 @@ def load_recipe(
     file = str(path)
     document = _parse(file, read_recipe_text(Path(path)), variables)
     tree = Tree.from_document(file, document)
-    return _checked(tree, document.remarks, overrides, registry, need_data, variables, surroundings)
+    remarks = [*document.remarks, *upgrade_tree_(tree, upgrades)]
+    return _checked(tree, remarks, overrides, registry, need_data, variables, surroundings)
 
 
 def recipe_from_overrides(source: str, overrides: Sequence[str], registry: Registry) -> LoadedRecipe:

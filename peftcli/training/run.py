@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from peftcli import __version__
 from peftcli.adapters.format import describe
@@ -68,7 +67,7 @@ def train(
     text = dump_recipe(recipe)
     status = RunStatus.EMPTY
     if world.is_main:
-        status = directory.check(yaml.safe_load(text), resume=resume, overwrite=overwrite)
+        status = directory.check(recipe, resume=resume, overwrite=overwrite)
     status = world.broadcast(status)
     if status is RunStatus.FINISHED:
         return _already_finished(directory, reporter)

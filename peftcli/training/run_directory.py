@@ -11,10 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from peftcli.atomic import remove_partial, write_text
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
+from peftcli.methods.registry import registry
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.stored import load_stored_recipe
 from peftcli.training.checkpoints import Checkpoints
 
 OWN_ENTRIES = (
@@ -84,11 +85,11 @@ class RunDirectory:
             )
         return RunStatus.EMPTY
 
-    def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> RunStatus:
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> RunStatus:
         """Return the status if training may go ahead (or is done already).
 
         Args:
-            recipe: the resolved recipe, plain data.
+            recipe: the resolved recipe.
 
         Raises:
             UserError: another recipe's run is here, or an unfinished one without `resume`; `resume` and `overwrite`.
@@ -98,7 +99,7 @@ class RunDirectory:
         status = self.status()
         if status is RunStatus.EMPTY or overwrite:
             return RunStatus.EMPTY
-        different = changed_keys(self.recipe(), recipe)
+        different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
         if different:
             shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
             raise UserError(
@@ -112,13 +113,17 @@ class RunDirectory:
             )
         return status
 
-    def recipe(self) -> dict[str, Any]:
-        """Return the resolved recipe of the run that is here."""
+    def recipe(self) -> Recipe:
+        """Return the resolved recipe of the run that is here; keys that came later have their defaults.
+
+        Raises:
+            UserError: it was damaged or changed, or another version wrote it.
+        """
         try:
-            data = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.recipe_file} cannot be read: {error}", suggestion="use --overwrite") from error
-        return data if isinstance(data, dict) else {}
+            return load_stored_recipe(self.recipe_file, registry).recipe
+        except UserError as error:
+            replace = Problem(f"output_dir {self.path} holds a run", suggestion="replace it with --overwrite")
+            raise UserError([*error.problems, replace]) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

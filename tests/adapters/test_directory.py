@@ -197,3 +197,19 @@ def test_a_link_is_not_followed_out_of_the_directory(saved: Path, tmp_path: Path
     assert load_adapter(link).params == params
     assert load_adapter(saved).params != params
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "link"]
+
+
+def test_an_adapter_of_an_earlier_version_is_read_by_its_old_names(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peftcli.recipe import upgrades
+
+    method = json.loads((saved / "peftcli.json").read_text())["method"]
+    rank = method.pop("r")
+    gone = upgrades.Change("9.0", "turbo", None, method="lora", harmless=(False,), remedy="train again")
+    monkeypatch.setattr(upgrades, "CHANGES", (upgrades.Change("9.0", "rank", "r", method="lora"), gone))
+    _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": False})
+    assert load_adapter(saved).params.model_dump()["r"] == rank
+    _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": True})
+    with pytest.raises(UserError, match=r"method\.turbo = True is no longer there since peftcli 9\.0\n +train again"):
+        load_adapter(saved)

@@ -10,15 +10,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from peftcli.errors import UserError
+from peftcli.methods.lora import LoraParams
+from peftcli.recipe.dump import dump_recipe
+from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.training.checkpoints import Checkpoints, read_verified
 from peftcli.training.curves import curves_svg, write_plots
 from peftcli.training.randomness import random_states, restore_random_states, seed_everything
 from peftcli.training.run_directory import RunDirectory, RunStatus, changed_keys
 from peftcli.training.tree import load_tree, save_tree
 
-RECIPE = {"method": {"name": "lora", "r": 8}, "seed": 0, "output_dir": "a"}
+RECIPE = Recipe(model=ModelSpec(name_or_path="m"), task="causal_lm", method=LoraParams(r=8), output_dir="a")
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def run(tmp_path) -> RunDirectory:
 
 def begun(run: RunDirectory) -> None:
     run.path.mkdir(exist_ok=True)
-    run.begin(json.dumps(RECIPE))
+    run.begin(dump_recipe(RECIPE))
 
 
 def test_states_in_the_life_of_a_run(run) -> None:
@@ -40,9 +44,28 @@ def test_states_in_the_life_of_a_run(run) -> None:
     assert run.check(RECIPE, resume=False, overwrite=True) is RunStatus.EMPTY
     run.write_summary({"status": "finished", "loss": math.nan})
     assert run.summary()["loss"] is None
-    assert run.check({**RECIPE, "output_dir": "b"}, resume=False, overwrite=False) is RunStatus.FINISHED
+    assert run.check(RECIPE.model_copy(update={"output_dir": "b"}), resume=False, overwrite=False) is RunStatus.FINISHED
     with pytest.raises(UserError, match=r"another recipe; they differ in method\.r"):
-        run.check({**RECIPE, "method": {"name": "lora", "r": 4}}, resume=True, overwrite=False)
+        run.check(RECIPE.model_copy(update={"method": LoraParams(r=4)}), resume=True, overwrite=False)
+
+
+def test_a_run_of_an_earlier_version_goes_on(run) -> None:
+    begun(run)
+    old = yaml.safe_load(dump_recipe(RECIPE))
+    old["training"]["group_by_length"] = old["training"].pop("train_sampling_strategy") == "group_by_length"
+    del old["training"]["max_new_tokens"], old["method"]["use_dora"]  # keys that came later
+    run.recipe_file.write_text(yaml.safe_dump(old))
+    assert run.check(RECIPE, resume=True, overwrite=False) is RunStatus.UNFINISHED
+
+
+@pytest.mark.parametrize("text", ["", "{", "- a", "model: {}", "\0"])
+def test_a_damaged_recipe_is_named_and_can_be_replaced(run, text: str) -> None:
+    begun(run)
+    run.recipe_file.write_text(text)
+    with pytest.raises(UserError, match="replace it with --overwrite") as caught:
+        run.check(RECIPE, resume=True, overwrite=False)
+    assert str(run.recipe_file) in str(caught.value)
+    assert run.check(RECIPE, resume=False, overwrite=True) is RunStatus.EMPTY
 
 
 def test_a_directory_that_is_no_run_is_left_alone(run) -> None:

@@ -1,0 +1,97 @@
+"""Recipes and adapters that an earlier version stored: old names are read as today's, what is gone is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftcli.errors import UserError
+from peftcli.methods.registry import registry
+from peftcli.recipe import upgrades
+from peftcli.recipe.dump import dump_recipe
+from peftcli.recipe.load import load_recipe
+from peftcli.recipe.stored import load_stored_recipe
+from peftcli.recipe.upgrades import CHANGES, Change, upgrade_
+
+OLD = """\
+model: {name_or_path: org/model}
+task: causal_lm
+method:
+  name: compose
+  parts:
+    - name: lora
+      rank: 4
+    - name: adapter
+      rank: 4
+training:
+  group_by_length: false
+  warm: 0
+"""
+MADE_UP = (
+    *CHANGES,
+    Change("9.0", "rank", "r", method="lora"),
+    Change("9.0", "rank", "bottleneck_size", method="adapter", value=lambda rank: 2 * rank),
+    Change("9.1", "training.warm", None, harmless=(0, None), remedy="train again with training.warmup_steps"),
+)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(upgrades, "CHANGES", MADE_UP)
+    (tmp_path / "recipe.yaml").write_text(OLD)
+    return tmp_path / "recipe.yaml"
+
+
+def test_old_names_are_read_as_those_of_today(stored: Path) -> None:
+    loaded = load_stored_recipe(stored, registry)
+    lora, adapter = loaded.recipe.method.parts  # type: ignore[attr-defined]  # of compose
+    assert (lora.r, adapter.bottleneck_size) == (4, 8)
+    assert loaded.recipe.training.train_sampling_strategy == "random"
+    assert loaded.where("training.train_sampling_strategy") == (str(stored), 11)
+    assert loaded.where("method.parts.1.bottleneck_size") == (str(stored), 9)
+    again = stored.with_name("again.yaml")
+    again.write_text(dump_recipe(loaded.recipe))
+    assert load_recipe(again, [], registry, need_data=False).recipe == loaded.recipe
+
+
+def test_a_value_that_is_gone_is_named_with_its_line_and_the_remedy(stored: Path) -> None:
+    stored.write_text(OLD.replace("warm: 0", "warm: 10"))
+    with pytest.raises(UserError) as caught:
+        load_stored_recipe(stored, registry)
+    first, second = caught.value.problems
+    assert str(first) == (
+        f"{stored}:12: training.warm = 10 is no longer there since peftcli 9.1\n"
+        "    train again with training.warmup_steps"
+    )
+    assert "use that one" in str(second)
+
+
+def test_a_recipe_that_somebody_writes_is_not_upgraded(stored: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(stored, [], registry, need_data=False)
+    assert "`group_by_length` of" in str(caught.value) and "train_sampling_strategy" in str(caught.value)
+
+
+def test_the_new_name_wins_where_both_stand() -> None:
+    data = {"training": {"group_by_length": False, "train_sampling_strategy": "sequential"}}
+    assert upgrade_(data, CHANGES)[1] == []
+    assert data == {"training": {"train_sampling_strategy": "sequential"}}
+
+
+@pytest.mark.parametrize("data", [{}, {"training": None}, {"training": [1]}, {"method": "lora"}, {"method": [None]}])
+def test_what_is_no_recipe_is_left_alone(data: dict[str, object]) -> None:
+    before = repr(data)
+    assert upgrade_(data, MADE_UP) == ([], [])
+    assert repr(data) == before
+
+
+def test_every_change_leads_to_a_key_of_today_and_from_one_of_none() -> None:
+    from peftcli.recipe.describe import field_at
+    from peftcli.recipe.schema import Recipe
+
+    assert CHANGES
+    for change in CHANGES:
+        model = Recipe if change.method is None else registry.info(change.method).params
+        assert field_at(model, tuple(change.old.split("."))) is None, change.old
+        assert change.new is None or field_at(model, tuple(change.new.split("."))) is not None, change.new
