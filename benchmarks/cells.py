@@ -1,4 +1,4 @@
-"""What is measured: the cells of the table, each one thing that both sides train. Nothing is imported that costs time."""
+"""What is measured: the cells of the table, each one thing that both sides train. No import here costs time."""
 
 from __future__ import annotations
 

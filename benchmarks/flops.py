@@ -33,7 +33,7 @@ def step_flops(model: Any, rows: list[dict[str, Any]], causal: bool) -> float:
     return flops + (6.0 if causal else 12.0) * width * squares * config.num_hidden_layers
 
 
-def matmul_peak(dtype: torch.dtype, device: str, size: int | None = None, repeats: int = 5) -> float:
+def matmul_peak(dtype: torch.dtype, device: str, size: int | None = None, repeats: int = 20) -> float:
     """Return the best FLOP/s of a square matrix product here, now."""
     size = size or (1536 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

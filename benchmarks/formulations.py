@@ -31,8 +31,9 @@ class PhmLayer(nn.Module):
         super().__init__()
         n = len(rule)
         self.shared = (rule,)  # registered once, at the model
-        self.s, self.t = nn.Parameter(torch.zeros(n, width_in // n, rank)), nn.Parameter(
-            torch.zeros(n, rank, width_out // n)
+        self.s, self.t = (
+            nn.Parameter(torch.zeros(n, width_in // n, rank)),
+            nn.Parameter(torch.zeros(n, rank, width_out // n)),
         )
         self.bias = nn.Parameter(torch.zeros(width_out))
 

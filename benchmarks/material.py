@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
     # GPT-2's published shape but for the vocabulary, which is the tokenizer's
-    "gpt2": {"model_type": "gpt2", "vocab_size": 49152, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 49152, "n_embd": 768, "n_layer": 12, "n_head": 12},
     # these show that every path works; nothing is measured on them
     "tiny": {**_TINY, "intermediate_size": 64, "num_key_value_heads": 1, "tie_word_embeddings": True},
     "tiny-gpt2": {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 32, "n_layer": 2, "n_head": 2},

@@ -1,6 +1,7 @@
 """This project's side: `peft train` as a user runs it, in a process of its own. Prints one line of JSON.
 
 python benchmarks/ours.py '{"task": "causal_lm", ...}' CHECKPOINT ROWS INITIAL
+python benchmarks/ours.py RECIPE.json
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ import json
 import resource
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 from cells import ADALORA, CLASSES, LEARNING_RATE, LORA, PACK_LENGTH, VIRTUAL_TOKENS, Cell, parse
-
 
 
 def method_block(cell: Cell) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def method_block(cell: Cell) -> dict[str, Any]:
     return {"name": cell.method, **own.get(cell.method, {})}
 
 
-def recipe(cell: Cell, checkpoint: str, rows: str, initial: str, output: str) -> dict[str, Any]:
+def recipe(cell: Cell, checkpoint: str, rows: str, initial: str) -> dict[str, Any]:
     """Return the whole recipe of a cell."""
     data: dict[str, Any] = {"path": rows, "format": "pretokenized", "val_set_size": 0, "max_length": PACK_LENGTH}
     model: dict[str, Any] = {"name_or_path": checkpoint, "dtype": cell.dtype}
@@ -48,16 +48,18 @@ def recipe(cell: Cell, checkpoint: str, rows: str, initial: str, output: str) ->
         "data": {**data, "max_rows": cell.steps * cell.batch_size, "packing": cell.packed},
         "method": {**method_block(cell), "init_from": initial},
         "training": training,
-        "output_dir": output,
     }
 
 
 def main() -> None:
     """Train, and print what the run directory says."""
-    cell, (checkpoint, rows, initial) = parse(sys.argv[1]), sys.argv[2:5]
     with tempfile.TemporaryDirectory() as scratch:
+        if len(sys.argv) == 2:
+            whole = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        else:
+            whole = recipe(parse(sys.argv[1]), *sys.argv[2:5])
         file = Path(scratch) / "recipe.yaml"  # JSON is YAML
-        file.write_text(json.dumps(recipe(cell, checkpoint, rows, initial, f"{scratch}/run")), encoding="utf-8")
+        file.write_text(json.dumps({**whole, "output_dir": f"{scratch}/run"}), encoding="utf-8")
         from peftcli.cli.app import main as peft
 
         sys.argv = ["peft", "train", str(file), "--quiet"]
@@ -76,14 +78,15 @@ def measured(steps: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, 
     """Return what a side prints, from the lines of the steps and the summary."""
     seen = [0, *(step["tokens"] for step in steps)]
     on_device = summary["device"].startswith("cuda")
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "losses": [step["loss"] for step in steps],
         "norms": [step["grad_norm"] for step in steps],
         "step_ends": [step["time"] for step in steps],
-        "step_tokens": [after - before for before, after in zip(seen, seen[1:], strict=False)],
+        "step_tokens": [after - before for before, after in pairwise(seen)],
         "supervised_share": summary["supervised_tokens"] / summary["train_tokens"],
         "compute": "bfloat16" if summary["precision"].startswith("bf16") else "float32",
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak * 1024,
         "peak_device_bytes": summary["peak_memory_bytes"] if on_device else None,
     }
 

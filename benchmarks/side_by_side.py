@@ -1,10 +1,18 @@
-"""Measure this project against HF peft + Trainer: the same checkpoint, rows, order, method and optimizer.
+"""Measure this project against HF peft + Trainer: the same checkpoint, initial values, rows, order and optimizer.
 
-    python benchmarks/side_by_side.py                      # the CPU cells, about an hour on two cores
-    python benchmarks/side_by_side.py --cells causal_lm/135m/lora --repeats 3 --steps 6
+    python benchmarks/side_by_side.py                      # every cell of this machine, about two hours on two cores
+    python benchmarks/side_by_side.py --cells causal_lm/135m/lora --repeats 3
+    python benchmarks/side_by_side.py --tiny               # runs every path in minutes, measures and writes nothing
 
-Each side of each repeat is a process of its own; the sides alternate, so that a busy machine hits both. The results go
-to benchmarks/RESULTS.md, with machine, versions and date. A cell that was not measured says so.
+Each side of each repeat is a process of its own; the sides alternate, so that a busy machine hits both. Each cell's
+record goes to benchmarks/results.json as soon as it is there, and RESULTS.md is written from that file: cells measured
+before on this machine with these versions stay, others say that they were not measured. How it is measured:
+
+- tokens are non-padding input tokens; the steps after the first (compiled: after the first half) count;
+- memory is the peak of the device, or of the whole process on a CPU, imports and loading included;
+- the first step is over that many seconds after the command was started, with no rows in this project's cache;
+- losses and gradient norms are compared at every step; a base with dropout is run once more without, for that alone;
+- utilisation is 4N + attention on non-padding tokens over the best of twenty matrix products right after the runs.
 """
 
 from __future__ import annotations
@@ -17,99 +25,64 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import report
+from cells import CPU_CELLS, CUDA_CELLS, Cell, tiny
+from initial import initial_values
+from material import has_dropout, prepare, read_rows
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from material import Cell, causal_checkpoint, causal_rows, encoder_checkpoint, encoder_rows, read_rows  # noqa: E402
-
-CPU_CELLS = [
-    Cell(),
-    Cell(tuned=True),
-    Cell(dtype="bfloat16"),
-    Cell(checkpointing=True),
-    Cell(method="adalora"),
-    Cell(method="prefix_tuning"),
-    Cell(method="qlora"),
-    Cell(task="sequence_classification", shape="minilm", steps=20, batch_size=16),
-    Cell(task="sequence_classification", shape="minilm", steps=20, batch_size=16, method="bitfit"),
-    Cell(task="sequence_classification", shape="minilm", steps=20, batch_size=16, method="adalora"),
-]
-CUDA_CELLS = [
-    Cell(shape=shape, method=method, dtype="bfloat16", steps=20)
-    for shape in ("1b", "8b")
-    for method in ("lora", "qlora")
-]
+IMPORTS = "import torch, peft; from transformers import Trainer"
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
-def run_side(script: str, cell: Cell, checkpoint: Path, rows: Path) -> dict[str, Any]:
-    """Run one side once and return its measurements; a failure shows what it printed."""
-    command = [sys.executable, str(HERE / script), cell.as_json(), str(checkpoint), str(rows)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def run_side(script: str, *arguments: str | Path, cache: Path | None = None) -> dict[str, Any]:
+    """Run one side once and return its measurements.
+
+    Args:
+        cache: where this project keeps prepared rows; None is a new folder.
+
+    Raises:
+        RuntimeError: it failed; shows what it printed.
+    """
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as empty:
+        environment = {"HF_HUB_OFFLINE": "1", "PEFTCLI_CACHE": str(cache or empty)}
+        started = time.time()
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
-            measured: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-            return measured
-    raise RuntimeError(
-        f"{script} {cell.name} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    )
+            return {**json.loads(line.removeprefix("RESULT ")), "started": started}
+    shown = f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    raise RuntimeError(f"{script} failed with exit code {done.returncode}\n{shown}")
 
 
 def measure(cell: Cell, material: Path, data: Path, repeats: int) -> dict[str, Any]:
-    """Run both sides alternately and return medians, spreads and ratios of one cell."""
+    """Run both sides alternately and return the record of one cell."""
     checkpoint, rows = prepare(cell, material, data)
-    sides: dict[str, list[dict[str, Any]]] = {"ours.py": [], "baseline.py": []}
+    initial = initial_values(cell, checkpoint, material)
+    ours, theirs = [], []
     for _ in range(repeats):
-        for script, results in sides.items():
-            results.append(run_side(script, cell, checkpoint, rows))
-    used = read_rows(rows)[: cell.steps * cell.batch_size]
-    return summarise(cell, sides["ours.py"], sides["baseline.py"], used, checkpoint)
+        ours.append(run_side("ours.py", cell.as_json(), checkpoint, rows, initial))
+        theirs.append(run_side("baseline.py", cell.as_json(), checkpoint, rows, initial))
+    compared = None
+    if has_dropout(checkpoint) and cell.same_order:
+        plain = replace(cell, dropout=False)
+        quiet, _ = prepare(plain, material, data)
+        sides = ("ours.py", "baseline.py")
+        compared = tuple(run_side(script, plain.as_json(), quiet, rows, initial) for script in sides)
+    record = report.summarise(cell, ours, theirs, compared)
+    return record | utilisation(cell, record, checkpoint, read_rows(rows))
 
 
-def prepare(cell: Cell, material: Path, data: Path) -> tuple[Path, Path]:
-    count = cell.steps * cell.batch_size
-    if cell.task == "causal_lm":
-        checkpoint = causal_checkpoint(cell.shape, material)
-        return checkpoint, causal_rows(data, checkpoint, material / f"rows-{cell.shape}-{count}.jsonl", count)
-    checkpoint = encoder_checkpoint()
-    return checkpoint, encoder_rows(checkpoint, material / f"rows-encoder-{count}.jsonl", count)
-
-
-def tokens_per_second(results: list[dict[str, Any]], per_step: list[int]) -> tuple[float, float]:
-    """Return the median over repeats, and the relative spread; the first step, which warms up, is left out."""
-    rates = [sum(per_step[1:]) / sum(result["step_seconds"]) for result in results]
-    middle = statistics.median(rates)
-    return middle, (max(rates) - min(rates)) / middle
-
-
-def summarise(
-    cell: Cell, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], rows: list[dict[str, Any]], checkpoint: Path
-) -> dict[str, Any]:
-    """Turn the runs of both sides into one row of the table."""
-    size = cell.batch_size
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    tokens = [sum(len(row["input_ids"]) for row in batch) for batch in batches]
-    supervised = sum(sum(t != -100 for t in r["labels"]) if isinstance(r["labels"], list) else 1 for r in rows)
-    rate, spread = tokens_per_second(ours, tokens)
-    other, other_spread = tokens_per_second(theirs, tokens)
-    memory = [statistics.median(r["peak_device_bytes"] or r["peak_rss_bytes"] for r in side) for side in (ours, theirs)]
-    starts = [statistics.median(r["first_step_seconds"] for r in side) for side in (ours, theirs)]
-    used, peak = utilisation(cell, rows, rate / sum(tokens), checkpoint)
-    return {
-        "cell": cell.name, "ours": rate, "theirs": other, "ratio": rate / other, "spread": max(spread, other_spread),
-        "supervised": rate * supervised / sum(tokens), "memory_ours": memory[0], "memory_theirs": memory[1],
-        "memory_ratio": memory[0] / memory[1], "loss_ours": ours[0]["losses"], "loss_theirs": theirs[0]["losses"],
-        "first_step_ours": starts[0], "first_step_theirs": starts[1], "utilisation": used, "peak": peak,
-    }  # fmt: skip
-
-
-def utilisation(
-    cell: Cell, rows: list[dict[str, Any]], runs_per_second: float, checkpoint: Path
-) -> tuple[float, float]:
-    """Return model FLOPs utilisation of all rows' work, and the peak measured now."""
+def utilisation(cell: Cell, record: dict[str, Any], checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return model FLOPs utilisation of both sides, and the peaks in their dtypes, measured now."""
     import torch
     from flops import matmul_peak, step_flops
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -118,73 +91,101 @@ def utilisation(
     kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     with torch.device("meta"):
         model = kind.from_config(AutoConfig.from_pretrained(checkpoint))
-    peak = matmul_peak(getattr(torch, cell.dtype), "cuda" if torch.cuda.is_available() else "cpu")
-    return step_flops(model, rows, causal) * runs_per_second / peak, peak
+    each = step_flops(model, rows, causal) / sum(len(row["input_ids"]) for row in rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    peak, other = (matmul_peak(getattr(torch, name), device) for name in (record["compute"], cell.baseline_dtype))
+    return {
+        "utilisation": each * record["ours"] / peak,
+        "utilisation_theirs": each * record["theirs"] / other,
+        "peak_flops": peak,
+        "device": device,
+    }
 
 
-def table(results: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| cell | ours tok/s | HF peft tok/s | ratio | spread | supervised tok/s | memory ours / HF | ratio "
-        "| first step ours / HF (s) | MFU | loss after the same tokens, ours / HF |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        if "failed" in r:
-            lines.append(f"| {r['cell']} | not measured: {r['failed']} | | | | | | | | | |")
-            continue
-        lines.append(
-            f"| {r['cell']} | {r['ours']:.0f} | {r['theirs']:.0f} | **{r['ratio']:.2f}** "
-            f"| {r['spread']:.0%} | {r['supervised']:.0f} "
-            f"| {r['memory_ours'] / 2**30:.2f} / {r['memory_theirs'] / 2**30:.2f} GiB | **{r['memory_ratio']:.2f}** "
-            f"| {r['first_step_ours']:.1f} / {r['first_step_theirs']:.1f} | {r['utilisation']:.0%} "
-            f"| {r['loss_ours'][-1]:.4f} / {r['loss_theirs'][-1]:.4f} |"
-        )
-    return lines
+def import_seconds(repeats: int) -> float:
+    """Return how long a fresh process takes to import what the baseline needs, and nothing else."""
+    found = []
+    for _ in range(repeats):
+        started = time.time()
+        subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
+        found.append(time.time() - started)
+    return statistics.median(found)
 
 
 def machine() -> str:
+    """Return the GPU's name, or the CPU's and its cores."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return str(torch.cuda.get_device_name())
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    model = next(named, platform.processor())
-    return f"{model}, {os.cpu_count()} cores"
+    return f"{next(named, platform.processor())}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Return which state of this project was measured."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="*", help="names, or their beginnings; all of this machine's by default")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="steps of a run, instead of each cell's own")
+    parser.add_argument("--tiny", action="store_true", help="every cell on a model of a few thousand weights")
+    parser.add_argument("--cuda-cells", action="store_true", help="the CUDA cells, GPU or not; for --tiny")
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/gsm8k_train_2000.jsonl")
+    parser.add_argument("--material", type=Path, default=Path.home() / ".cache/peftcli-benchmarks")
+    parser.add_argument("--output", type=Path, default=HERE, help="where results.json and RESULTS.md are")
+    return parser.parse_args()
+
+
+def chosen(given: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the command line asks for, as they are to be run."""
+    import torch
+
+    cells = CUDA_CELLS if torch.cuda.is_available() or given.cuda_cells else CPU_CELLS
+    if given.cells:
+        cells = [cell for cell in cells if any(cell.name.startswith(name) for name in given.cells)]
+    if not cells:
+        raise SystemExit(f"no cell is called {', '.join(given.cells)}")
+    cells = [tiny(cell) for cell in cells] if given.tiny else cells
+    return [replace(cell, steps=given.steps or cell.steps) for cell in cells]
+
+
+def write(folder: Path, stored: dict[str, Any]) -> None:
+    """Write both files."""
+    (folder / "results.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    text = folder / "RESULTS.md"
+    before = text.read_text(encoding="utf-8") if text.exists() else "# Results\n\n"
+    text.write_text(report.page(stored, before), encoding="utf-8")
 
 
 def main() -> None:
-    import torch
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="*", help="names, or their beginnings; all by default")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="steps of a run, instead of each cell's own")
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/gsm8k_train_2000.jsonl")
-    parser.add_argument("--material", type=Path, default=Path.home() / ".cache/peftcli-benchmarks")
-    parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
-    options = parser.parse_args()
-    options.material.mkdir(parents=True, exist_ok=True)
-    cells = CUDA_CELLS if torch.cuda.is_available() else CPU_CELLS
-    if options.cells:
-        cells = [cell for cell in cells if any(cell.name.startswith(name) for name in options.cells)]
-    results: list[dict[str, Any]] = []
+    """Measure the cells one after the other; what is done is kept when the next one fails."""
+    given = options()
+    given.material.mkdir(parents=True, exist_ok=True)
+    cells = chosen(given)
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    shared = {"date": str(datetime.date.today()), "commit": commit(), "imports": import_seconds(given.repeats)}
+    failed = 0
     for cell in cells:
-        if options.steps:
-            cell = Cell(**{**json.loads(cell.as_json()), "steps": options.steps})
         try:
-            results.append(measure(cell, options.material, options.data, options.repeats))
+            record = measure(cell, given.material, given.data, given.repeats) | shared
         except RuntimeError as error:
             print(error, file=sys.stderr)
-            results.append({"cell": cell.name, "failed": str(error).splitlines()[0]})
-        print("\n".join(table(results[-1:])[2:]), flush=True)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "accelerate"))
-    stamp = f"{machine()}; {versions}; {datetime.date.today()}; {options.repeats} repeats, alternating"
-    section = "\n".join([f"## {stamp}", "", *table(results), ""])
-    with options.output.open("a", encoding="utf-8") as out:
-        out.write("\n" + section)
-    (options.material / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+            record = {"cell": cell.name, "failed": str(error).splitlines()[0], **shared}
+            failed += 1
+        print(report.line(cell.name, record), flush=True)
+        if not given.tiny:
+            stored = report.load(given.output / "results.json")
+            write(given.output, report.merge(stored, machine(), versions, record))
+    if failed:
+        raise SystemExit(f"{failed} of {len(cells)} cells failed")
 
 
 if __name__ == "__main__":
