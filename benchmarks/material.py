@@ -76,12 +76,11 @@ def random_checkpoint(shape: str, directory: Path, data: Path) -> Path:
     target = directory / f"{shape}-random"
     if not (target / "tokenizer_config.json").exists():
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
         settings = dict(SHAPES[shape])
         config = AutoConfig.for_model(settings.pop("model_type", "llama"), **settings, pad_token_id=0)
-        classifies = config.model_type == "bert"
-        kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+        kind = AutoModel if config.model_type == "bert" else AutoModelForCausalLM
         torch.manual_seed(0)
         large = shape in ("1b", "8b")  # 32 GB in float32
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
