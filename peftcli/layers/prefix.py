@@ -191,8 +191,9 @@ class PrefixSite(nn.Module):
 
     def begin(self, entry: Tensor) -> None:
         """Note that the attention runs now on `entry`: (batch, seq, d); gates read it."""
-        self._depth = self._calls % self.depths
-        self._calls += 1
+        if self.depths > 1:  # a count that moves with every call would have a compiled block compiled anew each time
+            self._depth = self._calls % self.depths
+            self._calls += 1
         gated = any(isinstance(part.scale, nn.Module) for part in self.parts)
         self._entry = entry if gated else None
 
