@@ -1,0 +1,37 @@
+"""The task head on a frozen body, as a method: the baseline of benchmarks/learns.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from peftcli.methods.protocol import MethodInfo
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftcli.methods.attachment import Attachment
+    from peftcli.models.anatomy import Anatomy
+
+
+class HeadAloneParams(MethodParams):
+    """No hyper-parameters."""
+
+    name: Literal["head_alone"] = "head_alone"
+
+
+INFO = MethodInfo(
+    name="head_alone",
+    family="selective",
+    summary="Trains the task head; the body is frozen.",
+    paper="a baseline",
+    params=HeadAloneParams,
+    learning_rate=3e-2,
+)
+
+
+def attach(model: nn.Module, anatomy: Anatomy, params: HeadAloneParams) -> Attachment:
+    """Attach nothing: the head is trained beside every method."""
+    from peftcli.methods.attachment import Attachment
+
+    return Attachment(model)
