@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftcli.methods.registry import registry
 from peftcli.recipe.load import LoadedRecipe, load_recipe
@@ -44,7 +44,10 @@ TASKS = {
 }
 """Of a family here; causal_lm otherwise."""
 
-WIDE = {"t5": {"initializer_factor": 1.3}, "bart": {"init_std": 0.2}}
+WIDE: dict[str, dict[str, Any]] = {
+    "t5": {"initializer_factor": 1.3},
+    "bart": {"init_std": 0.2, "forced_eos_token_id": None},  # generate would end every text with it
+}
 
 
 def tiny_rows(task: str, count: int = 12) -> list[dict[str, Any]]:
@@ -116,7 +119,7 @@ class Seen:
         stray: frozen ones that asked for a gradient, held one, or changed.
         losses: of each step.
         digest: a hash of the trained values.
-        model: the live model.
+        session: the run in memory.
     """
 
     trainable: set[str] = field(default_factory=set)
@@ -125,7 +128,7 @@ class Seen:
     steps: int = 0
     losses: list[float] = field(default_factory=list)
     digest: str = ""
-    model: nn.Module | None = None
+    session: Session | None = None
 
     def check(self) -> None:
         """Assert that exactly the trainable parameters had gradients and changed, within three steps."""
@@ -143,7 +146,7 @@ def watching(seen: Seen) -> Iterator[None]:
         attachment = session.attachment
         trainable = attachment.trainable_parameters()
         mine = {id(parameter) for parameter in trainable.values()}
-        seen.trainable, seen.model = set(trainable), session.model
+        seen.trainable, seen.session = set(trainable), session
         frozen = {name: p for name, p in session.model.named_parameters() if id(p) not in mine}
         before = {name: p.detach().clone() for name, p in frozen.items()}
         after_step = attachment.after_optimizer_step

@@ -26,7 +26,7 @@ def main(output: str, *recipes: str) -> None:
 
 def as_json(seen: Seen) -> dict[str, Any]:
     """Return what was seen as plain data."""
-    seen.model = None
+    seen.session = None
     return {key: sorted(value) if isinstance(value, set) else value for key, value in asdict(seen).items()}
 
 
