@@ -23,6 +23,7 @@ from peftcli.errors import UserError
 from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
+from peftcli.recipe.stored import stored_recipe
 
 Destination = Literal["hf-peft", "adapterhub"]
 
@@ -188,18 +189,17 @@ def adapter_of(run: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if (run / "adapter").is_dir():
-        return run / "adapter"
     if (run / CONFIG).is_file():
         return run
+    stored_recipe(run)
+    if (run / "adapter").is_dir():
+        return run / "adapter"
     if (run / "model").is_dir():
         raise UserError(
             f"{run} holds a complete model, not an adapter",
             suggestion=f"{run / 'model'} loads in transformers as it is",
         )
-    if (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
-    raise UserError(f"{run} holds no adapter", suggestion="name a directory that `peft train` left")
+    raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
 
 
 def check_free(output: Path) -> None:

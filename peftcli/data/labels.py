@@ -128,9 +128,12 @@ def check_names(spec: LabelSpec) -> None:
         raise UserError(
             Problem(
                 f"the training rows have {only}",
-                key="data",
-                suggestion="classification needs two labels at least; check the label column and the split",
+                key="data.path",
+                suggestion="classification needs two labels at least: name rows with more, or the column that holds "
+                "them with data.columns: {label: COLUMN}",
             )
         )
     if spec.problem in ("multi_label", "token") and not spec.names:
-        raise UserError(Problem("the training rows have no label at all", key="data", suggestion="check the columns"))
+        ours = "tags" if spec.problem == "token" else "label"
+        remedy = f"name the column that holds them with data.columns: {{{ours}: COLUMN}}"
+        raise UserError(Problem("the training rows have no label at all", key="data.path", suggestion=remedy))

@@ -26,7 +26,7 @@ from peftcli.models.reading import read_anatomy
 from peftcli.models.sources import ModelSource, find_source
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.recipe.stored import load_stored_recipe
+from peftcli.recipe.stored import load_stored_recipe, stored_recipe
 
 
 @dataclass
@@ -184,10 +184,7 @@ def read_recipe(run: Path) -> Recipe:
     Raises:
         UserError: the directory is no run.
     """
-    file = run / "recipe.yaml"
-    if not file.is_file():
-        raise UserError(f"{run} is no run directory: it has no recipe.yaml", suggestion="name what peft train wrote")
-    return load_stored_recipe(file, registry).recipe
+    return load_stored_recipe(stored_recipe(run), registry).recipe
 
 
 def unquantised(spec: ModelSpec, base: str | None) -> ModelSpec:

@@ -1,7 +1,8 @@
-"""The recipe that a run stored: read as the version that wrote it meant it."""
+"""The recipe that a run stored: where it is, and reading it as the version that wrote it meant it."""
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
@@ -11,6 +12,51 @@ from peftcli.recipe.registry import Registry
 
 STORED = "recipe.yaml"
 """Its name in a run directory."""
+
+
+def stored_recipe(run: Path) -> Path:
+    """Return the recipe's file in a run directory.
+
+    Raises:
+        UserError: it is no run directory; says what it is instead, and what to name.
+    """
+    if (run / STORED).is_file():
+        return run / STORED
+    if not run.exists():
+        raise UserError(f"there is no run directory {run}", suggestion=_near(run))
+    what, remedy = _other_than_a_run(run)
+    raise UserError(f"{run} is no run directory: {what}", suggestion=remedy)
+
+
+def _near(run: Path) -> str:
+    try:
+        names = [entry.name for entry in run.parent.iterdir() if (entry / STORED).is_file()]
+    except OSError:
+        names = []
+    close = difflib.get_close_matches(run.name, names, n=1)
+    return f"did you mean {run.parent / close[0]}?" if close else _NAME_A_RUN
+
+
+_NAME_A_RUN = "name a directory that `peft train` left"
+
+
+def _other_than_a_run(path: Path) -> tuple[str, str]:
+    """Return what a path is, and what to do about it."""
+    if path.is_file():
+        if path.name == STORED and (path.parent / "summary.json").is_file():
+            return "it is the recipe inside one", f"name the run: {path.parent}"
+        if path.suffix in (".yaml", ".yml"):
+            return "it is a recipe", f"train it first (`peft train {path}`), then name its output directory"
+        return "it is a file", _NAME_A_RUN
+    if (path / "adapter_config.json").is_file():
+        if (path.parent / STORED).is_file():
+            return "it is the adapter inside one", f"name the run: {path.parent}"
+        if (path / "peftcli.json").is_file():
+            return "it is an adapter without its run", "put it back as adapter/ beside the run's recipe.yaml"
+        return "it is an adapter alone", f"make it a run first: peft import {path} -o DIR"
+    if (path / "config.json").is_file():
+        return "it is a model", _NAME_A_RUN
+    return f"it has no {STORED}", _NAME_A_RUN
 
 
 def load_stored_recipe(file: Path, registry: Registry) -> LoadedRecipe:

@@ -42,6 +42,9 @@ _OPENED_BEFORE = ("expected ',' or", "found unexpected end of stream", "could no
 """Complaints whose cause is where something was opened, not where PyYAML noticed."""
 
 
+_ELSE = "look at this line and the one above: `key: value`, indented with spaces, special characters in quotes"
+
+
 class YamlProblem(Exception):
     """A text that cannot be read as one plain YAML document."""
 
@@ -61,7 +64,7 @@ def explain_yaml_error(error: yaml.YAMLError, text: str) -> YamlProblem:
         if part in complaint:
             return YamlProblem(f"not YAML: {message}", line, suggestion)
     problem = getattr(error, "problem", None) or complaint
-    return YamlProblem(f"not YAML: {problem}", line)
+    return YamlProblem(f"not YAML: {problem}", line, _ELSE)
 
 
 def _line(error: yaml.YAMLError, text: str, opened: bool) -> int | None:

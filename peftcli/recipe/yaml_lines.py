@@ -72,7 +72,7 @@ def parse_yaml(text: str, environ: Mapping[str, str]) -> Document:
     except yaml.YAMLError as error:
         raise explain_yaml_error(error, text) from error
     except RecursionError as error:
-        raise YamlProblem("nested too deeply", None) from error
+        raise YamlProblem("nested too deeply", None, "a recipe nests about four deep") from error
     return composer.document
 
 
@@ -155,7 +155,7 @@ class _Composer:
             )
         anchored = self.anchors[name]
         if anchored is None:
-            raise YamlProblem(f"*{name} refers to itself", line_of(event))
+            raise YamlProblem(f"*{name} refers to itself", line_of(event), "write the value out")
         self.count(anchored.size, event)
         return copy.deepcopy(anchored.value)  # a copy, so that an override changes one place only
 
@@ -210,7 +210,8 @@ class _Composer:
         try:
             return read_scalar(text)
         except ValueError as error:
-            raise YamlProblem(f"{error}: no recipe needs one", line_of(event)) from error
+            remedy = "write a smaller number, or quote it as text"
+            raise YamlProblem(f"{error}: no recipe needs one", line_of(event), remedy) from error
 
     def expanded(self, text: str, key: Key, line: int) -> str:
         try:

@@ -23,7 +23,7 @@ from peftcli.models.reading import read_anatomy
 from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
-from peftcli.recipe.stored import load_stored_recipe
+from peftcli.recipe.stored import load_stored_recipe, stored_recipe
 from peftcli.training.collation import Collator
 from peftcli.training.metrics import wanted_metrics
 from peftcli.training.outline import model_spec, positions_left
@@ -125,11 +125,10 @@ def open_run(run: Path | str, base_dtype: DTypeName | None = None, bases: Bases 
         UserError: it is no finished run, or its base is gone or is another model.
     """
     directory = RunDirectory(Path(run))
-    if not directory.recipe_file.is_file():
-        raise UserError(f"{run} is no run directory", suggestion="name a directory that `peft train` left")
+    file = stored_recipe(directory.path)
     if directory.status() is RunStatus.UNFINISHED:
         raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
-    loaded = load_stored_recipe(directory.recipe_file, registry)
+    loaded = load_stored_recipe(file, registry)
     world = World(usable_device(loaded.recipe.training.device))
     if registry.info(loaded.recipe.method.name).artifact == "model":
         return _open_model(directory, loaded, world, base_dtype)

@@ -64,7 +64,7 @@ def test_outputs_that_hold_something_are_refused(run: Path, cli: Cli, tmp_path: 
 
 def test_what_is_no_adapter_is_told(run: Path, cli: Cli, tmp_path: Path) -> None:
     nothing = cli("export", tmp_path / "none", "-o", tmp_path / "out")
-    assert nothing.code == 2 and "holds no adapter" in nothing.err
+    assert nothing.code == 2 and "there is no run directory" in nothing.err
     gone = cli("import", tmp_path / "none", "-o", tmp_path / "out")
     assert gone.code == 2 and "there is no directory" in gone.err
     own = cli("import", run / "adapter", "-o", tmp_path / "out")

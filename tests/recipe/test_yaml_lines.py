@@ -110,6 +110,13 @@ def test_refused_with_line_and_sentence(text: str, line: int | None, words: str)
     with pytest.raises(YamlProblem, match=words) as caught:
         parse_yaml(text, {})
     assert line is None or caught.value.line == line
+    assert caught.value.suggestion
+
+
+def test_a_complaint_without_a_sentence_of_its_own_has_a_remedy_too() -> None:
+    with pytest.raises(YamlProblem, match="not YAML: ") as caught:
+        parse_yaml("a: %\nb: |5x\n  c\n", {})
+    assert caught.value.suggestion
 
 
 def test_empty_text_is_nothing() -> None:
