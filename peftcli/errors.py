@@ -3,7 +3,7 @@
 PeftCliError            1   a bug, unless a subclass says otherwise
 ├── UserError           2   the input is wrong or the request is impossible
 ├── VerificationFailed  3   a merged model does not agree with base + adapter
-└── Stopped           130   the user stopped the run; its state is saved
+└── Stopped           130   the user stopped it; the message says what is saved
 """
 
 from __future__ import annotations
@@ -71,6 +71,6 @@ class VerificationFailed(PeftCliError):
 
 
 class Stopped(PeftCliError):
-    """The user stopped the run; a checkpoint holds its state."""
+    """The user stopped what was running; the message says what is saved and how to go on."""
 
     exit_code = 130

@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 import traceback
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.errors import PeftCliError, Stopped, UserError
@@ -36,10 +37,22 @@ _HELP = """Fine-tune pretrained models with few parameters, driven by one YAML r
 Start with: peft train configs/lora.yaml"""
 
 
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C ends each with a sentence, also where it left nothing to say."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped("stopped before it was done; what it had not finished is not there") from None
+
+
 def build_app() -> typer.Typer:
     """Return the application with every command registered."""
     app = typer.Typer(
         name="peft",
+        cls=_Commands,
         no_args_is_help=True,
         # a bug shows a plain traceback, and plain help needs neither rich nor pygments
         pretty_exceptions_enable=False,

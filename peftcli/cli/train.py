@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from peftcli.cli.options import Json, Overrides, Quiet, RecipePath
+from peftcli.errors import Stopped
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +66,10 @@ def train(
     from peftcli.cli.output import print_json
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
-        from peftcli.training.run import train as run_training  # seconds of imports, below the display's spinner
+        try:
+            from peftcli.training.run import train as run_training  # seconds of imports, below the display's spinner
+        except KeyboardInterrupt:
+            raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 
         summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile)
     if as_json and is_main_process():

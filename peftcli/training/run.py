@@ -22,6 +22,7 @@ from peftcli.models.loading import count_parameters
 from peftcli.models.targets import summarise_targets
 from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.load import LoadedRecipe
+from peftcli.training.allocator import keep_freed_memory
 from peftcli.training.curves import write_plots
 from peftcli.training.hub import push
 from peftcli.training.loop import train_steps
@@ -62,6 +63,8 @@ def train(
     """
     recipe = loaded.recipe
     world = World(pick_device(recipe.training.device))
+    if world.device.type == "cpu" and recipe.training.fast_paths.allocator:
+        keep_freed_memory()
     reporter = reporter if reporter is not None and world.is_main else Silent()
     directory = RunDirectory(Path(recipe.output_dir or "runs/run"))
     text = dump_recipe(recipe)
@@ -71,10 +74,25 @@ def train(
     status = world.broadcast(status)
     if status is RunStatus.FINISHED:
         return _already_finished(directory, reporter)
-    with directory.locked() if world.is_main else nullcontext():
+    with directory.locked() if world.is_main else nullcontext(), _interruptible(directory, world):
         session, milestones = _start(loaded, world, directory, reporter, text, status)
         with watched(session, profile=profile):
             return _run(session, milestones)
+
+
+@contextmanager
+def _interruptible(directory: RunDirectory, world: World) -> Iterator[None]:
+    """Say what an interrupt left where no state could be saved: while loading, or when it was pressed twice.
+
+    Raises:
+        Stopped: in place of the interrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if world.is_main:
+            directory.discard_start()
+        raise Stopped(directory.how_to_go_on()) from None
 
 
 def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:

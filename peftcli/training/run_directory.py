@@ -148,6 +148,10 @@ class RunDirectory:
 
     def begin(self, recipe_text: str) -> None:
         """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on."""
+        self._clear()
+        write_text(self.recipe_file, recipe_text)
+
+    def _clear(self) -> None:
         for name in OWN_ENTRIES:
             entry = self.path / name
             if name == ".lock":
@@ -157,7 +161,25 @@ class RunDirectory:
             else:
                 entry.unlink(missing_ok=True)
         remove_partial(self.path)
-        write_text(self.recipe_file, recipe_text)
+
+    def discard_start(self) -> None:
+        """Remove what a run wrote that took no step: the same command then starts it again."""
+        if self.recipe_file.is_file() and not self.summary_file.is_file() and not self._steps():
+            self._clear()
+
+    def how_to_go_on(self) -> str:
+        """Say what an interrupted run left, and the way on."""
+        if self.summary_file.is_file():
+            return f"stopped while loading; the finished run in {self.path} is as it was"
+        if self.checkpoints().steps():
+            return "stopped without saving; go on from the last checkpoint with --resume"
+        if self._steps():
+            return "stopped before anything was saved; start again with --overwrite"
+        return "stopped before the first step: nothing was trained and nothing is kept; the same command starts again"
+
+    def _steps(self) -> int:
+        """Return how many steps are known to have been taken here."""
+        return max([0, *self.checkpoints().steps(), *(int(line.get("step", 0)) for line in self.metrics())])
 
     def write_skipped_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """List the broken rows that were passed over, if there are any: source, row, message, excerpt, expectation."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import typer
 
@@ -67,3 +69,20 @@ def test_all_problems_are_shown(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> No
 
     monkeypatch.setattr(app_module, "build_app", build)
     assert cli().err == "error: r.yaml:3: method.r: first\nerror: second\n    do this\n2 problems; nothing was done\n"
+
+
+@pytest.mark.parametrize("command", ["merge", "eval"])
+def test_ctrl_c_ends_any_command_with_130_and_a_sentence(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    from peftcli.merging import merge
+    from peftcli.training import inference
+
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge, "merge_run", interrupt)
+    monkeypatch.setattr(inference, "evaluate_run", interrupt)
+    done = cli(command, tmp_path, *(["-o", tmp_path / "out"] if command == "merge" else []))
+    assert done.code == 130 and done.out == ""
+    assert done.err == "stopped before it was done; what it had not finished is not there\n"

@@ -1,0 +1,59 @@
+"""Ctrl-C where no state can be saved: the message says what is left and how to go on, and nothing stands in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftcli.errors import Stopped
+from peftcli.training import run as running
+from peftcli.training.milestones import Milestones
+from peftcli.training.run import train
+from tests.training.conftest import Recorder
+
+
+def interrupt(*_arguments: object, **_options: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["while loading", "before the first step"])
+def test_nothing_is_left_of_a_run_without_a_step(recipe, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    loaded = recipe(training__max_steps=2, data__val_set_size=0.25)
+    with monkeypatch.context() as patched:
+        if where == "while loading":
+            patched.setattr(running, "build_session", interrupt)
+        else:
+            patched.setattr(Milestones, "evaluate_first", interrupt)
+        with pytest.raises(Stopped, match="before the first step: nothing was trained") as caught:
+            train(loaded)
+    assert caught.value.exit_code == 130
+    assert not Path(loaded.recipe.output_dir).exists()
+    assert train(loaded).status == "finished"  # the same command, without --resume or --overwrite
+
+
+def test_a_run_that_is_there_stays_as_it_was(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = recipe(training__max_steps=2)
+    out = Path(train(loaded).output_dir)
+    before = sorted(path.name for path in out.rglob("*"))
+    monkeypatch.setattr(running, "build_session", interrupt)
+    with pytest.raises(Stopped, match="is as it was"):
+        train(loaded, overwrite=True)
+    assert sorted(path.name for path in out.rglob("*")) == before
+
+
+class Twice(Recorder):
+    """Stands for a second Ctrl-C at the third step, which no longer waits for a checkpoint."""
+
+    def step(self, record) -> None:
+        super().step(record)
+        if record.step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("every", "way"), [(2, "--resume"), (50, "--overwrite")])
+def test_a_second_press_names_the_way_on(recipe, every: int, way: str) -> None:
+    loaded = recipe(training__max_steps=6, training__save_steps=every)
+    with pytest.raises(Stopped, match=way):
+        train(loaded, reporter=Twice())
+    assert train(loaded, resume=way == "--resume", overwrite=way == "--overwrite").steps == 6
