@@ -1,47 +1,27 @@
-"""Causal attention over short sequences in bfloat16 on a CPU, by three products and a softmax.
+"""Attention on a CPU by three products and a softmax, where that is faster than torch's own kernels.
 
-Saves time: torch's own CPU kernel for `scaled_dot_product_attention` takes about three times as long there, forward and
-backward, up to some 500 positions (it is the faster one in float32, and for longer rows). Costs the probabilities: two
-bytes for each head and pair of positions, which `LONGEST` bounds. Anything else goes to torch as before: other devices
-and dtypes, masks, dropout, rows that are longer.
+Saves time in two cases. With dropout on the probabilities, torch composes the attention of many passes and draws each
+mask with `bernoulli_`: twice the time. Causal attention of short rows in bfloat16: torch's kernel takes about three
+times as long up to some 500 positions (in float32, or for longer rows, it is the faster one). Costs the probabilities:
+one value for each head and pair of positions, and two bytes more with dropout; torch keeps more with dropout, and none
+without, which `LONGEST` bounds. Anything else goes to torch as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
+
+from peftcli.layers.dropout_bits import draw_bits, draw_seed, scaled_mask
 
 LONGEST = 512
-"""Positions up to which the products win; measured with 9 heads of 64 on a machine with bfloat16 products."""
+"""Positions up to which the products win without dropout; measured with 9 heads of 64 and bfloat16 in hardware."""
 
 
-class ShortAttention(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` takes this module's path where it fits.
-
-    Leaving it out is the switch: without the mode every call is torch's own.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run `func`, or the short path in its place."""
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and len(args) == 3 and _fits(*args, **kwargs):
-            return short_attention(*args, scale=kwargs.get("scale"))
-        return func(*args, **kwargs)
-
-
-def _fits(
+def fits(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -51,11 +31,27 @@ def _fits(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> bool:
-    if attn_mask is not None or dropout_p or not is_causal or query.device.type != "cpu" or query.dim() != 4:
+    """Whether a call of torch's `scaled_dot_product_attention` comes here."""
+    if query.device.type != "cpu" or query.dim() != 4 or not query.is_floating_point():
         return False
-    length = query.shape[2]
-    heads_fit = key.shape[1] == value.shape[1] and (enable_gqa or key.shape[1] == query.shape[1])
-    return _dtype(query) == torch.bfloat16 and heads_fit and key.shape[2] == length <= LONGEST
+    grouped = enable_gqa and query.shape[1] % key.shape[1] == 0
+    if key.shape[1] != value.shape[1] or key.shape[0] != query.shape[0]:
+        return False
+    if not grouped and key.shape[1] != query.shape[1]:
+        return False
+    if is_causal and (attn_mask is not None or query.shape[2] != key.shape[2]):
+        return False
+    if attn_mask is not None and (attn_mask.requires_grad or not _broadcasts(attn_mask, query)):
+        return False
+    if dropout_p > 0.0:
+        return dropout_p < 1.0
+    short = is_causal and key.shape[2] <= LONGEST
+    return short and _dtype(query) == torch.bfloat16
+
+
+def _broadcasts(mask: Tensor, query: Tensor) -> bool:
+    """Whether a mask is the same for all heads of a group, so that it may be added to stacked ones."""
+    return mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2] in (1, query.shape[2]))
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -65,47 +61,94 @@ def _dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def short_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
-    """Return causal attention, each group of query heads on its key and value head.
+def cpu_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return softmax(scale * query key^T + mask) value, each group of query heads on its key and value head.
+
+    The arguments are those of torch's `scaled_dot_product_attention`.
 
     Args:
         query: (batch, heads, length, d).
-        key: (batch, groups, length, d); `groups` divides `heads`.
-        value: (batch, groups, length, d_value).
+        key: (batch, groups, keys, d); `groups` divides `heads`.
+        value: (batch, groups, keys, d_value).
+        attn_mask: (length, keys) or (batch, 1, length or 1, keys): bool (True attends) or added.
+        dropout_p: probability with which a probability is zeroed.
         scale: of the scores; None is d ** -0.5.
 
     Returns:
-        (batch, heads, length, d_value) in the dtype that autocast chooses, else in the query's.
+        (batch, heads, length, d_value) in the dtype that autocast chooses, else in the query's. A position that may
+        attend to nothing gets zeros.
     """
     batch, heads, length, width = query.shape
     dtype, groups = _dtype(query), key.shape[1]
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     # the heads of a group stand below each other: one product for all of them, and no repeated keys
     stacked = query.reshape(batch, groups, heads // groups * length, width)
+    seed = draw_seed() if dropout_p else 0
+    factor = width**-0.5 if scale is None else scale
+    hidden = _hidden(attn_mask, length, key.shape[2], is_causal)
+    added = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.to(dtype)
     with torch.autocast("cpu", enabled=False):
-        out: Tensor = _CausalAttention.apply(stacked, key, value, width**-0.5 if scale is None else scale)  # type: ignore[no-untyped-call]  # torch's
+        out: Tensor = _Attention.apply(stacked, key, value, factor, hidden, added, length, dropout_p, seed)  # type: ignore[no-untyped-call]  # torch's
     return out.view(batch, heads, length, value.shape[-1])
 
 
-class _CausalAttention(torch.autograd.Function):
-    """Keeps query, key, value and the probabilities."""
+def _hidden(mask: Tensor | None, length: int, keys: int, is_causal: bool) -> Tensor | None:
+    """Return which keys a position must not see, broadcastable to (batch, groups, heads of one, length, keys)."""
+    if is_causal:
+        return torch.ones(length, keys, dtype=torch.bool).triu_(1)
+    if mask is None or mask.dtype != torch.bool or bool(mask.all()):
+        return None
+    return ~(mask if mask.dim() == 2 else mask[:, :, None])
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps query, key, value, the probabilities, and the bits of the dropout."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        length = key.shape[2]
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        hidden: Tensor | None,
+        added: Tensor | None,
+        length: int,
+        rate: float,
+        seed: int,
+    ) -> Tensor:
         scores = (query * scale) @ key.transpose(-1, -2)
-        later = torch.ones(length, length, dtype=torch.bool).triu_(1)
-        scores.view(*scores.shape[:2], -1, length, length).masked_fill_(later, -torch.inf)
+        by_head = scores.view(*scores.shape[:2], -1, length, scores.shape[-1])
+        if hidden is not None:
+            by_head.masked_fill_(hidden, -torch.inf)
+        if added is not None:
+            by_head.add_(added if added.dim() == 2 else added[:, :, None])
         weights = torch.softmax(scores, -1)  # sums in float32 inside
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.scale = scale
-        return weights @ value
+        if (hidden is not None or added is not None) and not bool(torch.isfinite(weights[..., :1]).all()):
+            weights = weights.nan_to_num_(0.0)  # positions that see nothing
+        bits = draw_bits(weights.shape, weights.device, seed) if rate else None
+        ctx.save_for_backward(query, key, value, weights, bits)
+        ctx.scale, ctx.rate = scale, rate
+        dropped = weights if bits is None else scaled_mask(bits, rate, weights.dtype).mul_(weights)
+        return dropped @ value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, weights = ctx.saved_tensors
-        grad_value = weights.transpose(-1, -2) @ grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights, bits = ctx.saved_tensors
+        mask = None if bits is None else scaled_mask(bits, ctx.rate, weights.dtype)
         grad_weights = grad @ value.transpose(-1, -2)
+        if mask is not None:
+            grad_weights.mul_(mask)
+        grad_value = (weights if mask is None else mask.mul_(weights)).transpose(-1, -2) @ grad
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-        return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, None
+        return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, *[None] * 6

@@ -8,7 +8,8 @@ to the activations' dtype inside.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,15 +18,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peftcli.layers.base_linear import Slice
+from peftcli.layers.dropout_bits import draw_bits, draw_seed, kept_share, threshold
 
 _plain = False
 
 
-def set_plain(on: bool) -> bool:
-    """Switch every call to the plain chain of operations, and return what was set before; for tests and debugging."""
+@contextmanager
+def plain_lowrank(on: bool = True) -> Iterator[None]:
+    """Compute every call inside by the plain chain of operations; with `on` False, change nothing."""
     global _plain
-    before, _plain = _plain, on
-    return before
+    before, _plain = _plain, _plain or on
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def lowrank_add(
@@ -57,7 +63,7 @@ def lowrank_add(
     if isinstance(scale, Tensor) or not _fast(y):
         with _without_autocast(y.device.type):
             return _chain(y, x, a, b, scale, rows, dropout)
-    seed = int(torch.randint(2**62, ()).item()) if dropout else 0  # of the CPU's state: no device synchronisation
+    seed = draw_seed() if dropout else 0
     out: Tensor = _LowRankAdd.apply(y, x, a, b, scale, rows, dropout, seed)  # type: ignore[no-untyped-call]  # torch's
     return out
 
@@ -115,11 +121,9 @@ class _LowRankAdd(torch.autograd.Function):
         out = y.detach()  # shares y's memory and version counter
         with _without_autocast(y.device.type):
             inputs = _flat(x, y.dtype)
-            kept = 1.0
-            if dropout:
-                mask, kept = _mask(inputs, dropout, seed)
-                inputs = inputs * mask
-            alpha = scale / kept
+            mask = _mask(inputs, dropout, seed)
+            inputs = inputs if mask is None else inputs * mask
+            alpha = scale / kept_share(dropout)
             # (r, n), not (n, r): the CPU's products of a wide matrix with a narrow one are up to four times slower
             hidden = a.to(y.dtype) @ inputs.T
             _add_product_(out, hidden.T, b.to(y.dtype), alpha, rows)
@@ -140,7 +144,7 @@ class _LowRankAdd(torch.autograd.Function):
                 grad_b = (hidden @ own).T.to(b.dtype).mul_(ctx.alpha)
             if need_a or need_x:
                 small = (b.to(grad.dtype).T @ own.T).mul_(ctx.alpha)
-                mask = _mask(_flat(x, grad.dtype), ctx.dropout, ctx.seed)[0] if ctx.dropout else None
+                mask = _mask(_flat(x, grad.dtype), ctx.dropout, ctx.seed)
             if need_a:
                 inputs = _flat(x, grad.dtype)
                 grad_a = (small @ (inputs if mask is None else inputs * mask)).to(a.dtype)
@@ -154,18 +158,9 @@ def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
-def _mask(like: Tensor, dropout: float, seed: int) -> tuple[Tensor, float]:
-    """Draw the kept elements, (n, d_in) of bool and the same for the same seed, and the share that is kept.
-
-    16 random bits an element, four elements a draw: a fifth of `bernoulli_`'s time on the CPU, where dropout would cost
-    more than the product. The rate is rounded to 1/65536, and the share is that of the rounded rate.
-    """
-    dropped = round(dropout * 65536)
-    generator = torch.Generator(like.device).manual_seed(seed)
-    bits = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
-    bits.random_(-(2**63), None, generator=generator)
-    mask = bits.view(torch.int16)[: like.numel()].view(like.shape) >= dropped - 32768
-    return mask, 1.0 - dropped / 65536
+def _mask(like: Tensor, rate: float, seed: int) -> Tensor | None:
+    """Draw the kept elements, (n, d_in) of bool and the same for the same seed; None where all are."""
+    return draw_bits(like.shape, like.device, seed) >= threshold(rate) if rate else None
 
 
 def _add_product_(out: Tensor, hidden: Tensor, b: Tensor, alpha: float, rows: Slice | None) -> None:

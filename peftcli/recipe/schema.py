@@ -134,6 +134,25 @@ class DataSpec(Block):
     """Where prepared rows are kept; null is the user's cache directory."""
 
 
+class FastPathsSpec(Block):
+    """Faster ways to compute the same, each on where it fits; switch one off to compare, or to look for a fault."""
+
+    lowrank: bool = True
+    """Low-rank updates in one autograd node that keeps nothing wide."""
+    head_loss: bool = True
+    """Logits of supervised positions only, in chunks, with their gradient at once."""
+    attention: bool = True
+    """On a CPU: attention with dropout, and short attention in bfloat16, as plain products."""
+    dropout: bool = True
+    """On a CPU: dropout from cheap random bits."""
+    compute_weights: bool = True
+    """One copy of the frozen matrices in the dtype of training."""
+    padding_free: bool = True
+    """On a CPU: the rows of a micro-batch behind each other, without padding, where the model keeps them apart."""
+    allocator: bool = True
+    """On a CPU: keep freed memory for the next step instead of giving it back (glibc)."""
+
+
 class TrainingSpec(Block):
     """How long, how fast, on what: the names of transformers' TrainingArguments."""
 
@@ -219,6 +238,8 @@ class TrainingSpec(Block):
     """Longest generated text, in tokens."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Above 0, a background thread builds the next step's batches; 0 builds them in place."""
+    fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)
+    """Switches of the faster ways to compute the same."""
     torch_compile: bool = False
     """Compile each block with torch.compile."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peftcli.layers.short_attention import ShortAttention
 from peftcli.methods.attachment import Attachment
 from peftcli.methods.protocol import MethodInfo
 from peftcli.models.anatomy import Anatomy
@@ -22,6 +21,7 @@ from peftcli.training.checkpoints import TrainState
 from peftcli.training.collation import Collator
 from peftcli.training.compute_weights import ComputeWeights
 from peftcli.training.evaluation import Evaluator
+from peftcli.training.fast_paths import fast_paths
 from peftcli.training.plan import CPU_MICRO_BATCH_TOKENS, Plan, every, micro_batches
 from peftcli.training.precision import Precision
 from peftcli.training.reporting import Reporter
@@ -109,20 +109,12 @@ class Session:
         """The frozen matrices in the dtype of training, if they have another one."""
         spec, compute = self.recipe.training, self.precision.compute
         casts = compute != self.precision.weights and not (spec.gradient_checkpointing or spec.torch_compile)
-        return ComputeWeights(self.model, compute if casts else None)
+        return ComputeWeights(self.model, compute if casts and spec.fast_paths.compute_weights else None)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Be in the context of a training forward pass: its dtype, and the CPU's attention where that is the faster.
-
-        `model.attn_implementation: sdpa` keeps torch's attention. So do checkpointing, whose recomputation runs outside
-        of this context, and compiled blocks, which choose for themselves.
-        """
-        spec, device = self.recipe.training, self.world.device
-        own = device.type == "cpu" and self.precision.compute == torch.bfloat16
-        own = own and self.recipe.model.attn_implementation == "auto"
-        own = own and not (spec.gradient_checkpointing or spec.torch_compile)
-        with self.precision.training(device), ShortAttention() if own else nullcontext():
+        """Be in the context of a training forward pass: its dtype, and the faster paths that the recipe leaves on."""
+        with self.precision.training(self.world.device), fast_paths(self.recipe, self.world.device)():
             yield
 
     def step_batches(self, step: int) -> list[Batch]:

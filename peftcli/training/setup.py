@@ -4,6 +4,7 @@ load."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,9 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.training.activation_checkpointing import enable_checkpointing
 from peftcli.training.collation import Collator
+from peftcli.training.compiled_blocks import compile_blocks
 from peftcli.training.evaluation import Evaluator
+from peftcli.training.fast_paths import fast_paths
 from peftcli.training.metrics import metric_problems, wanted_metrics
 from peftcli.training.neftune import add_neftune
 from peftcli.training.optimizers import make_optimizer
@@ -257,10 +260,10 @@ def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy) ->
     """Switch on what changes how training computes: checkpointing, compiled blocks, noise."""
     spec = recipe.training
     if spec.gradient_checkpointing:
-        enable_checkpointing(model)
+        context = nullcontext if spec.torch_compile else fast_paths(recipe, next(model.parameters()).device)
+        enable_checkpointing(model, context)
     if spec.torch_compile:
-        for path in (path for stack in anatomy.layers.values() for path in stack):
-            model.get_submodule(path).compile()  # block by block: compiled once, used for all of equal shape
+        compile_blocks(model, anatomy)
     if spec.neftune_noise_alpha:
         add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
 

@@ -1,4 +1,4 @@
-"""Short causal attention: torch's values and gradients, on its own path only where it fits."""
+"""Attention by products: torch's values and gradients, on its own path only where it fits."""
 
 from __future__ import annotations
 
@@ -8,23 +8,49 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peftcli.layers import short_attention as module
-from peftcli.layers.short_attention import ShortAttention, short_attention
+from peftcli.layers import cpu_attention as module
+from peftcli.layers.cpu_attention import cpu_attention
+from peftcli.layers.cpu_paths import CpuPaths
+from peftcli.layers.dropout_bits import draw_bits, scaled_mask
 
 
-def operands(groups: int, dtype: torch.dtype, length: int = 7) -> list[torch.Tensor]:
+def operands(groups: int, dtype: torch.dtype, length: int = 7, keys: int | None = None) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    shapes = ((2, 6, length, 8), (2, groups, length, 8), (2, groups, length, 8))
+    keys = keys or length
+    shapes = ((2, 6, length, 8), (2, groups, keys, 8), (2, groups, keys, 8))
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+
+
+def padding(keys: int, length: int = 1) -> torch.Tensor:
+    """The second row's last keys are padding."""
+    mask = torch.ones(2, 1, length, keys, dtype=torch.bool)
+    mask[1, ..., -3:] = False
+    return mask
+
+
+def masks() -> dict[str, torch.Tensor | None]:
+    causal = torch.ones(7, 7, dtype=torch.bool).tril()
+    added = torch.zeros(2, 1, 7, 7, dtype=torch.float64).masked_fill(~padding(7, 7), -torch.inf)
+    return {
+        "none": None,
+        "causal": causal,
+        "padding": padding(7),
+        "padding of each position": padding(7, 7),
+        "added": added + 0.1 * torch.randn(2, 1, 7, 7, dtype=torch.float64),
+        "nothing to see": padding(7, 7) & (torch.arange(7) != 2)[:, None],
+    }
 
 
 @pytest.mark.parametrize("groups", [6, 3, 1])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_values_and_gradients_are_those_of_torch(groups: int, scale: float | None) -> None:
+@pytest.mark.parametrize("mask", [*masks(), "is_causal"])
+def test_values_and_gradients_are_those_of_torch(groups: int, scale: float | None, mask: str) -> None:
     tensors = operands(groups, torch.float64)
     direction = torch.randn(2, 6, 7, 8, dtype=torch.float64)
-    ours = short_attention(*tensors, scale=scale)
-    theirs = F.scaled_dot_product_attention(*tensors, is_causal=True, scale=scale, enable_gqa=True)
+    words: dict[str, Any] = {"is_causal": True} if mask == "is_causal" else {"attn_mask": masks()[mask]}
+    words |= {"scale": scale, "enable_gqa": True}
+    ours = cpu_attention(*tensors, **words)
+    theirs = F.scaled_dot_product_attention(*tensors, **words)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
         torch.autograd.grad(ours, tensors, direction), torch.autograd.grad(theirs, tensors, direction)
@@ -32,7 +58,33 @@ def test_values_and_gradients_are_those_of_torch(groups: int, scale: float | Non
 
 
 def test_gradcheck() -> None:
-    assert torch.autograd.gradcheck(short_attention, operands(3, torch.float64, length=4))
+    assert torch.autograd.gradcheck(lambda *t: cpu_attention(*t, is_causal=True), operands(3, torch.float64, length=4))
+
+
+def test_gradcheck_with_dropout_and_padding() -> None:
+    def seeded(*tensors: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return cpu_attention(*tensors, padding(5), 0.3)
+
+    assert torch.autograd.gradcheck(seeded, operands(6, torch.float64, 4, 5))
+
+
+def test_dropout_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = operands(6, torch.float64, 5, 9)
+    monkeypatch.setattr(module, "draw_seed", lambda: 11)
+    ours = cpu_attention(query, key, value, padding(9), 0.25)
+    mask = scaled_mask(draw_bits(torch.Size((2, 6, 5, 9)), query.device, 11), 0.25, torch.float64)
+    assert 0.1 < float((mask == 0).double().mean()) < 0.4
+    scores = (query @ key.mT / 8**0.5).masked_fill(~padding(9), -torch.inf)
+    torch.testing.assert_close(ours, (scores.softmax(-1) * mask) @ value)
+
+
+def test_dropout_is_right_on_average() -> None:
+    tensors = operands(3, torch.float32)
+    torch.manual_seed(0)
+    mean = sum(cpu_attention(*tensors, dropout_p=0.5, enable_gqa=True).detach() for _ in range(3000)) / 3000
+    exact = F.scaled_dot_product_attention(*tensors, enable_gqa=True).detach()
+    torch.testing.assert_close(mean, exact, rtol=0, atol=0.1)
 
 
 def test_bfloat16_is_as_exact_as_torch() -> None:
@@ -43,18 +95,26 @@ def test_bfloat16_is_as_exact_as_torch() -> None:
         return float((out.detach().double() - exact).norm() / exact.norm())
 
     tensors = operands(6, torch.bfloat16, 64)
-    assert error(short_attention(*tensors)) < 2 * error(F.scaled_dot_product_attention(*tensors, is_causal=True))
+    ours = cpu_attention(*tensors, is_causal=True)
+    assert error(ours) < 2 * error(F.scaled_dot_product_attention(*tensors, is_causal=True))
+
+
+BIAS = torch.zeros(7, 7, requires_grad=True)
 
 
 @pytest.mark.parametrize(
     ("dtype", "length", "words", "taken"),
     [
-        (torch.bfloat16, 7, {"is_causal": True, "enable_gqa": True}, True),
-        (torch.bfloat16, 7, {"is_causal": True, "enable_gqa": True, "dropout_p": 0.1}, False),
-        (torch.bfloat16, 7, {"enable_gqa": True}, False),
-        (torch.bfloat16, 7, {"attn_mask": torch.ones(7, 7, dtype=torch.bool).tril(), "enable_gqa": True}, False),
-        (torch.bfloat16, module.LONGEST + 1, {"is_causal": True, "enable_gqa": True}, False),
-        (torch.float32, 7, {"is_causal": True, "enable_gqa": True}, False),
+        (torch.bfloat16, 7, {"is_causal": True}, True),
+        (torch.bfloat16, 7, {"is_causal": True, "dropout_p": 0.1}, True),
+        (torch.bfloat16, 7, {}, False),
+        (torch.bfloat16, 7, {"attn_mask": torch.ones(7, 7, dtype=torch.bool).tril()}, False),
+        (torch.bfloat16, module.LONGEST + 1, {"is_causal": True}, False),
+        (torch.float32, 7, {"is_causal": True}, False),
+        (torch.float32, 7, {"dropout_p": 0.1}, True),
+        (torch.float32, 7, {"dropout_p": 0.1, "attn_mask": padding(7)}, True),
+        (torch.float32, 7, {"dropout_p": 0.1, "attn_mask": BIAS}, False),
+        (torch.float32, 7, {"dropout_p": 0.1, "attn_mask": torch.zeros(2, 6, 7, 7)}, False),
     ],
 )
 def test_the_mode_takes_only_what_fits(
@@ -64,13 +124,15 @@ def test_the_mode_takes_only_what_fits(
 
     def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls.append(1)
-        return short_attention(*args, **kwargs)
+        return cpu_attention(*args, **kwargs)
 
-    monkeypatch.setattr(module, "short_attention", counted)
-    tensors = operands(3, dtype, length)
+    monkeypatch.setattr(module, "cpu_attention", counted)
+    tensors, words = operands(3, dtype, length), {**words, "enable_gqa": True}
     F.scaled_dot_product_attention(*tensors, **words)
+    with CpuPaths(attention=False):
+        F.scaled_dot_product_attention(*tensors, **words)
     assert not calls
-    with ShortAttention():
+    with CpuPaths():
         F.scaled_dot_product_attention(*tensors, **words)
     assert bool(calls) == taken
 
@@ -79,7 +141,7 @@ def test_under_autocast_float32_operands_count_as_bfloat16() -> None:
     tensors = operands(3, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         plain = F.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True)
-        with ShortAttention():
+        with CpuPaths():
             ours = F.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True)
     assert ours.dtype == plain.dtype == torch.bfloat16
     torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02)

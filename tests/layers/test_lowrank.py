@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from peftcli.layers.lowrank import lowrank_add, set_plain
+from peftcli.layers.lowrank import lowrank_add, plain_lowrank
 from peftcli.models.anatomy import FusedSlice
 
 SLICES = [None, FusedSlice(1, 12, 4, 4), FusedSlice(2, 6, 2, 2)]
@@ -18,9 +18,8 @@ SLICES = [None, FusedSlice(1, 12, 4, 4), FusedSlice(2, 6, 2, 2)]
 
 @pytest.fixture
 def plain() -> Iterator[None]:
-    before = set_plain(True)
-    yield
-    set_plain(before)
+    with plain_lowrank():
+        yield
 
 
 def _tensors(rows: FusedSlice | None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,13 +58,12 @@ def test_the_value_is_the_written_out_formula(rows: FusedSlice | None) -> None:
 def test_the_plain_path_gives_the_same(rows: FusedSlice | None) -> None:
     results = []
     for on in (False, True):
-        before = set_plain(on)
         torch.manual_seed(1)
         y, x, a, b = _tensors(rows)
-        out = lowrank_add(y * 1, x, a, b, 0.7, rows)
+        with plain_lowrank(on):
+            out = lowrank_add(y * 1, x, a, b, 0.7, rows)
         out.pow(2).sum().backward()
         results.append((out, y.grad, x.grad, a.grad, b.grad))
-        set_plain(before)
     torch.testing.assert_close(*results)
 
 

@@ -1,26 +1,35 @@
-"""How a training forward pass computes: the CPU's own attention in bfloat16, and its switch."""
+"""How a training forward pass computes: the faster paths, and their switches."""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import pytest
 import torch
 
-from peftcli.layers import short_attention as module
+from peftcli.layers import cpu_attention, cpu_dropout
 from peftcli.training.compute_weights import ComputeWeights, frozen_matrices
 from peftcli.training.run import train
 from tests.tiny import tiny_model
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    made: list[int] = []
-    plain = module.short_attention
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the paths that were taken, call by call."""
+    made: list[str] = []
 
-    def counted(*args, **kwargs):
-        made.append(1)
-        return plain(*args, **kwargs)
+    def count(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
 
-    monkeypatch.setattr(module, "short_attention", counted)
+        def counted(*args: object, **kwargs: object) -> object:
+            made.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(cpu_attention, "cpu_attention")
+    count(cpu_dropout, "cpu_dropout")
+    monkeypatch.setattr(cpu_dropout, "SMALLEST", 1)  # the tests' models are tiny
     return made
 
 
@@ -33,10 +42,27 @@ def test_bfloat16_takes_short_attention_and_learns_the_same(recipe, recorder, ca
     assert recorder.losses == pytest.approx(own, rel=5e-3)
 
 
-@pytest.mark.parametrize("change", [{"training__gradient_checkpointing": True}, {}])
-def test_not_when_recomputing_nor_in_float32(recipe, recorder, calls, change) -> None:
-    train(recipe(training__bf16=bool(change), training__max_steps=1, **change), reporter=recorder)
+@pytest.mark.parametrize("off", [None, "attention", "dropout"])
+def test_each_switch_keeps_torchs_own(recipe, models, recorder, calls, off) -> None:
+    noisy = models("bert", "sequence_classification", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    switches = {off: False} if off else {}
+    loaded = recipe("bert", "sequence_classification", model=noisy, training__fast_paths=switches)
+    train(loaded, reporter=recorder)
+    assert set(calls) == {"cpu_attention", "cpu_dropout"} - {f"cpu_{off}"}
+
+
+def test_float32_without_dropout_is_torchs_own(recipe, recorder, calls) -> None:
+    train(recipe(training__bf16=False, training__max_steps=1), reporter=recorder)
     assert not calls
+
+
+def test_recomputation_takes_the_same_paths(recipe, recorder, calls) -> None:
+    train(recipe(training__bf16=True, name="kept"), reporter=recorder)
+    kept, once = list(recorder.losses), len(calls)
+    recorder.steps.clear()
+    train(recipe(training__bf16=True, training__gradient_checkpointing=True, name="again"), reporter=recorder)
+    assert len(calls) == 3 * once
+    assert recorder.losses == pytest.approx(kept, rel=5e-3)
 
 
 def test_copies_are_in_place_and_the_weights_come_back() -> None:

@@ -39,6 +39,8 @@ class LanguageModelTask(Task):
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Find the way to the head's input."""
         super().bind(model, prepare_inputs)
+        if not self.settings.training.fast_paths.head_loss:
+            return []
         probe = self.probe_inputs(next(model.parameters()).device)
         self.route = find_route(model, {**prepare_inputs(probe), "use_cache": False})
         if self.route is None:

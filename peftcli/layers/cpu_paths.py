@@ -1,0 +1,53 @@
+"""Swap calls of torch functions for this project's faster ones, inside of a context and where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from peftcli.layers import cpu_attention, cpu_dropout
+
+
+class CpuPaths(TorchFunctionMode):
+    """While active, dropout and `scaled_dot_product_attention` take this project's path where it fits.
+
+    Any model code is served, since it calls torch in the end. Leaving the mode out is the switch: without it every call
+    is torch's own.
+
+    Args:
+        attention, dropout: which calls to swap.
+    """
+
+    def __init__(self, *, attention: bool = True, dropout: bool = True) -> None:
+        super().__init__()
+        self._swaps: dict[Callable[..., Any], Callable[..., Tensor | None]] = {}
+        if attention:
+            self._swaps[F.scaled_dot_product_attention] = _attention
+        if dropout:
+            self._swaps[F.dropout] = _dropout
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run `func`, or the path in its place."""
+        swap = self._swaps.get(func)
+        if swap is not None and (out := swap(*args, **(kwargs or {}))) is not None:
+            return out
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(*args: Any, **kwargs: Any) -> Tensor | None:
+    return cpu_attention.cpu_attention(*args, **kwargs) if cpu_attention.fits(*args, **kwargs) else None
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
+    # the names are those of torch's arguments, since callers may use them
+    return cpu_dropout.cpu_dropout(input, p) if cpu_dropout.fits(input, p, training, inplace) else None
