@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from peftcli.training.collation import Collator
+from peftcli.training.compiled_blocks import uncompiled
 from peftcli.training.metrics import compute_metrics
 from peftcli.training.plan import split_by_tokens
 from peftcli.training.tasks import Task
@@ -53,7 +54,7 @@ class Evaluator:
         self.model.eval()
         self.sample_rows = []
         try:
-            with torch.no_grad(), self._context():
+            with torch.no_grad(), uncompiled(), self._context():
                 parts = {name: self._collect(rows) for name, rows in sets.items()}
         finally:
             self.model.train(training)

@@ -21,6 +21,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.training.activation_checkpointing import enable_checkpointing
+from peftcli.training.compiled_blocks import NOTE, compile_problems
 from peftcli.training.hub import hub_problems
 from peftcli.training.optimizers import optimizer_problems
 from peftcli.training.parameter_groups import parameter_groups
@@ -68,6 +69,7 @@ def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
     training = recipe.training
     problems = [*_method_problems(info, recipe, spec), *optimizer_problems(training, device.type)]
     problems += [*tracker_problems(training.report_to), *hub_problems(training.push_to_hub)]
+    problems += compile_problems(training.torch_compile, device.type)
     with collecting(problems):
         decide_half_precision(recipe, device)
     attached: list[tuple[Anatomy, Attachment]] = []
@@ -84,6 +86,7 @@ def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
         raise UserError(located(loaded, problems))
     anatomy, attachment = attached[0]
     notes = [*notes, *anatomy.notes, *(f"{path} is left out: {why}" for path, why in anatomy.left_out)]
+    notes += [NOTE] if training.torch_compile else []
     return Outline(info, spec, config, tokenizer, anatomy, tuple(attachment.trainable_parameters()), tuple(notes))
 
 
