@@ -37,10 +37,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.mark.parametrize(("method", "family"), TRIALS)
 def test_predictions_are_those_of_the_live_model(
     workshop: Workshop,
-    cli: Cli,
+    cli: Cli,  # noqa: F811  # a fixture
     tmp_path: Path,
     method: str,
-    family: str,  # noqa: F811  # a fixture
+    family: str,
 ) -> None:
     rows = [
         {key: value for key, value in row.items() if key not in ANSWERS}
