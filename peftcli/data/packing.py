@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -82,15 +82,19 @@ class PackedRows:
         return members
 
     def __getitem__(self, index: int) -> Row:
-        rows = [self.rows[number] for number in self.members(index)]
-        labels = [np.array(row.labels, dtype=np.int32) for row in rows]
-        for one in labels:
-            one[:1] = IGNORED  # a document's first token must not be predicted from the document before it
-        return Row(
-            np.concatenate([row.input_ids for row in rows]),
-            np.concatenate(labels),
-            rows[0].source,
-            rows[0].row,
-            position_ids=np.concatenate([np.arange(len(row.input_ids), dtype=np.int32) for row in rows]),
-            documents=np.concatenate([np.full(len(row.input_ids), i, dtype=np.int32) for i, row in enumerate(rows)]),
-        )
+        return join([self.rows[number] for number in self.members(index)])
+
+
+def join(rows: Sequence[Row]) -> Row:
+    """Return rows of a language model behind each other as one, each a document whose positions start at 0."""
+    labels = [np.array(row.labels, dtype=np.int32) for row in rows]
+    for one in labels:
+        one[:1] = IGNORED  # a document's first token must not be predicted from the document before it
+    return Row(
+        np.concatenate([row.input_ids for row in rows]),
+        np.concatenate(labels),
+        rows[0].source,
+        rows[0].row,
+        position_ids=np.concatenate([np.arange(len(row.input_ids), dtype=np.int32) for row in rows]),
+        documents=np.concatenate([np.full(len(row.input_ids), i, dtype=np.int32) for i, row in enumerate(rows)]),
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from peftcli.layers import cpu_attention, cpu_dropout
+from peftcli.layers.document_attention import DocumentAttention
 
 
 class CpuPaths(TorchFunctionMode):
@@ -20,13 +21,18 @@ class CpuPaths(TorchFunctionMode):
 
     Args:
         attention, dropout: which calls to swap.
+        documents: computes attention over joined rows; None where no rows are joined.
     """
 
-    def __init__(self, *, attention: bool = True, dropout: bool = True) -> None:
+    def __init__(
+        self, *, attention: bool = True, dropout: bool = True, documents: DocumentAttention | None = None
+    ) -> None:
         super().__init__()
+        self._documents = documents
+        self._own = _attention if attention else None
         self._swaps: dict[Callable[..., Any], Callable[..., Tensor | None]] = {}
-        if attention:
-            self._swaps[F.scaled_dot_product_attention] = _attention
+        if attention or documents is not None:
+            self._swaps[F.scaled_dot_product_attention] = self._attend
         if dropout:
             self._swaps[F.dropout] = _dropout
 
@@ -42,6 +48,15 @@ class CpuPaths(TorchFunctionMode):
         if swap is not None and (out := swap(*args, **(kwargs or {}))) is not None:
             return out
         return func(*args, **(kwargs or {}))
+
+    def _attend(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        if self._documents is not None and (out := self._documents(self._one, *args, **kwargs)) is not None:
+            return out
+        return self._own(*args, **kwargs) if self._own else None
+
+    def _one(self, *args: Any, **kwargs: Any) -> Tensor:
+        out = self._own(*args, **kwargs) if self._own else None
+        return F.scaled_dot_product_attention(*args, **kwargs) if out is None else out
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor | None:

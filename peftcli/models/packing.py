@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PackingRoute = Literal["positions", "bool_mask", "float_mask"]
-_DOCUMENTS = (5, 7, 6)  # tokens of the probe's documents: different, so that a wrong position shows
+DOCUMENTS = (5, 7, 6)
+"""Tokens of the probe's documents: different, so that a wrong position shows."""
 TOLERANCE = 0.1  # of what a full leak changes on average: rounding in bf16 stays at a few hundredths of that
 
 
@@ -34,7 +35,7 @@ def packing_route(model: PreTrainedModel) -> PackingRoute:
     vocabulary = int(config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    lengths = _DOCUMENTS
+    lengths = DOCUMENTS
     documents = [torch.randint(0, vocabulary, (1, n), generator=generator).to(device) for n in lengths]
     was_training = model.training
     model.eval()
@@ -99,7 +100,7 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
 
 def _difference(alone: Tensor, packed: Tensor) -> float:
     """Return the mean change of the logits behind the first document, which nothing can leak into."""
-    behind = slice(_DOCUMENTS[0], None)
+    behind = slice(DOCUMENTS[0], None)
     return float((alone[:, behind] - packed[:, behind]).abs().mean())
 
 

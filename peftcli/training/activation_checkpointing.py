@@ -17,7 +17,8 @@ def enable_checkpointing(
     """Recompute blocks in the backward pass, without the reentrant kind that needs gradients at the embeddings.
 
     Args:
-        recomputing: makes the context that the forward passes run in, beside autocast, which is restored by torch.
+        recomputing: called in each forward pass; makes the context that its recomputation runs in, beside autocast,
+            which is restored by torch.
 
     Raises:
         UserError: the family does not do it.

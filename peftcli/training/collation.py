@@ -10,6 +10,7 @@ import numpy as np
 
 from peftcli.data.batching import batches
 from peftcli.data.collate import collate
+from peftcli.data.packing import join
 from peftcli.data.rows import Row, RowSet
 from peftcli.models.packing import PackingRoute
 from peftcli.recipe.schema import SamplingStrategy
@@ -24,6 +25,7 @@ class Collator:
     Args:
         seed, sampling: of the training order.
         packing_route: how the model keeps packed documents apart.
+        joins_rows: whether a training micro-batch's rows are put behind each other, without padding.
     """
 
     tokenizer: Any
@@ -31,11 +33,16 @@ class Collator:
     seed: int = 0
     sampling: SamplingStrategy = "group_by_length"
     packing_route: PackingRoute = "positions"
+    joins_rows: bool = False
     _epoch: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
     def __call__(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
         """Return the rows with these numbers as one batch, on the CPU."""
         return self.batch([rows[index] for index in chosen])
+
+    def micro_batch(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
+        """Return rows to train on as one batch, on the CPU: joined where the model allows it, padded elsewhere."""
+        return self.batch([join([rows[index] for index in chosen])]) if self.joins_rows else self(rows, chosen)
 
     def batch(self, rows: Sequence[Row], *, generate: bool = False) -> Batch:
         """Return rows as one batch, on the CPU.

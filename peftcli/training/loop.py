@@ -28,7 +28,7 @@ def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> 
 
         # forward, backward
         for batch in batches:
-            with session.computing():
+            with session.computing(batch):
                 terms = session.task.loss(session.model, batch.to(world.device))
             torch.autograd.backward(session.scaler.scale(terms.loss_sum / count.clamp_min(1e-9)))
             meter.add(terms.loss_sum, batch)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from peftcli.data.packing import best_fit
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.schedule import warmup_steps
 
@@ -76,15 +78,23 @@ def micro_batches(
     rank: int,
     size: int,
     max_tokens: int | None,
+    joined: bool = False,
 ) -> list[list[int]]:
-    """Return this process's share of a step's rows as micro-batches of similar length, longest first.
+    """Return this process's share of a step's rows as micro-batches.
+
+    Padded ones hold rows of similar length, longest first; joined ones as many rows as fit, of any length.
 
     Args:
         rows: the step's row numbers.
         lengths: tokens of every row of the set.
-        max_tokens: bound on rows x longest row; a single longer row stands alone.
+        max_tokens: bound on a micro-batch's tokens, padding included; a single longer row stands alone.
+        joined: whether a micro-batch's rows are put behind each other, without padding.
     """
     ordered = sorted(rows, key=lambda row: (-int(lengths[row]), row))[rank::size]
+    if joined and ordered and max_tokens is not None:
+        own = np.array([lengths[row] for row in ordered])
+        order, offsets = best_fit(own, max(max_tokens, int(own.max())))
+        return [[ordered[i] for i in order[start:end]] for start, end in pairwise(offsets)]
     return split_by_tokens(ordered, lengths, spec.per_device_train_batch_size, max_tokens)
 
 

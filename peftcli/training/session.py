@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from peftcli.layers.document_attention import DocumentAttention
 from peftcli.methods.attachment import Attachment
 from peftcli.methods.protocol import MethodInfo
 from peftcli.models.anatomy import Anatomy
@@ -21,7 +22,7 @@ from peftcli.training.checkpoints import TrainState
 from peftcli.training.collation import Collator
 from peftcli.training.compute_weights import ComputeWeights
 from peftcli.training.evaluation import Evaluator
-from peftcli.training.fast_paths import fast_paths
+from peftcli.training.fast_paths import FastPaths
 from peftcli.training.plan import CPU_MICRO_BATCH_TOKENS, Plan, every, micro_batches
 from peftcli.training.precision import Precision
 from peftcli.training.reporting import Reporter
@@ -65,6 +66,7 @@ class Session:
     learning_rate: float
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
+    fast_paths: FastPaths
     validation: Mapping[str, Any]
     state: TrainState = field(default_factory=TrainState)
     trackers: Trackers | None = None
@@ -112,9 +114,11 @@ class Session:
         return ComputeWeights(self.model, compute if casts and spec.fast_paths.compute_weights else None)
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self, batch: Batch) -> Iterator[None]:
         """Be in the context of a training forward pass: its dtype, and the faster paths that the recipe leaves on."""
-        with self.precision.training(self.world.device), fast_paths(self.recipe, self.world.device)():
+        documents = batch.documents() if self.fast_paths.by_document else ()
+        attention = DocumentAttention(documents) if len(documents) > 1 else None
+        with self.precision.training(self.world.device), self.fast_paths(attention):
             yield
 
     def step_batches(self, step: int) -> list[Batch]:
@@ -126,9 +130,15 @@ class Session:
             limit = CPU_MICRO_BATCH_TOKENS
         rows = self.collator.epoch_rows(self.data.train, epoch, self.plan.step_rows)[index]
         shares = micro_batches(
-            rows, self.data.train.lengths, spec, rank=self.world.rank, size=self.world.size, max_tokens=limit
+            rows,
+            self.data.train.lengths,
+            spec,
+            rank=self.world.rank,
+            size=self.world.size,
+            max_tokens=limit,
+            joined=self.collator.joins_rows,
         )
-        return [self.collator(self.data.train, share) for share in shares]
+        return [self.collator.micro_batch(self.data.train, share) for share in shares]
 
     def set_learning_rate(self, step: int) -> None:
         """Set every group's learning rate for the step with this index, counted from 0."""

@@ -31,11 +31,12 @@ from peftcli.training.activation_checkpointing import enable_checkpointing
 from peftcli.training.collation import Collator
 from peftcli.training.compiled_blocks import compile_blocks
 from peftcli.training.evaluation import Evaluator
-from peftcli.training.fast_paths import fast_paths
+from peftcli.training.fast_paths import FastPaths
 from peftcli.training.metrics import metric_problems, wanted_metrics
 from peftcli.training.neftune import add_neftune
 from peftcli.training.optimizers import make_optimizer
 from peftcli.training.outline import Outline, collecting, located, outline, positions_left
+from peftcli.training.padding_free import rows_stay_apart
 from peftcli.training.parameter_groups import parameter_groups
 from peftcli.training.plan import Plan, make_plan
 from peftcli.training.precision import Precision, decide_precision, pick_device
@@ -156,12 +157,15 @@ def build_session(
         reporter.note(note)
     precision = decide_precision(spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded_dtype)
     task.settings = replace(task.settings, positions=positions_left(anatomy, recipe.method))
+    paths = FastPaths(recipe, world.device)
     with precision.inference(world.device):
         for note in task.bind(base.model, attachment.prepare_inputs):
             reporter.note(note)
-    _prepare_for_training(recipe, base.model, anatomy)
+        paths.by_document = rows_stay_apart(recipe, base.model, paths)
+    _prepare_for_training(recipe, base.model, anatomy, paths)
     rate = spec.learning_rate or known.info.learning_rate
     collator = Collator(known.tokenizer, task, recipe.seed, spec.train_sampling_strategy, route)
+    collator.joins_rows = paths.by_document and not (recipe.data is not None and recipe.data.packing)
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return Session(
         loaded=loaded,
@@ -182,6 +186,7 @@ def build_session(
         learning_rate=rate,
         optimizer=_optimizer(recipe, attachment, rate, world.device),
         scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
+        fast_paths=paths,
         validation=ready.validation,
     )
 
@@ -256,11 +261,11 @@ def adapter_directory(text: str) -> Path:
     return path / "adapter" if (path / "adapter").is_dir() else path
 
 
-def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy) -> None:
+def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy, paths: FastPaths) -> None:
     """Switch on what changes how training computes: checkpointing, compiled blocks, noise."""
     spec = recipe.training
     if spec.gradient_checkpointing:
-        context = nullcontext if spec.torch_compile else fast_paths(recipe, next(model.parameters()).device)
+        context = nullcontext if spec.torch_compile else paths.again
         enable_checkpointing(model, context)
     if spec.torch_compile:
         compile_blocks(model, anatomy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +60,14 @@ class Batch:
     tokens: int
     supervised: int
     rows: int
+
+    def documents(self) -> tuple[int, ...]:
+        """Return the lengths of the documents in the batch's one row; positions restart at each. Empty without."""
+        positions = self.inputs.get("position_ids")
+        if positions is None or len(positions) != 1:
+            return ()
+        starts = torch.nonzero(positions[0] == 0).flatten().tolist()
+        return tuple(end - start for start, end in pairwise([*starts, positions.shape[1]]))
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; from pinned memory the copies do not block."""
