@@ -30,9 +30,9 @@ def check_surroundings(loaded: LoadedRecipe, registry: Registry) -> list[Problem
 
     Args:
         loaded: a checked recipe, or what remains of one with mistakes: what hangs on a wrong key is not looked at.
-        registry: the methods; one may offer `check_config` (see `methods/protocol.py`).
+        registry: the methods; one may offer `check_config` and `check_run` (see `methods/protocol.py`).
     """
-    problems = [*_model(loaded, registry)]
+    problems = [*_model(loaded, registry), *_run_length(loaded, registry)]
     if loaded.recipe.data is not None:
         problems += _data(loaded, loaded.recipe.data)
     if loaded.recipe.method.init_from is not None:
@@ -92,6 +92,16 @@ def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[s
     check = getattr(registry.find(recipe.method.name), "check_config", None)
     for reason in check(config, recipe.method) if check else ():
         yield loaded.problem(f"method{_named_key(reason, recipe.method)}", reason)
+
+
+def _run_length(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
+    """Yield what `max_steps` is too short for; without it a run's length is known once its rows are counted."""
+    method, steps = loaded.recipe.method, loaded.recipe.training.max_steps
+    check = getattr(registry.find(method.name), "check_run", None)
+    if check is None or steps is None or any(key.split(".")[0] == "method" for key in loaded.wrong):
+        return
+    for reason in check(method, steps):
+        yield loaded.problem(f"method{_named_key(reason, method)}", reason)
 
 
 def _named_key(reason: str, params: Any) -> str:

@@ -103,8 +103,11 @@ def check_run(params: AdaLoraParams, total_steps: int) -> list[str]:
     tinit, tfinal, _ = params.phases(total_steps)
     given = params.tinit is not None or params.tfinal is not None
     if given and tinit + tfinal >= total_steps:
+        sum_of_phases = f"tinit + tfinal is {tinit} + {tfinal}"
+        if params.tinit is None:  # a reason starts with what the recipe has
+            sum_of_phases = f"tfinal + tinit is {tfinal} + {tinit}"
         return [
-            f"tinit + tfinal is {tinit} + {tfinal} = {tinit + tfinal}, but the run has {total_steps} optimizer steps; "
+            f"{sum_of_phases} = {tinit + tfinal}, but the run has {total_steps} optimizer steps; "
             "expected fewer than that: shorten the phases, leave them null, or train longer"
         ]
     return []

@@ -12,7 +12,8 @@ A method is one module, `methods/NAME.py`, that imports no torch at module level
 - optionally `check_config(config, params) -> list[str]`: the part of `check` that a local config.json answers, read as
   JSON (`models.config_facts` has its numbers under one name each); each reason starts with the hyper-parameter it is
   about. `peft validate` and `peft train` ask it before torch is imported;
-- optionally `check_run(params, total_steps) -> list[str]`: the same for what depends on the run's length;
+- optionally `check_run(params, total_steps) -> list[str]`: the same for what depends on the run's length, asked there
+  where the recipe has `max_steps`, else once the rows are counted;
 - if mergeable, `merge_rules(anatomy, params, state) -> dict[str, MergeRule]`.
 """
 

@@ -1,9 +1,11 @@
 """How many parameters each method trains, against what its paper or its official code prints.
 
 A paper rounds, so its rounding is compared; beside it stands the exact number by the formula. Heads are left out, as
-the papers do. Left out because the paper's own number does not follow from its settings: LoRA's 0.35M for GPT-2 medium (the
-fused projection was miscounted), its 6.0M and 3.0M for adapters of 64 in RoBERTa-large, and its 14.2M for BitFit in
-GPT-3; and AdaLoRA's 1.27M, which depends on which ranks were kept.
+the papers do.
+
+Left out because the paper's own number does not follow from its settings: LoRA's 0.35M for GPT-2 medium, its 6.0M and
+3.0M for adapters of 64 in RoBERTa-large and its 14.2M for BitFit in GPT-3; and AdaLoRA's 1.27M, which depends on which
+ranks were kept.
 """
 
 from __future__ import annotations
