@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import resource
 import sys
 import tempfile
@@ -64,12 +65,26 @@ def build(cell: Cell, checkpoint: str, initial: str) -> Any:
         return model
     if cell.method == "qlora":
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.checkpointing)
+    if cell.method == "prefix_tuning" and cell.task == "sequence_classification":
+        values = flat_prefix(values)
     model = peft.get_peft_model(model, adapter_config(cell))
     unknown = set(peft.set_peft_model_state_dict(model, values).unexpected_keys) - {"prompt_embeddings"}  # it is loaded
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if unknown or trained != sum(value.numel() for value in values.values()):
         raise SystemExit(f"the initial values do not fit: {trained} trained numbers, {unknown}")
     return model
+
+
+def flat_prefix(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an encoder's prefix as HF peft holds it: (T, 2 layers * width), keys and values of each layer in turn.
+
+    This project saves it in a layout of its own, since HF peft would count the encoder's positions differently.
+    """
+    layers = {int(re.findall(r"\d+", name)[0]): name.rpartition(".")[0] for name in values if ".prefix." in name}
+    slots = [values[f"{layers[number]}.{kind}"][0] for number in sorted(layers) for kind in ("key", "value")]
+    prompt = torch.stack([slot.transpose(0, 1).flatten(1) for slot in slots], dim=1).flatten(1)
+    heads = {f"base_model.{name}": value for name, value in values.items() if ".prefix." not in name}
+    return {"prompt_embeddings": prompt, **heads}
 
 
 class Collator:

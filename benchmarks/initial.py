@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cells import CLASSES, Cell
+from material import digest
 from ours import method_block
 
 STD = 0.02
@@ -17,7 +18,7 @@ STD = 0.02
 
 def initial_values(cell: Cell, checkpoint: Path, material: Path) -> Path:
     """Return the adapter directory of a cell's method on its checkpoint, written if it is not there yet."""
-    target = material / f"initial-{cell.task}-{cell.shape}-{cell.method}"
+    target = material / f"initial-{digest(str(checkpoint), cell.task, method_block(cell))}"
     if not (target / "adapter_model.safetensors").exists():
         _write(cell, checkpoint, target)
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -31,7 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     # a quarter of the 135M shape's work, for the scaling plots
     "30m": {
         "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+        "num_key_value_heads": 6, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
     # GPT-2's published shape but for the vocabulary, which is the tokenizer's
     "gpt2": {"model_type": "gpt2", "vocab_size": 49152, "n_embd": 768, "n_layer": 12, "n_head": 12},
@@ -56,7 +57,7 @@ def prepare(cell: Cell, material: Path, data: Path) -> tuple[Path, Path]:
     """
     checkpoint = encoder_checkpoint() if cell.shape == "minilm" else random_checkpoint(cell.shape, material, data)
     count = cell.steps * cell.batch_size
-    rows = material / f"rows-{cell.shape}-{cell.rows}-{count}.jsonl"
+    rows = material / f"rows-{digest(str(checkpoint), cell.rows, count, data.stat().st_size)}.jsonl"
     if not rows.exists():
         made = {"gsm8k": causal_rows, "articles": article_rows, "questions": question_rows}[cell.rows]
         partial = rows.with_suffix(".partial")
@@ -66,6 +67,11 @@ def prepare(cell: Cell, material: Path, data: Path) -> tuple[Path, Path]:
     return checkpoint if cell.dropout else without_dropout(checkpoint, material), rows
 
 
+def digest(*content: Any) -> str:
+    """Return a short name for plain values: what is kept for them is made anew when they change."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file that `prepare` wrote."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -73,7 +79,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def random_checkpoint(shape: str, directory: Path, data: Path) -> Path:
     """Write a randomly initialised model of `shape` (seed 0) and a fast tokenizer."""
-    target = directory / f"{shape}-random"
+    target = directory / f"{shape}-{digest(SHAPES[shape])}"
     if not (target / "tokenizer_config.json").exists():
         import torch
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

@@ -18,7 +18,7 @@ END = "<!-- end of cells -->"
 COLUMNS = (
     "cell", "tok/s ours / HF", "ratio (lowest to highest)", "supervised tok/s ours / HF", "peak memory GiB ours / HF",
     "ratio", "first step s ours / HF / its imports alone", "MFU", "last loss ours / HF",
-    "largest difference: loss, gradient norm", "measured",
+    "largest difference: loss, gradient norm (relative)", "measured",
 )  # fmt: skip
 
 
@@ -144,6 +144,6 @@ def _differences(record: Run) -> str:
     """Return how far the sides lie apart; one that is too far is marked."""
     if record["agree"] is None:
         return record.get("not_compared", "rows in another order")
-    found = f"{record['loss_difference']:.0e}, {record['norm_difference']:.1%}"
+    found = f"{record['loss_difference']:.0e}, {record['norm_difference']:.0e}"
     found += " (without dropout)" if record["compared_without_dropout"] else ""
     return found if record["agree"] else f"**the sides differ**: {found}"

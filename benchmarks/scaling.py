@@ -5,7 +5,7 @@
     python benchmarks/scaling.py --plot        # only draw the JSON again
     python benchmarks/scaling.py --tiny --output /tmp/plots    # shows that it runs, measures nothing
 
-LoRA in float32 on a random Llama of 28 million weights (`material.SHAPES["30m"]`, or --shape), each point a process of
+LoRA in float32 on a random Llama of 30 million weights (`material.SHAPES["30m"]`, or --shape), each point a process of
 its own of three steps, of which the first is left out. The baseline, HF peft + Trainer, runs beside it along length and
 batch. Along the rows, start-up is the time from command to first step: the first time (rows are tokenised and kept),
 the next times (they are mapped from the cache), and streaming.
@@ -166,14 +166,14 @@ def _panel(place: Any, axis: str, points: list[Point], key: str, label: str, uni
     """Draw one quantity of one axis, a line for each side."""
     for side in dict.fromkeys(point["side"] for point in points):
         line = sorted((point["x"], point[key] / unit) for point in points if point["side"] == side)
-        name = "HF peft + Trainer" if side == "baseline" else side
+        name = {"baseline": "HF peft + Trainer", "first": "first start"}.get(side, side)
         place.plot(*zip(*line, strict=True), marker="o", label=name)
     values = sorted({point["x"] for point in points})
     if axis != "modules":
         place.set_xscale("log", base=2)
-    place.set_xticks(values, [f"{x:,}" for x in values])
+    place.set_xticks(values, [f"{x:,}" for x in values], fontsize=8)
     place.minorticks_off()
-    place.set_ylim(bottom=0)
+    place.set_ylim(0, 1.12 * max(point[key] / unit for point in points))
     place.set_xlabel(LABELS[axis])
     place.set_ylabel(label)
     place.grid(alpha=0.3)
