@@ -136,6 +136,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cells", nargs="*", help="names, or their beginnings; all of this machine's by default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps of a run, instead of each cell's own")
+    parser.add_argument("--page", action="store_true", help="only write RESULTS.md from results.json")
     parser.add_argument("--tiny", action="store_true", help="every cell on a model of a few thousand weights")
     parser.add_argument("--cuda-cells", action="store_true", help="the CUDA cells, GPU or not; for --tiny")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/gsm8k_train_2000.jsonl")
@@ -168,6 +169,9 @@ def write(folder: Path, stored: dict[str, Any]) -> None:
 def main() -> None:
     """Measure the cells one after the other; what is done is kept when the next one fails."""
     given = options()
+    if given.page:
+        write(given.output, report.load(given.output / "results.json"))
+        return
     given.material.mkdir(parents=True, exist_ok=True)
     cells = chosen(given)
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
