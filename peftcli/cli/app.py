@@ -5,10 +5,11 @@ Nothing heavy is imported here or at the top of a command's module, so that `pef
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -75,10 +76,29 @@ def main(arguments: list[str] | None = None) -> None:
     except PeftCliError as error:
         print(_message(error), file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            _report_bug()
+        print(f"error: {_of_the_file_system(error)}", file=sys.stderr)
+        sys.exit(2)
     except Exception:
-        traceback.print_exc()
-        print("\nThis is a bug in peftcli, not in your input: please report it with the lines above.", file=sys.stderr)
-        sys.exit(1)
+        _report_bug()
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+"""What an operation without a file's name can run into, and a user can change."""
+
+
+def _of_the_file_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or error}\n    check that this path is of the right kind and may be written"
+
+
+def _report_bug() -> NoReturn:
+    """Show the traceback of the exception at hand, and exit."""
+    traceback.print_exc()
+    print("\nThis is a bug in peftcli, not in your input: please report it with the lines above.", file=sys.stderr)
+    sys.exit(1)
 
 
 def _print_version(wanted: bool) -> None:

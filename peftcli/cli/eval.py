@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, Json, note
+from peftcli.cli.options import BaseDtype, Json, about_option, note, refuse_nothing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,10 +37,14 @@ def evaluate(
 
     Example: peft eval runs/lora --data test.jsonl
     """
+    if data is not None:
+        refuse_nothing(data, "--data")
+
     from peftcli.cli.output import print_json, result_console
     from peftcli.training.inference import evaluate_run
 
-    metrics = evaluate_run(run, data=data, base_dtype=base_dtype, note=note)
+    with about_option("--data") if data is not None else nullcontext():
+        metrics = evaluate_run(run, data=data, base_dtype=base_dtype, note=note)
     if as_json:
         print_json(metrics)
     else:

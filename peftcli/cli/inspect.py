@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.cli.options import Json, Overrides, RecipePath
+from peftcli.cli.options import Json, Overrides, RecipePath, refuse_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +31,9 @@ def inspect(
 
     Example: peft inspect configs/lora.yaml -n 2
     """
+    if html is not None:
+        refuse_directory(html, "--html")
+
     from peftcli.cli.output import print_json
 
     found = _inspect(recipe, overrides or [], rows)

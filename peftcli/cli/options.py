@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from peftcli.errors import UserError
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -26,6 +31,32 @@ BaseDtype = Annotated[
         "--base-dtype", help="Hold the base in this type instead of as trained; results differ.", show_default=False
     ),
 ]
+
+
+def refuse_directory(output: Path, option: str) -> None:
+    """Refuse a directory where a file is to be written, before anything is computed."""
+    if output.is_dir():
+        raise UserError(f"{option} {output} is a directory", suggestion=f"name a file in it: {output / 'NAME'}")
+
+
+def refuse_nothing(text: str, option: str) -> None:
+    """Refuse an option whose value is empty, as an unset variable of a shell leaves it."""
+    if not text.strip():
+        raise UserError(f"{option} is empty", suggestion=f"give {option} a value, or leave it out")
+
+
+@contextmanager
+def about_option(option: str) -> Iterator[None]:
+    """Name the option where the library names the recipe's key: the rows came from the command line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            replace(problem, key=None, message=f"{option}: {problem.message}")
+            if problem.key == "data.path" and problem.file is None
+            else problem
+            for problem in error.problems
+        ) from error
 
 
 def note(text: str) -> None:

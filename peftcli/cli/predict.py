@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, note
+from peftcli.cli.options import BaseDtype, about_option, note, refuse_directory, refuse_nothing
 from peftcli.cli.output import json_line
 from peftcli.errors import UserError
 
@@ -45,16 +46,23 @@ def predict(
 
     Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
     """
+    refuse_nothing(data, "--input")
+    if output is not None:
+        refuse_directory(output, "--output")
+        if output.exists() and Path(data).exists() and output.samefile(data):
+            raise UserError("--output is the --input file", suggestion="write the predictions to another file")
+
     from peftcli.training.inference import predict_run, predict_runs
 
-    if len(runs) == 1:
-        rows = predict_run(runs[0], data, base_dtype=base_dtype, note=note)
-    else:
-        rows = predict_runs(runs, data, base_dtype=base_dtype, note=note)
-    if output is None:
-        _write(rows, sys.stdout)
-        return
-    written = _write_file(rows, output)
+    with about_option("--input"):
+        if len(runs) == 1:
+            rows = predict_run(runs[0], data, base_dtype=base_dtype, note=note)
+        else:
+            rows = predict_runs(runs, data, base_dtype=base_dtype, note=note)
+        if output is None:
+            _write(rows, sys.stdout)
+            return
+        written = _write_file(rows, output)
     print(f"{written} predictions in {output}", file=sys.stderr)
 
 
@@ -69,7 +77,8 @@ def _write_file(rows: Iterable[dict[str, Any]], output: Path) -> int:
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}", suggestion="give another --output") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
     return written
 
 

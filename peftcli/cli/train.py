@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.options import Json, Overrides, Quiet, RecipePath
+from peftcli.cli.options import Json, Overrides, Quiet, RecipePath, refuse_nothing
 from peftcli.errors import Stopped
 
 
@@ -43,8 +44,12 @@ def train(
     from peftcli.preflight import check_surroundings
     from peftcli.recipe.load import load_recipe
 
+    if output is not None:
+        refuse_nothing(output, "--output")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
     loaded = load_recipe(recipe, changes, registry, surroundings=check_surroundings)  # before torch is imported
+    if profile:  # the profiler's own messages, unless the user asks for them
+        os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
     from peftcli.training.launch import is_launched, is_main_process, launch
 

@@ -86,3 +86,12 @@ def test_ctrl_c_ends_any_command_with_130_and_a_sentence(
     done = cli(command, tmp_path, *(["-o", tmp_path / "out"] if command == "merge" else []))
     assert done.code == 130 and done.out == ""
     assert done.err == "stopped before it was done; what it had not finished is not there\n"
+
+
+def test_rows_from_an_option_are_named_by_it() -> None:
+    from peftcli.cli.options import about_option
+
+    given = [Problem("no file 'x'", key="data.path"), Problem("bad", file="x", line=3), Problem("other", key="data")]
+    with pytest.raises(UserError) as caught, about_option("--input"):
+        raise UserError(given)
+    assert caught.value.problems == (Problem("--input: no file 'x'"), *given[1:])

@@ -90,8 +90,8 @@ def recipe(workspace: Workspace, tmp_path: Path) -> Path:
     return file
 
 
-def check_refused(cli: Cli, recipe: Path, words: list[str], command: str = "train") -> None:
-    done = cli(command, recipe)
+def check_refused(cli: Cli, recipe: Path, words: list[str], command: str = "train", *options: str) -> None:
+    done = cli(command, recipe, *options)
     assert "Traceback" not in done.err
     assert done.code == 2, done.err
     assert [word for word in words if word not in done.out + done.err] == [], done.err
@@ -188,3 +188,67 @@ def test_bad_arguments(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert done.code == 2
     assert done.err.strip() and "Traceback" not in done.err
     assert done.out == ""
+
+
+def test_paths_that_the_file_system_refuses(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / ("x" * 300), tmp_path / "file" / "below"):
+        check_refused(cli, recipe, [str(output)[:40]], "train", "--output", str(output))
+        done = cli("merge", output, "-o", tmp_path / "merged")
+        assert done.code == 2 and "Traceback" not in done.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "recipe.yaml", "-o", ""], "--output is empty"),
+        (["predict", "run", "--input", ""], "--input is empty"),
+        (["eval", "run", "--data", " "], "--data is empty"),
+        (["predict", "run", "--input", "rows.jsonl", "-o", "."], "--output . is a directory"),
+        (["predict", "run", "--input", "rows.jsonl", "-o", "./rows.jsonl"], "--output is the --input file"),
+        (["inspect", "recipe.yaml", "--html", "."], "--html . is a directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_are_refused_before_anything_is_computed(
+    cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(recipe.parent)
+    Path("rows.jsonl").write_text("{}\n")
+    done = cli(*arguments)
+    assert done.code == 2 and message in done.err and done.out == ""
+    assert Path("rows.jsonl").read_text() == "{}\n"
+
+
+def test_one_label_points_at_the_data(cli: Cli, recipe: Path, workspace: Workspace) -> None:
+    data = write_jsonl(recipe.parent / "one.jsonl", [{"text": f"row {i}", "label": "one"} for i in range(8)])
+    text = recipe.read_text(encoding="utf-8").replace(str(workspace.path / "colours.jsonl"), str(data))
+    recipe.write_text(text, encoding="utf-8")
+    check_refused(
+        cli, recipe, ["recipe.yaml:5: data.path: the training rows have only the label 'one'", "data.columns"]
+    )
+
+
+def test_other_directories_in_place_of_a_run(cli: Cli, workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "run/adapter").mkdir(parents=True)
+    for file in ("recipe.yaml", "summary.json", "adapter/adapter_config.json"):
+        (tmp_path / "run" / file).write_text("{}")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/adapter_config.json").write_text("{}")
+    expected = {
+        tmp_path / "rum": f"did you mean {tmp_path / 'run'}?",
+        tmp_path / "run/recipe.yaml": f"name the run: {tmp_path / 'run'}",
+        tmp_path / "run/adapter": f"name the run: {tmp_path / 'run'}",
+        tmp_path / "alone": f"peft import {tmp_path / 'alone'}",
+        workspace.path / "bert": "it is a model",
+        workspace.path / "colours.jsonl": "it is a file",
+        tmp_path: "it has no recipe.yaml",
+    }
+    for path, words in expected.items():
+        for command in (["merge", "-o", tmp_path / "out"], ["predict", "-i", workspace.path / "colours.jsonl"]):
+            done = cli(*command, path)
+            assert done.code == 2 and words in done.err and "Traceback" not in done.err, done.err
+        if not (path / "adapter_config.json").is_file():  # `export` takes an adapter too
+            done = cli("export", path, "-o", tmp_path / "out")
+            assert done.code == 2 and words in done.err, done.err
