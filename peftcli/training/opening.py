@@ -149,6 +149,11 @@ def _open_adapter(
     recipe = loaded.recipe
     saved = load_adapter(directory.path / "adapter")
     labels = LabelSpec.from_dict(dict(saved.meta.labels)) if saved.meta.labels else None
+    if labels is None and "classification" in recipe.task:
+        raise UserError(
+            f"{directory.path / 'adapter'} names no labels: its peftcli.json is missing or damaged",
+            suggestion="copy the file back, or train again",
+        )
     spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
     check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
     tokenizer = load_tokenizer(spec, recipe.task)

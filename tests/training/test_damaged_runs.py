@@ -62,3 +62,18 @@ def test_using_what_is_no_run_never_asks_to_empty_it(tmp_path: Path) -> None:
 def test_saving_a_whole_model_draws_no_bar(recipe, capfd: pytest.CaptureFixture[str]) -> None:
     train(recipe(method={"name": "full"}, training__max_steps=1))
     assert "shards" not in capfd.readouterr().err
+
+
+def test_an_adapter_without_its_record_is_named(recipe) -> None:
+    loaded = recipe("bert", "sequence_classification", training__max_steps=1)
+    out = Path(train(loaded).output_dir)
+    (out / "adapter" / "peftcli.json").unlink()
+    with pytest.raises(UserError, match=r"names no labels: its peftcli\.json is missing"):
+        open_run(out)
+
+
+@pytest.mark.parametrize("held_out", [1, 5])
+def test_a_last_batch_of_one_row_is_evaluated(recipe, held_out: int) -> None:
+    sizes = {"data__val_set_size": held_out, "training__per_device_eval_batch_size": 4}
+    summary = train(recipe("bert", "sequence_classification", training__max_steps=1, **sizes))
+    assert summary.eval is not None and 0 <= summary.eval["eval_accuracy"] <= 1
