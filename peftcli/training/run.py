@@ -164,7 +164,8 @@ def watched(session: Session, *, profile: bool) -> Iterator[None]:
             session.trackers = Trackers(names, session.directory.path, session.recipe.as_dict())
             stack.callback(session.trackers.finish)
         if session.world.is_main and profile:
-            watcher = profiled(session.directory.path, session.world.device, session.reporter.note)
+            left = session.plan.total_steps - session.state.step
+            watcher = profiled(session.directory.path, session.world.device, session.reporter.note, left)
             session.after_step = stack.enter_context(watcher)
         yield
 
