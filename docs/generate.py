@@ -17,7 +17,7 @@ from peftcli.cli.methods import text_of
 from peftcli.methods.registry import registry
 from peftcli.recipe.aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.describe import describe
-from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
 
 DOCS = Path(__file__).resolve().parent
@@ -27,6 +27,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "data": DataSpec,
     "source": DataSource,
     "training": TrainingSpec,
+    "fast_paths": FastPathsSpec,
 }
 PART = re.compile(r"<!-- generated: ([\w-]+)(?: ([^>]*?))? -->\n.*?<!-- end -->", flags=re.S)
 
