@@ -13,7 +13,7 @@ from peftcli.methods.registry import registry
 from peftcli.recipe.load import load_recipe
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text_of
 
-DOCS = ["recipes", "models", "data", "methods", "devices", "coming-from"]
+DOCS = ["recipes", "models", "data", "methods", "devices", "performance", "coming-from"]
 
 
 def test_every_page_is_there() -> None:
