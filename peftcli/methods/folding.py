@@ -129,3 +129,11 @@ def tensors_by_key(state: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> di
             if name.endswith(f".{suffix}"):
                 groups.setdefault(name[: -len(suffix) - 1], {})[suffix] = tensor
     return groups
+
+
+def replacing(anatomy: Anatomy, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return rules that put each tensor in place of the base parameter of its name."""
+    folding = Folding(anatomy)
+    for name, value in state.items():
+        folding.replace(name, value)
+    return folding.rules()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.methods.folding import Folding
+from peftcli.methods.folding import replacing
 from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.recipe.params import MethodParams
 
@@ -69,10 +69,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: FreezeParams) -> Attachme
 
 def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return each trained tensor in place of the base's."""
-    folding = Folding(anatomy)
-    for name, value in state.items():
-        folding.replace(name, value)
-    return folding.rules()
+    return replacing(anatomy, state)
 
 
 def _last_blocks(anatomy: Anatomy, count: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from peftcli.methods.folding import Folding
+from peftcli.methods.folding import replacing
 from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.recipe.params import MethodParams
 
@@ -63,7 +63,4 @@ def _fixed_tables(model: nn.Module) -> set[str]:
 
 def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return each trained tensor in place of the base's."""
-    folding = Folding(anatomy)
-    for name, value in state.items():
-        folding.replace(name, value)
-    return folding.rules()
+    return replacing(anatomy, state)
