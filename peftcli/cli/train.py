@@ -57,15 +57,9 @@ def train(
         from peftcli.training.setup import prepare_once
 
         prepare_once(loaded)
-        flags = {
-            "--resume": resume,
-            "--overwrite": overwrite,
-            "--profile": profile,
-            "--quiet": quiet,
-            "--json": as_json,
-        }
-        again = ["train", str(recipe), *changes, *(flag for flag, on in flags.items() if on)]
-        raise typer.Exit(launch(again, num_processes))
+        flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
+        flags["--json"] = as_json
+        raise typer.Exit(launch(["train", str(recipe), *changes, *_given(flags)], num_processes))
 
     from peftcli.cli.display import RunDisplay
     from peftcli.cli.output import print_json
@@ -79,3 +73,7 @@ def train(
         summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile)
     if as_json and is_main_process():
         print_json(summary.as_dict())
+
+
+def _given(flags: dict[str, bool]) -> list[str]:
+    return [flag for flag, on in flags.items() if on]

@@ -164,8 +164,7 @@ def build_session(
         paths.by_document = rows_stay_apart(recipe, base.model, paths)
     _prepare_for_training(recipe, base.model, anatomy, paths)
     rate = spec.learning_rate or known.info.learning_rate
-    collator = Collator(known.tokenizer, task, recipe.seed, spec.train_sampling_strategy, route)
-    collator.joins_rows = paths.by_document and not (recipe.data is not None and recipe.data.packing)
+    collator = _collator(recipe, known.tokenizer, task, route, paths)
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return Session(
         loaded=loaded,
@@ -189,6 +188,12 @@ def build_session(
         fast_paths=paths,
         validation=ready.validation,
     )
+
+
+def _collator(recipe: Recipe, tokenizer: Any, task: Task, route: PackingRoute, paths: FastPaths) -> Collator:
+    collator = Collator(tokenizer, task, recipe.seed, recipe.training.train_sampling_strategy, route)
+    collator.joins_rows = paths.by_document and not (recipe.data is not None and recipe.data.packing)
+    return collator
 
 
 def _before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter) -> Ready:
