@@ -91,12 +91,12 @@ class Collator:
     """Pad to the longest row, on the right, labels with -100; remembers how many tokens each batch held.
 
     Args:
-        positions: hand the model positions from 0. HF peft counts an encoder's from the prefix's length, as if the
-            prefix were text; this project does not, and positions given are positions taken.
+        shifted: hand the model positions from -VIRTUAL_TOKENS. HF peft adds the prefix's length to an encoder's, given
+            or not, as if the prefix were text; this project does not, so that both sides count from 0.
     """
 
-    def __init__(self, positions: bool) -> None:
-        self.positions = positions
+    def __init__(self, shifted: bool) -> None:
+        self.shifted = shifted
         self.tokens: list[int] = []
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -112,8 +112,8 @@ class Collator:
             batch["labels"] = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows]
         else:
             batch["labels"] = [row["labels"] for row in rows]
-        if self.positions:
-            batch["position_ids"] = [list(range(longest))] * len(rows)
+        if self.shifted:
+            batch["position_ids"] = [list(range(-VIRTUAL_TOKENS, longest - VIRTUAL_TOKENS))] * len(rows)
         return {key: torch.tensor(value) for key, value in batch.items()}
 
 
