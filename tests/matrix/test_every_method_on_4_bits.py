@@ -30,7 +30,7 @@ WHOLE_MODELS = [name for name in registry.names() if not registry.info(name).qua
 METHODS: list[dict[str, Any]] = [
     *({"name": name, **SMALL.get(name, {})} for name in registry.names() if name not in WHOLE_MODELS),
     {"name": "qlora", "r": 4, "use_dora": True},
-    {"name": "qlora", "r": 4, "init_lora_weights": "orthogonal"},
+    {"name": "qlora", "r": 4, "init_lora_weights": "pissa"},
 ]
 
 
