@@ -100,7 +100,7 @@ ON_4_BITS: list[dict[str, Any]] = [
     {"name": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "deltaT": 1},
 ]
 WITH_MORE_STATE = ["qlora", "adalora", "prefix_tuning", "prompt_tuning", "mam", "unipelt", "full", "freeze"]
-"""Where a checkpoint holds more than the adapter, or a whole model; tests/training/test_every_method.py has them all."""
+"""Where a checkpoint holds more than the adapter, or a whole model; the others resume in tests/training."""
 
 RESUMED: list[tuple[str, str, dict[str, Any]]] = [
     *((method, "bart", {}) for method in WITH_MORE_STATE),
