@@ -15,38 +15,30 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from peftcli.layers.attention_call import AttentionCall
 from peftcli.layers.dropout_bits import draw_bits, draw_seed, scaled_mask
 
 LONGEST = 512
 """Positions up to which the products win without dropout; measured with 9 heads of 64 and bfloat16 in hardware."""
 
 
-def fits(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> bool:
-    """Whether a call of torch's `scaled_dot_product_attention` comes here."""
+def fits(call: AttentionCall) -> bool:
+    """Whether a call of torch's attention is computed here."""
+    query, key, mask = call.query, call.key, call.attn_mask
     if query.device.type != "cpu" or query.dim() != 4 or not query.is_floating_point():
         return False
-    grouped = enable_gqa and query.shape[1] % key.shape[1] == 0
-    if key.shape[1] != value.shape[1] or key.shape[0] != query.shape[0]:
+    if key.shape[1] != call.value.shape[1] or key.shape[0] != query.shape[0]:
         return False
-    if not grouped and key.shape[1] != query.shape[1]:
+    if key.shape[1] != query.shape[1] and not (call.enable_gqa and query.shape[1] % key.shape[1] == 0):
         return False
-    if is_causal and (attn_mask is not None or query.shape[2] != key.shape[2]):
+    if call.is_causal and (mask is not None or query.shape[2] != key.shape[2]):
         return False
-    if attn_mask is not None and (attn_mask.requires_grad or not _broadcasts(attn_mask, query)):
+    if mask is not None and (mask.requires_grad or not _broadcasts(mask, query)):
         return False
-    if dropout_p > 0.0:
-        return dropout_p < 1.0
-    short = is_causal and key.shape[2] <= LONGEST
-    return short and _dtype(query) == torch.bfloat16
+    if call.dropout_p > 0.0:
+        return call.dropout_p < 1.0
+    short = call.is_causal and key.shape[2] <= LONGEST
+    return short and call.dtype == torch.bfloat16
 
 
 def _broadcasts(mask: Tensor, query: Tensor) -> bool:
@@ -54,50 +46,24 @@ def _broadcasts(mask: Tensor, query: Tensor) -> bool:
     return mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2] in (1, query.shape[2]))
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which torch's attention would compute here."""
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        return torch.get_autocast_dtype("cpu")
-    return x.dtype
-
-
-def cpu_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Return softmax(scale * query key^T + mask) value, each group of query heads on its key and value head.
-
-    The arguments are those of torch's `scaled_dot_product_attention`.
-
-    Args:
-        query: (batch, heads, length, d).
-        key: (batch, groups, keys, d); `groups` divides `heads`.
-        value: (batch, groups, keys, d_value).
-        attn_mask: (length, keys) or (batch, 1, length or 1, keys): bool (True attends) or added.
-        dropout_p: probability with which a probability is zeroed.
-        scale: of the scores; None is d ** -0.5.
+def cpu_attention(call: AttentionCall) -> Tensor:
+    """Return the attention of a call that `fits`, each group of query heads on its key and value head.
 
     Returns:
         (batch, heads, length, d_value) in the dtype that autocast chooses, else in the query's. A position that may
         attend to nothing gets zeros.
     """
-    batch, heads, length, width = query.shape
-    dtype, groups = _dtype(query), key.shape[1]
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    batch, heads, length, width = call.query.shape
+    dtype, groups, mask = call.dtype, call.key.shape[1], call.attn_mask
+    query, key, value = call.query.to(dtype), call.key.to(dtype), call.value.to(dtype)
     # the heads of a group stand below each other: one product for all of them, and no repeated keys
     stacked = query.reshape(batch, groups, heads // groups * length, width)
-    seed = draw_seed() if dropout_p else 0
-    factor = width**-0.5 if scale is None else scale
-    hidden = _hidden(attn_mask, length, key.shape[2], is_causal)
-    added = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.to(dtype)
+    seed = draw_seed() if call.dropout_p else 0
+    scale = width**-0.5 if call.scale is None else call.scale
+    hidden = _hidden(mask, length, key.shape[2], call.is_causal)
+    added = None if mask is None or mask.dtype == torch.bool else mask.to(dtype)
     with torch.autocast("cpu", enabled=False):
-        out: Tensor = _Attention.apply(stacked, key, value, factor, hidden, added, length, dropout_p, seed)  # type: ignore[no-untyped-call]  # torch's
+        out: Tensor = _Attention.apply(stacked, key, value, scale, hidden, added, length, call.dropout_p, seed)  # type: ignore[no-untyped-call]  # torch's
     return out.view(batch, heads, length, value.shape[-1])
 
 

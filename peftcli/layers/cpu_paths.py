@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from peftcli.layers import cpu_attention, cpu_dropout
+from peftcli.layers.attention_call import AttentionCall
 from peftcli.layers.document_attention import DocumentAttention
 
 
@@ -29,7 +30,7 @@ class CpuPaths(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._documents = documents
-        self._own = _attention if attention else None
+        self._attention = attention
         self._swaps: dict[Callable[..., Any], Callable[..., Tensor | None]] = {}
         if attention or documents is not None:
             self._swaps[F.scaled_dot_product_attention] = self._attend
@@ -50,17 +51,16 @@ class CpuPaths(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _attend(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        if self._documents is not None and (out := self._documents(self._one, *args, **kwargs)) is not None:
+        call = AttentionCall(*args, **kwargs)
+        if self._documents is not None and (out := self._documents(call, self._one)) is not None:
             return out
-        return self._own(*args, **kwargs) if self._own else None
+        return self._one(call) if self._fits(call) else None
 
-    def _one(self, *args: Any, **kwargs: Any) -> Tensor:
-        out = self._own(*args, **kwargs) if self._own else None
-        return F.scaled_dot_product_attention(*args, **kwargs) if out is None else out
+    def _one(self, call: AttentionCall) -> Tensor:
+        return cpu_attention.cpu_attention(call) if self._fits(call) else call.by_torch()
 
-
-def _attention(*args: Any, **kwargs: Any) -> Tensor | None:
-    return cpu_attention.cpu_attention(*args, **kwargs) if cpu_attention.fits(*args, **kwargs) else None
+    def _fits(self, call: AttentionCall) -> bool:
+        return self._attention and cpu_attention.fits(call)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:

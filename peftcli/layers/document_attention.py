@@ -12,6 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from peftcli.layers.attention_call import AttentionCall
+
 
 class DocumentAttention:
     """Computes calls whose mask says just that: causal, and within one document.
@@ -28,33 +30,21 @@ class DocumentAttention:
         self.taken = self.passed = 0
         self._known: tuple[Tensor, bool] | None = None
 
-    def __call__(
-        self,
-        attention: Callable[..., Tensor],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor | None:
-        """Return what torch's `scaled_dot_product_attention` would, or None where the call is another one.
+    def __call__(self, call: AttentionCall, attention: Callable[[AttentionCall], Tensor]) -> Tensor | None:
+        """Return the attention of `call`, or None where it is another one.
 
         Args:
-            attention: computes one document, with torch's arguments.
+            attention: computes one document.
         """
-        if attn_mask is None or query.dim() != 4 or query.shape[2] != sum(self.lengths):
+        query, mask = call.query, call.attn_mask
+        if mask is None or query.dim() != 4 or query.shape[2] != sum(self.lengths):
             return None
-        square = key.shape[2] == query.shape[2] and query.shape[0] == 1 and attn_mask.numel() == query.shape[2] ** 2
-        if not square or attn_mask.dtype != torch.bool or not self._is_plain(attn_mask):
+        square = call.key.shape[2] == query.shape[2] and query.shape[0] == 1 and mask.numel() == query.shape[2] ** 2
+        if not square or mask.dtype != torch.bool or not self._is_plain(mask):
             self.passed += 1
             return None
         self.taken += 1
-        words = {"dropout_p": dropout_p, "is_causal": True, "scale": scale, "enable_gqa": enable_gqa}
-        parts = (torch.split(x, list(self.lengths), 2) for x in (query, key, value))
-        return torch.cat([attention(*part, **words) for part in zip(*parts, strict=True)], 2)
+        return torch.cat([attention(part) for part in call.split(self.lengths)], 2)
 
     def _is_plain(self, mask: Tensor) -> bool:
         """Whether the mask hides other documents and later positions, and nothing else (a window would)."""

@@ -9,9 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from peftcli.layers import cpu_attention as module
-from peftcli.layers.cpu_attention import cpu_attention
+from peftcli.layers.attention_call import AttentionCall
+from peftcli.layers.cpu_attention import fits
 from peftcli.layers.cpu_paths import CpuPaths
 from peftcli.layers.dropout_bits import draw_bits, scaled_mask
+
+
+def cpu_attention(*args: Any, **words: Any) -> torch.Tensor:
+    return module.cpu_attention(AttentionCall(*args, **words))
 
 
 def operands(groups: int, dtype: torch.dtype, length: int = 7, keys: int | None = None) -> list[torch.Tensor]:
@@ -120,11 +125,11 @@ BIAS = torch.zeros(7, 7, requires_grad=True)
 def test_the_mode_takes_only_what_fits(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int, words: dict[str, Any], taken: bool
 ) -> None:
-    calls = []
+    calls, original = [], module.cpu_attention
 
-    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def counted(call: AttentionCall) -> torch.Tensor:
         calls.append(1)
-        return cpu_attention(*args, **kwargs)
+        return original(call)
 
     monkeypatch.setattr(module, "cpu_attention", counted)
     tensors, words = operands(3, dtype, length), {**words, "enable_gqa": True}
@@ -134,7 +139,7 @@ def test_the_mode_takes_only_what_fits(
     assert not calls
     with CpuPaths():
         F.scaled_dot_product_attention(*tensors, **words)
-    assert bool(calls) == taken
+    assert bool(calls) == taken == fits(AttentionCall(*tensors, **words))
 
 
 def test_under_autocast_float32_operands_count_as_bfloat16() -> None:
