@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "learns.json"
 SEEDS = (0, 1, 2)
 HEAD = "head_alone"
-HEAD_RATES = (1e-2, 3e-2, 1e-1)
+HEAD_RATES = (3e-2, 1e-1, 3e-1)
 MAX_LENGTH = 32
 """Tokens of a row, half of the demo's: half the time for the same rows and steps."""
 CLEAR = ("lora", "qlora", "adalora", "vera", "adapter", "parallel_adapter", "compacter", "mam", "unipelt", "compose")

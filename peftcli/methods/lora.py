@@ -136,7 +136,7 @@ INFO = MethodInfo(
     summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, LoRA+ and PiSSA by option.",
     paper="Hu et al. 2021, arXiv:2106.09685",
     params=LoraParams,
-    learning_rate=1e-3,  # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
+    learning_rate=2e-3,  # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
 )
 
 
