@@ -70,7 +70,7 @@ def test_mam_is_its_two_parts(family: str) -> None:
     model, anatomy = harness.frozen(family)
     loud(model)
     prefix = harness.attach("prefix_tuning", model, anatomy, num_virtual_tokens=3, encoder_hidden_size=8)
-    adapter = harness.attach("parallel_adapter", model, anatomy, bottleneck_size=4)
+    adapter = harness.attach("parallel_adapter", model, anatomy, bottleneck_size=4, scaling=2.0)
     prefix.load_state_dict(whole.parts["prefix"].state_dict())
     adapter.load_state_dict(whole.parts["parallel_adapter"].state_dict())
     batch = harness.batch_for(model)
