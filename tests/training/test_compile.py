@@ -139,6 +139,7 @@ def test_every_kind_of_method_is_compiled_whole(recipe, method: str, family: str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("traced_only")
 def test_a_deep_model_of_two_kinds_of_blocks_stays_compiled(recipe, models) -> None:
     """Every block of Gemma 3 knows its number, and whether its attention is local."""
@@ -185,6 +186,7 @@ def test_a_compiled_run_goes_on_where_it_was(recipe) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("family", "method"), [("llama", "lora"), ("llama", "prefix_tuning"), ("bert", "bitfit"), ("bert", "adapter")]
 )
