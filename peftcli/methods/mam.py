@@ -2,8 +2,8 @@
 
 Prefix tuning on every attention and a scaled parallel adapter beside the feed-forward, as in the official code: l =
 30, a network of width 800, r = 512 at BART-large's d = 1024 (here: half the hidden size); norms stay frozen. Its BART
-runs scale by s = 4; its RoBERTa runs use l = 16, r = 16 and s = 2, the default here: on the demo, 4 at this width is
-unsteady. A composition of `prefix_tuning` and `parallel_adapter`.
+runs scale by s = 4, its RoBERTa runs by s = 2 (with l = 16, r = 16), and so does the default here: 4 in an encoder is
+unsteady on the demo. A composition of `prefix_tuning` and `parallel_adapter`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,21 @@ class MamParams(MethodParams):
     """Dropout on the learned keys and values."""
     bottleneck_size: Annotated[int, Field(ge=1)] | None = None
     """Width of the parallel adapter's bottleneck; null is half the hidden size."""
-    scaling: Annotated[float, Field(gt=0.0)] = 2.0
-    """Factor on the parallel adapter's output."""
+    scaling: Annotated[float, Field(gt=0.0)] | None = None
+    """Factor on the parallel adapter's output; null is the paper's: 2 in encoder-only models, 4 in others."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout on the bottleneck's activations."""
 
     @property
     def specs(self) -> list[PartSpec]:
-        """The two parts."""
+        """The two parts, scaled as in models with a decoder."""
+        return self._specs(4.0)
+
+    def specs_for(self, anatomy: Anatomy) -> list[PartSpec]:
+        """Return the two parts as they are in a model."""
+        return self._specs(4.0 if "decoder" in anatomy.layers else 2.0)
+
+    def _specs(self, scaling: float) -> list[PartSpec]:
         prefix = PrefixTuningParams(
             num_virtual_tokens=self.num_virtual_tokens,
             prefix_projection=self.prefix_projection,
@@ -60,7 +67,7 @@ class MamParams(MethodParams):
         adapter = ParallelAdapterParams(
             bottleneck_size=self.bottleneck_size,
             reduction_factor=None if self.bottleneck_size else 2.0,
-            scaling=self.scaling,
+            scaling=self.scaling or scaling,
             dropout=self.dropout,
         )
         return [PartSpec("prefix", prefix), PartSpec("parallel_adapter", adapter)]
@@ -101,4 +108,4 @@ def attach(model: nn.Module, anatomy: Anatomy, params: MamParams) -> Attachment:
         anatomy: its attentions and branches.
         params: sizes.
     """
-    return attach_parts(model, anatomy, params.specs)
+    return attach_parts(model, anatomy, params.specs_for(anatomy))

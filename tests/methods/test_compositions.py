@@ -63,14 +63,15 @@ def test_everything_trains_and_nothing_else(method: str, family: str) -> None:
 # ---- MAM
 
 
-@pytest.mark.parametrize("family", ["bart", "llama"])
+@pytest.mark.parametrize("family", ["bart", "llama", "bert"])
 def test_mam_is_its_two_parts(family: str) -> None:
     whole = composed("mam", family)
     harness.disturb(whole)
     model, anatomy = harness.frozen(family)
     loud(model)
     prefix = harness.attach("prefix_tuning", model, anatomy, num_virtual_tokens=3, encoder_hidden_size=8)
-    adapter = harness.attach("parallel_adapter", model, anatomy, bottleneck_size=4, scaling=2.0)
+    scaling = 4.0 if "decoder" in anatomy.layers else 2.0  # the official runs', of BART and of RoBERTa
+    adapter = harness.attach("parallel_adapter", model, anatomy, bottleneck_size=4, scaling=scaling)
     prefix.load_state_dict(whole.parts["prefix"].state_dict())
     adapter.load_state_dict(whole.parts["parallel_adapter"].state_dict())
     batch = harness.batch_for(model)
