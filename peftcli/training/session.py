@@ -23,7 +23,7 @@ from peftcli.training.collation import Collator
 from peftcli.training.compute_weights import ComputeWeights
 from peftcli.training.evaluation import Evaluator
 from peftcli.training.fast_paths import FastPaths
-from peftcli.training.plan import CPU_MICRO_BATCH_TOKENS, Plan, every, micro_batches
+from peftcli.training.plan import Plan, cpu_micro_batch_tokens, every, micro_batches
 from peftcli.training.precision import Precision
 from peftcli.training.reporting import Reporter
 from peftcli.training.run_directory import RunDirectory
@@ -127,7 +127,7 @@ class Session:
         spec = self.recipe.training
         limit = spec.max_tokens_per_micro_batch
         if limit is None and self.world.device.type == "cpu":
-            limit = CPU_MICRO_BATCH_TOKENS
+            limit = cpu_micro_batch_tokens(self.anatomy.hidden_size)
         rows = self.collator.epoch_rows(self.data.train, epoch, self.plan.step_rows)[index]
         shares = micro_batches(
             rows,

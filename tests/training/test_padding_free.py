@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from peftcli.layers import document_attention as module
 from peftcli.methods.registry import registry
-from peftcli.training.plan import micro_batches
+from peftcli.training.plan import cpu_micro_batch_tokens, micro_batches
 from peftcli.training.run import train
 
 METHODS = sorted(name for name in registry.names() if name not in ("bitfit", "compose"))
@@ -115,3 +115,7 @@ def test_joined_micro_batches_fill_the_budget_with_rows_of_any_length() -> None:
     assert sorted(row for batch in got for row in batch) == list(range(7))
     sums = [sum(int(lengths[row]) for row in batch) for batch in got]
     assert max(sums) <= 900 and len(got) <= 3
+
+
+def test_narrow_models_take_more_tokens_at_once() -> None:
+    assert [cpu_micro_batch_tokens(width) for width in (4096, 768, 384)] == [512, 512, 1024]
