@@ -20,7 +20,7 @@ from peftcli.errors import UserError
 from peftcli.methods.adapter import AdapterParams
 from peftcli.methods.compacter import CompacterParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
-from peftcli.models.anatomy import BlockRole
+from peftcli.models.anatomy import Anatomy, BlockRole
 from peftcli.recipe.params import MethodParams
 
 # Every option of AdapterHub's BnConfig, with the value under which it does nothing.
@@ -86,10 +86,10 @@ def write(
             f"{where}: AdapterHub has no adapter on the residual sum before its norm (norm_before: false)",
             suggestion="train with method.norm_before: true to export it",
         )
-    return _config(params, state, blocks), {names[key]: tensor for key, tensor in state.items()}
+    return _config(params, state, blocks, base.anatomy), {names[key]: tensor for key, tensor in state.items()}
 
 
-def _config(params: Params, state: Mapping[str, Tensor], blocks: list[BlockRole]) -> dict[str, Any]:
+def _config(params: Params, state: Mapping[str, Tensor], blocks: list[BlockRole], anatomy: Anatomy) -> dict[str, Any]:
     kinds = {block.kind for block in blocks}
     width, size = blocks[0].width, len(state[f"{_own(params, blocks[0])}.down.bias"])
     # the library computes int(width // factor); half a step keeps that from falling below the size
@@ -106,7 +106,7 @@ def _config(params: Params, state: Mapping[str, Tensor], blocks: list[BlockRole]
         "non_linearity": _activation(params),
         "original_ln_before": pfeiffer and _post_norm(blocks),
         "is_parallel": isinstance(params, ParallelAdapterParams),
-        "scaling": float(params.scaling) if isinstance(params, ParallelAdapterParams) else 1.0,
+        "scaling": params.scaling_in(anatomy) if isinstance(params, ParallelAdapterParams) else 1.0,
         "dropout": params.dropout,
         "phm_layer": isinstance(params, CompacterParams),
         "phm_dim": phm.phm_dim,

@@ -43,20 +43,13 @@ class MamParams(MethodParams):
     bottleneck_size: Annotated[int, Field(ge=1)] | None = None
     """Width of the parallel adapter's bottleneck; null is half the hidden size."""
     scaling: Annotated[float, Field(gt=0.0)] | None = None
-    """Factor on the parallel adapter's output; null is the paper's: 2 in encoder-only models, 4 in others."""
+    """Factor on the parallel adapter's output; null is the official runs': 2 in encoder-only models, 4 in others."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout on the bottleneck's activations."""
 
     @property
     def specs(self) -> list[PartSpec]:
-        """The two parts, scaled as in models with a decoder."""
-        return self._specs(4.0)
-
-    def specs_for(self, anatomy: Anatomy) -> list[PartSpec]:
-        """Return the two parts as they are in a model."""
-        return self._specs(4.0 if "decoder" in anatomy.layers else 2.0)
-
-    def _specs(self, scaling: float) -> list[PartSpec]:
+        """The two parts."""
         prefix = PrefixTuningParams(
             num_virtual_tokens=self.num_virtual_tokens,
             prefix_projection=self.prefix_projection,
@@ -67,7 +60,7 @@ class MamParams(MethodParams):
         adapter = ParallelAdapterParams(
             bottleneck_size=self.bottleneck_size,
             reduction_factor=None if self.bottleneck_size else 2.0,
-            scaling=self.scaling or scaling,
+            scaling=self.scaling,
             dropout=self.dropout,
         )
         return [PartSpec("prefix", prefix), PartSpec("parallel_adapter", adapter)]
@@ -108,4 +101,4 @@ def attach(model: nn.Module, anatomy: Anatomy, params: MamParams) -> Attachment:
         anatomy: its attentions and branches.
         params: sizes.
     """
-    return attach_parts(model, anatomy, params.specs_for(anatomy))
+    return attach_parts(model, anatomy, params.specs)

@@ -2,8 +2,9 @@
 
 As in the official code: y = branch(x) + s * up(relu(down(x))) with x the branch's input (after a pre-norm, where
 there is one), added before the residual sum; dropout on the bottleneck; Kaiming-uniform down, zero up, zero biases;
-s = 4 for BART, 2 for the RoBERTa runs. `placement: ffn` is the paper's best; `attn` and `both` are its ablations
-(self- and cross-attention). Norms stay frozen. AdapterHub's variant is `reduction_factor: 2, dropout: 0`.
+s = 4 for BART, 2 for the RoBERTa runs: so it is here by kind of model (4 in an encoder is unsteady on the demo).
+`placement: ffn` is the paper's best; `attn` and `both` are its ablations (self- and cross-attention). Norms stay
+frozen. AdapterHub's variant is `reduction_factor: 2, scaling: 4, dropout: 0`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ class ParallelAdapterParams(BottleneckParams):
     name: Literal["parallel_adapter"] = "parallel_adapter"
     placement: Literal["ffn", "attn", "both"] = "ffn"
     """Beside the feed-forward, the attention, or both."""
-    scaling: Annotated[float, Field(gt=0.0)] = 4.0
-    """Factor on the adapter's output."""
+    scaling: Annotated[float, Field(gt=0.0)] | None = None
+    """Factor on the adapter's output; null is the official runs': 2 in encoder-only models, 4 in others."""
     non_linearity: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
     """Between the projections."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout on the bottleneck's activations; the official code takes the base model's, 0.1 in its models."""
+
+    def scaling_in(self, anatomy: Anatomy) -> float:
+        """Return the factor in this model."""
+        return self.scaling or (4.0 if "decoder" in anatomy.layers else 2.0)
 
 
 INFO = MethodInfo(
@@ -75,7 +80,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) ->
         host = model.get_submodule(block.exit)
         with torch.device(device_of(host, model)):
             pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), "lora")
-        part = ParallelAdapter(pair, params.non_linearity, params.dropout, params.scaling)
+        part = ParallelAdapter(pair, params.non_linearity, params.dropout, params.scaling_in(anatomy))
         output_site(host, entry=model.get_submodule(block.entry)).parts.append(part)
         attachment.placed.append(Placed(f"{block.exit}.parallel_adapter", part))
     return attachment

@@ -167,7 +167,7 @@ def test_options_say_where_adapters_are(models: Path, tmp_path: Path) -> None:
     assert int(32 // houlsby["reduction_factor"]) == 6 and "architecture" not in houlsby
     assert (pfeiffer["mh_adapter"], pfeiffer["output_adapter"], pfeiffer["original_ln_before"]) == (False, True, True)
     assert pfeiffer["non_linearity"] == "relu" and houlsby["non_linearity"] == "gelu"
-    assert parallel["is_parallel"] and parallel["scaling"] == 4.0
+    assert parallel["is_parallel"] and parallel["scaling"] == 2.0
     assert not inner("llama")["original_ln_before"], "no norm follows the sum there: the adapter sees the branch"
     lora = inner("llama lora")
     assert (lora["attn_matrices"], lora["intermediate_lora"], lora["output_lora"]) == (["q"], False, True)
