@@ -85,6 +85,7 @@ def run_of(
     labels = {"problem": "single_label", "names": ["no", "maybe", "yes"]} if task == SEQ_CLS else None
     meta = describe(attachment, anatomy, task=task, base=identity, labels=labels)
     save_adapter(out / "adapter", attachment_state=attachment.state_dict(), params=params, meta=meta)
+    (out / "recipe.yaml").touch()  # what tells a run from another directory
     return model.eval(), attachment
 
 
