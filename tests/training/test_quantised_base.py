@@ -41,7 +41,11 @@ def last_losses(directory: Path, *overrides: str) -> float:
 
 def test_the_loss_on_a_4_bit_base_stays_within_3_percent_of_16_bit(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    sixteen, four = last_losses(tmp_path), last_losses(tmp_path, "model.load_in_4bit=true")
+    pairs = [
+        (last_losses(tmp_path, f"seed={seed}"), last_losses(tmp_path, f"seed={seed}", "model.load_in_4bit=true"))
+        for seed in range(3)  # of one seed alone, either base may end 4% lower
+    ]
+    sixteen, four = (sum(losses) / len(pairs) for losses in zip(*pairs, strict=True))
     assert four <= 1.03 * sixteen, f"4 bits end at {four:.4f}, 16 bits at {sixteen:.4f}"
     assert sixteen < 1.2  # both learnt: chance is 1.61
 

@@ -69,7 +69,8 @@ class SequenceClassification(Task):
         """Return the plain loss, and predictions as class ids, 0/1 rows or numbers."""
         logits = model(**batch.inputs).logits.float()
         terms = LossTerms(self._plain(logits, batch), float(batch.rows))
-        references = batch.targets["labels"].tolist()
+        labels = batch.targets["labels"]
+        references = (labels[:, 0] if self.problem == "regression" and labels.shape[1] == 1 else labels).tolist()
         return Evaluated(terms, predictions=self._decide(logits), references=references)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
