@@ -41,8 +41,13 @@ class Collator:
         return self.batch([rows[index] for index in chosen])
 
     def micro_batch(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
-        """Return rows to train on as one batch, on the CPU: joined where the model allows it, padded elsewhere."""
-        return self.batch([join([rows[index] for index in chosen])]) if self.joins_rows else self(rows, chosen)
+        """Return rows to train on as one batch, on the CPU: joined where the model allows it, padded elsewhere.
+
+        A row alone has nothing to be kept apart from: without positions of its own, no mask is built for it.
+        """
+        if not self.joins_rows or len(chosen) == 1:
+            return self(rows, chosen)
+        return self.batch([join([rows[index] for index in chosen])])
 
     def batch(self, rows: Sequence[Row], *, generate: bool = False) -> Batch:
         """Return rows as one batch, on the CPU.

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from peftcli.layers import document_attention as module
 from peftcli.methods.registry import registry
+from peftcli.training import collation
 from peftcli.training.plan import cpu_micro_batch_tokens, micro_batches
 from peftcli.training.run import train
 
@@ -119,3 +120,12 @@ def test_joined_micro_batches_fill_the_budget_with_rows_of_any_length() -> None:
 
 def test_narrow_models_take_more_tokens_at_once() -> None:
     assert [cpu_micro_batch_tokens(width) for width in (4096, 768, 384)] == [512, 512, 1024]
+
+
+@pytest.mark.parametrize(("tokens", "joins"), [(1, False), (40, True)])
+def test_a_row_alone_is_not_joined(recipe, monkeypatch, tokens, joins) -> None:
+    sizes = []
+    original = collation.join
+    monkeypatch.setattr(collation, "join", lambda rows: sizes.append(len(rows)) or original(rows))
+    train(recipe(training__max_tokens_per_micro_batch=tokens, training__max_steps=2))
+    assert bool(sizes) == joins and 1 not in sizes
