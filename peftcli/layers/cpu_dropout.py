@@ -5,6 +5,7 @@ Keeps two bytes for each element until the backward pass, where torch keeps one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ def fits(x: Tensor, rate: float, training: bool, inplace: bool) -> bool:
 
 def cpu_dropout(x: Tensor, rate: float) -> Tensor:
     """Return x with each element zeroed with probability `rate`, the others divided by the kept share."""
-    out: Tensor = _Dropout.apply(x, rate, draw_seed())  # type: ignore[no-untyped-call]  # torch's
-    return out
+    apply: Callable[..., Tensor] = _Dropout.apply  # untyped in torch
+    return apply(x, rate, draw_seed())
 
 
 class _Dropout(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,8 +129,8 @@ class DoraDelta(LoraDelta):
     With dropout, the official code's split: W x + (c - 1) W drop(x) + c s B A drop(x), c = m / |W + s B A|.
     """
 
-    def __init__(self, base: BaseLinear, rank: int, scale: Scale, **options: object) -> None:
-        super().__init__(base, rank, scale, **options)  # type: ignore[arg-type]  # the options of LoraDelta
+    def __init__(self, base: BaseLinear, rank: int, scale: Scale, **options: Any) -> None:
+        super().__init__(base, rank, scale, **options)
         self.lora_magnitude_vector = nn.Parameter(torch.ones(base.out_features, device=base.device))
         self._norm: Tensor | None = None
 

@@ -8,7 +8,7 @@ to the activations' dtype inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -64,8 +64,8 @@ def lowrank_add(
         with _without_autocast(y.device.type):
             return _chain(y, x, a, b, scale, rows, dropout)
     seed = draw_seed() if dropout else 0
-    out: Tensor = _LowRankAdd.apply(y, x, a, b, scale, rows, dropout, seed)  # type: ignore[no-untyped-call]  # torch's
-    return out
+    apply: Callable[..., Tensor] = _LowRankAdd.apply  # untyped in torch
+    return apply(y, x, a, b, scale, rows, dropout, seed)
 
 
 def _fast(y: Tensor) -> bool:
@@ -94,12 +94,11 @@ def _chain(
 ) -> Tensor:
     """Compute the sum by ordinary operations; y itself is left as it is."""
     hidden = F.linear(F.dropout(x.to(y.dtype), dropout), a.to(y.dtype))
-    per_row = isinstance(scale, Tensor) and (scale.ndim == 0 or scale.shape[-1] == 1)
-    if per_row:
-        hidden = hidden * scale.to(y.dtype)  # type: ignore[union-attr]  # a tensor by `per_row`; r wide, not d_out wide
-    delta = F.linear(hidden, b.to(y.dtype))
-    if not per_row:
-        delta = delta * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+    factor = scale.to(y.dtype) if isinstance(scale, Tensor) else scale
+    if isinstance(factor, Tensor) and (factor.ndim == 0 or factor.shape[-1] == 1):
+        delta = F.linear(hidden * factor, b.to(y.dtype))  # r wide, not d_out wide
+    else:
+        delta = F.linear(hidden, b.to(y.dtype)) * factor
     return y + delta if rows is None else rows.add(y, delta)
 
 

@@ -13,6 +13,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -116,12 +117,12 @@ class Stored:
             for start in range(0, self.numel, step):
                 yield self._at(stream, start, min(step, self.numel - start))
 
-    def _at(self, stream: BinaryIO, start: int, count: int) -> Tensor:
+    def _at(self, stream: BufferedReader, start: int, count: int) -> Tensor:
         if count == 0:
             return torch.empty(0, dtype=self.dtype)
         buffer = bytearray(count * self.dtype.itemsize)
         stream.seek(self.offset + start * self.dtype.itemsize)
-        if stream.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # a buffered reader has it
+        if stream.readinto(buffer) != len(buffer):
             raise UserError(f"{self.file} ends inside {self.name}", suggestion="copy or download the model again")
         return torch.frombuffer(buffer, dtype=self.dtype)
 
