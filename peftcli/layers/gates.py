@@ -65,6 +65,11 @@ class Gate(nn.Module):
             fill(self.weight)
         self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32))
 
+    @property
+    def mixes_positions(self) -> bool:
+        """Whether a token's gate depends on other tokens."""
+        return self.kind == "mean"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate for x: (batch, seq, width).
 

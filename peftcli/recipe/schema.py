@@ -149,6 +149,8 @@ class FastPathsSpec(Block):
     """One copy of the frozen matrices in the dtype of training."""
     padding_free: bool = True
     """On a CPU: the rows of a micro-batch behind each other, without padding, where the model keeps them apart."""
+    last_block: bool = True
+    """A classifier's last block at the position that its head reads, where that is the first."""
     allocator: bool = True
     """On a CPU: keep freed memory for the next step instead of giving it back (glibc)."""
 
@@ -200,8 +202,8 @@ class TrainingSpec(Block):
     """Compute in float16 with loss scaling; CUDA only."""
     tf32: bool = True
     """Let CUDA use TensorFloat-32 for float32 products."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass to save memory; auto where a step would not fit without."""
     label_smoothing_factor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Label smoothing."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] | None = None

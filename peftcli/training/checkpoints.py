@@ -37,6 +37,7 @@ class TrainState:
         bad_evaluations: evaluations in a row without improvement.
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
+        recomputes: whether by gradient checkpointing; free memory could decide otherwise after a resume.
         done: whether training ended, by steps or early.
         stopped_early: whether early stopping ended it.
     """
@@ -56,6 +57,7 @@ class TrainState:
     bad_evaluations: int = 0
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None
+    recomputes: bool | None = None
     done: bool = False
     stopped_early: bool = False
 

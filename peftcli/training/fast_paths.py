@@ -11,6 +11,7 @@ from peftcli.layers.cpu_paths import CpuPaths
 from peftcli.layers.document_attention import DocumentAttention
 from peftcli.layers.lowrank import plain_lowrank
 from peftcli.recipe.schema import Recipe
+from peftcli.training.last_block import LastBlock
 
 
 class FastPaths:
@@ -21,6 +22,8 @@ class FastPaths:
     Attributes:
         may_go_by_document: whether the recipe and the device let attention be computed document by document.
         by_document: whether it is: the model was found to keep documents of one row apart (`training.padding_free`).
+        may_cut: whether the recipe lets a classifier's last block be cut to the position that its head reads.
+        last_block: that block, where the model was found to allow it (`training.last_block`).
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
@@ -31,6 +34,8 @@ class FastPaths:
         self._dropout = swaps and self._switches.dropout
         self.by_document = False
         self.may_go_by_document = own and self._switches.padding_free
+        self.may_cut = self._switches.last_block and not recipe.training.torch_compile
+        self.last_block: LastBlock | None = None
         self._documents: DocumentAttention | None = None
 
     @contextmanager
@@ -45,6 +50,8 @@ class FastPaths:
             if self._attention or self._dropout or documents is not None:
                 paths = CpuPaths(attention=self._attention, dropout=self._dropout, documents=documents)
                 stack.enter_context(paths)
+            if self.last_block is not None:
+                stack.enter_context(self.last_block.cut())
             before, self._documents = self._documents, documents
             try:
                 yield

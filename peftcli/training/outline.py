@@ -75,7 +75,7 @@ def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
     attached: list[tuple[Anatomy, Attachment]] = []
     with collecting(problems):
         meta = build_meta(config, recipe.task, spec.num_labels or 2)
-        if recipe.training.gradient_checkpointing:
+        if recipe.training.gradient_checkpointing is True:
             with collecting(problems):
                 enable_checkpointing(meta)
         anatomy = read_anatomy(meta, recipe.model.anatomy)

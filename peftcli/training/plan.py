@@ -65,6 +65,13 @@ def cpu_micro_batch_tokens(hidden_size: int) -> int:
     return max(CPU_MICRO_BATCH_TOKENS, CPU_MICRO_BATCH_VALUES // hidden_size)
 
 
+def token_limit(spec: TrainingSpec, device_type: str, hidden_size: int) -> int | None:
+    """Return the bound on a micro-batch's tokens: the recipe's, or a CPU's own."""
+    if spec.max_tokens_per_micro_batch is not None or device_type != "cpu":
+        return spec.max_tokens_per_micro_batch
+    return cpu_micro_batch_tokens(hidden_size)
+
+
 def every(strategy: str, steps: int | None, plan: Plan, *, default: int) -> int | None:
     """Return the steps between two evaluations (or checkpoints), or None for never.
 

@@ -23,6 +23,7 @@ from peftcli.models.targets import summarise_targets
 from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.training.allocator import keep_freed_memory
+from peftcli.training.checkpoints import TrainState
 from peftcli.training.curves import write_plots
 from peftcli.training.hub import push
 from peftcli.training.loop import train_steps
@@ -126,9 +127,10 @@ def _start(
     """Build the session, and put it where an unfinished run left off."""
     checkpoints = directory.checkpoints()
     tree = checkpoints.latest(reporter.note) if status is RunStatus.UNFINISHED else None
-    recorded = tree["progress"]["compute_dtype"] if tree else None
-    session = build_session(loaded, world, directory, reporter, recorded_dtype=recorded)
+    recorded = TrainState(**tree["progress"]) if tree else TrainState()
+    session = build_session(loaded, world, directory, reporter, recorded=recorded)
     session.state.compute_dtype = str(session.precision.compute).removeprefix("torch.")
+    session.state.recomputes = session.recomputes
     milestones = Milestones(session, directory)
     if tree is not None:
         milestones.resume(tree)

@@ -23,7 +23,7 @@ from peftcli.training.collation import Collator
 from peftcli.training.compute_weights import ComputeWeights
 from peftcli.training.evaluation import Evaluator
 from peftcli.training.fast_paths import FastPaths
-from peftcli.training.plan import Plan, cpu_micro_batch_tokens, every, micro_batches
+from peftcli.training.plan import Plan, every, micro_batches, token_limit
 from peftcli.training.precision import Precision
 from peftcli.training.reporting import Reporter
 from peftcli.training.run_directory import RunDirectory
@@ -43,6 +43,7 @@ class Session:
         data: `data.PreparedData`.
         validation: named validation sets that have rows.
         learning_rate: the peak rate.
+        recomputes: whether activations are computed again in the backward pass (gradient checkpointing).
         state: what moves; replaced when a checkpoint is read.
         trackers: of the recipe, on the main process.
         after_step: called after every step (the profiler).
@@ -68,6 +69,7 @@ class Session:
     scaler: torch.amp.GradScaler
     fast_paths: FastPaths
     validation: Mapping[str, Any]
+    recomputes: bool = False
     state: TrainState = field(default_factory=TrainState)
     trackers: Trackers | None = None
     after_step: Callable[[], None] | None = None
@@ -110,7 +112,7 @@ class Session:
     def compute_weights(self) -> ComputeWeights:
         """The frozen matrices in the dtype of training, if they have another one."""
         spec, compute = self.recipe.training, self.precision.compute
-        casts = compute != self.precision.weights and not (spec.gradient_checkpointing or spec.torch_compile)
+        casts = compute != self.precision.weights and not (self.recomputes or spec.torch_compile)
         return ComputeWeights(self.model, compute if casts and spec.fast_paths.compute_weights else None)
 
     @contextmanager
@@ -125,9 +127,7 @@ class Session:
         """Return this process's micro-batches of the step with this index, counted from 0, on the CPU."""
         epoch, index = self.plan.position(step)
         spec = self.recipe.training
-        limit = spec.max_tokens_per_micro_batch
-        if limit is None and self.world.device.type == "cpu":
-            limit = cpu_micro_batch_tokens(self.anatomy.hidden_size)
+        limit = token_limit(spec, self.world.device.type, self.anatomy.hidden_size)
         rows = self.collator.epoch_rows(self.data.train, epoch, self.plan.step_rows)[index]
         shares = micro_batches(
             rows,

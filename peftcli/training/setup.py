@@ -4,7 +4,6 @@ load."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,11 +26,12 @@ from peftcli.models.reading import read_anatomy
 from peftcli.models.tokenizers import fit_to_tokenizer
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.training.activation_checkpointing import enable_checkpointing
+from peftcli.training.checkpoints import TrainState
 from peftcli.training.collation import Collator
 from peftcli.training.compiled_blocks import compile_blocks
 from peftcli.training.evaluation import Evaluator
 from peftcli.training.fast_paths import FastPaths
+from peftcli.training.last_block import last_block
 from peftcli.training.metrics import metric_problems, wanted_metrics
 from peftcli.training.neftune import add_neftune
 from peftcli.training.optimizers import make_optimizer
@@ -41,6 +41,7 @@ from peftcli.training.parameter_groups import parameter_groups
 from peftcli.training.plan import Plan, make_plan
 from peftcli.training.precision import Precision, decide_precision, pick_device
 from peftcli.training.randomness import seed_everything
+from peftcli.training.recomputation import set_up_recomputation
 from peftcli.training.reporting import Reporter
 from peftcli.training.run_directory import RunDirectory
 from peftcli.training.session import Session
@@ -134,12 +135,12 @@ def build_session(
     directory: RunDirectory,
     reporter: Reporter,
     *,
-    recorded_dtype: str | None = None,
+    recorded: TrainState,
 ) -> Session:
     """Return a session ready for its first step.
 
     Args:
-        recorded_dtype: what an earlier part of this run computed in.
+        recorded: where an earlier part of this run stopped, for what it decided; a fresh state for a new run.
 
     Raises:
         UserError: anything in the recipe, the model or the data is wrong.
@@ -155,18 +156,18 @@ def build_session(
     attachment, anatomy = attach_method(recipe, base, known.tokenizer, data.labels)
     for note in base.notes:
         reporter.note(note)
-    precision = decide_precision(spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded_dtype)
+    precision = decide_precision(spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded.compute_dtype)
     task.settings = replace(task.settings, positions=positions_left(anatomy, recipe.method))
     paths = FastPaths(recipe, world.device)
     with precision.inference(world.device):
         for note in task.bind(base.model, attachment.prepare_inputs):
             reporter.note(note)
         paths.by_document = rows_stay_apart(recipe, base.model, paths)
-    _prepare_for_training(recipe, base.model, anatomy, paths)
-    rate = spec.learning_rate or known.info.learning_rate
+        if paths.may_cut and task.one_for_row:
+            paths.last_block = last_block(base.model, anatomy, attachment.prepare_inputs)
     collator = _collator(recipe, known.tokenizer, task, route, paths)
-    seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
-    return Session(
+    rate = spec.learning_rate or known.info.learning_rate
+    session = Session(
         loaded=loaded,
         world=world,
         directory=directory,
@@ -188,6 +189,10 @@ def build_session(
         fast_paths=paths,
         validation=ready.validation,
     )
+    set_up_recomputation(session, recorded.recomputes)
+    _prepare_for_training(recipe, base.model, anatomy)
+    seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
+    return session
 
 
 def _collator(recipe: Recipe, tokenizer: Any, task: Task, route: PackingRoute, paths: FastPaths) -> Collator:
@@ -266,12 +271,9 @@ def adapter_directory(text: str) -> Path:
     return path / "adapter" if (path / "adapter").is_dir() else path
 
 
-def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy, paths: FastPaths) -> None:
-    """Switch on what changes how training computes: checkpointing, compiled blocks, noise."""
+def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy) -> None:
+    """Switch on what else changes how training computes: compiled blocks, noise."""
     spec = recipe.training
-    if spec.gradient_checkpointing:
-        context = nullcontext if spec.torch_compile else paths.again
-        enable_checkpointing(model, context)
     if spec.torch_compile:
         compile_blocks(model, anatomy)
     if spec.neftune_noise_alpha:

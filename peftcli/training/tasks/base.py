@@ -118,6 +118,7 @@ class Task(ABC):
         metric_kind: which metrics apply: `single_label`, `multi_label`, `regression`, `tags` or `text`.
         default_metrics: the metrics computed unasked.
         generates: whether predictions are generated text.
+        one_for_row: whether a row has one target, so that its head may read one position.
         padding_side: of a training batch; None leaves it to the tokenizer.
     """
 
@@ -125,6 +126,7 @@ class Task(ABC):
     metric_kind: str = "text"
     default_metrics: tuple[str, ...] = ()
     generates = False
+    one_for_row = False
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings

@@ -24,6 +24,7 @@ class SequenceClassification(Task):
     """Cross-entropy, binary cross-entropy per class, or squared error, by `labels.problem`."""
 
     name = "sequence_classification"
+    one_for_row = True
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)

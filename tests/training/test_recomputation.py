@@ -1,0 +1,136 @@
+"""Gradient checkpointing where memory needs it: the need is measured, the choice is told, recorded, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftcli.training import recomputation
+from peftcli.training.activation_memory import activation_cost
+from peftcli.training.recomputation import Need, free_bytes, need_of
+from peftcli.training.run import train
+from peftcli.training.run_directory import RunDirectory
+from peftcli.training.reporting import Silent
+from peftcli.training.checkpoints import TrainState
+from peftcli.training.setup import build_session
+from peftcli.training.world import World
+
+CPU = torch.device("cpu")
+
+
+def session_of(loaded, tmp_path):
+    return build_session(loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), recorded=TrainState())
+
+
+def long_rows(count: int, words: int) -> list[dict[str, str]]:
+    return [{"prompt": "the cat sat " * (words // 6), "completion": "red dog " * (words // 4)} for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "change"),
+    [
+        ("llama", "causal_lm", {}),
+        ("llama", "causal_lm", {"model__attn_implementation": "eager"}),
+        ("bert", "sequence_classification", {"training__fast_paths": {"last_block": False}}),
+        ("t5", "seq2seq_lm", {}),
+    ],
+)
+def test_short_rows_tell_what_long_ones_keep(recipe, models, tmp_path, family, task, change) -> None:
+    model = models(family, task, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1) if family == "bert" else None
+    rows = [{"text": "the cat sat " * 14, "label": "a"}, {"text": "dog " * 42, "label": "b"}]
+    rows = rows * 4 if "classification" in task else long_rows(8, 60)
+    named = {"model": model} if model is not None else {}
+    loaded = recipe(family, task, rows, data__max_length=60, **named, **change)
+    session = session_of(loaded, tmp_path)
+    row = session.data.train[0]
+    assert len(row.input_ids) > 40
+    short = activation_cost(session.model, session.task, session.collator, row, session.computing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peftcli.training.activation_memory.LONGEST_PROBE", len(row.input_ids))
+        whole = activation_cost(session.model, session.task, session.collator, row, session.computing)
+    assert short.of(1, len(row.input_ids)) == pytest.approx(whole.of(1, len(row.input_ids)), rel=0.1)
+    assert short.of(8, 40) > 7 * short.of(1, 40) - 7 * short.fixed
+
+
+def test_attention_that_keeps_its_probabilities_grows_with_the_square(recipe, tmp_path) -> None:
+    plain, eager = (
+        session_of(recipe(name=name, model__attn_implementation=name), tmp_path / name) for name in ("sdpa", "eager")
+    )
+    costs = [
+        activation_cost(s.model, s.task, s.collator, s.data.train[0], s.computing).quadratic for s in (plain, eager)
+    ]
+    assert costs[0] < 0.1 * costs[1]
+
+
+def test_checkpointing_is_off_where_a_step_fits(recipe, recorder) -> None:
+    train(recipe(), reporter=recorder)
+    assert not [note for note in recorder.notes if "checkpointing" in note]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_checkpointing_is_on_where_it_does_not_and_changes_nothing(recipe, recorder, monkeypatch, fast) -> None:
+    train(recipe(name="kept"), reporter=recorder)
+    losses = list(recorder.losses)
+    recorder.steps.clear()
+    monkeypatch.setattr(recomputation, "free_bytes", lambda *_: 100_000)
+    switches = {} if fast else {"training__fast_paths": {"padding_free": False}}
+    summary = train(recipe(name="recomputed", **switches), reporter=recorder)
+    notes = [note for note in recorder.notes if "gradient checkpointing is on" in note]
+    assert len(notes) == 1 and "GiB of activations" in notes[0] and "are free" in notes[0]
+    assert recorder.losses == pytest.approx(losses, rel=1e-5)
+    state = next(Path(summary.output_dir).glob("checkpoints/step-*/state.json"))
+    assert '["recomputes", true]' in json.dumps(json.loads(state.read_text()))
+
+
+def test_false_keeps_activations_whatever_is_free(recipe, recorder, monkeypatch) -> None:
+    monkeypatch.setattr(recomputation, "free_bytes", lambda *_: 1)
+    train(recipe(training__gradient_checkpointing=False), reporter=recorder)
+    assert not [note for note in recorder.notes if "checkpointing" in note]
+
+
+def test_a_resumed_run_does_as_before(recipe, tmp_path, monkeypatch) -> None:
+    loaded = recipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(recomputation, "free_bytes", lambda *_: 1)
+        first = session_of(loaded, tmp_path)
+    assert first.recomputes
+    again = build_session(
+        loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), recorded=TrainState(recomputes=True)
+    )
+    assert again.recomputes
+    kept = build_session(
+        loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), recorded=TrainState(recomputes=False)
+    )
+    assert not kept.recomputes
+
+
+def test_a_family_without_it_trains_and_says_so(recipe, recorder, monkeypatch) -> None:
+    monkeypatch.setattr(recomputation, "free_bytes", lambda *_: 1)
+    train(recipe("albert", "sequence_classification"), reporter=recorder)
+    [note] = [note for note in recorder.notes if "memory may run out" in note]
+    assert "does not support" in note and "per_device_train_batch_size" in note
+
+
+def test_the_need_is_that_of_the_largest_micro_batch(recipe, tmp_path) -> None:
+    small = need_of(session_of(recipe(training__max_tokens_per_micro_batch=24), tmp_path / "a"))
+    large = need_of(session_of(recipe(training__per_device_train_batch_size=16), tmp_path / "b"))
+    assert small is not None and large is not None
+    assert small.rows * small.length <= 24 + small.length
+    assert large.rows == 16 and large.activations > 4 * small.activations
+    assert Need(1, 10, 1e9, 0, int(2e9)).fits and not Need(1, 10, 1e9, int(1e9), int(2e9)).fits
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
+    whole = free_bytes(CPU)
+    assert whole is not None
+    monkeypatch.setattr(recomputation, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
+    assert free_bytes(CPU) == pytest.approx(whole, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert free_bytes(CPU) == 400
+    assert free_bytes(CPU, processes=2) == 200
