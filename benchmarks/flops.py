@@ -44,7 +44,7 @@ def _last_block_elsewhere(model: Any) -> int:
     return sum(size for name, size in matrices.items() if not any(word in name for word in ("key", "value")))
 
 
-def matmul_peak(dtype: torch.dtype, device: str, size: int | None = None, repeats: int = 20) -> float:
+def matmul_peak(dtype: torch.dtype, device: str, size: int | None = None, repeats: int = 60) -> float:
     """Return the best FLOP/s of a square matrix product here, now."""
     size = size or (1536 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -51,7 +51,9 @@ class Need:
     def __str__(self) -> str:
         rows = "a row" if self.rows == 1 else f"{self.rows:.3g} rows"
         activations, free = self.activations / 2**30, self.free / 2**30
-        return f"{rows} of {self.length:,} tokens would keep {activations:.3g} GiB of activations, {free:.3g} GiB are free"
+        return (
+            f"{rows} of {self.length:,} tokens would keep {activations:.3g} GiB of activations, {free:.3g} GiB are free"
+        )
 
 
 def set_up_recomputation(session: Session, recorded: bool | None = None) -> None:
@@ -61,10 +63,9 @@ def set_up_recomputation(session: Session, recorded: bool | None = None) -> None
         session: its blocks are not compiled yet.
         recorded: what an earlier part of this run did: a resumed run goes on the same way.
     """
-    wanted = session.recipe.training.gradient_checkpointing
+    asked = session.recipe.training.gradient_checkpointing
+    wanted = recorded if asked == "auto" else asked
     note = None
-    if wanted == "auto":
-        wanted = recorded
     if wanted is None:
         need = need_of(session)
         wanted = session.world.any(need is not None and not need.fits)
@@ -75,7 +76,7 @@ def set_up_recomputation(session: Session, recorded: bool | None = None) -> None
     try:
         enable_checkpointing(session.model, context)
     except UserError as error:
-        if session.recipe.training.gradient_checkpointing != "auto":
+        if asked != "auto":
             raise
         reason = error.problems[0].message
         note = f"memory may run out: {need_of(session)}, and {reason}; lower training.per_device_train_batch_size"

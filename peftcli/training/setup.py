@@ -156,7 +156,9 @@ def build_session(
     attachment, anatomy = attach_method(recipe, base, known.tokenizer, data.labels)
     for note in base.notes:
         reporter.note(note)
-    precision = decide_precision(spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded.compute_dtype)
+    precision = decide_precision(
+        spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded.compute_dtype
+    )
     task.settings = replace(task.settings, positions=positions_left(anatomy, recipe.method))
     paths = FastPaths(recipe, world.device)
     with precision.inference(world.device):

@@ -1,4 +1,4 @@
-"""A classifier's last block at the position that its head reads: the same losses and gradients, and only where it may."""
+"""A classifier's last block where its head reads: the same losses and gradients, and only where it may."""
 
 from __future__ import annotations
 

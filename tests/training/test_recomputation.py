@@ -1,4 +1,4 @@
-"""Gradient checkpointing where memory needs it: the need is measured, the choice is told, recorded, and changes nothing."""
+"""Gradient checkpointing where memory needs it: the need is measured, the choice told and recorded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from peftcli.training import recomputation
 from peftcli.training.activation_memory import activation_cost
+from peftcli.training.checkpoints import TrainState
 from peftcli.training.recomputation import Need, free_bytes, need_of
+from peftcli.training.reporting import Silent
 from peftcli.training.run import train
 from peftcli.training.run_directory import RunDirectory
-from peftcli.training.reporting import Silent
-from peftcli.training.checkpoints import TrainState
 from peftcli.training.setup import build_session
 from peftcli.training.world import World
 
@@ -39,7 +39,8 @@ def long_rows(count: int, words: int) -> list[dict[str, str]]:
     ],
 )
 def test_short_rows_tell_what_long_ones_keep(recipe, models, tmp_path, family, task, change) -> None:
-    model = models(family, task, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1) if family == "bert" else None
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = models(family, task, **dropout) if family == "bert" else None
     rows = [{"text": "the cat sat " * 14, "label": "a"}, {"text": "dog " * 42, "label": "b"}]
     rows = rows * 4 if "classification" in task else long_rows(8, 60)
     named = {"model": model} if model is not None else {}
