@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -52,6 +53,7 @@ _worker: Worker | None = None  # of a worker process: set once by its initialise
 
 def _start(arguments: tuple[Any, Any, str | None]) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what it left
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
     _worker = Worker(*arguments)
 

@@ -160,13 +160,10 @@ def build_session(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded.compute_dtype
     )
     task.settings = replace(task.settings, positions=positions_left(anatomy, recipe.method))
-    paths = FastPaths(recipe, world.device)
     with precision.inference(world.device):
         for note in task.bind(base.model, attachment.prepare_inputs):
             reporter.note(note)
-        paths.by_document = rows_stay_apart(recipe, base.model, paths)
-        if paths.may_cut and task.one_for_row:
-            paths.last_block = last_block(base.model, anatomy, attachment.prepare_inputs)
+        paths = _fast_paths(recipe, base.model, anatomy, task, world.device)
     collator = _collator(recipe, known.tokenizer, task, route, paths)
     rate = spec.learning_rate or known.info.learning_rate
     session = Session(
@@ -195,6 +192,15 @@ def build_session(
     _prepare_for_training(recipe, base.model, anatomy)
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return session
+
+
+def _fast_paths(recipe: Recipe, model: Any, anatomy: Anatomy, task: Task, device: torch.device) -> FastPaths:
+    """Return the faster paths that the recipe leaves on, and those that the live model was found to allow."""
+    paths = FastPaths(recipe, device)
+    paths.by_document = rows_stay_apart(recipe, model, paths)
+    if paths.may_cut and task.one_for_row:
+        paths.last_block = last_block(model, anatomy, task.prepare_inputs)
+    return paths
 
 
 def _collator(recipe: Recipe, tokenizer: Any, task: Task, route: PackingRoute, paths: FastPaths) -> Collator:

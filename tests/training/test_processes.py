@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.cli.app import main
+from peftcli.recipe.schema import FastPathsSpec
 from peftcli.training.run import train
 
 OPTIONS = {"data__val_set_size": 5, "training__max_steps": 5, "training__eval_steps": 2, "training__save_steps": 2}
@@ -32,6 +33,24 @@ def test_two_processes_equal_one_with_the_same_effective_batch(recipe) -> None:
     assert [line["step"] for line in left] == [line["step"] for line in right]
     for a, b in zip(left, right, strict=True):
         for key in ("loss", "eval_loss", "grad_norm", "tokens", "eval_rows"):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], rel=1e-4), (key, a["step"])
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+def test_two_processes_with_every_fast_path_equal_one_without(recipe, task) -> None:
+    family = "llama" if task == "causal_lm" else "bert"
+    off = dict.fromkeys(FastPathsSpec.model_fields, False)
+    plain = recipe(
+        family, task, name="plain", training__per_device_train_batch_size=6, training__fast_paths=off, **OPTIONS
+    )
+    train(plain)
+    two = recipe(family, task, name="two", training__per_device_train_batch_size=3, **OPTIONS)
+    assert run("train", two.path, "--num-processes", "2", "--quiet") == 0
+    left, right = lines(plain.recipe.output_dir), lines(two.recipe.output_dir)
+    assert [line["step"] for line in left] == [line["step"] for line in right]
+    for a, b in zip(left, right, strict=True):
+        for key in ("loss", "eval_loss", "grad_norm"):
             if key in a:
                 assert b[key] == pytest.approx(a[key], rel=1e-4), (key, a["step"])
 
