@@ -12,7 +12,8 @@ before on this machine with these versions stay, others say that they were not m
 - memory is the peak of the device, or of the whole process on a CPU, imports and loading included;
 - the first step is over that many seconds after the command was started, with no rows in this project's cache;
 - losses and gradient norms are compared at every step; a base with dropout is run once more without, for that alone;
-- utilisation is 4N + attention on non-padding tokens over the best of twenty matrix products right after the runs.
+- utilisation is 4N + attention on non-padding tokens over the best matrix product right before and after the runs:
+  a virtual machine may be slow for the few seconds of one of them.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def measure(cell: Cell, material: Path, data: Path, repeats: int) -> dict[str, A
     """Run both sides alternately and return the record of one cell."""
     checkpoint, rows = prepare(cell, material, data)
     initial = initial_values(cell, checkpoint, material)
+    before = peaks(cell)
     ours, theirs = [], []
     for _ in range(repeats):
         ours.append(run_side("ours.py", cell.as_json(), checkpoint, rows, initial))
@@ -78,13 +80,26 @@ def measure(cell: Cell, material: Path, data: Path, repeats: int) -> dict[str, A
         sides = ("ours.py", "baseline.py")
         compared = tuple(run_side(script, plain.as_json(), quiet, rows, initial) for script in sides)
     record = report.summarise(cell, ours, theirs, compared)
-    return record | utilisation(cell, record, checkpoint, read_rows(rows))
+    best = {name: max(peak, before[name]) for name, peak in peaks(cell).items()}
+    return record | utilisation(cell, record, checkpoint, read_rows(rows), best)
 
 
-def utilisation(cell: Cell, record: dict[str, Any], checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return model FLOPs utilisation of both sides, and the peaks in their dtypes, measured now."""
+def peaks(cell: Cell) -> dict[str, float]:
+    """Return the best FLOP/s of a matrix product, now, in the dtypes that the cell may compute in."""
     import torch
-    from flops import matmul_peak, step_flops
+    from flops import matmul_peak
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = ("float32", "bfloat16") if cell.dtype == "auto" else (cell.dtype,)
+    return {name: matmul_peak(getattr(torch, name), device) for name in names}
+
+
+def utilisation(
+    cell: Cell, record: dict[str, Any], checkpoint: Path, rows: list[dict[str, Any]], best: dict[str, float]
+) -> dict[str, Any]:
+    """Return model FLOPs utilisation of both sides against the peaks in their dtypes."""
+    import torch
+    from flops import step_flops
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     causal = cell.task == "causal_lm"
@@ -92,13 +107,11 @@ def utilisation(cell: Cell, record: dict[str, Any], checkpoint: Path, rows: list
     with torch.device("meta"):
         model = kind.from_config(AutoConfig.from_pretrained(checkpoint))
     each = step_flops(model, rows, causal) / sum(len(row["input_ids"]) for row in rows)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    peak, other = (matmul_peak(getattr(torch, name), device) for name in (record["compute"], cell.baseline_dtype))
     return {
-        "utilisation": each * record["ours"] / peak,
-        "utilisation_theirs": each * record["theirs"] / other,
-        "peak_flops": peak,
-        "device": device,
+        "utilisation": each * record["ours"] / best[record["compute"]],
+        "utilisation_theirs": each * record["theirs"] / best[cell.baseline_dtype],
+        "peak_flops": best[record["compute"]],
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 
 
