@@ -26,6 +26,13 @@ RECOMPILE_LIMIT = 32
 
 Torch's own limit of 8 is passed by a model with two kinds of blocks; what comes after the limit is not compiled.
 """
+SETTINGS = {
+    # a gate over the sequence finds the padding mask on a module: its length varies like the input's
+    "force_nn_module_property_static_shapes": False,
+    # parts note what a gate in their block will read, which is used up before the block ends: no need to do it again
+    "skip_fwd_side_effects_in_bwd_under_checkpoint": True,
+}
+"""Of torch's tracing, for the run."""
 NOTE = "torch_compile: the blocks are compiled in the first steps, which takes from one to several minutes"
 
 
@@ -61,7 +68,11 @@ def compile_blocks(model: nn.Module, anatomy: Anatomy) -> None:
     """Compile the blocks of every stack; their names, weights and hooks stay as they are."""
     import torch._dynamo
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    for name, value in SETTINGS.items():
+        if hasattr(config, name):  # they came, and may go, with versions
+            setattr(config, name, value)
     for path in (path for stack in anatomy.layers.values() for path in stack):
         model.get_submodule(path).compile()
 
