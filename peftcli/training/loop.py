@@ -24,7 +24,7 @@ def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> 
         meter.start_step()
 
         # count: what the loss of the whole step is divided by, over all micro-batches and processes
-        count = world.sum(torch.tensor(sum(batch.count for batch in batches), device=world.device))
+        count = world.sum(torch.tensor(sum((batch.count for batch in batches), 0.0), device=world.device))
 
         # forward, backward
         for batch in batches:
