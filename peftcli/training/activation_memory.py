@@ -65,8 +65,9 @@ def activation_cost(
     finally:
         model.train(was_training)
     degree = len(lengths) - 1
-    found = [max(0.0, float(x)) for x in reversed(np.polyfit(lengths, kept, degree))] if degree else [0.0, kept[0]]
-    return ActivationCost(*[*found, 0.0, 0.0][:3])
+    found = [max(0.0, float(x)) for x in np.polyfit(lengths, kept, degree)]
+    quadratic, linear, fixed = [0.0] * (2 - degree) + found  # a row of one or two tokens tells no curve
+    return ActivationCost(fixed, linear, quadratic)
 
 
 def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:

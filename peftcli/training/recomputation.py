@@ -65,7 +65,7 @@ def set_up_recomputation(session: Session, recorded: bool | None = None) -> None
     """
     asked = session.recipe.training.gradient_checkpointing
     wanted = recorded if asked == "auto" else asked
-    note = None
+    need, note = None, None
     if wanted is None:
         need = need_of(session)
         wanted = session.world.any(need is not None and not need.fits)
@@ -79,7 +79,7 @@ def set_up_recomputation(session: Session, recorded: bool | None = None) -> None
         if asked != "auto":
             raise
         reason = error.problems[0].message
-        note = f"memory may run out: {need_of(session)}, and {reason}; lower training.per_device_train_batch_size"
+        note = f"memory may run out: {need}, and {reason}; lower training.per_device_train_batch_size"
     else:
         session.recomputes = True
     if note is not None:

@@ -154,14 +154,12 @@ def build_session(
     base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
     route = _packing_route(loaded, base.model)
     attachment, anatomy = attach_method(recipe, base, known.tokenizer, data.labels)
-    for note in base.notes:
-        reporter.note(note)
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=recorded.compute_dtype
     )
     task.settings = replace(task.settings, positions=positions_left(anatomy, recipe.method))
     with precision.inference(world.device):
-        for note in task.bind(base.model, attachment.prepare_inputs):
+        for note in [*base.notes, *task.bind(base.model, attachment.prepare_inputs)]:
             reporter.note(note)
         paths = _fast_paths(recipe, base.model, anatomy, task, world.device)
     collator = _collator(recipe, known.tokenizer, task, route, paths)
@@ -188,8 +186,7 @@ def build_session(
         fast_paths=paths,
         validation=ready.validation,
     )
-    set_up_recomputation(session, recorded.recomputes)
-    _prepare_for_training(recipe, base.model, anatomy)
+    _prepare_for_training(session, recorded)
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return session
 
@@ -279,13 +276,14 @@ def adapter_directory(text: str) -> Path:
     return path / "adapter" if (path / "adapter").is_dir() else path
 
 
-def _prepare_for_training(recipe: Recipe, model: nn.Module, anatomy: Anatomy) -> None:
-    """Switch on what else changes how training computes: compiled blocks, noise."""
-    spec = recipe.training
+def _prepare_for_training(session: Session, recorded: TrainState) -> None:
+    """Switch on what changes how training computes: checkpointing, compiled blocks, noise."""
+    spec, anatomy = session.recipe.training, session.anatomy
+    set_up_recomputation(session, recorded.recomputes)
     if spec.torch_compile:
-        compile_blocks(model, anatomy)
+        compile_blocks(session.model, anatomy)
     if spec.neftune_noise_alpha:
-        add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
+        add_neftune(session.model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
 
 
 def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, device: torch.device) -> torch.optim.Optimizer:
