@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from peftcli.methods.protocol import MethodInfo
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class HeadAloneParams(MethodParams):
@@ -32,6 +32,6 @@ INFO = MethodInfo(
 
 def attach(model: nn.Module, anatomy: Anatomy, params: HeadAloneParams) -> Attachment:
     """Attach nothing: the head is trained beside every method."""
-    from peftcli.methods.attachment import Attachment
+    from peftcli.protocol.attachment import Attachment
 
     return Attachment(model)

@@ -29,10 +29,10 @@ def _write(cell: Cell, checkpoint: Path, target: Path) -> None:
 
     from peftcli.adapters.format import describe
     from peftcli.adapters.saving import save_adapter
-    from peftcli.methods.apply import apply_method
-    from peftcli.methods.registry import registry
-    from peftcli.models.loading import load_model
-    from peftcli.models.reading import read_anatomy
+    from peftcli.models.load.load_model import load_model
+    from peftcli.models.read_anatomy import read_anatomy
+    from peftcli.protocol.apply_method import apply_method
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.schema import ModelSpec
 
     torch.manual_seed(0)

@@ -76,7 +76,7 @@ class Case:
         """A digest of the recipe with the method's defaults filled in: a result counts while it is the same."""
         recipe = self.recipe
         if self.method != HEAD:
-            from peftcli.methods.registry import registry
+            from peftcli.protocol.registry import registry
 
             params = registry.info(self.method).params.model_validate(recipe["method"])
             recipe["method"] = params.model_dump(mode="json")
@@ -87,7 +87,7 @@ def planned(
     methods: list[str] | None = None, rates: list[float] | None = None, seeds: tuple[int, ...] = SEEDS
 ) -> list[Case]:
     """Return every run, seed by seed, the head's first; `rates` instead of the methods' defaults."""
-    from peftcli.methods.registry import registry
+    from peftcli.protocol.registry import registry
 
     cases = []
     for name in methods or [HEAD, *registry.names()]:

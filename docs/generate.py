@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from peftcli.cli.methods import text_of
-from peftcli.methods.registry import registry
-from peftcli.recipe.aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
+from peftcli.protocol.registry import registry
+from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.describe import describe
 from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
@@ -110,8 +110,8 @@ def families(_: str) -> str:
     """Return the table of model families."""
     from transformers import AutoConfig
 
-    from peftcli.models.families import FAMILIES, family_row
-    from peftcli.models.tasks import possible_tasks
+    from peftcli.models.families.family_table import FAMILIES, family_row
+    from peftcli.models.model_tasks import possible_tasks
 
     rows = []
     for name in FAMILIES:
@@ -138,7 +138,7 @@ def role_paths(name: str) -> str:
     """Return the modules that are the roles of one family."""
     from transformers import AutoConfig
 
-    from peftcli.models.families import family_row
+    from peftcli.models.families.family_table import family_row
 
     row = family_row(AutoConfig.for_model(name))
     assert row is not None
@@ -153,7 +153,7 @@ def role_paths(name: str) -> str:
 
 def formats(_: str) -> str:
     """Return the row formats."""
-    from peftcli.data.formats import FORMATS
+    from peftcli.data.formats.recognition import FORMATS
 
     rows = []
     for known in FORMATS:

@@ -15,9 +15,9 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location, resolve_location
 from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_model_type
-from peftcli.models.sources import find_source
+from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load import LoadedRecipe
-from peftcli.recipe.registry import Registry
+from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.schema import DataSource, DataSpec
 
 _HEAVY_FILES = (".parquet", ".arrow")  # reading them imports pyarrow and numpy
@@ -130,7 +130,7 @@ def _rows_unknown(wrong: Iterable[str]) -> bool:
 
 
 def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
-    from peftcli.data.chat_templates import PLAIN, template_names
+    from peftcli.data.chat.named_templates import PLAIN, template_names
 
     known = [*template_names(), PLAIN]
     if wanted not in known and not Path(wanted).expanduser().is_file():
@@ -157,9 +157,9 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource) ->
     Raises:
         UserError: there are no rows, the first ones are all broken, or no format or column fits.
     """
-    from peftcli.data.formats import recognise
-    from peftcli.data.records import Record
-    from peftcli.data.sources import resolve_source
+    from peftcli.data.formats.recognition import recognise
+    from peftcli.data.read.records import Record
+    from peftcli.data.read.sources import resolve_source
 
     files = resolve_source(source)
     if files.kind == "dataset" or any(file.suffix in _HEAVY_FILES for file in files.files[:1]):

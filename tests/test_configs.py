@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from tests.cli.conftest import Cli, cli  # noqa: F401  # the fixture of the command line
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))

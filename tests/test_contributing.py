@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peftcli.methods import registry as registry_module
+from peftcli.protocol import registry as registry_module
 from tests.cli.conftest import Cli, Workspace, cli, workspace  # noqa: F401  # the fixtures of the command line
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import typer
 
 from peftcli.analysis.counting import count_params
 from peftcli.cli.app import build_app
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent

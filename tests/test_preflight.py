@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftcli.errors import Problem, UserError
-from peftcli.methods.registry import registry
 from peftcli.preflight import check_surroundings
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 
 RECIPE = """\

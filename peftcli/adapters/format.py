@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import UserError
-from peftcli.models.identity import BaseIdentity
+from peftcli.models.load.identity import BaseIdentity
 
 if TYPE_CHECKING:
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -22,10 +22,10 @@ from peftcli.adapters.format import (
     AdapterMeta,
     read_json,
 )
-from peftcli.adapters.hf_peft import FORMATS, import_hf
+from peftcli.adapters.hf.hf_peft import FORMATS, import_hf
 from peftcli.errors import Problem, UserError
-from peftcli.methods.registry import MethodRegistry, registry
-from peftcli.recipe import upgrades
+from peftcli.protocol.registry import MethodRegistry, registry
+from peftcli.recipe.aliases import upgrades
 from peftcli.recipe.params import MethodParams
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peftcli import __version__
-from peftcli.adapters.card import model_card
 from peftcli.adapters.format import CARD, CONFIG, FORMAT_VERSION, OWN_TYPE, SIDECAR, WEIGHTS, AdapterMeta, write_json
-from peftcli.adapters.hf_peft import hf_format
+from peftcli.adapters.hf.hf_peft import hf_format
+from peftcli.adapters.model_card import model_card
 from peftcli.atomic import new_directory
 from peftcli.recipe.params import MethodParams
 

@@ -11,19 +11,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from peftcli import __version__
-from peftcli.adapters import adapterhub
-from peftcli.adapters.base_model import BaseName, fit, known_task
-from peftcli.adapters.export import Instead, to_hf_peft
+from peftcli.adapters.adapter_base import BaseName, fit, known_task
+from peftcli.adapters.adapterhub import adapterhub
 from peftcli.adapters.format import CONFIG, SIDECAR, WEIGHTS, AdapterMeta, read_json
-from peftcli.adapters.hf_peft import import_hf
+from peftcli.adapters.hf.hf_peft import import_hf
+from peftcli.adapters.hf.whole_modules import Instead, to_hf_peft
 from peftcli.adapters.loading import load_adapter, read_tensors
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory, write_text
 from peftcli.errors import UserError
-from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored import stored_recipe
+from peftcli.recipe.yaml.dump import dump_recipe
 
 Destination = Literal["hf-peft", "adapterhub"]
 

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from peftcli.adapters.loading import load_adapter
 from peftcli.analysis.base_weights import FileWeights, base_weights, linears_by_key, role_weight
 from peftcli.analysis.spectrum import Spectrum, product_spectrum
-from peftcli.data.labels import LabelSpec
+from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.layers.site import Part
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.composite_attachment import CompositeAttachment
-from peftcli.methods.composition import SEPARATOR
-from peftcli.methods.protocol import MergeRule
-from peftcli.methods.registry import registry
 from peftcli.models.anatomy import Anatomy, LinearRole
-from peftcli.models.heads import configure_head
-from peftcli.models.loading import build_meta, load_config
-from peftcli.models.reading import read_anatomy
-from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.load.heads import configure_head
+from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.composite_attachment import CompositeAttachment
+from peftcli.protocol.composition import SEPARATOR
+from peftcli.protocol.method import MergeRule
+from peftcli.protocol.registry import registry
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored import load_stored_recipe

@@ -10,8 +10,8 @@ from peftcli.errors import UserError
 from peftcli.merging.base_files import stored_tensors
 from peftcli.merging.tensor_files import Source
 from peftcli.models.anatomy import Anatomy, LinearRole
-from peftcli.models.checkpoint_names import CheckpointNames
-from peftcli.models.sources import find_source
+from peftcli.models.load.checkpoint_names import CheckpointNames
+from peftcli.models.load.model_files import find_source
 from peftcli.recipe.schema import ModelSpec
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from peftcli.layers.site import strip_site
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import MethodRegistry, registry
-from peftcli.models.loading import build_meta, load_config
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import Recipe, TaskName
 

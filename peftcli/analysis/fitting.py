@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from transformers import PretrainedConfig
 
 from peftcli.errors import Problem, UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.registry import MethodRegistry, registry
-from peftcli.models.loading import build_meta, load_config
-from peftcli.models.reading import read_anatomy
-from peftcli.models.tasks import TASK_CLASSES, possible_tasks
+from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.model_tasks import TASK_CLASSES, possible_tasks
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.schema import ModelSpec, TaskName
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import Json
+from peftcli.console.options import Json
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def count_params(
 
     Example: peft count-params --model gpt2 --task causal_lm --method lora:r=8,target_modules=[attn.q,attn.v]
     """
-    from peftcli.cli.output import print_json
+    from peftcli.console.output import print_json
 
     loaded = _recipes(recipes or [], model, task, method or [])
 
@@ -52,7 +52,7 @@ def count_params(
 
 
 def _recipes(files: list[Path], model: str | None, task: str | None, methods: list[str]) -> list[LoadedRecipe]:
-    from peftcli.methods.registry import registry
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe, recipe_from_overrides
 
     named = {"--model": model, "--task": task, "--method": methods}
@@ -121,7 +121,7 @@ def _quoted(text: str) -> str:
 
 
 def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
-    from peftcli.cli.output import byte_size, count, print_table, result_console, short_count, table
+    from peftcli.console.output import byte_size, count, print_table, result_console, short_count, table
 
     cells = [
         [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, Json, about_option, note, refuse_nothing
+from peftcli.console.options import BaseDtype, Json, about_option, note, refuse_nothing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +40,8 @@ def evaluate(
     if data is not None:
         refuse_nothing(data, "--data")
 
-    from peftcli.cli.output import print_json, result_console
-    from peftcli.training.inference import evaluate_run
+    from peftcli.console.output import print_json, result_console
+    from peftcli.inference.use_runs import evaluate_run
 
     with about_option("--data") if data is not None else nullcontext():
         metrics = evaluate_run(run, data=data, base_dtype=base_dtype, note=note)
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def _print(metrics: dict[str, Any], console: Console) -> None:
-    from peftcli.cli.output import metric, print_table, table
+    from peftcli.console.output import metric, print_table, table
 
     rows = [[name, metric(name, value)] for name, value in metrics.items() if not isinstance(value, (dict, list))]
     print_table(console, table(["metric", "value"], rows, numeric=(1,)))

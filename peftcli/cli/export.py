@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from peftcli.cli.options import Json, Quiet, RunPath, note
+from peftcli.console.options import Json, Quiet, RunPath, note
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def export(
     Example: peft export runs/lora -o lora-for-peft --to hf-peft
     """
     from peftcli.adapters.transfer import export_run
-    from peftcli.cli.output import print_json
+    from peftcli.console.output import print_json
 
     done = export_run(run, output, to=to, instead=instead, base=base)
     for text in [] if quiet else done.notes:

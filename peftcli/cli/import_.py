@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from peftcli.cli.options import Json, Quiet, note
+from peftcli.console.options import Json, Quiet, note
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def import_(
     Example: peft import downloaded-lora -o runs/imported --base models/llama
     """
     from peftcli.adapters.transfer import import_adapter
-    from peftcli.cli.output import print_json
+    from peftcli.console.output import print_json
 
     done = import_adapter(directory, output, base=base)
     for text in [] if quiet else done.notes:

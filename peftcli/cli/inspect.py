@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.cli.options import Json, Overrides, RecipePath, refuse_directory
+from peftcli.console.options import Json, Overrides, RecipePath, refuse_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -34,34 +34,34 @@ def inspect(
     if html is not None:
         refuse_directory(html, "--html")
 
-    from peftcli.cli.output import print_json
+    from peftcli.console.output import print_json
 
     found = _inspect(recipe, overrides or [], rows)
     if html is not None:
         from peftcli.atomic import write_text
-        from peftcli.cli.inspect_html import page
+        from peftcli.console.inspect_html import page
 
         write_text(html, page(found, title=str(recipe)))
         typer.echo(f"written: {html}", err=True)
     if as_json:
         print_json(found.as_dict())
     elif html is None:
-        from peftcli.cli.inspect_view import print_inspection
+        from peftcli.console.inspect_view import print_inspection
 
         print_inspection(found, width)
 
 
 def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     """Return the inspection of a recipe's data, prepared as `peft train` prepares it."""
+    from peftcli.assembly.outline import positions_left
     from peftcli.data.inspection import inspect_data
     from peftcli.data.prepare import prepare
     from peftcli.errors import UserError
-    from peftcli.methods.registry import registry
-    from peftcli.models.loading import build_meta, load_config
-    from peftcli.models.reading import read_anatomy
-    from peftcli.models.tokenizers import load_tokenizer
+    from peftcli.models.load.load_model import build_meta, load_config
+    from peftcli.models.load.tokenizers import load_tokenizer
+    from peftcli.models.read_anatomy import read_anatomy
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe
-    from peftcli.training.outline import positions_left
 
     loaded = load_recipe(path, overrides, registry)
     spec = loaded.recipe.data

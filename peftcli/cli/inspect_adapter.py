@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.cli.options import Json, note
+from peftcli.console.options import Json, note
 
 if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView, ModuleChange
@@ -43,7 +43,7 @@ def inspect_adapter(
     for text in view.notes:
         note(text)
     if as_json:
-        from peftcli.cli.output import print_json
+        from peftcli.console.output import print_json
 
         modules = [row.as_dict() for row in view.rows]
         print_json(
@@ -76,7 +76,7 @@ def _write_plot(file: Path, view: AdapterView, run: Path) -> None:
 
 
 def _print(view: AdapterView) -> None:
-    from peftcli.cli.output import print_table, result_console, table
+    from peftcli.console.output import print_table, result_console, table
 
     console = result_console()
     ranked = [row for row in view.rows if row.spectrum is not None]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.cli.options import Json, Quiet, note
+from peftcli.console.options import Json, Quiet, note
 from peftcli.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from peftcli.merging.report import MergeReport
+    from peftcli.merging.merge_report import MergeReport
 
 
 def register(app: typer.Typer) -> None:
@@ -61,8 +61,8 @@ def merge(
     _check_number_of_runs(len(runs), weights, rank, requantize)
     shares = None if weights is None else _numbers(weights)
 
-    from peftcli.cli.output import print_json, result_console
-    from peftcli.merging.merge import merge_run, merge_runs
+    from peftcli.console.output import print_json, result_console
+    from peftcli.merging.merge_run import merge_run, merge_runs
 
     told = _Told(quiet)
     if shares is None:
@@ -113,7 +113,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _print(report: MergeReport, console: Console) -> None:
-    from peftcli.cli.output import byte_size
+    from peftcli.console.output import byte_size
 
     changed = f"{report.changed} of {report.tensors} tensors changed"
     console.print(f"{report.output}: {byte_size(report.size)} in {report.dtype}, {changed}", markup=False)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import Json
+from peftcli.console.options import Json
 
 if TYPE_CHECKING:
-    from peftcli.methods.protocol import MethodInfo
+    from peftcli.protocol.method import MethodInfo
     from peftcli.recipe.params import MethodParams
 
 
@@ -36,8 +36,8 @@ def methods(
 
     Example: peft methods lora
     """
-    from peftcli.cli.output import print_json
-    from peftcli.methods.registry import registry
+    from peftcli.console.output import print_json
+    from peftcli.protocol.registry import registry
 
     infos = [registry.info(each) for each in ([name] if name else registry.names())]
     reasons = _refusals(infos, model, task) if model else {}
@@ -106,7 +106,7 @@ def _refusals(infos: list[MethodInfo], model: str, task: str | None) -> dict[str
 
 
 def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
-    from peftcli.cli.output import print_table, result_console, table
+    from peftcli.console.output import print_table, result_console, table
 
     columns = ["method", "family", "merges", "4-bit base", "learning rate", "paper"]
     cells = [
@@ -130,7 +130,7 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
 
 
 def _print_one(row: dict[str, Any]) -> None:
-    from peftcli.cli.output import print_table, result_console, table
+    from peftcli.console.output import print_table, result_console, table
 
     console = result_console()
     console.print(f"[bold]{row['name']}[/]: {row['summary']}")

@@ -11,8 +11,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from peftcli.cli.options import BaseDtype, about_option, note, refuse_directory, refuse_nothing
-from peftcli.cli.output import json_line
+from peftcli.console.options import BaseDtype, about_option, note, refuse_directory, refuse_nothing
+from peftcli.console.output import json_line
 from peftcli.errors import UserError
 
 
@@ -52,7 +52,7 @@ def predict(
         if output.exists() and Path(data).exists() and output.samefile(data):
             raise UserError("--output is the --input file", suggestion="write the predictions to another file")
 
-    from peftcli.training.inference import predict_run, predict_runs
+    from peftcli.inference.use_runs import predict_run, predict_runs
 
     with about_option("--input"):
         if len(runs) == 1:

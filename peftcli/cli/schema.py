@@ -27,7 +27,7 @@ def schema(
     import json
 
     from peftcli.errors import UserError
-    from peftcli.methods.registry import registry
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.json_schema import recipe_schema
 
     text = json.dumps(recipe_schema(registry), indent=2)

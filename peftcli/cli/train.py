@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from peftcli.cli.options import Json, Overrides, Quiet, RecipePath, refuse_nothing
+from peftcli.console.options import Json, Overrides, Quiet, RecipePath, refuse_nothing
 from peftcli.errors import Stopped
 
 
@@ -40,8 +40,8 @@ def train(
 
     Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
     """
-    from peftcli.methods.registry import registry
     from peftcli.preflight import check_surroundings
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe
 
     if output is not None:
@@ -51,7 +51,7 @@ def train(
     if profile:  # the profiler's own messages, unless the user asks for them
         os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
-    from peftcli.training.launch import is_launched, is_main_process, launch
+    from peftcli.distributed.launching import is_launched, is_main_process, launch
 
     if num_processes is not None and num_processes > 1 and not is_launched():
         from peftcli.training.setup import prepare_once
@@ -61,8 +61,8 @@ def train(
         flags["--json"] = as_json
         raise typer.Exit(launch(["train", str(recipe), *changes, *_given(flags)], num_processes))
 
-    from peftcli.cli.display import RunDisplay
-    from peftcli.cli.output import print_json
+    from peftcli.console.display import RunDisplay
+    from peftcli.console.output import print_json
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
         try:

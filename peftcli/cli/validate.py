@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from peftcli.cli.options import Json, Overrides, RecipePath
+from peftcli.console.options import Json, Overrides, RecipePath
 
 if TYPE_CHECKING:
     from peftcli.errors import Problem
@@ -25,8 +25,8 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
     Example: peft validate configs/lora.yaml method.r=16
     """
     from peftcli.errors import UserError
-    from peftcli.methods.registry import registry
     from peftcli.preflight import check_surroundings
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe
 
     try:
@@ -43,7 +43,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
 
 
 def _print_json(problems: Sequence[Problem]) -> None:
-    from peftcli.cli.output import print_json
+    from peftcli.console.output import print_json
 
     fields = ("file", "line", "key", "message", "suggestion")
     errors = [{name: _writable(getattr(problem, name)) for name in fields} for problem in problems]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.labels import LabelSpec
 from peftcli.data.overlap import shared_rows, stored_rows
-from peftcli.data.preparation import PreparedData
-from peftcli.data.rows import IGNORED, Row, RowSet, StoredRows
+from peftcli.data.prepare_steps import PreparedData
+from peftcli.data.rows.row_set import IGNORED, Row, RowSet, StoredRows
+from peftcli.data.store.labels import LabelSpec
 from peftcli.recipe.schema import TaskName
 
 BINS = 12  # bars of the length histogram

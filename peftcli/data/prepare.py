@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.conversations import from_messages
-from peftcli.data.encode_causal import CausalEncoder
-from peftcli.data.labels import Kind, LabelSpec
-from peftcli.data.pipeline import Progress
-from peftcli.data.preparation import Preparation, PreparedData, make_settings, stored
-from peftcli.data.records import RowError
-from peftcli.data.rows import StoredRows
+from peftcli.data.chat.conversations import from_messages
+from peftcli.data.encode.causal import CausalEncoder
+from peftcli.data.prepare_steps import Preparation, PreparedData, make_settings, stored
+from peftcli.data.read.records import RowError
+from peftcli.data.rows.row_set import StoredRows
+from peftcli.data.store.build_store import Progress
+from peftcli.data.store.labels import Kind, LabelSpec
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
 
@@ -62,7 +62,7 @@ def prepare(
     try:
         steps = Preparation(spec, task, tokenizer, seed, labels, model_max_positions, problem_type, progress)
         if spec.streaming:
-            from peftcli.data.stream_preparation import prepare_stream
+            from peftcli.data.prepare_stream import prepare_stream
 
             return prepare_stream(steps, stream_rows or ENDLESS)
         return steps.run()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peftcli.errors import UserError
 from peftcli.merging.tensor_files import CHUNK_BYTES, Source, read_header
-from peftcli.models.sources import ModelSource
+from peftcli.models.load.model_files import ModelSource
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

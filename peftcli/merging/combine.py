@@ -17,9 +17,9 @@ from torch import Tensor
 from peftcli.adapters.loading import SavedAdapter
 from peftcli.errors import UserError
 from peftcli.merging.subject import Subject, whole_tensors
-from peftcli.methods.folding import tensors_by_key
 from peftcli.methods.lora import LoraParams
 from peftcli.models.targets import resolve_targets
+from peftcli.protocol.folding import tensors_by_key
 
 _PAIRS = (
     ("lora_A.weight", "lora_B.weight", 1.0),

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from peftcli.merging.plan import Plan
-from peftcli.merging.report import MergeReport
+from peftcli.merging.merge_plan import Plan
+from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.subject import Subject
-from peftcli.models.tasks import TASK_CLASSES
+from peftcli.models.model_tasks import TASK_CLASSES
 
 # What converters (llama.cpp's) and older loaders want besides what a tokenizer saves of itself.
 _TOKENIZER_FILES = (

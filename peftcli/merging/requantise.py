@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftcli.data.rows import Row
+from peftcli.data.rows.row_set import Row
 from peftcli.merging.subject import Subject
 from peftcli.merging.verify import Comparison, compare, free_memory, outputs
-from peftcli.models.load_errors import quiet_transformers
-from peftcli.models.loading import TASK_CLASSES
-from peftcli.models.quantization import keep_trainable, quantisation_words
+from peftcli.models.load.load_errors import quiet_transformers
+from peftcli.models.load.load_model import TASK_CLASSES
+from peftcli.models.load.quantization import keep_trainable, quantisation_words
 from peftcli.recipe.schema import ModelSpec
 
 

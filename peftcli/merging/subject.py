@@ -13,18 +13,18 @@ from transformers import PreTrainedModel
 
 from peftcli.adapters.format import check_base
 from peftcli.adapters.loading import SavedAdapter, load_adapter
-from peftcli.data.labels import LabelSpec
+from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.protocol import MergeRule
-from peftcli.methods.registry import registry
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.heads import configure_head
-from peftcli.models.identity import BaseIdentity
-from peftcli.models.loading import build_meta, identify, load_config
-from peftcli.models.reading import read_anatomy
-from peftcli.models.sources import ModelSource, find_source
-from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.load.heads import configure_head
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.load.load_model import build_meta, identify, load_config
+from peftcli.models.load.model_files import ModelSource, find_source
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.method import MergeRule
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored import load_stored_recipe, stored_recipe
 

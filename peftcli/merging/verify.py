@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peftcli.data.collate import collate
 from peftcli.data.prepare import prepare
-from peftcli.data.rows import Row
+from peftcli.data.rows.padding import collate
+from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
 from peftcli.merging.subject import Subject
-from peftcli.methods.apply import apply_method
-from peftcli.models.dtypes import computes_well
-from peftcli.models.load_errors import quiet_transformers
-from peftcli.models.loading import TASK_CLASSES, load_model
-from peftcli.models.tokenizers import fit_to_tokenizer
+from peftcli.models.load.dtypes import computes_well
+from peftcli.models.load.load_errors import quiet_transformers
+from peftcli.models.load.load_model import TASK_CLASSES, load_model
+from peftcli.models.load.tokenizers import fit_to_tokenizer
+from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.schema import ModelSpec
 
 ROWS = 16

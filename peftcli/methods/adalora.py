@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from peftcli.errors import UserError
-from peftcli.methods.folding import Folding, tensors_by_key
-from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.models.config_facts import width
+from peftcli.protocol.folding import Folding, tensors_by_key
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 Decay = Annotated[float, Field(gt=0.0, lt=1.0)]
 Steps = Annotated[int, Field(ge=0)]
@@ -119,11 +119,11 @@ def attach(model: nn.Module, anatomy: Anatomy, params: AdaLoraParams) -> Attachm
     Raises:
         UserError: a target matches nothing, or init_r is above a matrix's rank.
     """
+    from peftcli.attachments.adalora import AdaLoraAttachment
+    from peftcli.layers.parts.svd_lora import SvdDelta
     from peftcli.layers.site import output_site
-    from peftcli.layers.svd_lora import SvdDelta
-    from peftcli.methods._adalora import AdaLoraAttachment
-    from peftcli.methods._projections import projections
-    from peftcli.methods.attachment import Placed
+    from peftcli.protocol.attachment import Placed
+    from peftcli.protocol.projections import projections
 
     places = projections(model, anatomy, params)
     attachment = AdaLoraAttachment(model, params=params)
@@ -151,7 +151,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: AdaLoraParams) -> Attachm
 
 def merge_rules(anatomy: Anatomy, params: AdaLoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return rules that add each place's product of the ranks that were kept."""
-    from peftcli.layers.svd_lora import svd_scale
+    from peftcli.layers.parts.svd_lora import svd_scale
 
     scale = svd_scale(params.lora_alpha, params.init_r)
     folding = Folding(anatomy)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.methods.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
-from peftcli.methods.protocol import MethodInfo
+from peftcli.protocol.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
+from peftcli.protocol.method import MethodInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
     from peftcli.layers.site import Part
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy, BlockRole
+    from peftcli.protocol.attachment import Attachment
 
 _KINDS = {"houlsby": ("attn", "cross_attn", "ffn"), "pfeiffer": ("ffn",)}
 _REDUCTION = 16.0  # Pfeiffer et al.; Houlsby et al. sweep 8 to 256 numbers
@@ -75,7 +75,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: AdapterParams) -> Attachm
         anatomy: its branches and norms.
         params: placement and size.
     """
-    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.protocol.attachment import Attachment, Placed
 
     attachment = Attachment(model)
     for block in branches(anatomy, _KINDS[params.placement]):
@@ -91,7 +91,7 @@ def _place(model: nn.Module, block: BlockRole, params: AdapterParams) -> Part:
     """Make the adapter of one branch and append it to its site."""
     import torch
 
-    from peftcli.layers.bottleneck import SerialAdapter, linear_pair
+    from peftcli.layers.parts.bottleneck import SerialAdapter, linear_pair
     from peftcli.layers.site import input_site, output_site
 
     act = params.non_linearity or ("gelu" if params.placement == "houlsby" else "relu")

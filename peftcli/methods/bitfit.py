@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from peftcli.methods.folding import Change, Folding, tensors_by_key
-from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
+from peftcli.protocol.folding import Change, Folding, tensors_by_key
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy, LinearRole
+    from peftcli.protocol.attachment import Attachment
 
 _TERMS = (*LINEAR_ROLES, *BLOCK_ROLES, "norms")
 
@@ -82,10 +82,10 @@ def attach(model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachme
         anatomy: its roles.
         params: which terms.
     """
-    from peftcli.layers.bias import BiasDelta
+    from peftcli.attachments.biases import BiasAttachment, train_biases
+    from peftcli.layers.parts.bias import BiasDelta
     from peftcli.layers.site import output_site
-    from peftcli.methods._biases import BiasAttachment, train_biases
-    from peftcli.methods.attachment import Placed
+    from peftcli.protocol.attachment import Placed
 
     attachment = BiasAttachment(model)
     if params.terms == "all":

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from peftcli.methods.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
-from peftcli.methods.protocol import MethodInfo
 from peftcli.models.config_facts import width
+from peftcli.protocol.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
+from peftcli.protocol.method import MethodInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 _KINDS = {"both": ("attn", "ffn"), "ffn": ("ffn",)}
 _REDUCTION = 32.0
@@ -107,10 +107,10 @@ def attach(model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attac
     """
     import torch
 
-    from peftcli.layers.bottleneck import SerialAdapter
-    from peftcli.layers.phm import PhmLinear, PhmRule
+    from peftcli.layers.parts.bottleneck import SerialAdapter
+    from peftcli.layers.parts.phm import PhmLinear, PhmRule
     from peftcli.layers.site import output_site
-    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.protocol.attachment import Attachment, Placed
 
     attachment = Attachment(model)
     with torch.device(device_of(model, model)):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from peftcli.methods.composition import (
+from peftcli.protocol.composition import (
     PartSpec,
     attach_parts,
     check_parts,
@@ -28,15 +28,15 @@ from peftcli.methods.composition import (
     why_no_part,
     why_not_mergeable,
 )
-from peftcli.methods.protocol import MergeRule, MethodInfo
-from peftcli.methods.registry import registry
+from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.registry import registry
 from peftcli.recipe.params import AnyMethod, MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class ComposeParams(MethodParams):

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.methods.folding import replacing
-from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.protocol.folding import replacing
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy, Stack
+    from peftcli.protocol.attachment import Attachment
 
 
 class FreezeParams(MethodParams):
@@ -57,7 +57,7 @@ def check(anatomy: Anatomy, params: FreezeParams) -> list[str]:
 def attach(model: nn.Module, anatomy: Anatomy, params: FreezeParams) -> Attachment:
     """Unfreeze the chosen blocks or norms."""
     from peftcli.layers.site import base_parameters
-    from peftcli.methods.attachment import Attachment
+    from peftcli.protocol.attachment import Attachment
 
     roots = anatomy.norms if params.trainable == "norms" else _last_blocks(anatomy, params.num_layers)
     inside = tuple(f"{root}." for root in roots)

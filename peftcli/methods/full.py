@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from peftcli.methods.folding import replacing
-from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.protocol.folding import replacing
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class FullParams(MethodParams):
@@ -40,7 +40,7 @@ INFO = MethodInfo(
 def attach(model: nn.Module, anatomy: Anatomy, params: FullParams) -> Attachment:
     """Unfreeze every parameter of the base."""
     from peftcli.layers.site import base_parameters
-    from peftcli.methods.attachment import Attachment
+    from peftcli.protocol.attachment import Attachment
 
     fixed = _fixed_tables(model)
     names = [name for name in base_parameters(model) if name not in fixed]

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from peftcli.methods.folding import Change, Folding, tensors_by_key
-from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.protocol.folding import Change, Folding, tensors_by_key
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class IA3Params(TargetedParams):
@@ -59,11 +59,11 @@ def attach(model: nn.Module, anatomy: Anatomy, params: IA3Params) -> Attachment:
     Raises:
         UserError: a target matches nothing.
     """
-    from peftcli.layers.rescale import Rescale
+    from peftcli.layers.parts.rescale import Rescale
     from peftcli.layers.site import input_site, output_site
-    from peftcli.methods._projections import projections
-    from peftcli.methods.attachment import Attachment, Placed
     from peftcli.models.targets import resolve_targets
+    from peftcli.protocol.attachment import Attachment, Placed
+    from peftcli.protocol.projections import projections
 
     entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
     inner = set()

@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from peftcli.methods.folding import Folding, tensors_by_key
-from peftcli.methods.protocol import MergeRule, MethodInfo
 from peftcli.models.config_facts import width
+from peftcli.protocol.folding import Folding, tensors_by_key
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[int | float, Field(gt=0)]
@@ -195,8 +195,8 @@ def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment
         UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not
             fit a target.
     """
-    from peftcli.methods._biases import train_biases
-    from peftcli.methods._lora import LoraAttachment, place_all
+    from peftcli.attachments.biases import train_biases
+    from peftcli.attachments.lora import LoraAttachment, place_all
     from peftcli.models.targets import resolve_targets
 
     targets = resolve_targets(
@@ -211,7 +211,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment
 
 def merge_rules(anatomy: Anatomy, params: LoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return rules that add s B A to weights (DoRA: and rescale rows), and put trained biases in place."""
-    from peftcli.methods._lora import embedding_change, linear_change
+    from peftcli.attachments.lora import embedding_change, linear_change
 
     folding = Folding(anatomy)
     roles = {linear.key: linear.role for linear in anatomy.linears}

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from peftcli.methods.composition import PartSpec, attach_parts, check_parts, check_parts_config, positions_taken_by
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
-from peftcli.methods.protocol import MethodInfo
+from peftcli.protocol.composition import PartSpec, attach_parts, check_parts, check_parts_config, positions_taken_by
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class MamParams(MethodParams):

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.methods.bottlenecks import BottleneckParams, branches, device_of, too_wide
-from peftcli.methods.protocol import MethodInfo
+from peftcli.protocol.bottlenecks import BottleneckParams, branches, device_of, too_wide
+from peftcli.protocol.method import MethodInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 _KINDS = {"ffn": ("ffn",), "attn": ("attn", "cross_attn"), "both": ("attn", "cross_attn", "ffn")}
 _REDUCTION = 16.0
@@ -71,9 +71,9 @@ def attach(model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) ->
     """
     import torch
 
-    from peftcli.layers.bottleneck import ParallelAdapter, linear_pair
+    from peftcli.layers.parts.bottleneck import ParallelAdapter, linear_pair
     from peftcli.layers.site import output_site
-    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.protocol.attachment import Attachment, Placed
 
     attachment = Attachment(model)
     for block in branches(anatomy, _KINDS[params.placement]):

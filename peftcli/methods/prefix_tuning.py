@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from peftcli.methods.protocol import MethodInfo
 from peftcli.models.config_facts import kind_of, positions
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class PrefixTuningParams(MethodParams):
@@ -110,7 +110,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: PrefixTuningParams) -> At
     Raises:
         UserError: the model does not take the attention implementation that the route needs.
     """
-    from peftcli.methods.prefix_attachment import attach_prefixes
+    from peftcli.attachments.prefix_tuning import attach_prefixes
 
     return attach_prefixes(
         model,

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from peftcli.methods.protocol import MethodInfo
 from peftcli.models.config_facts import positions
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class PromptTuningParams(MethodParams):
@@ -103,6 +103,6 @@ def attach(model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> At
         anatomy: where its embedding is.
         params: length, place and initialisation.
     """
-    from peftcli.methods.prompt_attachment import attach_prompt
+    from peftcli.attachments.prompt_tuning import attach_prompt
 
     return attach_prompt(model, anatomy, params)

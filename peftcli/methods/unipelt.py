@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from peftcli.methods.adapter import AdapterParams
-from peftcli.methods.composition import (
+from peftcli.methods.lora import LoraParams
+from peftcli.methods.prefix_tuning import PrefixTuningParams
+from peftcli.protocol.composition import (
     PartSpec,
     attach_parts,
     check_parts,
@@ -28,16 +30,14 @@ from peftcli.methods.composition import (
     why_no_part,
     why_not_mergeable,
 )
-from peftcli.methods.lora import LoraParams
-from peftcli.methods.prefix_tuning import PrefixTuningParams
-from peftcli.methods.protocol import MethodInfo
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class UniPeltAdapter(AdapterParams):

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from peftcli.errors import UserError
-from peftcli.methods.folding import Folding, tensors_by_key
-from peftcli.methods.protocol import MergeRule, MethodInfo
+from peftcli.protocol.folding import Folding, tensors_by_key
+from peftcli.protocol.method import MergeRule, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from peftcli.methods.attachment import Attachment
     from peftcli.models.anatomy import Anatomy
+    from peftcli.protocol.attachment import Attachment
 
 
 class VeraParams(TargetedParams):
@@ -55,10 +55,10 @@ def attach(model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment
     Raises:
         UserError: a target matches nothing.
     """
+    from peftcli.layers.parts.vera import SharedProjections, VeraDelta
     from peftcli.layers.site import output_site
-    from peftcli.layers.vera import SharedProjections, VeraDelta
-    from peftcli.methods._projections import projections
-    from peftcli.methods.attachment import Attachment, Placed
+    from peftcli.protocol.attachment import Attachment, Placed
+    from peftcli.protocol.projections import projections
 
     places = projections(model, anatomy, params)
     views = [view for _, view in places]
@@ -87,7 +87,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment
 
 def merge_rules(anatomy: Anatomy, params: VeraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
     """Return rules that add each place's product; the random matrices are drawn again."""
-    from peftcli.layers.vera import random_projections
+    from peftcli.layers.parts.vera import random_projections
 
     groups = tensors_by_key(state, _SUFFIXES)
     d_in = max(_in_features(anatomy, key) for key in groups)

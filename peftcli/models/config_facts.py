@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from peftcli.models.families_decoder import DECODER_FAMILIES
-from peftcli.models.families_encoder import ENCODER_FAMILIES
-from peftcli.models.families_seq2seq import SEQ2SEQ_FAMILIES
+from peftcli.models.families.decoders import DECODER_FAMILIES
+from peftcli.models.families.encoder_decoders import SEQ2SEQ_FAMILIES
+from peftcli.models.families.encoders import ENCODER_FAMILIES
 
 Config = Mapping[str, Any]
 Kind = Literal["encoder", "decoder", "encoder_decoder"]

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Stack
-from peftcli.models.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
+from peftcli.models.families.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
 from peftcli.models.module_view import ModuleView, hidden_size, linear_widths, module_kind
 
 # The last words of paths, by role, as the models of the field name them.

@@ -8,15 +8,15 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from peftcli.recipe.aliases.unknown_keys import UnknownKeys
 from peftcli.recipe.describe import members, unwrap
+from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.params import MethodParams
-from peftcli.recipe.registry import Registry
-from peftcli.recipe.scalars import show
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding, findings, method_hint
-from peftcli.recipe.tree import dotted
-from peftcli.recipe.unknown import UnknownKeys
-from peftcli.recipe.yaml_lines import Key
+from peftcli.recipe.yaml.scalars import show
+from peftcli.recipe.yaml.value_tree import dotted
+from peftcli.recipe.yaml.yaml_lines import Key
 
 PLACEHOLDER = MethodParams(name="?")
 """Stands where a method could not be read, so that the rest is checked all the same."""

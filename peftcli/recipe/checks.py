@@ -10,13 +10,13 @@ import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 
+from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.metric_checks import check_metrics
 from peftcli.recipe.params import MethodParams
-from peftcli.recipe.registry import Registry
 from peftcli.recipe.schema import DataSource, DataSpec, Recipe
 from peftcli.recipe.translate import Finding, choice_hint
 from peftcli.recipe.vocabulary import FORMATS, OPTIMIZERS
-from peftcli.recipe.yaml_lines import Key
+from peftcli.recipe.yaml.yaml_lines import Key
 
 Check = Callable[[Recipe], Iterator[Finding]]
 

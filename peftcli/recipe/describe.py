@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from peftcli.recipe.params import MethodParams
-from peftcli.recipe.scalars import show
-from peftcli.recipe.yaml_lines import Key
+from peftcli.recipe.yaml.scalars import show
+from peftcli.recipe.yaml.yaml_lines import Key
 
 
 def unwrap(annotation: Any) -> tuple[Any, list[Any]]:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.params import MethodParams
-from peftcli.recipe.registry import Registry
 from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
 

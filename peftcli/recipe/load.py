@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import Problem, UserError
+from peftcli.recipe.aliases.upgrades import Change, upgrade_tree_
 from peftcli.recipe.build import Builder
 from peftcli.recipe.checks import check_recipe
-from peftcli.recipe.overrides import apply_overrides
-from peftcli.recipe.reading import read_recipe_text
-from peftcli.recipe.registry import Registry
-from peftcli.recipe.scalars import kind
+from peftcli.recipe.method_facts import Registry
+from peftcli.recipe.recipe_overrides import apply_overrides
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding
-from peftcli.recipe.tree import Tree, dotted
-from peftcli.recipe.upgrades import Change, upgrade_tree_
-from peftcli.recipe.yaml_errors import YamlProblem
-from peftcli.recipe.yaml_lines import Document, Key, Remark, parse_yaml
+from peftcli.recipe.yaml.recipe_text import read_recipe_text
+from peftcli.recipe.yaml.scalars import kind
+from peftcli.recipe.yaml.value_tree import Tree, dotted
+from peftcli.recipe.yaml.yaml_errors import YamlProblem
+from peftcli.recipe.yaml.yaml_lines import Document, Key, Remark, parse_yaml
 
 
 @dataclass(frozen=True)

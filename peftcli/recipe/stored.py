@@ -6,9 +6,9 @@ import difflib
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
-from peftcli.recipe import upgrades
+from peftcli.recipe.aliases import upgrades
 from peftcli.recipe.load import LoadedRecipe, load_recipe
-from peftcli.recipe.registry import Registry
+from peftcli.recipe.method_facts import Registry
 
 STORED = "recipe.yaml"
 """Its name in a run directory."""

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftcli.recipe.aliases import METHOD_ALIASES, TASK_ALIASES
+from peftcli.recipe.aliases.all_aliases import METHOD_ALIASES, TASK_ALIASES
+from peftcli.recipe.aliases.unknown_keys import UnknownKeys
 from peftcli.recipe.describe import block_at, bounds, choices, describe, field_at, members, unwrap
-from peftcli.recipe.scalars import kind, read_scalar, show
-from peftcli.recipe.tree import dotted, has_part
-from peftcli.recipe.unknown import UnknownKeys
-from peftcli.recipe.yaml_lines import Key
+from peftcli.recipe.yaml.scalars import kind, read_scalar, show
+from peftcli.recipe.yaml.value_tree import dotted, has_part
+from peftcli.recipe.yaml.yaml_lines import Key
 
 _RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _CUSTOM = ("value_error", "assertion_error")

@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from peftcli.tasks import Batch
 from peftcli.training.milestones import Milestones
 from peftcli.training.session import Session
 from peftcli.training.signals import StopRequest
-from peftcli.training.tasks import Batch
 
 
 def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> bool:

@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.training.checkpoints import Checkpoints
-from peftcli.training.meter import Meter
-from peftcli.training.metrics import greater_is_better
-from peftcli.training.randomness import random_states, restore_random_states
-from peftcli.training.run_directory import RunDirectory
+from peftcli.inference.metrics import greater_is_better
+from peftcli.record.checkpoints import Checkpoints
+from peftcli.record.random_state import random_states, restore_random_states
+from peftcli.record.run_directory import RunDirectory
 from peftcli.training.session import Session
+from peftcli.training.watch.meter import Meter
 
 
 class Milestones:

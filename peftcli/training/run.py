@@ -15,28 +15,28 @@ import torch
 from peftcli import __version__
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
+from peftcli.assembly.precision import pick_device
 from peftcli.atomic import new_directory
+from peftcli.distributed.processes import World
 from peftcli.errors import Stopped, UserError
-from peftcli.models.load_errors import quiet_transformers
-from peftcli.models.loading import count_parameters
+from peftcli.models.load.load_errors import quiet_transformers
+from peftcli.models.load.load_model import count_parameters
 from peftcli.models.targets import summarise_targets
-from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.load import LoadedRecipe
-from peftcli.training.allocator import keep_freed_memory
-from peftcli.training.checkpoints import TrainState
-from peftcli.training.curves import write_plots
-from peftcli.training.hub import push
+from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.record.checkpoints import TrainState
+from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
+from peftcli.training.hub_upload import push
 from peftcli.training.loop import train_steps
 from peftcli.training.milestones import Milestones
-from peftcli.training.precision import pick_device
-from peftcli.training.profiling import profiled
-from peftcli.training.reporting import Reporter, Silent, Summary
-from peftcli.training.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
 from peftcli.training.signals import stop_on_signal
-from peftcli.training.tracking import Trackers
-from peftcli.training.world import World
+from peftcli.training.speed.allocator import keep_freed_memory
+from peftcli.training.watch.curves import write_plots
+from peftcli.training.watch.profiling import profiled
+from peftcli.training.watch.reporting import Reporter, Silent, Summary
+from peftcli.training.watch.trackers import Trackers
 
 
 def train(

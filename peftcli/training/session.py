@@ -12,25 +12,25 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peftcli.layers.document_attention import DocumentAttention
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.protocol import MethodInfo
+from peftcli.assembly.precision import Precision
+from peftcli.data.rows.collation import Collator
+from peftcli.distributed.processes import World
+from peftcli.inference.evaluator import Evaluator
+from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.models.anatomy import Anatomy
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.training.checkpoints import TrainState
-from peftcli.training.collation import Collator
-from peftcli.training.compute_weights import ComputeWeights
-from peftcli.training.evaluation import Evaluator
-from peftcli.training.fast_paths import FastPaths
-from peftcli.training.plan import Plan, every, micro_batches, token_limit
-from peftcli.training.precision import Precision
-from peftcli.training.reporting import Reporter
-from peftcli.training.run_directory import RunDirectory
-from peftcli.training.schedule import learning_rate_factor
-from peftcli.training.tasks import Batch, Task
-from peftcli.training.tracking import Trackers
-from peftcli.training.world import World
+from peftcli.record.checkpoints import TrainState
+from peftcli.record.run_directory import RunDirectory
+from peftcli.tasks import Batch, Task
+from peftcli.training.optim.learning_rate import learning_rate_factor
+from peftcli.training.speed.compute_weights import ComputeWeights
+from peftcli.training.speed.fast_paths import FastPaths
+from peftcli.training.step_plan import Plan, every, micro_batches, token_limit
+from peftcli.training.watch.reporting import Reporter
+from peftcli.training.watch.trackers import Trackers
 
 
 @dataclass

@@ -12,41 +12,41 @@ import torch
 from torch import nn
 
 from peftcli.adapters.loading import load_adapter
+from peftcli.assembly.outline import Outline, collecting, located, outline, positions_left
+from peftcli.assembly.precision import Precision, decide_precision, pick_device
 from peftcli.data.overlap import overlap_notes
 from peftcli.data.prepare import PreparedData, prepare
+from peftcli.data.rows.collation import Collator
+from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
+from peftcli.inference.evaluator import Evaluator
+from peftcli.inference.metrics import metric_problems, wanted_metrics
 from peftcli.locations import resolve_location
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import registry
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.loading import Loaded, load_model
-from peftcli.models.packing import PackingRoute, packing_route
-from peftcli.models.reading import read_anatomy
-from peftcli.models.tokenizers import fit_to_tokenizer
+from peftcli.models.load.load_model import Loaded, load_model
+from peftcli.models.load.tokenizers import fit_to_tokenizer
+from peftcli.models.packing_route import PackingRoute, packing_route
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.training.checkpoints import TrainState
-from peftcli.training.collation import Collator
-from peftcli.training.compiled_blocks import compile_blocks
-from peftcli.training.evaluation import Evaluator
-from peftcli.training.fast_paths import FastPaths
-from peftcli.training.last_block import last_block
-from peftcli.training.metrics import metric_problems, wanted_metrics
-from peftcli.training.neftune import add_neftune
-from peftcli.training.optimizers import make_optimizer
-from peftcli.training.outline import Outline, collecting, located, outline, positions_left
-from peftcli.training.padding_free import rows_stay_apart
-from peftcli.training.parameter_groups import parameter_groups
-from peftcli.training.plan import Plan, make_plan
-from peftcli.training.precision import Precision, decide_precision, pick_device
-from peftcli.training.randomness import seed_everything
-from peftcli.training.recomputation import set_up_recomputation
-from peftcli.training.reporting import Reporter
-from peftcli.training.run_directory import RunDirectory
+from peftcli.record.checkpoints import TrainState
+from peftcli.record.random_state import seed_everything
+from peftcli.record.run_directory import RunDirectory
+from peftcli.tasks import TASKS, Task, TaskSettings
+from peftcli.training.optim.neftune import add_neftune
+from peftcli.training.optim.optimizers import make_optimizer
+from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.session import Session
-from peftcli.training.tasks import TASKS, Task, TaskSettings
-from peftcli.training.world import World
+from peftcli.training.speed.compiled_blocks import compile_blocks
+from peftcli.training.speed.fast_paths import FastPaths
+from peftcli.training.speed.last_block import last_block
+from peftcli.training.speed.padding_free import rows_stay_apart
+from peftcli.training.speed.recomputation import set_up_recomputation
+from peftcli.training.step_plan import Plan, make_plan
+from peftcli.training.watch.reporting import Reporter
 
 T = TypeVar("T")
 

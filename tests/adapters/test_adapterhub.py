@@ -21,12 +21,12 @@ from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.adapters.transfer import export_run, import_adapter
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import registry
-from peftcli.models.loading import identify
-from peftcli.models.reading import read_anatomy
-from peftcli.models.sources import find_source
+from peftcli.models.load.load_model import identify
+from peftcli.models.load.model_files import find_source
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import ModelSpec
 from tests.adapters.test_hf_methods import CAUSAL, SEQ_CLS, logits
 from tests.tiny import tiny_model

@@ -16,11 +16,11 @@ from peftcli.adapters.format import AdapterMeta, check_base, describe, shortest_
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import registry
-from peftcli.models.identity import BaseIdentity
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.params import MethodParams
 from tests.tiny import tiny_model
 
@@ -202,7 +202,7 @@ def test_a_link_is_not_followed_out_of_the_directory(saved: Path, tmp_path: Path
 def test_an_adapter_of_an_earlier_version_is_read_by_its_old_names(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from peftcli.recipe import upgrades
+    from peftcli.recipe.aliases import upgrades
 
     method = json.loads((saved / "peftcli.json").read_text())["method"]
     rank = method.pop("r")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.export import to_hf_peft
 from peftcli.adapters.format import describe
+from peftcli.adapters.hf.whole_modules import to_hf_peft
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import registry
-from peftcli.models.identity import BaseIdentity
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.params import MethodParams
 from tests.tiny import tiny_model
 

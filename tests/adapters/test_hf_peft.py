@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.export import to_hf_peft
 from peftcli.adapters.format import describe
+from peftcli.adapters.hf.whole_modules import to_hf_peft
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
 from peftcli.methods.lora import LoraParams
-from peftcli.models.identity import BaseIdentity
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2], [11, 12, 13, 14, 2, 2]])
@@ -167,7 +167,7 @@ HF_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def test_we_give_the_logits_of_what_hf_peft_saved(case: str, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from peftcli.adapters.hf_common import TASK_TYPES
+    from peftcli.adapters.hf.hf_files import TASK_TYPES
 
     family, task, options = HF_CASES[case]
     theirs = get_peft_model(tiny_model(family, task), LoraConfig(task_type=TASK_TYPES[task], **options)).eval()

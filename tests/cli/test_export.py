@@ -13,7 +13,7 @@ from tests.cli.conftest import Cli, Workspace, write_jsonl
 @pytest.fixture(scope="module")
 def run(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of a few steps."""
-    from peftcli.methods.registry import registry
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe
     from peftcli.training.run import train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftcli.cli.methods import type_text
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from tests.cli.conftest import Cli, Workspace
 
 

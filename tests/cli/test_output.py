@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from peftcli.cli.output import byte_size, duration, metric, print_json, short_count
+from peftcli.console.output import byte_size, duration, metric, print_json, short_count
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.batching import batches, evaluation_batches
-from peftcli.data.collate import collate
-from peftcli.data.rows import Row
+from peftcli.data.rows.batching import batches, evaluation_batches
+from peftcli.data.rows.padding import collate
+from peftcli.data.rows.row_set import Row
 
 
 class Lengths:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.cache import cached_store, tokenizer_fingerprint
 from peftcli.data.prepare import prepare
+from peftcli.data.store.cache import cached_store, tokenizer_fingerprint
 from peftcli.recipe.schema import DataSpec
 from tests.data.tools import chat_tokenizer, ready, write_jsonl
 

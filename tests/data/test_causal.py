@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.overflow import best_window
+from peftcli.data.encode.overflow import best_window
 from peftcli.data.prepare import prepare_for_prediction
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSpec
@@ -54,7 +54,7 @@ def test_a_tokenizer_that_adds_bos_does_not_add_it_twice(tmp_path: Path, templat
 
 
 def test_the_tokenizers_own_template_is_taken_at_its_word(tmp_path: Path) -> None:
-    from peftcli.data.chat_templates import choose_template
+    from peftcli.data.chat.named_templates import choose_template
 
     chatml = choose_template("chatml", None)
     assert chatml is not None

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.chat import ChatRenderer, ChatTemplate, Rendered, plain_text
-from peftcli.data.chat_templates import choose_template, template_names
-from peftcli.data.conversations import Conversation, from_messages
-from peftcli.data.records import RowError
+from peftcli.data.chat.conversations import Conversation, from_messages
+from peftcli.data.chat.named_templates import choose_template, template_names
+from peftcli.data.chat.renderer import ChatRenderer, ChatTemplate, Rendered, plain_text
+from peftcli.data.read.records import RowError
 from peftcli.errors import UserError
 
 END = {

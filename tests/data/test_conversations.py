@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.conversations import from_messages, from_sharegpt
-from peftcli.data.records import RowError
+from peftcli.data.chat.conversations import from_messages, from_sharegpt
+from peftcli.data.read.records import RowError
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "ho"}

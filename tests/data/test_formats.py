@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.formats import BY_NAME, FORMATS, recognise
-from peftcli.data.records import Record
+from peftcli.data.formats.recognition import BY_NAME, FORMATS, recognise
+from peftcli.data.read.records import Record
 from peftcli.errors import UserError
 from peftcli.recipe.schema import FormatName
 

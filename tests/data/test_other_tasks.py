@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.collate import collate
-from peftcli.data.labels import LabelSpec, kind_of, order_names
 from peftcli.data.prepare import prepare_for_evaluation, prepare_for_prediction
+from peftcli.data.rows.padding import collate
+from peftcli.data.store.labels import LabelSpec, kind_of, order_names
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSpec
 from tests.data.tools import ready, whole, write_jsonl

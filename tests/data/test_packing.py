@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from peftcli.data.collate import collate
-from peftcli.data.packing import PackedRows, best_fit
-from peftcli.data.rows import Row
+from peftcli.data.rows.packing import PackedRows, best_fit
+from peftcli.data.rows.padding import collate
+from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
-from peftcli.models.packing import packing_route
+from peftcli.models.packing_route import packing_route
 from tests.data.tools import ready, write_jsonl
 from tests.tiny import tiny_model, tiny_tokenizer
 

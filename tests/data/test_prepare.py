@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from peftcli.data.prepare import prepare
-from peftcli.data.rows import StoredRows
+from peftcli.data.rows.row_set import StoredRows
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec
 from tests.data.tools import chat_tokenizer, learnt, ready, whole, write_jsonl

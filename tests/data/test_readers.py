@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from peftcli.data import json_stream
-from peftcli.data.json_stream import read_json
-from peftcli.data.readers import read_csv, read_jsonl, read_tsv, read_txt
-from peftcli.data.records import BadRow, Record
-from peftcli.data.sources import resolve_source
+from peftcli.data.read import json_files as json_stream
+from peftcli.data.read.json_files import read_json
+from peftcli.data.read.records import BadRow, Record
+from peftcli.data.read.sources import resolve_source
+from peftcli.data.read.text_files import read_csv, read_jsonl, read_tsv, read_txt
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSource
 
@@ -273,7 +273,7 @@ def test_a_hub_id_without_network_is_explained() -> None:
 def test_data_sets_of_the_datasets_library(tmp_path: Path) -> None:
     import datasets
 
-    from peftcli.data.hub import from_dataset
+    from peftcli.data.read.hub_datasets import from_dataset
 
     tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B"]))
     features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "tags": tags})

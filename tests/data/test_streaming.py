@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data import streaming
-from peftcli.data.batching import batches
 from peftcli.data.prepare import PreparedData, prepare
-from peftcli.data.streaming import StreamedRows
+from peftcli.data.rows import streaming
+from peftcli.data.rows.batching import batches
+from peftcli.data.rows.streaming import StreamedRows
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSource, DataSpec
 from tests.data.tools import learnt, write_jsonl

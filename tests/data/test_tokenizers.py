@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from peftcli.data.chat_templates import template_names
+from peftcli.data.chat.named_templates import template_names
 from peftcli.data.prepare import encode_prompt
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSpec

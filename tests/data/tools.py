@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from peftcli.data.prepare import PreparedData, prepare
-from peftcli.data.rows import Row
+from peftcli.data.rows.row_set import Row
 from peftcli.recipe.schema import DataSpec
 
 SPECIALS = [

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from peftcli.methods.registry import registry
-from peftcli.recipe.aliases import ALIASES
+from peftcli.protocol.registry import registry
+from peftcli.recipe.aliases.all_aliases import ALIASES
 from peftcli.recipe.describe import field_at
 from peftcli.recipe.schema import Recipe
 from tests.docs.pages import text_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.formats import BY_NAME, FORMATS
+from peftcli.data.formats.recognition import BY_NAME, FORMATS
 from tests.data.tools import chat_tokenizer, ready, write_jsonl
 from tests.docs.pages import text_of
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from tests.docs.pages import ROOT, text_of
 
 PAGES = sorted(file.name for file in (ROOT / "docs").glob("*.md"))

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from peftcli.cli.app import build_app
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftcli.layers.bottleneck import ParallelAdapter, SerialAdapter, activation, linear_pair
+from peftcli.layers.parts.bottleneck import ParallelAdapter, SerialAdapter, activation, linear_pair
 
 
 def test_serial_adapter_is_h_plus_up_of_act_of_down() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peftcli.layers import cpu_attention as module
-from peftcli.layers.attention_call import AttentionCall
-from peftcli.layers.cpu_attention import fits
-from peftcli.layers.cpu_paths import CpuPaths
-from peftcli.layers.dropout_bits import draw_bits, scaled_mask
+from peftcli.layers.cpu import cpu_attention as module
+from peftcli.layers.cpu.attention_call import AttentionCall
+from peftcli.layers.cpu.cpu_attention import fits
+from peftcli.layers.cpu.cpu_paths import CpuPaths
+from peftcli.layers.cpu.dropout_bits import draw_bits, scaled_mask
 
 
 def cpu_attention(*args: Any, **words: Any) -> torch.Tensor:

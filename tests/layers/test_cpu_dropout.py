@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peftcli.layers import cpu_dropout as module
-from peftcli.layers.cpu_dropout import cpu_dropout
-from peftcli.layers.cpu_paths import CpuPaths
-from peftcli.layers.dropout_bits import draw_bits, kept_share, scaled_mask
+from peftcli.layers.cpu import cpu_dropout as module
+from peftcli.layers.cpu.cpu_dropout import cpu_dropout
+from peftcli.layers.cpu.cpu_paths import CpuPaths
+from peftcli.layers.cpu.dropout_bits import draw_bits, kept_share, scaled_mask
 
 
 @pytest.mark.parametrize("rate", [0.0001, 0.1, 0.5, 0.9])

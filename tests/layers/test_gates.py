@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.gates import Gate, PaddingMask
+from peftcli.layers.parts.gates import Gate, PaddingMask
 
 
 def _fill(weight: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.layers.base_linear import base_linear
-from peftcli.layers.lora import (
+from peftcli.layers.parts.lora import (
     DoraDelta,
     EmbeddingLoraDelta,
     LoraDelta,

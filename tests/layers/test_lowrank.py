@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from peftcli.layers.lowrank import lowrank_add, plain_lowrank
+from peftcli.layers.parts.lowrank import lowrank_add, plain_lowrank
 from peftcli.models.anatomy import FusedSlice
 
 SLICES = [None, FusedSlice(1, 12, 4, 4), FusedSlice(2, 6, 2, 2)]

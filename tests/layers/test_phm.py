@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from peftcli.layers.phm import PhmLinear, PhmRule, phm_linear, phm_weight
+from peftcli.layers.parts.phm import PhmLinear, PhmRule, phm_linear, phm_weight
 
 
 def _built(rule: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.prefix import Prefix, PrefixShape, prefix_site
-from peftcli.layers.prefix_interface import ATTENTION_NAME, prefix_attention
+from peftcli.layers.virtual_tokens.prefix import Prefix, PrefixShape, prefix_site
+from peftcli.layers.virtual_tokens.prefix_interface import ATTENTION_NAME, prefix_attention
 
 HEADS, KV, DIM, SEQ, PREFIX = 4, 2, 8, 5, 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from peftcli.layers.prompt import document_starts, insert_at, insert_once
+from peftcli.layers.virtual_tokens.prompt import document_starts, insert_at, insert_once
 
 
 def test_one_prompt_per_row_behind_left_padding() -> None:

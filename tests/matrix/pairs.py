@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peftcli.data.labels import LabelSpec
-from peftcli.data.rows import IGNORED, Row
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import registry
+from peftcli.data.rows.collation import Collator
+from peftcli.data.rows.row_set import IGNORED, Row
+from peftcli.data.store.labels import LabelSpec
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.training.collation import Collator
-from peftcli.training.tasks import TASKS, Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks import TASKS, Batch, Evaluated, LossTerms, Task, TaskSettings
 from tests.tiny import VOCAB, kind_of, tiny_config, tiny_model, tiny_tokenizer
 
 ROWS = 16

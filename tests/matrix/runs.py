@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.training import run as run_module
 from peftcli.training.session import Session

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="the peak memory of one child needs wait4")
 

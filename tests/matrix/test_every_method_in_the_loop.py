@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from tests.matrix.runs import Seen, Workshop, watched_training
 
 METHODS = registry.names()

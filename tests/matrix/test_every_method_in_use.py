@@ -15,7 +15,7 @@ import torch
 
 from peftcli.data.prepare import prepare_for_prediction
 from peftcli.errors import Stopped
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.training import run as run_module
 from peftcli.training.session import Session
 from tests.cli.conftest import Cli, cli  # noqa: F401  # the fixture of the command line

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from peftcli.errors import UserError
-from peftcli.methods.registry import registry
-from peftcli.models.quantization import is_quantised
+from peftcli.models.load.quantization import is_quantised
+from peftcli.protocol.registry import registry
 from tests.matrix.runs import SMALL, Workshop, watched_training
 
 pytest.importorskip("bitsandbytes")

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from peftcli.models.families import FAMILIES as TABLE
-from peftcli.models.tasks import TASK_CLASSES, possible_tasks
+from peftcli.models.families.family_table import FAMILIES as TABLE
+from peftcli.models.model_tasks import TASK_CLASSES, possible_tasks
 from tests.matrix.cases import LORA_RATE, NOT_OF_TEXT, TASK_HOLES
 from tests.matrix.pairs import CLASSES, build, train
 from tests.tiny import FAMILIES, VOCAB, tiny_config

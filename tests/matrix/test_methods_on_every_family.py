@@ -14,11 +14,11 @@ from torch import nn
 
 from peftcli.analysis.fitting import refusals
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
-from peftcli.methods.registry import registry
-from peftcli.models.reading import read_anatomy
-from peftcli.training.activation_checkpointing import enable_checkpointing
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
+from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 from tests.matrix.cases import CASES, CHECKPOINTED, NOT_OF_TEXT, ROUTES
 from tests.matrix.pairs import FIRST_TASK, Pair, build, changes_for, train
 from tests.tiny import FAMILIES, kind_of, tiny_config, tiny_model

@@ -11,15 +11,15 @@ import torch
 
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
-from peftcli.data.labels import LabelSpec
-from peftcli.methods.apply import apply_method
-from peftcli.methods.registry import registry
-from peftcli.models.loading import load_model
-from peftcli.models.reading import read_anatomy
-from peftcli.models.tokenizers import fit_to_tokenizer, load_tokenizer
-from peftcli.recipe.dump import dump_recipe
+from peftcli.data.store.labels import LabelSpec
+from peftcli.models.load.load_model import load_model
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.yaml.dump import dump_recipe
 from tests.tiny import save_tiny
 
 LABELS = LabelSpec("single_label", ("bad", "fine", "good"))

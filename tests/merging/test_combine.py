@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftcli.errors import UserError
-from peftcli.merging.merge import merge_run, merge_runs
+from peftcli.merging.merge_run import merge_run, merge_runs
 from tests.merging.runs import make_run
 
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from peftcli.errors import UserError, VerificationFailed
-from peftcli.merging import merge as merging
-from peftcli.merging.merge import merge_run, parse_size
-from peftcli.merging.report import MergeReport
-from peftcli.recipe.dump import dump_recipe
+from peftcli.merging import merge_run as merging
+from peftcli.merging.merge_report import MergeReport
+from peftcli.merging.merge_run import merge_run, parse_size
+from peftcli.recipe.yaml.dump import dump_recipe
 from tests.merging.runs import make_run
 
 METHODS: dict[str, dict[str, Any]] = {

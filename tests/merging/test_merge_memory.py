@@ -20,11 +20,11 @@ from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
 from peftcli.merging.companions import write_index
 from peftcli.merging.tensor_files import CHUNK_BYTES, Planned, shard_names, shards, write_file
-from peftcli.methods.apply import apply_method
-from peftcli.models.identity import BaseIdentity
-from peftcli.models.loading import build_meta
-from peftcli.models.reading import read_anatomy
-from peftcli.recipe.dump import dump_recipe
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.load.load_model import build_meta
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.recipe.yaml.dump import dump_recipe
 from tests.merging.runs import make_recipe
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -35,8 +35,8 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from peftcli.merging.merge import merge_run
-from peftcli.models.tokenizers import load_tokenizer
+from peftcli.merging.merge_run import merge_run
+from peftcli.models.load.tokenizers import load_tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 torch.randn(64, 64) @ torch.randn(64, 64)
 

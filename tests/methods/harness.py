@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftcli.methods.attachment import Attachment
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.attachment import Attachment
 from tests.tiny import VOCAB, kind_of, tiny_model
 
 TASK_OF_KIND = {

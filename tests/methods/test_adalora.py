@@ -8,12 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from peftcli.attachments.adalora import AdaLoraAttachment
 from peftcli.errors import UserError
-from peftcli.layers.rank_allocator import BudgetSchedule, RankAllocator
-from peftcli.layers.svd_lora import orthogonality, svd_scale
-from peftcli.methods._adalora import AdaLoraAttachment
+from peftcli.layers.parts.rank_allocator import BudgetSchedule, RankAllocator
+from peftcli.layers.parts.svd_lora import orthogonality, svd_scale
 from peftcli.methods.adalora import AdaLoraParams, check_config, check_run
-from peftcli.methods.apply import apply_method
+from peftcli.protocol.apply_method import apply_method
 from tests.methods.harness import (
     attached,
     batch_for,
@@ -225,7 +225,7 @@ def test_loading_is_strict() -> None:
 def test_counts_from_a_recipe() -> None:
     with torch.device("meta"):
         model = tiny_model("llama")
-    from peftcli.models.reading import read_anatomy
+    from peftcli.models.read_anatomy import read_anatomy
 
     params = AdaLoraParams(init_r=6, target_r=4, target_modules=["attn.q", "attn.v"])
     attachment = apply_method(model, read_anatomy(model), params)

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from transformers import RobertaConfig
 
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
 from peftcli.methods.bitfit import INFO, BitFitParams, check
-from peftcli.models.loading import build_meta
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.load_model import build_meta
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
 from tests.methods.harness import (
     attached,
     batch_for,
@@ -124,8 +124,8 @@ def test_trains_on_a_base_in_half_precision_with_float32_biases() -> None:
 
 @pytest.mark.parametrize("method", ["bitfit", "lora"])
 def test_biases_of_a_4bit_base_train_in_float32_and_save_under_their_own_names(method: str, tmp_path: Path) -> None:
-    from peftcli.methods.registry import registry
-    from peftcli.models.loading import load_model
+    from peftcli.models.load.load_model import load_model
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.schema import ModelSpec
 
     base = save_tiny(tmp_path, "bert", "sequence_classification", hidden_size=64, intermediate_size=64)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from peftcli.methods.compacter import CompacterParams, check, check_config
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
 from tests.methods import harness
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ
 

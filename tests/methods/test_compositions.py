@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from peftcli.errors import UserError
 from peftcli.methods import compose, mam, unipelt
 from peftcli.methods.adapter import AdapterParams
-from peftcli.methods.attachment import Attachment
 from peftcli.methods.bitfit import BitFitParams
-from peftcli.methods.composite_attachment import CompositeAttachment
 from peftcli.methods.full import FullParams
 from peftcli.methods.lora import LoraParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.methods.prompt_tuning import PromptTuningParams
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.composite_attachment import CompositeAttachment
 from tests.methods import harness
 from tests.methods.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model

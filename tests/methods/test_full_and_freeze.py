@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
 from peftcli.methods.freeze import INFO as FREEZE
 from peftcli.methods.freeze import FreezeParams
 from peftcli.methods.full import INFO as FULL
 from peftcli.methods.full import FullParams
+from peftcli.protocol.apply_method import apply_method
 from tests.methods.harness import attached, batch_for, frozen, frozen_without_gradient, numbers, train_steps
 
 

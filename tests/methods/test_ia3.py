@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.methods.apply import apply_method
 from peftcli.methods.ia3 import IA3Params
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
 from tests.methods.harness import (
     attached,
     batch_for,

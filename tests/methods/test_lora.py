@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.errors import UserError
-from peftcli.layers.lora import DoraDelta, LoraDelta
-from peftcli.methods.apply import apply_method
-from peftcli.methods.attachment import Attachment
+from peftcli.layers.parts.lora import DoraDelta, LoraDelta
 from peftcli.methods.lora import LoraParams, check, check_config, merge_rules
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
 from tests.tiny import CORE_FAMILIES, kind_of, tiny_config, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 11]])

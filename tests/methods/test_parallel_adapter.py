@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
 from tests.methods import harness
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.methods.attachment import Attachment
 from peftcli.methods.prefix_tuning import PrefixTuningParams, check, check_config, positions_taken
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.attachment import Attachment
 from tests.methods import harness
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from peftcli.attachments.prompt_tuning import PromptAttachment
 from peftcli.errors import UserError
-from peftcli.methods.prompt_attachment import PromptAttachment
 from peftcli.methods.prompt_tuning import PromptTuningParams, check, check_config
 from tests.methods import harness
 from tests.methods.test_prefix_tuning import loud

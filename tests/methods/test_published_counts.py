@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from peftcli.analysis.counting import Counts, count_method
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TaskName
 
 GPT3 = GPT2Config(n_layer=96, n_embd=12288, n_head=96, n_positions=2048)

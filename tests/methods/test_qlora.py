@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from peftcli.methods import lora
-from peftcli.methods.apply import apply_method
 from peftcli.methods.qlora import INFO, QLoraParams
-from peftcli.methods.registry import registry
-from peftcli.models.loading import load_model
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.load_model import load_model
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import ModelSpec
 from tests.methods.harness import attached, batch_for, frozen_without_gradient, logits_of, train_steps
 from tests.tiny import save_tiny

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.layers.vera import random_projections
-from peftcli.methods.apply import apply_method
+from peftcli.layers.parts.vera import random_projections
 from peftcli.methods.vera import VeraParams
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
 from tests.methods.harness import (
     attached,
     batch_for,

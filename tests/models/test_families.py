@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.models.anatomy import Anatomy, BlockRole, LinearRole
-from peftcli.models.families import FAMILIES as TABLE
+from peftcli.models.families.family_table import FAMILIES as TABLE
 from peftcli.models.module_view import module_kind
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
 from tests.models.inputs import logits, task_of, watching
 from tests.tiny import DECODERS, ENCODERS, FAMILIES, HEADS, HIDDEN, LAYERS, SEQ2SEQ, tiny_model
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.models.loading import load_config, load_model
-from peftcli.models.reading import read_anatomy
-from peftcli.models.tokenizers import load_tokenizer
+from peftcli.models.load.load_model import load_config, load_model
+from peftcli.models.load.tokenizers import load_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import ModelSpec
 
 pytestmark = [

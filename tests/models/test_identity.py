@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from peftcli.models.identity import BaseIdentity, fingerprint
-from peftcli.models.loading import load_model
+from peftcli.models.load.identity import BaseIdentity, fingerprint
+from peftcli.models.load.load_model import load_model
 from peftcli.recipe.schema import ModelSpec
 from tests.tiny import save_tiny
 

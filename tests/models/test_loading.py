@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
-from peftcli.data.labels import LabelSpec
+from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
-from peftcli.models import sources
-from peftcli.models.loading import build_meta, count_parameters, load_config, load_model
-from peftcli.models.reading import read_anatomy
-from peftcli.models.tasks import possible_tasks
+from peftcli.models.load import model_files as sources
+from peftcli.models.load.load_model import build_meta, count_parameters, load_config, load_model
+from peftcli.models.model_tasks import possible_tasks
+from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import ModelSpec
 from tests.models.inputs import inputs_for
 from tests.tiny import save_tiny, tiny_config, tiny_model
@@ -187,7 +187,7 @@ def test_a_task_that_the_model_cannot_do_names_those_it_can(family: str, task: A
     ("stored", "expected"), [(torch.bfloat16, "cpu"), (torch.float16, "float32"), (torch.float32, "float32")]
 )
 def test_dtype_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, expected: str) -> None:
-    from peftcli.models import dtypes
+    from peftcli.models.load import dtypes
 
     model = tiny_model("llama").to(stored)
     model.save_pretrained(tmp_path)  # type: ignore[operator]  # a PreTrainedModel

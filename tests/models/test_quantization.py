@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
-from peftcli.models.dtypes import cpu_has_bfloat16
-from peftcli.models.loading import Loaded, count_parameters, load_model
-from peftcli.models.quantization import is_quantised, keep_trainable
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.dtypes import cpu_has_bfloat16
+from peftcli.models.load.load_model import Loaded, count_parameters, load_model
+from peftcli.models.load.quantization import is_quantised, keep_trainable
+from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import ModelSpec
 from tests.models.inputs import inputs_for
 from tests.tiny import save_tiny, tiny_model
@@ -155,7 +155,7 @@ def test_both_widths_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from peftcli.models import quantization
+    from peftcli.models.load import quantization
 
     monkeypatch.setattr(quantization, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.targets import Target, resolve_targets, summarise_targets
 from tests.models.inputs import task_of
 from tests.tiny import FAMILIES, LAYERS, tiny_model

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.models.loading import load_model
-from peftcli.models.tokenizers import (
+from peftcli.models.load.load_model import load_model
+from peftcli.models.load.tokenizers import (
     adds_bos,
     adds_eos,
     choose_padding,

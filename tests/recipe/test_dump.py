@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peftcli.methods.registry import registry
-from peftcli.recipe.dump import dump_recipe
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
+from peftcli.recipe.yaml.dump import dump_recipe
 from tests.recipe.conftest import GOOD, Load
 
 ROOT = Path(__file__).resolve().parents[2]

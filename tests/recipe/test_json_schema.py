@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.json_schema import recipe_schema
-from peftcli.recipe.yaml_lines import parse_yaml
+from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from tests.recipe.conftest import GOOD, SmallRegistry
 from tests.recipe.test_dump import SHIPPED
 

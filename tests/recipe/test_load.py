@@ -9,7 +9,7 @@ import pytest
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.load import load_recipe
-from peftcli.recipe.yaml_lines import parse_yaml
+from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from tests.recipe.conftest import GOOD, Load, LowRank, Several, SmallRegistry
 
 Problems = Callable[..., list[Problem]]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from peftcli.errors import UserError
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.describe import choices, members, unwrap
-from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.schema import DataSpec, ModelSpec, TrainingSpec
-from peftcli.recipe.yaml_lines import parse_yaml
+from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from tests.recipe.test_dump import SHIPPED
 
 TEXTS = [path.read_text(encoding="utf-8") for path in SHIPPED]

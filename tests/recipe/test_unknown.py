@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from peftcli.errors import Problem
-from peftcli.methods.registry import registry
-from peftcli.recipe.aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
+from peftcli.protocol.registry import registry
+from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TaskName, TrainingSpec
 from tests.recipe.conftest import GOOD
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import UserError
-from peftcli.methods.registry import registry
-from peftcli.recipe import upgrades
-from peftcli.recipe.dump import dump_recipe
+from peftcli.protocol.registry import registry
+from peftcli.recipe.aliases import upgrades
+from peftcli.recipe.aliases.upgrades import CHANGES, Change, upgrade_
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.stored import load_stored_recipe
-from peftcli.recipe.upgrades import CHANGES, Change, upgrade_
+from peftcli.recipe.yaml.dump import dump_recipe
 
 OLD = """\
 model: {name_or_path: org/model}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcli.data.formats import FORMATS as IMPLEMENTED
+from peftcli.data.formats.recognition import FORMATS as IMPLEMENTED
 from peftcli.recipe.schema import DataSpec
 from peftcli.recipe.vocabulary import FORMATS, METRICS, OPTIMIZERS
 
@@ -14,13 +14,13 @@ def test_formats() -> None:
 
 
 def test_optimizers() -> None:
-    from peftcli.training.optimizers import OPTIMIZERS as implemented
+    from peftcli.training.optim.optimizers import OPTIMIZERS as implemented
 
     assert set(OPTIMIZERS) == set(implemented)
 
 
 def test_metrics() -> None:
-    from peftcli.training.metrics import METRICS as IMPLEMENTED
+    from peftcli.inference.metrics import METRICS as IMPLEMENTED
 
     from_the_loss = {"perplexity", "token_accuracy"}
     assert {kind: set(names) - from_the_loss for kind, names in METRICS.items()} == {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.recipe.yaml_errors import YamlProblem
-from peftcli.recipe.yaml_lines import MAX_DEPTH, parse_yaml
+from peftcli.recipe.yaml.yaml_errors import YamlProblem
+from peftcli.recipe.yaml.yaml_lines import MAX_DEPTH, parse_yaml
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from peftcli.methods.registry import registry
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import LoadedRecipe, load_recipe
-from peftcli.training.reporting import StepRecord, Summary
+from peftcli.training.watch.reporting import StepRecord, Summary
 
 WORDS = ["cat", "dog", "mat", "house", "film", "story", "green", "red", "blue", "bad", "good", "very"]
 

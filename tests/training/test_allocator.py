@@ -14,7 +14,7 @@ from peftcli.training.run import train
 
 CHURN = """
 import resource, sys
-from peftcli.training.allocator import keep_freed_memory
+from peftcli.training.speed.allocator import keep_freed_memory
 done = keep_freed_memory() if "keep" in sys.argv else None
 import torch
 def step():

@@ -19,8 +19,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from peftcli.errors import UserError
-from peftcli.training import compiled_blocks
 from peftcli.training.run import train
+from peftcli.training.speed import compiled_blocks
 from tests.training.conftest import Recorder, chat_rows, class_rows
 
 ALL_LINEAR = {"name": "lora", "r": 4, "target_modules": "all-linear"}

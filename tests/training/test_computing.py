@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from peftcli.layers import cpu_attention, cpu_dropout
-from peftcli.training.compute_weights import ComputeWeights, frozen_matrices
+from peftcli.layers.cpu import cpu_attention, cpu_dropout
 from peftcli.training.run import train
+from peftcli.training.speed.compute_weights import ComputeWeights, frozen_matrices
 from tests.tiny import tiny_model
 
 

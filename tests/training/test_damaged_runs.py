@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import UserError
-from peftcli.training.inference import evaluate_run, open_run
+from peftcli.inference.use_runs import evaluate_run, open_run
 from peftcli.training.run import train
 
 

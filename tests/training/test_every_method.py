@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from peftcli.errors import Stopped
-from peftcli.methods.registry import registry
-from peftcli.training.inference import evaluate_run
+from peftcli.inference.use_runs import evaluate_run
+from peftcli.protocol.registry import registry
 from peftcli.training.run import train
 from tests.training.conftest import Recorder
 from tests.training.test_train import adapter, stop_after

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.bottleneck import ParallelAdapter, SerialAdapter, linear_pair
-from peftcli.layers.rescale import Rescale
-from peftcli.layers.svd_lora import SvdDelta
-from peftcli.layers.vera import SharedProjections, VeraDelta
+from peftcli.layers.parts.bottleneck import ParallelAdapter, SerialAdapter, linear_pair
+from peftcli.layers.parts.rescale import Rescale
+from peftcli.layers.parts.svd_lora import SvdDelta
+from peftcli.layers.parts.vera import SharedProjections, VeraDelta
 from peftcli.recipe.schema import FastPathsSpec, TrainingSpec
-from peftcli.training.optimizers import make_optimizer
+from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.run import train
 from tests.training.conftest import Recorder, chat_rows
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftcli.layers.first_position import FirstPosition
-from peftcli.models.reading import read_anatomy
-from peftcli.training.last_block import last_block
+from peftcli.layers.cpu.first_position import FirstPosition
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.tasks.task import unprepared
 from peftcli.training.run import train
-from peftcli.training.tasks.base import unprepared
+from peftcli.training.speed.last_block import last_block
 from tests.tiny import ENCODERS, tiny_model
 
 CUT = ["bert", "roberta", "distilbert", "electra", "modernbert"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftcli.training.inference import evaluate_run, predict_run
+from peftcli.inference.use_runs import evaluate_run, predict_run
 from peftcli.training.run import train
 from tests.training.conftest import class_rows, write_jsonl
 

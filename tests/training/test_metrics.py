@@ -7,8 +7,8 @@ import math
 import pytest
 
 from peftcli.errors import UserError
+from peftcli.inference.metrics import METRICS, compute_metrics, greater_is_better, wanted_metrics
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.training.metrics import METRICS, compute_metrics, greater_is_better, wanted_metrics
 
 CLASSES = ([0, 1, 2, 2], [0, 1, 1, 2])  # predictions, references: three of four right
 TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"]])
@@ -65,7 +65,7 @@ def test_every_metric_has_a_value_here() -> None:
 def test_wrong_names_and_missing_packages_say_what_to_do(monkeypatch) -> None:
     with pytest.raises(UserError, match="did you mean accuracy"):
         compute_metrics(["acuracy"], "single_label", [0], [0])
-    import peftcli.training.metrics as metrics
+    import peftcli.inference.metrics as metrics
 
     monkeypatch.setattr(metrics, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"needs the package seqeval.*\n.*pip install"):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from peftcli.errors import UserError
-from peftcli.training.inference import evaluate_run, open_run, predict_run
+from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
+from peftcli.tasks.sequence_classification import balanced_weights
 from peftcli.training.run import train
-from peftcli.training.tasks.sequence_classification import balanced_weights
 from tests.training.conftest import WORDS, chat_rows, class_rows, write_jsonl
 
 

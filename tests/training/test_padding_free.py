@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftcli.layers import document_attention as module
-from peftcli.methods.registry import registry
-from peftcli.training import collation
-from peftcli.training.plan import cpu_micro_batch_tokens, micro_batches
+from peftcli.data.rows import collation
+from peftcli.layers.cpu import document_attention as module
+from peftcli.protocol.registry import registry
 from peftcli.training.run import train
+from peftcli.training.step_plan import cpu_micro_batch_tokens, micro_batches
 
 METHODS = sorted(name for name in registry.names() if name not in ("bitfit", "compose"))
 

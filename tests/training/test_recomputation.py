@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftcli.training import recomputation
-from peftcli.training.activation_memory import activation_cost
-from peftcli.training.checkpoints import TrainState
-from peftcli.training.recomputation import Need, free_bytes, need_of
-from peftcli.training.reporting import Silent
+from peftcli.distributed.processes import World
+from peftcli.record.checkpoints import TrainState
+from peftcli.record.run_directory import RunDirectory
 from peftcli.training.run import train
-from peftcli.training.run_directory import RunDirectory
 from peftcli.training.setup import build_session
-from peftcli.training.world import World
+from peftcli.training.speed import recomputation
+from peftcli.training.speed.activation_memory import activation_cost
+from peftcli.training.speed.recomputation import Need, free_bytes, need_of
+from peftcli.training.watch.reporting import Silent
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_short_rows_tell_what_long_ones_keep(recipe, models, tmp_path, family, t
     assert len(row.input_ids) > 40
     short = activation_cost(session.model, session.task, session.collator, row, session.computing)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("peftcli.training.activation_memory.LONGEST_PROBE", len(row.input_ids))
+        patch.setattr("peftcli.training.speed.activation_memory.LONGEST_PROBE", len(row.input_ids))
         whole = activation_cost(session.model, session.task, session.collator, row, session.computing)
     assert short.of(1, len(row.input_ids)) == pytest.approx(whole.of(1, len(row.input_ids)), rel=0.1)
     assert short.of(8, 40) > 7 * short.of(1, 40) - 7 * short.fixed

@@ -14,13 +14,13 @@ import yaml
 
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
-from peftcli.recipe.dump import dump_recipe
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.training.checkpoints import Checkpoints, read_verified
-from peftcli.training.curves import curves_svg, write_plots
-from peftcli.training.randomness import random_states, restore_random_states, seed_everything
-from peftcli.training.run_directory import RunDirectory, RunStatus, changed_keys
-from peftcli.training.tree import load_tree, save_tree
+from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.record.checkpoints import Checkpoints, read_verified
+from peftcli.record.random_state import random_states, restore_random_states, seed_everything
+from peftcli.record.run_directory import RunDirectory, RunStatus, changed_keys
+from peftcli.record.tensor_tree import load_tree, save_tree
+from peftcli.training.watch.curves import curves_svg, write_plots
 
 RECIPE = Recipe(model=ModelSpec(name_or_path="m"), task="causal_lm", method=LoraParams(r=8), output_dir="a")
 
@@ -86,7 +86,7 @@ def test_begin_removes_what_a_run_wrote_and_nothing_else(run) -> None:
 def test_two_processes_cannot_hold_one_directory(run) -> None:
     script = f"""
 from pathlib import Path
-from peftcli.training.run_directory import RunDirectory
+from peftcli.record.run_directory import RunDirectory
 with RunDirectory(Path({str(run.path)!r})).locked():
     print("held")
 """

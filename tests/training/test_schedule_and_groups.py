@@ -8,10 +8,10 @@ from torch import nn
 
 from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_problems
-from peftcli.training.parameter_groups import parameter_groups
-from peftcli.training.plan import make_plan, micro_batches, split_by_tokens
-from peftcli.training.schedule import CURVES, learning_rate_factor, warmup_steps
+from peftcli.training.optim.learning_rate import CURVES, learning_rate_factor, warmup_steps
+from peftcli.training.optim.optimizers import OPTIMIZERS, make_optimizer, optimizer_problems
+from peftcli.training.optim.parameter_groups import parameter_groups
+from peftcli.training.step_plan import make_plan, micro_batches, split_by_tokens
 
 
 def course(total: int, **options: object) -> list[float]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from peftcli.assembly.outline import outline
+from peftcli.assembly.precision import decide_precision, probe_bfloat16
 from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.training.activation_checkpointing import enable_checkpointing
-from peftcli.training.neftune import add_neftune
-from peftcli.training.outline import outline
-from peftcli.training.precision import decide_precision, probe_bfloat16
+from peftcli.training.optim.neftune import add_neftune
+from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 from tests.tiny import tiny_model
 
 
@@ -55,7 +55,7 @@ def test_precision_follows_the_recipe_then_the_weights_then_the_probe(monkeypatc
     def decided(weights: torch.dtype, recorded: str | None = None, **options: object) -> torch.dtype:
         return decide_precision(TrainingSpec(**options), weights, cpu, width=32, recorded=recorded).compute
 
-    import peftcli.training.precision as precision
+    import peftcli.assembly.precision as precision
 
     monkeypatch.setattr(precision, "probe_bfloat16", lambda *_: (True, 2.0))
     assert decided(torch.float32) == torch.bfloat16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import peftcli.training.opening as opening
-from peftcli.training.inference import predict_run, predict_runs
+import peftcli.inference.open_run as opening
+from peftcli.inference.use_runs import predict_run, predict_runs
 from peftcli.training.run import train
 from tests.training.conftest import chat_rows, class_rows, write_jsonl
 

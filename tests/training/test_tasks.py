@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.training.tasks import TASKS, Task, TaskSettings
-from peftcli.training.tasks.base import unprepared
-from peftcli.training.tasks.lm_head import find_route
+from peftcli.tasks import TASKS, Task, TaskSettings
+from peftcli.tasks.lm_head import find_route
+from peftcli.tasks.task import unprepared
 from tests.tiny import DECODERS, SEQ2SEQ, tiny_model
 
 CHANGES: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from peftcli.errors import Stopped, UserError
-from peftcli.training.inference import evaluate_run, open_run, predict_run
+from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
 from peftcli.training.run import train
 from tests.training.conftest import Recorder, class_rows, write_jsonl
 
@@ -106,22 +106,22 @@ def test_a_step_equals_plain_cross_entropy_over_the_whole_batch(recipe, recorder
     """The first loss and gradient norm, against transformers' own loss on the same 8 rows."""
     from transformers import AutoModelForCausalLM
 
-    from peftcli.data.collate import collate
+    from peftcli.data.rows.padding import collate
 
     loaded = recipe(training__per_device_train_batch_size=4, training__gradient_accumulation_steps=2,
                     training__max_steps=2, method={"name": "full"})  # fmt: skip
     train(loaded, reporter=recorder)
-    from peftcli.models.tokenizers import load_tokenizer
-    from peftcli.training.plan import make_plan
+    from peftcli.distributed.processes import World
+    from peftcli.models.load.tokenizers import load_tokenizer
     from peftcli.training.setup import prepare_data
-    from peftcli.training.world import World
+    from peftcli.training.step_plan import make_plan
 
     opened = open_run(loaded.recipe.output_dir)
     tokenizer = load_tokenizer(loaded.recipe.model, "causal_lm")
-    from peftcli.models.reading import read_anatomy
+    from peftcli.models.read_anatomy import read_anatomy
 
     data = prepare_data(loaded, tokenizer, read_anatomy(opened.model), World(torch.device("cpu")))
-    from peftcli.data.batching import batches
+    from peftcli.data.rows.batching import batches
 
     assert make_plan(loaded.recipe.training, len(data.train), 1).step_rows == 8
     first = batches(data.train, 8, seed=loaded.recipe.seed, epoch=0)[0]
@@ -180,7 +180,7 @@ def drop_times(value: object) -> object:
 
 def stop_after(monkeypatch, step: int) -> None:
     """Send SIGINT to this process while that step is recorded, as Ctrl-C would."""
-    from peftcli.training.meter import Meter
+    from peftcli.training.watch.meter import Meter
 
     finish = Meter.finish_step
 

@@ -1,0 +1,137 @@
+"""The base of an adapter that is moved between formats: its shape on the meta device, its anatomy, its identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from torch import Tensor
+
+from peftcli.adapters.format import AdapterMeta, check_base, describe
+from peftcli.errors import UserError
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.load.model_files import find_source
+from peftcli.protocol.apply_method import apply_method
+from peftcli.recipe.params import MethodParams
+from peftcli.recipe.schema import ModelSpec, TaskName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight")
+
+
+@dataclass(frozen=True)
+class Base:
+    """One base model, without weights.
+
+    Args:
+        model: the task model on the meta device.
+        anatomy: its roles.
+        identity: what an adapter remembers of it.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    identity: BaseIdentity
+
+
+@dataclass(frozen=True)
+class BaseName:
+    """Which base model to read, once the task is known.
+
+    Args:
+        name: hub id or path; None if nobody said.
+        revision: of the hub.
+    """
+
+    name: str | None
+    revision: str | None = None
+
+    def read(self, task: str, tensors: Mapping[str, Tensor]) -> Base:
+        """Return the base.
+
+        Args:
+            task: as in a recipe.
+            tensors: of the adapter; a classification head among them tells the number of labels.
+
+        Raises:
+            UserError: nobody named it, or its config cannot be read.
+        """
+        from peftcli.models.load.load_model import (  # transformers: seconds, rarely needed
+            build_meta,
+            identify,
+            load_config,
+        )
+        from peftcli.models.read_anatomy import read_anatomy
+
+        if self.name is None:
+            raise UserError("the adapter does not name its base model", suggestion="name it with --base MODEL")
+        spec = ModelSpec(name_or_path=self.name, revision=self.revision)
+        model = build_meta(load_config(spec), known_task(task), _number_of_labels(tensors))
+        dtype = getattr(model.config, "dtype", None) or torch.float32  # the checkpoint's: nobody recorded another
+        identity = identify(find_source(self.name), model, dtype, None, spec)
+        return Base(model, read_anatomy(model), identity)
+
+
+def check_config(meta: AdapterMeta, spec: ModelSpec, where: Path) -> None:
+    """Refuse a base that the adapter was not made for, by its config alone: no weights are read.
+
+    Args:
+        meta: of the saved adapter.
+        spec: the base.
+        where: the adapter, for the message.
+
+    Raises:
+        UserError: another architecture, width, depth or vocabulary.
+    """
+    from peftcli.models.load.load_model import load_config, shape_of
+
+    config = load_config(spec)
+    name, kind = spec.name_or_path, str(config.model_type)
+    check_base(meta, BaseIdentity(name, None, "", None, "", kind, {}, shape_of(config)), where)
+
+
+def known_task(task: str) -> TaskName:
+    """Return a task's name if it is one.
+
+    Raises:
+        UserError: it is none.
+    """
+    for name in get_args(TaskName):
+        if name == task:
+            known: TaskName = name
+            return known
+    raise UserError(f"the adapter's task {task!r} is none of {', '.join(get_args(TaskName))}")
+
+
+def _number_of_labels(tensors: Mapping[str, Tensor]) -> int:
+    return next((len(tensor) for key, tensor in tensors.items() if key.endswith(_HEADS)), 2)
+
+
+def fit(base: Base, params: MethodParams, state: Mapping[str, Tensor], task: str, where: Path) -> AdapterMeta:
+    """Return the record of an adapter on its base; no weights are loaded.
+
+    Args:
+        base: its model is changed: use it for one adapter only.
+        params: the method's hyper-parameters.
+        state: the adapter's tensors by our keys.
+        task: as in a recipe.
+        where: the adapter, for the message.
+
+    Raises:
+        UserError: the tensors are not exactly those that the method adds to this base.
+    """
+    try:
+        attachment = apply_method(base.model, base.anatomy, params)
+        attachment.load_state_dict(state)
+    except UserError as error:
+        raise UserError(
+            f"{where} does not fit {base.identity.name}: {error.problems[0].message}",
+            suggestion="name the model that it was trained on with --base MODEL",
+        ) from None
+    return describe(attachment, base.anatomy, task=task, base=base.identity)

@@ -1,0 +1,193 @@
+"""AdapterHub's files (library `adapters`, 1.3): serial and parallel bottlenecks, Compacter and LoRA, as safetensors.
+
+adapter_config.json        {"config": {...}, "model_type", "model_class", "name", "version", ...}
+adapter.safetensors        keys hold the adapter's name and, unlike HF peft's, no wrapper's prefix
+head_config.json,          of a task head, by the model's own names
+model_head.safetensors
+
+Loading them there: `model.load_adapter(DIR, use_safetensors=True)`. Written against its sources; that library pins an
+older transformers, so that no test runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from peftcli.adapters.adapter_base import Base, BaseName, fit
+from peftcli.adapters.adapterhub import bottleneck_files as adapterhub_bottleneck
+from peftcli.adapters.adapterhub import lora as adapterhub_lora
+from peftcli.adapters.adapterhub.places import NAME, VERSION, Read, own_head
+from peftcli.adapters.format import CONFIG, AdapterMeta, check_base, read_json, write_json
+from peftcli.adapters.loading import load_adapter, read_tensors
+from peftcli.adapters.saving import write_tensors
+from peftcli.atomic import new_directory
+from peftcli.errors import UserError
+from peftcli.methods.lora import LoraParams
+
+WEIGHTS = "adapter.safetensors"
+HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "model_head.safetensors"
+_BOTTLENECKS = ("adapter", "parallel_adapter", "compacter")
+_TASKS = {
+    "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
+    "ForConditionalGeneration": "seq2seq_lm",
+    "ForCausalLM": "causal_lm",
+    "LMHeadModel": "causal_lm",
+}
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Tell whether an adapter_config.json is AdapterHub's."""
+    return "peft_type" not in config and "config" in config and "model_type" in config
+
+
+def write(directory: Path, out: Path, base: str | None = None) -> tuple[str, ...]:
+    """Write a saved adapter for AdapterHub's library.
+
+    Args:
+        directory: a saved adapter.
+        out: a new directory.
+        base: where the base lies now; by default where the adapter says. Only its config is read.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UserError: the library has no such method or cannot hold these parameters, or the base cannot be read.
+    """
+    saved = load_adapter(directory)
+    params, meta = saved.params, saved.meta
+    if params.name not in _BOTTLENECKS and not isinstance(params, LoraParams):
+        raise UserError(
+            f"{directory}: {params.name} cannot be exported for AdapterHub: only adapter, parallel_adapter, compacter "
+            "and lora can be saved there as safetensors",
+            suggestion="use --to hf-peft, or peft merge",
+        )
+    if meta.modules_to_save:
+        raise UserError(
+            f"{directory}: AdapterHub's files have no place for modules_to_save", suggestion="use peft merge"
+        )
+    found = BaseName(base or meta.base.get("name"), None if base else meta.base.get("revision")).read(
+        meta.task, saved.state
+    )
+    check_base(meta, found.identity, directory)
+    head, state = own_head(saved.state, meta)
+    if isinstance(params, LoraParams):
+        inner, tensors = adapterhub_lora.write(params, state, meta, found.anatomy)
+    else:
+        inner, tensors = adapterhub_bottleneck.write(params, state, found, directory)
+    _write_files(out, {"config": inner, **_about(found, NAME)}, tensors, _head_config(found, meta), head)
+    return ("AdapterHub's library reads these files with model.load_adapter(DIR, use_safetensors=True)",)
+
+
+def _about(base: Base, name: str | None) -> dict[str, Any]:
+    return {
+        "hidden_size": base.anatomy.hidden_size,
+        "model_class": type(base.model).__name__,
+        "model_name": base.identity.name,
+        "model_type": base.identity.model_type,
+        "name": name,
+        "version": VERSION,
+    }
+
+
+def _head_config(base: Base, meta: AdapterMeta) -> dict[str, Any]:
+    names = list((meta.labels or {}).get("names", ()))
+    config: dict[str, Any] = {"config": None, "num_labels": len(names) or 1, **_about(base, None)}
+    if names:
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+    return config
+
+
+def _write_files(
+    out: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    head_config: dict[str, Any],
+    head: Mapping[str, Tensor],
+) -> None:
+    with new_directory(out) as partial:
+        write_tensors(partial / WEIGHTS, tensors)
+        write_json(partial / CONFIG, config)
+        if head:
+            write_tensors(partial / HEAD_WEIGHTS, head)
+            write_json(partial / HEAD_CONFIG, head_config)
+
+
+def read(config: Mapping[str, Any], where: Path, base: BaseName) -> Read:
+    """Read what AdapterHub's library saved with `use_safetensors=True`.
+
+    Args:
+        config: its adapter_config.json.
+        where: its directory.
+        base: the base model: the keys name places that only its anatomy turns into modules.
+
+    Raises:
+        UserError: pickled weights, an architecture or option that has no equal here, or a base that does not fit.
+    """
+    inner = config["config"]
+    if not isinstance(inner, dict):
+        raise UserError(f"{where}: config is {inner!r}, expected the whole adapter configuration")
+    architecture = inner.get("architecture")
+    if architecture not in (None, "lora"):
+        raise UserError(
+            f"{where} holds {architecture!r} of AdapterHub, which cannot be imported",
+            suggestion="bottleneck adapters, Compacter and LoRA can be",
+        )
+    tensors, task = _weights(where), _task(config, where)
+    head, labels = _head(where)
+    found = base.read(task, head)
+    recorded = config.get("model_type")
+    if recorded != found.identity.model_type:
+        raise UserError(
+            f"{where} was made for a {recorded} model, and {found.identity.name} is a {found.identity.model_type} one",
+            suggestion="name its own base with --base MODEL",
+        )
+    reader = adapterhub_lora.read if architecture == "lora" else adapterhub_bottleneck.read
+    params, state, notes = reader(config, tensors, where, found)
+    state |= head
+    meta = fit(found, params, state, task, where)
+    return params, state, _labelled(meta, labels), notes
+
+
+def _weights(where: Path) -> dict[str, Tensor]:
+    if not (where / WEIGHTS).is_file() and (where / "pytorch_adapter.bin").is_file():
+        raise UserError(
+            f"{where / 'pytorch_adapter.bin'} is a pickle, which can run code, and is not read",
+            suggestion="save it in AdapterHub's library again, with save_adapter(DIR, NAME, use_safetensors=True)",
+        )
+    return read_tensors(where / WEIGHTS)
+
+
+def _task(config: Mapping[str, Any], where: Path) -> str:
+    kind = str(config.get("model_class"))
+    for ending, task in _TASKS.items():
+        if kind.endswith(ending):
+            return task
+    raise UserError(
+        f"{where} was saved from a {kind}, which does not tell the task, and whose flexible heads have no equal in "
+        "transformers",
+        suggestion="load it into a model class of transformers there, such as BertForSequenceClassification, and save",
+    )
+
+
+def _head(where: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the task head's tensors and its label names, where the directory has them."""
+    if not (where / HEAD_WEIGHTS).is_file():
+        return {}, []
+    config = read_json(where / HEAD_CONFIG) if (where / HEAD_CONFIG).is_file() else {}
+    numbers = config.get("label2id") or {}
+    return read_tensors(where / HEAD_WEIGHTS), sorted(numbers, key=lambda name: int(numbers[name]))
+
+
+def _labelled(meta: AdapterMeta, names: list[str]) -> AdapterMeta:
+    from dataclasses import replace
+
+    if not names or "classification" not in meta.task:
+        return meta
+    kind = "token" if meta.task == "token_classification" else "single_label"
+    return replace(meta, labels={"problem": kind, "names": names})

@@ -1,0 +1,1 @@
+"""HF peft's files, one file a method."""

@@ -1,0 +1,192 @@
+"""LoRA in HF peft's layout: config, tensor names, PiSSA as a pair of twice the rank, and reading what HF peft wrote."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftcli.adapters.format import AdapterMeta, SavedTarget
+from peftcli.adapters.hf import hf_files as hf_common
+from peftcli.adapters.hf.hf_files import PREFIX, common_config, targeted_config
+from peftcli.errors import UserError
+from peftcli.methods.lora import LoraParams
+
+_FACTORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+
+# Options of HF's LoraConfig that change the forward pass in a way that LoraParams has no word for.
+_UNREADABLE = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+)
+# Initialisations that rewrite the base; an adapter saved so belongs to a base that is not on disk.
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def why_not(_params: LoraParams, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> str | None:
+    """Return why HF peft cannot hold this adapter as it is: it knows no slice of a fused projection."""
+    return hf_common.sliced(meta)
+
+
+def config(params: LoraParams, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return adapter_config.json: the keys that every version of HF peft since 0.6 reads without a warning."""
+    factor = 2 if params.starts_from_base else 1  # PiSSA is written as a pair of twice the rank
+    ranks, alphas = _patterns(params, meta, factor)
+    changes = {
+        "r": params.r * factor,
+        "lora_alpha": _alpha_for(params, params.lora_alpha, factor),
+        "lora_dropout": params.lora_dropout,
+        "bias": params.bias,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_rslora": params.use_rslora,
+        "use_dora": params.use_dora,
+        "init_lora_weights": True,  # the tensors are in the file; anything else would change the base on loading
+    }
+    return common_config(meta, "LORA") | targeted_config(meta) | changes
+
+
+def _patterns(params: LoraParams, meta: AdapterMeta, factor: int) -> tuple[dict[str, int], dict[str, float]]:
+    """Return HF's rank_pattern and alpha_pattern, by full path: roles mean nothing there."""
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for target in meta.targets:
+        path = f"^{re.escape(target.module)}"
+        rank = params.rank_of(target.role, target.key)
+        alpha = params.alpha_of(target.role, target.key)
+        if rank != params.r:
+            ranks[path] = rank * factor
+        if alpha != params.lora_alpha:
+            alphas[path] = _alpha_for(params, alpha, factor)
+    return ranks, alphas
+
+
+def _alpha_for(params: LoraParams, alpha: float, factor: int) -> float:
+    """Return the alpha that gives the same scale at `factor` times the rank."""
+    return alpha if factor == 1 else alpha * (math.sqrt(factor) if params.use_rslora else factor)
+
+
+def to_file(state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta) -> dict[str, Tensor]:
+    """Return the tensors by HF peft's keys."""
+    state = stack_initial(state) if params.starts_from_base else dict(state)
+    targeted = {f"{target.module}.bias" for target in meta.targets}
+    return {PREFIX + (_below_base_layer(key) if key in targeted else key): tensor for key, tensor in state.items()}
+
+
+def from_file(
+    tensors: Mapping[str, Tensor], params: LoraParams, _meta: AdapterMeta, _config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the tensors by our keys; the inverse of `to_file`."""
+    state = {hf_common.without_prefix(key).replace(".base_layer.", "."): tensor for key, tensor in tensors.items()}
+    return split_initial(state) if params.starts_from_base else state
+
+
+def _below_base_layer(name: str) -> str:
+    module, _, parameter = name.rpartition(".")
+    return f"{module}.base_layer.{parameter}"
+
+
+def stack_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write B A - B0 A0 as one product: [B, -B0] [A; A0]."""
+    stacked = dict(state)
+    for key in [key.removesuffix(".initial_A") for key in state if key.endswith(".initial_A")]:
+        a, b = stacked.pop(f"{key}.initial_A"), stacked.pop(f"{key}.initial_B")
+        stacked[f"{key}.lora_A.weight"] = torch.cat([state[f"{key}.lora_A.weight"], a])
+        stacked[f"{key}.lora_B.weight"] = torch.cat([state[f"{key}.lora_B.weight"], -b], dim=1)
+    return stacked
+
+
+def split_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `stack_initial`, bit for bit."""
+    split = dict(state)
+    for key in [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]:
+        a, a0 = state[f"{key}.lora_A.weight"].chunk(2)
+        b, b0 = state[f"{key}.lora_B.weight"].chunk(2, dim=1)
+        split |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+        split |= {f"{key}.initial_A": a0, f"{key}.initial_B": -b0}
+    return split
+
+
+def read(
+    config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path
+) -> tuple[LoraParams, dict[str, Tensor], AdapterMeta, tuple[str, ...]]:
+    """Read a LoRA directory that HF peft wrote.
+
+    Targets, ranks and scales are taken from the tensors and from HF's matching rules, and written as full paths: the
+    same modules are changed, whatever the names in the config would match elsewhere.
+
+    Raises:
+        UserError: an option that has no equal here, an unknown task type, a base that was rewritten, or a foreign key.
+    """
+    _refuse_unreadable(config, where)
+    state, notes = hf_common.own_keys(tensors, where)
+    ranks = {key: _rank(state, key) for key in _target_keys(state)}
+    if not ranks:
+        raise UserError(f"{where} is a LoRA adapter without a single lora_A")
+    rank = int(config.get("r", 8))
+    alpha = config.get("lora_alpha", 8)
+    alphas = {key: _first_match(config.get("alpha_pattern") or {}, key, alpha) for key in ranks}
+    others = [key for key in state if not key.endswith(_FACTORS)]
+    biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
+    whole = hf_common.whole_modules([key for key in others if key not in biases], config)
+    params = LoraParams(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=float(config.get("lora_dropout") or 0.0),
+        target_modules=list(ranks),
+        bias=config.get("bias", "none"),
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+        rank_pattern={f"^{re.escape(key)}": value for key, value in ranks.items() if value != rank},
+        alpha_pattern={f"^{re.escape(key)}": value for key, value in alphas.items() if value != alpha},
+        modules_to_save=whole or None,
+    )
+    kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
+    targets = tuple(
+        SavedTarget(key, key, None, "embedding" if f"{key}.lora_embedding_A" in state else kind) for key in ranks
+    )
+    meta = hf_common.foreign_record(config, where, targets=targets, whole=whole)
+    return params, state, meta, tuple(notes)
+
+
+def _refuse_unreadable(config: Mapping[str, Any], where: Path) -> None:
+    hf_common.refuse_options(config, _UNREADABLE, where)
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
+        raise UserError(
+            f"{where} was saved with init_lora_weights {init!r}: it belongs to a base that HF peft rewrote",
+            suggestion="save it in HF peft with path_initial_model_for_weight_conversion, which makes it a plain LoRA",
+        )
+
+
+def _target_keys(state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        key.removesuffix(suffix)
+        for key in state
+        for suffix in (".lora_A.weight", ".lora_embedding_A")
+        if key.endswith(suffix)
+    ]
+
+
+def _rank(state: Mapping[str, Tensor], key: str) -> int:
+    first = state.get(f"{key}.lora_A.weight", state.get(f"{key}.lora_embedding_A"))
+    assert first is not None  # `_target_keys` found one of them
+    return len(first)
+
+
+def _first_match(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", key)), default)

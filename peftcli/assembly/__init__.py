@@ -1,0 +1,1 @@
+"""What training and inference both start from: a recipe's model, tokenizer, anatomy, rows and task."""

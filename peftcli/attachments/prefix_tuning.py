@@ -1,0 +1,220 @@
+"""The attachment of prefixes: how they reach the attentions of a live model, and the network's coming and going."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.errors import UserError
+from peftcli.layers.virtual_tokens.positions import shift_positions
+from peftcli.layers.virtual_tokens.prefix import (
+    Prefix,
+    PrefixNetwork,
+    PrefixShape,
+    PrefixSite,
+    find_prefix_site,
+    prefix_site,
+)
+from peftcli.models.anatomy import Anatomy, AttentionRole
+from peftcli.protocol.attachment import Attachment, Placed
+from peftcli.protocol.bottlenecks import device_of
+
+_NETWORKS = "peft_prefix_networks"
+
+
+@dataclass
+class PrefixAttachment(Attachment):
+    """Prefixes, and while training the networks that produce them.
+
+    `load_state_dict` loads keys and values and drops the networks: what is saved is flat. `load_training_state`, called
+    after it, brings them back, so that a resumed run goes on with the same parameters.
+
+    Args:
+        networks: by kind of attention, such as `decoder_self`; empty for flat prefixes.
+        ratio: learning rate of the networks over that of everything else.
+        dropped: the last layers that `load_state_dict` put aside, by part.
+    """
+
+    networks: dict[str, PrefixNetwork] = field(default_factory=dict)
+    ratio: float = 1.0
+    dropped: list[tuple[Prefix, PrefixNetwork, nn.Linear]] = field(default_factory=list)
+
+    def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:
+        yield from super()._named_trainable()
+        if not self.dropped:
+            for kind, network in self.networks.items():
+                for name, parameter in network.named_parameters():
+                    yield f"prefix_network.{kind}.{name}", parameter
+
+    def prefixes(self) -> list[tuple[str, Prefix]]:
+        """Return the prefixes by key."""
+        return [(placed.key, placed.part) for placed in self.placed if isinstance(placed.part, Prefix)]
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy saved keys and values into place and drop the networks; strict, as `Attachment.load_state_dict`."""
+        self.flatten()
+        super().load_state_dict(state)
+
+    def flatten(self) -> None:
+        """Hold the prefixes as parameters from here on, without the networks that produced them."""
+        for _, part in self.prefixes():
+            network = part.network
+            up = part.flatten()
+            if up is not None and network is not None:
+                self.dropped.append((part, network, up))
+
+    def learning_rate_ratios(self) -> dict[str, float]:
+        """Return the networks' share of the learning rate."""
+        if self.ratio == 1.0:
+            return {}
+        own = {id(parameter) for parameter in self._network_parameters().values()}
+        return {name: self.ratio for name, parameter in self.trainable_parameters().items() if id(parameter) in own}
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the networks' parameters; the adapter file has none of them."""
+        if self.dropped or not self.networks:
+            return {}
+        return {name: parameter.detach().clone() for name, parameter in self._network_parameters().items()}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Bring the networks back as they were. Call it after `load_state_dict`.
+
+        Raises:
+            UserError: the state is of a run with another network.
+        """
+        if not state:
+            return
+        for part, network, up in self.dropped:
+            part.produce(network, up)
+        self.dropped = []
+        own = self._network_parameters()
+        if set(own) != set(state) or any(own[name].shape != state[name].shape for name in own):
+            raise UserError(
+                "the checkpoint's prefix network does not fit this recipe",
+                suggestion="resume with the num_virtual_tokens, prefix_projection and encoder_hidden_size of the run",
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def _network_parameters(self) -> dict[str, nn.Parameter]:
+        found = {f"{kind}.{n}": p for kind, network in self.networks.items() for n, p in network.named_parameters()}
+        for key, part in self.prefixes():
+            if part.up is not None:
+                found.update({f"{key}.up.{name}": parameter for name, parameter in part.up.named_parameters()})
+        return found
+
+
+def attach_prefixes(
+    model: nn.Module, anatomy: Anatomy, *, length: int, mid: int | None, dropout: float, ratio: float, shift: bool
+) -> PrefixAttachment:
+    """Put a prefix before every attention.
+
+    Args:
+        length: virtual tokens.
+        mid: width of the producing network; None for flat prefixes.
+        dropout: on the learned keys and values.
+        ratio: learning rate of the network over that of everything else.
+        shift: count the decoder's positions from `length`.
+    """
+    attachment = PrefixAttachment(model, ratio=ratio)
+    if mid is not None:
+        _add_networks(attachment, anatomy, length, mid)
+    for role in anatomy.attentions:
+        attention = model.get_submodule(role.module)
+        shape = PrefixShape(role.depths, role.kv_heads, role.head_dim, length, anatomy.hidden_size)
+        with torch.device(device_of(attention, model)):
+            part = Prefix(shape, dropout, attachment.networks.get(_kind(role)))
+        site = _connected_site(attention, role, anatomy.prefix_route)
+        site.parts.append(part)
+        attachment.placed.append(Placed(f"{role.module}.prefix", part))
+        if role.depths > 1:
+            _count_depths(model, role, site)
+    if anatomy.prefix_route == "interface":
+        attachment.undo.append(_use_attention_function(model))
+    if shift:
+        _shift(attachment, anatomy)
+    return attachment
+
+
+def _kind(role: AttentionRole) -> str:
+    return f"{role.stack}_{role.kind}"
+
+
+def _add_networks(attachment: PrefixAttachment, anatomy: Anatomy, length: int, mid: int) -> None:
+    """Register one network per kind of attention below the model, so that `.to` and DDP reach it once."""
+    model = attachment.model
+    with torch.device(device_of(model, model)):
+        for role in anatomy.attentions:
+            if _kind(role) not in attachment.networks:
+                attachment.networks[_kind(role)] = PrefixNetwork(length, anatomy.hidden_size, mid)
+    taken = [name for name, _ in model.named_children() if name.startswith(_NETWORKS)]
+    name = f"{_NETWORKS}_{len(taken)}"
+    model.add_module(name, nn.ModuleDict(attachment.networks))
+    attachment.undo.append(lambda: delattr(model, name))
+
+
+def _connected_site(attention: nn.Module, role: AttentionRole, route: str | None) -> PrefixSite:
+    existing = find_prefix_site(attention)
+    if existing is not None:
+        return existing
+    site = prefix_site(attention, role.depths)
+    if route == "cache_view":
+        from peftcli.layers.virtual_tokens.prefix_hooks import connect_cache_view
+
+        connect_cache_view(attention, site)
+    elif route == "padded_rows":
+        from peftcli.layers.virtual_tokens.prefix_hooks import connect_padded_rows
+
+        connect_padded_rows(attention, site)
+    return site
+
+
+def _count_depths(model: nn.Module, role: AttentionRole, site: PrefixSite) -> None:
+    """Let depths count from 0 whenever the module around the shared blocks starts."""
+    around = stack_path(role.module)
+    model.get_submodule(around).register_forward_pre_hook(lambda _module, _args: site.restart())
+
+
+def stack_path(path: str) -> str:
+    """Return the module around a list of blocks: `model.encoder` for `model.encoder.layers.0.self_attn`."""
+    parts = path.split(".")
+    first_index = next(index for index, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: first_index - 1])
+
+
+def _use_attention_function(model: nn.Module) -> Callable[[], None]:
+    """Switch the model to the registered attention function; return what switches it back once no prefix is left."""
+    from peftcli.layers.virtual_tokens.prefix_interface import ATTENTION_NAME, register
+
+    register()
+    live: Any = model
+    sites = [module for module in model.modules() if isinstance(module, PrefixSite)]
+    before = live.config._attn_implementation
+    if before != ATTENTION_NAME:
+        live.set_attn_implementation(ATTENTION_NAME)
+        if live.config._attn_implementation != ATTENTION_NAME:
+            raise UserError(
+                f"{type(model).__name__} does not take an attention function of its own, so a prefix cannot reach it",
+                suggestion="use prompt_tuning, or lora on attn.k and attn.v",
+            )
+        for site in sites:
+            site.implementation_before = before
+
+    def restore() -> None:
+        if not any(len(site.parts) for site in sites):
+            live.set_attn_implementation(sites[0].implementation_before)
+
+    return restore
+
+
+def _shift(attachment: PrefixAttachment, anatomy: Anatomy) -> None:
+    stack = attachment.model.get_submodule(stack_path(anatomy.layers["decoder"][0]))
+    parts = [part for _, part in attachment.prefixes()]
+    handle = shift_positions(stack, lambda: parts[0].shape.length if parts[0].enabled else 0)
+    if handle is not None:
+        attachment.undo.append(handle.remove)

@@ -1,0 +1,189 @@
+"""The attachment of a prompt: how a batch makes room for it, and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.errors import UserError
+from peftcli.layers.virtual_tokens.prompt import (
+    Insertion,
+    Prompt,
+    document_starts,
+    insert_at,
+    insert_once,
+    prompt_site,
+    tolerate_virtual_ids,
+)
+from peftcli.methods.prompt_tuning import PromptTuningParams
+from peftcli.models.anatomy import Anatomy
+from peftcli.protocol.attachment import Attachment, Placed
+from peftcli.protocol.bottlenecks import device_of
+
+
+@dataclass
+class PromptAttachment(Attachment):
+    """A prompt, and how batches make room for it.
+
+    Args:
+        embedding: path of the token embedding.
+        params: as in the recipe.
+        after_first: the prompt goes behind the first token.
+        causal: tokens see earlier ones only.
+        labels_follow_inputs: labels of the input's shape belong to its tokens, not to a decoder's.
+    """
+
+    embedding: str = ""
+    params: PromptTuningParams = field(default_factory=PromptTuningParams)
+    after_first: bool = False
+    causal: bool = False
+    labels_follow_inputs: bool = True
+
+    @property
+    def prompt(self) -> Prompt:
+        part = self.placed[0].part
+        assert isinstance(part, Prompt)  # the only part that attach_prompt places
+        return part
+
+    def enable(self, on: bool = True) -> None:
+        """Switch the prompt on or off; while off, batches stay as they are."""
+        super().enable(on)
+        self.virtual_tokens = self.params.num_virtual_tokens if on else 0
+
+    def prepare_inputs(self, batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
+        """Return the batch with room for the prompt; see `Attachment.prepare_inputs`.
+
+        Virtual tokens get label -100. Packed rows (position ids that restart, no mask) get a prompt before every
+        document.
+        """
+        if not self.placed or not self.prompt.enabled:
+            return dict(batch)
+        host: Any = self.model.get_submodule(self.embedding)
+        ids: Tensor = batch["input_ids"]
+        insertion = self._insertion(batch)
+        prepared = dict(batch)
+        virtual = host.num_embeddings + insertion.slot
+        pad = int(self._pad() or 0)
+        prepared["input_ids"] = insertion.take(ids, virtual, pad)
+        for key, value in batch.items():
+            if key != "input_ids" and isinstance(value, Tensor) and not key.startswith("decoder_"):
+                moved = self._moved(key, value, ids, insertion)
+                if moved is not None:
+                    prepared[key] = moved
+        if generate:
+            prepared["inputs_embeds"] = host(prepared.pop("input_ids"))
+            prepared.pop("position_ids", None)  # generate counts them from the mask
+            prepared.setdefault("attention_mask", (~insertion.blank).long())
+        return prepared
+
+    def _pad(self) -> int | None:
+        config: Any = self.model.config
+        pad: int | None = config.get_text_config().pad_token_id
+        return pad
+
+    def _insertion(self, batch: Mapping[str, Any]) -> Insertion:
+        ids: Tensor = batch["input_ids"]
+        length = self.prompt.embeddings.shape[0]
+        mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+        if positions is not None and (mask is None or mask.dim() == 4):
+            starts = document_starts(ids, positions, self._pad())
+            if self.after_first:
+                starts = starts.roll(1, dims=1)
+            return insert_at(starts, length)
+        if mask is not None and mask.dim() == 2:
+            first = mask.long().argmax(dim=1)
+        else:
+            first = torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device)
+        return insert_once(first + int(self.after_first), ids.shape[1], length)
+
+    def _moved(self, key: str, value: Tensor, ids: Tensor, insertion: Insertion) -> Tensor | None:
+        """Return a tensor of the batch for the longer sequence, None if it is not one value per token."""
+        if key == "position_ids":
+            return insertion.positions(value)
+        if value.dim() == 4 and value.shape[-2:] == (ids.shape[1], ids.shape[1]):
+            return insertion.square_mask(value, causal=self.causal)
+        if value.shape != ids.shape or value.is_floating_point():
+            return None
+        if key == "labels":
+            return insertion.take(value, -100, -100) if self.labels_follow_inputs else None
+        return insertion.take(value, 1 if key == "attention_mask" else 0, 0)
+
+    @torch.no_grad()
+    def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
+        """Start the prompt from vocabulary, text or class names; `random` is done already."""
+        kind = self.params.prompt_tuning_init
+        if kind == "random":
+            return
+        host: Any = model.get_submodule(self.embedding)
+        if kind == "sample_vocab":
+            rows = self._sampled(host, self.prompt.embeddings.shape[0], tokenizer)
+        elif kind == "text":
+            ids = _ids(tokenizer, str(self.params.prompt_tuning_init_text))
+            rows = _embedded(host, ids[torch.arange(self.prompt.embeddings.shape[0]) % len(ids)])
+        else:
+            names = list(labels) or [str(name) for name in getattr(model.config, "id2label", {}).values()]
+            means = [_embedded(host, _ids(tokenizer, name)).mean(0) for name in names][
+                : self.prompt.embeddings.shape[0]
+            ]
+            rest = self.prompt.embeddings.shape[0] - len(means)
+            rows = torch.cat([torch.stack(means), self._sampled(host, rest, tokenizer)]) if rest else torch.stack(means)
+        self.prompt.embeddings.copy_(rows)
+
+    def _sampled(self, host: Any, count: int, tokenizer: Any) -> Tensor:
+        """Return the embeddings of tokens drawn from the first ones, special tokens left out."""
+        size = min(self.params.sample_vocab_size, host.num_embeddings)
+        allowed = torch.ones(size, dtype=torch.bool)
+        special = [i for i in getattr(tokenizer, "all_special_ids", []) if i < size]
+        allowed[special] = len(special) == size
+        candidates = allowed.nonzero().flatten()
+        return _embedded(host, candidates[torch.randint(len(candidates), (count,))])
+
+
+def _ids(tokenizer: Any, text: str) -> Tensor:
+    if tokenizer is None:
+        raise UserError(
+            "prompt_tuning_init needs a tokenizer to start from text", suggestion="use prompt_tuning_init: sample_vocab"
+        )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UserError(f"the tokenizer makes no token of {text!r}", suggestion="use prompt_tuning_init: sample_vocab")
+    return torch.tensor(ids)
+
+
+def _embedded(host: Any, ids: Tensor) -> Tensor:
+    """Return what the embedding gives for ids, its own scaling included, in float32 and without its site's parts."""
+    rows: Tensor = host.forward(ids.to(host.weight.device)).float()
+    return rows
+
+
+def attach_prompt(model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> PromptAttachment:
+    """Put a prompt at the output of the token embedding.
+
+    Raises:
+        UserError: what the anatomy calls the embedding is none.
+    """
+    host = model.get_submodule(anatomy.embeddings)
+    if not isinstance(host, nn.Embedding):
+        raise UserError(f"{anatomy.embeddings} is no token embedding", suggestion="use lora or prefix_tuning")
+    encoder_only = "decoder" not in anatomy.layers
+    attachment = PromptAttachment(
+        model,
+        virtual_tokens=params.num_virtual_tokens,
+        embedding=anatomy.embeddings,
+        params=params,
+        after_first=params.prompt_position == "after_first" or (params.prompt_position == "auto" and encoder_only),
+        causal="encoder" not in anatomy.layers,
+        labels_follow_inputs=not ("encoder" in anatomy.layers and "decoder" in anatomy.layers),
+    )
+    with torch.device(device_of(host, model)):
+        part = Prompt(params.num_virtual_tokens, host.embedding_dim)
+    prompt_site(host).parts.append(part)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module is not host and module.num_embeddings == host.num_embeddings:
+            tolerate_virtual_ids(module)
+    attachment.placed.append(Placed(f"{anatomy.embeddings}.prompt", part))
+    return attachment

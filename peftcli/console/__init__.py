@@ -1,0 +1,1 @@
+"""What the commands share: options, tables, live views. No command lives here."""

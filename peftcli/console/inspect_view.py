@@ -1,0 +1,132 @@
+"""An inspection on the terminal: learnt tokens in colour, special tokens in brackets of their own colour."""
+
+from __future__ import annotations
+
+import sys
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from peftcli.console.output import count, print_table, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from peftcli.data.inspection import Example, Inspection
+
+LEARNT, SPECIAL, LEARNT_SPECIAL, READ = "bold green", "magenta", "bold green reverse", "dim"
+BAR = 40  # columns of the longest bar of a histogram
+MARKS = ("\u27e6", "\u27e7")  # around learnt text where there are no colours
+
+
+def print_inspection(found: Inspection, width: int | None = None) -> None:
+    """Print an inspection on standard output."""
+    from rich.console import Console
+
+    columns = width or (None if sys.stdout.isatty() else 100)
+    console = Console(width=columns, highlight=False)
+    _examples(console, found)
+    _facts(console, found)
+    _lengths(console, found)
+    _labels(console, found)
+    _equal_rows(console, found)
+
+
+def _examples(console: Console, found: Inspection) -> None:
+    from rich.text import Text
+
+    for example in found.examples:
+        learnt = f"{sum(token.supervised for token in example.tokens)} learnt"
+        about = learnt if example.label is None else f"label: {example.label}"
+        head = f"{example.source}:{example.row}  {len(example.tokens)} tokens, {about}"
+        console.print(Text(head, style="bold cyan"), soft_wrap=True)
+        console.print(render(example, colours=console.is_terminal))
+        console.print()
+    if found.examples and console.is_terminal:
+        legend = Text.assemble(("learnt", LEARNT), "  ", ("read only", READ), "  ", ("special", SPECIAL))
+        console.print(legend)
+    elif any(token.supervised for example in found.examples for token in example.tokens):
+        console.print(f"{MARKS[0]}learnt{MARKS[1]}, the rest is read only")
+
+
+def render(example: Example, *, colours: bool) -> Text:
+    """Return the tokens of a row as one text; without colours the learnt parts stand in double brackets."""
+    from rich.text import Text
+
+    pieces: list[tuple[str, str]] = []
+    inside = False
+    for token in example.tokens:
+        if not colours and token.supervised != inside:
+            pieces.append((MARKS[0] if token.supervised else MARKS[1], ""))
+            inside = token.supervised
+        style = LEARNT if token.supervised else READ
+        if token.special:
+            style = LEARNT_SPECIAL if token.supervised else SPECIAL
+        pieces.append((token.text if token.label is None else f"{token.text}[{token.label}]", style))
+    if inside and not colours:
+        pieces.append((MARKS[1], ""))
+    # neighbours of one style as one piece: escape codes around every token would fill the terminal's buffer
+    merged = [("".join(text for text, _ in same), style) for style, same in groupby(pieces, key=itemgetter(1))]
+    return Text.assemble(*merged)
+
+
+def _facts(console: Console, found: Inspection) -> None:
+    report = found.report
+    for line in report["evidence"]:
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"chat template: {report['template'] or 'none, plain text'}", markup=False)
+    rows = [[name.replace("_", " "), count(number)] for name, number in found.counts.items()]
+    rows.append(["training rows", count(report["train_rows"])])
+    rows += [[f"validation rows {name}".strip(), count(n)] for name, n in report["validation_rows"].items()]
+    if report["packed_rows"] is not None:
+        rows.append(["packed rows", count(report["packed_rows"])])
+    rows.append(["tokens", count(report["tokens"])])
+    if not found.labels:
+        rows.append(["learnt tokens", count(report["supervised_tokens"])])
+    print_table(console, table(["rows", ""], rows, numeric=(1,)))
+    console.print(f"prepared rows: cache {report['cache']}")
+    for bad in report["skipped"][:5]:
+        console.print(f"skipped {bad['source']}:{bad['row']}: {bad['message']}", soft_wrap=True, markup=False)
+    for note in report["notes"]:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    console.print()
+
+
+def _lengths(console: Console, found: Inspection) -> None:
+    if not found.lengths:
+        return
+    quantiles = ", ".join(f"{name} {number}" for name, number in found.length_quantiles.items())
+    console.print(f"lengths in tokens: {quantiles}; max_length {found.max_length}", soft_wrap=True)
+    most = max(rows for _, _, rows in found.lengths)
+    digits = len(str(found.lengths[-1][1]))
+    for first, last, rows in found.lengths:
+        bar = "█" * max(1 if rows else 0, round(BAR * rows / most))
+        console.print(f"{first:>{digits}} - {last:>{digits}}  {bar} {rows or ''}".rstrip())
+    console.print()
+
+
+def _labels(console: Console, found: Inspection) -> None:
+    if not found.labels:
+        return
+    sets = list(found.labels)
+    totals = {name: sum(found.labels[name].values()) or 1 for name in sets}
+    rows = [
+        [label, *(f"{count(found.labels[s][label])} ({found.labels[s][label] / totals[s]:.1%})" for s in sets)]
+        for label in found.labels[sets[0]]
+    ]
+    print_table(console, table(["label", *sets], rows, numeric=range(1, len(sets) + 1)))
+    console.print()
+
+
+def _equal_rows(console: Console, found: Inspection) -> None:
+    _pairs(console, f"duplicates in training: {found.duplicates}", found.duplicate_pairs)
+    total = sum(found.overlap.values())
+    if found.overlap:
+        _pairs(console, f"validation rows that are also training rows: {total}", found.overlap_pairs)
+
+
+def _pairs(console: Console, head: str, pairs: list[tuple[str, str]]) -> None:
+    console.print(head)
+    for first, second in pairs:
+        console.print(f"  {first} = {second}", soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""Conversations and how a chat template renders them."""

@@ -1,0 +1,67 @@
+"""Chat templates by name, for tokenizers that have none: small Jinja files beside this module."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from peftcli.data.chat.renderer import ChatTemplate
+from peftcli.errors import Problem, UserError
+
+FOLDER = Path(__file__).parent / "templates"
+PLAIN = "none"
+KEY = "data.chat_template"
+
+
+def template_names() -> list[str]:
+    """Return the names that `data.chat_template` knows."""
+    return sorted(path.stem for path in FOLDER.glob("*.jinja"))
+
+
+def choose_template(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
+    """Return the chat template of a recipe, None for plain text.
+
+    Args:
+        wanted: None for the tokenizer's own (if it has one), `none`, a known name, or a Jinja file.
+
+    Raises:
+        UserError: a name that is neither known nor a file.
+    """
+    if wanted == PLAIN:
+        return None
+    if wanted is None:
+        own = getattr(tokenizer, "chat_template", None)
+        if isinstance(own, dict):  # several by name; transformers takes this one without tools
+            own = own.get("default")
+        return ChatTemplate("tokenizer", own) if own else None
+    if wanted in template_names():
+        return ChatTemplate(wanted, (FOLDER / f"{wanted}.jinja").read_text(encoding="utf-8"))
+    path = Path(wanted).expanduser()
+    if path.is_file():
+        return ChatTemplate(str(path), _parsed(path))
+    near = difflib.get_close_matches(wanted, [*template_names(), PLAIN], n=2)
+    raise UserError(
+        Problem(
+            f"there is no chat template {wanted!r}, and no such file",
+            key=KEY,
+            suggestion=f"{'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
+            f"known: {', '.join(template_names())}, none; or a Jinja file",
+        )
+    )
+
+
+def _parsed(path: Path) -> str:
+    """Return the text of a Jinja file that can be parsed."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(Problem(f"cannot be read as text: {error}", file=str(path), key=KEY)) from error
+    try:
+        render_jinja_template(conversations=[], chat_template=text)
+    except TemplateSyntaxError as error:
+        raise UserError(Problem(f"not a Jinja template: {error.message}", file=str(path), line=error.lineno)) from error
+    return text

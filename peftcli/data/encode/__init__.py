@@ -1,0 +1,1 @@
+"""From examples to tokens, one file a kind of example."""

@@ -1,0 +1,40 @@
+"""What decides how an example becomes tokens; part of the cache key."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peftcli.data.chat.renderer import ChatTemplate, TrainOn
+from peftcli.data.encode.overflow import Overflow
+from peftcli.data.store.labels import Kind
+from peftcli.recipe.schema import TaskName
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How examples of one set become rows.
+
+    Args:
+        task: the recipe's task.
+        max_length: tokens of a row at most.
+        overflow: what happens to longer rows.
+        train_on: which answers of a conversation are learnt.
+        kind: kind of the labels, None without labels.
+        template: the chat template, None for plain text.
+        add_head: put the tokenizer's own first tokens before a rendered template that lacks them.
+        predicting: rows are inputs only.
+    """
+
+    task: TaskName
+    max_length: int
+    overflow: Overflow = "truncate"
+    train_on: TrainOn = "completions"
+    kind: Kind | None = None
+    template: ChatTemplate | None = None
+    add_head: bool = False
+    predicting: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data."""
+        return asdict(self)

@@ -1,0 +1,152 @@
+"""Turns chunks of records into rows of tokens; one in every process that prepares data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftcli.data.encode.causal import CausalEncoder
+from peftcli.data.encode.classification import ClassificationEncoder
+from peftcli.data.encode.encode_settings import EncodeSettings
+from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
+from peftcli.data.encode.pairs import PairEncoder
+from peftcli.data.encode.tags import TagEncoder
+from peftcli.data.formats.examples import Example, Tokens, build
+from peftcli.data.formats.recognition import CLASSIFICATION, SEQ2SEQ, TOKENS, Plan, cell
+from peftcli.data.read.records import BadRow, Record, RowError
+from peftcli.data.store.token_store import RawRows
+
+
+@dataclass(slots=True)
+class ChunkResult:
+    """What became of a chunk of rows."""
+
+    raw: RawRows
+    rows: list[Encoded]
+    origins: list[int]
+    bad: list[BadRow]
+    too_long: list[BadRow]
+    reasons: Counter[str]
+    names: list[str]
+
+
+class Worker:
+    """Turns chunks of records into rows; built once in every process.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        settings: with the kind of label decided.
+    """
+
+    def __init__(self, tokenizer: Any, settings: EncodeSettings, group_by: str | None) -> None:
+        self._settings, self._group_by = settings, group_by
+        self._names = Names()
+        self._vocabulary = len(tokenizer)
+        if settings.task == CLASSIFICATION:
+            self._encoder: Any = ClassificationEncoder(tokenizer, settings, self._names)
+        elif settings.task == TOKENS:
+            self._encoder = TagEncoder(tokenizer, settings, self._names)
+        elif settings.task == SEQ2SEQ:
+            self._encoder = PairEncoder(tokenizer, settings)
+        else:
+            self._encoder = CausalEncoder(tokenizer, settings)
+
+    def statistics(self) -> dict[str, int]:
+        """Return the encoder's counts over all chunks."""
+        found: dict[str, int] = self._encoder.statistics()
+        return found
+
+    def __call__(self, plan: Plan, records: Sequence[Record]) -> ChunkResult:
+        """Encode the rows of a chunk."""
+        self._names.numbers.clear()
+        kept: list[Record] = []
+        groups: list[int] = []
+        bad: list[BadRow] = []
+        examples: list[Example] = []
+        owners: list[int] = []
+        for record in records:
+            try:
+                made = build(plan, record, self._settings.task)
+                self._check_vocabulary(made)
+                group = self._group(record)
+            except RowError as error:
+                bad.append(error.at(record))
+                continue
+            examples += made
+            owners += [len(kept)] * len(made)
+            kept.append(record)
+            groups.append(group)
+        outcomes: list[list[Outcome]] = [[] for _ in kept]
+        broken: dict[int, BadRow] = {}
+        for owner, outcome in zip(owners, self._encoder.encode(examples) if examples else (), strict=True):
+            if isinstance(outcome, RowError):
+                broken.setdefault(owner, outcome.at(kept[owner]))
+            else:
+                outcomes[owner].append(outcome)
+        return self._collect(kept, groups, outcomes, broken, bad)
+
+    def _check_vocabulary(self, made: Sequence[Example]) -> None:
+        """Raise a `RowError` for tokens that the tokenizer lacks; the embedding would fail on them much later."""
+        for example in made:
+            if isinstance(example, Tokens) and max(example.input_ids) >= self._vocabulary:
+                message = f"input_ids holds {max(example.input_ids)}, but there are {self._vocabulary} tokens"
+                raise RowError(message, "rows made with this model's tokenizer")
+
+    def _collect(
+        self,
+        records: Sequence[Record],
+        groups: Sequence[int],
+        outcomes: Sequence[Sequence[Outcome]],
+        broken: dict[int, BadRow],
+        bad: list[BadRow],
+    ) -> ChunkResult:
+        """Put the outcomes of a chunk's rows together."""
+        raw = RawRows([], [], [], [], [])
+        result = ChunkResult(raw, [], [], bad + list(broken.values()), [], Counter(), self._names.all())
+        sources: list[str] = []
+        numbers: list[int] = []
+        classes: list[int] = []
+        statuses: list[int] = []
+        kept_groups: list[int] = []
+        for owner, (record, made) in enumerate(zip(records, outcomes, strict=True)):
+            if owner in broken:
+                continue
+            rows = [row for outcome in made for row in outcome.rows]
+            status = _status(made)
+            for outcome in made:
+                if outcome.reason and not outcome.rows:
+                    # lengths differ from row to row; they are counted as one reason
+                    result.reasons["longer than max_length" if outcome.status == DROPPED else outcome.reason] += 1
+            if status == DROPPED and self._settings.overflow == "error":
+                result.too_long.append(RowError(made[0].reason, "a shorter row").at(record))
+            result.rows += rows
+            result.origins += [len(sources)] * len(rows)
+            sources.append(record.source)
+            numbers.append(record.row)
+            single = self._settings.kind == "single_label" and rows and rows[0].value is not None
+            classes.append(int(rows[0].value or 0) if single else -1)
+            statuses.append(status)
+            kept_groups.append(groups[owner])
+        result.raw = RawRows(sources, numbers, classes, kept_groups, statuses)
+        return result
+
+    def _group(self, record: Record) -> int:
+        if self._group_by is None:
+            return 0
+        if self._group_by not in record.values:
+            raise RowError(f"no column {self._group_by!r} to group by", f"columns with {self._group_by!r}")
+        text = json.dumps(cell(record.values, self._group_by), sort_keys=True, default=str)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _status(made: Sequence[Outcome]) -> int:
+    """Return what became of a raw row: the best of its examples."""
+    states = [outcome.status if outcome.rows or outcome.status in (DROPPED, MASKED) else KEPT for outcome in made]
+    for status in (TRUNCATED, KEPT, DROPPED, MASKED):
+        if status in states:
+            return status
+    return MASKED

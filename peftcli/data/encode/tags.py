@@ -1,0 +1,109 @@
+"""Rows of token classification: words split into tokens, the tag on a word's first token, the others ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from peftcli.data.encode.encode_settings import EncodeSettings
+from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Names, Outcome
+from peftcli.data.formats.examples import Example, Tagged, Tokens
+from peftcli.data.read.records import RowError
+from peftcli.data.store.labels import label_name
+
+IGNORED = -100  # the label that transformers' losses pass over
+
+
+class TagEncoder:
+    """Encodes words with tags; needs a tokenizer that says which word a token comes from."""
+
+    def __init__(self, tokenizer: Any, settings: EncodeSettings, names: Names) -> None:
+        self._tokenizer, self._settings, self._names = tokenizer, settings, names
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome | RowError]:
+        """Return the row of each example, or why there is none."""
+        tagged = [example for example in examples if isinstance(example, Tagged)]
+        rows = iter(self._tokenise(tagged))
+        return [next(rows) if isinstance(example, Tagged) else self._given(example) for example in examples]
+
+    def statistics(self) -> dict[str, int]:
+        """Return nothing: alignment needs no check."""
+        return {}
+
+    def _tokenise(self, examples: Sequence[Tagged]) -> list[Outcome]:
+        if not examples:
+            return []
+        settings = self._settings
+        cut = settings.overflow in ("truncate", "split") or settings.predicting
+        encoded = self._tokenizer(
+            [_spaced(example.tokens) for example in examples],
+            is_split_into_words=True,
+            truncation=cut,
+            max_length=settings.max_length if cut else None,
+            return_overflowing_tokens=cut,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        owners = encoded.get("overflow_to_sample_mapping") or range(len(examples))
+        out = [Outcome() for _ in examples]
+        for place, owner in enumerate(owners):
+            made = out[owner]
+            if made.rows:
+                made.status = TRUNCATED
+                made.rows[0].truncated = True
+                if settings.overflow != "split" or settings.predicting:
+                    continue
+            ids = np.array(encoded["input_ids"][place], dtype=np.int32)
+            words = encoded.word_ids(place)
+            # a later piece may begin in the middle of a word, whose tag stood in the piece before
+            done = (
+                max((word for word in encoded.word_ids(place - 1) if word is not None), default=-1) if made.rows else -1
+            )
+            made.rows.append(Encoded(ids, labels=self._labels(words, examples[owner].tags, done)))
+        return [self._limit(made) for made in out]
+
+    def _labels(self, words: Sequence[int | None], tags: Sequence[Any] | None, done: int) -> Any:
+        """Return a label for each token: the word's tag on its first token, else -100.
+
+        When predicting, the word's first token holds the word's number, so that predictions can be read per word.
+
+        Args:
+            words: number of the word of each token.
+            done: the last word that has its label already.
+        """
+        labels = np.full(len(words), IGNORED, dtype=np.int32)
+        for place, word in enumerate(words):
+            if word is not None and word > done:
+                labels[place] = word if tags is None else self._names.number(label_name(tags[word]))
+                done = word
+        return labels
+
+    def _limit(self, made: Outcome) -> Outcome:
+        length, longest = len(made.rows[0].ids), self._settings.max_length
+        if length > longest:
+            return Outcome(status=DROPPED, reason=f"{length} tokens, more than max_length {longest}")
+        if not self._settings.predicting and all(_ignored(row) for row in made.rows):
+            return Outcome(status=MASKED, reason="no word has a token")
+        return made
+
+    def _given(self, example: Example) -> Outcome:
+        assert isinstance(example, Tokens)  # the formats of this task make nothing else
+        longest = self._settings.max_length
+        ids = np.array(example.input_ids, dtype=np.int32)
+        raw = example.labels if example.labels is not None else [IGNORED] * len(ids)
+        numbers = [IGNORED if tag == IGNORED else self._names.number(label_name(tag)) for tag in raw]
+        if len(ids) > longest and self._settings.overflow in ("drop", "error"):
+            return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
+        labels = np.array(numbers[:longest], dtype=np.int32)
+        return Outcome([Encoded(ids[:longest], labels=labels, truncated=len(ids) > longest)])
+
+
+def _spaced(words: Sequence[str]) -> list[str]:
+    """Return words with the space that stood before them: byte-level tokenizers have other tokens without it."""
+    return [*words[:1], *(f" {word}" for word in words[1:])]
+
+
+def _ignored(row: Encoded) -> bool:
+    return row.labels is None or bool((row.labels == IGNORED).all())

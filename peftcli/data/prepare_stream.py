@@ -1,0 +1,109 @@
+"""Preparing a stream: validation rows at its head or from files of their own, training rows as they are needed."""
+
+from __future__ import annotations
+
+from peftcli.data.prepare_steps import Preparation, PreparedData, check_spec, source_jobs, source_keys, stop_tokens
+from peftcli.data.read.row_errors import Errors
+from peftcli.data.read.sources import data_sources
+from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.data.rows.streaming import ListedRows, StreamedRows, StreamSource, stream_rows
+from peftcli.data.store.build_store import SourceJob, end_of_turn
+from peftcli.data.store.data_report import Counts, DataReport
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import DataSpec, TaskName
+
+
+def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
+    """Return data whose training rows are read while training goes on.
+
+    Args:
+        preparation: the recipe's block, tokenizer and settings.
+        count: training rows that will be asked for.
+
+    Raises:
+        UserError: what a stream cannot do, and what the rows at its head show.
+    """
+    spec, tokenizer, settings = preparation.spec, preparation.tokenizer, preparation.settings
+    check_spec(spec, preparation.task)
+    _check_streaming(spec, preparation.task)
+    sources = data_sources(spec)
+    jobs = source_jobs(spec, sources, source_keys(spec, sources))
+    sets: dict[str, Counts] = {}
+    evidence: list[str] = []
+    held_out = 0 if spec.validation is not None else int(spec.val_set_size)
+    head = _head(jobs[0], preparation, held_out, evidence)
+    validation: dict[str, RowSet] = preparation.own_validation(None, sets)
+    if head:
+        validation[""] = ListedRows(head)
+        sets["validation"] = Counts(held_out, len(head))
+    weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
+    rows = StreamedRows(
+        weighted,
+        tokenizer,
+        settings,
+        count=count,
+        seed=preparation.seed,
+        skip=held_out,
+        on_error=spec.on_error,
+    )
+    first = rows[0]  # now, so that mistakes show before the model is loaded
+    template = settings.template
+    report = DataReport(
+        counts=sum(sets.values(), Counts()),
+        sets=sets,
+        evidence=evidence,
+        template=template.name if template else None,
+        cache="streaming",
+        notes=[*preparation.notes, "rows are read while training goes on: they are neither counted nor cached"],
+        train_rows=count,
+        validation_rows={name: len(part) for name, part in validation.items()},
+        longest=len(first.input_ids),
+    )
+    return PreparedData(
+        rows,
+        validation,
+        None,
+        report,
+        template.name if template else None,
+        template.text if template else None,
+        stop_tokens(tokenizer, end_of_turn(tokenizer, settings)),
+    )
+
+
+def _head(job: SourceJob, preparation: Preparation, count: int, evidence: list[str]) -> list[Row]:
+    """Return the rows made of the first `count` rows of a source, and put why its format was chosen into `evidence`."""
+    errors = Errors(preparation.spec.on_error)
+    settings, tokenizer = preparation.settings, preparation.tokenizer
+    title = job.files.title
+    found = stream_rows(
+        job,
+        tokenizer,
+        settings,
+        errors,
+        only=count,
+        started=lambda plan: evidence.append(f"{title}: {plan.evidence}"),
+    )
+    rows = list(found)
+    if not evidence:
+        raise UserError(
+            Problem("there are no rows", file=title, suggestion="the file is empty, or holds only a header")
+        )
+    return rows
+
+
+def _check_streaming(spec: DataSpec, task: TaskName) -> None:
+    problems = []
+
+    def refuse(key: str, message: str, suggestion: str) -> None:
+        problems.append(Problem(f"data.streaming {message}", key=f"data.{key}", suggestion=suggestion))
+
+    if task not in ("causal_lm", "seq2seq_lm"):
+        refuse("streaming", f"does not serve {task}: labels are counted before training", "set data.streaming: false")
+    if spec.validation is None and 0 < spec.val_set_size < 1:
+        remedy = "0, a whole number (the first rows), or data.validation"
+        refuse("val_set_size", "cannot split off a share of rows that are not counted", remedy)
+    for key, given in (("packing", spec.packing), ("group_by", spec.group_by), ("max_rows", spec.max_rows)):
+        if given:
+            refuse(key, f"does not go with {key}", f"leave out {key}, or data.streaming")
+    if problems:
+        raise UserError(problems)

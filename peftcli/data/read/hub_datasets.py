@@ -1,0 +1,54 @@
+"""Data sets of the hub, through the `datasets` library, which downloads and converts them once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peftcli.data.read.sources import SourceFiles
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import DataSource
+
+
+def download(source: DataSource, key: str) -> SourceFiles:
+    """Return the arrow files of a hub data set, downloading it if it is not there yet.
+
+    Raises:
+        UserError: it does not exist, has no such configuration or split, or the hub cannot be reached.
+    """
+    import datasets  # a second of imports: only when the hub is asked for
+
+    split = source.split or "train"
+    try:
+        loaded: Any = datasets.load_dataset(source.path, source.config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            Problem(
+                f"{source.path!r} is no file here, and cannot be loaded from the hub: {_first_line(error)}",
+                key=key,
+                suggestion="check the name, data.config, data.split and the network; local data is a path that exists",
+            )
+        ) from error
+    return from_dataset(loaded, source.path, f"{source.config} {split}")
+
+
+def from_dataset(loaded: Any, title: str, part: str) -> SourceFiles:
+    """Return a loaded data set as a source.
+
+    Args:
+        part: configuration and split; the files may hold more rows than the part, so both decide the content.
+    """
+    import datasets
+
+    files = tuple(Path(entry["filename"]) for entry in loaded.cache_files)
+    names = {}
+    for column, feature in loaded.features.items():
+        while hasattr(feature, "feature"):
+            feature = feature.feature
+        if isinstance(feature, datasets.ClassLabel) and feature.names:
+            names[column] = tuple(feature.names)
+    return SourceFiles(title, files, None, "hub", None, names, loaded.with_format("arrow"), part)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,56 @@
+"""Broken rows as they come: collected and raised together, or skipped and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+from peftcli.data.read.records import BadRow
+from peftcli.errors import Problem, UserError
+
+SHOWN_ERRORS = 20  # broken rows shown before reading stops
+LISTED_SKIPS = 10_000  # skipped rows that are listed by name; the rest is only counted
+
+
+class Errors:
+    """Broken rows as they come: collected and raised together, or skipped and listed."""
+
+    def __init__(self, on_error: Literal["fail", "skip"]) -> None:
+        self._on_error = on_error
+        self.skipped: list[BadRow] = []
+        self.count = 0
+        self._fatal: list[BadRow] = []
+
+    def add(self, bad: Iterable[BadRow], *, always: bool = False) -> None:
+        """Take in broken rows; raises as soon as enough of them are there to show.
+
+        Args:
+            always: fail whatever the recipe says.
+        """
+        for one in bad:
+            if self._on_error == "skip" and not always:
+                self.count += 1
+                if len(self.skipped) < LISTED_SKIPS:
+                    self.skipped.append(one)
+            else:
+                self._fatal.append(one)
+        if len(self._fatal) >= SHOWN_ERRORS:
+            self.raise_if_any()
+
+    def raise_if_any(self) -> None:
+        """Raise a `UserError` with every row that was broken."""
+        if self._fatal:
+            shown = self._fatal[:SHOWN_ERRORS]
+            problems = [_problem(bad) for bad in shown]
+            last = problems[-1]
+            hint = "data.on_error: skip passes broken rows over and lists them in the run directory"
+            problems[-1] = replace(last, suggestion=f"{last.suggestion}\n    {hint}" if last.suggestion else hint)
+            raise UserError(problems)
+
+
+def _problem(bad: BadRow) -> Problem:
+    lines = [f"row: {bad.excerpt}"] if bad.excerpt else []
+    if bad.expected:
+        lines.append(f"expected: {bad.expected}")
+    return Problem(bad.message, file=bad.source, line=bad.row, suggestion="\n    ".join(lines) or None)

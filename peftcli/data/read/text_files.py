@@ -1,0 +1,144 @@
+"""Read the rows of text files one by one: jsonl, json, csv, tsv, txt. Nothing is held but the row at hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftcli.data.read.compressed import decode, text_lines
+from peftcli.data.read.records import BadRow, Record, excerpt
+from peftcli.errors import Problem, UserError
+
+Rows = Iterator[Record | BadRow]
+BIGGEST_CELL = 2**31 - 1  # the csv module's own limit of 128 kB would refuse a long document
+
+
+def read_jsonl(path: Path, name: str) -> Rows:
+    """Yield the rows of a file with one JSON object a line; blank lines are passed over."""
+    for number, raw in text_lines(path, name):
+        if raw.isspace():
+            continue
+        try:
+            text = decode(raw)
+        except ValueError as error:
+            yield BadRow(name, number, str(error), excerpt(raw.decode("latin-1")), "UTF-8 text")
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield BadRow(name, number, f"broken JSON: {error}", excerpt(text.strip()), "one JSON object on the line")
+            continue
+        if isinstance(value, dict):
+            yield Record(name, number, value)
+        else:
+            kind = type(value).__name__
+            yield BadRow(name, number, f"the line holds a {kind}", excerpt(text.strip()), "one JSON object on the line")
+
+
+def read_txt(path: Path, name: str) -> Rows:
+    """Yield every line that is not blank as a row with the column `text`."""
+    for number, raw in text_lines(path, name):
+        if raw.isspace():
+            continue
+        try:
+            yield Record(name, number, {"text": decode(raw).rstrip("\r\n")})
+        except ValueError as error:
+            yield BadRow(name, number, str(error), excerpt(raw.decode("latin-1")), "UTF-8 text")
+
+
+def read_tsv(path: Path, name: str) -> Rows:
+    """Yield the rows of a tab-separated file with a header; quotes are ordinary characters."""
+    header: list[str] = []
+    for number, raw in text_lines(path, name):
+        if raw.isspace() and b"\t" not in raw:
+            continue
+        try:
+            line = decode(raw).rstrip("\r\n")
+        except ValueError as error:
+            yield BadRow(name, number, str(error), excerpt(raw.decode("latin-1")), "UTF-8 text")
+            continue
+        cells = line.split("\t")
+        if not header:
+            header = _header(cells, name, number)
+        elif len(cells) != len(header):
+            yield _ragged(name, number, len(cells), header, line)
+        else:
+            yield Record(name, number, dict(zip(header, cells, strict=True)))
+
+
+def read_csv(path: Path, name: str) -> Rows:
+    """Yield the rows of a comma-separated file with a header, after RFC 4180; a row's number is its first line."""
+    csv.field_size_limit(BIGGEST_CELL)
+    lines = _CsvLines(path, name)
+    reader = csv.reader(lines, strict=True)
+    header: list[str] = []
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield BadRow(name, first, f"broken CSV: {error}", excerpt(lines.last), "quotes closed, and doubled inside")
+            lines.take_bad()
+            if lines.done:  # an open quote swallowed the rest of the file
+                return
+            continue
+        if bad := lines.take_bad():
+            yield bad
+        elif not cells:
+            continue
+        elif not header:
+            header = _header(cells, name, first)
+        elif len(cells) != len(header):
+            yield _ragged(name, first, len(cells), header, lines.last)
+        else:
+            yield Record(name, first, dict(zip(header, cells, strict=True)))
+
+
+class _CsvLines:
+    """The decoded lines of a CSV file, remembering what a message needs: the last line and undecodable ones."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name, self.last, self.done = name, "", False
+        self._bad: BadRow | None = None
+        self._lines = text_lines(path, name)
+
+    def take_bad(self) -> BadRow | None:
+        """Return the undecodable line among those since the last call, and forget it."""
+        bad, self._bad = self._bad, None
+        return bad
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            number, raw = next(self._lines)
+        except StopIteration:
+            self.done = True
+            raise
+        try:
+            self.last = decode(raw)
+        except ValueError as error:
+            self.last = raw.decode("latin-1")
+            self._bad = BadRow(self.name, number, str(error), excerpt(self.last), "UTF-8 text")
+        return self.last
+
+
+def _header(cells: list[str], name: str, line: int) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    twice = sorted({cell for cell in names if names.count(cell) > 1})
+    if twice or "" in names:
+        what = (
+            f"the header names {', '.join(twice)} twice" if twice and twice != [""] else "the header has an empty name"
+        )
+        raise UserError(Problem(what, file=name, line=line, suggestion="give every column a name of its own"))
+    return names
+
+
+def _ragged(name: str, row: int, cells: int, header: list[str], line: str) -> BadRow:
+    expected = f"{len(header)} cells: {', '.join(header)}"
+    return BadRow(name, row, f"the row has {cells} cells", excerpt(line.rstrip("\r\n")), expected)

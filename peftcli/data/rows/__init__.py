@@ -1,0 +1,1 @@
+"""Rows as training sees them: views, splits, packing, streams, batches, padding."""

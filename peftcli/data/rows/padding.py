@@ -1,0 +1,99 @@
+"""Put rows together into the tensors of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from peftcli.data.rows.row_set import IGNORED, Row
+from peftcli.models.packing_route import PackingRoute, block_causal
+from peftcli.recipe.schema import TaskName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def collate(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    task: TaskName,
+    *,
+    padding_side: str = "right",
+    multiple_of: int = 1,
+    packing_route: PackingRoute = "positions",
+) -> dict[str, Tensor]:
+    """Return `input_ids`, `attention_mask` and `labels` of a batch, padded to its longest row.
+
+    Packed rows have `position_ids` instead of a mask: transformers keeps documents apart only when positions restart,
+    no mask is given, and no cache is used. Padding behind a packed row is a document of its own.
+
+    Args:
+        rows: of one kind; labels are left out when a row has none.
+        padding_side: right or left; packed rows are padded on the right.
+        multiple_of: round the length up to a multiple, for tensor cores.
+        packing_route: how the model keeps packed documents apart; `models.packing.packing_route` finds out.
+
+    Returns:
+        int64 tensors (rows, length); labels (rows,) for classes, float (rows,) or (rows, labels) for numbers.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    longest = -(-longest // multiple_of) * multiple_of
+    packed = rows[0].position_ids is not None
+    side = "right" if packed else padding_side
+    pad = tokenizer.pad_token_id
+    out: dict[str, npt.NDArray[Any]] = {
+        "input_ids": _pad([row.input_ids for row in rows], longest, 0 if pad is None else pad, side)
+    }
+    if packed:
+        out["position_ids"] = _positions(rows, longest)
+    else:
+        out["attention_mask"] = _pad([np.ones(len(row.input_ids)) for row in rows], longest, 0, side)
+    if rows[0].token_type_ids is not None:
+        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+        out["token_type_ids"] = _pad(types, longest, 0, side)
+    if all(row.labels is not None for row in rows):
+        out["labels"] = _labels(rows, task, longest, side)
+    tensors = _tensors(out)
+    if packed and packing_route != "positions":
+        tensors["attention_mask"] = block_causal(tensors["position_ids"], packing_route)
+    return tensors
+
+
+def _labels(rows: Sequence[Row], task: TaskName, longest: int, side: str) -> npt.NDArray[Any]:
+    labels: list[Any] = [row.labels for row in rows]
+    if not isinstance(labels[0], np.ndarray):
+        return np.array(labels, dtype=np.float32 if isinstance(labels[0], float) else np.int64)
+    if task == "sequence_classification":
+        return np.stack(labels)
+    if task == "seq2seq_lm":
+        return _pad(labels, max(len(one) for one in labels), IGNORED, "right")
+    return _pad(labels, longest, IGNORED, side)
+
+
+def _positions(rows: Sequence[Row], longest: int) -> npt.NDArray[np.int64]:
+    out = np.empty((len(rows), longest), dtype=np.int64)
+    for place, row in enumerate(rows):
+        assert row.position_ids is not None  # packed rows all have them
+        own = len(row.position_ids)
+        out[place, :own] = row.position_ids
+        out[place, own:] = np.arange(longest - own)
+    return out
+
+
+def _pad(values: Sequence[npt.NDArray[Any]], longest: int, fill: int, side: str) -> npt.NDArray[np.int64]:
+    out = np.full((len(values), longest), fill, dtype=np.int64)
+    for place, value in enumerate(values):
+        if side == "right":
+            out[place, : len(value)] = value
+        else:
+            out[place, longest - len(value) :] = value
+    return out
+
+
+def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    import torch  # here: reading and preparing data needs no torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

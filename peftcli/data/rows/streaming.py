@@ -1,0 +1,202 @@
+"""Rows that are read as they are needed, for data that should not be prepared as a whole."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from peftcli.data.encode.encode_settings import EncodeSettings
+from peftcli.data.encode.encode_worker import Worker
+from peftcli.data.encode.encoded import Encoded
+from peftcli.data.formats.recognition import Plan
+from peftcli.data.read.records import BadRow, Record
+from peftcli.data.read.row_errors import Errors
+from peftcli.data.rows.row_set import IGNORED, Row
+from peftcli.data.store.build_store import PEEK, SourceJob, recognised
+from peftcli.errors import Problem, UserError
+
+BUFFER = 1000  # rows that are shuffled together
+CHUNK = 64  # rows encoded at a time
+KEPT_BACK = 4 * BUFFER  # rows that can be read again after they were passed
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """One source of a stream and how often it is drawn from, relative to the others."""
+
+    job: SourceJob
+    weight: float = 1.0
+
+
+class StreamedRows:
+    """The first `count` rows of a shuffled stream that starts again when its files end.
+
+    Rows are made in order: reading on is cheap, and reading back further than a few thousand rows starts over. The
+    order depends on the seed only, so a resumed run reads on where it stopped.
+
+    Args:
+        sources: what to read.
+        count: rows that will be asked for.
+        skip: rows of the first source that belong to the validation set.
+        on_error: fail or skip; skipped rows are counted in `skipped`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        tokenizer: Any,
+        settings: EncodeSettings,
+        *,
+        count: int,
+        seed: int,
+        skip: int = 0,
+        on_error: Any = "fail",
+    ) -> None:
+        self._sources, self._tokenizer, self._settings = sources, tokenizer, settings
+        self._count, self._seed, self._skip = count, seed, skip
+        self._errors = Errors(on_error)
+        self._rewind()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Ones: the lengths of rows that are not read yet are not known, so batches keep the stream's order."""
+        return np.ones(self._count, dtype=np.int32)
+
+    @property
+    def skipped(self) -> int:
+        """Broken rows that were passed over so far."""
+        return self._errors.count
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        if index < self._next - len(self._window):
+            self._rewind()
+        while self._next <= index:
+            self._window.append(next(self._rows))
+            self._next += 1
+        return self._window[index - self._next + len(self._window)]
+
+    def _rewind(self) -> None:
+        self._rows = self._shuffled()
+        self._window: deque[Row] = deque(maxlen=KEPT_BACK)
+        self._next = 0
+
+    def _shuffled(self) -> Iterator[Row]:
+        """Yield rows in a random order: each new row takes the place of a random one of the buffer."""
+        random = np.random.Generator(np.random.PCG64([self._seed, 0x57E4]))
+        buffer: list[Row] = []
+        for row in self._mixed(random):
+            if len(buffer) < BUFFER:
+                buffer.append(row)
+                continue
+            place = int(random.integers(BUFFER))
+            buffer[place], out = row, buffer[place]
+            yield out
+
+    def _mixed(self, random: np.random.Generator) -> Iterator[Row]:
+        """Yield rows of all sources, drawn by weight; each starts again when it ends."""
+        weights = np.array([source.weight for source in self._sources])
+        streams = [
+            self._endless(source.job, self._skip if place == 0 else 0) for place, source in enumerate(self._sources)
+        ]
+        while True:
+            yield next(streams[int(random.choice(len(streams), p=weights / weights.sum()))])
+
+    def _endless(self, job: SourceJob, skip: int) -> Iterator[Row]:
+        while True:
+            found = 0
+            for row in stream_rows(job, self._tokenizer, self._settings, self._errors, skip=skip):
+                found += 1
+                yield row
+            if not found:
+                text = "no row of the stream can be learnt from"
+                raise UserError(Problem(text, file=job.files.title, suggestion="see the rows with `peft inspect`"))
+
+
+class ListedRows:
+    """A few rows in memory: the validation rows at the head of a stream."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = list(rows)
+        self.lengths = np.array([len(row.input_ids) for row in self._rows], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+
+def stream_rows(
+    job: SourceJob,
+    tokenizer: Any,
+    settings: EncodeSettings,
+    errors: Errors,
+    *,
+    skip: int = 0,
+    only: int | None = None,
+    started: Callable[[Plan], None] | None = None,
+) -> Iterator[Row]:
+    """Yield the rows of one pass over a source, each as it is encoded.
+
+    Args:
+        skip, only: readable rows of the file that are left out at its head, and how many of the rest to read.
+        started: called with the plan once the format is recognised.
+
+    Raises:
+        UserError: broken rows (with on_error: fail), or a format that does not fit.
+    """
+    records = _readable(job.files.rows(), errors)
+    head = list(islice(records, PEEK))
+    if not head:
+        errors.raise_if_any()
+        return
+    plan = recognised(job, head, settings)
+    if started:
+        started(plan)
+    worker = Worker(tokenizer, settings, None)
+    rest = islice(_chained(head, records), skip, None if only is None else skip + only)
+    while chunk := list(islice(rest, CHUNK)):
+        result = worker(plan, chunk)
+        errors.add(result.bad)
+        errors.add(result.too_long, always=True)
+        errors.raise_if_any()
+        for encoded, origin in zip(result.rows, result.origins, strict=True):
+            yield _row(encoded, result.raw.sources[origin], result.raw.rows[origin])
+
+
+def _readable(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[Record]:
+    for row in rows:
+        if isinstance(row, BadRow):
+            errors.add([row])
+            errors.raise_if_any()
+        else:
+            yield row
+
+
+def _chained(head: list[Record], rest: Iterator[Record]) -> Iterator[Record]:
+    yield from head
+    yield from rest
+
+
+def _row(encoded: Encoded, source: str, number: int) -> Row:
+    labels = encoded.labels
+    if encoded.mask is not None:
+        labels = np.where(encoded.mask, encoded.ids, np.int32(IGNORED))
+    return Row(encoded.ids, labels, source, number)

@@ -1,0 +1,1 @@
+"""Prepared rows on disk, their labels, and what was counted while they were written."""

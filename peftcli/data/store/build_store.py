@@ -1,0 +1,210 @@
+"""From sources to a store: read in chunks, recognise the format, encode (in processes for large inputs), write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from peftcli.data.chat.renderer import ChatRenderer
+from peftcli.data.encode.encode_parallel import encode_chunks
+from peftcli.data.encode.encode_settings import EncodeSettings
+from peftcli.data.encode.encode_worker import ChunkResult
+from peftcli.data.encode.encoded import Names
+from peftcli.data.formats.recognition import CLASSIFICATION, TOKENS, Plan, cell, recognise
+from peftcli.data.read.records import BadRow, Record
+from peftcli.data.read.row_errors import Errors
+from peftcli.data.read.sources import SourceFiles
+from peftcli.data.store.labels import Kind, kind_of
+from peftcli.data.store.token_store import RawRows, StoreWriter
+from peftcli.errors import Problem, UserError
+
+PEEK = 500  # rows looked at to recognise the format and the kind of label
+CHUNK_ROWS = 1000  # rows of a chunk: enough to keep every core busy in one batched call
+CHUNK_CHARS = 4_000_000  # characters of a chunk at most, so that long rows do not fill the memory
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class SourceJob:
+    """One source with what the recipe says of its rows."""
+
+    files: SourceFiles
+    format: str = "auto"
+    columns: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class StoreJob:
+    """Everything that decides the content of one store, besides the tokenizer.
+
+    Args:
+        sources: in order; their rows lie one after another.
+        settings: how examples become rows; its kind is None when it is to be read off the labels.
+        on_error: what a broken row does.
+        group_by: column whose value is remembered for the split.
+    """
+
+    sources: tuple[SourceJob, ...]
+    settings: EncodeSettings
+    on_error: Literal["fail", "skip"] = "fail"
+    group_by: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what belongs into the cache key."""
+        sources = [
+            [job.files.kind, job.files.fingerprint(), job.format, sorted(job.columns.items()), job.template]
+            for job in self.sources
+        ]
+        return {
+            "sources": sources,
+            "settings": self.settings.as_dict(),
+            "on_error": self.on_error,
+            "group_by": self.group_by,
+        }
+
+
+def build_store(
+    directory: Path, job: StoreJob, tokenizer: Any, *, processes: int | None = None, progress: Progress | None = None
+) -> None:
+    """Read, encode and write every row of a job.
+
+    Raises:
+        UserError: broken rows, a format that does not fit, or no rows at all.
+    """
+    errors = Errors(job.on_error)
+    notes: list[str] = []
+    evidence: list[str] = []
+    formats: list[str] = []
+    counts: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
+    statistics: Counter[str] = Counter()
+    names, settings, rows_read = Names(), job.settings, 0
+    with StoreWriter(directory) as writer:
+        for number, source in enumerate(job.sources):
+            chunks = _chunks(source.files.rows(notes), errors)
+            first = next(chunks, [])
+            if not first:
+                errors.raise_if_any()
+                raise _no_rows(source.files, errors)
+            plan = recognised(source, first[:PEEK], settings)
+            settings = _with_kind(settings, plan, first[:PEEK])
+            evidence.append(f"{source.files.title}: {plan.evidence}")
+            formats.append(plan.format.name)
+            arguments = (tokenizer, settings, job.group_by)
+            results = encode_chunks(arguments, plan, chain([first], chunks), source.files.size, processes, statistics)
+            for result in results:
+                errors.add(result.bad)
+                errors.add(result.too_long, always=True)
+                _renumber(result, names, settings.kind)
+                writer.add(result.raw, result.rows, result.origins, number)
+                counts.update(result.raw.statuses)
+                reasons.update(result.reasons)
+                rows_read += len(result.raw.rows)
+                if progress:
+                    progress(rows_read)
+        errors.raise_if_any()
+        writer.finish(
+            {
+                "names": names.all(),
+                "kind": settings.kind,
+                "formats": formats,
+                "evidence": evidence,
+                "notes": notes,
+                "counts": {str(status): count for status, count in counts.items()},
+                "reasons": dict(reasons),
+                "skipped": [bad.as_dict() for bad in errors.skipped],
+                "skipped_count": errors.count,
+                "statistics": dict(statistics),
+                "inputs": input_names(job),
+                "end_of_turn": end_of_turn(tokenizer, job.settings),
+            }
+        )
+
+
+def input_names(job: StoreJob) -> list[str]:
+    """Return the names under which rows of a job can appear, in a fixed order."""
+    return [name for source in job.sources for name in (source.files.title, *map(str, source.files.files))]
+
+
+def end_of_turn(tokenizer: Any, settings: EncodeSettings) -> str:
+    """Return the token that ends an answer in the chat template, '' without one."""
+    if settings.template is None:
+        return ""
+    around = ChatRenderer(tokenizer, settings.template, settings.train_on).around
+    return around.end_of_turn if around and around.is_token else ""
+
+
+def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Record]]:
+    """Yield the readable rows in chunks; broken ones go to `errors`."""
+    chunk: list[Record] = []
+    chars = 0
+    for row in rows:
+        if isinstance(row, BadRow):
+            errors.add([row])
+            continue
+        chunk.append(row)
+        chars += sum(len(value) for value in row.values.values() if isinstance(value, str | list))
+        if len(chunk) >= CHUNK_ROWS or chars >= CHUNK_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
+
+
+def recognised(source: SourceJob, records: Sequence[Record], settings: EncodeSettings) -> Plan:
+    """Return how a source's rows become examples, judged by its first rows."""
+    return recognise(
+        records,
+        settings.task,
+        wanted=source.format,
+        columns=source.columns,
+        template=source.template,
+        source=source.files.title,
+        predicting=settings.predicting,
+        is_folders=source.files.kind == "folders",
+    )
+
+
+def _with_kind(settings: EncodeSettings, plan: Plan, records: Sequence[Record]) -> EncodeSettings:
+    """Return the settings with the kind of label, read off the first rows if it is not given."""
+    if settings.task == TOKENS:
+        return replace(settings, kind="token")
+    if settings.task != CLASSIFICATION or settings.kind is not None or settings.predicting:
+        return settings
+    column = plan.columns.get("label") or plan.columns.get("labels")
+    values = [cell(record.values, column) for record in islice(records, PEEK)]
+    kind: Kind = kind_of([value for value in values if value is not None])
+    return replace(settings, kind=kind)
+
+
+def _renumber(result: ChunkResult, names: Names, kind: Kind | None) -> None:
+    """Change label numbers of a chunk into those of the store."""
+    if not result.names:
+        return
+    numbers = np.array([names.number(name) for name in result.names], dtype=np.int32)
+    for row in result.rows:
+        if kind == "single_label" and row.value is not None:
+            row.value = float(numbers[int(row.value)])
+        elif row.labels is not None:
+            row.labels = np.where(row.labels < 0, row.labels, numbers[np.maximum(row.labels, 0)]).astype(np.int32)
+    if kind == "single_label":
+        old = result.raw
+        classes = [int(numbers[number]) if number >= 0 else -1 for number in old.classes]
+        result.raw = RawRows(old.sources, old.rows, classes, old.groups, old.statuses)
+
+
+def _no_rows(files: SourceFiles, errors: Errors) -> UserError:
+    if errors.count:
+        first = errors.skipped[0]
+        text = f"all {errors.count} rows are broken; the first: {first.message}"
+        return UserError(Problem(text, file=first.source, line=first.row, suggestion=f"expected: {first.expected}"))
+    return UserError(
+        Problem("there are no rows", file=files.title, suggestion="the file is empty, or holds only a header")
+    )

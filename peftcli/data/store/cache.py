@@ -1,0 +1,84 @@
+"""Where prepared rows are kept: directories named by a hash of all that decides them, made whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peftcli.data.store.token_store import META, Store
+
+VERSION = 1  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
+
+
+def cache_directory(named: str | None) -> Path:
+    """Return the directory of prepared rows: the recipe's, $PEFTCLI_CACHE, or the user's cache directory."""
+    if named:
+        return Path(named).expanduser()
+    if from_environment := os.environ.get("PEFTCLI_CACHE"):
+        return Path(from_environment)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "peftcli" / "data"
+
+
+def key_of(facts: dict[str, Any]) -> str:
+    """Return the name of the entry for everything that decides its content."""
+    text = json.dumps({"version": VERSION, **facts}, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of what a tokenizer does to text; its chat template is hashed apart, if it is used."""
+    total = hashlib.blake2b(digest_size=16)
+    total.update(type(tokenizer).__name__.encode())
+    if tokenizer.is_fast:
+        # serialised without truncation and padding: those are settings of the last call
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        total.update(tokenizer.backend_tokenizer.to_str().encode())
+    else:
+        total.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+        total.update(json.dumps(tokenizer.encode("A test, 1 2  3!\n x")).encode())
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    total.update(json.dumps([special, tokenizer.truncation_side, tokenizer.model_input_names]).encode())
+    return total.hexdigest()
+
+
+def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[Store, bool]:
+    """Return the store of a key, and whether it was there already.
+
+    Of several processes that want the same key at once one builds it and the others wait for it; what is half built
+    lies under another name and never counts.
+
+    Args:
+        build: writes a store into an empty directory.
+    """
+    final = root / key
+    if (final / META).exists():
+        return Store(final), True
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError:  # a read-only home directory: the rows live as long as the system's temporary files
+        return cached_store(Path(tempfile.mkdtemp(prefix="peftcli-data-")), key, build)
+    from filelock import FileLock
+
+    with FileLock(root / f"{key}.lock"):
+        if (final / META).exists():
+            return Store(final), True
+        for left in root.glob(f".{key}-*"):  # of a run that was killed: whoever builds holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+        try:
+            build(building)
+            if final.exists():  # without its meta file: somebody removed a part of it
+                shutil.rmtree(final)
+            os.replace(building, final)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return Store(final), False

@@ -1,0 +1,89 @@
+"""What the rows of a store say about themselves: their counts, and the labels that occur in some of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED
+from peftcli.data.store.data_report import Counts
+from peftcli.data.store.labels import Kind, LabelSpec, order_names
+from peftcli.data.store.token_store import Store
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import DataSpec
+
+Index = npt.NDArray[np.int64]
+
+
+def check_learning(store: Store, spec: DataSpec) -> None:
+    """Raise when too many rows of a store supervise nothing, or none is left."""
+    counts = counts_of(store)
+    used = counts.rows - counts.skipped
+    share = counts.fully_masked / used if used else 0.0
+    if counts.kept and share <= spec.max_fully_masked:
+        return
+    reasons = "; ".join(f"{count:,} rows: {reason}" for reason, count in store.meta["reasons"].items())
+    what = (
+        f"{counts.fully_masked:,} of {used:,} rows have nothing to learn" if counts.fully_masked else "no row is left"
+    )
+    raise UserError(
+        Problem(
+            f"{what} ({reasons or 'all were dropped'})",
+            file=store.meta["inputs"][0],
+            key="data",
+            suggestion="see the rows with `peft inspect`; raise data.max_length, or change data.train_on; "
+            f"data.max_fully_masked ({spec.max_fully_masked}) is the share that is let through",
+        )
+    )
+
+
+def counts_of(store: Store) -> Counts:
+    status = store.raw("status")
+    count = {name: int((status == name).sum()) for name in (KEPT, TRUNCATED, DROPPED, MASKED)}
+    skipped = int(store.meta["skipped_count"])
+    kept = count[KEPT] + count[TRUNCATED]
+    return Counts(len(status) + skipped, kept, count[TRUNCATED], count[DROPPED], count[MASKED], skipped)
+
+
+def rows_of_raw(store: Store, raw: Index) -> Index:
+    """Return the rows that were made from some raw rows."""
+    wanted = np.zeros(len(store.raw("status")), dtype=np.bool_)
+    wanted[raw] = True
+    return np.flatnonzero(wanted[store.origin])
+
+
+def label_spec(store: Store, rows: Index, kind: Kind | None) -> LabelSpec | None:
+    if kind is None:
+        return None
+    return LabelSpec(kind, () if kind == "regression" else order_names(names_of(store, rows)))
+
+
+def _label_numbers(store: Store, rows: Index) -> npt.NDArray[np.int64]:
+    """Return the label numbers that occur in some rows."""
+    if store.value is not None:
+        return np.unique(store.value[rows].astype(np.int64))
+    if store.labels is None:
+        return np.empty(0, dtype=np.int64)
+    owners = np.repeat(np.arange(len(store)), np.diff(store.label_offsets))
+    found = np.unique(store.labels[np.isin(owners, rows)])
+    return found[found >= 0].astype(np.int64)
+
+
+def names_of(store: Store, rows: Index) -> set[str]:
+    names = store.meta["names"]
+    return {names[number] for number in _label_numbers(store, rows).tolist()}
+
+
+def rows_with_other_names(store: Store, rows: Index, known: set[str]) -> Index:
+    """Return those of some rows that have a label outside `known`."""
+    strange = np.array([name not in known for name in store.meta["names"]], dtype=np.bool_)
+    if not strange.any() or not len(rows):
+        return rows[:0]
+    if store.value is not None:
+        return rows[strange[store.value[rows].astype(np.int64)]]
+    if store.labels is None:
+        return rows[:0]
+    labels = np.asarray(store.labels)
+    owners = np.repeat(np.arange(len(store)), np.diff(store.label_offsets))
+    guilty = np.unique(owners[(labels >= 0) & strange[np.maximum(labels, 0)]])
+    return rows[np.isin(rows, guilty)]

@@ -1,0 +1,1 @@
+"""Using a model: opening a run, evaluating, predicting, generating."""

@@ -1,0 +1,246 @@
+"""Opening a finished run: its base as it was while training, its adapter in place, ready to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.adapters.adapter_base import check_config
+from peftcli.adapters.loading import SavedAdapter, load_adapter
+from peftcli.assembly.outline import model_spec, positions_left
+from peftcli.assembly.precision import Precision, pick_device
+from peftcli.data.rows.collation import Collator
+from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.processes import World
+from peftcli.errors import UserError
+from peftcli.inference.metrics import wanted_metrics
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.load.load_model import Loaded, load_model
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
+from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
+from peftcli.recipe.stored import load_stored_recipe, stored_recipe
+from peftcli.record.run_directory import RunDirectory, RunStatus
+from peftcli.tasks import Task
+from peftcli.training.setup import make_evaluator, make_task
+
+WINDOW = 64
+"""Batches of rows that are sorted by length together while predicting; results come in the order of the file."""
+
+
+@dataclass
+class OpenedRun:
+    """A finished run, ready to use.
+
+    Args:
+        model: in eval mode, parts attached and filled, nothing trainable.
+        labels: of a classification task.
+        precision: the weights' dtype.
+        notes: what a user should know, such as another base dtype than in training.
+        untouched: values of the base's own parameters that the run replaced (head, biases), for `close`.
+    """
+
+    loaded: LoadedRecipe
+    model: nn.Module
+    tokenizer: Any
+    attachment: Attachment
+    task: Task
+    labels: LabelSpec | None
+    base: Loaded
+    precision: Precision
+    world: World
+    notes: list[str] = field(default_factory=list)
+    untouched: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's resolved recipe."""
+        return self.loaded.recipe
+
+    def evaluate(self, sets: dict[str, Any]) -> dict[str, Any]:
+        """Return `eval_*` metrics over row sets by name."""
+        metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))
+        collator = Collator(self.tokenizer, self.task)
+        evaluator = make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
+        return evaluator(sets)
+
+    def predict(self, rows: Any) -> Iterator[dict[str, Any]]:
+        """Yield `prediction` and `scores` of each row, in order."""
+        collator = Collator(self.tokenizer, self.task)
+        size = self.recipe.training.per_device_eval_batch_size
+        for start in range(0, len(rows), WINDOW * size):
+            window = range(start, min(len(rows), start + WINDOW * size))
+            ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))
+            found: dict[int, dict[str, Any]] = {}
+            for first in range(0, len(ordered), size):
+                chosen = ordered[first : first + size]
+                batch = collator.batch([rows[row] for row in chosen], generate=True)
+                with torch.no_grad(), self.precision.inference(self.world.device):
+                    predicted = self.task.predict(self.model, batch.to(self.world.device))
+                found.update(zip(chosen, predicted, strict=True))
+            yield from (found[row] for row in window)
+
+    def close(self) -> None:
+        """Take the run's parts out of the base and put back what it replaced, so that another run can use the base."""
+        self.attachment.detach()
+        for name, value in self.untouched.items():
+            self.model.get_parameter(name).data = value
+
+
+@dataclass
+class Bases:
+    """The base that was opened last, kept so that runs on the same one load it once."""
+
+    _key: tuple[Any, ...] | None = None
+    _base: Loaded | None = None
+
+    def load(self, spec: ModelSpec, task: TaskName, labels: LabelSpec | None, world: World, seed: int) -> Loaded:
+        """Return a base model, the one that is kept if it is the same; as it was loaded, nothing attached."""
+        names = None if labels is None else (labels.problem, labels.names)
+        key = (spec, task, names, world.device, seed)
+        if self._base is None or key != self._key:
+            self._base = None  # let go of the old one before the new one is read
+            self._base, self._key = load_model(spec, task, labels=labels, device=world.device, seed=seed), key
+        return self._base
+
+
+def open_run(run: Path | str, base_dtype: DTypeName | None = None, bases: Bases | None = None) -> OpenedRun:
+    """Return a finished run's model on its base.
+
+    Args:
+        run: the run directory.
+        base_dtype: hold the frozen weights in this dtype instead of the one in training; results then differ.
+        bases: keeps the base for the next run; `close` this one first.
+
+    Raises:
+        UserError: it is no finished run, or its base is gone or is another model.
+    """
+    directory = RunDirectory(Path(run))
+    file = stored_recipe(directory.path)
+    if directory.status() is RunStatus.UNFINISHED:
+        raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
+    loaded = load_stored_recipe(file, registry)
+    world = World(usable_device(loaded.recipe.training.device))
+    if registry.info(loaded.recipe.method.name).artifact == "model":
+        return _open_model(directory, loaded, world, base_dtype)
+    return _open_adapter(directory, loaded, world, base_dtype, bases or Bases())
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device of training if this machine has it, else the best that it has: using a run needs no other."""
+    try:
+        return pick_device(name)
+    except UserError:
+        return pick_device("auto")
+
+
+def _open_adapter(
+    directory: RunDirectory, loaded: LoadedRecipe, world: World, base_dtype: DTypeName | None, bases: Bases
+) -> OpenedRun:
+    recipe = loaded.recipe
+    saved = load_adapter(directory.path / "adapter")
+    labels = LabelSpec.from_dict(dict(saved.meta.labels)) if saved.meta.labels else None
+    if labels is None and "classification" in recipe.task:
+        raise UserError(
+            f"{directory.path / 'adapter'} names no labels: its peftcli.json is missing or damaged",
+            suggestion="copy the file back, or train again",
+        )
+    spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
+    check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
+    tokenizer = load_tokenizer(spec, recipe.task)
+    base = bases.load(spec, recipe.task, labels, world, recipe.seed)
+    notes += _changed_base(saved, base)
+    fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
+    anatomy = read_anatomy(base.model, recipe.model.anatomy)
+    before = dict(base.model.named_parameters(remove_duplicate=False))
+    dtypes = {name: parameter.dtype for name, parameter in before.items()}
+    attachment = apply_method(base.model, anatomy, saved.params)
+    replaced = dict.fromkeys([*attachment.unfrozen, *attachment.head, *attachment.to_save])
+    replaced |= {name: None for name, parameter in before.items() if parameter.dtype != dtypes[name]}
+    untouched = {name: before[name].detach().to(dtypes[name], copy=True) for name in replaced}
+    attachment.load_state_dict(saved.state)
+    run = opened(loaded, tokenizer, attachment, labels, base, world, notes)
+    run.untouched = untouched
+    return run
+
+
+def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, base_dtype: DTypeName | None) -> OpenedRun:
+    """Open a run whose artifact is a complete model: nothing is attached."""
+    recipe = loaded.recipe
+    path = directory.path / "model"
+    spec = recipe.model.model_copy(update={"name_or_path": str(path), "revision": None, "new_special_tokens": []})
+    notes = []
+    if base_dtype is not None:
+        spec = spec.model_copy(update={"dtype": base_dtype})
+        notes.append(f"weights held in {base_dtype}: results can differ from training")
+    tokenizer = load_tokenizer(spec, recipe.task)
+    base = load_model(spec, recipe.task, device=world.device)
+    labels = _labels_of(base.config, recipe)
+    return opened(loaded, tokenizer, Attachment(base.model), labels, base, world, notes)
+
+
+def opened(
+    loaded: LoadedRecipe,
+    tokenizer: Any,
+    attachment: Attachment,
+    labels: LabelSpec | None,
+    base: Loaded,
+    world: World,
+    notes: list[str],
+) -> OpenedRun:
+    model = attachment.model
+    model.eval()
+    model.requires_grad_(False)
+    precision = Precision(base.dtype, base.dtype, False, "as the weights")
+    task = make_task(without_class_weights(loaded.recipe), tokenizer, labels)
+    anatomy = read_anatomy(model, loaded.recipe.model.anatomy)
+    task.settings = replace(task.settings, positions=positions_left(anatomy, loaded.recipe.method))
+    with precision.inference(world.device):
+        notes += task.bind(model, attachment.prepare_inputs)
+    return OpenedRun(loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes)
+
+
+def without_class_weights(recipe: Recipe) -> Recipe:
+    """Return the recipe without `class_weights`: they shape training, not results."""
+    training = recipe.training.model_copy(update={"class_weights": None})
+    return recipe.model_copy(update={"training": training})
+
+
+def _same_base(spec: ModelSpec, saved: SavedAdapter, base_dtype: DTypeName | None) -> tuple[ModelSpec, list[str]]:
+    """Return the model block that rebuilds the base of training: its dtype is what it was, wherever this runs."""
+    recorded = saved.meta.base.get("dtype")
+    dtype = base_dtype or recorded or spec.dtype
+    notes = []
+    if base_dtype is not None and base_dtype != recorded:
+        notes.append(f"the base is held in {base_dtype}, in training it was {recorded}: results can differ")
+    revision = saved.meta.base.get("revision") or spec.revision
+    return spec.model_copy(update={"dtype": dtype, "revision": revision}), notes
+
+
+def _changed_base(saved: SavedAdapter, base: Loaded) -> list[str]:
+    """Say when the base's files are not those of training."""
+    recorded = BaseIdentity.from_dict(saved.meta.base) if "fingerprint" in saved.meta.base else None
+    if recorded is None or recorded.fingerprint == base.identity.fingerprint:
+        return []
+    return [f"the files of {base.identity.name} changed since training: results can differ"]
+
+
+def _labels_of(config: Any, recipe: Recipe) -> LabelSpec | None:
+    """Return the labels that a complete model's config holds."""
+    if "classification" not in recipe.task:
+        return None
+    if recipe.task == "token_classification":
+        return LabelSpec("token", tuple(config.id2label[i] for i in range(config.num_labels)))
+    kinds: dict[Any, Any] = {"multi_label_classification": "multi_label", "regression": "regression"}
+    problem = kinds.get(config.problem_type, "single_label")
+    names = () if problem == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
+    return LabelSpec(problem, names)

@@ -1,0 +1,174 @@
+"""y + scale * (dropout(x) A^T) B^T, in one autograd node that keeps x and nothing wide.
+
+What a chain of modules would keep besides x: the product's output (twice with the scale), the dropped x and its mask,
+copies in float32. Here the product is added into y by one `addmm`, with the scale as its alpha; only the rank-wide
+x A^T is kept; the dropout mask is drawn again from its seed in the backward pass; the factors are float32 masters cast
+to the activations' dtype inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from peftcli.layers.base_linear import Slice
+from peftcli.layers.cpu.dropout_bits import draw_bits, draw_seed, kept_share, threshold
+
+_plain = False
+
+
+@contextmanager
+def plain_lowrank(on: bool = True) -> Iterator[None]:
+    """Compute every call inside by the plain chain of operations; with `on` False, change nothing."""
+    global _plain
+    before, _plain = _plain, _plain or on
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def lowrank_add(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float | Tensor,
+    rows: Slice | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return y with scale * (dropout(x) A^T) B^T added.
+
+    y's memory is reused: the caller owns it (a fresh output of a projection) and does not use it again. Where autograd
+    still needs y, its version counter turns the mistake into an error.
+
+    Args:
+        y: (..., d_out), or (..., whole width) with `rows`.
+        x: (..., d_in), any floating dtype; computed in y's.
+        a: (r, d_in), any floating dtype; cast to y's.
+        b: (d_out, r), likewise.
+        scale: a number, or a gate's output that broadcasts against (..., d_out).
+        rows: the features of a fused y that the product belongs to.
+        dropout: probability with which an element of x is zeroed; 0 when not training.
+
+    Returns:
+        y's shape and dtype.
+    """
+    if isinstance(scale, Tensor) or not _fast(y):
+        with _without_autocast(y.device.type):
+            return _chain(y, x, a, b, scale, rows, dropout)
+    seed = draw_seed() if dropout else 0
+    apply: Callable[..., Tensor] = _LowRankAdd.apply  # untyped in torch
+    return apply(y, x, a, b, scale, rows, dropout, seed)
+
+
+def _fast(y: Tensor) -> bool:
+    if _plain or y.device.type not in ("cpu", "cuda"):  # others: no seeded bits of every kind; meta: nothing to save
+        return False
+    if not y.is_contiguous() or (y.is_leaf and y.requires_grad):
+        return False
+    return not torch.compiler.is_compiling()  # the compiler fuses the plain chain itself, and breaks at hidden writes
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Turn autocast off: every operand is in y's dtype already, and in-place products refuse a mixture."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _chain(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float | Tensor,
+    rows: Slice | None,
+    dropout: float,
+) -> Tensor:
+    """Compute the sum by ordinary operations; y itself is left as it is."""
+    hidden = F.linear(F.dropout(x.to(y.dtype), dropout), a.to(y.dtype))
+    factor = scale.to(y.dtype) if isinstance(scale, Tensor) else scale
+    if isinstance(factor, Tensor) and (factor.ndim == 0 or factor.shape[-1] == 1):
+        delta = F.linear(hidden * factor, b.to(y.dtype))  # r wide, not d_out wide
+    else:
+        delta = F.linear(hidden, b.to(y.dtype)) * factor
+    return y + delta if rows is None else rows.add(y, delta)
+
+
+class _LowRankAdd(torch.autograd.Function):
+    """The fast path; see the module's docstring for what is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        rows: Slice | None,
+        dropout: float,
+        seed: int,
+    ) -> Tensor:
+        out = y.detach()  # shares y's memory and version counter
+        with _without_autocast(y.device.type):
+            inputs = _flat(x, y.dtype)
+            mask = _mask(inputs, dropout, seed)
+            inputs = inputs if mask is None else inputs * mask
+            alpha = scale / kept_share(dropout)
+            # (r, n), not (n, r): the CPU's products of a wide matrix with a narrow one are up to four times slower
+            hidden = a.to(y.dtype) @ inputs.T
+            _add_product_(out, hidden.T, b.to(y.dtype), alpha, rows)
+        ctx.save_for_backward(x, a, b, hidden)
+        ctx.alpha, ctx.rows, ctx.dropout, ctx.seed = alpha, rows, dropout, seed
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, hidden = ctx.saved_tensors
+        grad_x = grad_a = grad_b = None
+        _, need_x, need_a, need_b, *_ = ctx.needs_input_grad
+        with _without_autocast(grad.device.type):
+            own = grad if ctx.rows is None else ctx.rows.take(grad)
+            own = own.reshape(-1, own.shape[-1])
+            if need_b:
+                grad_b = (hidden @ own).T.to(b.dtype).mul_(ctx.alpha)
+            if need_a or need_x:
+                small = (b.to(grad.dtype).T @ own.T).mul_(ctx.alpha)
+                mask = _mask(_flat(x, grad.dtype), ctx.dropout, ctx.seed)
+            if need_a:
+                inputs = _flat(x, grad.dtype)
+                grad_a = (small @ (inputs if mask is None else inputs * mask)).to(a.dtype)
+            if need_x:
+                flat = small.T @ a.to(grad.dtype)
+                grad_x = (flat if mask is None else flat.mul_(mask)).to(x.dtype).view(x.shape)
+        return grad, grad_x, grad_a, grad_b, None, None, None, None
+
+
+def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).to(dtype)
+
+
+def _mask(like: Tensor, rate: float, seed: int) -> Tensor | None:
+    """Draw the kept elements, (n, d_in) of bool and the same for the same seed; None where all are."""
+    return draw_bits(like.shape, like.device, seed) >= threshold(rate) if rate else None
+
+
+def _add_product_(out: Tensor, hidden: Tensor, b: Tensor, alpha: float, rows: Slice | None) -> None:
+    """Add alpha * hidden B^T to the rows of `out` in place."""
+    flat = out.view(-1, out.shape[-1])
+    if rows is None:
+        flat.addmm_(hidden, b.T, alpha=alpha)
+    elif rows.groups == 1:
+        flat.narrow(1, rows.start, rows.size).addmm_(hidden, b.T, alpha=alpha)
+    else:
+        view = flat.view(-1, rows.groups, rows.width).narrow(2, rows.start, rows.size)
+        view.add_((hidden @ b.T).view(-1, rows.groups, rows.size), alpha=alpha)

@@ -1,0 +1,1 @@
+"""Learned positions: prefixes in attention and prompts in the input."""

@@ -1,0 +1,143 @@
+"""Route `interface`: prefixes through one attention function registered with transformers' AttentionInterface.
+
+The function gets query, key and value after projection, position encoding and cache update; it puts the prefix found
+below the attention module in front, extends the mask and hands over to the library's sdpa function. Soft-capped scores
+(Gemma 2) and gates per query position are computed here, since sdpa knows neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from peftcli.layers.virtual_tokens.prefix import PrefixStates, find_prefix_site
+
+ATTENTION_NAME = "peft_prefix_attention"
+"""Free of `sdpa`, `flash` and `flex`: transformers refuses or reinterprets names that hold them."""
+
+
+def register() -> None:
+    """Make the attention and mask functions known to transformers under `ATTENTION_NAME`; repeatable."""
+    AttentionInterface.register(ATTENTION_NAME, prefix_attention)
+    # without a mask function of the same name every mask would arrive as None and padding would leak
+    AttentionMaskInterface.register(ATTENTION_NAME, AttentionMaskInterface()["sdpa"])
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the attention output, (batch, seq, heads, head_dim), with the module's prefix in front of its keys.
+
+    Args:
+        query: (batch, heads, seq, head_dim).
+        key, value: (batch, kv_heads, keys, head_dim).
+        attention_mask: None, or (batch, 1, seq, keys): bool (True attends), integer 0/1, or float (added).
+    """
+    site = find_prefix_site(module)
+    states = site.states(key.dtype) if site is not None else None
+    if states is None:
+        return _core(module, query, key, value, attention_mask, options)
+    mask = extended_mask(attention_mask, states.length, query, key.shape[2], _is_causal(module, options))
+    bias = options.get("position_bias")
+    options = {
+        **options,
+        "is_causal": False,  # the mask says it all from here on
+        "position_bias": None if bias is None else functional.pad(bias, (states.length, 0)),
+    }
+    if states.factor is not None:
+        return _weighed(module, query, key, value, mask, options, states)
+    batch = query.shape[0]
+    key = torch.cat([states.key.expand(batch, -1, -1, -1), key], dim=2)
+    value = torch.cat([states.value.expand(batch, -1, -1, -1), value], dim=2)
+    return _core(module, query, key, value, mask, options)
+
+
+def extended_mask(mask: Tensor | None, length: int, query: Tensor, keys: int, is_causal: bool) -> Tensor | None:
+    """Return the mask with `length` columns in front that every query sees; None if every query sees everything.
+
+    Args:
+        mask: as transformers hands it over; None stands for causal where `is_causal` and the query is longer than one.
+        query: (batch, heads, seq, head_dim).
+        keys: columns of the mask, or keys where there is none.
+    """
+    if mask is None:
+        if not is_causal or query.shape[2] == 1:
+            return None
+        # top-left aligned, as sdpa's is_causal: with a static cache the columns behind the query are still empty
+        mask = torch.ones(query.shape[2], keys, dtype=torch.bool, device=query.device).tril()[None, None]
+    visible = 0.0 if mask.dtype.is_floating_point else 1
+    return functional.pad(mask, (length, 0), value=visible)
+
+
+def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+def _core(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    if options.get("softcap") is not None or options.get("output_attentions"):
+        if mask is None and _is_causal(module, options):
+            mask = extended_mask(None, 0, query, key.shape[2], True)
+        return _weighed(module, query, key, value, mask, options, None)
+    out: tuple[Tensor, Tensor | None] = AttentionInterface()["sdpa"](module, query, key, value, mask, **options)
+    return out
+
+
+def _weighed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    states: PrefixStates | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute attention with its weights written out; `states` carries a factor per query (see `PrefixStates`)."""
+    batch, heads = query.shape[:2]
+    groups = heads // key.shape[1]
+    scaling = options.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ _per_head(key, groups).transpose(2, 3)
+    length = 0
+    if states is not None and states.factor is not None:
+        prefix_scores = query @ _per_head(states.key.expand(batch, -1, -1, -1), groups).transpose(2, 3)
+        scores = torch.cat([prefix_scores * states.factor.to(scores.dtype), scores], dim=-1)
+        length = states.length
+    scores = scores * scaling
+    softcap = options.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if options.get("position_bias") is not None:
+        scores = scores + options["position_bias"]
+    scores = _masked(scores, mask)
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights, options.get("dropout", 0.0), module.training)
+    out = weights[..., length:] @ _per_head(value, groups)
+    if states is not None and states.factor is not None:
+        prefix_value = _per_head(states.value.expand(batch, -1, -1, -1), groups)
+        out = out + (weights[..., :length] * states.factor.to(weights.dtype)) @ prefix_value
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    if mask.dtype.is_floating_point:
+        return scores + mask
+    return scores.masked_fill(~mask.bool(), torch.finfo(scores.dtype).min)
+
+
+def _per_head(states: Tensor, groups: int) -> Tensor:
+    """Repeat (batch, kv_heads, n, d) for the query heads that share a key-value head."""
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)

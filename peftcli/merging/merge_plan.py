@@ -1,0 +1,260 @@
+"""What a merged model consists of: for every tensor where it comes from, which rule changes it, and its type."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.errors import UserError
+from peftcli.merging.tensor_files import CHUNK_BYTES, Planned, Source
+from peftcli.models.load.checkpoint_names import CheckpointNames, FileTensor
+from peftcli.protocol.method import MergeRule
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the merged model.
+
+    Args:
+        planned: its name, type and shape in the new files.
+        source: the base's tensor; None for one that a rule makes.
+        rule: what changes it; None copies it.
+        rows: grow the base's first dimension to this many rows, the new ones being the mean of the old (added tokens).
+    """
+
+    planned: Planned
+    source: Source | None = None
+    rule: MergeRule | None = None
+    rows: int | None = None
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the elements in order, in the planned type; a tensor without a rule is never whole in memory.
+
+        Raises:
+            UserError: the result is not finite, or has another shape than the model's parameter.
+        """
+        if self.rule is None and self.rows is None:
+            if self.source is None:
+                raise ValueError(f"{self.planned.name} has neither a source nor a rule")
+            for chunk in self.source.chunks():
+                yield self._rounded(chunk)
+            return
+        merged = self._merged()
+        if tuple(merged.shape) != self.planned.shape:
+            raise UserError(
+                f"{self.planned.name} would be {tuple(merged.shape)} instead of {self.planned.shape}",
+                suggestion="use the base model that the adapter was trained with",
+            )
+        flat = merged.reshape(-1)
+        step = max(1, CHUNK_BYTES // flat.element_size())
+        for start in range(0, flat.numel(), step):
+            yield self._rounded(flat[start : start + step])
+
+    def _merged(self) -> Tensor:
+        base = None if self.source is None else self.source.read_float32()  # its own: a rule may work in place
+        if base is not None and self.rows is not None and self.rows > len(base):
+            fresh = base.mean(0, keepdim=True).expand(self.rows - len(base), *base.shape[1:])
+            base = torch.cat([base, fresh])
+        if self.rule is not None:
+            return self.rule.apply(base)
+        if base is None:
+            raise ValueError(f"{self.planned.name} has neither a source nor a rule")
+        return base
+
+    def _rounded(self, piece: Tensor) -> Tensor:
+        if self.rule is None and piece.dtype == self.planned.dtype:
+            return piece
+        rounded = piece.to(self.planned.dtype)
+        if rounded.is_floating_point() and not torch.isfinite(rounded).all():
+            name = str(self.planned.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{self.planned.name} holds values that are not finite in {name}",
+                suggestion="use --dtype float32 or bfloat16; if that fails too, the adapter itself is broken",
+            )
+        return rounded
+
+
+@dataclass
+class Plan:
+    """The merged model.
+
+    Args:
+        outputs: its tensors, in the order of the base's files.
+        dtype: of most of its numbers.
+        untied: names of parameters that no longer share their storage.
+        left_out: names in the base's files that the task's model does not have.
+    """
+
+    outputs: list[Output]
+    dtype: torch.dtype
+    untied: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(output.planned.nbytes for output in self.outputs)
+
+    @property
+    def changed(self) -> int:
+        """Tensors that differ from the base's."""
+        return sum(output.rule is not None for output in self.outputs)
+
+
+def make_plan(
+    model: nn.Module,
+    stored: Mapping[str, Source],
+    rules: Mapping[str, MergeRule],
+    dtype: torch.dtype | None,
+) -> Plan:
+    """Lay out the merged model.
+
+    Args:
+        model: the task model on the meta device, without parts.
+        stored: the base's tensors by their names in the files.
+        rules: by name of the live parameter; those of kind `add` and the head's need no tensor of the base.
+        dtype: of the result's floating-point tensors; None keeps the base's own.
+
+    Raises:
+        UserError: a rule names a tensor that the model lacks or that loading joins from several, or the base lacks one.
+    """
+    names = CheckpointNames(model)
+    groups = tied_groups(model)
+    files, left_out = _by_live_name(names, stored)
+    _check_rules(rules, files, names)
+    usual = dtype or _usual_dtype(stored.values())
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    builder = _Builder(names.live, parameters, files, groups, rules, dtype, usual)
+    outputs = [builder.copied(parts, entry) for parts in files.values() for entry in parts]
+    written = {output.planned.name for output in outputs}
+    outputs += [output for output in builder.added() if output.planned.name not in written]
+    builder.refuse_gaps()
+    return Plan(outputs, usual, sorted(builder.untied), left_out)
+
+
+Entry = tuple[FileTensor, Source]
+
+
+def _by_live_name(names: CheckpointNames, stored: Mapping[str, Source]) -> tuple[dict[str, list[Entry]], list[str]]:
+    files: dict[str, list[Entry]] = {}
+    left_out = []
+    for name, tensor in stored.items():
+        meaning = names.of_file(name)
+        if meaning is None:
+            left_out.append(name)
+        else:
+            files.setdefault(meaning.live_name, []).append((meaning, tensor))
+    return files, left_out
+
+
+def _check_rules(rules: Mapping[str, MergeRule], files: Mapping[str, list[Entry]], names: CheckpointNames) -> None:
+    unknown = sorted(set(rules) - set(names.live))
+    if unknown:
+        raise UserError(
+            f"the adapter changes {unknown[0]}, which this model does not have",
+            suggestion="use the base model that the adapter was trained with",
+        )
+    joined = sorted(name for name in rules if any(meaning.converted for meaning, _ in files.get(name, ())))
+    if joined:
+        raise UserError(
+            f"{joined[0]} is stored in several pieces in the base's files, which a merge cannot change",
+            suggestion="keep the adapter, or leave that module out of modules_to_save and target_modules",
+        )
+
+
+def tied_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return, for every parameter that shares its storage, the names of all that do."""
+    by_identity: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        by_identity.setdefault(id(parameter), []).append(name)
+    return {name: tuple(group) for group in by_identity.values() if len(group) > 1 for name in group}
+
+
+def _usual_dtype(tensors: Any) -> torch.dtype:
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        if tensor.dtype.is_floating_point:
+            sizes[tensor.dtype] += tensor.numel
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+@dataclass
+class _Builder:
+    """Turns file tensors and rules into outputs."""
+
+    live: Mapping[str, Tensor]
+    parameters: list[str]
+    files: Mapping[str, list[Entry]]
+    groups: Mapping[str, tuple[str, ...]]
+    rules: Mapping[str, MergeRule]
+    dtype: torch.dtype | None
+    usual: torch.dtype
+    untied: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for name, rule in self.rules.items():
+            if rule.kind == "untie" and name in self.groups:
+                self.untied.update(self.groups[name])
+
+    def copied(self, parts: list[Entry], entry: Entry) -> Output:
+        """Return the output of one tensor of the files, its rule included."""
+        meaning, source = entry
+        if meaning.converted:
+            return Output(Planned(meaning.saved_name, self._type(source.dtype), source.shape), source)
+        return self._output(meaning.saved_name, meaning.live_name, source)
+
+    def added(self) -> Iterator[Output]:
+        """Yield what the files have under no name of its own: heads, and tied tensors that are untied."""
+        for name in self.live:
+            if name in self.files:
+                continue
+            if name in self.untied:
+                yield self._output(name, name, self._shared_source(name))
+            elif name in self.rules and not self._rule_of_group_used(name):
+                yield self._output(name, name, None)
+
+    def refuse_gaps(self) -> None:
+        """Raise if the model has a parameter that nothing gives."""
+        for name in self.parameters:
+            names = (name, *self.groups.get(name, ()))
+            if not any(twin in self.files or twin in self.rules for twin in names):
+                raise UserError(f"the base's files lack {name}", suggestion="name the complete base model with --base")
+
+    def _output(self, saved_name: str, live_name: str, source: Source | None) -> Output:
+        shape = tuple(self.live[live_name].shape)
+        rule = self._rule(live_name)
+        dtype = self._type(source.dtype) if source is not None else self.usual
+        if rule is not None and rule.kind == "add":
+            return Output(Planned(saved_name, dtype, shape), None, rule)
+        rows = shape[0] if source is not None and source.shape != shape and source.shape[1:] == shape[1:] else None
+        if source is not None and rows is None and source.shape != shape:
+            raise UserError(
+                f"the base's {source.name} is {source.shape}, the model's {live_name} is {shape}",
+                suggestion="use the base model that the adapter was trained with",
+            )
+        return Output(Planned(saved_name, dtype, shape), source, rule, rows)
+
+    def _rule(self, name: str) -> MergeRule | None:
+        """Return a tensor's rule: its own, or that of a name that shares its storage and stays tied."""
+        if name in self.rules:
+            return self.rules[name]
+        if name in self.untied:
+            return None
+        return next((self.rules[twin] for twin in self.groups.get(name, ()) if twin in self.rules), None)
+
+    def _shared_source(self, name: str) -> Source | None:
+        for twin in self.groups[name]:
+            for _, source in self.files.get(twin, ()):
+                return source
+        return None
+
+    def _rule_of_group_used(self, name: str) -> bool:
+        return any(twin in self.files for twin in self.groups.get(name, ()))
+
+    def _type(self, stored: torch.dtype) -> torch.dtype:
+        return self.dtype if self.dtype is not None and stored.is_floating_point else stored

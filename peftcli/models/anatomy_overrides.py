@@ -1,0 +1,107 @@
+"""`model.anatomy` of the recipe: roles named by the user, laid over a family's row or over what the structure gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
+from peftcli.models.families.family_row import FamilyRow, FusedRow, Layout, StackRow
+from peftcli.models.module_view import ModuleView, module_kind
+
+_LAYOUTS: tuple[Layout, ...] = ("contiguous", "per_head", "per_group")
+KEYS = (*LINEAR_ROLES, *BLOCK_ROLES, "layers", "embeddings")
+"""The keys of `model.anatomy`; attn, cross_attn and ffn name the module whose output ends that branch."""
+
+
+def apply_overrides(row: FamilyRow, overrides: Mapping[str, str | list[str]], view: ModuleView) -> FamilyRow:
+    """Return the row with the recipe's roles in place of its own.
+
+    Args:
+        row: the family's row, or the structural one.
+        overrides: role to path below a block, or to several. Roles that name one module share it: it is a fused
+            projection, laid out in the roles' order; `path@per_head` or `path@per_group` say otherwise.
+
+    Raises:
+        UserError: an unknown role, or a path that no block has; all of them, each with the nearest names.
+    """
+    problems = [_unknown_role(key) for key in overrides if key not in KEYS]
+    named = {key: [value] if isinstance(value, str) else list(value) for key, value in overrides.items() if key in KEYS}
+    if "embeddings" in named:
+        row = replace(row, embeddings="|".join(named["embeddings"]))
+        if view.first(view.base_path, row.embeddings) is None:
+            problems.append(_missing("embeddings", row.embeddings, _below(view, view.base_path)))
+    stacks, placed = [], set[tuple[str, str]]()
+    for stack in row.stacks:
+        new, used = _override_stack(stack, named, view)
+        stacks.append(new)
+        placed |= used
+    blocks = [path for stack in row.stacks for path in view.expand(stack.layers)]
+    candidates = _below(view, blocks[0]) if blocks else []
+    for key in named:
+        if key in ("embeddings", "layers"):
+            continue
+        problems += [_missing(key, path, candidates) for path in named[key] if (key, path) not in placed]
+    if problems:
+        raise UserError(problems)
+    return replace(row, stacks=tuple(stacks))
+
+
+def _override_stack(
+    stack: StackRow, named: Mapping[str, list[str]], view: ModuleView
+) -> tuple[StackRow, set[tuple[str, str]]]:
+    """Return the stack with the named roles that its blocks have, and which (role, path) those were."""
+    blocks = view.expand(stack.layers)
+    used: set[tuple[str, str]] = set()
+    linears: dict[str, tuple[str, ...]] = {}
+    exits: dict[str, str] = {}
+    by_module: dict[str, list[str]] = {}
+    for key, paths in named.items():
+        if key in ("embeddings", "layers"):
+            continue
+        here = [path for path in paths if any(view.first(block, path.split("@")[0]) for block in blocks)]
+        used |= {(key, path) for path in here}
+        if here and key in BLOCK_ROLES:
+            exits[key] = "|".join(here)
+        elif here:
+            linears[key] = tuple(here)
+            for path in here:
+                by_module.setdefault(path, []).append(key)
+    fused: dict[str, FusedRow] = {}
+    for path, roles in by_module.items():
+        if len(roles) > 1:
+            name, _, layout = path.partition("@")
+            ordered = tuple(role for role in ("attn.q", "attn.k", "attn.v", "ffn.gate", "ffn.up") if role in roles)
+            fused[name] = FusedRow(ordered, layout if layout in _LAYOUTS else "contiguous")
+            for role in roles:
+                linears.pop(role, None)
+    taken = {role for row in fused.values() for role in row.roles} | set(linears)
+    kept_fused = {path: row for path, row in stack.fused.items() if not taken & set(row.roles)}
+    kept = {role: spec for role, spec in stack.linears.items() if role not in taken}
+    branches = tuple(replace(branch, exit=exits.get(branch.kind, branch.exit)) for branch in stack.branches)
+    return replace(stack, linears={**kept, **linears}, fused={**kept_fused, **fused}, branches=branches), used
+
+
+def _below(view: ModuleView, parent: str) -> list[str]:
+    """Linear and embedding modules below a path, relative to it."""
+    start = f"{parent}." if parent else ""
+    return [
+        name[len(start) :] for name, module in view.modules.items() if name.startswith(start) and module_kind(module)
+    ]
+
+
+def _unknown_role(key: str) -> Problem:
+    near = get_close_matches(key, KEYS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return Problem(f"{key!r} is no role", key="model.anatomy", suggestion=f"{hint}roles: {', '.join(KEYS)}")
+
+
+def _missing(key: str, path: str, candidates: list[str]) -> Problem:
+    near = get_close_matches(path, candidates, n=3, cutoff=0.3) or candidates[:8]
+    return Problem(
+        f"no block has a module {path!r}",
+        key=f"model.anatomy.{key}",
+        suggestion=f"nearest: {', '.join(near)}" if near else "the model has no such blocks",
+    )

@@ -1,0 +1,1 @@
+"""The table of model families: a row of data each."""

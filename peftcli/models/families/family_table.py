@@ -1,0 +1,21 @@
+"""The table of model families, by `config.model_type`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peftcli.models.families.decoders import DECODER_FAMILIES
+from peftcli.models.families.encoder_decoders import SEQ2SEQ_FAMILIES
+from peftcli.models.families.encoders import ENCODER_FAMILIES
+from peftcli.models.families.family_row import Family, FamilyRow
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FAMILIES: dict[str, Family] = {**ENCODER_FAMILIES, **DECODER_FAMILIES, **SEQ2SEQ_FAMILIES}
+
+
+def family_row(config: PretrainedConfig) -> FamilyRow | None:
+    """Return the row of the config's family, or None for a family that the table does not know."""
+    family = FAMILIES.get(config.model_type)
+    return family(config) if callable(family) else family

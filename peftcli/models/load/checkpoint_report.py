@@ -1,0 +1,99 @@
+"""What a checkpoint lacked, held too much of, or held in another shape: nothing of it passes in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.module_view import ModuleView
+from peftcli.models.read_anatomy import head_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Buffers that older checkpoints stored: causal masks, rotary tables, position numbers.
+_OLD_BUFFERS = re.compile(r"(attn\.(masked_)?bias|attention\.(masked_)?bias|inv_freq|position_ids)$")
+
+
+def check_loading(model: PreTrainedModel, report: Mapping[str, Any], task: str, name: str) -> list[str]:
+    """Return notes about what a checkpoint lacked or held besides the model.
+
+    Args:
+        report: transformers' loading info: missing, unexpected and mismatched keys.
+
+    Raises:
+        UserError: weights other than the task head (or an unused pooler) are missing or of another shape, or blocks of
+            the checkpoint have no place in the model.
+    """
+    view = ModuleView(model)
+    head = tuple(f"{path}." for path in head_modules(view))
+    missing = sorted(report["missing_keys"])
+    mismatched = {str(key): tuple(shapes) for key, *shapes in report["mismatched_keys"]}
+    new = [key for key in [*missing, *mismatched] if key.startswith(head)]
+    pooler = [key for key in missing if ".pooler." in f".{key}" and key not in new]
+    lost = [key for key in missing if key not in new and key not in pooler]
+    problems = []
+    if lost:
+        problems.append(
+            Problem(
+                f"{name!r} lacks {len(lost)} weights of a {type(model).__name__}: {_some(lost)}",
+                key="model.name_or_path",
+                suggestion="the checkpoint is incomplete, or belongs to another architecture than its config.json says",
+            )
+        )
+    wrong = [f"{key} {shapes}" for key, shapes in mismatched.items() if key not in new]
+    if wrong:
+        problems.append(
+            Problem(
+                f"{name!r} holds weights of other shapes (checkpoint, config): {_some(wrong)}",
+                key="model.name_or_path",
+                suggestion="its config.json does not describe its weights",
+            )
+        )
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _OLD_BUFFERS.search(key))
+    blocks = [key for key in unexpected if re.search(r"\.\d+\.", key) and view.in_base(view.absolute(key))]
+    blocks = [key for key in blocks if _looks_like_block(key, view)]
+    if blocks:
+        problems.append(
+            Problem(
+                f"{name!r} holds blocks that its config.json does not have: {_some(blocks)}",
+                key="model.name_or_path",
+                suggestion="correct the number of layers in its config.json",
+            )
+        )
+    if problems:
+        raise UserError(problems)
+    return _notes(new, mismatched, pooler, unexpected)
+
+
+def _notes(new: list[str], mismatched: Mapping[str, Any], pooler: list[str], unexpected: list[str]) -> list[str]:
+    notes = []
+    fresh = sorted({key.split(".")[0] for key in new})
+    if fresh:
+        why = (
+            "has another shape in the checkpoint"
+            if any(key in mismatched for key in new)
+            else "is not in the checkpoint"
+        )
+        notes.append(f"the task head ({', '.join(fresh)}) {why}: it starts from random values")
+    if pooler:
+        notes.append(
+            "the checkpoint has no pooler: it starts from random values and stays frozen; "
+            "method.modules_to_save: [pooler] trains it"
+        )
+    if unexpected:
+        notes.append(f"not used from the checkpoint: {_some(unexpected)}")
+    return notes
+
+
+def _looks_like_block(key: str, view: ModuleView) -> bool:
+    """Tell whether a key names a block beyond the last one: the same path exists with another number."""
+    other = re.sub(r"\.\d+\.", ".0.", key, count=1)
+    names = {name for name, _ in view.model.named_parameters(remove_duplicate=False)}
+    return other != key and (other in names or view.absolute(other) in names)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

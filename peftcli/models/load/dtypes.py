@@ -1,0 +1,98 @@
+"""In which dtype the frozen weights are held: the checkpoint's where the device computes it well, else float32."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from peftcli.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from peftcli.models.load.model_files import ModelSource
+    from peftcli.recipe.schema import ModelSpec
+
+_SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
+
+
+def choose_dtype(
+    spec: ModelSpec, config: PretrainedConfig, source: ModelSource, device: torch.device
+) -> tuple[torch.dtype, str | None]:
+    """Return the dtype of the frozen weights, and a note if it is not the checkpoint's own.
+
+    Raises:
+        UserError: float16 on a CPU, whose products are slow and overflow.
+    """
+    stored = checkpoint_dtype(config, source)
+    if spec.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        if dtype == torch.float16 and device.type == "cpu":
+            raise UserError(
+                Problem(
+                    "float16 computes slowly and overflows on a CPU",
+                    key="model.dtype",
+                    suggestion="use auto, float32 or bfloat16",
+                )
+            )
+        return dtype, None
+    if stored == torch.float32 or computes_well(stored, device):
+        return stored, None
+    name = str(stored).removeprefix("torch.")
+    return torch.float32, f"the checkpoint is {name}, which this {device.type} does not compute well: held in float32"
+
+
+def checkpoint_dtype(config: PretrainedConfig, source: ModelSource) -> torch.dtype:
+    """Return the dtype that most numbers of the checkpoint have; the config's own word where there are no files."""
+    if source.kind == "gguf":
+        return torch.float32  # dequantised on loading
+    if source.path is not None:
+        stored = _stored_dtype(source.path)
+        if stored is not None:
+            return stored
+    declared = config.dtype
+    if isinstance(declared, str):
+        declared = getattr(torch, declared.removeprefix("torch."), None)
+    return declared if declared in _SAFETENSORS_DTYPES.values() else torch.float32
+
+
+def _stored_dtype(directory: Path) -> torch.dtype | None:
+    """The dtype of most numbers in a directory's safetensors files, from their headers."""
+    counts: Counter[str] = Counter()
+    for file in directory.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            try:
+                header = json.loads(stream.read(length))
+            except ValueError:
+                return None  # transformers' own message follows when it opens the file
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in _SAFETENSORS_DTYPES:
+                start, end = entry["data_offsets"]
+                counts[entry["dtype"]] += end - start
+    return _SAFETENSORS_DTYPES[counts.most_common(1)[0][0]] if counts else None
+
+
+def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether a device has fast, safe products of a half-precision dtype."""
+    if device.type == "cuda":
+        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return dtype == torch.bfloat16 and torch.backends.mps.is_macos_or_newer(14, 0)
+    return dtype == torch.bfloat16 and cpu_has_bfloat16()
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX; Linux only, elsewhere assume not)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(line.partition(":")[2].split())

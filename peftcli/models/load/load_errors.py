@@ -1,0 +1,138 @@
+"""Turn what transformers, the hub client and safetensors raise into messages that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.load.model_files import ModelSource, hub_is_reachable, is_offline, local_near_misses
+
+if TYPE_CHECKING:
+    from peftcli.recipe.schema import ModelSpec
+
+_KEY = "model.name_or_path"
+
+
+@contextmanager
+def explain_load_errors(source: ModelSource, spec: ModelSpec) -> Iterator[None]:
+    """Raise a `UserError` for every failure to load that is not a bug of ours."""
+    _refuse_pickles(source)
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:  # a missing package: flash-attn, gguf, sentencepiece, a remote model's own
+        raise UserError(Problem(_first_lines(error), key="model", suggestion="install the package it names")) from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(_problem(error, source, spec)) from error
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "huggingface_hub", "jinja2", "tokenizers")):
+            raise UserError(_problem(error, source, spec)) from error
+        raise
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' load report and progress bars off the terminal: what they say is in `Loaded.notes`."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _refuse_pickles(source: ModelSource) -> None:
+    """Refuse a directory whose weights are only in pickle files; one that holds no weights is the caller's affair."""
+    if source.kind != "directory" or source.path is None or any(source.path.glob("*.safetensors")):
+        return
+    pickles = sorted(
+        file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in source.path.glob(pattern)
+    )
+    pickles = [name for name in pickles if name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
+    if pickles:
+        raise UserError(
+            Problem(
+                f"{source.name!r} holds its weights only as pickles, which can run code: {', '.join(pickles[:3])}",
+                key=_KEY,
+                suggestion="convert it once where you trust it: AutoModel.from_pretrained(...).save_pretrained(DIR)",
+            )
+        )
+
+
+def _problem(error: Exception, source: ModelSource, spec: ModelSpec) -> Problem:
+    text = _first_lines(error)
+    lower = str(error).lower()
+    if "out of memory" in lower or "can't allocate memory" in lower:
+        return Problem(
+            f"{source.name!r} does not fit into memory: {text}",
+            key="model",
+            suggestion="model.load_in_4bit: true, model.dtype: bfloat16, or a smaller model",
+        )
+    if "trust_remote_code" in lower:
+        return Problem(
+            f"{source.name!r} comes with Python code of its own",
+            key="model.trust_remote_code",
+            suggestion="read that code; model.trust_remote_code: true runs it",
+        )
+    if source.kind == "hub":
+        return _hub_problem(text, lower, source, spec)
+    if "does not recognize this architecture" in lower or "unrecognized model" in lower or "model_type" in lower:
+        return Problem(
+            f"{source.name!r}: transformers does not know this model type: {text}",
+            key=_KEY,
+            suggestion="check model_type in its config.json, or upgrade transformers",
+        )
+    if "valid json" in lower or "jsondecode" in type(error).__name__.lower():
+        return Problem(f"{source.name!r}: its config.json is not valid JSON", key=_KEY, suggestion=text)
+    if "no file named" in lower or "does not appear to have a file" in lower:
+        return Problem(
+            f"{source.name!r} has no weights in safetensors format",
+            key=_KEY,
+            suggestion="a config.json alone serves `peft count-params` and `peft validate`, not training",
+        )
+    return Problem(f"{source.name!r} cannot be loaded: {text}", key=_KEY, suggestion=type(error).__name__)
+
+
+def _hub_problem(text: str, lower: str, source: ModelSource, spec: ModelSpec) -> Problem:
+    near = local_near_misses(source.name)
+    local = f"there is no directory {source.name!r} here" + (f"; did you mean {near!r}?" if near else "")
+    if is_offline():
+        return Problem(
+            f"{source.name!r} is not in the local cache, and HF_HUB_OFFLINE is set",
+            key=_KEY,
+            suggestion=f"unset HF_HUB_OFFLINE, or give a directory or package:NAME/PATH ({local})",
+        )
+    if not hub_is_reachable():
+        return Problem(
+            f"{source.name!r} is not in the local cache, and the Hugging Face hub cannot be reached",
+            key=_KEY,
+            suggestion=f"connect to the network, or give a directory or package:NAME/PATH ({local})",
+        )
+    if "gated" in lower or "401" in lower or "403" in lower or "not a valid model identifier" in lower:
+        return Problem(
+            f"the hub has no model {source.name!r} that you may read",
+            key=_KEY,
+            suggestion=f"check the spelling, or log in with `hf auth login` for a gated or private one ({local})",
+        )
+    if "revision" in lower or "not a valid git identifier" in lower:
+        return Problem(f"{source.name!r} has no revision {spec.revision!r}", key="model.revision", suggestion=text)
+    if "no file named" in lower or "does not appear to have a file" in lower:
+        return Problem(
+            f"{source.name!r} has no weights in safetensors format",
+            key=_KEY,
+            suggestion="pickled weights are not read: they can run code; look for a safetensors revision of it",
+        )
+    return Problem(f"{source.name!r} cannot be loaded from the hub: {text}", key=_KEY, suggestion=local)
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:400] or type(error).__name__

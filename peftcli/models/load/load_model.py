@@ -1,0 +1,248 @@
+"""Load a base model for a task: its config, its shape on the meta device, its weights. Safetensors and GGUF only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.load.checkpoint_report import check_loading
+from peftcli.models.load.dtypes import choose_dtype
+from peftcli.models.load.heads import compute_head_in_float32, configure_head
+from peftcli.models.load.identity import BaseIdentity, fingerprint
+from peftcli.models.load.load_errors import explain_load_errors, quiet_transformers
+from peftcli.models.load.model_files import ModelSource, find_source
+from peftcli.models.model_tasks import TASK_CLASSES, check_task
+from peftcli.recipe.schema import ModelSpec, TaskName
+
+__all__ = ["TASK_CLASSES", "Loaded", "build_meta", "count_parameters", "load_config", "load_model"]
+
+
+class Labels(Protocol):
+    """What loading asks of the data's labels: `data.LabelSpec` has it."""
+
+    @property
+    def problem(self) -> str:
+        """single_label, multi_label, regression or token."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The labels in the order of the model's outputs."""
+
+
+@dataclass
+class Loaded:
+    """A base model in memory.
+
+    Args:
+        model: on its device, in eval mode, nothing frozen yet.
+        config: the model's own.
+        identity: what a run stores of it.
+        dtype: of the frozen weights (of the unquantised ones, if it is quantised).
+        notes: what was decided or left unused, for the header and the log.
+        quantized_share: share of the block weights held in 4 or 8 bits; 0 without quantisation.
+    """
+
+    model: PreTrainedModel
+    config: PretrainedConfig
+    identity: BaseIdentity
+    dtype: torch.dtype
+    notes: list[str] = field(default_factory=list)
+    quantized_share: float = 0.0
+
+
+def load_config(spec: ModelSpec) -> PretrainedConfig:
+    """Return the config of a base model; a directory that holds only a config.json is enough.
+
+    Raises:
+        UserError: the directory or file is missing, the hub cannot be reached, the config cannot be read, or the model
+            type is unknown to transformers.
+    """
+    return _config_from(find_source(spec.name_or_path), spec)
+
+
+def _config_from(source: ModelSource, spec: ModelSpec) -> PretrainedConfig:
+    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    with explain_load_errors(source, spec):
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(source.location(), **words)
+    return config
+
+
+def build_meta(config: PretrainedConfig, task: TaskName, num_labels: int = 2) -> PreTrainedModel:
+    """Return the task model on the meta device: shapes and tied weights, no memory for values.
+
+    Args:
+        config: left as it is.
+        num_labels: outputs of a classification head.
+
+    Raises:
+        UserError: the model cannot do the task.
+    """
+    check_task(config, task)
+    config = type(config).from_dict(config.to_dict())
+    if "classification" in task:
+        config.num_labels = num_labels
+    with torch.device("meta"):
+        model: PreTrainedModel = getattr(transformers, TASK_CLASSES[task]).from_config(config)
+    return model
+
+
+def load_model(
+    spec: ModelSpec,
+    task: TaskName,
+    *,
+    labels: Labels | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Loaded:
+    """Load the weights of a base model for a task.
+
+    Args:
+        spec: of the recipe; 4 and 8 bits, dtype and attention code come from it.
+        labels: of a classification task; None takes `spec.num_labels`, else the checkpoint's own.
+        device: where the model ends up.
+        seed: of a head that the checkpoint lacks; the caller's random state is left as it was.
+
+    Raises:
+        UserError: the model is missing, cannot do the task, holds pickles only, lacks weights other than the task head,
+            or cannot be quantised.
+    """
+    device = torch.device(device)
+    source = find_source(spec.name_or_path)
+    config = _config_from(source, spec)
+    check_task(config, task)
+    notes = configure_head(config, task, labels, spec)
+    dtype, note = choose_dtype(spec, config, source, device)
+    notes += [note] if note else []
+    notes += _refuse_or_note_gguf(spec, source)
+    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    words |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, "config": config}
+    if spec.attn_implementation != "auto":
+        words["attn_implementation"] = spec.attn_implementation
+    if source.kind != "gguf":
+        words["use_safetensors"] = True
+    quantised = _add_placement(words, spec, task, config, dtype, device)
+    auto = getattr(transformers, TASK_CLASSES[task])
+    with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
+        torch.manual_seed(seed)
+        model, report = auto.from_pretrained(source.location(), **words)
+    notes += check_loading(model, report, task, spec.name_or_path)
+    share, quantization = 0.0, None
+    if quantised:
+        from peftcli.models.load.quantization import finish_quantised
+
+        share, quantization, more = finish_quantised(model, spec)
+        notes += more
+    elif not _placed_by_transformers(words):
+        model.to(device)
+    compute_head_in_float32(model)
+    model.eval()
+    identity = identify(source, model, dtype, quantization, spec)
+    return Loaded(model, model.config, identity, dtype, notes, share)
+
+
+def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:
+    """GGUF weights are dequantised while they load; nothing in transformers quantises them again."""
+    if source.kind != "gguf":
+        return []
+    if spec.load_in_4bit or spec.load_in_8bit:
+        raise UserError(
+            Problem(
+                "a GGUF file is dequantised on loading and cannot be quantised again",
+                key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
+                suggestion="leave it out, or name the original safetensors model",
+            )
+        )
+    return ["GGUF weights are dequantised on loading: what is trained and merged is the dequantised model"]
+
+
+def _add_placement(
+    words: dict[str, Any],
+    spec: ModelSpec,
+    task: TaskName,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
+    """Add to `words` what a quantised model, or one on an accelerator, needs; tell whether it will be quantised."""
+    pre_quantised = getattr(config, "quantization_config", None) is not None
+    if spec.load_in_4bit or spec.load_in_8bit or pre_quantised:
+        from peftcli.models.load.quantization import quantisation_words
+
+        words |= quantisation_words(spec, config, build_meta(config, task), dtype, device)
+        return True
+    if device.type == "cuda":  # weights go straight to the device, without a copy of the model in main memory
+        words["device_map"] = {"": device}
+    return False
+
+
+def _placed_by_transformers(words: Mapping[str, Any]) -> bool:
+    return "device_map" in words
+
+
+def _random_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def identify(
+    source: ModelSource, model: PreTrainedModel, dtype: torch.dtype, quantization: str | None, spec: ModelSpec
+) -> BaseIdentity:
+    """Return the identity of a loaded base."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return BaseIdentity(
+        name=spec.name_or_path,
+        revision=commit if source.kind == "hub" else None,
+        fingerprint=_fingerprint(source, spec),
+        quantization=quantization,
+        dtype=str(dtype).removeprefix("torch."),
+        model_type=model.config.model_type,
+        versions=_versions(),
+        shape=shape_of(model.config),
+        source="gguf" if source.kind == "gguf" else "safetensors",
+    )
+
+
+def shape_of(config: PretrainedConfig) -> dict[str, int]:
+    """Return the sizes that an adapter depends on, as `BaseIdentity.shape` holds them; no weights are needed."""
+    text = config.get_text_config()
+    sizes = {
+        "hidden_size": getattr(text, "hidden_size", None),
+        "layers": getattr(text, "num_hidden_layers", None),
+        "vocab_size": getattr(text, "vocab_size", None),
+    }
+    return {key: int(value) for key, value in sizes.items() if value is not None}
+
+
+def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:
+    if source.path is not None:
+        return fingerprint(source.path)
+    from pathlib import Path
+
+    from transformers.utils import cached_file
+
+    config = cached_file(source.name, "config.json", revision=spec.revision or "main", local_files_only=True)
+    return fingerprint(Path(config).parent)
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    for name in ("peftcli", "bitsandbytes"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the numbers in a model's parameters, shared ones once; a 4-bit weight counts what it stands for."""
+    from peftcli.models.load.quantization import logical_numel
+
+    return sum(logical_numel(parameter) for parameter in model.parameters())

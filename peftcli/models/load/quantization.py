@@ -1,0 +1,214 @@
+"""4- and 8-bit bases through bitsandbytes, on CUDA and on CPU. Imported only when something asks for it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.load.dtypes import computes_well
+from peftcli.models.module_view import ModuleView
+from peftcli.models.read_anatomy import head_modules, read_anatomy
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from peftcli.models.anatomy import Anatomy
+    from peftcli.recipe.schema import ModelSpec
+
+
+def quantisation_words(
+    spec: ModelSpec, config: PretrainedConfig, task_model: PreTrainedModel, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Return the keywords of `from_pretrained` for a quantised base.
+
+    Args:
+        config: says whether the checkpoint is quantised already; then its own settings hold.
+        task_model: the same model on the meta device, to know its head: what is trained whole stays unquantised.
+        dtype: of the weights that stay unquantised, and of the products where `bnb_4bit_compute_dtype` is auto.
+
+    Raises:
+        UserError: bitsandbytes is missing, both widths are asked for, or the device cannot run it.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if _method(stored) not in (None, "bitsandbytes"):
+        _refuse_second_quantisation(spec, _method(stored))
+        return {"device_map": {"": device}}
+    _check_bitsandbytes(spec, device)
+    # It tells of optional kernels that are missing and of every cast of an 8-bit layer: nothing a user can change.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    words: dict[str, Any] = {"device_map": {"": device}}
+    if stored is not None:
+        return words
+    from transformers import BitsAndBytesConfig
+
+    view = ModuleView(task_model)
+    kept = [*head_modules(view)]
+    output = task_model.get_output_embeddings() if not kept else None
+    kept += [name for name, module in view.modules.items() if output is not None and module is output]
+    compute = _compute_dtype(spec, dtype, device)
+    words["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=spec.load_in_4bit,
+        load_in_8bit=spec.load_in_8bit,
+        bnb_4bit_quant_type=spec.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=spec.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=kept or None,
+    )
+    return words
+
+
+def _refuse_second_quantisation(spec: ModelSpec, method: str | None) -> None:
+    """GPTQ, AWQ and the like load as they are; transformers names the package that it needs."""
+    if spec.load_in_4bit or spec.load_in_8bit:
+        raise UserError(
+            Problem(
+                f"this checkpoint is quantised already, with {method}",
+                key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
+                suggestion="leave it out, or name the original model",
+            )
+        )
+
+
+def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
+    if spec.load_in_4bit and spec.load_in_8bit:
+        raise UserError(Problem("load_in_4bit and load_in_8bit exclude each other", key="model.load_in_8bit"))
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            Problem(
+                "4- and 8-bit models need the package bitsandbytes, which is not installed",
+                key="model",
+                suggestion="pip install bitsandbytes; where it has no wheel, leave load_in_4bit out",
+            )
+        )
+    if device.type not in ("cuda", "cpu", "xpu"):
+        raise UserError(
+            Problem(
+                f"bitsandbytes does not compute on {device.type}",
+                key="model",
+                suggestion="training.device: cpu computes 4-bit layers, slowly; or leave load_in_4bit out",
+            )
+        )
+
+
+def _method(stored: Any) -> str | None:
+    """The quantiser of a checkpoint, as its config names it; None for one that is not quantised."""
+    if stored is None:
+        return None
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    method = values.get("quant_method", "bitsandbytes")
+    return str(getattr(method, "value", method))
+
+
+def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which dtype 4-bit layers multiply; auto is bfloat16 on a GPU that has it, else that of the other weights."""
+    if spec.bnb_4bit_compute_dtype != "auto":
+        chosen: torch.dtype = getattr(torch, spec.bnb_4bit_compute_dtype)
+        return chosen if chosen == torch.float32 or computes_well(chosen, device) else torch.float32
+    if device.type == "cuda" and computes_well(torch.bfloat16, device):
+        return torch.bfloat16
+    return dtype
+
+
+def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[float, str, list[str]]:
+    """Make a freshly loaded quantised model safe to train, and report on it.
+
+    Returns:
+        The share of the block weights that is quantised, the quantisation in words, and notes.
+
+    Raises:
+        UserError: a smaller share than `spec.min_quantized_share`.
+    """
+    keep_trainable(model)
+    anatomy = read_anatomy(model, spec.anatomy)
+    share = quantised_share(model, anatomy)
+    words = describe_quantisation(model)
+    notes = [f"{share:.0%} of the block weights are quantised ({words})"]
+    if share < spec.min_quantized_share:
+        accepted = int(share * 100) / 100
+        raise UserError(
+            Problem(
+                f"only {share:.0%} of the block weights of this {anatomy.family} model are quantised; "
+                f"in 16 or 32 bits: {_largest_unquantised(model, anatomy)}",
+                key="model.min_quantized_share",
+                suggestion=f"accept it with model.min_quantized_share: {accepted:g}, or load 16-bit weights",
+            )
+        )
+    return share, words, notes
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Stop 4-bit layers from repacking themselves.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer's weight in place at its first evaluation pass. From
+    then on no gradient passes through the layer, and saving or dequantising it gives garbage.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (an attribute of bitsandbytes, not ours)
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Tell whether a module's weight is held in 4 or 8 bits."""
+    weight = getattr(module, "weight", None)
+    return weight is not None and (hasattr(weight, "quant_state") or hasattr(weight, "SCB"))
+
+
+def logical_numel(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter stands for: a packed 4-bit weight stores two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return prod(state.shape)
+    return int(parameter.numel())
+
+
+def quantised_share(model: nn.Module, anatomy: Anatomy) -> float:
+    """Return the share of the numbers in the blocks that is held in 4 or 8 bits."""
+    low = total = 0
+    for parameter, quantised in _block_parameters(model, anatomy):
+        count = logical_numel(parameter)
+        total += count
+        low += count if quantised else 0
+    return low / total if total else 0.0
+
+
+def _block_parameters(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[nn.Parameter, bool]]:
+    for paths in anatomy.layers.values():
+        for path in paths:
+            for module in model.get_submodule(path).modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    yield parameter, name == "weight" and is_quantised(module)
+
+
+def _largest_unquantised(model: nn.Module, anatomy: Anatomy) -> str:
+    """Return the largest unquantised weights of the blocks, by their path below a block."""
+    sizes: Counter[str] = Counter()
+    total = 0
+    for paths in anatomy.layers.values():
+        for path in paths:
+            for name, parameter in model.get_submodule(path).named_parameters():
+                total += logical_numel(parameter)
+                module = model.get_submodule(f"{path}.{name}".rpartition(".")[0])
+                if not (name.endswith("weight") and is_quantised(module)):
+                    sizes[name] += parameter.numel()
+    return ", ".join(f"{name} ({size / total:.0%})" for name, size in sizes.most_common(3))
+
+
+def describe_quantisation(model: PreTrainedModel) -> str:
+    """Return the quantisation in words, such as `bitsandbytes 4-bit nf4, double, computes in bfloat16`."""
+    config = getattr(model.config, "quantization_config", None)
+    values = config if isinstance(config, dict) else config.to_dict() if config is not None else {}
+    if not (values.get("load_in_4bit") or values.get("load_in_8bit")):
+        return str(values.get("quant_method", "unknown"))
+    if values.get("load_in_8bit"):
+        return "bitsandbytes 8-bit"
+    double = ", double" if values.get("bnb_4bit_use_double_quant") else ""
+    compute = str(values.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
+    return f"bitsandbytes 4-bit {values.get('bnb_4bit_quant_type', 'fp4')}{double}, computes in {compute}"

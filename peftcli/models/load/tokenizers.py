@@ -1,0 +1,152 @@
+"""Load a base's tokenizer, and give it a padding token that hides nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.load.load_errors import explain_load_errors
+from peftcli.models.load.model_files import find_source
+from peftcli.recipe.schema import ModelSpec, TaskName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "*.model",
+    "vocab.*",
+    "*.tiktoken",
+    "tekken.json",
+    "tokenization_*.py",
+    "*vocab*.json",
+)
+# Tokens that vocabularies keep for padding, or in reserve, in order of preference. None of them is learnt from text.
+_PAD_CANDIDATES = (
+    "<pad>",
+    "[PAD]",
+    "<|pad|>",
+    "<|padding|>",
+    "<|finetune_right_pad_id|>",
+    "<|finetune_right_pad|>",
+    "<|vision_pad|>",
+    "<|fim_pad|>",
+    "<|reserved_special_token_0|>",
+    "<unused0>",
+    "<|endoftext|>",
+    "<unk>",
+    "[UNK]",
+)
+
+
+def load_tokenizer(spec: ModelSpec, task: TaskName) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a base, with a padding token and `spec.new_special_tokens`.
+
+    Padding goes to the right here; generation pads to the left in its own batches.
+
+    Raises:
+        UserError: there is none, or its files cannot be read.
+    """
+    return load_tokenizer_with_notes(spec, task)[0]
+
+
+def load_tokenizer_with_notes(spec: ModelSpec, task: TaskName) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """Return the tokenizer as `load_tokenizer` does, and what was decided about it."""
+    from transformers import AutoTokenizer
+
+    source = find_source(spec.name_or_path)
+    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    # Without these files transformers makes a tokenizer of special tokens alone, and says nothing.
+    if source.kind == "directory" and source.path is not None and not _has_tokenizer_files(source.path):
+        raise UserError(_no_tokenizer(spec))
+    with explain_load_errors(source, spec):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:
+        raise UserError(_no_tokenizer(spec))
+    notes = []
+    if spec.new_special_tokens:
+        added = tokenizer.add_special_tokens(
+            {"additional_special_tokens": spec.new_special_tokens}, replace_extra_special_tokens=False
+        )
+        notes.append(f"{added} special tokens added to the vocabulary, which now has {len(tokenizer)}")
+    note = choose_padding(tokenizer)
+    tokenizer.padding_side = "right"
+    return tokenizer, [*notes, note] if note else notes
+
+
+def _has_tokenizer_files(directory: Path) -> bool:
+    return any(found for pattern in _TOKENIZER_FILES for found in directory.glob(pattern))
+
+
+def _no_tokenizer(spec: ModelSpec) -> Problem:
+    return Problem(
+        f"{spec.name_or_path!r} has no tokenizer files",
+        key="model.name_or_path",
+        suggestion="copy tokenizer.json and tokenizer_config.json of the original model into the directory",
+    )
+
+
+def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give the tokenizer a padding token without changing the vocabulary; return a note about the choice.
+
+    The end-of-sequence token is the last resort: labels and attention are masked by position, so that even then padding
+    is never learnt and the end is, where it belongs to a row; a classifier that pools the last token which is not
+    padding would look before a trailing end-of-sequence token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    shared = tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token
+    if tokenizer.pad_token is not None and not shared:
+        return None
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    for token in _PAD_CANDIDATES:
+        if token in vocabulary and token not in taken:
+            tokenizer.pad_token = token
+            return f"the tokenizer has no padding token of its own: {token} is used"
+    if tokenizer.eos_token is None:
+        raise UserError(
+            Problem(
+                "the tokenizer has neither a padding nor an end-of-sequence token",
+                key="model.new_special_tokens",
+                suggestion="add one: model.new_special_tokens: ['<pad>']",
+            )
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    return f"padding shares {tokenizer.eos_token} with the end of sequences; it is masked by position, never learnt"
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> list[str]:
+    """Tell the model its padding token, and grow its embeddings to the tokenizer's vocabulary; return notes.
+
+    New rows start from the mean of the old ones. An embedding larger than the vocabulary (a round size) stays.
+    """
+    import torch
+
+    notes = []
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if table is not None and table.weight.shape[0] == len(tokenizer):
+                with torch.no_grad():
+                    table.weight[rows:] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
+        notes.append(f"embeddings grown from {rows} to {len(tokenizer)} rows; new rows are the mean of the old ones")
+    return notes
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a call puts the beginning-of-sequence token in front; a chat template may have one already."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def adds_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a call puts the end-of-sequence token behind by itself."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id

@@ -1,0 +1,282 @@
+"""Read a live model's anatomy: from the table of families, its structure, or the recipe. Works on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from peftcli.errors import UserError
+from peftcli.layers.site import base_parameters
+from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice, LinearRole
+from peftcli.models.anatomy_overrides import apply_overrides
+from peftcli.models.families.family_row import FamilyRow, FusedRow, StackRow
+from peftcli.models.families.family_table import family_row
+from peftcli.models.module_view import ModuleView, heads_of, hidden_size, linear_widths, module_kind
+from peftcli.models.structure import structural_row
+
+Overrides = Mapping[str, str | list[str]]
+
+
+def read_anatomy(model: nn.Module, overrides: Overrides | None = None) -> Anatomy:
+    """Return where the parts of `model` are.
+
+    Args:
+        model: a Hugging Face model with or without a task head, on any device, meta included.
+        overrides: `model.anatomy` of the recipe: role to path below a block, or several.
+
+    Raises:
+        UserError: the model has no blocks that can be recognised, or an override names nothing.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"a {type(model).__name__} is not a Hugging Face transformers model")
+    view = ModuleView(model)
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    row = family_row(model.config)
+    origin: Literal["table", "structure", "recipe"] = "table"
+    notes: list[str] = []
+    if row is None or not any(view.expand(stack.layers) for stack in row.stacks):
+        origin = "structure"
+        row, notes = structural_row(view, config, layers=(overrides or {}).get("layers"))
+    if overrides:
+        origin = "recipe"
+        row = apply_overrides(row, overrides, view)
+    reader = _Reader(view, config, row)
+    if row.note:
+        notes = [*notes, row.note]
+    return reader.anatomy(origin, notes)
+
+
+@dataclass
+class _Reader:
+    """Instantiates the rows of one family on one model."""
+
+    view: ModuleView
+    config: PretrainedConfig
+    row: FamilyRow
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    linears: list[LinearRole] = field(default_factory=list)
+    blocks: list[BlockRole] = field(default_factory=list)
+    attentions: list[AttentionRole] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def anatomy(self, origin: Literal["table", "structure", "recipe"], notes: list[str]) -> Anatomy:
+        for stack in self.row.stacks:
+            paths = self.view.expand(stack.layers)
+            if paths:
+                self.layers[stack.stack] = tuple(paths)
+            for layer, path in enumerate(paths):
+                self._read_block(stack, path, layer, len(paths))
+        if not self.linears:
+            raise UserError(
+                f"no attention or feed-forward projections were found in this {self.config.model_type} model",
+                suggestion="name them in the recipe, relative to a block: model.anatomy: {attn.q: ..., ffn.up: ...}",
+            )
+        embeddings = self._embeddings()
+        output = _output_embeddings(self.view)
+        head = head_modules(self.view)
+        return Anatomy(
+            family=self.view.model.config.model_type,
+            origin=origin,
+            hidden_size=hidden_size(self.config),
+            layers=self.layers,
+            linears=tuple(self.linears),
+            blocks=tuple(self.blocks),
+            attentions=tuple(self.attentions),
+            norms=_norms(self.view),
+            embeddings=embeddings,
+            output_embeddings=output,
+            head=head,
+            left_out=tuple(self.left_out),
+            prefix_route=self.row.prefix_route,
+            prefix_reason=self.row.prefix_reason,
+            embedding_size=self._embedding_size(embeddings),
+            takes_tokens=self.view.model.main_input_name == "input_ids",
+            max_positions=self.row.positions(self.config) if self.row.positions else None,
+            biases=_biases(self.view, head),
+            notes=tuple(notes),
+        )
+
+    def _read_block(self, stack: StackRow, path: str, layer: int, count: int) -> None:
+        found: dict[str, LinearRole] = {}
+        for role, specs in stack.linears.items():
+            for spec in (specs,) if isinstance(specs, str) else specs:
+                module = self.view.first(path, spec)
+                if module is not None:
+                    found.setdefault(role, self._linear(stack, role, module, layer))
+                    self.linears.append(self._linear(stack, role, module, layer))
+        for spec, fused in stack.fused.items():
+            module = self.view.first(path, spec)
+            if module is not None:
+                for role, piece in self._slices(stack, module, fused).items():
+                    found[role] = self._linear(stack, role, module, layer, piece)
+                    self.linears.append(found[role])
+        self._read_branches(stack, path, layer)
+        self._read_attentions(stack, path, layer, count, found)
+        for spec, reason in stack.left_out.items():
+            module = self.view.first(path, spec)
+            if module is not None:
+                self.left_out.append((module, reason))
+
+    def _linear(
+        self, stack: StackRow, role: str, module: str, layer: int, piece: FusedSlice | None = None
+    ) -> LinearRole:
+        live = self.view.modules[module]
+        if module_kind(live) not in ("linear", "conv1d"):
+            raise UserError(f"the role {role} is {module}, a {type(live).__name__}: not a linear module")
+        width_in, width_out = linear_widths(live)
+        return LinearRole(
+            role=role,
+            module=module,
+            layer=layer,
+            stack=stack.stack,
+            in_features=width_in,
+            out_features=piece.features if piece else width_out,
+            has_bias=getattr(live, "bias", None) is not None,
+            slice=piece,
+            transposed=module_kind(live) == "conv1d",
+        )
+
+    def _slices(self, stack: StackRow, module: str, fused: FusedRow) -> dict[str, FusedSlice]:
+        _, total = linear_widths(self.view.modules[module])
+        if len(fused.roles) == 2:  # gate and up: halves
+            half = total // 2
+            return {role: FusedSlice(1, total, i * half, half) for i, role in enumerate(fused.roles)}
+        heads = self._heads(stack)
+        if fused.layout == "per_head":
+            width = total // heads
+            size = width // len(fused.roles)
+            return {role: FusedSlice(heads, width, i * size, size) for i, role in enumerate(fused.roles)}
+        query, key, value = fused.roles
+        if fused.layout == "per_group":
+            groups = int(self.config.num_kv_heads)
+            width = total // groups
+            size = width // (heads // groups + 2)
+            return {
+                query: FusedSlice(groups, width, 0, width - 2 * size),
+                key: FusedSlice(groups, width, width - 2 * size, size),
+                value: FusedSlice(groups, width, width - size, size),
+            }
+        head_dim = getattr(self.config, "head_dim", None) or hidden_size(self.config) // heads
+        queries = heads * int(head_dim)
+        size = (total - queries) // 2  # smaller than the queries under grouped-query attention
+        return {
+            query: FusedSlice(1, total, 0, queries),
+            key: FusedSlice(1, total, queries, size),
+            value: FusedSlice(1, total, queries + size, size),
+        }
+
+    def _heads(self, stack: StackRow) -> int:
+        heads = heads_of(self.config, stack.heads)
+        if heads is None:
+            raise UserError(f"the config of this {self.config.model_type} model has no number of attention heads")
+        return heads
+
+    def _read_branches(self, stack: StackRow, path: str, layer: int) -> None:
+        for branch in stack.branches:
+            entry, end = self.view.first(path, branch.entry), self.view.first(path, branch.exit)
+            if entry is None or end is None:
+                continue
+            self.blocks.append(
+                BlockRole(
+                    kind=branch.kind,
+                    layer=layer,
+                    stack=stack.stack,
+                    entry=entry,
+                    exit=end,
+                    width=hidden_size(self.config),
+                    post_norm=self._norm(path, branch.post_norm),
+                    pre_norm=self._norm(path, branch.pre_norm),
+                )
+            )
+
+    def _norm(self, path: str, spec: str | None) -> str | None:
+        found = self.view.first(path, spec)
+        if found is None or isinstance(self.view.modules[found], nn.Identity):
+            return None
+        return found
+
+    def _read_attentions(
+        self, stack: StackRow, path: str, layer: int, count: int, found: Mapping[str, LinearRole]
+    ) -> None:
+        for row in stack.attentions:
+            module = self.view.first(path, row.module)
+            prefix = "cross_attn" if row.kind == "cross" else "attn"
+            query, key = found.get(f"{prefix}.q"), found.get(f"{prefix}.k")
+            if module is None or query is None or key is None:
+                continue
+            heads = self._heads(stack)
+            head_dim = query.out_features // heads
+            self.attentions.append(
+                AttentionRole(
+                    module=module,
+                    kind=row.kind,
+                    layer=layer,
+                    stack=stack.stack,
+                    heads=heads,
+                    kv_heads=row.kv_heads or key.out_features // head_dim,
+                    head_dim=head_dim,
+                    depths=stack.depths(self.config, layer, count) if stack.depths else 1,
+                )
+            )
+
+    def _embeddings(self) -> str:
+        found = self.view.first(self.view.base_path, self.row.embeddings)
+        if found is None:
+            raise UserError(
+                f"this {self.config.model_type} model has no module {self.row.embeddings!r} for its embeddings",
+                suggestion="name it in the recipe: model.anatomy: {embeddings: ...}",
+            )
+        return found
+
+    def _embedding_size(self, path: str) -> int:
+        module = self.view.modules[path]
+        return int(module.embedding_dim) if isinstance(module, nn.Embedding) else hidden_size(self.config)
+
+
+def _norms(view: ModuleView) -> tuple[str, ...]:
+    """Every module of the base model that is a norm by its class name and has weights of its own."""
+    seen: set[int] = set()
+    names = []
+    for name, module in view.modules.items():
+        has_weights = any(True for _ in module.parameters(recurse=False))
+        if "norm" in type(module).__name__.lower() and has_weights and view.in_base(name) and id(module) not in seen:
+            seen.add(id(module))
+            names.append(name)
+    return tuple(names)
+
+
+def _biases(view: ModuleView, head: tuple[str, ...]) -> tuple[str, ...]:
+    """Every bias of the pretrained model by name, shared ones once: `bias`, `q_bias` (not T5's embedding)."""
+    inside = tuple(f"{path}." for path in head)
+    own = (name for name in base_parameters(view.model) if not name.startswith(inside))
+    return tuple(name for name in own if name.rsplit(".", 1)[-1].endswith("bias"))
+
+
+def _output_embeddings(view: ModuleView) -> str | None:
+    """Path of the language-model head, or None for a model without one."""
+    try:
+        head = view.model.get_output_embeddings()
+    except NotImplementedError:  # what some task models answer
+        return None
+    return next((name for name, module in view.modules.items() if module is head), None) if head is not None else None
+
+
+def head_modules(view: ModuleView) -> tuple[str, ...]:
+    """Modules with weights that the pretrained base lacks: neither in it, nor the language-model head, nor tied to it.
+
+    A language model keeps the transforms in front of its head (BERT's `cls`), so nothing of it counts as new.
+    """
+    if not view.base_path or _output_embeddings(view) is not None:
+        return ()
+    base = {id(parameter) for parameter in view.modules[view.base_path].parameters()}
+    return tuple(
+        name
+        for name, module in view.model.named_children()
+        if name in view.modules
+        and name != view.base_path.split(".")[0]
+        and any(id(own) not in base for own in module.parameters())
+    )

@@ -1,0 +1,1 @@
+"""What methods share: the protocol, the registry, attaching, compositions, folding."""

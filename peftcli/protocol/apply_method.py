@@ -1,0 +1,115 @@
+"""Turn a pretrained model into one that a method trains: freeze, attach, unfreeze what is trained beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from peftcli.errors import Problem, UserError
+from peftcli.layers.site import base_parameters
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.module_view import module_kind
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import MethodRegistry, registry
+from peftcli.recipe.params import MethodParams
+
+
+def apply_method(
+    model: nn.Module,
+    anatomy: Anatomy,
+    params: MethodParams,
+    *,
+    train_head: bool = True,
+    masters: bool = True,
+    methods: MethodRegistry = registry,
+) -> Attachment:
+    """Freeze `model`, attach the method that `params` names, and unfreeze the head and `modules_to_save`.
+
+    Neither reads nor changes base values: it works on the meta device. Call `Attachment.initialise` (a new training) or
+    `load_state_dict` (a saved adapter) afterwards.
+
+    Args:
+        model: the task model; changed in place.
+        anatomy: its roles.
+        params: the method's hyper-parameters.
+        train_head: train the task head; it is saved either way, since the pretrained base lacks it.
+        masters: keep trained base parameters in float32 on a bf16 or fp16 base, where a step would be lost in rounding;
+            the forward pass then runs under autocast. False to evaluate in the base's dtype.
+        methods: where methods are found.
+
+    Raises:
+        UserError: the method does not fit the model, `modules_to_save` matches nothing, or nothing would be trained.
+    """
+    method = methods.module(params.name)
+    check = getattr(method, "check", None)
+    reasons = check(anatomy, params) if check else []
+    if reasons:
+        raise UserError(Problem(reason, key="method") for reason in reasons)
+    model.requires_grad_(False)
+    attachment: Attachment = method.attach(model, anatomy, params)
+    attachment.head = _parameters_below(model, anatomy.head)
+    attachment.to_save = _parameters_to_save(model, params.modules_to_save or [])
+    for name in attachment.head:
+        model.get_parameter(name).requires_grad_(train_head)
+    for name in attachment.to_save:
+        model.get_parameter(name).requires_grad_(True)
+    trainable = attachment.trainable_parameters()
+    if not trainable:
+        raise UserError(
+            Problem(
+                f"{params.name} would train nothing on this model",
+                key="method",
+                suggestion="choose other targets, or set training.train_head: true",
+            )
+        )
+    if masters:
+        _upcast_(model, attachment)
+    return attachment
+
+
+def _parameters_below(model: nn.Module, paths: tuple[str, ...] | list[str]) -> list[str]:
+    """Names of base parameters at or below the modules, each once."""
+    inside = tuple(f"{path}." for path in paths)
+    return [name for name in base_parameters(model) if name in paths or name.startswith(inside)]
+
+
+def _parameters_to_save(model: nn.Module, entries: list[str]) -> list[str]:
+    """Names of the base parameters below `modules_to_save`; a tied one under every name, as other loaders expect.
+
+    Raises:
+        UserError: an entry names no module with parameters.
+    """
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False) if not _in_site(name)]
+    found: dict[str, None] = {}
+    problems = []
+    for entry in entries:
+        matched = [name for name in every if f".{entry}." in f".{name.rpartition('.')[0]}."]
+        if not matched:
+            modules = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in every})
+            problems.append(
+                Problem(
+                    f"{entry!r} names no module with parameters",
+                    key="method.modules_to_save",
+                    suggestion=f"modules are named by a full path or its last parts, such as: {', '.join(modules)}",
+                )
+            )
+        found.update(dict.fromkeys(matched))
+    if problems:
+        raise UserError(problems)
+    chosen = {id(model.get_parameter(name)) for name in found}
+    return [name for name in every if id(model.get_parameter(name)) in chosen]
+
+
+def _in_site(name: str) -> bool:
+    return any(part.startswith("peft_") for part in name.split("."))
+
+
+def _upcast_(model: nn.Module, attachment: Attachment) -> None:
+    """Hold the trained base parameters in float32, and the others of a norm with them: it takes one dtype."""
+    for name in dict.fromkeys([*attachment.unfrozen, *attachment.head, *attachment.to_save]):
+        parameter = model.get_parameter(name)
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            module = model.get_submodule(name.rpartition(".")[0])
+            own = [parameter] if parameter.ndim > 1 or module_kind(module) else module.parameters(recurse=False)
+            for each in own:
+                each.data = each.data.float()

@@ -1,0 +1,139 @@
+"""Merge rules from adapter keys: fused slices, transposed weights, and several changes to one tensor.
+
+A method says what happens to a role's own (out, in) weight or (out,) bias in float32; this module knows where that
+role lies in the base's tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from peftcli.protocol.method import MergeRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftcli.models.anatomy import Anatomy, LinearRole
+
+Change = Callable[["Tensor"], "Tensor"]
+"""From a role's float32 tensor to the changed one. The argument is the change's own: it may work in place, so that a
+merge of a large matrix needs no second one."""
+
+
+class Folding:
+    """Collects the changes of one adapter and gives one `MergeRule` for each base parameter.
+
+    Args:
+        anatomy: of the base; says which keys are slices and which weights are stored (in, out).
+    """
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._roles: dict[str, LinearRole] = {linear.key: linear for linear in anatomy.linears}
+        self._transposed = {linear.module for linear in anatomy.linears if linear.transposed}
+        self._biases = set(anatomy.biases)
+        self._changes: dict[str, list[Change]] = {}
+        self._untied: set[str] = set()
+        self._replaced: set[str] = set()
+
+    def change_weight(self, key: str, change: Change, *, untie: bool = False) -> None:
+        """Apply `change` to the weight that an adapter key names: a role's, or a whole module's, as (out, in).
+
+        Args:
+            key: of the adapter.
+            change: of the rows that the key names.
+            untie: the change is this name's alone, should the base store it as one with another (tied embeddings).
+        """
+        role = self._roles.get(key)
+        module = role.module if role else key
+        if untie:
+            self._untied.add(f"{module}.weight")
+        self._append(f"{module}.weight", _on_rows(change, role, module in self._transposed))
+
+    def change_bias(self, key: str, change: Change) -> None:
+        """Apply `change` to the bias that an adapter key names, as (out,)."""
+        role = self._roles.get(key)
+        self._append(f"{role.module if role else key}.bias", _on_features(change, role))
+
+    def replace(self, name: str, value: Tensor) -> None:
+        """Replace the base parameter `name` by `value`; changes of the same parameter apply to that."""
+        self._replaced.add(name)
+        # a copy: the next change may work in place, and `value` is the adapter's own
+        self._changes.setdefault(name, []).insert(0, lambda _base: value.float().clone())
+
+    def has_bias(self, key: str) -> bool:
+        """Return whether the projection that `key` names has a bias."""
+        role = self._roles.get(key)
+        return f"{role.module if role else key}.bias" in self._biases
+
+    def rules(self) -> dict[str, MergeRule]:
+        """Return the rules by name of the base parameter."""
+        return {
+            name: MergeRule(_chain(changes), "untie" if name in self._untied else "change", name in self._replaced)
+            for name, changes in self._changes.items()
+        }
+
+    def _append(self, name: str, change: Change) -> None:
+        self._changes.setdefault(name, []).append(change)
+
+
+def _on_rows(change: Change, role: LinearRole | None, transposed: bool) -> Change:
+    def apply(weight: Tensor) -> Tensor:
+        rows = weight.T if transposed else weight  # (out, in)
+        if role is None or role.slice is None:
+            changed = change(rows)
+            return changed.T if transposed else changed
+        features = rows.T  # (in, out): slices are of the last axis
+        own = change(role.slice.take(features).T.contiguous())
+        role.slice.part(features).copy_(role.slice.split(own.T, role.slice.size))
+        return weight
+
+    return apply
+
+
+def _on_features(change: Change, role: LinearRole | None) -> Change:
+    def apply(bias: Tensor) -> Tensor:
+        if role is None or role.slice is None:
+            return change(bias)
+        own = change(role.slice.take(bias).clone())
+        role.slice.part(bias).copy_(role.slice.split(own, role.slice.size))
+        return bias
+
+    return apply
+
+
+def _chain(changes: list[Change]) -> Callable[[Tensor | None], Tensor]:
+    def apply(base: Tensor | None) -> Tensor:
+        if base is None:
+            raise ValueError("this rule changes a tensor that the base must have")
+        for change in changes:
+            base = change(base)
+        return base
+
+    return apply
+
+
+def tensors_by_key(state: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    """Group saved tensors by the key they belong to.
+
+    Args:
+        state: an adapter's tensors, such as `h.0.attn.c_attn.q.lora_A`.
+        suffixes: the tensors of one part, such as `("lora_A", "lora_B")`.
+
+    Returns:
+        {key: {suffix: tensor}}, in the order of `state`; tensors with other endings are left out.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        for suffix in suffixes:
+            if name.endswith(f".{suffix}"):
+                groups.setdefault(name[: -len(suffix) - 1], {})[suffix] = tensor
+    return groups
+
+
+def replacing(anatomy: Anatomy, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return rules that put each tensor in place of the base parameter of its name."""
+    folding = Folding(anatomy)
+    for name, value in state.items():
+        folding.replace(name, value)
+    return folding.rules()

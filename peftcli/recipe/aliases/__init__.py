@@ -1,0 +1,1 @@
+"""Names that other tools and earlier versions use, and what they are called here."""

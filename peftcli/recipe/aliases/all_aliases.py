@@ -1,0 +1,42 @@
+"""Names that other tools use, as data: theirs -> ours and a remark.
+
+Sources: the option tables of axolotl, LLaMA-Factory, ms-swift, torchtune, litgpt, unsloth, trl, HF peft and
+transformers' TrainingArguments, read at the versions named in the project's survey of its peers.
+"""
+
+from __future__ import annotations
+
+from peftcli.recipe.aliases.alias import Alias
+from peftcli.recipe.aliases.method_aliases import METHOD, METHOD_ALIASES
+from peftcli.recipe.aliases.model_data_aliases import DATA, MODEL, TOP
+from peftcli.recipe.aliases.training_aliases import TRAINING
+
+__all__ = ["ALIASES", "METHOD_ALIASES", "TASK_ALIASES", "Alias"]
+
+ALIASES: dict[str, Alias] = {**MODEL, **DATA, **METHOD, **TRAINING, **TOP}
+"""Every foreign name in lower case with underscores -> what to say."""
+
+TASK_ALIASES: dict[str, str] = {
+    "CAUSAL_LM": "causal_lm",
+    "clm": "causal_lm",
+    "sft": "causal_lm",
+    "pt": "causal_lm",
+    "language_modeling": "causal_lm",
+    "text-generation": "causal_lm",
+    "instruction_tuning": "causal_lm",
+    "SEQ_2_SEQ_LM": "seq2seq_lm",
+    "seq2seq": "seq2seq_lm",
+    "summarization": "seq2seq_lm",
+    "translation": "seq2seq_lm",
+    "SEQ_CLS": "sequence_classification",
+    "seq_cls": "sequence_classification",
+    "classification": "sequence_classification",
+    "text-classification": "sequence_classification",
+    "text_classification": "sequence_classification",
+    "regression": "sequence_classification",
+    "TOKEN_CLS": "token_classification",
+    "token_cls": "token_classification",
+    "ner": "token_classification",
+    "tagging": "token_classification",
+}
+"""Other names of tasks -> ours."""

@@ -1,0 +1,91 @@
+"""`a.b=value` on the command line, laid over the recipe file and checked the same way."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peftcli.errors import Problem
+from peftcli.recipe.yaml.scalars import show
+from peftcli.recipe.yaml.value_tree import Tree, dotted
+from peftcli.recipe.yaml.yaml_errors import YamlProblem
+from peftcli.recipe.yaml.yaml_lines import Key, parse_yaml
+
+_INDICATORS = tuple("*&!@%`")
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[str], environ: Mapping[str, str]) -> list[Problem]:
+    """Change `tree` by each `a.b=value` in turn; return what could not be applied."""
+    problems: list[Problem] = []
+    for text in overrides:
+        problems += _apply(tree, text, environ)
+    return problems
+
+
+def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
+    where = f"override {text}"
+    path, equals, written = text.partition("=")
+    parts = path.strip().split(".")
+    if not equals or not all(parts):
+        example = f"{path.strip() or 'method.r'}=VALUE" if not equals else "method.r=16"
+        return [Problem("an override is key=value", file=where, suggestion=f"write it as {example}, without spaces")]
+    if written[:1] in _INDICATORS:
+        written = json.dumps(written)  # YAML's anchors and tags mean nothing here; `data.path=*.csv` is text
+    try:
+        document = parse_yaml(written, environ)
+    except YamlProblem as error:
+        return [Problem(error.message, file=where, key=path, suggestion=error.suggestion)]
+    if document.remarks:
+        return [Problem(remark.message, where, key=path, suggestion=remark.suggestion) for remark in document.remarks]
+    reason = _put(tree, parts, document.data, text)
+    return [Problem(reason, file=where, key=path)] if reason else []
+
+
+def _put(tree: Tree, parts: Sequence[str], value: Any, text: str) -> str | None:
+    """Set a value in place, making the mappings on the way; return why it cannot be, or None."""
+    current: Any = tree.data
+    key: Key = ()
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        if isinstance(current, list):
+            step: str | int | None = _index(part, len(current))
+            if step is None:
+                return _no_element(key, part, len(current))
+        elif isinstance(current, dict):
+            step = part
+        else:
+            return f"{dotted(key)} is {show(current)}, which has no keys"
+        assert step is not None  # a list without that element has returned above
+        key = (*key, step)
+        if last:
+            current[step] = value
+        elif isinstance(current, dict) and current.get(part) is None:
+            current[part] = {}
+            tree.overridden[key] = text
+        current = current[step]
+    _forget_below(tree, key)
+    tree.overridden[key] = text
+    return None
+
+
+def _index(part: str, length: int) -> int | None:
+    return int(part) if part.isascii() and part.isdigit() and len(part) < 9 and int(part) < length else None
+
+
+def _no_element(key: Key, part: str, length: int) -> str:
+    if not length:
+        return f"{dotted(key)} is an empty list"
+    known = [str(index) for index in range(length)]
+    near = difflib.get_close_matches(part, known, n=1)
+    return f"{dotted(key)} is a list with the elements 0 to {length - 1}; there is no {part!r}" + (
+        f" (did you mean {near[0]}?)" if near else ""
+    )
+
+
+def _forget_below(tree: Tree, key: Key) -> None:
+    """Drop the places of what an override replaced, so that its own name is shown."""
+    for table in (tree.lines, tree.overridden):
+        for old in [old for old in table if len(old) > len(key) and old[: len(key)] == key]:
+            del table[old]

@@ -1,0 +1,1 @@
+"""YAML with line numbers: reading, errors, values, and writing it again."""

@@ -1,0 +1,234 @@
+"""YAML with line numbers: text to plain data plus the line of every key and list element.
+
+PyYAML scans and parses; what the words mean is read here, by YAML 1.2's core schema (`scalars`). Refused, each with
+its line: duplicate keys, several documents, tags other than the core ones, merge keys, keys that are not scalars,
+aliases that refer to themselves or grow beyond `MAX_NODES` values, and nesting deeper than `MAX_DEPTH`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    CollectionStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
+
+from peftcli.recipe.yaml.environment import MissingVariable, expand
+from peftcli.recipe.yaml.scalars import read_scalar
+from peftcli.recipe.yaml.yaml_errors import YamlProblem, explain_yaml_error
+
+MAX_NODES = 20_000  # a recipe has tens of values; aliases of aliases multiply (the "billion laughs")
+MAX_DEPTH = 40  # a recipe nests four deep
+
+Key = tuple[str | int, ...]
+
+_TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something wrong that does not stop the reading: a duplicate key, a missing environment variable."""
+
+    key: Key
+    line: int
+    message: str
+    suggestion: str | None = None
+
+
+@dataclass
+class Document:
+    """What a YAML text holds: plain data, the 1-based line of every key and element, and what is wrong with it."""
+
+    data: Any
+    lines: dict[Key, int] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+
+
+def parse_yaml(text: str, environ: Mapping[str, str]) -> Document:
+    """Read one YAML document.
+
+    Args:
+        text: the document.
+        environ: variables for `${NAME}`.
+
+    Raises:
+        YamlProblem: the text is not YAML, or is something that no recipe needs; has the line.
+    """
+    composer = _Composer(text, environ)
+    try:
+        composer.document.data = composer.read_document()
+    except yaml.YAMLError as error:
+        raise explain_yaml_error(error, text) from error
+    except RecursionError as error:
+        raise YamlProblem("nested too deeply", None, "a recipe nests about four deep") from error
+    return composer.document
+
+
+def line_of(event: Event) -> int:
+    """Return the 1-based line on which an event starts."""
+    assert event.start_mark is not None  # the scanner marks every event
+    return event.start_mark.line + 1
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written to a file; an escape such as `\\ud800` gives half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass
+class _Anchored:
+    value: Any
+    size: int
+
+
+class _Composer:
+    """Builds data from PyYAML's event stream, which is lazy, so that limits stop a hostile text early."""
+
+    def __init__(self, text: str, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.document = Document(None)
+        self.events: Iterator[Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
+        self.anchors: dict[str, _Anchored | None] = {}  # None while the anchored collection is still open
+        self.nodes = 0
+
+    def read_document(self) -> Any:
+        next(self.events)  # stream start
+        first = next(self.events)
+        if isinstance(first, StreamEndEvent):
+            return None
+        value = self.read(next(self.events), (), 0)
+        next(self.events)  # document end
+        after = next(self.events)
+        if not isinstance(after, StreamEndEvent):
+            raise YamlProblem(
+                "a second document starts here", line_of(after), "a recipe is one document: remove the '---'"
+            )
+        return value
+
+    def read(self, event: Event, key: Key, depth: int) -> Any:
+        if isinstance(event, AliasEvent):
+            return self.alias(event)
+        self.count(1, event)
+        if depth > MAX_DEPTH:
+            raise YamlProblem(f"nested more than {MAX_DEPTH} deep", line_of(event), "a recipe nests about four deep")
+        anchor = getattr(event, "anchor", None)
+        before = self.nodes
+        if anchor is not None:
+            self.anchors[anchor] = None
+        if isinstance(event, CollectionStartEvent):
+            value = self.collection(event, key, depth)
+        else:
+            value = self.scalar(event, key)
+        if anchor is not None:
+            self.anchors[anchor] = _Anchored(value, self.nodes - before + 1)
+        return value
+
+    def count(self, nodes: int, event: Event) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            message = f"more than {MAX_NODES} values once aliases are filled in"
+            raise YamlProblem(message, line_of(event), "a recipe has tens of values")
+
+    def alias(self, event: AliasEvent) -> Any:
+        name = event.anchor
+        if name not in self.anchors:
+            raise YamlProblem(
+                f"*{name} refers to an anchor that is not defined above",
+                line_of(event),
+                "quote the value if it is text",
+            )
+        anchored = self.anchors[name]
+        if anchored is None:
+            raise YamlProblem(f"*{name} refers to itself", line_of(event), "write the value out")
+        self.count(anchored.size, event)
+        return copy.deepcopy(anchored.value)  # a copy, so that an override changes one place only
+
+    def collection(self, event: CollectionStartEvent, key: Key, depth: int) -> Any:
+        self.tag(event, ("map",) if isinstance(event, MappingStartEvent) else ("seq",))
+        if isinstance(event, SequenceStartEvent):
+            return self.sequence(key, depth)
+        return self.mapping(key, depth)
+
+    def sequence(self, key: Key, depth: int) -> list[Any]:
+        values: list[Any] = []
+        while not isinstance(event := next(self.events), SequenceEndEvent):
+            place = (*key, len(values))
+            self.document.lines[place] = line_of(event)
+            values.append(self.read(event, place, depth + 1))
+        return values
+
+    def mapping(self, key: Key, depth: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), MappingEndEvent):
+            name = self.name(event)
+            place = (*key, name)
+            if name in values:
+                first = self.document.lines[place]
+                self.remark(place, line_of(event), f"given twice (first on line {first})", "keep one of the two")
+            else:
+                self.document.lines[place] = line_of(event)
+            value = self.read(next(self.events), place, depth + 1)
+            values.setdefault(name, value)
+        return values
+
+    def name(self, event: Event) -> str:
+        if not isinstance(event, ScalarEvent):
+            raise YamlProblem("a key is not a plain name", line_of(event), "keys are words, such as `learning_rate:`")
+        if event.value == "<<" and event.style is None:
+            message = "the merge key `<<` is not read here"
+            raise YamlProblem(message, line_of(event), "write the keys out (it left YAML in version 1.2)")
+        self.count(1, event)
+        if not _is_unicode(event.value):
+            raise YamlProblem("a key with a character that is not Unicode", line_of(event), "remove it")
+        return str(event.value)
+
+    def scalar(self, event: Event, key: Key) -> Any:
+        assert isinstance(event, ScalarEvent)  # the only node event left
+        tag = self.tag(event, ("str", "int", "float", "bool", "null"))
+        text = self.expanded(str(event.value), key, line_of(event))
+        if "\0" in text or not _is_unicode(text):
+            raise YamlProblem("a control character, or one that is not Unicode", line_of(event), "remove it")
+        plain = event.style is None
+        if tag == "str" or (tag is None and not plain):
+            return text
+        try:
+            return read_scalar(text)
+        except ValueError as error:
+            remedy = "write a smaller number, or quote it as text"
+            raise YamlProblem(f"{error}: no recipe needs one", line_of(event), remedy) from error
+
+    def expanded(self, text: str, key: Key, line: int) -> str:
+        try:
+            return expand(text, self.environ)
+        except MissingVariable as error:
+            self.remark(key, line, error.message, error.suggestion)
+            return text
+
+    def tag(self, event: Event, allowed: tuple[str, ...]) -> str | None:
+        tag = getattr(event, "tag", None)
+        if tag is None or tag == "!":
+            return "str" if tag == "!" and "str" in allowed else None
+        name = _TAGS.get(tag)
+        if name not in allowed:
+            shown = tag.replace("tag:yaml.org,2002:", "!!")
+            raise YamlProblem(f"the tag {shown} is not read here", line_of(event), "write the plain value")
+        return name
+
+    def remark(self, key: Key, line: int, message: str, suggestion: str | None) -> None:
+        self.document.remarks.append(Remark(key, line, message, suggestion))

@@ -1,0 +1,288 @@
+"""The directory that a run leaves: its states, its lock, its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+from peftcli.atomic import remove_partial, write_text
+from peftcli.errors import Problem, UserError
+from peftcli.protocol.registry import registry
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.stored import load_stored_recipe
+from peftcli.record.checkpoints import Checkpoints
+
+OWN_ENTRIES = (
+    "recipe.yaml",
+    "adapter",
+    "model",
+    "checkpoints",
+    "metrics.jsonl",
+    "summary.json",
+    "plots",
+    "samples.jsonl",
+    "skipped_rows.jsonl",
+    "logs",
+    "profile",
+    ".lock",
+)
+"""What a run writes; `--overwrite` removes these and nothing else."""
+
+TRAIN_AGAIN = "train again with `peft train RECIPE --overwrite`"
+"""What helps where a file of a run is damaged."""
+
+NOT_COMPARED = ("output_dir",)
+"""Keys in which two recipes may differ and still be the same run: a directory may be moved."""
+
+
+class RunStatus(Enum):
+    """What an output directory holds."""
+
+    EMPTY = "empty"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+
+
+class RunDirectory:
+    """One run's directory.
+
+    Args:
+        path: the directory; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+
+    def checkpoints(self, keep: int | None = None) -> Checkpoints:
+        """Return the run's checkpoints, of which `keep` stay."""
+        return Checkpoints(self.path, keep)
+
+    def status(self) -> RunStatus:
+        """Return what the directory holds.
+
+        Raises:
+            UserError: it is a file, or holds something that is not a run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir {self.path} is a file", suggestion="choose another output_dir")
+        if self.recipe_file.is_file():
+            return RunStatus.FINISHED if self.summary_file.is_file() else RunStatus.UNFINISHED
+        entries = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        foreign = sorted(name for name in entries if name not in OWN_ENTRIES and not name.startswith("."))
+        if foreign:
+            raise UserError(
+                f"output_dir {self.path} holds files that are no run: {', '.join(foreign[:3])}",
+                suggestion="choose another output_dir, or empty this one",
+            )
+        return RunStatus.EMPTY
+
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> RunStatus:
+        """Return the status if training may go ahead (or is done already).
+
+        Args:
+            recipe: the resolved recipe.
+
+        Raises:
+            UserError: another recipe's run is here, or an unfinished one without `resume`; `resume` and `overwrite`.
+        """
+        if resume and overwrite:
+            raise UserError("--resume goes on with a run and --overwrite replaces it", suggestion="give one of the two")
+        status = self.status()
+        if status is RunStatus.EMPTY or overwrite:
+            return RunStatus.EMPTY
+        different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
+        if different:
+            shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+            raise UserError(
+                f"output_dir {self.path} holds a run of another recipe; they differ in {shown}",
+                suggestion="choose another output_dir, or replace that run with --overwrite",
+            )
+        if status is RunStatus.UNFINISHED and not resume:
+            raise UserError(
+                f"output_dir {self.path} holds an unfinished run of this recipe",
+                suggestion="go on with --resume, or start again with --overwrite",
+            )
+        return status
+
+    def recipe(self) -> Recipe:
+        """Return the resolved recipe of the run that is here; keys that came later have their defaults.
+
+        Raises:
+            UserError: it was damaged or changed, or another version wrote it.
+        """
+        try:
+            return load_stored_recipe(self.recipe_file, registry).recipe
+        except UserError as error:
+            replace = Problem(f"output_dir {self.path} holds a run", suggestion="replace it with --overwrite")
+            raise UserError([*error.problems, replace]) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory, so that two runs never write into it.
+
+        Raises:
+            UserError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = _lock(self.path / ".lock")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"output_dir {self.path}: {reason}", suggestion="choose another output_dir") from error
+        try:
+            yield
+        finally:
+            file.close()
+            (self.path / ".lock").unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()  # nothing came of it
+
+    def begin(self, recipe_text: str) -> None:
+        """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on."""
+        self._clear()
+        write_text(self.recipe_file, recipe_text)
+
+    def _clear(self) -> None:
+        for name in OWN_ENTRIES:
+            entry = self.path / name
+            if name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        remove_partial(self.path)
+
+    def discard_start(self) -> None:
+        """Remove what a run wrote that took no step: the same command then starts it again."""
+        if self.recipe_file.is_file() and not self.summary_file.is_file() and not self._steps():
+            self._clear()
+
+    def how_to_go_on(self) -> str:
+        """Say what an interrupted run left, and the way on."""
+        if self.summary_file.is_file():
+            return f"stopped while loading; the finished run in {self.path} is as it was"
+        if self.checkpoints().steps():
+            return "stopped without saving; go on from the last checkpoint with --resume"
+        if self._steps():
+            return "stopped before anything was saved; start again with --overwrite"
+        return "stopped before the first step: nothing was trained and nothing is kept; the same command starts again"
+
+    def _steps(self) -> int:
+        """Return how many steps are known to have been taken here."""
+        return max([0, *self.checkpoints().steps(), *(int(line.get("step", 0)) for line in self.metrics())])
+
+    def write_skipped_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """List the broken rows that were passed over, if there are any: source, row, message, excerpt, expectation."""
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(self.path / "skipped_rows.jsonl", lines)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json; it is the last file of a run and marks it finished."""
+        write_text(self.summary_file, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """Return summary.json.
+
+        Raises:
+            UserError: it was damaged.
+        """
+        try:
+            data = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.summary_file} cannot be read: {error}", suggestion=TRAIN_AGAIN) from error
+        if not isinstance(data, dict):
+            raise UserError(f"{self.summary_file} does not hold a mapping", suggestion=TRAIN_AGAIN)
+        return data
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; a last line that a crash cut off is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = []
+        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop what was written after `step`: a resumed run writes it again."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _lock(path: Path) -> IO[str]:
+    """Open and lock a file.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    while True:
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115  # stays open: the lock lives as long as the descriptor
+        try:
+            _lock_descriptor(file.fileno())
+        except OSError:
+            file.close()
+            raise UserError(
+                f"another process is training into {path.parent}",
+                suggestion="wait for it, or choose another output_dir",
+            ) from None
+        if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            return file
+        file.close()  # its owner removed it between our open and our lock
+
+
+def _lock_descriptor(descriptor: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # exists on Windows only
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two resolved recipes differ."""
+    left, right = _flat(old), _flat(new)
+    keys = [key for key in {**right, **left} if left.get(key) != right.get(key)]
+    return [key for key in keys if key.split(".")[0] not in NOT_COMPARED]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        elif value not in (None, {}, []):  # a key that an older version lacked equals its null
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data in which NaN and infinities, which JSON lacks, are null."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

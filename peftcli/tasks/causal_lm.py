@@ -1,0 +1,36 @@
+"""Causal language modelling: every supervised token is predicted from what stands before it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from peftcli.tasks.language_model import LanguageModelTask
+from peftcli.tasks.task import Batch
+
+
+class CausalLM(LanguageModelTask):
+    """Prompt and completion in one sequence; labels are the inputs, masked where not supervised."""
+
+    name = "causal_lm"
+    shift = 1
+
+    def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+        """Fill in the targets, and leave out a mask that hides only what stands behind each row.
+
+        A causal model's real tokens never see the padding to their right, and padding has no loss. Without a mask the
+        attention takes its fast path: no (seq, seq) mask for each row, and no wait for the device to look at it.
+        """
+        batch = super().with_targets(batch, tensors)
+        mask = batch.inputs.get("attention_mask")
+        if "labels" in tensors and mask is not None and mask.dim() == 2 and bool(mask[:, 0].all()):
+            del batch.inputs["attention_mask"]
+            logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
+        return batch
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for transformers' warning about padding without a mask, which is left out on purpose here."""
+    return not record.getMessage().startswith("We strongly recommend passing in an `attention_mask`")

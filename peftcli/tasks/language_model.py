@@ -1,0 +1,122 @@
+"""What causal and sequence-to-sequence language models share: a loss at supervised positions, generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftcli.layers.chunked_loss import head_loss
+from peftcli.tasks.generation import generate
+from peftcli.tasks.lm_head import HeadRoute, find_route
+from peftcli.tasks.task import IGNORED, Batch, Evaluated, LossTerms, PrepareInputs, Task, TaskSettings
+
+
+class LanguageModelTask(Task):
+    """Next-token loss over supervised positions only; predictions are generated greedily.
+
+    Attributes:
+        shift: positions between a prediction and its target: 1 for causal models, 0 for decoders with shifted inputs.
+    """
+
+    metric_kind = "text"
+    generates = True
+    shift = 1
+
+    def __init__(self, settings: TaskSettings) -> None:
+        super().__init__(settings)
+        self.route: HeadRoute | None = None
+
+    def probe_inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """Return a few tokens on which the route to the head is tried."""
+        ids = torch.arange(4, device=device)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
+        """Find the way to the head's input."""
+        super().bind(model, prepare_inputs)
+        if not self.settings.training.fast_paths.head_loss:
+            return []
+        probe = self.probe_inputs(next(model.parameters()).device)
+        self.route = find_route(model, {**prepare_inputs(probe), "use_cache": False})
+        if self.route is None:
+            return ["this model's loss needs full logits: supervised positions could not be taken out before its head"]
+        return []
+
+    def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+        """Fill in which positions predict which tokens."""
+        labels = tensors.get("labels")
+        if labels is None:
+            return batch
+        labels = labels[:, self.shift :]
+        row, position = torch.nonzero(labels != IGNORED, as_tuple=True)
+        batch.targets = {"row": row, "position": position, "target": labels[row, position].long()}
+        batch.count = float(len(row))
+        batch.supervised = len(row)
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Return the summed next-token cross-entropy."""
+        states = self._supervised_states(model, batch)
+        smoothing = self.settings.training.label_smoothing_factor
+        return LossTerms(self._loss_sum(states, batch.targets["target"], smoothing), batch.count)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        """Return the plain loss, and right tokens if asked; text metrics come from generation, apart."""
+        states, targets = self._supervised_states(model, batch), batch.targets["target"]
+        right = self._right_tokens(states, targets) if self._counts_right else None
+        return Evaluated(LossTerms(self._loss_sum(states, targets, 0.0), batch.count), right)
+
+    def derived_metrics(self, loss: float) -> dict[str, float]:
+        """Return perplexity."""
+        return {"perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Generate a text for each row."""
+        inputs = self.prepare_inputs(batch.inputs, generate=True)
+        return generate(
+            model,
+            inputs,
+            self.settings.tokenizer,
+            max_new_tokens=self._room(model, batch),
+            stop_ids=self.settings.stop_ids,
+        )
+
+    def _room(self, model: nn.Module, batch: Batch) -> int:
+        """Return how many tokens can be generated: as many as wanted, or as positions are left behind the prompts."""
+        wanted, positions = self.settings.training.max_new_tokens, self.settings.positions
+        if positions is None:
+            return wanted
+        mask = batch.inputs.get("attention_mask")
+        prompt = batch.inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
+        taken = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt
+        return max(1, min(wanted, positions - taken + 1))  # the last token is never an input
+
+    @property
+    def _counts_right(self) -> bool:
+        training = self.settings.training
+        return "token_accuracy" in training.metrics or training.metric_for_best_model.endswith("token_accuracy")
+
+    def _supervised_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what predicts the supervised tokens: the head's inputs, or its logits where there is no route."""
+        inputs = {**batch.inputs, "use_cache": False}
+        states = self.route.hidden_states(model, inputs) if self.route else model(**inputs).logits
+        flat = batch.targets["row"] * states.shape[1] + batch.targets["position"]
+        return states.flatten(0, 1).index_select(0, flat)
+
+    def _loss_sum(self, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        if self.route is None:
+            return F.cross_entropy(states.float(), targets, reduction="sum", label_smoothing=smoothing)
+        transform = self.route.transform
+        return head_loss(self.route.head, states, targets, transform=transform, label_smoothing=smoothing)
+
+    def _right_tokens(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Return how many supervised tokens are the likeliest ones."""
+        head = self.route.head if self.route else nn.Identity()  # transforms after the head keep the order
+        starts = range(0, len(states), 512)  # bounds the logits held at once
+        right = [(head(states[i : i + 512]).argmax(-1) == targets[i : i + 512]).sum() for i in starts]
+        return torch.stack(right).sum() if right else targets.new_zeros(())

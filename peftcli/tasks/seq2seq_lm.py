@@ -1,0 +1,51 @@
+"""Sequence to sequence: the encoder reads the input, the decoder writes the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.tasks.language_model import LanguageModelTask
+from peftcli.tasks.task import IGNORED, Batch, PrepareInputs
+
+
+class Seq2SeqLM(LanguageModelTask):
+    """Labels are the target tokens; the decoder's input is the labels moved right by one."""
+
+    name = "seq2seq_lm"
+    shift = 0
+
+    def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
+        """Read the tokens that the decoder starts and pads with, then find the way to the head's input."""
+        config: Any = model.config
+        self.start = config.decoder_start_token_id
+        self.start = config.pad_token_id if self.start is None else self.start
+        self.pad = config.pad_token_id or 0
+        # mBART wraps the last token (the language code) round to the front; its own rule is the right one
+        self.from_labels: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        return super().bind(model, prepare_inputs)
+
+    def probe_inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """Return a few tokens for both sides."""
+        inputs = super().probe_inputs(device)
+        return {**inputs, "decoder_input_ids": inputs["input_ids"]}
+
+    def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+        """Fill in the targets and the decoder's input."""
+        batch = super().with_targets(batch, tensors)
+        labels = tensors.get("labels")
+        if labels is not None and "decoder_input_ids" not in batch.inputs:
+            batch.inputs["decoder_input_ids"] = self._decoder_inputs(labels.long())
+            batch.tokens += batch.supervised
+        return batch
+
+    def _decoder_inputs(self, labels: Tensor) -> Tensor:
+        if self.from_labels is not None:
+            moved: Tensor = self.from_labels(labels)
+            return moved
+        start = labels.new_full((len(labels), 1), self.start)
+        moved = torch.cat([start, labels[:, :-1]], dim=1)
+        return moved.masked_fill(moved == IGNORED, self.pad)

@@ -1,0 +1,71 @@
+"""Token classification: a tag for each word, read at its first token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftcli.tasks.sequence_classification import class_weights
+from peftcli.tasks.task import IGNORED, Batch, Evaluated, LossTerms, Task, TaskSettings
+
+
+class TokenClassification(Task):
+    """Cross-entropy over the positions whose label is not -100; one tag for each of them."""
+
+    name = "token_classification"
+    metric_kind = "tags"
+    default_metrics = ("accuracy",)
+
+    def __init__(self, settings: TaskSettings) -> None:
+        super().__init__(settings)
+        self.names: list[str] = list(settings.labels.names)
+        self.weights = class_weights(settings, len(self.names))
+
+    def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+        """Fill in the tags; a token counts as its class weight."""
+        labels = tensors.get("labels")
+        if labels is None:
+            return batch
+        labels = labels.long()
+        batch.targets = {"labels": labels}
+        chosen = labels[labels != IGNORED]
+        batch.supervised = len(chosen)
+        batch.count = float(len(chosen) if self.weights is None else self.weights[chosen].sum())
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Return the loss with smoothing and class weights."""
+        weight = None if self.weights is None else self.weights.to(batch.targets["labels"].device)
+        smoothing = self.settings.training.label_smoothing_factor
+        logits = self._logits(model, batch)
+        labels = batch.targets["labels"].flatten()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels, weight=weight, reduction="sum", label_smoothing=smoothing)
+        return LossTerms(loss, batch.count)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        """Return the plain loss, and for each row the predicted and the true tags by name."""
+        logits, labels = self._logits(model, batch), batch.targets["labels"]
+        terms = LossTerms(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), batch.supervised)
+        predictions, references = [], []
+        for row, truth in zip(logits.argmax(-1).tolist(), labels.tolist(), strict=True):
+            kept = [i for i, label in enumerate(truth) if label != IGNORED]
+            predictions.append([self.names[row[i]] for i in kept])
+            references.append([self.names[truth[i]] for i in kept])
+        return Evaluated(terms, predictions=predictions, references=references)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Return a tag and its chance for each word; its first token is where the label is not -100."""
+        best = self._logits(model, batch).softmax(-1).max(-1)
+        rows = []
+        marks = batch.targets["labels"].tolist()
+        for chances, tags, mark in zip(best.values.tolist(), best.indices.tolist(), marks, strict=True):
+            kept = [i for i, label in enumerate(mark) if label != IGNORED]
+            rows.append({"prediction": [self.names[tags[i]] for i in kept], "scores": [chances[i] for i in kept]})
+        return rows
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(**batch.inputs).logits.float()
+        return logits

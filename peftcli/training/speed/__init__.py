@@ -1,0 +1,1 @@
+"""Ways to compute the same step faster or in less memory."""

@@ -1,0 +1,109 @@
+"""What a forward pass keeps for the backward pass, in bytes.
+
+Measured on the model itself, parts attached: a row of a few tokens is tried at three lengths, and the parabola through
+them gives any other length (attention that keeps its probabilities grows with the square). So no family and no method
+needs a formula of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peftcli.data.rows.collation import Collator
+from peftcli.data.rows.row_set import Row
+from peftcli.tasks import Batch, Task
+
+LONGEST_PROBE = 32
+"""Tokens of the longest row that is tried."""
+
+
+@dataclass(frozen=True)
+class ActivationCost:
+    """Bytes that a forward pass keeps: fixed + rows * (linear * tokens + quadratic * tokens^2)."""
+
+    fixed: float
+    linear: float
+    quadratic: float
+
+    def of(self, rows: float, length: int) -> float:
+        """Return the bytes for `rows` rows of `length` tokens."""
+        return self.fixed + rows * (self.linear * length + self.quadratic * length**2)
+
+
+def activation_cost(
+    model: nn.Module,
+    task: Task,
+    collator: Collator,
+    row: Row,
+    computing: Callable[[Batch], AbstractContextManager[object]],
+) -> ActivationCost:
+    """Return what one row costs, from shortened copies of it.
+
+    Args:
+        model: live, parts attached, on its device; it is left in the mode it was in.
+        row: as long as any.
+        computing: the context of a batch's training forward pass.
+    """
+    longest = min(LONGEST_PROBE, len(row.input_ids))
+    lengths = sorted({max(1, longest // 4), max(1, longest // 2), longest})
+    was_training = model.training
+    model.train()
+    try:
+        kept = []
+        for length in lengths:
+            batch = collator.batch([_shortened(row, length, task)])
+            with torch.enable_grad(), computing(batch):
+                kept.append(_kept_bytes(model, task, batch))
+    finally:
+        model.train(was_training)
+    degree = len(lengths) - 1
+    found = [max(0.0, float(x)) for x in np.polyfit(lengths, kept, degree)]
+    quadratic, linear, fixed = [0.0] * (2 - degree) + found  # a row of one or two tokens tells no curve
+    return ActivationCost(fixed, linear, quadratic)
+
+
+def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, the model's own left out."""
+    own = {_storage(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = _storage(tensor)
+        if address not in own:
+            kept[address] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    device = next(model.parameters()).device
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        terms = task.loss(model, batch.to(device))
+    total = sum(kept.values())
+    del terms  # until here no address could be used again
+    return total
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _shortened(row: Row, length: int, task: Task) -> Row:
+    """Return the last tokens of a row, where those to learn are."""
+    labels: Any = row.labels
+    if not task.one_for_row and labels is not None:  # a target of its own length is cut by the same share
+        share = length / len(row.input_ids)
+        labels = labels[-max(1, round(len(labels) * share)) :]
+    return replace(
+        row,
+        input_ids=row.input_ids[-length:],
+        labels=labels,
+        token_type_ids=None if row.token_type_ids is None else row.token_type_ids[-length:],
+        position_ids=None if row.position_ids is None else np.arange(length, dtype=np.int32),
+        documents=None if row.documents is None else np.zeros(length, dtype=np.int32),
+    )

@@ -1,0 +1,34 @@
+"""Micro-batches without padding: rows behind each other in one, each a document of its own.
+
+Saves the padding, which is a twentieth of a step's tokens even among rows of similar length, and lets rows of any
+length share a micro-batch. Only where the live model, parts attached, gives each row the values that it has alone,
+and all of its attention is computed row by row (on a CPU; see `layers.document_attention`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftcli.errors import UserError
+from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.models.packing_route import DOCUMENTS, packing_route
+from peftcli.recipe.schema import Recipe
+from peftcli.training.speed.fast_paths import FastPaths
+
+
+def rows_stay_apart(recipe: Recipe, model: Any, paths: FastPaths) -> bool:
+    """Try on the model itself whether rows behind each other are computed as if each were alone.
+
+    Args:
+        model: live, parts attached; it is left in the mode it was in.
+    """
+    noise = recipe.training.neftune_noise_alpha  # its size depends on the length of a row
+    if recipe.task != "causal_lm" or not paths.may_go_by_document or noise:
+        return False
+    documents = DocumentAttention(DOCUMENTS)
+    try:
+        with paths(documents):
+            route = packing_route(model)
+    except UserError:
+        return False
+    return route == "positions" and documents.taken > 0 and documents.passed == 0

@@ -1,0 +1,135 @@
+"""Whether a step's activations fit into memory; where they do not, they are computed again instead of kept."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from peftcli.errors import UserError
+from peftcli.training.session import Session
+from peftcli.training.speed.activation_checkpointing import enable_checkpointing
+from peftcli.training.speed.activation_memory import activation_cost
+from peftcli.training.step_plan import token_limit
+
+BESIDE = 1.25
+"""Bytes needed for each that is kept: gradients of activations, and what a layer needs while it runs."""
+STATES = 3
+"""Values for each trainable one: its gradient, and what AdamW remembers."""
+SHARE = 0.9
+"""Of the free memory that a step may fill."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container's limit is, on Linux."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the largest micro-batch of a run needs beside what is loaded, and what is free.
+
+    Args:
+        rows: rows of the micro-batch; a joined one may hold a part of another row.
+        length: tokens of each.
+        activations: bytes kept for the backward pass.
+        states: bytes of gradients and optimizer.
+        free: bytes.
+    """
+
+    rows: float
+    length: int
+    activations: float
+    states: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether activations can be kept."""
+        return self.activations * BESIDE + self.states <= self.free * SHARE
+
+    def __str__(self) -> str:
+        rows = "a row" if self.rows == 1 else f"{self.rows:.3g} rows"
+        activations, free = self.activations / 2**30, self.free / 2**30
+        return (
+            f"{rows} of {self.length:,} tokens would keep {activations:.3g} GiB of activations, {free:.3g} GiB are free"
+        )
+
+
+def set_up_recomputation(session: Session, recorded: bool | None = None) -> None:
+    """Switch gradient checkpointing on if the recipe says so, or leaves it open and a step would not fit without.
+
+    Args:
+        session: its blocks are not compiled yet.
+        recorded: what an earlier part of this run did: a resumed run goes on the same way.
+    """
+    asked = session.recipe.training.gradient_checkpointing
+    wanted = recorded if asked == "auto" else asked
+    need, note = None, None
+    if wanted is None:
+        need = need_of(session)
+        wanted = session.world.any(need is not None and not need.fits)
+        note = f"gradient checkpointing is on: {need}" if wanted else None
+    if not wanted:
+        return
+    context = nullcontext if session.recipe.training.torch_compile else session.fast_paths.again
+    try:
+        enable_checkpointing(session.model, context)
+    except UserError as error:
+        if asked != "auto":
+            raise
+        reason = error.problems[0].message
+        note = f"memory may run out: {need}, and {reason}; lower training.per_device_train_batch_size"
+    else:
+        session.recomputes = True
+    if note is not None:
+        session.reporter.note(note)
+
+
+def need_of(session: Session) -> Need | None:
+    """Return what a step needs, None where nothing tells what is free."""
+    free = free_bytes(session.world.device, session.world.size)
+    if free is None:
+        return None
+    rows = session.data.train
+    longest = rows[int(np.argmax(rows.lengths))]
+    cost = activation_cost(session.model, session.task, session.collator, longest, session.computing)
+    count, length = largest_micro_batch(session, len(longest.input_ids))
+    trainable = session.attachment.trainable_parameters().values()
+    return Need(count, length, cost.of(count, length), STATES * sum(p.nbytes for p in trainable), free)
+
+
+def largest_micro_batch(session: Session, longest: int) -> tuple[float, int]:
+    """Return (rows, tokens of each) of the micro-batch that keeps most, for a set with this longest row."""
+    spec = session.recipe.training
+    limit = token_limit(spec, session.world.device.type, session.anatomy.hidden_size)
+    fitting = spec.per_device_train_batch_size if limit is None else max(1.0, limit / longest)
+    if not session.collator.joins_rows:
+        fitting = int(fitting)
+    return min(fitting, spec.per_device_train_batch_size), longest
+
+
+def free_bytes(device: torch.device, processes: int = 1) -> int | None:
+    """Return the memory that a process can still take, None where nothing tells.
+
+    Args:
+        processes: that share a CPU's memory.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type != "cpu":
+        return None
+    import psutil  # comes with accelerate
+
+    return min(int(psutil.virtual_memory().available), _left_in_container()) // processes
+
+
+def _left_in_container() -> int:
+    """Return what a container's limit leaves, a huge number without one; files that were read give way."""
+    try:
+        limit, current = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit - current + int(found["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no such files, or "max"
+        return 2**63

@@ -1,0 +1,1 @@
+"""What a run tells whoever watches it: records, meters, trackers, curves, profiles."""

@@ -1,0 +1,100 @@
+"""What is measured while training: losses, tokens, times."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from peftcli.errors import UserError
+from peftcli.tasks import Batch
+from peftcli.training.session import Session
+from peftcli.training.watch.reporting import StepRecord
+
+
+class Meter:
+    """Losses, rates and times, kept on the device and read only at logged steps: reading waits for the device."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._loss = torch.zeros((), device=session.world.device)
+        self._loss += session.state.window.get("loss_sum", 0.0)
+        self._started = 0.0
+
+    def freeze(self) -> None:
+        """Put what is on the device into the state, for a checkpoint."""
+        self._session.state.window["loss_sum"] = float(self._loss)
+
+    def start_step(self) -> None:
+        """Start the clock of a step."""
+        self._started = time.perf_counter()
+
+    def add(self, loss_sum: Tensor, batch: Batch) -> None:
+        """Count a micro-batch."""
+        state = self._session.state
+        self._loss += loss_sum.detach()
+        for key, value in (("count", batch.count), ("tokens", batch.tokens), ("supervised", batch.supervised)):
+            state.window[key] = state.window.get(key, 0.0) + value
+
+    def finish_step(self, norm: Tensor) -> None:
+        """Record a step: a line of metrics.jsonl at logged ones, progress at every one."""
+        session, state = self._session, self._session.state
+        spec, plan = session.recipe.training, session.plan
+        logged = state.step % spec.logging_steps == 0 or state.step in (1, plan.total_steps)
+        elapsed = time.perf_counter() - self._started
+        state.window["seconds"] = state.window.get("seconds", 0.0) + elapsed
+        state.step_seconds += elapsed
+        record = self._logged(norm) if logged else self._record()
+        if logged:
+            line = {key: value for key, value in vars(record).items() if key not in ("total_steps", "seconds_left")}
+            session.append_metrics({**line, "time": round(time.time(), 3)})
+        if session.world.is_main:
+            session.reporter.step(record)
+        if session.after_step is not None:
+            session.after_step()
+
+    def _record(self, **measured: float) -> StepRecord:
+        session, state = self._session, self._session.state
+        left = (session.plan.total_steps - state.step) * state.step_seconds / max(1, state.step)
+        return StepRecord(
+            step=state.step,
+            total_steps=session.plan.total_steps,
+            epoch=round(state.step / session.plan.steps_per_epoch, 4),
+            learning_rate=session.optimizer.param_groups[0]["lr"],
+            tokens=state.tokens + int(state.window.get("tokens", 0)),
+            seconds_left=left,
+            **measured,
+        )
+
+    def _logged(self, norm: Tensor) -> StepRecord:
+        """Read the device and empty the window."""
+        session, state, window = self._session, self._session.state, self._session.state.window
+        waiting = time.perf_counter()
+        loss_sum = self._loss.double().cpu() if self._loss.device.type != "mps" else self._loss.cpu().double()
+        keys = ("count", "tokens", "supervised")
+        own = torch.tensor([float(loss_sum), *(window.get(key, 0.0) for key in keys)])
+        total, count, tokens, supervised = session.world.sum(own.to(session.world.device)).tolist()
+        seconds = window.get("seconds", 0.0) + time.perf_counter() - waiting
+        loss = total / count if count else 0.0
+        check_finite(loss, float(norm), state.step, fp16=session.precision.scaled)
+        state.loss_sum, state.loss_count = state.loss_sum + total, state.loss_count + count
+        state.tokens, state.supervised_tokens = state.tokens + int(tokens), state.supervised_tokens + int(supervised)
+        state.window = {}
+        self._loss.zero_()
+        rate = tokens / seconds if seconds else 0.0
+        return self._record(loss=loss, grad_norm=float(norm), tokens_per_second=round(rate, 1))
+
+
+def check_finite(loss: float, norm: float, step: int, *, fp16: bool) -> None:
+    """Stop a run whose loss is no number any more: every later step would be lost.
+
+    Raises:
+        UserError: with what usually helps.
+    """
+    if math.isfinite(loss) and (math.isfinite(norm) or fp16):
+        return
+    what = "loss" if not math.isfinite(loss) else "gradient"
+    remedy = "lower training.learning_rate, add training.warmup_steps, or set training.bf16: false"
+    raise UserError(f"the {what} is not finite at step {step}", suggestion=remedy)
