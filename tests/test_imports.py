@@ -29,7 +29,7 @@ FLOORS = (
     ("console",),
     ("cli",),
 )
-"""From the ground up: a room imports from its own floor and from lower ones; rooms of one floor are checked for circles."""
+"""From the ground up: a room imports from its own floor and from lower ones, and rooms of one floor form no circle."""
 LEVEL = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pandas", "matplotlib", "bitsandbytes")

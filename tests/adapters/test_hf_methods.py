@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +63,32 @@ def logits(model: nn.Module, attachment: Attachment | None = None) -> Tensor:
         batch["decoder_input_ids"] = IDS[:, :3]
     if attachment is not None:
         batch = attachment.prepare_inputs(batch)
-    with torch.no_grad():
+    with torch.no_grad(), hf_prefix_cache(model):
         found: Tensor = model(**batch).logits
     if found.ndim == 3 and "decoder_input_ids" not in batch:
         return found[:, -IDS.shape[1] :][MASK.bool()]
     return found
+
+
+@contextmanager
+def hf_prefix_cache(model: nn.Module) -> Iterator[None]:
+    """Let HF peft find the argument that its prefix goes to: 0.21 asks a classifier for `past_key_values` by name,
+    which transformers 5.24 calls `cache` (and still takes under the old name)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else None
+    parameters = inspect.signature(base.forward).parameters if isinstance(base, nn.Module) else {}
+    if base is None or "cache" not in parameters:
+        yield
+        return
+    forward = base.forward
+
+    def with_the_old_name(past_key_values: Any = None, **kwargs: Any) -> Any:
+        return forward(cache=past_key_values, **kwargs)
+
+    base.forward = with_the_old_name
+    try:
+        yield
+    finally:
+        del base.forward
 
 
 def trained(name: str, family: str, task: str, options: dict[str, Any]) -> tuple[nn.Module, Attachment, MethodParams]:

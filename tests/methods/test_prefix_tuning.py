@@ -299,3 +299,18 @@ def test_the_network_learns_at_its_own_rate() -> None:
     assert set(ratios.values()) == {0.25}
     assert prefixed("llama", prefix_projection=False).learning_rate_ratios() == {}
     assert prefixed("llama", projection_lr_ratio=1.0).learning_rate_ratios() == {}
+
+
+def test_positions_go_on_behind_a_cache_without_a_mask() -> None:
+    """transformers 5.24 renamed the argument that holds the cache."""
+    from transformers import DynamicCache
+
+    attachment = prefixed("gpt2")
+    model = attachment.model.eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+        cache = DynamicCache()
+        first = model(input_ids=ids[:, :3], past_key_values=cache).logits
+        last = model(input_ids=ids[:, 3:], past_key_values=cache).logits
+    torch.testing.assert_close(torch.cat([first, last], dim=1), whole, atol=1e-5, rtol=1e-5)

@@ -45,6 +45,6 @@ def _positions(call: dict[str, Any]) -> Tensor:
     mask = call.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    cache = call.get("past_key_values")
+    cache = call.get("cache", call.get("past_key_values"))  # transformers 5.24 renamed it
     past = 0 if cache is None else int(cache.get_seq_length())
     return torch.arange(past, past + length, device=inputs.device)[None]
