@@ -1,3 +1,5 @@
+"""Conversations as rows hold them: roles, tools, and what is refused."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Formats of rows: recognised by their columns, mapped, filled in from a template, and refused with a reason."""
+
 from __future__ import annotations
 
 from typing import Any

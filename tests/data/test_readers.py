@@ -1,3 +1,5 @@
+"""Files of every kind that rows are read from, and the messages for files that cannot be read."""
+
 from __future__ import annotations
 
 import bz2

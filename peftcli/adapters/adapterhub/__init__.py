@@ -1,1 +1,1 @@
-"""AdapterHub's files."""
+"""AdapterHub's adapters, read and written."""
