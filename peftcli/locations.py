@@ -5,16 +5,15 @@ A package is found through its metadata and the import system's finders; none of
 
 from __future__ import annotations
 
-import difflib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from peftcli.errors import UserError
+from peftcli.suggestions import did_you_mean, nearest
 
 PREFIX = "package:"
 
@@ -138,7 +137,7 @@ def _package_roots(name: str) -> list[Path]:
     if _installed(name):
         raise UserError(f"the package {name} is installed, but keeps no directory of files")
     command = 'pip install -e ".[demo]"' if re.sub(r"[-_.]+", "-", name).lower() in _DEMO else f"pip install {name}"
-    near = difflib.get_close_matches(name, _distributions(), n=2, cutoff=0.75)
+    near = nearest(name, _distributions(), most=2, cutoff=0.75)
     meant = f"; installed are {' and '.join(near)}" if near else ""
     raise UserError(f"the Python package {name} is not installed", suggestion=f"{command}{meant}")
 
@@ -188,9 +187,9 @@ def _near_path(path: Path, shown_from: Path | None = None) -> str:
     except OSError:
         return f"{folder} is not a directory that can be read"
     shown = _shown(folder, shown_from)
-    close = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.5)
+    close = nearest(missing.name, names, most=3, cutoff=0.5)
     if close:
-        return f"did you mean {_listed(folder / name for name in close) if shown_from is None else ' or '.join(close)}?"
+        return did_you_mean(close if shown_from is not None else (folder / name for name in close))
     inside = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"{shown} holds {inside}" if names else f"{shown} is empty"
 
@@ -199,7 +198,3 @@ def _shown(folder: Path, start: Path | None) -> str:
     if start is None:
         return "the current directory" if str(folder) in (".", "") else str(folder)
     return "the package" if folder == start else f"its {folder.relative_to(start).as_posix()}"
-
-
-def _listed(paths: Iterable[Path]) -> str:
-    return " or ".join(str(path) for path in paths)

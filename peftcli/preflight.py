@@ -5,7 +5,6 @@ Local files only: a hub id is looked up when training starts. Every problem come
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -19,6 +18,7 @@ from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.schema import DataSource, DataSpec
+from peftcli.suggestions import did_you_mean, nearest
 
 _HEAVY_FILES = (".parquet", ".arrow")  # reading them imports pyarrow and numpy
 _FIRST_ROWS = 8
@@ -126,7 +126,7 @@ def _rows_unknown(wrong: Iterable[str]) -> bool:
     """Return whether a mistake leaves open how rows are to be read."""
     words = ["task", "data.format", "data.columns", "data.template", "data.type"]
     blocks = (".".join(key.split(".")[:2]) for key in wrong)
-    return any(difflib.get_close_matches(block, words, n=1, cutoff=0.8) for block in blocks)
+    return any(nearest(block, words, cutoff=0.8) for block in blocks)
 
 
 def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
@@ -134,8 +134,7 @@ def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
 
     known = [*template_names(), PLAIN]
     if wanted not in known and not Path(wanted).expanduser().is_file():
-        near = difflib.get_close_matches(wanted, known, n=1)
-        remedy = f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known)}; or a Jinja file"
+        remedy = did_you_mean(nearest(wanted, known), f"known: {', '.join(known)}; or a Jinja file")
         yield loaded.problem("data.chat_template", f"no chat template and no file is called {wanted!r}", remedy)
 
 

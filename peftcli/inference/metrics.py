@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TrainingSpec
+from peftcli.suggestions import did_you_mean, nearest
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]
@@ -215,9 +215,7 @@ def metric_problems(names: Sequence[str], kind: str) -> list[Problem]:
     for name in names:
         info = METRICS[kind].get(name)
         if info is None:
-            near = get_close_matches(name, METRICS[kind], n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            choice = f"{hint}choose from: {', '.join(METRICS[kind])}"
+            choice = did_you_mean(nearest(name, METRICS[kind]), f"choose from: {', '.join(METRICS[kind])}")
             problems.append(Problem(f"{name!r} is no metric of {kind} predictions", key=key, suggestion=choice))
         elif info.package and find_spec(info.package) is None:
             remedy = 'python -m pip install "peftcli[metrics]"'

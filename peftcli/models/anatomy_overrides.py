@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
 from peftcli.models.families.family_row import FamilyRow, FusedRow, Layout, StackRow
 from peftcli.models.module_view import ModuleView, module_kind
+from peftcli.suggestions import did_you_mean, nearest
 
 _LAYOUTS: tuple[Layout, ...] = ("contiguous", "per_head", "per_group")
 KEYS = (*LINEAR_ROLES, *BLOCK_ROLES, "layers", "embeddings")
@@ -93,13 +93,12 @@ def _below(view: ModuleView, parent: str) -> list[str]:
 
 
 def _unknown_role(key: str) -> Problem:
-    near = get_close_matches(key, KEYS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return Problem(f"{key!r} is no role", key="model.anatomy", suggestion=f"{hint}roles: {', '.join(KEYS)}")
+    choice = did_you_mean(nearest(key, KEYS, cutoff=0.4), f"roles: {', '.join(KEYS)}")
+    return Problem(f"{key!r} is no role", key="model.anatomy", suggestion=choice)
 
 
 def _missing(key: str, path: str, candidates: list[str]) -> Problem:
-    near = get_close_matches(path, candidates, n=3, cutoff=0.3) or candidates[:8]
+    near = nearest(path, candidates, most=3, cutoff=0.3) or candidates[:8]
     return Problem(
         f"no block has a module {path!r}",
         key=f"model.anatomy.{key}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from peftcli.models.families.decoders import DECODER_FAMILIES
 from peftcli.models.families.encoder_decoders import SEQ2SEQ_FAMILIES
 from peftcli.models.families.encoders import ENCODER_FAMILIES
+from peftcli.suggestions import did_you_mean, nearest
 
 Config = Mapping[str, Any]
 Kind = Literal["encoder", "decoder", "encoder_decoder"]
@@ -124,13 +124,9 @@ def unknown_model_type(config: Config) -> tuple[str, str] | None:
     if f'"{model_type}"' in _text_of(folder / "auto"):  # one folder holds several types: gemma3_text, llama4_text
         return None
     known = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("_")]
-    near = difflib.get_close_matches(model_type, known, n=3, cutoff=0.6)
-    meant = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "a newer transformers may know it: pip install -U transformers"
-    )
-    return f"the installed transformers knows no model_type {model_type!r}", meant
+    meant = did_you_mean(nearest(model_type, known, most=3))
+    newer = "a newer transformers may know it: pip install -U transformers"
+    return f"the installed transformers knows no model_type {model_type!r}", meant or newer
 
 
 def _transformers_models() -> Path | None:

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from torch import nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES, Anatomy, FusedSlice, Stack
 from peftcli.models.module_view import Kind, module_kind
+from peftcli.suggestions import nearest
 
 ALL_LINEAR = "all-linear"
 ROLE_WORDS = (*LINEAR_ROLES, *BLOCK_ROLES, "embeddings", "head", ALL_LINEAR)
@@ -227,7 +227,7 @@ class _Search:
         if named:
             return self._not_linear(entry, named[0], key, roles)
         candidates = sorted({_short(name) for name in self.kinds} | {name.rpartition(".")[2] for name in self.kinds})
-        near_names = get_close_matches(entry, [*candidates, *self._roles()], n=3, cutoff=0.5)
+        near_names = nearest(entry, [*candidates, *self._roles()], most=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near_names)}" if near_names else f"module names: {', '.join(candidates[:12])}"
         return Problem(f"no module is named {entry!r}", key=key, suggestion=f"{hint}; {roles}")
 

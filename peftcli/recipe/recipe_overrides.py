@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import Tree, dotted
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
 from peftcli.recipe.yaml.yaml_lines import Key, parse_yaml
+from peftcli.suggestions import did_you_mean, nearest
 
 _INDICATORS = tuple("*&!@%`")
 
@@ -78,9 +78,9 @@ def _no_element(key: Key, part: str, length: int) -> str:
     if not length:
         return f"{dotted(key)} is an empty list"
     known = [str(index) for index in range(length)]
-    near = difflib.get_close_matches(part, known, n=1)
+    near = nearest(part, known)
     return f"{dotted(key)} is a list with the elements 0 to {length - 1}; there is no {part!r}" + (
-        f" (did you mean {near[0]}?)" if near else ""
+        f" ({did_you_mean(near)})" if near else ""
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases import upgrades
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.method_facts import Registry
+from peftcli.suggestions import did_you_mean, nearest
 
 STORED = "recipe.yaml"
 """Its name in a run directory."""
@@ -33,8 +33,8 @@ def _near(run: Path) -> str:
         names = [entry.name for entry in run.parent.iterdir() if (entry / STORED).is_file()]
     except OSError:
         names = []
-    close = difflib.get_close_matches(run.name, names, n=1)
-    return f"did you mean {run.parent / close[0]}?" if close else _NAME_A_RUN
+    close = nearest(run.name, names)
+    return did_you_mean(run.parent / name for name in close) or _NAME_A_RUN
 
 
 _NAME_A_RUN = "name a directory that `peft train` left"

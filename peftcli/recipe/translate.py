@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from peftcli.recipe.describe import block_at, bounds, choices, describe, field_a
 from peftcli.recipe.yaml.scalars import kind, read_scalar, show
 from peftcli.recipe.yaml.value_tree import dotted, has_part
 from peftcli.recipe.yaml.yaml_lines import Key
+from peftcli.suggestions import did_you_mean, nearest
 
 _RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _CUSTOM = ("value_error", "assertion_error")
@@ -184,9 +184,9 @@ def choice_hint(text: str, words: Sequence[str]) -> str | None:
     short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
     other = TASK_ALIASES.get(text) or TASK_ALIASES.get(text.lower()) or short.get(text.lower())
     if other in words:
-        return f"did you mean {other}?"
-    close = difflib.get_close_matches(text.lower().replace("-", "_"), list(lowered), n=1, cutoff=0.6)
-    return f"did you mean {lowered[close[0]]}?" if close else None
+        return did_you_mean([other])
+    close = nearest(text.lower().replace("-", "_"), lowered)
+    return did_you_mean(lowered[word] for word in close) or None
 
 
 def method_hint(name: str, names: Sequence[str]) -> str:
@@ -194,9 +194,8 @@ def method_hint(name: str, names: Sequence[str]) -> str:
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     every = f"the methods are: {', '.join(names)}"
     if plain in names:
-        return f"did you mean {plain}? {every}"
+        return did_you_mean([plain], every)
     ours, how = METHOD_ALIASES.get(plain, (None, None))
     if ours in names:
-        return f"did you mean {ours}{f' {how}' if how else ''}? {every}"
-    close = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}? {every}" if close else every
+        return did_you_mean([f"{ours} {how}" if how else ours], every)
+    return did_you_mean(nearest(plain, names), every)

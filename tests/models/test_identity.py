@@ -71,7 +71,8 @@ def test_a_base_that_an_adapter_does_not_fit(change: dict[str, object], reason: 
 
 
 def test_it_needs_no_torch() -> None:
-    modules = ", ".join(f"peftcli.models.{name}" for name in ("identity", "sources", "families", "anatomy", "tasks"))
+    names = ("load.identity", "load.model_files", "families.family_table", "anatomy", "model_tasks")
+    modules = ", ".join(f"peftcli.models.{name}" for name in names)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from peftcli.data.chat.renderer import ChatTemplate
 from peftcli.errors import Problem, UserError
+from peftcli.suggestions import did_you_mean, nearest
 
 FOLDER = Path(__file__).parent / "templates"
 PLAIN = "none"
@@ -40,13 +40,12 @@ def choose_template(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
     path = Path(wanted).expanduser()
     if path.is_file():
         return ChatTemplate(str(path), _parsed(path))
-    near = difflib.get_close_matches(wanted, [*template_names(), PLAIN], n=2)
+    near = nearest(wanted, [*template_names(), PLAIN], most=2)
     raise UserError(
         Problem(
             f"there is no chat template {wanted!r}, and no such file",
             key=KEY,
-            suggestion=f"{'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
-            f"known: {', '.join(template_names())}, none; or a Jinja file",
+            suggestion=did_you_mean(near, f"known: {', '.join(template_names())}, none; or a Jinja file"),
         )
     )
 

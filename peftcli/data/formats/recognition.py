@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from peftcli.data.formats.row_template import RowTemplate
 from peftcli.data.read.records import Record
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TaskName
+from peftcli.suggestions import did_you_mean, nearest
 
 CLASSIFICATION: TaskName = "sequence_classification"
 CAUSAL: TaskName = "causal_lm"
@@ -330,7 +330,7 @@ def _check_mapped(columns: Mapping[str, str], present: Sequence[str], source: st
             f"no column {theirs!r}; the columns are {', '.join(present) or '(none)'}",
             file=source or None,
             key=f"data.columns.{ours}",
-            suggestion=_nearest(theirs, present),
+            suggestion=_question(theirs, present),
         )
         for ours, theirs in columns.items()
         if theirs not in present
@@ -341,7 +341,7 @@ def _check_mapped(columns: Mapping[str, str], present: Sequence[str], source: st
 
 def _missing_problem(known: Format, missing: list[Column], present: list[str], source: str) -> Problem:
     names = ", ".join(column.name for column in missing)
-    near = _nearest(missing[0].name, present)
+    near = _question(missing[0].name, present)
     joined = f"columns found: {', '.join(present) or '(none)'}"
     hint = f"data.columns: {{{missing[0].name}: <the file's column>}}"
     if len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
@@ -353,9 +353,8 @@ def _missing_problem(known: Format, missing: list[Column], present: list[str], s
     )
 
 
-def _nearest(name: str, present: Sequence[str]) -> str | None:
-    close = difflib.get_close_matches(name, present, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else None
+def _question(name: str, present: Sequence[str]) -> str | None:
+    return did_you_mean(nearest(name, present, most=3, cutoff=0.5)) or None
 
 
 def _evidence(

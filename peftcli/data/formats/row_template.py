@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from peftcli.data.read.records import RowError
 from peftcli.errors import Problem, UserError
+from peftcli.suggestions import did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class RowTemplate:
         """Raise a `UserError` naming the columns that a file does not have."""
         missing = [name for name in self.columns if name not in present]
         if missing:
-            near = difflib.get_close_matches(missing[0], present, n=2, cutoff=0.5)
+            near = nearest(missing[0], present, most=2, cutoff=0.5)
             raise UserError(
                 Problem(
                     f"the template names {', '.join(missing)}; the columns are {', '.join(present) or '(none)'}",
                     file=source or None,
                     key="data.template",
-                    suggestion=f"did you mean {' or '.join(near)}?" if near else None,
+                    suggestion=did_you_mean(near) or None,
                 )
             )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.model_files import ModelSource, hub_is_reachable, is_offline, local_near_misses
+from peftcli.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from peftcli.recipe.schema import ModelSpec
@@ -103,7 +104,7 @@ def _problem(error: Exception, source: ModelSource, spec: ModelSpec) -> Problem:
 
 def _hub_problem(text: str, lower: str, source: ModelSource, spec: ModelSpec) -> Problem:
     near = local_near_misses(source.name)
-    local = f"there is no directory {source.name!r} here" + (f"; did you mean {near!r}?" if near else "")
+    local = f"there is no directory {source.name!r} here" + (f"; {did_you_mean([repr(near)])}" if near else "")
     if is_offline():
         return Problem(
             f"{source.name!r} is not in the local cache, and HF_HUB_OFFLINE is set",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 from peftcli.errors import Problem, UserError
 from peftcli.locations import resolve_location
+from peftcli.suggestions import did_you_mean, nearest
 
 _KEY = "model.name_or_path"
 
@@ -86,10 +86,9 @@ def _directory(name: str, path: Path) -> ModelSource:
     if (path / "adapter_config.json").is_file():
         hint = "this is an adapter; name its base model, or give the adapter as method.init_from"
     else:
-        inside = sorted(str(file.parent) for file in path.glob("*/config.json"))[:3]
-        hint = (
-            f"did you mean {inside[0]!r}?" if inside else "a model directory holds config.json and *.safetensors files"
-        )
+        inside = sorted(str(file.parent) for file in path.glob("*/config.json"))
+        hint = did_you_mean(repr(directory) for directory in inside[:1])
+        hint = hint or "a model directory holds config.json and *.safetensors files"
     raise UserError(Problem(f"the directory {name!r} has no config.json", key=_KEY, suggestion=hint))
 
 
@@ -98,9 +97,7 @@ def local_near_misses(name: str) -> str | None:
     path = Path(name)
     if not path.parent.is_dir():
         return None
-    near = get_close_matches(
-        path.name, [child.name for child in path.parent.iterdir() if child.is_dir()], n=1, cutoff=0.6
-    )
+    near = nearest(path.name, (child.name for child in path.parent.iterdir() if child.is_dir()))
     return str(path.parent / near[0]) if near else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import dotted
 from peftcli.recipe.yaml.yaml_lines import Key
+from peftcli.suggestions import did_you_mean, nearest
 
 _BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
 _NEAR = 0.72  # difflib ratio; `learning_rat`, `lora_aplha` and `bias_terms` pass, unrelated words do not
@@ -50,7 +50,7 @@ class UnknownKeys:
 
     def _same_block(self, name: str, plain: str, block: type[BaseModel]) -> str | None:
         """Answer what differs only in case, hyphens or spaces."""
-        return f"did you mean `{plain}`?" if plain != name and plain in block.model_fields else None
+        return did_you_mean([f"`{plain}`"]) if plain != name and plain in block.model_fields else None
 
     def _alias(self, alias: Alias | None, name: str, key: Key, value: Any, block: type[BaseModel]) -> str | None:
         if alias is None:
@@ -62,7 +62,7 @@ class UnknownKeys:
         here = head == key[0] and last in block.model_fields  # the same block, perhaps further down
         ours = dotted((*key[:-1], last)) if here else alias.ours
         if issubclass(block, MethodParams) and head == "method" and last == "name" and name == "type":
-            return "did you mean `name`?"
+            return did_you_mean(["`name`"])
         if head == "method" and not here and self.method and last != "name" and not self._has(self.method, last):
             owners = self._owners(last)
             other = f"; a key of {', '.join(owners)}, not of {self.method}" if owners else ""
@@ -106,20 +106,20 @@ class UnknownKeys:
         return f"write `{parts[-1]}:` under `{'.'.join(parts[:-1])}:` (dotted paths are for the command line)"
 
     def _near(self, name: str, key: Key, block: type[BaseModel]) -> str | None:
-        close = difflib.get_close_matches(name, list(block.model_fields), n=1, cutoff=_NEAR)
+        close = nearest(name, block.model_fields, cutoff=_NEAR)
         if close:
-            return f"did you mean `{close[0]}`?"
+            return did_you_mean([f"`{close[0]}`"])
         elsewhere: dict[str, Key] = {
             field: (head, field) for head, spec in _BLOCKS.items() for field in spec.model_fields
         }
         elsewhere |= {field: (field,) for field in Recipe.model_fields}
         if self.method and (model := self.registry.params_model(self.method)):
             elsewhere |= {field: ("method", field) for field in model.model_fields if field != "name"}
-        foreign = difflib.get_close_matches(name, [*elsewhere, *ALIASES], n=1, cutoff=_NEAR_ELSEWHERE)
+        foreign = nearest(name, [*elsewhere, *ALIASES], cutoff=_NEAR_ELSEWHERE)
         if not foreign:
             return None
         ours = dotted(elsewhere[foreign[0]]) if foreign[0] in elsewhere else ALIASES[foreign[0]].ours
-        return f"did you mean `{ours}`?" if ours else None
+        return did_you_mean([f"`{ours}`"]) if ours else None
 
     def _list(self, block: type[BaseModel], key: Key) -> str:
         where = f"`{dotted(key[:-1])}`" if len(key) > 1 else "a recipe"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
+
+from peftcli.suggestions import nearest
 
 _REFERENCE = re.compile(r"\$(\$\{)|\$\{([^}]*)(\}?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -36,7 +37,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
                 "write ${NAME}; for the text itself double the sign: $${",
             )
         if name not in environ:
-            near = difflib.get_close_matches(name, list(environ), n=1, cutoff=0.8)
+            near = nearest(name, environ, cutoff=0.8)
             meant = f"; there is {near[0]}" if near else ""
             raise MissingVariable(
                 f"the environment variable {name} is not set{meant}",

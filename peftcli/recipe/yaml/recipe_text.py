@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
+from peftcli.suggestions import did_you_mean, nearest
 
 _MOST_BYTES = 1 << 20  # recipes are a few kilobytes; this stops a data file or a device given by mistake
 
@@ -54,7 +54,7 @@ def _nearest(path: Path) -> str:
         except OSError:
             continue
     wanted = path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml"
-    close = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.6)
+    close = nearest(wanted, names, most=3)
     if close:
-        return f"did you mean {' or '.join(str(names[name]) for name in close)}?"
+        return did_you_mean(names[name] for name in close)
     return f"recipes near by: {', '.join(str(found) for found in list(names.values())[:6])}" if names else _EXPECTED

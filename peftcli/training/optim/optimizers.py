@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TrainingSpec
+from peftcli.suggestions import did_you_mean, nearest
 
 Groups = list[dict[str, Any]]
 Factory = Callable[[Groups, float, TrainingSpec, torch.device], Optimizer]
@@ -123,11 +123,9 @@ def optimizer_problems(spec: TrainingSpec, device_type: str) -> list[Problem]:
     info = OPTIMIZERS.get(spec.optim)
     key = "training.optim"
     if info is None:
-        near = get_close_matches(spec.optim, OPTIMIZERS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return [
-            Problem(f"there is no optimizer {spec.optim!r}", key=key, suggestion=f"{hint}All: {', '.join(OPTIMIZERS)}")
-        ]
+        near = nearest(spec.optim, OPTIMIZERS, most=3, cutoff=0.5)
+        choice = did_you_mean(near, f"All: {', '.join(OPTIMIZERS)}")
+        return [Problem(f"there is no optimizer {spec.optim!r}", key=key, suggestion=choice)]
     problems = []
     if info.package == "bitsandbytes" and not _installed("bitsandbytes"):
         remedy = "python -m pip install bitsandbytes, or use adamw_torch"
