@@ -61,7 +61,7 @@ def test_readme_reports_what_was_measured() -> None:
             assert shown["saved"] == row.shown[3], row.method
     rate, loss, accuracy, _ = head.shown
     prose = " ".join(readme.split())
-    assert f"The head alone, at its best rate of {rate}, reaches {loss} and {accuracy}" in prose
+    assert f"only the classifier trained, at its best learning rate of {rate}): {loss} and {accuracy}" in prose
     (run,) = {(each["versions"]["torch"], each["versions"]["transformers"], each["machine"]) for each in learns.read()}
     assert all(part.partition("+")[0] in prose for part in run)
 
