@@ -72,7 +72,7 @@ def test_rows_of_anything(task: str, rows: list[Any], on_error: str, template: s
 
 
 @pytest.mark.parametrize(
-    "suffix", [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".jsonl.gz", ".csv.xz"]
+    "suffix", [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".jsonl.gz", ".json.gz", ".csv.xz"]
 )
 @SETTINGS
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))

@@ -9,15 +9,19 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+import ijson
 import pytest
 
-from peftcli.data.read import json_files as json_stream
+from peftcli.data.read import json_files
 from peftcli.data.read.json_files import read_json
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.sources import resolve_source
 from peftcli.data.read.text_files import read_csv, read_jsonl, read_tsv, read_txt
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSource
+
+PARSERS = pytest.mark.parametrize("parser", [ijson.backend, "python"])
+"""ijson's parser in C, where there is one, and the one in Python, which is there always."""
 
 
 def rows(path: Path, **source: Any) -> list[Record | BadRow]:
@@ -43,6 +47,14 @@ def test_jsonl_says_what_is_broken_where(tmp_path: Path) -> None:
     assert broken.excerpt == '{"a":'
     assert isinstance(a_list, BadRow) and "holds a list" in a_list.message
     assert isinstance(latin, BadRow) and "0xe9" in latin.message and latin.expected == "UTF-8 text"
+
+
+def test_jsonl_with_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "a \\uD800 b"}\n', encoding="utf-8")
+    good, bad = list(read_jsonl(path, "a.jsonl"))
+    assert isinstance(good, Record) and good.values == {"text": "😀"}
+    assert isinstance(bad, BadRow) and bad.row == 2 and "half a character" in bad.message
 
 
 def test_csv_follows_rfc_4180_and_numbers_rows_by_their_first_line(tmp_path: Path) -> None:
@@ -113,7 +125,7 @@ def test_txt_is_a_row_a_line(tmp_path: Path) -> None:
 def test_json_is_read_element_by_element(
     tmp_path: Path, text: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_stream, "BLOCK", block)
+    monkeypatch.setattr(json_files, "BLOCK", block)
     path = tmp_path / "a.json"
     path.write_text("\ufeff" + text, encoding="utf-8")
     assert values(path) == [(1, {"a": 1}), (2, {"a": "[{,"})]
@@ -122,9 +134,9 @@ def test_json_is_read_element_by_element(
 def test_json_with_large_elements_and_characters_on_block_borders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_stream, "BLOCK", 5)
+    monkeypatch.setattr(json_files, "BLOCK", 5)
     path = tmp_path / "a.json"
-    data = [{"text": "é☃😀" * 50, "n": number} for number in range(20)]
+    data = [{"text": "é☃😀" * 50, "n": number} for number in range(40)]  # more than the first piece of a file
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     assert [row for _, row in values(path)] == data
 
@@ -132,18 +144,63 @@ def test_json_with_large_elements_and_characters_on_block_borders(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"a": 1}\n{"a": 2}]', r":2: broken JSON: expected one of"),
-        ('[{"a": 1},\n\n{"a": }]', r":3: broken JSON"),
+        ('[{"a": 1}\n{"a": 2}]', r":2: broken JSON: "),
+        ('[{"a": 1},\n\n{"a": }]', r":3: broken JSON: "),
+        ('[{"a": 1},\n{"a": tru}]', r":2: broken JSON: "),
+        ('[\n{"a": "\t"}]', r":2: broken JSON: "),
         ('{"a": 1}', "has no list of rows; its keys are a"),
-        ("3", "the file starts with '3'"),
-        ('[{"a": 1}', "ends too early"),
+        ("{}", "has no list of rows; its keys are none"),
+        ("3", "the file starts with 3"),
+        ('"text"', 'the file starts with "text"'),
+        ('[{"a": 1}', r":1: broken JSON: the file ends too early"),
+        ('[{"a": 1}]\n[{"a": 2}]', r":2: broken JSON: "),
+        ('[{"a": 1},\n{"a": NaN}]', r":2: broken JSON: .*\n.*JSON has no NaN and no Infinity: write null"),
+        ("[" * 100_000, "row 1 is nested more than 500 levels deep"),
+        ('[{"a": 1},\n' + '{"a":' * 600 + "1" + "}" * 600 + "]", "row 2 is nested more than 500 levels deep"),
+        ("[" + "9" * 5000 + "]", r":1: broken JSON: "),
     ],
+    ids=range(14),
 )
-def test_json_errors_have_their_line(tmp_path: Path, text: str, message: str) -> None:
+@PARSERS
+def test_json_errors_have_their_line(
+    tmp_path: Path, text: str, message: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ijson, "basic_parse_coro", ijson.get_backend(parser).basic_parse_coro)
     path = tmp_path / "a.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         list(read_json(path, str(path)))
+
+
+@PARSERS
+def test_json_values_are_those_of_python(tmp_path: Path, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ijson, "basic_parse_coro", ijson.get_backend(parser).basic_parse_coro)
+    rows = """[{"int": 3, "minus": -0, "big": 123456789012345678901234567890, "float": 0.1, "more": -1.5E+3,
+        "inf": 1e400, "none": null, "yes": true, "no": false, "text": "\\u00e9 \\ud83d\\ude00 \\n", "empty": "", "twice": 1},
+        {"lists": [[], [1, [2.0, {}]], [null]], "objects": {"": {"a.b": {"item": [3]}}}, "twice": 1, "twice": 2}]"""
+    expected = json.loads(rows)
+    for text in (rows, f'{{"a.b": {{"item": [[1]]}}, "a": null, "item": {rows}, "later": [{{"x": 1}}]}}'):
+        path = tmp_path / "a.json"
+        path.write_text(text, encoding="utf-8")
+        assert [row for _, row in values(path)] == expected
+        assert repr([row for _, row in values(path)]) == repr(expected), "numbers are of the same types"
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\n", "\ufeff", "[]", '{"rows": []}'])
+def test_a_json_file_may_hold_no_rows(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    assert rows(path) == []
+
+
+def test_json_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    """The rows in front of a mistake come, although the file behind them is none of a parser's business yet."""
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1},\n{"a": 2},\nbroken', encoding="utf-8")
+    found = read_json(path, "a.json")
+    assert [next(found), next(found)] == [Record("a.json", 1, {"a": 1}), Record("a.json", 2, {"a": 2})]
+    with pytest.raises(UserError, match=r"a\.json:3: broken JSON"):
+        next(found)
 
 
 def test_json_elements_that_are_no_objects_are_bad_rows(tmp_path: Path) -> None:

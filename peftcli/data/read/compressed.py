@@ -7,7 +7,10 @@ import codecs
 import gzip
 import importlib
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -47,20 +50,26 @@ def open_bytes(path: Path) -> IO[bytes]:
         raise UserError(Problem(f"cannot be read: {error.strerror or error}", file=str(path))) from error
 
 
-def text_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+def text_lines(path: Path, name: str, longest: int = -1) -> Iterator[tuple[int, bytes]]:
     """Yield (1-based line number, bytes of the line with its end) of a text file; a UTF-8 BOM is taken off.
+
+    Args:
+        longest: bytes that come at once; a longer line comes in several parts. -1 for whole lines.
 
     Raises:
         UserError: the file is binary, UTF-16, or its compressed stream is damaged.
     """
     with open_bytes(path) as handle:
         try:
-            for number, line in enumerate(handle, 1):
-                if number == 1:
-                    refuse_binary(line[:SNIFF], name)
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                yield number, line
-        except (EOFError, lzma.LZMAError, OSError, ValueError) as error:
+            first = handle.readline(max(longest, SNIFF) if longest > 0 else longest)
+            refuse_binary(first[:SNIFF], name)
+            rest = handle if longest < 0 else iter(partial(handle.readline, longest), b"")
+            number = 1
+            for line in chain([first.removeprefix(codecs.BOM_UTF8)], rest):
+                if line:
+                    yield number, line
+                number += line.endswith(b"\n")
+        except (EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
             raise UserError(Problem(f"the compressed data is damaged: {error}", file=name)) from error
 
 

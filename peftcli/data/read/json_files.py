@@ -2,150 +2,158 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Decimal
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from peftcli.data.read.compressed import SNIFF, open_bytes, refuse_binary
+import ijson
+
+from peftcli.data.read.compressed import text_lines
 from peftcli.data.read.records import BadRow, Record, excerpt
 from peftcli.data.read.text_files import Rows, read_jsonl
 from peftcli.errors import Problem, UserError
 
-BLOCK = 1 << 18  # bytes read at a time; doubled while one element does not fit
-_SPACE = " \t\r\n"
+BLOCK = 1 << 16  # bytes parsed at a time
+DEEPEST = 500  # lists and objects inside each other in one row; Python's own JSON functions stop below 1,000
+
+Event = tuple[str, Any]  # ijson's: what begins, ends or stands here, and the value or the key
 
 
 def read_json(path: Path, name: str) -> Rows:
-    """Yield the objects of a JSON file; a `.json` file that holds one object a line is read as such."""
+    """Yield the objects of a JSON file; a `.json` file that holds one object a line is read as such.
+
+    Raises:
+        UserError: the file is no JSON, or holds no list of rows.
+    """
     if _is_json_lines(path, name):
         yield from read_jsonl(path, name)
         return
-    with open_bytes(path) as handle:
-        text = _Text(handle, name)
-        opening = text.peek()
-        if opening == "":
-            return
-        if opening == "{":
-            text.find_list()
-        elif opening != "[":
-            text.fail(f"the file starts with {opening!r}")
-        for number, value in enumerate(text.elements(), 1):
-            if isinstance(value, dict):
-                yield Record(name, number, value)
-            else:
-                yield BadRow(
-                    name, number, f"the element is a {type(value).__name__}", excerpt(repr(value)), "an object"
-                )
+    events = chain.from_iterable(_parsed(path, name))
+    if not _goes_to_list(events, name):
+        return
+    for number, value in enumerate(_elements(events, name), 1):
+        if isinstance(value, dict):
+            yield Record(name, number, value)
+        else:
+            message = f"the element is a {type(value).__name__}"
+            yield BadRow(name, number, message, excerpt(repr(value)), "an object")
+    for _ in events:  # read to the end: a file that breaks off behind its list is broken
+        pass
 
 
-class _Text:
-    """A window of decoded text that grows as elements are taken out of it."""
+def _parsed(path: Path, name: str) -> Iterator[list[Event]]:
+    """Yield the events of a file in blocks of a line at most, so that the line of a mistake is known.
 
-    def __init__(self, handle: IO[bytes], name: str) -> None:
-        self.name, self.line = name, 1
-        self._handle = handle
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
-        self._buffer, self._at, self._block, self._ended = "", 0, BLOCK, False
-
-    def peek(self) -> str:
-        """Return the next character that is not white space, or '' at the end of the file."""
-        while True:
-            while self._at < len(self._buffer) and self._buffer[self._at] in _SPACE:
-                self._at += 1
-            if self._at < len(self._buffer) or not self._more():
-                return self._buffer[self._at : self._at + 1]
-
-    def take(self, wanted: str) -> str:
-        """Take the next character, which must be one of `wanted`."""
-        char = self.peek()
-        if not char or char not in wanted:
-            self.fail(f"expected one of {' '.join(wanted)}, found {char!r}" if char else "the file ends too early")
-        self._at += 1
-        return char
-
-    def value(self) -> Any:
-        """Take the next JSON value."""
-        self.peek()
-        while True:
+    Raises:
+        UserError: the file is no JSON.
+    """
+    events: Any = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events)
+    line, blank = 1, True
+    try:
+        for line, raw in text_lines(path, name, BLOCK):
+            blank = blank and raw.isspace()
             try:
-                value, end = self._json.raw_decode(self._buffer, self._at)
-            except (ValueError, RecursionError) as error:
-                if not self._more():
-                    self.fail(str(error))
-                continue
-            if end == len(self._buffer) and self._more():
-                continue  # a number may go on in the next block
-            self._at = end
-            return value
-
-    def find_list(self) -> None:
-        """Go forward in an object to its first list of objects."""
-        self.take("{")
-        keys = []
-        while self.peek() != "}":
-            key = self.value()
-            keys.append(str(key))
-            self.take(":")
-            if self.peek() == "[":
-                return
-            self.value()
-            if self.take(",}") == "}":
-                break
-        self.fail(f"the object has no list of rows; its keys are {', '.join(keys) or 'none'}")
-
-    def elements(self) -> Iterator[Any]:
-        """Yield the elements of the list that comes next."""
-        self.take("[")
-        if self.peek() == "]":
+                parser.send(raw)
+            # ijson hands on what Python raises for a number of thousands of digits
+            except (ijson.JSONError, ValueError, ArithmeticError, SystemError) as error:
+                raise _broken(name, _reason(error), line, raw) from error
+            yield events
+            events.clear()
+        if blank:
             return
-        while True:
-            yield self.value()
-            if self.take(",]") == "]":
-                return
-
-    def fail(self, message: str) -> None:
-        """Raise a `UserError` at the current line."""
-        line = self.line + self._buffer.count("\n", 0, self._at)
-        raise UserError(
-            Problem(
-                f"broken JSON: {message}",
-                file=self.name,
-                line=line,
-                suggestion="a .json data file holds a list of objects, or one object with such a list; "
-                "one object a line is .jsonl",
-            )
-        )
-
-    def _more(self) -> bool:
-        """Read another block behind what is left; False at the end of the file."""
-        if self._ended:
-            return False
         try:
-            raw = self._handle.read(self._block)
-            text = self._decoder.decode(raw, final=not raw)
-        except UnicodeDecodeError as error:
-            self.fail(f"not UTF-8: {error}")
-            raise  # fail() always raises; this tells the type checker
-        self.line += self._buffer.count("\n", 0, self._at)
-        left = self._buffer[self._at :]
-        # a value longer than the window is parsed again after each block: doubling keeps that linear
-        self._block = max(BLOCK, 2 * len(left))
-        self._buffer, self._at, self._ended = left + text, 0, not raw
-        return bool(raw)
+            parser.close()
+        except (ijson.JSONError, ValueError) as error:
+            raise _broken(name, "the file ends too early", line) from error
+        yield events
+    finally:
+        with suppress(ijson.JSONError, ValueError):  # whoever needs a few rows only leaves the rest unread
+            parser.close()
+
+
+def _goes_to_list(events: Iterator[Event], name: str) -> bool:
+    """Take events until the list of rows begins: the file's own, or the first one of its object; False when empty."""
+    event, value = next(events, ("", None))
+    if event in ("", "start_array"):
+        return bool(event)
+    if event != "start_map":
+        raise _broken(name, f"the file starts with {json.dumps(value, default=str)}")
+    keys: list[str] = []
+    depth = 1
+    for event, value in events:
+        if event == "start_array" and depth == 1:
+            return True
+        if event == "map_key" and depth == 1:
+            keys.append(value)
+        depth += event.startswith("start_") - event.startswith("end_")
+        if depth == 0:
+            break
+    raise _broken(name, f"the object has no list of rows; its keys are {', '.join(keys) or 'none'}")
+
+
+def _elements(events: Iterator[Event], name: str) -> Iterator[Any]:
+    """Yield the elements of the list whose beginning was taken; its end is taken, too.
+
+    Numbers are those of Python's `json`: int, or float.
+    """
+    rows: list[Any] = []
+    inside: Any = rows  # the list or object that is being filled
+    around: list[Any] = []  # the lists and objects that hold it, from the outermost
+    key = ""
+    number = 1
+    for event, value in events:
+        if event == "map_key":
+            key = value
+            continue
+        if event == "end_map" or event == "end_array":
+            if not around:
+                return
+            inside = around.pop()
+        else:
+            begins = event == "start_map" or event == "start_array"
+            if begins:
+                value = {} if event == "start_map" else []
+            elif type(value) is Decimal:
+                value = float(value)
+            if type(inside) is list:
+                inside.append(value)
+            else:
+                inside[key] = value
+            if begins:
+                around.append(inside)
+                inside = value
+                if len(around) > DEEPEST:
+                    raise _broken(name, f"row {number} is nested more than {DEEPEST} levels deep")
+        if not around:
+            yield rows.pop()
+            number += 1
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what a parser says; some of ijson's show the bytes of a text as Python writes them."""
+    return (str(error).removeprefix("b'").replace("\\n", "\n").splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _broken(name: str, message: str, line: int | None = None, raw: bytes = b"") -> UserError:
+    remedy = "a .json data file holds a list of objects, or one object with such a list; one object a line is .jsonl"
+    if b"NaN" in raw or b"Infinity" in raw:
+        remedy = f"JSON has no NaN and no Infinity: write null for them; {remedy}"
+    return UserError(Problem(f"broken JSON: {message}", file=name, line=line, suggestion=remedy))
 
 
 def _is_json_lines(path: Path, name: str) -> bool:
     """Whether the first line alone is a JSON object and another line follows it."""
-    with open_bytes(path) as handle:
-        first = handle.readline().removeprefix(codecs.BOM_UTF8)
-        refuse_binary(first[:SNIFF], name)
-        if not first.startswith(b"{") or not first.rstrip().endswith(b"}"):
-            return False
-        try:
-            json.loads(first)
-        except ValueError:
-            return False
-        return any(not line.isspace() for line in handle)
+    lines = text_lines(path, name)
+    _, first = next(lines, (1, b""))
+    if not first.startswith(b"{") or not first.rstrip().endswith(b"}"):
+        return False
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return any(not line.isspace() for _, line in lines)

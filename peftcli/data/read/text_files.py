@@ -30,11 +30,23 @@ def read_jsonl(path: Path, name: str) -> Rows:
         except (ValueError, RecursionError) as error:
             yield BadRow(name, number, f"broken JSON: {error}", excerpt(text.strip()), "one JSON object on the line")
             continue
-        if isinstance(value, dict):
+        if "\\ud" in text.lower() and _has_half_character(value):
+            message = "half a character: a \\ud800 to \\udfff that stands alone"
+            yield BadRow(name, number, message, excerpt(text.strip()), "both halves, or none")
+        elif isinstance(value, dict):
             yield Record(name, number, value)
         else:
             kind = type(value).__name__
             yield BadRow(name, number, f"the line holds a {kind}", excerpt(text.strip()), "one JSON object on the line")
+
+
+def _has_half_character(value: object) -> bool:
+    """Whether a value holds text that is no Unicode text: one half of a pair that JSON escapes as two."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def read_txt(path: Path, name: str) -> Rows:
