@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from peftcli.protocol.registry import registry
-from tests.cli.conftest import Cli, cli  # noqa: F401  # the fixture of the command line
+from tests.command_line import Cli
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 
@@ -21,7 +21,7 @@ def test_every_method_has_a_config() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
-def test_config_trains_for_a_few_steps(cli: Cli, tmp_path: Path, config: Path) -> None:  # noqa: F811  # a fixture
+def test_config_trains_for_a_few_steps(cli: Cli, tmp_path: Path, config: Path) -> None:
     few = ["training.max_steps=3", "data.max_rows=40", "data.val_set_size=10", "training.per_device_train_batch_size=8"]
     if registry.info(config.stem).name == "adalora":
         few += ["method.tinit=1", "method.tfinal=1"]  # its phases must fit the run
@@ -35,7 +35,7 @@ def test_config_trains_for_a_few_steps(cli: Cli, tmp_path: Path, config: Path) -
     assert evaluated.json["eval_loss"] == pytest.approx(summary["eval"]["eval_loss"], rel=1e-4)
 
 
-def test_count_params_compares_all_configs(cli: Cli) -> None:  # noqa: F811  # a fixture
+def test_count_params_compares_all_configs(cli: Cli) -> None:
     done = cli("count-params", *CONFIGS, "--json")
     assert done.code == 0, done.err
     rows = {row["method"]: row for row in done.json}

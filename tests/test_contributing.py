@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.protocol import registry as registry_module
-from tests.cli.conftest import Cli, Workspace, cli, workspace  # noqa: F401  # the fixtures of the command line
+from tests.command_line import Cli, Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +31,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry_module._find.cache_clear()
 
 
-def test_the_worked_example_works(cli: Cli, workspace: Workspace, plugin: None) -> None:  # noqa: F811  # a fixture
+def test_the_worked_example_works(cli: Cli, workspace: Workspace, plugin: None) -> None:
     method = {"name": "gain", "target_modules": ["attn.v", "ffn.up", "ffn.down"]}
     recipe = workspace.recipe("gain", method=method, training__learning_rate=0.05)
     done = cli("train", recipe, "--json", "--quiet")
@@ -49,5 +49,5 @@ def test_the_worked_example_works(cli: Cli, workspace: Workspace, plugin: None) 
     assert "a factor for each output feature" in cli("methods", "gain").out
 
 
-def test_without_the_plug_in_the_name_is_unknown(cli: Cli) -> None:  # noqa: F811  # a fixture
+def test_without_the_plug_in_the_name_is_unknown(cli: Cli) -> None:
     assert cli("methods", "gain").code == 2

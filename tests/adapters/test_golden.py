@@ -10,8 +10,8 @@ import pytest
 
 from peftcli.adapters.format import FORMAT_VERSION
 from peftcli.adapters.loading import load_adapter
-from peftcli.methods.apply import apply_method
-from peftcli.models.reading import read_anatomy
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
 from tests.adapters.golden.record import HERE, digest
 from tests.tiny import tiny_model
 

@@ -10,7 +10,7 @@ import typer
 from peftcli import __version__
 from peftcli.cli import app as app_module
 from peftcli.errors import PeftCliError, Problem, Stopped, UserError, VerificationFailed
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 
 
 def command_of(module: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Cli, Workspace, colour_rows, write_jsonl
+from tests.command_line import Cli, Workspace, colour_rows, write_jsonl
 
 
 @pytest.fixture(scope="module")

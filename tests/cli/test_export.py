@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli, Workspace, write_jsonl
+from tests.command_line import Cli, Workspace, write_jsonl
 
 
 @pytest.fixture(scope="module")

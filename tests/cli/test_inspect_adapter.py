@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.conftest import Cli, Workspace
+from tests.command_line import Cli, Workspace
 
 
 @pytest.fixture(scope="module")

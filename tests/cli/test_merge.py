@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 from tests.merging.runs import make_run
 from tests.merging.test_combine import two_runs
 

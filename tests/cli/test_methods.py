@@ -6,7 +6,7 @@ import pytest
 
 from peftcli.cli.methods import type_text
 from peftcli.protocol.registry import registry
-from tests.cli.conftest import Cli, Workspace
+from tests.command_line import Cli, Workspace
 
 
 def test_lists_every_method(cli: Cli) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jsonschema
 
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 
 
 def test_prints_a_schema(cli: Cli) -> None:

@@ -24,7 +24,7 @@ PLACEHOLDERS = {
     "NAME": "lora",
 }
 LEFT_OUT = {
-    ("train", "--num-processes"): "starts processes; tests/training does that",
+    ("train", "--num-processes"): "starts processes; tests/distributed does that",
     ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
 }
 """Words of a command: why it is not executed here."""

@@ -17,8 +17,8 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.training import run as run_module
 from peftcli.training.session import Session
+from tests.recipes import WORDS, Recorder, chat_rows, class_rows, write_jsonl
 from tests.tiny import save_tiny
-from tests.training.conftest import WORDS, Recorder, chat_rows, class_rows, write_jsonl
 
 SMALL: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "target_modules": "all-linear"},

@@ -18,9 +18,9 @@ from peftcli.errors import Stopped
 from peftcli.protocol.registry import registry
 from peftcli.training import run as run_module
 from peftcli.training.session import Session
-from tests.cli.conftest import Cli, cli  # noqa: F401  # the fixture of the command line
+from tests.command_line import Cli
 from tests.matrix.runs import TASKS, Workshop, tiny_rows, watched_training
-from tests.training.conftest import Recorder, write_jsonl
+from tests.recipes import Recorder, write_jsonl
 from tests.training.test_train import stop_after
 
 METHODS = registry.names()
@@ -37,7 +37,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.mark.parametrize(("method", "family"), TRIALS)
 def test_predictions_are_those_of_the_live_model(
     workshop: Workshop,
-    cli: Cli,  # noqa: F811  # a fixture
+    cli: Cli,
     tmp_path: Path,
     method: str,
     family: str,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from peftcli.training import setup
-from tests.cli.conftest import Cli, cli  # noqa: F401  # the fixture of the command line
+from tests.command_line import Cli
+from tests.recipes import chat_rows, write_jsonl
 from tests.tiny import tiny_config, tiny_tokenizer
-from tests.training.conftest import chat_rows, write_jsonl
 
 RECIPE = """\
 model: {name_or_path: base}
@@ -71,7 +71,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("fault", AT_VALIDATE)
-def test_validate_names_the_key_and_the_limit(place: Path, cli: Cli, fault: str) -> None:  # noqa: F811  # a fixture
+def test_validate_names_the_key_and_the_limit(place: Path, cli: Cli, fault: str) -> None:
     method, key, words = AT_VALIDATE[fault]
     (place / "recipe.yaml").write_text(RECIPE.replace("METHOD", f"  {method}"), encoding="utf-8")
     done = cli("validate", "recipe.yaml", "--json")
@@ -85,7 +85,7 @@ def test_validate_names_the_key_and_the_limit(place: Path, cli: Cli, fault: str)
 @pytest.mark.parametrize("fault", BEFORE_WEIGHTS)
 def test_train_refuses_before_weights_load(
     place: Path,
-    cli: Cli,  # noqa: F811  # a fixture
+    cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:

@@ -11,7 +11,7 @@ from peftcli.errors import Stopped
 from peftcli.inference.use_runs import evaluate_run
 from peftcli.protocol.registry import registry
 from peftcli.training.run import train
-from tests.training.conftest import Recorder
+from tests.recipes import Recorder
 from tests.training.test_train import adapter, stop_after
 
 SMALL: dict[str, dict[str, Any]] = {

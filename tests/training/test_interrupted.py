@@ -10,7 +10,7 @@ from peftcli.errors import Stopped
 from peftcli.training import run as running
 from peftcli.training.milestones import Milestones
 from peftcli.training.run import train
-from tests.training.conftest import Recorder
+from tests.recipes import Recorder
 
 
 def interrupt(*_arguments: object, **_options: object) -> None:

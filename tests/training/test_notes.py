@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftcli.training.run import train
-from tests.training.conftest import chat_rows
+from tests.recipes import chat_rows
 
 
 def test_validation_rows_that_are_training_rows_are_told(recipe, recorder) -> None:

@@ -13,7 +13,7 @@ from peftcli.errors import UserError
 from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
 from peftcli.tasks.sequence_classification import balanced_weights
 from peftcli.training.run import train
-from tests.training.conftest import WORDS, chat_rows, class_rows, write_jsonl
+from tests.recipes import WORDS, chat_rows, class_rows, write_jsonl
 
 
 @pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora", "r": 4, "modules_to_save": ["embeddings"]}])

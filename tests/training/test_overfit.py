@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from peftcli.training.run import train
-from tests.training.conftest import WORDS, class_rows
+from tests.recipes import WORDS, class_rows
 
 CAUSAL = ["gpt2", "llama", "qwen2", "qwen3", "gemma3_text"]
 CLASSIFICATION = ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2", "qwen3", "gemma3_text"]

@@ -17,7 +17,7 @@ import yaml
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
 from peftcli.training.run import train
-from tests.training.conftest import Recorder, class_rows, write_jsonl
+from tests.recipes import Recorder, class_rows, write_jsonl
 
 
 def entries(run: str | Path) -> list[str]:

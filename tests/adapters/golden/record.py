@@ -16,10 +16,10 @@ from torch import Tensor
 
 from peftcli.adapters.format import FORMAT_VERSION, describe
 from peftcli.adapters.saving import save_adapter
-from peftcli.methods.apply import apply_method
-from peftcli.methods.registry import registry
-from peftcli.models.identity import BaseIdentity
-from peftcli.models.reading import read_anatomy
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.registry import registry
 from tests.tiny import tiny_model
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from peftcli.errors import UserError
 from peftcli.training.run import train
 from peftcli.training.speed import compiled_blocks
-from tests.training.conftest import Recorder, chat_rows, class_rows
+from tests.recipes import Recorder, chat_rows, class_rows
 
 ALL_LINEAR = {"name": "lora", "r": 4, "target_modules": "all-linear"}
 METHODS: dict[str, dict[str, Any]] = {

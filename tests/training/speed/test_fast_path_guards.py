@@ -16,7 +16,7 @@ from peftcli.layers.parts.vera import SharedProjections, VeraDelta
 from peftcli.recipe.schema import FastPathsSpec, TrainingSpec
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.run import train
-from tests.training.conftest import Recorder, chat_rows
+from tests.recipes import Recorder, chat_rows
 
 PLAIN = {
     "training__fast_paths": dict.fromkeys(FastPathsSpec.model_fields, False),

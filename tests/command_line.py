@@ -1,4 +1,4 @@
-"""A tiny model, a few rows and a recipe on disk, and the command line called as a user calls it."""
+"""Fixtures for the command line: called as a user calls it, with tiny models, a few rows and recipes on disk."""
 
 from __future__ import annotations
 

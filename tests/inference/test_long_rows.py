@@ -8,7 +8,7 @@ import pytest
 
 from peftcli.inference.use_runs import evaluate_run, predict_run
 from peftcli.training.run import train
-from tests.training.conftest import class_rows, write_jsonl
+from tests.recipes import class_rows, write_jsonl
 
 LONG = 1024  # the default of data.max_length; the tiny models have 64 positions
 

@@ -7,7 +7,7 @@ import pytest
 import peftcli.inference.open_run as opening
 from peftcli.inference.use_runs import predict_run, predict_runs
 from peftcli.training.run import train
-from tests.training.conftest import chat_rows, class_rows, write_jsonl
+from tests.recipes import chat_rows, class_rows, write_jsonl
 
 METHODS = [
     {"name": "lora", "r": 2},

@@ -1,4 +1,4 @@
-"""Tiny models, a few rows, and recipes loaded from disk as the command line loads them."""
+"""Fixtures for runs through the library: tiny models, rows, recipes loaded from disk, a reporter that remembers."""
 
 from __future__ import annotations
 
@@ -52,12 +52,6 @@ class Recorder:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory, monkeypatch) -> None:
-    """Keep prepared rows out of the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

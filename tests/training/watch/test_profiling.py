@@ -13,7 +13,7 @@ import pytest
 
 from peftcli.training.run import train
 from peftcli.training.watch.profile_table import describe
-from tests.training.conftest import Recorder
+from tests.recipes import Recorder
 
 
 def profile_of(loaded: Any) -> Path:
