@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -120,9 +119,3 @@ def _verification(report: MergeReport) -> list[str]:
 def write_config(directory: Path, config: Any) -> None:
     """Write config.json: last of all, since a directory without it does not load."""
     config.save_pretrained(directory)
-
-
-def write_index(directory: Path, names: dict[str, str], size: int) -> None:
-    """Write the index of a sharded model: parameter name to file."""
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
-from peftcli.merging.tensor_files import CHUNK_BYTES, Planned, Source
+from peftcli.merging.tensor_writer import Planned
 from peftcli.models.load.checkpoint_names import CheckpointNames, FileTensor
+from peftcli.models.load.tensor_source import CHUNK_BYTES, Source
 from peftcli.protocol.method import MergeRule
 
 

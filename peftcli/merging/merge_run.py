@@ -16,14 +16,15 @@ import torch
 from peftcli.atomic import new_directory
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import verify as checks
-from peftcli.merging.base_files import base_directory, held_tensors, stored_tensors
 from peftcli.merging.combine import combine
-from peftcli.merging.companions import merged_config, write_card, write_companions, write_config, write_index
+from peftcli.merging.companions import merged_config, write_card, write_companions, write_config
 from peftcli.merging.merge_plan import Output, Plan, make_plan
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.subject import Subject, is_quantised, open_subject, output_dtype
-from peftcli.merging.tensor_files import Source, shard_names, shards, write_file
+from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
+from peftcli.models.load.base_files import base_directory, stored_tensors
 from peftcli.models.load.load_model import load_model
+from peftcli.models.load.tensor_source import Source, held_tensors
 from peftcli.recipe.schema import ModelSpec
 
 Note = Callable[[str], None]

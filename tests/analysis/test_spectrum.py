@@ -50,8 +50,8 @@ def test_ranks_of_known_spectra() -> None:
 
 def merged_change(run: Path) -> dict[str, Any]:
     """Return, per weight of the base, the change that a merge would make: the slow way."""
-    from peftcli.merging.base_files import stored_tensors
     from peftcli.merging.subject import open_subject
+    from peftcli.models.load.base_files import stored_tensors
     from peftcli.models.load.checkpoint_names import CheckpointNames
 
     subject = open_subject(run, None)

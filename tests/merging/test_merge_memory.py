@@ -18,10 +18,10 @@ from torch import Tensor
 
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
-from peftcli.merging.companions import write_index
-from peftcli.merging.tensor_files import CHUNK_BYTES, Planned, shard_names, shards, write_file
+from peftcli.merging.tensor_writer import Planned, shard_names, shards, write_file, write_index
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import build_meta
+from peftcli.models.load.tensor_source import CHUNK_BYTES
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.yaml.dump import dump_recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from peftcli.errors import Problem, UserError
+from peftcli.models.load.tensor_header import read_header
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from peftcli.models.load.model_files import ModelSource
     from peftcli.recipe.schema import ModelSpec
 
-_SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
+# What frozen weights of a stored type are held in.
+_HELD_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
 
 
 def choose_dtype(
@@ -58,24 +59,21 @@ def checkpoint_dtype(config: PretrainedConfig, source: ModelSource) -> torch.dty
     declared = config.dtype
     if isinstance(declared, str):
         declared = getattr(torch, declared.removeprefix("torch."), None)
-    return declared if declared in _SAFETENSORS_DTYPES.values() else torch.float32
+    return declared if declared in _HELD_AS.values() else torch.float32
 
 
 def _stored_dtype(directory: Path) -> torch.dtype | None:
     """The dtype of most numbers in a directory's safetensors files, from their headers."""
     counts: Counter[str] = Counter()
     for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            try:
-                header = json.loads(stream.read(length))
-            except ValueError:
-                return None  # transformers' own message follows when it opens the file
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in _SAFETENSORS_DTYPES:
-                start, end = entry["data_offsets"]
-                counts[entry["dtype"]] += end - start
-    return _SAFETENSORS_DTYPES[counts.most_common(1)[0][0]] if counts else None
+        try:
+            entries = read_header(file).values()
+        except ValueError:
+            return None  # transformers' own message follows when it opens the file
+        for entry in entries:
+            if entry.dtype in _HELD_AS:
+                counts[entry.dtype] += entry.nbytes
+    return _HELD_AS[counts.most_common(1)[0][0]] if counts else None
 
 
 def computes_well(dtype: torch.dtype, device: torch.device) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from peftcli.models.load.tensor_header import header_bytes
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
@@ -90,10 +93,10 @@ def fingerprint(path: str | Path) -> str:
 def _add_file(digest: hashlib._Hash, file: Path) -> None:
     size = file.stat().st_size
     digest.update(str(size).encode())
+    if file.suffix == ".safetensors":
+        with suppress(ValueError):  # a damaged file has samples too; loading says what is wrong with it
+            digest.update(header_bytes(file))
     with file.open("rb") as stream:
-        if file.suffix == ".safetensors":
-            length = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(length, size)))
         for i in range(_SAMPLES):
             stream.seek(max(0, (size - _SAMPLE_BYTES) * i // (_SAMPLES - 1)))
             digest.update(stream.read(_SAMPLE_BYTES))

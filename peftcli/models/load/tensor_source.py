@@ -1,28 +1,26 @@
-"""Reading and writing safetensors one tensor at a time, through plain file input and output.
+"""Tensors of a model one at a time: read from safetensors files through plain file input, or held in memory (GGUF).
 
 A memory map would count every page it touched against the process until the file is closed; here the memory in use is
-that of the tensor at hand, whatever the size of the model. Format: 8 bytes of header length (little endian), a JSON
-header of {name: {dtype, shape, data_offsets}}, then the data, contiguous and without holes.
+that of the tensor at hand, whatever the size of the model.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from peftcli.errors import UserError
+from peftcli.models.load.tensor_header import read_header
 
-_DTYPES: dict[str, torch.dtype] = {
+STORED_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -36,7 +34,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+"""The format's names of types."""
 
 CHUNK_BYTES = 4 * 2**20
 """What is copied or converted at a time where no rule needs the whole tensor."""
@@ -127,29 +125,22 @@ class Stored:
         return torch.frombuffer(buffer, dtype=self.dtype)
 
 
-def read_header(file: Path) -> dict[str, Stored]:
+def tensors_of_file(file: Path) -> dict[str, Stored]:
     """Return the tensors of a safetensors file by name, without reading them.
 
     Raises:
         UserError: the file is no complete safetensors file, or holds a type that is not known here.
     """
-    size = file.stat().st_size
+    found = {}
     try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("the header is longer than the file")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        found = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            stored = Stored(name, file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
-            if end - start != stored.nbytes or 8 + length + end > size:
+        for name, entry in read_header(file).items():
+            if entry.dtype not in STORED_DTYPES:
+                raise ValueError(f"{name} is of the type {entry.dtype}")
+            stored = Stored(name, file, STORED_DTYPES[entry.dtype], entry.shape, entry.start)
+            if entry.nbytes != stored.nbytes:
                 raise ValueError(f"{name} does not fit into the file")
             found[name] = stored
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{file} is no complete safetensors file ({error})", suggestion="copy or download the model again"
         ) from error
@@ -157,75 +148,45 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A tensor to be written: its name, type and shape."""
+class Held:
+    """One tensor in memory, as a source: what a GGUF file's model was dequantised to."""
 
     name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    tensor: Tensor
 
     @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.tensor.numel()
+
+    def read_float32(self) -> Tensor:
+        """Return a copy in float32."""
+        return self.tensor.detach().to(torch.float32, copy=True)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the elements in order, flat, at most `CHUNK_BYTES` at a time."""
+        flat = self.tensor.detach().reshape(-1)
+        step = max(1, CHUNK_BYTES // flat.element_size())
+        for start in range(0, flat.numel(), step):
+            yield flat[start : start + step]
 
 
-def shards(tensors: list[Planned], limit: int) -> list[list[Planned]]:
-    """Split tensors, in their order, into files of at most `limit` bytes; a larger tensor has a file of its own."""
-    groups: list[list[Planned]] = []
-    size = 0
-    for tensor in tensors:
-        if not groups or size + tensor.nbytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(tensor)
-        size += tensor.nbytes
-    return groups or [[]]
-
-
-def shard_names(count: int) -> list[str]:
-    """Return the file names that transformers looks for."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def write_file(path: Path, tensors: list[Planned], data: Mapping[str, Iterator[Tensor]]) -> None:
-    """Write one safetensors file, tensor by tensor, and flush it to the disk.
-
-    Args:
-        path: of the new file.
-        tensors: what it holds.
-        data: for each name, its elements in order, in pieces of any size, in the planned type.
-
-    Raises:
-        ValueError: the pieces of a tensor are not as many elements as its shape, or of another type.
-    """
-    ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))  # keeps every tensor aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in ordered:
-        header[tensor.name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered:
-            written = sum(_write(stream, piece, tensor) for piece in data[tensor.name])
-            if written != tensor.nbytes:
-                raise ValueError(f"{tensor.name}: {written} bytes were made of {tensor.nbytes}")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _write(stream: BinaryIO, piece: Tensor, tensor: Planned) -> int:
-    if piece.dtype != tensor.dtype:
-        raise ValueError(f"{tensor.name}: made as {piece.dtype}, planned as {tensor.dtype}")
-    data = piece.contiguous().view(-1).view(torch.uint8)
-    stream.write(data.numpy().data)
-    return data.numel()
+def held_tensors(state: Mapping[str, Tensor]) -> dict[str, Source]:
+    """Return a live model's tensors as sources; of tied ones the first name."""
+    seen: set[int] = set()
+    found: dict[str, Source] = {}
+    for name, tensor in state.items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name] = Held(name, tensor)
+    return found

@@ -1,0 +1,103 @@
+"""Write safetensors files tensor by tensor, in shards, through plain file output.
+
+The library's writer wants a whole file's tensors in memory at once; here it is a few megabytes of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from peftcli.models.load.base_files import INDEX, SINGLE
+from peftcli.models.load.tensor_source import STORED_DTYPES
+
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: its name, type and shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def shards(tensors: list[Planned], limit: int) -> list[list[Planned]]:
+    """Split tensors, in their order, into files of at most `limit` bytes; a larger tensor has a file of its own."""
+    groups: list[list[Planned]] = []
+    size = 0
+    for tensor in tensors:
+        if not groups or size + tensor.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.nbytes
+    return groups or [[]]
+
+
+def shard_names(count: int) -> list[str]:
+    """Return the file names that transformers looks for."""
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def write_file(path: Path, tensors: list[Planned], data: Mapping[str, Iterator[Tensor]]) -> None:
+    """Write one safetensors file, tensor by tensor, and flush it to the disk.
+
+    Args:
+        path: of the new file.
+        tensors: what it holds.
+        data: for each name, its elements in order, in pieces of any size, in the planned type.
+
+    Raises:
+        ValueError: the pieces of a tensor are not as many elements as its shape, or of another type.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))  # keeps every tensor aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in ordered:
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in ordered:
+            written = sum(_write(stream, piece, tensor) for piece in data[tensor.name])
+            if written != tensor.nbytes:
+                raise ValueError(f"{tensor.name}: {written} bytes were made of {tensor.nbytes}")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write(stream: BinaryIO, piece: Tensor, tensor: Planned) -> int:
+    if piece.dtype != tensor.dtype:
+        raise ValueError(f"{tensor.name}: made as {piece.dtype}, planned as {tensor.dtype}")
+    data = piece.contiguous().view(-1).view(torch.uint8)
+    stream.write(data.numpy().data)
+    return data.numel()
+
+
+def write_index(directory: Path, names: dict[str, str], size: int) -> None:
+    """Write the index of a sharded model: parameter name to file."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

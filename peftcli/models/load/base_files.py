@@ -1,0 +1,66 @@
+"""The safetensors files of a base model, found as transformers finds them, and the tensors in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peftcli.errors import UserError
+from peftcli.models.load.model_files import ModelSource
+from peftcli.models.load.tensor_source import Source, tensors_of_file
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Which file holds which tensor, where there are several."""
+
+
+def base_directory(source: ModelSource, revision: str | None) -> Path:
+    """Return the directory with a base's files; the hub's cached copy for a hub id.
+
+    Raises:
+        UserError: the hub's copy is not in the cache and cannot be fetched.
+    """
+    if source.path is not None:
+        return source.path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            source.name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"the base model {source.name} is not in the cache and the hub cannot be reached",
+            suggestion="go online, or name a local copy with --base",
+        ) from error
+    return Path(found)
+
+
+def stored_tensors(directory: Path) -> dict[str, Source]:
+    """Return the tensors of a model directory by their name in the file.
+
+    Raises:
+        UserError: there are no safetensors files, or some of them are missing or damaged.
+    """
+    if (directory / SINGLE).is_file():
+        return dict(tensors_of_file(directory / SINGLE))
+    if not (directory / INDEX).is_file():
+        raise UserError(
+            f"{directory} has neither {SINGLE} nor {INDEX}",
+            suggestion="merging reads safetensors; save the base model in that format and name it with --base",
+        )
+    names: dict[str, str] = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    missing = sorted({file for file in names.values() if not (directory / file).is_file()})
+    if missing:
+        raise UserError(
+            f"{directory} lacks {len(missing)} of its weight files, such as {missing[0]}",
+            suggestion="copy or download the model again",
+        )
+    found: dict[str, Source] = {}
+    for file in sorted(set(names.values())):
+        found.update(tensors_of_file(directory / file))
+    absent = sorted(set(names) - set(found))
+    if absent:
+        raise UserError(f"{directory}: {absent[0]} is in {INDEX} but in no file", suggestion="download the model again")
+    return {name: stored for name, stored in found.items() if name in names}
