@@ -9,11 +9,12 @@ from transformers import PretrainedConfig
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.load_model import build_meta, load_config
-from peftcli.models.model_tasks import TASK_CLASSES, possible_tasks
+from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.schema import ModelSpec, TaskName
+from peftcli.tasks.task_table import TASKS
 
 
 def refusals(
@@ -35,7 +36,7 @@ def refusals(
 
 
 def _task(config: PretrainedConfig, task: str | None) -> TaskName:
-    known = {str(name): name for name in TASK_CLASSES}
+    known = {name: task.info.name for name, task in TASKS.items()}
     if task is not None:
         if task not in known:
             raise UserError(Problem(f"there is no task {task!r}", suggestion=f"choose one of: {', '.join(known)}"))

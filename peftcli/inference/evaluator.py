@@ -15,7 +15,7 @@ from torch import nn
 from peftcli.data.rows.collation import Collator
 from peftcli.distributed.processes import World
 from peftcli.inference.metrics import compute_metrics
-from peftcli.tasks import Task
+from peftcli.tasks.task import Task
 from peftcli.training.speed.compiled_blocks import uncompiled
 from peftcli.training.step_plan import split_by_tokens
 
@@ -113,7 +113,7 @@ class Evaluator:
 
     def _generated(self, rows: Any) -> list[tuple[int, Any, Any]]:
         """Return (row, text, reference) of generated rows: all for a text metric, some as samples."""
-        if not self.task.generates:
+        if not self.task.info.generates:
             return []
         wanted = len(rows) if self.metrics else min(self.samples, len(rows))
         mine = by_length(rows.lengths, range(wanted))[self.world.rank :: self.world.size]

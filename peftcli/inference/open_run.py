@@ -30,7 +30,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored import load_stored_recipe, stored_recipe
 from peftcli.record.run_directory import RunDirectory, RunStatus
-from peftcli.tasks import Task
+from peftcli.tasks.task import Task
 from peftcli.training.setup import make_evaluator, make_task
 
 WINDOW = 64

@@ -12,7 +12,7 @@ import yaml
 from peftcli.merging.merge_plan import Plan
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.subject import Subject
-from peftcli.models.model_tasks import TASK_CLASSES
+from peftcli.tasks.task_table import task_info
 
 # What converters (llama.cpp's) and older loaders want besides what a tokenizer saves of itself.
 _TOKENIZER_FILES = (
@@ -26,11 +26,6 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_PIPELINES = {
-    "causal_lm": "text-generation",
-    "sequence_classification": "text-classification",
-    "token_classification": "token-classification",
-}
 
 
 def merged_config(subject: Subject, plan: Plan) -> Any:
@@ -66,20 +61,20 @@ def write_companions(directory: Path, subject: Subject, base: Path | None) -> No
         if subject.spec.trust_remote_code:
             for file in base.glob("*.py"):
                 shutil.copyfile(file, directory / file.name)
-    if generation is not None and subject.recipe.task in ("causal_lm", "seq2seq_lm"):
+    if generation is not None and task_info(subject.recipe.task).generates:
         generation.save_pretrained(directory)
 
 
 def write_card(directory: Path, subject: Subject, report: MergeReport) -> None:
     """Write README.md: what was merged into what, and how well it was verified."""
-    task = subject.recipe.task
+    info = task_info(subject.recipe.task)
     front: dict[str, Any] = {
         "base_model": subject.recipe.model.name_or_path,
         "library_name": "transformers",
-        "tags": ["peftcli", "merged", report.method, task],
+        "tags": ["peftcli", "merged", report.method, info.name],
     }
-    if task in _PIPELINES:
-        front["pipeline_tag"] = _PIPELINES[task]
+    if info.pipeline_tag:
+        front["pipeline_tag"] = info.pipeline_tag
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
@@ -87,13 +82,13 @@ def write_card(directory: Path, subject: Subject, report: MergeReport) -> None:
         "",
         f"# {subject.recipe.model.name_or_path}, merged with a {report.method} adapter",
         "",
-        f"The weights of the base with the change of a `{report.method}` training for `{task}` folded in, in "
+        f"The weights of the base with the change of a `{report.method}` training for `{info.name}` folded in, in "
         f"{report.dtype}. It needs no adapter library:",
         "",
         "```python",
-        f"from transformers import {TASK_CLASSES[task]}, AutoTokenizer",
+        f"from transformers import {info.auto_class}, AutoTokenizer",
         "",
-        f'model = {TASK_CLASSES[task]}.from_pretrained("path/to/this/directory")',
+        f'model = {info.auto_class}.from_pretrained("path/to/this/directory")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
         "```",
         "",

@@ -17,9 +17,9 @@ from peftcli.data.rows.row_set import Row
 from peftcli.merging.subject import Subject
 from peftcli.merging.verify import Comparison, compare, free_memory, outputs
 from peftcli.models.load.load_errors import quiet_transformers
-from peftcli.models.load.load_model import TASK_CLASSES
 from peftcli.models.load.quantization import keep_trainable, quantisation_words
 from peftcli.recipe.schema import ModelSpec
+from peftcli.tasks.task_table import task_info
 
 
 def requantise(
@@ -49,7 +49,7 @@ def requantise(
 
     spec = four_bit(subject.recipe.model)
     words = quantisation_words(spec, config, subject.model, config.dtype, device)
-    auto = getattr(transformers, TASK_CLASSES[subject.recipe.task])
+    auto = getattr(transformers, task_info(subject.recipe.task).auto_class)
     with quiet_transformers():
         model = auto.from_pretrained(
             directory, config=config, dtype=config.dtype, local_files_only=True, use_safetensors=True, **words

@@ -24,10 +24,12 @@ from peftcli.errors import UserError
 from peftcli.merging.subject import Subject
 from peftcli.models.load.dtypes import computes_well
 from peftcli.models.load.load_errors import quiet_transformers
-from peftcli.models.load.load_model import TASK_CLASSES, load_model
+from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.schema import ModelSpec
+from peftcli.tasks.task_info import RowKind
+from peftcli.tasks.task_table import task_info
 
 ROWS = 16
 """Rows compared."""
@@ -169,7 +171,7 @@ def merged_outputs(
     """Return what the merged model gives; its config is in memory, since the directory must not load yet."""
     import transformers
 
-    auto = getattr(transformers, TASK_CLASSES[subject.recipe.task])
+    auto = getattr(transformers, task_info(subject.recipe.task).auto_class)
     with quiet_transformers():
         model, report = auto.from_pretrained(
             directory,
@@ -198,17 +200,18 @@ def outputs(
 ) -> Tensor:
     """Return the compared logits, (positions, classes), float32, on the CPU."""
     found = []
+    kind = task_info(subject.recipe.task).rows
     model.eval()
     for row in rows:
         batch = {key: value[:, :LONGEST] if value.ndim > 1 else value for key, value in _batch(row, subject).items()}
         labels = batch.pop("labels", None)
-        if subject.recipe.task == "seq2seq_lm" and labels is not None:
+        if kind == "pairs" and labels is not None:
             start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
             batch["decoder_input_ids"] = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
         batch = {key: value.to(device) for key, value in batch.items()}
         with _computing(device, dtype):
             logits = model(**(prepare_inputs(batch) if prepare_inputs else batch)).logits
-        found.append(_compared(logits.float(), labels, subject.recipe.task).cpu())
+        found.append(_compared(logits.float(), labels, kind).cpu())
     return torch.cat(found)
 
 
@@ -216,14 +219,14 @@ def _batch(row: Row, subject: Subject) -> dict[str, Tensor]:
     return collate([row], subject.tokenizer, subject.recipe.task)
 
 
-def _compared(logits: Tensor, labels: Tensor | None, task: str) -> Tensor:
+def _compared(logits: Tensor, labels: Tensor | None, kind: RowKind) -> Tensor:
     """Return the logits that count: the pooled ones, or those of the last positions that predict a label."""
-    if task == "sequence_classification":
+    if kind == "labelled":
         return logits.reshape(-1, logits.shape[-1])
     row = logits[0]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == row.shape[0]:
         counts = (labels[0] != -100).nonzero().flatten()
-        positions = counts - 1 if task == "causal_lm" else counts
+        positions = counts - 1 if kind == "text" else counts
         positions = positions[positions >= 0]
         if len(positions):
             return row[positions[-POSITIONS:].to(row.device)]

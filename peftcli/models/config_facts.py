@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peftcli.models.families.decoders import DECODER_FAMILIES
 from peftcli.models.families.encoder_decoders import SEQ2SEQ_FAMILIES
 from peftcli.models.families.encoders import ENCODER_FAMILIES
 from peftcli.suggestions import did_you_mean, nearest
+from peftcli.tasks.task_info import ModelKind
+from peftcli.tasks.task_table import task_info
 
 Config = Mapping[str, Any]
-Kind = Literal["encoder", "decoder", "encoder_decoder"]
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
@@ -70,7 +71,7 @@ def _integer(config: Config, name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def kind_of(config: Config) -> Kind | None:
+def kind_of(config: Config) -> ModelKind | None:
     """Return whether the model is an encoder, a decoder or both, or None where the config does not tell."""
     model_type = config.get("model_type")
     if config.get("is_encoder_decoder") is True or model_type in SEQ2SEQ_FAMILIES:
@@ -92,20 +93,8 @@ def task_refusal(config: Config, task: str) -> tuple[str, str] | None:
     kind = kind_of(config)
     if model_type in _NOT_TEXT:
         return f"{model_type} is no text model", "it serves count-params only"
-    if task == "causal_lm" and kind == "encoder":
-        return (
-            f"a {model_type} model cannot do causal_lm: it is an encoder, whose attention sees later tokens",
-            "use sequence_classification or token_classification, or a decoder such as gpt2, llama or qwen2",
-        )
-    if task == "causal_lm" and kind == "encoder_decoder":
-        return f"a {model_type} model cannot do causal_lm: it is an encoder-decoder", "use the task seq2seq_lm"
-    if task == "seq2seq_lm" and kind in ("encoder", "decoder"):
-        other = "causal_lm" if kind == "decoder" else "sequence_classification or token_classification"
-        return (
-            f"a {model_type} model cannot do seq2seq_lm: it is no encoder-decoder",
-            f"use {other}, or a model such as t5 or bart",
-        )
-    return None
+    refusal = task_info(task).refused.get(kind) if kind else None
+    return (f"a {model_type} model cannot do {task}: {refusal.reason}", refusal.remedy) if refusal else None
 
 
 def unknown_model_type(config: Config) -> tuple[str, str] | None:

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from peftcli.tasks.language_model import LanguageModelTask
 from peftcli.tasks.task import Batch
+from peftcli.tasks.task_info import Refusal, TaskInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INFO = TaskInfo(
+    name="causal_lm",
+    summary="the next tokens: completions, assistant turns, or whole texts",
+    auto_class="AutoModelForCausalLM",
+    mapping="MODEL_FOR_CAUSAL_LM_MAPPING",
+    rows="text",
+    predictions={"text": ()},
+    generates=True,
+    packs=True,
+    refused={
+        # transformers has causal classes of encoders, but their attention sees the tokens that are to be predicted
+        "encoder": Refusal(
+            "it is an encoder, whose attention sees later tokens",
+            "use sequence_classification or token_classification, or a decoder such as gpt2, llama or qwen2",
+        ),
+        "encoder_decoder": Refusal("it is an encoder-decoder", "use the task seq2seq_lm"),
+    },
+    pipeline_tag="text-generation",
+    hf_task_type="CAUSAL_LM",
+    adapterhub_classes=("ForCausalLM", "LMHeadModel"),
+)
 
 
 class CausalLM(LanguageModelTask):
     """Prompt and completion in one sequence; labels are the inputs, masked where not supervised."""
 
-    name = "causal_lm"
+    info = INFO
     shift = 1
 
     def with_targets(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from peftcli.layers.chunked_loss import head_loss
-from peftcli.tasks.generation import generate
-from peftcli.tasks.lm_head import HeadRoute, find_route
 from peftcli.tasks.task import IGNORED, Batch, Evaluated, LossTerms, PrepareInputs, Task, TaskSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from peftcli.tasks.lm_head import HeadRoute
 
 
 class LanguageModelTask(Task):
@@ -23,8 +22,6 @@ class LanguageModelTask(Task):
         shift: positions between a prediction and its target: 1 for causal models, 0 for decoders with shifted inputs.
     """
 
-    metric_kind = "text"
-    generates = True
     shift = 1
 
     def __init__(self, settings: TaskSettings) -> None:
@@ -33,11 +30,15 @@ class LanguageModelTask(Task):
 
     def probe_inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return a few tokens on which the route to the head is tried."""
+        import torch
+
         ids = torch.arange(4, device=device)[None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Find the way to the head's input."""
+        from peftcli.tasks.lm_head import find_route
+
         super().bind(model, prepare_inputs)
         if not self.settings.training.fast_paths.head_loss:
             return []
@@ -53,7 +54,7 @@ class LanguageModelTask(Task):
         if labels is None:
             return batch
         labels = labels[:, self.shift :]
-        row, position = torch.nonzero(labels != IGNORED, as_tuple=True)
+        row, position = (labels != IGNORED).nonzero(as_tuple=True)
         batch.targets = {"row": row, "position": position, "target": labels[row, position].long()}
         batch.count = float(len(row))
         batch.supervised = len(row)
@@ -77,6 +78,8 @@ class LanguageModelTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Generate a text for each row."""
+        from peftcli.tasks.generation import generate
+
         inputs = self.prepare_inputs(batch.inputs, generate=True)
         return generate(
             model,
@@ -109,14 +112,20 @@ class LanguageModelTask(Task):
         return states.flatten(0, 1).index_select(0, flat)
 
     def _loss_sum(self, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        from peftcli.layers.chunked_loss import head_loss
+
         if self.route is None:
-            return F.cross_entropy(states.float(), targets, reduction="sum", label_smoothing=smoothing)
+            return cross_entropy(states.float(), targets, reduction="sum", label_smoothing=smoothing)
         transform = self.route.transform
         return head_loss(self.route.head, states, targets, transform=transform, label_smoothing=smoothing)
 
     def _right_tokens(self, states: Tensor, targets: Tensor) -> Tensor:
         """Return how many supervised tokens are the likeliest ones."""
-        head = self.route.head if self.route else nn.Identity()  # transforms after the head keep the order
+        import torch
+
+        head = self.route.head if self.route else torch.nn.Identity()  # transforms after the head keep the order
         starts = range(0, len(states), 512)  # bounds the logits held at once
         right = [(head(states[i : i + 512]).argmax(-1) == targets[i : i + 512]).sum() for i in starts]
         return torch.stack(right).sum() if right else targets.new_zeros(())

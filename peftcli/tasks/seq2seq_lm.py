@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from peftcli.tasks.language_model import LanguageModelTask
 from peftcli.tasks.task import IGNORED, Batch, PrepareInputs
+from peftcli.tasks.task_info import Refusal, TaskInfo
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+INFO = TaskInfo(
+    name="seq2seq_lm",
+    summary="a target text from an input text, with an encoder-decoder",
+    auto_class="AutoModelForSeq2SeqLM",
+    mapping="MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    rows="pairs",
+    predictions={"text": ()},
+    generates=True,
+    why_not_split="part an input from its target",
+    refused={
+        "encoder": Refusal(
+            "it is no encoder-decoder",
+            "use sequence_classification or token_classification, or a model such as t5 or bart",
+        ),
+        "decoder": Refusal("it is no encoder-decoder", "use causal_lm, or a model such as t5 or bart"),
+    },
+    hf_task_type="SEQ_2_SEQ_LM",
+    hf_prompt_copies=2,
+    adapterhub_classes=("ForConditionalGeneration",),
+)
 
 
 class Seq2SeqLM(LanguageModelTask):
     """Labels are the target tokens; the decoder's input is the labels moved right by one."""
 
-    name = "seq2seq_lm"
+    info = INFO
     shift = 0
 
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
@@ -43,6 +66,8 @@ class Seq2SeqLM(LanguageModelTask):
         return batch
 
     def _decoder_inputs(self, labels: Tensor) -> Tensor:
+        import torch
+
         if self.from_labels is not None:
             moved: Tensor = self.from_labels(labels)
             return moved

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
+from peftcli.tasks.class_weights import class_weights
 from peftcli.tasks.task import Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task_info import TaskInfo
 
-DEFAULT_METRICS = {
-    "single_label": ("accuracy",),
-    "multi_label": ("f1_micro", "accuracy"),
-    "regression": ("mse", "pearson"),
-}
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+INFO = TaskInfo(
+    name="sequence_classification",
+    summary="a class, several classes, or numbers for a text or a pair of texts",
+    auto_class="AutoModelForSequenceClassification",
+    mapping="MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    rows="labelled",
+    predictions={
+        "single_label": ("accuracy",),
+        "multi_label": ("f1_micro", "accuracy"),
+        "regression": ("mse", "pearson"),
+    },
+    why_not_split="give one label to several rows",
+    refused={},
+    pipeline_tag="text-classification",
+    hf_task_type="SEQ_CLS",
+    adapterhub_classes=("ForSequenceClassification",),
+)
 
 
 class SequenceClassification(Task):
     """Cross-entropy, binary cross-entropy per class, or squared error, by `labels.problem`."""
 
-    name = "sequence_classification"
-    one_for_row = True
+    info = INFO
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)
         self.problem: str = settings.labels.problem
         self.names: list[str] = list(settings.labels.names)
         self.metric_kind = self.problem
-        self.default_metrics = DEFAULT_METRICS[self.problem]
         self.weights = class_weights(settings, len(self.names)) if self.problem == "single_label" else None
         if self.problem != "single_label" and settings.training.class_weights is not None:
             raise UserError(
@@ -56,6 +66,8 @@ class SequenceClassification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Return the loss with smoothing and class weights."""
+        import torch.nn.functional as F
+
         logits = model(**batch.inputs).logits.float()
         if self.problem != "single_label":
             return LossTerms(self._plain(logits, batch), batch.count)
@@ -89,6 +101,8 @@ class SequenceClassification(Task):
         return [{"prediction": p, "scores": s} for p, s in zip(named, scores, strict=True)]
 
     def _plain(self, logits: Tensor, batch: Batch) -> Tensor:
+        import torch.nn.functional as F
+
         labels = batch.targets["labels"]
         if self.problem == "single_label":
             return F.cross_entropy(logits, labels, reduction="sum")
@@ -102,31 +116,3 @@ class SequenceClassification(Task):
         if self.problem == "multi_label":
             return (logits > 0).long().tolist()  # a chance of one half
         return logits.squeeze(-1).tolist()
-
-
-def class_weights(settings: TaskSettings, classes: int) -> Tensor | None:
-    """Return the weight of each class in the loss, or None.
-
-    `balanced` is rows / (classes * rows of the class), scikit-learn's rule.
-
-    Raises:
-        UserError: the list has another length than there are classes.
-    """
-    wanted = settings.training.class_weights
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        return balanced_weights(settings.train_labels or [], classes)
-    if len(wanted) != classes:
-        raise UserError(
-            Problem(f"{len(wanted)} class weights for {classes} classes", key="training.class_weights",
-                    suggestion=f"give one for each of: {', '.join(settings.labels.names)}")
-        )  # fmt: skip
-    return torch.tensor(wanted, dtype=torch.float32)
-
-
-def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:
-    """Return rows / (classes * rows of the class); a class without rows gets 1."""
-    counts = Counter(int(label) for label in labels)
-    total = sum(counts.values())
-    return torch.tensor([total / (classes * counts[i]) if counts[i] else 1.0 for i in range(classes)])

@@ -1,4 +1,7 @@
-"""What a task is to the loop: a loss with its count, predictions, and which metrics they get."""
+"""What a task is to the loop: a loss with its count, predictions, and which metrics they get.
+
+A task's file holds its record, which `peft validate` reads: it imports torch inside functions, never at the top.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor, nn
+from peftcli.recipe.schema import TrainingSpec
+from peftcli.tasks.task_info import TaskInfo
 
-from peftcli.recipe.schema import TaskName, TrainingSpec
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 IGNORED = -100
 """Label of a position that is not supervised; the usual value in transformers."""
@@ -66,7 +71,7 @@ class Batch:
         positions = self.inputs.get("position_ids")
         if positions is None or len(positions) != 1:
             return ()
-        starts = torch.nonzero(positions[0] == 0).flatten().tolist()
+        starts = (positions[0] == 0).nonzero().flatten().tolist()
         return tuple(end - start for start, end in pairwise([*starts, positions.shape[1]]))
 
     def to(self, device: torch.device) -> Batch:
@@ -114,23 +119,21 @@ class Task(ABC):
     """One task. A subclass is one small file.
 
     Attributes:
-        name: as in the recipe.
-        metric_kind: which metrics apply: `single_label`, `multi_label`, `regression`, `tags` or `text`.
-        default_metrics: the metrics computed unasked.
-        generates: whether predictions are generated text.
-        one_for_row: whether a row has one target, so that its head may read one position.
-        padding_side: of a training batch; None leaves it to the tokenizer.
+        info: what is known of it before there is a run.
+        metric_kind: which metrics apply: one of the kinds in `info.predictions`.
     """
 
-    name: TaskName
-    metric_kind: str = "text"
-    default_metrics: tuple[str, ...] = ()
-    generates = False
-    one_for_row = False
+    info: ClassVar[TaskInfo]
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
+        self.metric_kind = next(iter(self.info.predictions))
         self.prepare_inputs: PrepareInputs = unprepared
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """The metrics that are computed unasked."""
+        return self.info.predictions[self.metric_kind]
 
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Look at the live model once, attached and on its device; return notes for the user.

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from peftcli.tasks.sequence_classification import class_weights
+from peftcli.tasks.class_weights import class_weights
 from peftcli.tasks.task import IGNORED, Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task_info import TaskInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+INFO = TaskInfo(
+    name="token_classification",
+    summary="a tag for each word",
+    auto_class="AutoModelForTokenClassification",
+    mapping="MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    rows="tagged",
+    predictions={"tags": ("accuracy",)},
+    refused={},
+    pipeline_tag="token-classification",
+    hf_task_type="TOKEN_CLS",
+    adapterhub_classes=("ForTokenClassification",),
+)
 
 
 class TokenClassification(Task):
     """Cross-entropy over the positions whose label is not -100; one tag for each of them."""
 
-    name = "token_classification"
-    metric_kind = "tags"
-    default_metrics = ("accuracy",)
+    info = INFO
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)
@@ -38,6 +50,8 @@ class TokenClassification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Return the loss with smoothing and class weights."""
+        import torch.nn.functional as F
+
         weight = None if self.weights is None else self.weights.to(batch.targets["labels"].device)
         smoothing = self.settings.training.label_smoothing_factor
         logits = self._logits(model, batch)
@@ -47,6 +61,8 @@ class TokenClassification(Task):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         """Return the plain loss, and for each row the predicted and the true tags by name."""
+        import torch.nn.functional as F
+
         logits, labels = self._logits(model, batch), batch.targets["labels"]
         terms = LossTerms(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), batch.supervised)
         predictions, references = [], []

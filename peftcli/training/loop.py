@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from peftcli.tasks import Batch
+from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
 from peftcli.training.session import Session
 from peftcli.training.signals import StopRequest

@@ -24,7 +24,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.checkpoints import TrainState
 from peftcli.record.run_directory import RunDirectory
-from peftcli.tasks import Batch, Task
+from peftcli.tasks.task import Batch, Task
 from peftcli.training.optim.learning_rate import learning_rate_factor
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.speed.fast_paths import FastPaths

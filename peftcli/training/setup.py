@@ -35,7 +35,8 @@ from peftcli.recipe.schema import Recipe
 from peftcli.record.checkpoints import TrainState
 from peftcli.record.random_state import seed_everything
 from peftcli.record.run_directory import RunDirectory
-from peftcli.tasks import TASKS, Task, TaskSettings
+from peftcli.tasks.task import Task, TaskSettings
+from peftcli.tasks.task_table import TASKS
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
@@ -195,7 +196,7 @@ def _fast_paths(recipe: Recipe, model: Any, anatomy: Anatomy, task: Task, device
     """Return the faster paths that the recipe leaves on, and those that the live model was found to allow."""
     paths = FastPaths(recipe, device)
     paths.by_document = rows_stay_apart(recipe, model, paths)
-    if paths.may_cut and task.one_for_row:
+    if paths.may_cut and task.info.rows == "labelled":
         paths.last_block = last_block(model, anatomy, task.prepare_inputs)
     return paths
 
@@ -318,5 +319,5 @@ def make_evaluator(
         context=lambda: precision.inference(world.device),
         metrics=metrics,
         batch_size=recipe.training.per_device_eval_batch_size,
-        samples=recipe.training.eval_generate if task.generates else 0,
+        samples=recipe.training.eval_generate if task.info.generates else 0,
     )

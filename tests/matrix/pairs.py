@@ -24,7 +24,8 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.tasks import TASKS, Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task import Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task_table import TASKS
 from tests.tiny import VOCAB, kind_of, tiny_config, tiny_model, tiny_tokenizer
 
 ROWS = 16
@@ -124,6 +125,8 @@ def rows_for(task: str) -> list[Row]:
 
 class OwnLoss(Task):
     """The model's own loss, for families that no task of the project serves (whisper, vit)."""
+
+    info = TASKS["causal_lm"].info
 
     def batch(self, collated: Mapping[str, Any]) -> Batch:
         """Take the inputs as they are."""

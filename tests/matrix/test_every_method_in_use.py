@@ -71,7 +71,7 @@ def live_predictions(session: Session, file: Path) -> list[dict[str, Any]]:
 
 
 def _live_prediction(session: Session, batch: Any) -> dict[str, Any]:
-    if not session.task.generates:
+    if not session.task.info.generates:
         (predicted,) = session.task.predict(session.model, batch)
         return predicted
     ids, logprobs = [], []

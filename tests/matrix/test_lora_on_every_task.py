@@ -7,25 +7,26 @@ import math
 import pytest
 
 from peftcli.models.families.family_table import FAMILIES as TABLE
-from peftcli.models.model_tasks import TASK_CLASSES, possible_tasks
+from peftcli.models.model_tasks import possible_tasks
+from peftcli.tasks.task_table import TASKS
 from tests.matrix.cases import LORA_RATE, NOT_OF_TEXT, TASK_HOLES
 from tests.matrix.pairs import CLASSES, build, train
 from tests.tiny import FAMILIES, VOCAB, tiny_config
 
 TEXT_FAMILIES = [family for family in FAMILIES if family not in NOT_OF_TEXT]
-PAIRS = [(family, task) for family in TEXT_FAMILIES for task in TASK_CLASSES if (family, task) not in TASK_HOLES]
+PAIRS = [(family, task) for family in TEXT_FAMILIES for task in TASKS if (family, task) not in TASK_HOLES]
 
 
 def test_the_matrix_covers_the_table() -> None:
     assert set(TABLE) - {"gemma3"} == set(FAMILIES)  # gemma3 is gemma3_text inside an image model
     assert {family for family, _ in PAIRS} == set(TEXT_FAMILIES)
-    assert {task for _, task in PAIRS} == set(TASK_CLASSES)
+    assert {task for _, task in PAIRS} == set(TASKS)
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_a_task_that_is_not_possible_is_a_listed_hole(family: str) -> None:
     possible = possible_tasks(tiny_config(family))
-    missing = [task for task in TASK_CLASSES if task not in possible and (family, task) not in TASK_HOLES]
+    missing = [task for task in TASKS if task not in possible and (family, task) not in TASK_HOLES]
     assert not missing
 
 

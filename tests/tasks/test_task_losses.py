@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.tasks import TASKS, Task, TaskSettings
 from peftcli.tasks.lm_head import find_route
-from peftcli.tasks.task import unprepared
+from peftcli.tasks.task import Task, TaskSettings, unprepared
+from peftcli.tasks.task_table import TASKS
 from tests.tiny import DECODERS, SEQ2SEQ, tiny_model
 
 CHANGES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from peftcli.errors import UserError
 from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
-from peftcli.tasks.sequence_classification import balanced_weights
+from peftcli.tasks.class_weights import balanced_weights
 from peftcli.training.run import train
 from tests.recipes import WORDS, chat_rows, class_rows, write_jsonl
 

@@ -14,8 +14,7 @@ from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.models.packing_route import PackingRoute
 from peftcli.recipe.schema import SamplingStrategy
-from peftcli.tasks import Batch, Task
-from peftcli.tasks.task import IGNORED
+from peftcli.tasks.task import IGNORED, Batch, Task
 
 
 @dataclass
@@ -55,10 +54,10 @@ class Collator:
         Args:
             generate: for prediction; decoder-only prompts are padded on the left, so that new tokens follow at once.
         """
-        side = "left" if generate and self.task.name == "causal_lm" else "right"
-        made = collate(rows, self.tokenizer, self.task.name, padding_side=side, packing_route=self.packing_route)
+        side = "left" if generate and self.task.info.rows == "text" else "right"
+        made = collate(rows, self.tokenizer, self.task.info.name, padding_side=side, packing_route=self.packing_route)
         tokens = sum(len(row.input_ids) for row in rows)
-        return self.task.batch(made, tokens, generate=generate and self.task.generates)
+        return self.task.batch(made, tokens, generate=generate and self.task.info.generates)
 
     def epoch_rows(self, rows: RowSet, epoch: int, step_rows: int) -> list[list[int]]:
         """Return the rows of each step of an epoch; the same for every process and after a resume."""
@@ -77,7 +76,7 @@ class Collator:
     def _cut(self, row: Row) -> tuple[Row, Any]:
         """Return what stands before the last supervised run, and that run; input and target for seq2seq."""
         labels = np.asarray(row.labels)
-        if self.task.name != "causal_lm":
+        if self.task.info.rows != "text":
             return replace(row, labels=None), labels[labels != IGNORED]
         supervised = np.flatnonzero(labels != IGNORED)
         if not len(supervised):

@@ -12,6 +12,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules
 from peftcli.recipe.schema import ModelSpec, TaskName
+from peftcli.tasks.task_table import task_info
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -36,7 +37,8 @@ def configure_head(config: PretrainedConfig, task: TaskName, labels: _Labels | N
     Raises:
         UserError: `model.num_labels` contradicts the data.
     """
-    if "classification" not in task:
+    info = task_info(task)
+    if not info.has_labels:
         return []
     problem = labels.problem if labels is not None else spec.problem_type
     if labels is not None and labels.names:
@@ -56,7 +58,7 @@ def configure_head(config: PretrainedConfig, task: TaskName, labels: _Labels | N
         config.label2id = {name: number for number, name in config.id2label.items()}
     elif spec.num_labels is not None and spec.num_labels != config.num_labels:
         config.num_labels = spec.num_labels
-    if task == "sequence_classification":
+    if info.rows == "labelled":
         config.problem_type = _PROBLEM_TYPES.get(problem or "", config.problem_type)
     return []
 

@@ -19,10 +19,9 @@ from peftcli.models.load.heads import compute_head_in_float32, configure_head
 from peftcli.models.load.identity import BaseIdentity, fingerprint
 from peftcli.models.load.load_errors import explain_load_errors, quiet_transformers
 from peftcli.models.load.model_files import ModelSource, find_source
-from peftcli.models.model_tasks import TASK_CLASSES, check_task
+from peftcli.models.model_tasks import check_task
 from peftcli.recipe.schema import ModelSpec, TaskName
-
-__all__ = ["TASK_CLASSES", "Loaded", "build_meta", "count_parameters", "load_config", "load_model"]
+from peftcli.tasks.task_table import task_info
 
 
 class Labels(Protocol):
@@ -87,10 +86,11 @@ def build_meta(config: PretrainedConfig, task: TaskName, num_labels: int = 2) ->
     """
     check_task(config, task)
     config = type(config).from_dict(config.to_dict())
-    if "classification" in task:
+    info = task_info(task)
+    if info.has_labels:
         config.num_labels = num_labels
     with torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, TASK_CLASSES[task]).from_config(config)
+        model: PreTrainedModel = getattr(transformers, info.auto_class).from_config(config)
     return model
 
 
@@ -129,7 +129,7 @@ def load_model(
     if source.kind != "gguf":
         words["use_safetensors"] = True
     quantised = _add_placement(words, spec, task, config, dtype, device)
-    auto = getattr(transformers, TASK_CLASSES[task])
+    auto = getattr(transformers, task_info(task).auto_class)
     with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
         torch.manual_seed(seed)
         model, report = auto.from_pretrained(source.location(), **words)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import Row
-from peftcli.tasks import Batch, Task
+from peftcli.tasks.task import Batch, Task
 
 LONGEST_PROBE = 32
 """Tokens of the longest row that is tried."""
@@ -96,7 +96,7 @@ def _storage(tensor: Tensor) -> int:
 def _shortened(row: Row, length: int, task: Task) -> Row:
     """Return the last tokens of a row, where those to learn are."""
     labels: Any = row.labels
-    if not task.one_for_row and labels is not None:  # a target of its own length is cut by the same share
+    if task.info.rows != "labelled" and labels is not None:  # a target of its own length is cut by the same share
         share = length / len(row.input_ids)
         labels = labels[-max(1, round(len(labels) * share)) :]
     return replace(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peftcli.errors import UserError
-from peftcli.tasks import Batch
+from peftcli.tasks.task import Batch
 from peftcli.training.session import Session
 from peftcli.training.watch.reporting import StepRecord
 

@@ -1,0 +1,26 @@
+"""The tasks by name, in the order of the documentation. A new task gets one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from peftcli.tasks.causal_lm import CausalLM
+from peftcli.tasks.seq2seq_lm import Seq2SeqLM
+from peftcli.tasks.sequence_classification import SequenceClassification
+from peftcli.tasks.task import Task
+from peftcli.tasks.task_info import TaskInfo
+from peftcli.tasks.token_classification import TokenClassification
+
+_CLASSES: tuple[type[Task], ...] = (
+    CausalLM,
+    Seq2SeqLM,
+    SequenceClassification,
+    TokenClassification,
+)
+
+TASKS: Mapping[str, type[Task]] = {task.info.name: task for task in _CLASSES}
+
+
+def task_info(name: str) -> TaskInfo:
+    """Return the record of a task that exists."""
+    return TASKS[name].info
