@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import UserError
+from peftcli.layers.added_modules import is_added
 from peftcli.models.load.identity import BaseIdentity
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def describe(
         for target in attachment.targets
     )
     modules = {target.module for target in targets}
-    everything = [name for name, _ in attachment.model.named_modules() if not _of_a_site(name)]
+    everything = [name for name, _ in attachment.model.named_modules() if not is_added(name)]
     return AdapterMeta(
         task=task,
         family=anatomy.family,
@@ -152,10 +153,6 @@ def describe(
         stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
         prefix_route=anatomy.prefix_route,
     )
-
-
-def _of_a_site(path: str) -> bool:
-    return any(part.startswith("peft_") for part in path.split("."))
 
 
 def shortest_names(modules: set[str], everything: list[str]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from peftcli.layers.site import strip_site
+from peftcli.layers.added_modules import is_added
 from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.load.quantization import logical_numel
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
@@ -99,9 +100,9 @@ def count_method(
 def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:
     """Count what is attached to a model, live or on meta; a quantised weight counts the numbers that it stands for."""
     parameters = dict(attachment.model.named_parameters())
-    base = _size(parameter for name, parameter in parameters.items() if strip_site(name))
+    base = _size(parameter for name, parameter in parameters.items() if not is_added(name))
     trained = attachment.trainable_parameters()
-    own = {id(parameter) for name, parameter in parameters.items() if strip_site(name)}
+    own = {id(parameter) for name, parameter in parameters.items() if not is_added(name)}
     added = _size(parameter for parameter in trained.values() if id(parameter) not in own)
     trainable = _size(trained.values())
     return Counts(
@@ -119,13 +120,7 @@ def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:
 
 def _size(tensors: Iterable[Tensor]) -> int:
     """Return how many numbers there are in distinct tensors."""
-    return sum(_numbers(tensor) for tensor in {id(tensor): tensor for tensor in tensors}.values())
-
-
-def _numbers(tensor: Tensor) -> int:
-    """Return the numbers a tensor stands for: a 4-bit weight packs two into a byte."""
-    state = getattr(tensor, "quant_state", None)
-    return int(state.shape.numel()) if state is not None else tensor.numel()
+    return sum(logical_numel(tensor) for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
 def _by_module(trained: dict[str, Any]) -> dict[str, int]:

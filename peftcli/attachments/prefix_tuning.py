@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
+from peftcli.layers.added_modules import ADDED
 from peftcli.layers.virtual_tokens.positions import shift_positions
 from peftcli.layers.virtual_tokens.prefix import (
     Prefix,
@@ -23,7 +24,7 @@ from peftcli.models.anatomy import Anatomy, AttentionRole
 from peftcli.protocol.attachment import Attachment, Placed
 from peftcli.protocol.bottlenecks import device_of
 
-_NETWORKS = "peft_prefix_networks"
+_NETWORKS = f"{ADDED}prefix_networks"
 
 
 @dataclass

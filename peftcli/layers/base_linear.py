@@ -59,7 +59,7 @@ class BaseLinear:
     def __init__(self, module: nn.Module, rows: Slice | None = None) -> None:
         self.module = module
         self.rows = rows
-        self.in_features, whole = _features(module)
+        self.in_features, whole = linear_widths(module)
         self.out_features = whole if rows is None else rows.features
 
     @property
@@ -103,8 +103,12 @@ def is_transposed(module: nn.Module) -> bool:
     return hasattr(module, "nf") and not hasattr(module, "out_features")
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
-    """Return (in, out) of a projection."""
+def linear_widths(module: nn.Module) -> tuple[int, int]:
+    """Return (in_features, out_features) of a projection.
+
+    Raises:
+        TypeError: `module` is none.
+    """
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]  # ints of a duck-typed module
     weight = getattr(module, "weight", None)

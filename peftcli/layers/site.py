@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SITE_NAME = "peft_site"
-"""Child name of a site under its host; `peft_entry` and `peft_input` are the two other kinds."""
+from peftcli.layers.added_modules import ADDED, is_added
+
+SITE_NAME = f"{ADDED}site"
+"""Child name of a site at its host's output, under the host."""
+SPAN_SITE_NAME = f"{ADDED}span_site"
+"""The same where the site's input is that of another module."""
+INPUT_SITE_NAME = f"{ADDED}input"
+"""Child name of a site at its host's input."""
 
 Scale = float | nn.Module
 """A constant, or a module that maps the site's input to a factor that broadcasts against the site's output."""
@@ -117,7 +123,7 @@ def output_site(host: nn.Module, entry: nn.Module | None = None) -> Site:
         entry: module whose input is the site's `x`; by default the host itself. An entry that is another module must
             run before the host within the same block (a feed-forward's first and last projection, say).
     """
-    name = SITE_NAME if entry is None or entry is host else "peft_span_site"
+    name = SITE_NAME if entry is None or entry is host else SPAN_SITE_NAME
     existing = host._modules.get(name)
     if isinstance(existing, Site):
         return existing
@@ -152,11 +158,11 @@ def _apply(site: Site, *, spans: bool) -> Callable[..., Any]:
 
 def input_site(host: nn.Module) -> Site:
     """Return the site at `host`'s first input, made on the first call: its parts see `x` and `y` equal."""
-    existing = host._modules.get("peft_input")
+    existing = host._modules.get(INPUT_SITE_NAME)
     if isinstance(existing, Site):
         return existing
     site = Site()
-    host.add_module("peft_input", site)
+    host.add_module(INPUT_SITE_NAME, site)
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not site.active:
@@ -170,12 +176,6 @@ def input_site(host: nn.Module) -> Site:
     return site
 
 
-def strip_site(name: str) -> str | None:
-    """Return a live parameter name if it is the base model's own, else None (it belongs to a site)."""
-    parts = name.split(".")
-    return None if any(part.startswith("peft_") for part in parts) else name
-
-
 def base_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the base model's own parameters by name: everything outside sites, shared tensors once."""
-    return {name: parameter for name, parameter in model.named_parameters() if strip_site(name)}
+    """Return the base model's own parameters by name: everything that no method added, shared tensors once."""
+    return {name: parameter for name, parameter in model.named_parameters() if not is_added(name)}

@@ -107,6 +107,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attac
     """
     import torch
 
+    from peftcli.layers.added_modules import ADDED
     from peftcli.layers.parts.bottleneck import SerialAdapter
     from peftcli.layers.parts.phm import PhmLinear, PhmRule
     from peftcli.layers.site import output_site
@@ -115,7 +116,7 @@ def attach(model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attac
     attachment = Attachment(model)
     with torch.device(device_of(model, model)):
         rule = PhmRule(params.phm_dim)
-    name = f"peft_phm_rule_{sum(child.startswith('peft_phm_rule') for child, _ in model.named_children())}"
+    name = f"{ADDED}phm_rule_{sum(child.startswith(f'{ADDED}phm_rule') for child, _ in model.named_children())}"
     model.add_module(name, rule)
     attachment.undo.append(lambda: delattr(model, name))
     attachment.shared["compacter.phm_rule"] = rule.rule

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.errors import UserError
+from peftcli.layers.added_modules import is_added
 
 Kind = Literal["linear", "conv1d", "embedding"]
 
@@ -27,13 +28,6 @@ def module_kind(module: nn.Module) -> Kind | None:
         return "linear"
     widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return "linear" if all(isinstance(width, int) for width in widths) and hasattr(module, "weight") else None
-
-
-def linear_widths(module: nn.Module) -> tuple[int, int]:
-    """Return (in_features, out_features) of a linear or Conv1D."""
-    if isinstance(module, Conv1D):
-        return int(module.nx), int(module.nf)
-    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]  # duck-typed linears too
 
 
 def hidden_size(config: PretrainedConfig) -> int:
@@ -61,9 +55,7 @@ class ModuleView:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.modules: dict[str, nn.Module] = {
-            name: module
-            for name, module in model.named_modules(remove_duplicate=False)
-            if not any(part.startswith("peft_") for part in name.split("."))  # a method's own, below a site
+            name: module for name, module in model.named_modules(remove_duplicate=False) if not is_added(name)
         }
         base = model.base_model
         self.base_path = next(name for name, module in self.modules.items() if module is base)

@@ -10,12 +10,13 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import UserError
+from peftcli.layers.base_linear import linear_widths
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice, LinearRole
 from peftcli.models.anatomy_overrides import apply_overrides
 from peftcli.models.families.family_row import FamilyRow, FusedRow, StackRow
 from peftcli.models.families.family_table import family_row
-from peftcli.models.module_view import ModuleView, heads_of, hidden_size, linear_widths, module_kind
+from peftcli.models.module_view import ModuleView, heads_of, hidden_size, module_kind
 from peftcli.models.structure import structural_row
 
 Overrides = Mapping[str, str | list[str]]

@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from peftcli.errors import UserError
+from peftcli.layers.base_linear import linear_widths
 from peftcli.models.anatomy import Stack
 from peftcli.models.families.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
-from peftcli.models.module_view import ModuleView, hidden_size, linear_widths, module_kind
+from peftcli.models.module_view import ModuleView, hidden_size, module_kind
 
 # The last words of paths, by role, as the models of the field name them.
 _ATTENTION_NAMES = {

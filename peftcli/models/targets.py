@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.added_modules import is_added
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES, Anatomy, FusedSlice, Stack
 from peftcli.models.module_view import Kind, module_kind
 from peftcli.suggestions import nearest
@@ -131,7 +132,7 @@ class _Search:
         self.kinds: dict[str, Kind] = {
             name: kind
             for name, module in self.all_modules.items()
-            if not _of_a_site(name) and (kind := module_kind(module)) is not None
+            if not is_added(name) and (kind := module_kind(module)) is not None
         }
         self.order = {name: i for i, name in enumerate(self.kinds)}
         self.block_of: dict[str, tuple[Stack, int]] = {
@@ -245,11 +246,6 @@ class _Search:
 
 def _stack(name: str) -> Stack:
     return "encoder" if name == "encoder" else "decoder"
-
-
-def _of_a_site(path: str) -> bool:
-    """Tell whether a module was added by a method, so that it is no target itself."""
-    return any(part.startswith("peft_") for part in path.split("."))
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

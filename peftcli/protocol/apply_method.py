@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.added_modules import is_added
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.module_view import module_kind
@@ -79,7 +80,7 @@ def _parameters_to_save(model: nn.Module, entries: list[str]) -> list[str]:
     Raises:
         UserError: an entry names no module with parameters.
     """
-    every = [name for name, _ in model.named_parameters(remove_duplicate=False) if not _in_site(name)]
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False) if not is_added(name)]
     found: dict[str, None] = {}
     problems = []
     for entry in entries:
@@ -98,10 +99,6 @@ def _parameters_to_save(model: nn.Module, entries: list[str]) -> list[str]:
         raise UserError(problems)
     chosen = {id(model.get_parameter(name)) for name in found}
     return [name for name in every if id(model.get_parameter(name)) in chosen]
-
-
-def _in_site(name: str) -> bool:
-    return any(part.startswith("peft_") for part in name.split("."))
 
 
 def _upcast_(model: nn.Module, attachment: Attachment) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from peftcli.layers.added_modules import ADDED
 from peftcli.layers.site import Part, PartList, first_tensor
 
-PREFIX_NAME = "peft_prefix"
+PREFIX_NAME = f"{ADDED}prefix"
 """Child name of a `PrefixSite` under its attention module."""
 
 

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.dtypes import computes_well
@@ -161,12 +161,10 @@ def is_quantised(module: nn.Module) -> bool:
     return weight is not None and (hasattr(weight, "quant_state") or hasattr(weight, "SCB"))
 
 
-def logical_numel(parameter: nn.Parameter) -> int:
-    """Return how many numbers a parameter stands for: a packed 4-bit weight stores two in a byte."""
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return prod(state.shape)
-    return int(parameter.numel())
+def logical_numel(tensor: Tensor) -> int:
+    """Return how many numbers a tensor stands for: a packed 4-bit weight stores two in a byte."""
+    state = getattr(tensor, "quant_state", None)
+    return tensor.numel() if state is None else prod(state.shape)
 
 
 def quantised_share(model: nn.Module, anatomy: Anatomy) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.layers.site import strip_site
+from peftcli.layers.added_modules import is_added
 
 
 class ComputeWeights:
@@ -70,6 +70,6 @@ def frozen_matrices(model: nn.Module) -> list[nn.Parameter]:
     found = [
         module.weight
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and strip_site(name) is not None
+        if type(module) in (nn.Linear, Conv1D) and not is_added(name)
     ]
     return [w for w in found if w.dtype == torch.float32 and not w.requires_grad and readers[id(w)] == 1]
