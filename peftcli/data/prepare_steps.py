@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.chat.named_templates import choose_template
+from peftcli.data.chat.stop_tokens import stop_tokens
 from peftcli.data.encode.causal import added_in_front
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.read.sources import data_sources, resolve_source
@@ -326,13 +327,3 @@ def check_spec(spec: DataSpec, task: TaskName) -> None:
         problems.append(Problem(text, key="data.overflow", suggestion="truncate, drop or error"))
     if problems:
         raise UserError(problems)
-
-
-def stop_tokens(tokenizer: Any, turn: str) -> tuple[int, ...]:
-    """Return the tokens at which generation should stop: EOS, and the end of a turn."""
-    stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    if turn:
-        number = tokenizer.convert_tokens_to_ids(turn)
-        if isinstance(number, int) and number not in stops and number != tokenizer.unk_token_id:
-            stops.append(number)
-    return tuple(stops)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from peftcli.data.prepare_steps import Preparation, PreparedData, check_spec, source_jobs, source_keys, stop_tokens
+from peftcli.data.chat.stop_tokens import end_of_turn, stop_tokens
+from peftcli.data.prepare_steps import Preparation, PreparedData, check_spec, source_jobs, source_keys
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.sources import data_sources
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import ListedRows, StreamedRows, StreamSource, stream_rows
-from peftcli.data.store.build_store import SourceJob, end_of_turn
+from peftcli.data.store.build_store import SourceJob
 from peftcli.data.store.data_report import Counts, DataReport
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec, TaskName
@@ -66,7 +67,7 @@ def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
         report,
         template.name if template else None,
         template.text if template else None,
-        stop_tokens(tokenizer, end_of_turn(tokenizer, settings)),
+        stop_tokens(tokenizer, end_of_turn(tokenizer, settings.template)),
     )
 
 

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from peftcli.data.chat.chat_template import ChatTemplate, FilledTemplate
 from peftcli.data.chat.conversations import Conversation, from_messages
 from peftcli.data.chat.named_templates import choose_template, template_names
-from peftcli.data.chat.renderer import ChatRenderer, ChatTemplate, Rendered, plain_text
+from peftcli.data.chat.plain_text import plain_text
+from peftcli.data.chat.rendered_text import Rendered
+from peftcli.data.chat.renderer import ChatRenderer
+from peftcli.data.chat.spans import AnswerSpans
+from peftcli.data.chat.surroundings import TurnEnd
 from peftcli.data.read.records import RowError
 from peftcli.errors import UserError
 
@@ -79,7 +84,9 @@ def test_learning_starts_where_generation_starts(tokenizer: Any, name: str) -> N
 
 @pytest.mark.parametrize("name", sorted(END))
 def test_the_three_ways_find_the_same_spans(tokenizer: Any, name: str) -> None:
-    made = renderer(tokenizer, name)
+    made, template = renderer(tokenizer, name), choose_template(name, tokenizer)
+    assert template is not None
+    by_prefixes = AnswerSpans(FilledTemplate(template, tokenizer), TurnEnd(tokenizer))
     dice = random.Random(0)
     words = ["Hi", "user", "assistant", " a ", "\n", "é☃", "the answer", "[x]", "Hello", ".", "<b>"]
     compared = 0
@@ -88,8 +95,7 @@ def test_the_three_ways_find_the_same_spans(tokenizer: Any, name: str) -> None:
         messages = conversation(turns(*contents, system=dice.choice([None, "Be the assistant"])))
         item = made.render(messages)
         answers = [number for number, message in enumerate(messages.messages) if message["role"] == "assistant"]
-        by_prefixes = made._by_prefixes(messages, item.text, answers)
-        assert by_prefixes == item.spans, contents
+        assert by_prefixes.by_prefixes(messages, item.text, answers) == item.spans, contents
         compared += 1
     assert compared == 40
 

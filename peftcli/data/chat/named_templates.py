@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peftcli.data.chat.renderer import ChatTemplate
+from peftcli.data.chat.chat_template import ChatTemplate
 from peftcli.errors import Problem, UserError
 from peftcli.suggestions import did_you_mean, nearest
 

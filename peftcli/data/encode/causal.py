@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from peftcli.data.chat.conversations import Conversation
-from peftcli.data.chat.renderer import ChatRenderer, Rendered, Span, plain_text
+from peftcli.data.chat.plain_text import plain_text
+from peftcli.data.chat.rendered_text import Rendered, Span
+from peftcli.data.chat.renderer import ChatRenderer
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Ints, Outcome
 from peftcli.data.encode.overflow import Bools, best_window, pieces

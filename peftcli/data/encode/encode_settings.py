@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from peftcli.data.chat.renderer import ChatTemplate, TrainOn
+from peftcli.data.chat.chat_template import ChatTemplate
+from peftcli.data.chat.rendered_text import TrainOn
 from peftcli.data.encode.overflow import Overflow
 from peftcli.data.store.labels import Kind
 from peftcli.recipe.schema import TaskName

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.chat.renderer import Span
+from peftcli.data.chat.rendered_text import Span
 from peftcli.data.encode.encoded import Ints
 
 SAMPLE = 32  # rows of one encoder whose prefixes are tokenised again to check the offsets

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peftcli.data.chat.renderer import ChatRenderer
+from peftcli.data.chat.stop_tokens import end_of_turn
 from peftcli.data.encode.encode_parallel import encode_chunks
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encode_worker import ChunkResult
@@ -123,7 +123,7 @@ def build_store(
                 "skipped_count": errors.count,
                 "statistics": dict(statistics),
                 "inputs": input_names(job),
-                "end_of_turn": end_of_turn(tokenizer, job.settings),
+                "end_of_turn": end_of_turn(tokenizer, job.settings.template),
             }
         )
 
@@ -131,14 +131,6 @@ def build_store(
 def input_names(job: StoreJob) -> list[str]:
     """Return the names under which rows of a job can appear, in a fixed order."""
     return [name for source in job.sources for name in (source.files.title, *map(str, source.files.files))]
-
-
-def end_of_turn(tokenizer: Any, settings: EncodeSettings) -> str:
-    """Return the token that ends an answer in the chat template, '' without one."""
-    if settings.template is None:
-        return ""
-    around = ChatRenderer(tokenizer, settings.template, settings.train_on).around
-    return around.end_of_turn if around and around.is_token else ""
 
 
 def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Record]]:
