@@ -8,18 +8,7 @@ import yaml
 
 from peftcli.adapters.format import AdapterMeta
 from peftcli.recipe.params import MethodParams
-
-_AUTO_CLASS = {
-    "causal_lm": "AutoModelForCausalLM",
-    "seq2seq_lm": "AutoModelForSeq2SeqLM",
-    "sequence_classification": "AutoModelForSequenceClassification",
-    "token_classification": "AutoModelForTokenClassification",
-}
-_PIPELINE = {
-    "causal_lm": "text-generation",
-    "sequence_classification": "text-classification",
-    "token_classification": "token-classification",
-}
+from peftcli.tasks.task_table import TASKS
 
 
 def model_card(
@@ -45,8 +34,9 @@ def model_card(
         "library_name": "peft" if loads_in_hf else "peftcli",
         "tags": ["peftcli", params.name, meta.task],
     }
-    if meta.task in _PIPELINE:
-        front["pipeline_tag"] = _PIPELINE[meta.task]
+    task = TASKS.get(meta.task)
+    if task is not None and task.info.pipeline_tag:
+        front["pipeline_tag"] = task.info.pipeline_tag
     changed = params.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     lines = [
         "---",
@@ -81,7 +71,8 @@ def model_card(
 
 
 def _python(base: str, meta: AdapterMeta) -> list[str]:
-    auto = _AUTO_CLASS.get(meta.task, "AutoModel")
+    task = TASKS.get(meta.task)
+    auto = task.info.auto_class if task is not None else "AutoModel"
     names = list((meta.labels or {}).get("names", ()))
     extra = f", num_labels={len(names)}" if names else ""
     return [

@@ -24,6 +24,7 @@ from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored import stored_recipe
 from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.tasks.task_table import task_info
 
 Destination = Literal["hf-peft", "adapterhub"]
 
@@ -139,13 +140,13 @@ def _on_base(
 
 def _labels(meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Return placeholder names for the head's outputs: the other libraries' files hold none."""
-    if "classification" not in meta.task:
+    kind = task_info(meta.task).label_kind
+    if kind is None:
         return None
     heads = [tensor for key, tensor in state.items() if key.startswith((*meta.head, *meta.modules_to_save))]
     size = len(heads[-1]) if heads else 2
     if size == 1:
         return {"problem": "regression", "names": []}
-    kind = "token" if meta.task == "token_classification" else "single_label"
     return {"problem": kind, "names": [f"LABEL_{number}" for number in range(size)]}
 
 

@@ -31,6 +31,7 @@ from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored import load_stored_recipe, stored_recipe
 from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.tasks.task import Task
+from peftcli.tasks.task_table import task_info
 from peftcli.training.setup import make_evaluator, make_task
 
 WINDOW = 64
@@ -149,7 +150,7 @@ def _open_adapter(
     recipe = loaded.recipe
     saved = load_adapter(directory.path / "adapter")
     labels = LabelSpec.from_dict(dict(saved.meta.labels)) if saved.meta.labels else None
-    if labels is None and "classification" in recipe.task:
+    if labels is None and task_info(recipe.task).has_labels:
         raise UserError(
             f"{directory.path / 'adapter'} names no labels: its peftcli.json is missing or damaged",
             suggestion="copy the file back, or train again",
@@ -236,9 +237,10 @@ def _changed_base(saved: SavedAdapter, base: Loaded) -> list[str]:
 
 def _labels_of(config: Any, recipe: Recipe) -> LabelSpec | None:
     """Return the labels that a complete model's config holds."""
-    if "classification" not in recipe.task:
+    kind = task_info(recipe.task).label_kind
+    if kind is None:
         return None
-    if recipe.task == "token_classification":
+    if kind == "token":
         return LabelSpec("token", tuple(config.id2label[i] for i in range(config.num_labels)))
     kinds: dict[Any, Any] = {"multi_label_classification": "multi_label", "regression": "regression"}
     problem = kinds.get(config.problem_type, "single_label")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from peftcli.errors import UserError
 from peftcli.tasks.causal_lm import CausalLM
 from peftcli.tasks.seq2seq_lm import Seq2SeqLM
 from peftcli.tasks.sequence_classification import SequenceClassification
@@ -22,5 +23,11 @@ TASKS: Mapping[str, type[Task]] = {task.info.name: task for task in _CLASSES}
 
 
 def task_info(name: str) -> TaskInfo:
-    """Return the record of a task that exists."""
+    """Return the record of a task.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if name not in TASKS:
+        raise UserError(f"there is no task {name!r}", suggestion=f"choose one of: {', '.join(TASKS)}")
     return TASKS[name].info

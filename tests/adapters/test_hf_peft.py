@@ -167,10 +167,12 @@ HF_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def test_we_give_the_logits_of_what_hf_peft_saved(case: str, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from peftcli.adapters.hf.hf_files import TASK_TYPES
+    from peftcli.tasks.task_table import task_info
 
     family, task, options = HF_CASES[case]
-    theirs = get_peft_model(tiny_model(family, task), LoraConfig(task_type=TASK_TYPES[task], **options)).eval()
+    theirs = get_peft_model(
+        tiny_model(family, task), LoraConfig(task_type=task_info(task).hf_task_type, **options)
+    ).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.requires_grad:

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftcli.adapters.hf.hf_files import TASK_TYPES
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.transfer import export_run, import_adapter
 from peftcli.errors import UserError
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
+from peftcli.tasks.task_table import task_info
 from tests.adapters.test_hf_methods import CAUSAL, SEQ_CLS, hf_load, logits
 from tests.tiny import tiny_model
 
@@ -91,7 +91,7 @@ def hf_adapter(models: Path, out: Path, kind: str, family: str, task: str, optio
     """Save a moved adapter of HF peft, and return it as HF peft loads it."""
     import peft
 
-    config = getattr(peft, kind)(task_type=TASK_TYPES[task], **options)
+    config = getattr(peft, kind)(task_type=task_info(task).hf_task_type, **options)
     theirs = peft.get_peft_model(tiny_model(family, task), config).eval()
     torch.manual_seed(2)
     with torch.no_grad():

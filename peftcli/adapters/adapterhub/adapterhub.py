@@ -27,17 +27,11 @@ from peftcli.adapters.saving import write_tensors
 from peftcli.atomic import new_directory
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
+from peftcli.tasks.task_table import TASKS, task_info
 
 WEIGHTS = "adapter.safetensors"
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "model_head.safetensors"
 _BOTTLENECKS = ("adapter", "parallel_adapter", "compacter")
-_TASKS = {
-    "ForSequenceClassification": "sequence_classification",
-    "ForTokenClassification": "token_classification",
-    "ForConditionalGeneration": "seq2seq_lm",
-    "ForCausalLM": "causal_lm",
-    "LMHeadModel": "causal_lm",
-}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -165,9 +159,9 @@ def _weights(where: Path) -> dict[str, Tensor]:
 
 def _task(config: Mapping[str, Any], where: Path) -> str:
     kind = str(config.get("model_class"))
-    for ending, task in _TASKS.items():
-        if kind.endswith(ending):
-            return task
+    for task in TASKS.values():
+        if kind.endswith(task.info.adapterhub_classes):
+            return task.info.name
     raise UserError(
         f"{where} was saved from a {kind}, which does not tell the task, and whose flexible heads have no equal in "
         "transformers",
@@ -187,7 +181,7 @@ def _head(where: Path) -> tuple[dict[str, Tensor], list[str]]:
 def _labelled(meta: AdapterMeta, names: list[str]) -> AdapterMeta:
     from dataclasses import replace
 
-    if not names or "classification" not in meta.task:
+    kind = task_info(meta.task).label_kind
+    if not names or kind is None:
         return meta
-    kind = "token" if meta.task == "token_classification" else "single_label"
     return replace(meta, labels={"problem": kind, "names": names})

@@ -20,6 +20,7 @@ from peftcli.adapters.hf.hf_files import PROMPT_PREFIX
 from peftcli.errors import UserError
 from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.methods.prompt_tuning import PromptTuningParams
+from peftcli.tasks.task_table import task_info
 
 _FLAT = "prompt_embeddings"
 PREFIX_NOTE = (
@@ -127,7 +128,7 @@ def prompt_config(params: PromptTuningParams, meta: AdapterMeta, state: Mapping[
 
 
 def _submodules(meta: AdapterMeta) -> int:
-    return 2 if meta.task == "seq2seq_lm" else 1
+    return task_info(meta.task).hf_prompt_copies
 
 
 def prompt_to_file(state: Mapping[str, Tensor], _params: PromptTuningParams, meta: AdapterMeta) -> dict[str, Tensor]:

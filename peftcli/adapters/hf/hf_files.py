@@ -10,17 +10,12 @@ from torch import Tensor
 
 from peftcli.adapters.format import AdapterMeta, SavedTarget
 from peftcli.errors import UserError
+from peftcli.tasks.task_table import TASKS, task_info
 
 PREFIX = "base_model.model."
 """Before every key of a method that changes modules."""
 PROMPT_PREFIX = "base_model."
 """Before the head's keys of a method that only lengthens the input: HF peft wraps the model once less."""
-TASK_TYPES = {
-    "causal_lm": "CAUSAL_LM",
-    "seq2seq_lm": "SEQ_2_SEQ_LM",
-    "sequence_classification": "SEQ_CLS",
-    "token_classification": "TOKEN_CLS",
-}
 
 
 def common_config(meta: AdapterMeta, kind: str) -> dict[str, Any]:
@@ -31,7 +26,7 @@ def common_config(meta: AdapterMeta, kind: str) -> dict[str, Any]:
     """
     return {
         "peft_type": kind,
-        "task_type": TASK_TYPES.get(meta.task),
+        "task_type": task_info(meta.task).hf_task_type,
         "base_model_name_or_path": meta.base.get("name"),
         "revision": meta.base.get("revision"),
         "inference_mode": True,
@@ -166,12 +161,12 @@ def task_of(config: Mapping[str, Any], where: Path) -> str:
     Raises:
         UserError: it has none that this project trains.
     """
-    for task, kind in TASK_TYPES.items():
-        if config.get("task_type") == kind:
-            return task
+    kinds = {task.info.hf_task_type: name for name, task in TASKS.items()}
+    if config.get("task_type") in kinds:
+        return kinds[config["task_type"]]
     raise UserError(
         f"{where}: task_type is {config.get('task_type')!r}",
-        suggestion=f"write one of {', '.join(TASK_TYPES.values())} into adapter_config.json",
+        suggestion=f"write one of {', '.join(kinds)} into adapter_config.json",
     )
 
 

@@ -13,6 +13,7 @@ from peftcli.errors import UserError
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.models.packing_route import DOCUMENTS, packing_route
 from peftcli.recipe.schema import Recipe
+from peftcli.tasks.task_table import task_info
 from peftcli.training.speed.fast_paths import FastPaths
 
 
@@ -23,7 +24,7 @@ def rows_stay_apart(recipe: Recipe, model: Any, paths: FastPaths) -> bool:
         model: live, parts attached; it is left in the mode it was in.
     """
     noise = recipe.training.neftune_noise_alpha  # its size depends on the length of a row
-    if recipe.task != "causal_lm" or not paths.may_go_by_document or noise:
+    if not task_info(recipe.task).packs or not paths.may_go_by_document or noise:
         return False
     documents = DocumentAttention(DOCUMENTS)
     try:
