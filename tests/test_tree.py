@@ -108,6 +108,17 @@ def test_a_name_is_used_once() -> None:
     assert repeated == REPEATED_NAMES, {name: places[name] for name in repeated}
 
 
+def test_the_ignored_label_is_written_once() -> None:
+    """-100 as a number; labels are made, padded, lengthened and read in many rooms."""
+    holders = [
+        relative(path)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant) and node.operand.value == 100
+    ]
+    assert holders == ["peftcli/ignored_label.py"]
+
+
 def test_every_module_says_what_it_holds() -> None:
     trees = {relative(path): ast.parse(path.read_text(encoding="utf-8")) for path in ALL_FILES}
     assert [name for name, tree in trees.items() if tree.body and ast.get_docstring(tree) is None] == []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
+from peftcli.ignored_label import IGNORED
 from peftcli.layers.virtual_tokens.prompt import (
     Insertion,
     Prompt,
@@ -109,7 +110,7 @@ class PromptAttachment(Attachment):
         if value.shape != ids.shape or value.is_floating_point():
             return None
         if key == "labels":
-            return insertion.take(value, -100, -100) if self.labels_follow_inputs else None
+            return insertion.take(value, IGNORED, IGNORED) if self.labels_follow_inputs else None
         return insertion.take(value, 1 if key == "attention_mask" else 0, 0)
 
     @torch.no_grad()

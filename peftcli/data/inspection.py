@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from peftcli.data.overlap import shared_rows, stored_rows
 from peftcli.data.prepare_steps import PreparedData
-from peftcli.data.rows.row_set import IGNORED, Row, RowSet, StoredRows
+from peftcli.data.rows.row_set import Row, RowSet, StoredRows
 from peftcli.data.store.labels import LabelSpec
+from peftcli.ignored_label import IGNORED
 from peftcli.recipe.schema import TaskName
 
 BINS = 12  # bars of the length histogram

@@ -21,6 +21,7 @@ from peftcli.data.prepare import prepare
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
+from peftcli.ignored_label import IGNORED
 from peftcli.merging.subject import Subject
 from peftcli.models.load.dtypes import computes_well
 from peftcli.models.load.load_errors import quiet_transformers
@@ -225,7 +226,7 @@ def _compared(logits: Tensor, labels: Tensor | None, kind: RowKind) -> Tensor:
         return logits.reshape(-1, logits.shape[-1])
     row = logits[0]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == row.shape[0]:
-        counts = (labels[0] != -100).nonzero().flatten()
+        counts = (labels[0] != IGNORED).nonzero().flatten()
         positions = counts - 1 if kind == "text" else counts
         positions = positions[positions >= 0]
         if len(positions):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from peftcli.tasks.task import IGNORED, Batch, Evaluated, LossTerms, PrepareInputs, Task, TaskSettings
+from peftcli.ignored_label import IGNORED
+from peftcli.tasks.task import Batch, Evaluated, LossTerms, PrepareInputs, Task, TaskSettings
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from peftcli.ignored_label import IGNORED
 from peftcli.tasks.language_model import LanguageModelTask
-from peftcli.tasks.task import IGNORED, Batch, PrepareInputs
+from peftcli.tasks.task import Batch, PrepareInputs
 from peftcli.tasks.task_info import Refusal, TaskInfo
 
 if TYPE_CHECKING:

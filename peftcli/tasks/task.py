@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-IGNORED = -100
-"""Label of a position that is not supervised; the usual value in transformers."""
 
 # keys of a collated batch that describe the input; the rest are targets
 INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids")

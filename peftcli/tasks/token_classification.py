@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from peftcli.ignored_label import IGNORED
 from peftcli.tasks.class_weights import class_weights
-from peftcli.tasks.task import IGNORED, Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task import Batch, Evaluated, LossTerms, Task, TaskSettings
 from peftcli.tasks.task_info import TaskInfo
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.rows.batching import batches, evaluation_batches
+from peftcli.data.rows.batching import batches
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
 
@@ -78,15 +78,6 @@ def test_fewer_rows_than_processes_is_refused() -> None:
         batches(Lengths(2), 4, seed=0, epoch=0, world=3)
 
 
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_evaluation_sees_every_row_exactly_once(world: int) -> None:
-    rows = Lengths(23)
-    ranks = [evaluation_batches(rows, 4, world=world, rank=rank) for rank in range(world)]
-    assert sorted(row for one in ranks for batch in one for row in batch) == list(range(23))
-    assert all(batch for one in ranks for batch in one)
-    assert rows.lengths[ranks[0][0][0]] == rows.lengths.max()
-
-
 class Padding:
     """All that collation asks of a tokenizer."""
 
@@ -106,10 +97,6 @@ def test_padding_on_either_side(side: str, ids: Any, mask: Any) -> None:
     batch = collate(rows, Padding(), "causal_lm", padding_side=side)
     assert batch["input_ids"].tolist() == ids and batch["attention_mask"].tolist() == mask
     assert batch["labels"].tolist() == [[-100, 2, 3], [5, -100, -100] if side == "right" else [-100, -100, 5]]
-
-
-def test_lengths_may_be_rounded_up() -> None:
-    assert collate([row(3), row(5)], Padding(), "causal_lm", multiple_of=8)["input_ids"].shape == (2, 8)
 
 
 def test_rows_without_labels_make_a_batch_without() -> None:

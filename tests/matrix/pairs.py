@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.data.rows.collation import Collator
-from peftcli.data.rows.row_set import IGNORED, Row
+from peftcli.data.rows.row_set import Row
 from peftcli.data.store.labels import LabelSpec
+from peftcli.ignored_label import IGNORED
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method

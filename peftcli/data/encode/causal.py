@@ -17,8 +17,7 @@ from peftcli.data.encode.overflow import Bools, best_window, pieces
 from peftcli.data.encode.tokenise import MARGIN, beginning, text_tokens
 from peftcli.data.formats.examples import Example, Text, Tokens
 from peftcli.data.read.records import RowError
-
-IGNORED = -100  # the label that transformers' losses pass over
+from peftcli.ignored_label import IGNORED
 
 
 class CausalEncoder:

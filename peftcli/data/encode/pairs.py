@@ -11,6 +11,7 @@ from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Ints, Outcome
 from peftcli.data.formats.examples import Example, InputTarget, Tokens
 from peftcli.data.read.records import RowError
+from peftcli.ignored_label import IGNORED
 
 
 class PairEncoder:
@@ -49,7 +50,7 @@ class PairEncoder:
         most = max(len(ids), len(target or ()))
         if most > longest and self._settings.overflow in ("drop", "error") and not self._settings.predicting:
             return Outcome(status=DROPPED, reason=f"{most} tokens, more than max_length {longest}")
-        if target is not None and all(label == -100 for label in target):
+        if target is not None and all(label == IGNORED for label in target):
             return Outcome(status=MASKED, reason="the target has no token")
         labels = None if target is None else _cut(target, longest)
         row = Encoded(_cut(ids, longest), labels=labels, truncated=most > longest)

@@ -12,8 +12,7 @@ from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Nam
 from peftcli.data.formats.examples import Example, Tagged, Tokens
 from peftcli.data.read.records import RowError
 from peftcli.data.store.labels import label_name
-
-IGNORED = -100  # the label that transformers' losses pass over
+from peftcli.ignored_label import IGNORED
 
 
 class TagEncoder:

@@ -10,6 +10,7 @@ from typing import Any
 from peftcli.data.chat.conversations import Conversation, from_messages, from_sharegpt
 from peftcli.data.formats.recognition import CAUSAL, CLASSIFICATION, SEQ2SEQ, TEMPLATED, TOKENS, Plan, cell
 from peftcli.data.read.records import Record, RowError
+from peftcli.ignored_label import IGNORED
 from peftcli.recipe.schema import TaskName
 
 
@@ -220,7 +221,7 @@ def _pretokenized(plan: Plan, values: Mapping[str, Any], task: TaskName) -> list
         return [Tokens(list(ids), labels)]
     if not _is_ints(labels) or (task != SEQ2SEQ and len(labels) != len(ids)):
         raise RowError("labels is not a list of numbers as long as input_ids", plan.format.expected)
-    if task == CAUSAL and any(label not in (-100, token) for label, token in zip(labels, ids, strict=True)):
+    if task == CAUSAL and any(label not in (IGNORED, token) for label, token in zip(labels, ids, strict=True)):
         raise RowError("a label is neither -100 nor the token itself", "labels equal to input_ids, or -100")
     return [Tokens(list(ids), list(labels))]
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import RowSet
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.recipe.schema import SamplingStrategy
 
 POOL = 50  # batches whose rows are sorted by length together: little padding, and an order that is still random
-
-__all__ = ["batches", "collate", "evaluation_batches"]
 
 
 def batches(
@@ -50,17 +47,6 @@ def batches(
     if sampling == "group_by_length" and not streamed:
         whole = _group(whole, rows.lengths, random)
     return [batch[rank::world].tolist() for batch in whole]
-
-
-def evaluation_batches(rows: RowSet, batch_size: int, *, world: int = 1, rank: int = 0) -> list[list[int]]:
-    """Return the row numbers of each evaluation batch of one process, longest rows first.
-
-    Every row comes exactly once over all processes, nothing is repeated to fill up; processes can differ by one batch.
-    """
-    order = np.argsort(-rows.lengths.astype(np.int64), kind="stable")
-    whole = [order[start : start + batch_size * world] for start in range(0, len(order), batch_size * world)]
-    mine = [batch[rank::world].tolist() for batch in whole]
-    return [batch for batch in mine if batch]
 
 
 def _shares(order: npt.NDArray[np.int64], size: int, world: int) -> list[npt.NDArray[np.int64]]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.rows.row_set import IGNORED, Row, RowSet
+from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.ignored_label import IGNORED
 
 Index = npt.NDArray[np.int64]
 

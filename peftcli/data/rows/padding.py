@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.rows.row_set import IGNORED, Row
+from peftcli.data.rows.row_set import Row
+from peftcli.ignored_label import IGNORED
 from peftcli.models.packing_route import PackingRoute, block_causal
 from peftcli.recipe.schema import TaskName
 
@@ -22,7 +23,6 @@ def collate(
     task: TaskName,
     *,
     padding_side: str = "right",
-    multiple_of: int = 1,
     packing_route: PackingRoute = "positions",
 ) -> dict[str, Tensor]:
     """Return `input_ids`, `attention_mask` and `labels` of a batch, padded to its longest row.
@@ -33,14 +33,12 @@ def collate(
     Args:
         rows: of one kind; labels are left out when a row has none.
         padding_side: right or left; packed rows are padded on the right.
-        multiple_of: round the length up to a multiple, for tensor cores.
         packing_route: how the model keeps packed documents apart; `models.packing.packing_route` finds out.
 
     Returns:
         int64 tensors (rows, length); labels (rows,) for classes, float (rows,) or (rows, labels) for numbers.
     """
     longest = max(len(row.input_ids) for row in rows)
-    longest = -(-longest // multiple_of) * multiple_of
     packed = rows[0].position_ids is not None
     side = "right" if packed else padding_side
     pad = tokenizer.pad_token_id

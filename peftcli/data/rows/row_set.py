@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from peftcli.data.store.labels import LabelSpec
 from peftcli.data.store.token_store import Store
+from peftcli.ignored_label import IGNORED
 
-IGNORED = -100  # the label that transformers' losses pass over
 RowLabels = npt.NDArray[np.int32] | npt.NDArray[np.float32] | int | float | None
 
 

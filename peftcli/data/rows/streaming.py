@@ -17,9 +17,10 @@ from peftcli.data.encode.encoded import Encoded
 from peftcli.data.formats.recognition import Plan
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
-from peftcli.data.rows.row_set import IGNORED, Row
+from peftcli.data.rows.row_set import Row
 from peftcli.data.store.build_store import PEEK, SourceJob, recognised
 from peftcli.errors import Problem, UserError
+from peftcli.ignored_label import IGNORED
 
 BUFFER = 1000  # rows that are shuffled together
 CHUNK = 64  # rows encoded at a time
