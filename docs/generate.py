@@ -6,6 +6,7 @@ Everything in it comes from the code: the recipe's schema, the methods' registry
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -153,16 +154,29 @@ def role_paths(name: str) -> str:
 
 def formats(_: str) -> str:
     """Return the row formats."""
-    from peftcli.data.formats.recognition import FORMATS
+    from peftcli.data.recognition.format_table import FORMATS
+    from peftcli.tasks.task_table import TASKS
 
     rows = []
     for known in FORMATS:
+        tasks = [name for name, task in TASKS.items() if task.info.rows in known.makes]
         columns = []
         for column in known.columns:
             others = f" ({', '.join(column.synonyms)})" if column.synonyms else ""
             columns.append(f"`{column.name}`{'' if column.required else '?'}{others}")
-        rows.append([f"`{known.name}`", ", ".join(known.tasks), "; ".join(columns)])
+        rows.append([f"[`{known.name}`](#{known.name})", ", ".join(tasks), "; ".join(columns)])
     return table(["format", "tasks", "columns (other names that are recognised); ? may be absent"], rows)
+
+
+def format_rows(_: str) -> str:
+    """Return a section for each format: example rows, and what its file says about them."""
+    from peftcli.data.recognition.format_table import FORMATS
+
+    sections = []
+    for known in reversed(FORMATS):  # recognition begins with the most special one, a reader with the plainest
+        rows = [f"```json\n{json.dumps(row, ensure_ascii=False)}\n```" for row in known.rows]
+        sections.append("\n\n".join([f"### {known.name}", *rows, *([known.about] if known.about else [])]))
+    return "\n\n".join(sections)
 
 
 def optimizers(_: str) -> str:
@@ -204,6 +218,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "families": families,
     "roles": role_paths,
     "formats": formats,
+    "format-rows": format_rows,
     "optimizers": optimizers,
     "metrics": metrics,
     "foreign-keys": foreign_keys,

@@ -156,9 +156,9 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource) ->
     Raises:
         UserError: there are no rows, the first ones are all broken, or no format or column fits.
     """
-    from peftcli.data.formats.recognition import recognise
     from peftcli.data.read.records import Record
     from peftcli.data.read.sources import resolve_source
+    from peftcli.data.recognition.recognise import recognise
 
     files = resolve_source(source)
     if files.kind == "dataset" or any(file.suffix in _HEAVY_FILES for file in files.files[:1]):
@@ -176,7 +176,7 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource) ->
         columns=source.columns if source.columns is not None else data.columns,
         template=data.template,
         source=source.path,
-        is_folders=files.kind == "folders",
+        of_source=files.format,
     )
 
 

@@ -15,6 +15,7 @@ from peftcli.data.rows.row_set import Row, RowSet, StoredRows
 from peftcli.data.store.labels import LabelSpec
 from peftcli.ignored_label import IGNORED
 from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_table import task_info
 
 BINS = 12  # bars of the length histogram
 LISTED = 5  # pairs of equal rows that are named
@@ -104,15 +105,16 @@ def show(row: Row, tokenizer: Any, task: TaskName, labels: LabelSpec | None) -> 
     texts = token_texts(row.input_ids.tolist(), tokenizer)
     per_token: list[int] = [IGNORED] * len(texts)
     own: str | None = None
-    if task in ("causal_lm", "token_classification") and isinstance(row.labels, np.ndarray):
+    info = task_info(task)
+    if info.labels_tokens and isinstance(row.labels, np.ndarray):
         per_token = row.labels.tolist()
     elif labels is not None:
         own = _row_label(row, labels)
     tokens = []
     for text, number, label in zip(texts, row.input_ids.tolist(), per_token, strict=True):
-        tag = labels.names[label] if labels and task == "token_classification" and label != IGNORED else None
+        tag = labels.names[label] if labels and info.labels_tokens and label != IGNORED else None
         tokens.append(Token(text, label != IGNORED, number in special, tag))
-    if task == "seq2seq_lm" and isinstance(row.labels, np.ndarray):
+    if info.rows == "pairs" and isinstance(row.labels, np.ndarray):
         target = row.labels[row.labels != IGNORED].tolist()
         tokens += [Token(t, True, n in special) for t, n in zip(token_texts(target, tokenizer), target, strict=True)]
     return Example(row.source, row.row, tokens, own)

@@ -32,6 +32,7 @@ from peftcli.data.store.stored_labels import (
 from peftcli.data.store.token_store import Store
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
+from peftcli.tasks.task_table import TASKS, task_info
 
 Index = npt.NDArray[np.int64]
 
@@ -259,16 +260,17 @@ class Preparation:
 
 def make_settings(spec: DataSpec, task: TaskName, tokenizer: Any, length: int) -> EncodeSettings:
     """Return how a recipe's examples become rows; the kind of label is still open."""
-    if task == "token_classification" and not tokenizer.is_fast:
+    kind = task_info(task).rows
+    if kind == "tagged" and not tokenizer.is_fast:
         raise UserError(
             Problem(
-                "token_classification needs a fast tokenizer, which says where words begin; "
+                f"{task} needs a fast tokenizer, which says where words begin; "
                 f"{type(tokenizer).__name__} is Python code",
                 key="model.name_or_path",
                 suggestion="choose a model with a tokenizer.json",
             )
         )
-    template = choose_template(spec.chat_template, tokenizer) if task == "causal_lm" else None
+    template = choose_template(spec.chat_template, tokenizer) if kind == "text" else None
     adds = bool(template and template.name != "tokenizer" and added_in_front(tokenizer))
     return EncodeSettings(task, length, spec.overflow, spec.train_on, template=template, add_head=adds)
 
@@ -316,14 +318,15 @@ def stored(
 
 
 def check_spec(spec: DataSpec, task: TaskName) -> None:
-    problems = []
-    if spec.packing and task != "causal_lm":
-        problems.append(Problem(f"packing is for causal_lm, not {task}", key="data.packing", suggestion="set it false"))
+    problems, info = [], task_info(task)
+    if spec.packing and not info.packs:
+        those = ", ".join(name for name, other in TASKS.items() if other.info.packs)
+        problems.append(Problem(f"packing is for {those}, not {task}", key="data.packing", suggestion="set it false"))
     if spec.group_by and spec.stratify:
         text = "a split cannot be grouped and stratified at once"
         problems.append(Problem(text, key="data.stratify", suggestion="leave one of group_by and stratify out"))
-    if spec.overflow == "split" and task == "seq2seq_lm":
-        text = "overflow: split would part an input from its target"
+    if spec.overflow == "split" and info.why_not_split:
+        text = f"overflow: split would {info.why_not_split}"
         problems.append(Problem(text, key="data.overflow", suggestion="truncate, drop or error"))
     if problems:
         raise UserError(problems)

@@ -12,6 +12,7 @@ from peftcli.data.store.build_store import SourceJob
 from peftcli.data.store.data_report import Counts, DataReport
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec, TaskName
+from peftcli.tasks.task_table import task_info
 
 
 def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
@@ -82,7 +83,7 @@ def _head(job: SourceJob, preparation: Preparation, count: int, evidence: list[s
         settings,
         errors,
         only=count,
-        started=lambda plan: evidence.append(f"{title}: {plan.evidence}"),
+        started=lambda recognised: evidence.append(f"{title}: {recognised.evidence}"),
     )
     rows = list(found)
     if not evidence:
@@ -98,7 +99,7 @@ def _check_streaming(spec: DataSpec, task: TaskName) -> None:
     def refuse(key: str, message: str, suggestion: str) -> None:
         problems.append(Problem(f"data.streaming {message}", key=f"data.{key}", suggestion=suggestion))
 
-    if task not in ("causal_lm", "seq2seq_lm"):
+    if task_info(task).has_labels:
         refuse("streaming", f"does not serve {task}: labels are counted before training", "set data.streaming: false")
     if spec.validation is None and 0 < spec.val_set_size < 1:
         remedy = "0, a whole number (the first rows), or data.validation"

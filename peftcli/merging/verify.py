@@ -217,7 +217,7 @@ def outputs(
 
 
 def _batch(row: Row, subject: Subject) -> dict[str, Tensor]:
-    return collate([row], subject.tokenizer, subject.recipe.task)
+    return collate([row], subject.tokenizer, task_info(subject.recipe.task).rows)
 
 
 def _compared(logits: Tensor, labels: Tensor | None, kind: RowKind) -> Tensor:

@@ -94,19 +94,19 @@ def row(count: int, labels: Any = None, **more: Any) -> Row:
 ])  # fmt: skip
 def test_padding_on_either_side(side: str, ids: Any, mask: Any) -> None:
     rows = [row(3, np.array([-100, 2, 3], np.int32)), row(1, np.array([5], np.int32))]
-    batch = collate(rows, Padding(), "causal_lm", padding_side=side)
+    batch = collate(rows, Padding(), "text", padding_side=side)
     assert batch["input_ids"].tolist() == ids and batch["attention_mask"].tolist() == mask
     assert batch["labels"].tolist() == [[-100, 2, 3], [5, -100, -100] if side == "right" else [-100, -100, 5]]
 
 
 def test_rows_without_labels_make_a_batch_without() -> None:
-    assert set(collate([row(3)], Padding(), "causal_lm")) == {"input_ids", "attention_mask"}
+    assert set(collate([row(3)], Padding(), "text")) == {"input_ids", "attention_mask"}
 
 
 def test_packed_rows_have_positions_and_no_mask() -> None:
     one = row(3, np.array([-100, 2, 3], np.int32), position_ids=np.array([0, 1, 0], np.int32))
     two = row(5, np.array([-100] * 5, np.int32), position_ids=np.array([0, 1, 2, 3, 4], np.int32))
-    batch = collate([one, two], Padding(), "causal_lm", padding_side="left")
+    batch = collate([one, two], Padding(), "text", padding_side="left")
     assert set(batch) == {"input_ids", "position_ids", "labels"}
     assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
     assert batch["labels"].tolist()[0] == [-100, 2, 3, -100, -100]
@@ -117,6 +117,6 @@ def test_segments_and_classes() -> None:
         row(2, 1, token_type_ids=np.array([0, 1], np.uint8)),
         row(3, 0, token_type_ids=np.array([0, 1, 1], np.uint8)),
     ]
-    batch = collate(rows, Padding(), "sequence_classification")
+    batch = collate(rows, Padding(), "labelled")
     assert batch["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
     assert batch["labels"].tolist() == [1, 0] and not batch["labels"].is_floating_point()

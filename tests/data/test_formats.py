@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.formats.recognition import BY_NAME, FORMATS, recognise
 from peftcli.data.read.records import Record
+from peftcli.data.recognition.format_table import BY_NAME, FORMATS
+from peftcli.data.recognition.recognise import recognise
 from peftcli.errors import UserError
 from peftcli.recipe.schema import FormatName
 

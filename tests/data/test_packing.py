@@ -107,7 +107,7 @@ def test_a_packed_rows_logits_equal_the_rows_own(family: str, implementation: st
     data = ready(tokenizer, text_rows(tmp_path / "a.jsonl", 7), max_length=48, packing=True)
     packed = data.train
     assert isinstance(packed, PackedRows)
-    batch = collate(list(packed), tokenizer, "causal_lm", packing_route=packing_route(model))
+    batch = collate(list(packed), tokenizer, "text", packing_route=packing_route(model))
     labels = batch.pop("labels")
     assert labels.shape == batch["input_ids"].shape
     with torch.no_grad():

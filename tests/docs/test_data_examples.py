@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.formats.recognition import BY_NAME, FORMATS
+from peftcli.data.recognition.format_table import BY_NAME, FORMATS
+from peftcli.tasks.task_table import TASKS
 from tests.data.tools import chat_tokenizer, ready, write_jsonl
 from tests.docs.pages import text_of
 
@@ -41,7 +42,7 @@ def test_an_example_is_recognised_and_prepared(tmp_path: Path, name: str, row: d
         others.append({**row, "label": label[:1]})
     elif label is not None:
         others.append({**row, "label": label - 1})
-    for task in BY_NAME[name].tasks:
+    for task in (task for task, made in TASKS.items() if made.info.rows in BY_NAME[name].makes):
         if name == "pretokenized" and task != "causal_lm":
             continue  # the example's labels are those of a causal model
         file = write_jsonl(tmp_path / f"{task}.jsonl", others * 3)

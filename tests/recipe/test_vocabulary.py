@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from peftcli.data.formats.recognition import FORMATS as IMPLEMENTED
+from peftcli.data.recognition.format_table import formats_for
 from peftcli.recipe.schema import DataSpec
 from peftcli.recipe.vocabulary import FORMATS, METRICS, OPTIMIZERS
+from peftcli.tasks.task_table import TASKS
 
 
 def test_formats() -> None:
-    assert {task: {known.name for known in IMPLEMENTED if task in known.tasks} for task in FORMATS} == FORMATS
+    assert {name: {known.name for known in formats_for(task.info.rows)} for name, task in TASKS.items()} == FORMATS
     listed = DataSpec.model_fields["format"].annotation.__args__  # type: ignore[union-attr]  # a Literal
-    assert set(listed) == {known.name for known in IMPLEMENTED} | {"auto"}
+    assert set(listed) == set().union(*FORMATS.values()) | {"auto"}
 
 
 def test_optimizers() -> None:

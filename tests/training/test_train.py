@@ -126,7 +126,7 @@ def test_a_step_equals_plain_cross_entropy_over_the_whole_batch(recipe, recorder
     assert make_plan(loaded.recipe.training, len(data.train), 1).step_rows == 8
     first = batches(data.train, 8, seed=loaded.recipe.seed, epoch=0)[0]
     model = AutoModelForCausalLM.from_pretrained(loaded.recipe.model.name_or_path, dtype=torch.float32)
-    loss = model(**collate([data.train[i] for i in first], tokenizer, "causal_lm")).loss
+    loss = model(**collate([data.train[i] for i in first], tokenizer, "text")).loss
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     assert recorder.losses[0] == pytest.approx(loss.item(), abs=1e-5)

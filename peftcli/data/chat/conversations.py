@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.data.read.records import RowError
+from peftcli.data.read.records import Record, RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -131,6 +132,16 @@ def from_sharegpt(turns: Any, system: Any, tools: Any, expected: str, *, predict
         flags = {key: turn[key] for key in _FLAGS if key in turn}
         messages.append({"role": role, "content": turn["value"], **flags})
     return from_messages(messages, tools, expected, predicting=predicting)
+
+
+def first_turn(records: Sequence[Record], column: str) -> Mapping[str, Any]:
+    """Return the first turn of the first row with a list of objects in a column; empty without one."""
+    for record in records:
+        turns = record.values.get(column)
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+            first: dict[str, Any] = turns[0]
+            return first
+    return {}
 
 
 def _message(turn: Any, number: int, expected: str) -> tuple[dict[str, Any], bool | None]:

@@ -15,8 +15,8 @@ from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Ints, Outcome
 from peftcli.data.encode.overflow import Bools, best_window, pieces
 from peftcli.data.encode.tokenise import MARGIN, beginning, text_tokens
-from peftcli.data.formats.examples import Example, Text, Tokens
 from peftcli.data.read.records import RowError
+from peftcli.data.recognition.examples import Example, Text, Tokens
 from peftcli.ignored_label import IGNORED
 
 

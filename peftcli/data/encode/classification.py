@@ -10,8 +10,8 @@ import numpy as np
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, KEPT, TRUNCATED, Encoded, Names, Outcome
 from peftcli.data.encode.tokenise import FramedTokens, Piece
-from peftcli.data.formats.examples import Example, Labelled, Tokens
 from peftcli.data.read.records import RowError
+from peftcli.data.recognition.examples import Example, Labelled, Tokens
 from peftcli.data.store.labels import label_list, label_name, label_number
 
 
@@ -61,24 +61,20 @@ class ClassificationEncoder:
         if not examples:
             return []
         settings = self._settings
-        cut = settings.overflow in ("truncate", "split") or settings.predicting
+        cut = settings.overflow == "truncate" or settings.predicting
         pairs = any(example.pair is not None for example in examples)
         found = self._framed.encode(
             [example.text for example in examples],
             [example.pair or "" for example in examples] if pairs else None,
             settings.max_length if cut else None,
         )
-        split = settings.overflow == "split" and not settings.predicting and not pairs
-        return [self._outcome(pieces, split=split) for pieces in found]
+        return [self._outcome(pieces) for pieces in found]
 
-    def _outcome(self, pieces: Sequence[Piece], *, split: bool) -> Outcome:
-        """Return the row of a text, or (split) a row for each of its pieces."""
-        rows = [
-            Encoded(piece.ids, types=piece.types if self._types else None)
-            for piece in (pieces if split else pieces[:1])
-        ]
-        rows[0].truncated = len(pieces) > 1
-        return self._limit(Outcome(rows, status=TRUNCATED if len(pieces) > 1 else KEPT))
+    def _outcome(self, pieces: Sequence[Piece]) -> Outcome:
+        """Return the row of a text, of which only the first piece is kept."""
+        first, cut = pieces[0], len(pieces) > 1
+        row = Encoded(first.ids, types=first.types if self._types else None, truncated=cut)
+        return self._limit(Outcome([row], status=TRUNCATED if cut else KEPT))
 
     def _limit(self, made: Outcome) -> Outcome:
         length, longest = len(made.rows[0].ids), self._settings.max_length

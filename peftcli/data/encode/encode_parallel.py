@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from peftcli.data.encode.encode_worker import ChunkResult, Worker
-from peftcli.data.formats.recognition import Plan
 from peftcli.data.read.records import Record
+from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.errors import Problem, UserError
 
 LARGE = 48_000_000  # bytes of input from which the seconds that worker processes take to start are won back
@@ -26,7 +26,7 @@ def available_cores() -> int:
 
 def encode_chunks(
     arguments: tuple[Any, Any, str | None],
-    plan: Plan,
+    found: RecognisedFormat,
     chunks: Iterable[list[Record]],
     size: int,
     processes: int | None,
@@ -40,11 +40,11 @@ def encode_chunks(
     """
     wanted = processes or (min(available_cores(), MOST) if size >= LARGE else 1)
     if wanted > 1:
-        yield from _in_processes(arguments, plan, chunks, wanted, statistics)
+        yield from _in_processes(arguments, found, chunks, wanted, statistics)
         return
     worker = Worker(*arguments)
     for chunk in chunks:
-        yield worker(plan, chunk)
+        yield worker(found, chunk)
     statistics.update(worker.statistics())
 
 
@@ -58,16 +58,16 @@ def _start(arguments: tuple[Any, Any, str | None]) -> None:
     _worker = Worker(*arguments)
 
 
-def _encode(plan: Plan, chunk: Sequence[Record]) -> tuple[ChunkResult, dict[str, int]]:
+def _encode(found: RecognisedFormat, chunk: Sequence[Record]) -> tuple[ChunkResult, dict[str, int]]:
     assert _worker is not None  # the pool's initialiser ran
     before = Counter(_worker.statistics())
-    result = _worker(plan, chunk)
+    result = _worker(found, chunk)
     return result, dict(Counter(_worker.statistics()) - before)
 
 
 def _in_processes(
     arguments: tuple[Any, Any, str | None],
-    plan: Plan,
+    found: RecognisedFormat,
     chunks: Iterable[list[Record]],
     processes: int,
     statistics: Counter[str],
@@ -88,7 +88,7 @@ def _in_processes(
         # spawn: a forked child would inherit the tokenizer's and torch's threads in whatever state they are
         with ProcessPoolExecutor(processes, get_context("spawn"), _start, (arguments,)) as pool:
             for chunk in chunks:
-                waiting.append(pool.submit(_encode, plan, chunk))
+                waiting.append(pool.submit(_encode, found, chunk))
                 if len(waiting) > 2 * processes:
                     yield first()
             while waiting:

@@ -10,6 +10,8 @@ from peftcli.data.chat.rendered_text import TrainOn
 from peftcli.data.encode.overflow import Overflow
 from peftcli.data.store.labels import Kind
 from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_info import RowKind
+from peftcli.tasks.task_table import task_info
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class EncodeSettings:
     template: ChatTemplate | None = None
     add_head: bool = False
     predicting: bool = False
+
+    @property
+    def rows(self) -> RowKind:
+        """What the task makes of a row."""
+        return task_info(self.task).rows
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain data."""

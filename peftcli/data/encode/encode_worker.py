@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from peftcli.data.encode.causal import CausalEncoder
 from peftcli.data.encode.classification import ClassificationEncoder
@@ -15,10 +15,30 @@ from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
 from peftcli.data.encode.pairs import PairEncoder
 from peftcli.data.encode.tags import TagEncoder
-from peftcli.data.formats.examples import Example, Tokens, build
-from peftcli.data.formats.recognition import CLASSIFICATION, SEQ2SEQ, TOKENS, Plan, cell
 from peftcli.data.read.records import BadRow, Record, RowError
+from peftcli.data.recognition.examples import Example, Tokens
+from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.store.token_store import RawRows
+from peftcli.tasks.task_info import RowKind
+
+
+class Encoder(Protocol):
+    """Makes rows of tokens of one kind of row."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome | RowError]:
+        """Return the rows of each example, or why there are none."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts of how the learnt tokens were found, over all examples so far."""
+
+
+ENCODERS: dict[RowKind, Callable[[Any, EncodeSettings, Names], Encoder]] = {
+    "text": lambda tokenizer, settings, _: CausalEncoder(tokenizer, settings),
+    "pairs": lambda tokenizer, settings, _: PairEncoder(tokenizer, settings),
+    "labelled": ClassificationEncoder,
+    "tagged": TagEncoder,
+}
+"""From a tokenizer, the settings and the chunk's label names to what encodes a kind of row."""
 
 
 @dataclass(slots=True)
@@ -46,21 +66,13 @@ class Worker:
         self._settings, self._group_by = settings, group_by
         self._names = Names()
         self._vocabulary = len(tokenizer)
-        if settings.task == CLASSIFICATION:
-            self._encoder: Any = ClassificationEncoder(tokenizer, settings, self._names)
-        elif settings.task == TOKENS:
-            self._encoder = TagEncoder(tokenizer, settings, self._names)
-        elif settings.task == SEQ2SEQ:
-            self._encoder = PairEncoder(tokenizer, settings)
-        else:
-            self._encoder = CausalEncoder(tokenizer, settings)
+        self._encoder = ENCODERS[settings.rows](tokenizer, settings, self._names)
 
     def statistics(self) -> dict[str, int]:
         """Return the encoder's counts over all chunks."""
-        found: dict[str, int] = self._encoder.statistics()
-        return found
+        return self._encoder.statistics()
 
-    def __call__(self, plan: Plan, records: Sequence[Record]) -> ChunkResult:
+    def __call__(self, found: RecognisedFormat, records: Sequence[Record]) -> ChunkResult:
         """Encode the rows of a chunk."""
         self._names.numbers.clear()
         kept: list[Record] = []
@@ -70,7 +82,7 @@ class Worker:
         owners: list[int] = []
         for record in records:
             try:
-                made = build(plan, record, self._settings.task)
+                made = found.examples(record)
                 self._check_vocabulary(made)
                 group = self._group(record)
             except RowError as error:
@@ -139,7 +151,7 @@ class Worker:
             return 0
         if self._group_by not in record.values:
             raise RowError(f"no column {self._group_by!r} to group by", f"columns with {self._group_by!r}")
-        text = json.dumps(cell(record.values, self._group_by), sort_keys=True, default=str)
+        text = json.dumps(record.values[self._group_by], sort_keys=True, default=str)
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

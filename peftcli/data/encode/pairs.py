@@ -9,8 +9,8 @@ import numpy as np
 
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Ints, Outcome
-from peftcli.data.formats.examples import Example, InputTarget, Tokens
 from peftcli.data.read.records import RowError
+from peftcli.data.recognition.examples import Example, InputTarget, Tokens
 from peftcli.ignored_label import IGNORED
 
 

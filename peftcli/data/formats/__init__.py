@@ -1,1 +1,1 @@
-"""What a row can look like, and the example that it becomes."""
+"""One file a format of rows: its columns, how a row becomes what is learnt from, and its part of the documentation."""

@@ -105,6 +105,11 @@ class SourceFiles:
         return total.hexdigest()
 
     @property
+    def format(self) -> str | None:
+        """The format of the rows where the kind of source decides it: that of class folders."""
+        return "folders" if self.kind == "folders" else None
+
+    @property
     def size(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.files)

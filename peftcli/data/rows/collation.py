@@ -56,7 +56,7 @@ class Collator:
             generate: for prediction; decoder-only prompts are padded on the left, so that new tokens follow at once.
         """
         side = "left" if generate and self.task.info.rows == "text" else "right"
-        made = collate(rows, self.tokenizer, self.task.info.name, padding_side=side, packing_route=self.packing_route)
+        made = collate(rows, self.tokenizer, self.task.info.rows, padding_side=side, packing_route=self.packing_route)
         tokens = sum(len(row.input_ids) for row in rows)
         return self.task.batch(made, tokens, generate=generate and self.task.info.generates)
 

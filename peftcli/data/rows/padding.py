@@ -11,7 +11,7 @@ import numpy.typing as npt
 from peftcli.data.rows.row_set import Row
 from peftcli.ignored_label import IGNORED
 from peftcli.models.packing_route import PackingRoute, block_causal
-from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_info import RowKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def collate(
     rows: Sequence[Row],
     tokenizer: Any,
-    task: TaskName,
+    kind: RowKind,
     *,
     padding_side: str = "right",
     packing_route: PackingRoute = "positions",
@@ -31,7 +31,8 @@ def collate(
     no mask is given, and no cache is used. Padding behind a packed row is a document of its own.
 
     Args:
-        rows: of one kind; labels are left out when a row has none.
+        rows: with labels of the same shape; labels are left out when a row has none.
+        kind: what a row is, which says how labels are padded.
         padding_side: right or left; packed rows are padded on the right.
         packing_route: how the model keeps packed documents apart; `models.packing.packing_route` finds out.
 
@@ -53,20 +54,20 @@ def collate(
         types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
         out["token_type_ids"] = _pad(types, longest, 0, side)
     if all(row.labels is not None for row in rows):
-        out["labels"] = _labels(rows, task, longest, side)
+        out["labels"] = _labels(rows, kind, longest, side)
     tensors = _tensors(out)
     if packed and packing_route != "positions":
         tensors["attention_mask"] = block_causal(tensors["position_ids"], packing_route)
     return tensors
 
 
-def _labels(rows: Sequence[Row], task: TaskName, longest: int, side: str) -> npt.NDArray[Any]:
+def _labels(rows: Sequence[Row], kind: RowKind, longest: int, side: str) -> npt.NDArray[Any]:
     labels: list[Any] = [row.labels for row in rows]
     if not isinstance(labels[0], np.ndarray):
         return np.array(labels, dtype=np.float32 if isinstance(labels[0], float) else np.int64)
-    if task == "sequence_classification":
+    if kind == "labelled":
         return np.stack(labels)
-    if task == "seq2seq_lm":
+    if kind == "pairs":
         return _pad(labels, max(len(one) for one in labels), IGNORED, "right")
     return _pad(labels, longest, IGNORED, side)
 

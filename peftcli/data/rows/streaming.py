@@ -14,9 +14,9 @@ import numpy.typing as npt
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encode_worker import Worker
 from peftcli.data.encode.encoded import Encoded
-from peftcli.data.formats.recognition import Plan
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
+from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.rows.row_set import Row
 from peftcli.data.store.build_store import PEEK, SourceJob, recognised
 from peftcli.errors import Problem, UserError
@@ -152,13 +152,13 @@ def stream_rows(
     *,
     skip: int = 0,
     only: int | None = None,
-    started: Callable[[Plan], None] | None = None,
+    started: Callable[[RecognisedFormat], None] | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one pass over a source, each as it is encoded.
 
     Args:
         skip, only: readable rows of the file that are left out at its head, and how many of the rest to read.
-        started: called with the plan once the format is recognised.
+        started: called once the format is recognised.
 
     Raises:
         UserError: broken rows (with on_error: fail), or a format that does not fit.
@@ -168,13 +168,13 @@ def stream_rows(
     if not head:
         errors.raise_if_any()
         return
-    plan = recognised(job, head, settings)
+    found = recognised(job, head, settings)
     if started:
-        started(plan)
+        started(found)
     worker = Worker(tokenizer, settings, None)
     rest = islice(_chained(head, records), skip, None if only is None else skip + only)
     while chunk := list(islice(rest, CHUNK)):
-        result = worker(plan, chunk)
+        result = worker(found, chunk)
         errors.add(result.bad)
         errors.add(result.too_long, always=True)
         errors.raise_if_any()

@@ -16,10 +16,11 @@ from peftcli.data.encode.encode_parallel import encode_chunks
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encode_worker import ChunkResult
 from peftcli.data.encode.encoded import Names
-from peftcli.data.formats.recognition import CLASSIFICATION, TOKENS, Plan, cell, recognise
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.sources import SourceFiles
+from peftcli.data.recognition.recognise import recognise
+from peftcli.data.recognition.row_format import RecognisedFormat, cell
 from peftcli.data.store.labels import Kind, kind_of
 from peftcli.data.store.token_store import RawRows, StoreWriter
 from peftcli.errors import Problem, UserError
@@ -93,12 +94,12 @@ def build_store(
             if not first:
                 errors.raise_if_any()
                 raise _no_rows(source.files, errors)
-            plan = recognised(source, first[:PEEK], settings)
-            settings = _with_kind(settings, plan, first[:PEEK])
-            evidence.append(f"{source.files.title}: {plan.evidence}")
-            formats.append(plan.format.name)
+            found = recognised(source, first[:PEEK], settings)
+            settings = _with_kind(settings, found, first[:PEEK])
+            evidence.append(f"{source.files.title}: {found.evidence}")
+            formats.append(found.format.name)
             arguments = (tokenizer, settings, job.group_by)
-            results = encode_chunks(arguments, plan, chain([first], chunks), source.files.size, processes, statistics)
+            results = encode_chunks(arguments, found, chain([first], chunks), source.files.size, processes, statistics)
             for result in results:
                 errors.add(result.bad)
                 errors.add(result.too_long, always=True)
@@ -150,7 +151,7 @@ def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Re
         yield chunk
 
 
-def recognised(source: SourceJob, records: Sequence[Record], settings: EncodeSettings) -> Plan:
+def recognised(source: SourceJob, records: Sequence[Record], settings: EncodeSettings) -> RecognisedFormat:
     """Return how a source's rows become examples, judged by its first rows."""
     return recognise(
         records,
@@ -160,18 +161,17 @@ def recognised(source: SourceJob, records: Sequence[Record], settings: EncodeSet
         template=source.template,
         source=source.files.title,
         predicting=settings.predicting,
-        is_folders=source.files.kind == "folders",
+        of_source=source.files.format,
     )
 
 
-def _with_kind(settings: EncodeSettings, plan: Plan, records: Sequence[Record]) -> EncodeSettings:
+def _with_kind(settings: EncodeSettings, found: RecognisedFormat, records: Sequence[Record]) -> EncodeSettings:
     """Return the settings with the kind of label, read off the first rows if it is not given."""
-    if settings.task == TOKENS:
+    if settings.rows == "tagged":
         return replace(settings, kind="token")
-    if settings.task != CLASSIFICATION or settings.kind is not None or settings.predicting:
+    if settings.rows != "labelled" or settings.kind is not None or settings.predicting:
         return settings
-    column = plan.columns.get("label") or plan.columns.get("labels")
-    values = [cell(record.values, column) for record in islice(records, PEEK)]
+    values = [cell(record.values, found.target_column) for record in islice(records, PEEK)]
     kind: Kind = kind_of([value for value in values if value is not None])
     return replace(settings, kind=kind)
 

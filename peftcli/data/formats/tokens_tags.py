@@ -1,0 +1,44 @@
+"""Words with a tag for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peftcli.data.read.records import Record, RowError
+from peftcli.data.recognition.examples import Example, Tagged
+from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
+
+
+def _tagged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]:
+    words = found.cell(values, "tokens")
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise found.wrong(f"{found.columns['tokens']!r} is not a list of words")
+    if found.predicting:
+        return [Tagged(words, None)]
+    tags = found.label(values, "tags")
+    if not isinstance(tags, list) or len(tags) != len(words):
+        count = len(tags) if isinstance(tags, list) else "no list of"
+        raise RowError(f"{len(words)} tokens but {count} tags", "one tag for each token")
+    for tag in tags:
+        if isinstance(tag, bool) or not isinstance(tag, str | int) or tag == "":
+            raise found.wrong(f"the tag {tag!r} is neither a name nor a number")
+    return [Tagged(words, tags)]
+
+
+def _has_lists(columns: Mapping[str, str], records: Sequence[Record]) -> bool:
+    return any(isinstance(record.values.get(columns["tokens"]), list) for record in records)
+
+
+FORMAT = RowFormat(
+    name="tokens_tags",
+    columns=(
+        Column("tokens", ("words",)),
+        Column("tags", ("ner_tags", "pos_tags", "chunk_tags", "labels", "ner", "pos", "label"), target=True),
+    ),
+    expected='{"tokens": ["Ada", "wrote"], "tags": ["B-PER", "O"]}',
+    makes={"tagged": _tagged},
+    looks_right=_has_lists,
+    rows=({"tokens": ["Ada", "wrote", "code"], "tags": ["B-PER", "O", "O"]},),
+    about="There is one tag for each word; training is on the word's first token. The tokenizer must be a fast one.",
+)

@@ -1,0 +1,227 @@
+"""Choose the format of a source from its first rows, and find its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from peftcli.data.read.records import Record
+from peftcli.data.recognition.format_table import BY_NAME, WITH_TEMPLATE, formats_for
+from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
+from peftcli.data.recognition.row_template import RowTemplate
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import TaskName
+from peftcli.suggestions import did_you_mean, nearest
+from peftcli.tasks.task_table import task_info
+
+
+def recognise(
+    records: Sequence[Record],
+    task: TaskName,
+    *,
+    wanted: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    template: str | None = None,
+    source: str = "",
+    predicting: bool = False,
+    of_source: str | None = None,
+) -> RecognisedFormat:
+    """Choose the format of some first rows and map its columns.
+
+    Args:
+        records: the first rows that could be read.
+        task: decides which formats fit.
+        wanted: the format the recipe asks for, or auto.
+        columns: the recipe's mapping from our names to the file's.
+        template: the recipe's text made of columns, which stands in for the prompt (or the text).
+        source: the file, for messages.
+        predicting: what would be learnt may be absent.
+        of_source: the format that the kind of source decides, whatever the columns are.
+
+    Raises:
+        UserError: no format fits, or the recipe's format or columns do not.
+    """
+    present, columns = _columns_of(records), dict(columns or {})
+    _check_mapped(columns, present, source)
+    parsed = RowTemplate.parse(template) if template else None
+    if parsed:
+        parsed.check(present, source)
+    kind = task_info(task).rows
+    if wanted == "auto" and of_source is None and parsed and kind == "text":
+        chosen = _templated(present, columns)
+    elif wanted == "auto" and of_source is None:
+        _check_ours(columns, task, formats_for(kind))
+        for chosen in formats_for(kind):
+            if chosen.has_columns and _fits(chosen, records, present, columns, parsed, predicting):
+                break
+        else:
+            raise _no_format(task, formats_for(kind), present, source)
+    else:
+        chosen = BY_NAME[of_source if wanted == "auto" and of_source else wanted]
+    _check_serves(chosen, task, columns)
+    mapping = _map(chosen, present, columns)
+    missing = _missing(chosen, mapping, parsed, predicting)
+    if missing:
+        raise UserError(_missing_problem(chosen, missing, present, source))
+    return RecognisedFormat(chosen, kind, mapping, parsed, _evidence(chosen, mapping, records, parsed), predicting)
+
+
+def _columns_of(records: Sequence[Record]) -> list[str]:
+    names: dict[str, None] = {}
+    for record in records:
+        names.update(dict.fromkeys(record.values))
+    return list(names)
+
+
+def _fits(
+    known: RowFormat,
+    records: Sequence[Record],
+    present: Sequence[str],
+    columns: Mapping[str, str],
+    template: RowTemplate | None,
+    predicting: bool,
+) -> bool:
+    """Whether a format's required columns are there, with values that look right, and it knows the mapped names."""
+    if any(known.column(name) is None for name in columns):
+        return False
+    mapping = _map(known, present, columns)
+    return not _missing(known, mapping, template, predicting) and known.looks_right(mapping, records)
+
+
+def _templated(present: Sequence[str], columns: Mapping[str, str]) -> RowFormat:
+    """Return the first format whose answer is among the columns, when the template makes the prompt."""
+    for known in WITH_TEMPLATE[:-1]:
+        mapping = _map(known, present, columns)
+        answers = [column.name for column in known.columns if column.target]
+        if all(known.column(ours) for ours in columns) and all(answer in mapping for answer in answers):
+            return known
+    return WITH_TEMPLATE[-1]
+
+
+def _map(known: RowFormat, present: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return our name to the file's column: what the recipe says, else the name itself, else a synonym."""
+    mapping = {name: column for name, column in columns.items() if known.column(name)}
+    taken = set(mapping.values())
+    for column in known.columns:
+        if column.name in mapping:
+            continue
+        for name in (column.name, *column.synonyms):
+            if name in present and name not in taken:
+                mapping[column.name] = name
+                taken.add(name)
+                break
+    return mapping
+
+
+def _missing(
+    known: RowFormat, mapping: Mapping[str, str], template: RowTemplate | None, predicting: bool
+) -> list[Column]:
+    """Return the columns that a format needs and a file lacks."""
+    return [
+        column
+        for column in known.columns
+        if column.required
+        and column.name not in mapping
+        and column.instead not in mapping
+        and not (template and column.name == known.template_column)
+        and not (predicting and column.target)
+    ]
+
+
+def _check_serves(chosen: RowFormat, task: TaskName, columns: Mapping[str, str]) -> None:
+    """Raise when a format does not serve a task, or lacks a column that the recipe maps."""
+    kind = task_info(task).rows
+    if kind not in chosen.makes:
+        raise UserError(
+            Problem(
+                f"format {chosen.name!r} does not fit task {task}",
+                key="data.format",
+                suggestion=f"formats of this task: {', '.join(known.name for known in formats_for(kind))}",
+            )
+        )
+    unknown = [name for name in columns if chosen.column(name) is None]
+    if unknown:
+        valid = ", ".join(column.name for column in chosen.columns)
+        raise UserError(
+            Problem(
+                f"the format {chosen.name} has no column {', '.join(unknown)}",
+                key="data.columns",
+                suggestion=f"its columns are {valid}; write data.columns as {{our name: the file's column}}",
+            )
+        )
+
+
+def _check_ours(columns: Mapping[str, str], task: TaskName, formats: Sequence[RowFormat]) -> None:
+    """Raise when the recipe maps a name that no format of the task has."""
+    for name in columns:
+        if not any(known.column(name) for known in formats):
+            ours = dict.fromkeys(column.name for known in formats for column in known.columns)
+            raise UserError(
+                Problem(
+                    f"no format of {task} has a column {name!r}",
+                    key=f"data.columns.{name}",
+                    suggestion=f"write data.columns as {{our name: the file's column}}; ours are {', '.join(ours)}",
+                )
+            )
+
+
+def _no_format(task: TaskName, formats: Sequence[RowFormat], present: Sequence[str], source: str) -> UserError:
+    shapes = "\n    ".join(f"{known.name}: {known.expected}" for known in formats)
+    return UserError(
+        Problem(
+            f"no format fits the columns {', '.join(present) or '(none)'}",
+            file=source or None,
+            suggestion=f"name yours with data.columns, or set data.format. Known for {task}:\n    {shapes}",
+        )
+    )
+
+
+def _check_mapped(columns: Mapping[str, str], present: Sequence[str], source: str) -> None:
+    """Raise when the recipe names a column that the file does not have."""
+    problems = [
+        Problem(
+            f"no column {theirs!r}; the columns are {', '.join(present) or '(none)'}",
+            file=source or None,
+            key=f"data.columns.{ours}",
+            suggestion=_question(theirs, present),
+        )
+        for ours, theirs in columns.items()
+        if theirs not in present
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _missing_problem(known: RowFormat, missing: list[Column], present: list[str], source: str) -> Problem:
+    names = ", ".join(column.name for column in missing)
+    near = _question(missing[0].name, present)
+    joined = f"columns found: {', '.join(present) or '(none)'}"
+    hint = f"data.columns: {{{missing[0].name}: <the file's column>}}"
+    if len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
+        hint = "the header looks separated by something else than a comma; write it as .csv or .tsv"
+    return Problem(
+        f"format {known.name} needs the column{'s' if len(missing) > 1 else ''} {names}; {joined}",
+        file=source or None,
+        suggestion=f"{near + '; ' if near else ''}{hint}. Expected: {known.expected}",
+    )
+
+
+def _question(name: str, present: Sequence[str]) -> str | None:
+    return did_you_mean(nearest(name, present, most=3, cutoff=0.5)) or None
+
+
+def _evidence(
+    chosen: RowFormat, mapping: Mapping[str, str], records: Sequence[Record], template: RowTemplate | None
+) -> str:
+    """Return why the format was chosen, such as `conversations[].from/value -> sharegpt`."""
+    parts = []
+    for ours, theirs in mapping.items():
+        inside = next((record.values[theirs] for record in records if record.values.get(theirs)), None)
+        shown = theirs
+        if isinstance(inside, list) and inside and isinstance(inside[0], dict):
+            shown = f"{theirs}[].{'/'.join(str(key) for key in list(inside[0])[:3])}"
+        elif isinstance(inside, list):
+            shown = f"{theirs}[]"
+        parts.append(shown if ours == theirs else f"{shown} (as {ours})")
+    if template:
+        parts.append(f"template {template.text!r}")
+    return f"{', '.join(parts)} -> {chosen.name}"
