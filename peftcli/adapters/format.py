@@ -1,4 +1,4 @@
-"""What lies beside an adapter's weights: how it was made, for which base, and in which of the two layouts.
+"""A saved adapter: its files, and what lies beside its weights: how it was made, and for which base.
 
 adapter/
   adapter_config.json         HF peft's, where HF has the method; else {"peft_type": "PEFTCLI", ...}
@@ -11,19 +11,22 @@ No torch here: `peft validate` and `peft methods` may look at a saved adapter.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftcli.adapters.adapter_files import json_ready
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.models.load.identity import BaseIdentity
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from peftcli.models.anatomy import Anatomy
     from peftcli.protocol.attachment import Attachment
+    from peftcli.recipe.params import MethodParams
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -31,6 +34,8 @@ SIDECAR = "peftcli.json"
 CARD = "README.md"
 OWN_TYPE = "PEFTCLI"
 """`peft_type` of a layout that only this project reads."""
+OWN_LAYOUT = "peftcli"
+"""How peftcli.json calls that layout; other layouts are those of libraries (`Library.run_layout`)."""
 FORMAT_VERSION = 1
 """Raised when a file of an earlier version would be read wrongly."""
 
@@ -99,6 +104,23 @@ class AdapterMeta:
         for name in ("target_names", "head", "modules_to_save", "places", "stacks"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter read from disk.
+
+    Args:
+        params: the method's hyper-parameters.
+        state: what `Attachment.load_state_dict` takes, on the CPU.
+        meta: how it was made, and for which base.
+        notes: what was left out or assumed while reading another library's files.
+    """
+
+    params: MethodParams
+    state: dict[str, Tensor]
+    meta: AdapterMeta
+    notes: tuple[str, ...] = ()
 
 
 def _target(data: Mapping[str, Any]) -> SavedTarget:
@@ -184,39 +206,3 @@ def check_base(meta: AdapterMeta, base: BaseIdentity, where: Path | str) -> None
             f"the adapter {where} does not fit {base.name}: {'; '.join(wrong)}",
             suggestion=f"it was trained on {meta.base['name']}",
         )
-
-
-def json_ready(value: Any) -> Any:
-    """Return plain data: tuples become lists, sets sorted lists."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(json_ready(item) for item in value)
-    if isinstance(value, (list, tuple)):
-        return [json_ready(item) for item in value]
-    return value
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write readable JSON with sorted keys, as HF peft does."""
-    path.write_text(json.dumps(json_ready(data), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: there is no such file, or it is no JSON object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} holds no adapter: {path.name} is missing",
-            suggestion="name a run directory, or a directory with adapter_config.json and adapter_model.safetensors",
-        ) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data

@@ -1,56 +1,28 @@
-"""Read an adapter directory: ours, or one that HF peft wrote. Strict: nothing missing, nothing left over."""
+"""Read an adapter directory: ours, or one of a library that needs no base model. Nothing may be missing or extra."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from peftcli.adapters.format import (
-    CONFIG,
-    FORMAT_VERSION,
-    OWN_TYPE,
-    SIDECAR,
-    WEIGHTS,
-    AdapterMeta,
-    read_json,
-)
-from peftcli.adapters.hf.hf_peft import FORMATS, import_hf
+from peftcli.adapters.adapter_files import read_json, read_tensors
+from peftcli.adapters.format import CONFIG, FORMAT_VERSION, OWN_TYPE, SIDECAR, WEIGHTS, AdapterMeta, SavedAdapter
+from peftcli.adapters.library_table import LIBRARIES, library_of
 from peftcli.errors import Problem, UserError
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.aliases import upgrades
 from peftcli.recipe.params import MethodParams
 
 
-@dataclass(frozen=True)
-class SavedAdapter:
-    """An adapter read from disk.
-
-    Args:
-        params: the method's hyper-parameters.
-        state: what `Attachment.load_state_dict` takes, on the CPU.
-        meta: how it was made, and for which base.
-        notes: what was left out or assumed while reading another library's files.
-    """
-
-    params: MethodParams
-    state: dict[str, Tensor]
-    meta: AdapterMeta
-    notes: tuple[str, ...] = ()
-
-
 def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -> SavedAdapter:
     """Read an adapter.
 
     Args:
-        directory: a run's `adapter/`, an exported one, or one that HF peft saved.
+        directory: a run's `adapter/`, an exported one, or one that another library saved.
         methods: where the method's parameters are found.
 
     Raises:
@@ -60,21 +32,16 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
     if not directory.is_dir():
         raise UserError(f"there is no adapter directory {directory}")
     if not (directory / SIDECAR).is_file():
-        config = read_json(directory / CONFIG)
-        if config.get("peft_type") == OWN_TYPE:
+        if read_json(directory / CONFIG).get("peft_type") == OWN_TYPE:
             raise UserError(f"{directory / SIDECAR} is missing: the adapter's parameters are in it")
-        params, state, meta, notes = import_hf(config, read_tensors(directory / WEIGHTS), directory)
-        return SavedAdapter(params, state, meta, notes)
+        return library_of(directory).read(directory, None)
     sidecar = read_json(directory / SIDECAR)
     params, meta = _records(sidecar, directory / SIDECAR, methods)
     tensors = read_tensors(directory / WEIGHTS)
-    if sidecar.get("layout") != "hf_peft":
-        return SavedAdapter(params, tensors, meta)
-    theirs = FORMATS.get(params.name)
-    if theirs is None:
-        raise UserError(f"{directory}: {params.name} was saved in HF peft's layout, which this version does not read")
-    config = read_json(directory / CONFIG)
-    return SavedAdapter(params, theirs.from_file(tensors, params, meta, config), meta)
+    layouts = {library.run_layout: library for library in LIBRARIES.values() if library.run_layout is not None}
+    library = layouts.get(str(sidecar.get("layout")))
+    state = tensors if library is None else library.run_state(directory, tensors, params, meta)
+    return SavedAdapter(params, state, meta)
 
 
 def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) -> tuple[MethodParams, AdapterMeta]:
@@ -100,23 +67,3 @@ def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) ->
         raise UserError(f"{path}: the parameters of {method['name']} are not valid: {found}") from None
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: it is missing (a pickled one is never read) or damaged.
-    """
-    if not path.is_file():
-        pickled = path.with_name("adapter_model.bin")
-        if not pickled.is_file():
-            raise UserError(f"{path} cannot be read: it is missing", suggestion="copy it back, or train again")
-        raise UserError(
-            f"{path} is missing, and {pickled.name} is a pickle, which can run code",
-            suggestion="save the adapter again with safe_serialization=True",
-        )
-    try:
-        return dict(load_file(path))
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}", suggestion="copy the file again, or train again") from None

@@ -1,8 +1,9 @@
-"""The model card that lies beside an adapter: what it is, on which base, and how to use it."""
+"""The README.md beside what was trained: front matter that the hub reads, then what it is and how to use it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import yaml
 
@@ -11,38 +12,57 @@ from peftcli.recipe.params import MethodParams
 from peftcli.tasks.task_table import TASKS
 
 
-def model_card(
-    params: MethodParams,
-    meta: AdapterMeta,
-    *,
-    loads_in_hf: bool,
-    metrics: Mapping[str, float] | None = None,
-    note: str | None = None,
+@dataclass(frozen=True)
+class Use:
+    """How a library uses the files beside a card.
+
+    Args:
+        library: its name on the hub (`library_name`).
+        code: lines of Python that load them.
+        note: what a user of that library should know.
+    """
+
+    library: str
+    code: tuple[str, ...]
+    note: str | None = None
+
+
+def front_matter(base: str, library: str, tags: Iterable[str], task: str) -> list[str]:
+    """Return the lines that the hub reads.
+
+    Args:
+        base: name of the base model.
+        library: that loads the files (`library_name`).
+        tags: the first is this project's; the task is added to them.
+        task: as in a recipe; tells the hub's pipeline.
+    """
+    front: dict[str, object] = {"base_model": base, "library_name": library, "tags": [*tags, task]}
+    known = TASKS.get(task)
+    if known is not None and known.info.pipeline_tag:
+        front["pipeline_tag"] = known.info.pipeline_tag
+    return ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
+
+
+def python_block(lines: Iterable[str]) -> list[str]:
+    """Return lines of Python as a block of Markdown, with an empty line behind."""
+    return ["```python", *lines, "```", ""]
+
+
+def adapter_card(
+    params: MethodParams, meta: AdapterMeta, *, use: Use | None, metrics: Mapping[str, float] | None = None
 ) -> str:
-    """Return README.md: front matter for the hub, then prose.
+    """Return the README.md of an adapter.
 
     Args:
         params: the method's hyper-parameters.
         meta: the adapter's record.
-        loads_in_hf: whether HF peft reads the files beside it.
+        use: the library that reads the files beside it; None where only this project does.
         metrics: final evaluation numbers.
-        note: what a user of HF peft should know.
     """
     base = str(meta.base.get("name") or "unknown")
-    front: dict[str, object] = {
-        "base_model": base,
-        "library_name": "peft" if loads_in_hf else "peftcli",
-        "tags": ["peftcli", params.name, meta.task],
-    }
-    task = TASKS.get(meta.task)
-    if task is not None and task.info.pipeline_tag:
-        front["pipeline_tag"] = task.info.pipeline_tag
     changed = params.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
+        *front_matter(base, use.library if use else "peftcli", ("peftcli", params.name), meta.task),
         f"# {params.name} adapter for {base}",
         "",
         f"A `{params.name}` adapter for the task `{meta.task}`, trained with peftcli.",
@@ -54,10 +74,9 @@ def model_card(
         "```",
         "",
     ]
-    if loads_in_hf:
-        lines += ["```python", *_python(base, meta), "```", ""]
-    if loads_in_hf and note:
-        lines += [note, ""]
+    if use is not None:
+        lines += python_block(use.code)
+        lines += [use.note, ""] if use.note else []
     lines += ["## Hyper-parameters", "", "| name | value |", "|---|---|"]
     lines += [f"| {name} | `{value}` |" for name, value in changed.items()]
     if meta.labels and meta.labels.get("names"):
@@ -68,17 +87,3 @@ def model_card(
     if meta.versions:
         lines += ["", "## Versions", "", ", ".join(f"{name} {value}" for name, value in meta.versions.items())]
     return "\n".join(lines) + "\n"
-
-
-def _python(base: str, meta: AdapterMeta) -> list[str]:
-    task = TASKS.get(meta.task)
-    auto = task.info.auto_class if task is not None else "AutoModel"
-    names = list((meta.labels or {}).get("names", ()))
-    extra = f", num_labels={len(names)}" if names else ""
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {auto}",
-        "",
-        f'model = {auto}.from_pretrained("{base}"{extra})',
-        'model = PeftModel.from_pretrained(model, "path/to/this/directory")',
-    ]

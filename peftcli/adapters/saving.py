@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from peftcli import __version__
-from peftcli.adapters.format import CARD, CONFIG, FORMAT_VERSION, OWN_TYPE, SIDECAR, WEIGHTS, AdapterMeta, write_json
-from peftcli.adapters.hf.hf_peft import hf_format
-from peftcli.adapters.model_card import model_card
+from peftcli.adapters.adapter_files import write_json, write_tensors
+from peftcli.adapters.format import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    OWN_LAYOUT,
+    OWN_TYPE,
+    SIDECAR,
+    WEIGHTS,
+    AdapterMeta,
+)
+from peftcli.adapters.library import RunFiles
+from peftcli.adapters.library_table import LIBRARIES
+from peftcli.adapters.model_card import adapter_card
 from peftcli.atomic import new_directory
 from peftcli.recipe.params import MethodParams
 
@@ -27,7 +37,8 @@ def save_adapter(
 ) -> None:
     """Write adapter_config.json, adapter_model.safetensors, peftcli.json and the model card.
 
-    HF peft's layout where it has the method and these parameters, else ours.
+    They are in the layout of the first library that has the method and these parameters and in whose layout runs are
+    kept (HF peft), else in ours.
 
     Args:
         directory: what is there is replaced, after everything is written and synced.
@@ -36,26 +47,30 @@ def save_adapter(
         meta: `format.describe(...)`.
         metrics: final evaluation numbers for the model card.
     """
-    theirs = hf_format(params, meta, attachment_state)
-    tensors = theirs.to_file(attachment_state, params, meta) if theirs else dict(attachment_state)
-    config = theirs.config(params, meta, attachment_state) if theirs else own_config(params)
+    layout, files = _library_files(params, meta, attachment_state)
     sidecar = {
         "format_version": FORMAT_VERSION,
         "peftcli_version": __version__,
-        "layout": "hf_peft" if theirs else "peftcli",
+        "layout": layout,
         "method": params.model_dump(mode="json"),
         "meta": meta.as_dict(),
     }
     with new_directory(Path(directory)) as partial:
-        write_tensors(partial / WEIGHTS, tensors)
-        write_json(partial / CONFIG, config)
+        write_tensors(partial / WEIGHTS, files.tensors if files else attachment_state)
+        write_json(partial / CONFIG, files.config if files else own_config(params))
         write_json(partial / SIDECAR, sidecar)
-        (partial / CARD).write_text(
-            model_card(
-                params, meta, loads_in_hf=theirs is not None, metrics=metrics, note=theirs.note if theirs else None
-            ),
-            encoding="utf-8",
-        )
+        card = adapter_card(params, meta, use=files.use if files else None, metrics=metrics)
+        (partial / CARD).write_text(card, encoding="utf-8")
+
+
+def _library_files(params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[str, RunFiles | None]:
+    """Return the name of the layout, and the files of the library whose it is; None for our own layout."""
+    for library in LIBRARIES.values():
+        if library.run_layout is not None:
+            files = library.run_files(params, meta, state)
+            if files is not None:
+                return library.run_layout, files
+    return OWN_LAYOUT, None
 
 
 def own_config(params: MethodParams) -> dict[str, Any]:
@@ -66,9 +81,3 @@ def own_config(params: MethodParams) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "read_with": "the peft command of peftcli; the parameters are in peftcli.json",
     }
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file; each with memory of its own, as the format asks."""
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    save_file(own, path, metadata={"format": "pt"})

@@ -6,17 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from peftcli import __version__
-from peftcli.adapters.adapter_base import BaseName, fit, known_task
-from peftcli.adapters.adapterhub import adapterhub
-from peftcli.adapters.format import CONFIG, SIDECAR, WEIGHTS, AdapterMeta, read_json
-from peftcli.adapters.hf.hf_peft import import_hf
-from peftcli.adapters.hf.whole_modules import Instead, to_hf_peft
-from peftcli.adapters.loading import load_adapter, read_tensors
+from peftcli.adapters.base_shape import BaseName, fit, known_task
+from peftcli.adapters.format import CONFIG, SIDECAR, AdapterMeta, SavedAdapter
+from peftcli.adapters.library import Library, other_use
+from peftcli.adapters.library_table import LIBRARIES, library_named, library_of
+from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory, write_text
 from peftcli.errors import UserError
@@ -26,8 +25,6 @@ from peftcli.recipe.stored import stored_recipe
 from peftcli.recipe.yaml.dump import dump_recipe
 from peftcli.tasks.task_table import task_info
 
-Destination = Literal["hf-peft", "adapterhub"]
-
 
 @dataclass(frozen=True)
 class Transfer:
@@ -35,7 +32,7 @@ class Transfer:
 
     Args:
         output: the new directory.
-        kind: `hf-peft`, `adapterhub`, or `run`.
+        kind: the library's name, or `run`.
         method: of the adapter.
         task: as in a recipe.
         base: the base model's name.
@@ -57,36 +54,46 @@ class Transfer:
         return asdict(self)
 
 
-def export_run(
-    run: Path, output: Path, *, to: Destination, instead: Instead | None = None, base: str | None = None
-) -> Transfer:
+def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, base: str | None = None) -> Transfer:
     """Write a run's adapter for another library.
 
     Args:
         run: a run directory, or an adapter directory.
         output: must not exist, or be empty.
-        to: the library.
-        instead: `lora` writes an AdaLoRA as plain LoRA, for HF peft.
-        base: where the base lies now; AdapterHub's keys need its config.
+        to: the library's name in `LIBRARIES`.
+        instead: the method as which the library gets the adapter (`Library.instead`); None for its own.
+        base: where the base lies now, for a library whose keys need its config.
 
     Raises:
         UserError: there is no adapter, the library cannot hold it, or the output is taken.
     """
+    library = library_named(to)
+    if instead is not None and instead not in library.instead:
+        offered = [other.name for other in LIBRARIES.values() if instead in other.instead]
+        remedy = "leave --as out"
+        raise UserError(f"--as {instead} is for --to {' or '.join(offered) or 'no library'}", suggestion=remedy)
     check_free(output)
     directory = adapter_of(run)
-    if to == "adapterhub":
-        if instead is not None:
-            raise UserError("--as lora is for --to hf-peft", suggestion="leave --as out")
-        notes = adapterhub.write(directory, output, base)
-    else:
-        notes = to_hf_peft(directory, output, instead=instead)
     saved = load_adapter(directory)
-    name = base or saved.meta.base.get("name")
-    return _report(output, to, saved.params, saved.meta.task, name, saved.state, notes)
+    if saved.params.name not in library.methods():
+        raise UserError(
+            f"{directory}: {saved.params.name} cannot be exported: {library.lacks}",
+            suggestion=_elsewhere(saved.params, library),
+        )
+    notes = library.write(saved, directory, output, base=base, instead=instead)
+    return _report(output, to, saved, base or saved.meta.base.get("name"), notes)
+
+
+def _elsewhere(params: MethodParams, library: Library) -> str:
+    """Return what to do with the adapter of a method that a library lacks."""
+    for other in LIBRARIES.values():
+        if other is not library and params.name in other.methods():
+            return f"export it for {other.title}: --to {other.name}"
+    return other_use(params)
 
 
 def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Transfer:
-    """Turn an adapter that HF peft or AdapterHub saved into a finished run.
+    """Turn an adapter that another library saved into a finished run.
 
     Args:
         source: its directory.
@@ -94,7 +101,7 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Tr
         base: the base model, if the files do not name it or it lies elsewhere.
 
     Raises:
-        UserError: the files are of no known kind, cannot be expressed here, or do not fit the base.
+        UserError: the files are of no known library, cannot be expressed here, or do not fit the base.
     """
     check_free(output)
     if not source.is_dir():
@@ -103,31 +110,25 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Tr
         raise UserError(
             f"{source} is an adapter of this project already", suggestion="use it as it is; method.init_from reads it"
         )
-    config = read_json(source / CONFIG)
-    if adapterhub.is_config(config):
-        name = BaseName(base or config.get("model_name"))
-        params, state, meta, notes = adapterhub.read(config, source, name)
-    else:
-        revision = None if base else config.get("revision")
-        name = BaseName(base or config.get("base_model_name_or_path"), revision)
-        params, state, meta, notes = import_hf(config, read_tensors(source / WEIGHTS), source, name)
-        meta, more = _on_base(params, state, meta, source, name, named=base is not None)
-        notes += more
+    library = library_of(source)
+    name = library.base_of(source) if base is None else BaseName(base)
+    saved = library.read(source, name)
+    meta, notes = _on_base(saved, source, name, named=base is not None)
     if name.name is None:
         raise UserError(f"{source} does not name its base model", suggestion="name it with --base MODEL")
-    meta = replace(meta, labels=meta.labels or _labels(meta, state), base={**meta.base, "name": name.name})
-    _write_run(output, params, state, meta)
-    return _report(output, "run", params, meta.task, name.name, state, notes)
+    meta = replace(meta, labels=meta.labels or _labels(meta, saved.state), base={**meta.base, "name": name.name})
+    saved = replace(saved, meta=meta)
+    _write_run(output, saved)
+    return _report(output, "run", saved, name.name, (*saved.notes, *notes))
 
 
-def _on_base(
-    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, where: Path, name: BaseName, *, named: bool
-) -> tuple[AdapterMeta, tuple[str, ...]]:
-    """Return the record as read off the base, with every key and shape checked against it."""
+def _on_base(saved: SavedAdapter, where: Path, name: BaseName, *, named: bool) -> tuple[AdapterMeta, tuple[str, ...]]:
+    """Return the record as read off the base, with every key and shape checked against it, and notes."""
+    meta = saved.meta
     if meta.family is not None:
-        return meta, ()  # its kind could not even be read without
+        return meta, ()  # it could not even be read without its base
     try:
-        found = name.read(meta.task, state)
+        found = name.read(meta.task, saved.state)
     except UserError as error:
         if named or name.name is None:
             raise
@@ -135,7 +136,7 @@ def _on_base(
         return meta, (
             f"the base was not read, so the shapes were not checked ({reason}); --base MODEL says where it is",
         )
-    return replace(fit(found, params, state, meta.task, where), versions=meta.versions), ()
+    return replace(fit(found, saved.params, saved.state, meta.task, where), versions=meta.versions), ()
 
 
 def _labels(meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -150,8 +151,9 @@ def _labels(meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any] | 
     return {"problem": kind, "names": [f"LABEL_{number}" for number in range(size)]}
 
 
-def _write_run(output: Path, params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta) -> None:
+def _write_run(output: Path, saved: SavedAdapter) -> None:
     """Write a run directory that `predict`, `eval --data`, `merge` and `export` open."""
+    params, state, meta = saved.params, saved.state, saved.meta
     size = len(meta.labels["names"]) or 1 if meta.labels else None
     spec = ModelSpec(name_or_path=str(meta.base["name"]), revision=meta.base.get("revision"), num_labels=size)
     recipe = Recipe(model=spec, task=known_task(meta.task), method=params, output_dir=str(output))
@@ -171,17 +173,9 @@ def _write_run(output: Path, params: MethodParams, state: Mapping[str, Tensor], 
         write_text(partial / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _report(
-    output: Path,
-    kind: str,
-    params: MethodParams,
-    task: str,
-    base: str | None,
-    state: Mapping[str, Tensor],
-    notes: tuple[str, ...],
-) -> Transfer:
-    numbers = sum(tensor.numel() for tensor in state.values())
-    return Transfer(str(output), kind, params.name, task, base, len(state), numbers, notes)
+def _report(output: Path, kind: str, saved: SavedAdapter, base: str | None, notes: tuple[str, ...]) -> Transfer:
+    numbers = sum(tensor.numel() for tensor in saved.state.values())
+    return Transfer(str(output), kind, saved.params.name, saved.meta.task, base, len(saved.state), numbers, notes)
 
 
 def adapter_of(run: Path) -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import Json, Quiet, RunPath, note
+
+_INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +24,23 @@ def export(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; must not hold anything yet.")
     ],
     to: Annotated[
-        Literal["hf-peft", "adapterhub"],
-        typer.Option("--to", help="Whose files: HF peft's, or those of AdapterHub's `adapters` (safetensors)."),
+        str,
+        typer.Option(
+            "--to",
+            metavar=f"<{'|'.join(LIBRARIES)}>",
+            help=f"Whose files: {', or '.join(library.files for library in LIBRARIES.values())}.",
+            autocompletion=lambda: list(LIBRARIES),
+        ),
     ] = "hf-peft",
     instead: Annotated[
-        Literal["lora"] | None,
-        typer.Option("--as", help="Write an AdaLoRA as the plain LoRA that is equal to it.", show_default=False),
+        str | None,
+        typer.Option(
+            "--as",
+            metavar=f"<{'|'.join(_INSTEAD)}>",
+            help=" ".join(_INSTEAD.values()),
+            autocompletion=lambda: list(_INSTEAD),
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import Json, Quiet, note
 
 
@@ -19,7 +20,9 @@ def import_(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="An adapter that HF peft or AdapterHub's `adapters` saved.", show_default=False
+            metavar="DIR",
+            help=f"An adapter that {' or '.join(library.title for library in LIBRARIES.values())} saved.",
+            show_default=False,
         ),
     ],
     output: Annotated[

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.adapter_base import check_config
-from peftcli.adapters.loading import SavedAdapter, load_adapter
+from peftcli.adapters.base_shape import check_config
+from peftcli.adapters.format import SavedAdapter
+from peftcli.adapters.loading import load_adapter
 from peftcli.assembly.outline import model_spec, positions_left
 from peftcli.assembly.precision import Precision, pick_device
 from peftcli.data.rows.collation import Collator

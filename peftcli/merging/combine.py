@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from peftcli.adapters.loading import SavedAdapter
+from peftcli.adapters.format import SavedAdapter
 from peftcli.errors import UserError
 from peftcli.merging.subject import Subject, whole_tensors
 from peftcli.methods.lora import LoraParams

@@ -1,4 +1,4 @@
-"""The files beside a merged model's weights: config, tokenizer, chat template, generation config, model card."""
+"""The files beside a merged model's weights: config, tokenizer, chat template, generation config."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from peftcli.merging.merge_plan import Plan
-from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.subject import Subject
 from peftcli.tasks.task_table import task_info
 
@@ -63,52 +60,6 @@ def write_companions(directory: Path, subject: Subject, base: Path | None) -> No
                 shutil.copyfile(file, directory / file.name)
     if generation is not None and task_info(subject.recipe.task).generates:
         generation.save_pretrained(directory)
-
-
-def write_card(directory: Path, subject: Subject, report: MergeReport) -> None:
-    """Write README.md: what was merged into what, and how well it was verified."""
-    info = task_info(subject.recipe.task)
-    front: dict[str, Any] = {
-        "base_model": subject.recipe.model.name_or_path,
-        "library_name": "transformers",
-        "tags": ["peftcli", "merged", report.method, info.name],
-    }
-    if info.pipeline_tag:
-        front["pipeline_tag"] = info.pipeline_tag
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
-        f"# {subject.recipe.model.name_or_path}, merged with a {report.method} adapter",
-        "",
-        f"The weights of the base with the change of a `{report.method}` training for `{info.name}` folded in, in "
-        f"{report.dtype}. It needs no adapter library:",
-        "",
-        "```python",
-        f"from transformers import {info.auto_class}, AutoTokenizer",
-        "",
-        f'model = {info.auto_class}.from_pretrained("path/to/this/directory")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
-        "```",
-        "",
-        "## Verification",
-        "",
-        *_verification(report),
-        "",
-        *[f"- {note}" for note in report.notes],
-    ]
-    (directory / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
-def _verification(report: MergeReport) -> list[str]:
-    if not report.verified:
-        return ["Not verified (`--no-verify`)."]
-    return [
-        f"Compared with base + adapter on {report.rows} rows: largest difference of the logits "
-        f"{report.max_abs_diff:.3g} (tolerance {report.tolerance:.3g}), mean {report.mean_abs_diff:.3g}, "
-        f"agreement {report.agreement:.1%}."
-    ]
 
 
 def write_config(directory: Path, config: Any) -> None:

@@ -17,9 +17,10 @@ from peftcli.atomic import new_directory
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import verify as checks
 from peftcli.merging.combine import combine
-from peftcli.merging.companions import merged_config, write_card, write_companions, write_config
+from peftcli.merging.companions import merged_config, write_companions, write_config
 from peftcli.merging.merge_plan import Output, Plan, make_plan
 from peftcli.merging.merge_report import MergeReport
+from peftcli.merging.merged_card import merged_card
 from peftcli.merging.subject import Subject, is_quantised, open_subject, output_dtype
 from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
 from peftcli.models.load.base_files import base_directory, stored_tensors
@@ -152,7 +153,8 @@ def merge_subject(subject: Subject, options: Options, note: Note) -> MergeReport
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
             verify_merge(partial, subject, config, plan.dtype, report, size)
-        write_card(partial, subject, report)
+        card = merged_card(subject.recipe.model.name_or_path, subject.recipe.task, report)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if not options.requantize:  # it has written the quantised model's own config
             write_config(partial, config)
     return report

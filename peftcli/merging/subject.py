@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftcli.adapters.format import check_base
-from peftcli.adapters.loading import SavedAdapter, load_adapter
+from peftcli.adapters.format import SavedAdapter, check_base
+from peftcli.adapters.loading import load_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.adapters.format import describe
-from peftcli.adapters.hf.whole_modules import to_hf_peft
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
+from peftcli.adapters.transfer import export_run
 from peftcli.errors import UserError
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.read_anatomy import read_anatomy
@@ -165,7 +165,7 @@ def test_adalora_as_lora_is_equal(case: str, tmp_path: Path) -> None:
     name, family, task, options = CASES[case]
     parts = trained(name, family, task, options)
     save(tmp_path / "adapter", task, parts)
-    to_hf_peft(tmp_path / "adapter", tmp_path / "lora", instead="lora")
+    export_run(tmp_path / "adapter", tmp_path / "lora", to="hf-peft", instead="lora")
     config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     theirs = logits(hf_load(tmp_path / "lora", family, task))
@@ -185,7 +185,7 @@ def test_slices_of_fused_projections_are_exported(
 ) -> None:
     parts = trained(name, "gpt2", CAUSAL, options)
     save(tmp_path / "adapter", CAUSAL, parts)
-    to_hf_peft(tmp_path / "adapter", tmp_path / "hf", instead=instead)
+    export_run(tmp_path / "adapter", tmp_path / "hf", to="hf-peft", instead=instead)
     theirs = logits(hf_load(tmp_path / "hf", "gpt2", CAUSAL))
     torch.testing.assert_close(theirs, logits(parts[0], parts[1]), atol=1e-5, rtol=1e-5)
 
@@ -212,5 +212,5 @@ def test_what_hf_peft_cannot_express_is_ours_alone(
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
     assert load_adapter(tmp_path / "adapter").state
     with pytest.raises(UserError, match=message):
-        to_hf_peft(tmp_path / "adapter", tmp_path / "hf")
+        export_run(tmp_path / "adapter", tmp_path / "hf", to="hf-peft")
     assert not (tmp_path / "hf").exists()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.adapters.format import describe
-from peftcli.adapters.hf.whole_modules import to_hf_peft
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
+from peftcli.adapters.transfer import export_run
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.models.load.identity import BaseIdentity
@@ -206,7 +206,7 @@ def test_slices_are_saved_as_ours_and_exported_padded(family: str, options: dict
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
     saved = load_adapter(tmp_path / "adapter")
     assert saved.state.keys() == trained[1].state_dict().keys()
-    to_hf_peft(tmp_path / "adapter", tmp_path / "hf")
+    export_run(tmp_path / "adapter", tmp_path / "hf", to="hf-peft")
     ours = _logits(trained[0])
     torch.testing.assert_close(_logits(_hf_load(tmp_path / "hf", family, "causal_lm")), ours, atol=1e-5, rtol=1e-5)
 
@@ -214,7 +214,7 @@ def test_slices_are_saved_as_ours_and_exported_padded(family: str, options: dict
 def test_a_slices_dora_is_not_exported(tmp_path: Path) -> None:
     _save(tmp_path / "adapter", "causal_lm", _trained("gpt2", "causal_lm", {"use_dora": True}))
     with pytest.raises(UserError, match="use_dora on a slice"):
-        to_hf_peft(tmp_path / "adapter", tmp_path / "hf")
+        export_run(tmp_path / "adapter", tmp_path / "hf", to="hf-peft")
     assert not (tmp_path / "hf").exists()
 
 

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from peftcli.adapters.adapter_base import Base
-from peftcli.adapters.adapterhub.places import NAME, check_family, place, refuse_set
+from peftcli.adapters.adapterhub.hub_places import NAME, check_family, place, refuse_set
+from peftcli.adapters.base_shape import Base
+from peftcli.adapters.format import AdapterMeta
 from peftcli.errors import UserError
 from peftcli.methods.adapter import AdapterParams
 from peftcli.methods.compacter import CompacterParams
@@ -60,15 +61,15 @@ _KINDS = {
 Params = AdapterParams | ParallelAdapterParams | CompacterParams
 
 
-def write(
-    params: MethodParams, state: Mapping[str, Tensor], base: Base, where: Path
+def write_bottlenecks(
+    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, base: Base, where: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return AdapterHub's inner config and tensors.
+    """Return AdapterHub's inner config and tensors; see `HubFormat`.
 
     Raises:
         UserError: trained norms, a parallel adapter behind a norm, or a family whose places are not known.
     """
-    assert isinstance(params, Params)  # the caller chose by name
+    assert isinstance(params, Params)  # the table's methods
     check_family(base.anatomy)
     blocks = _blocks(params, base)
     names = _names(params, blocks, base, NAME)
@@ -158,7 +159,7 @@ def _refuse_prenorm(blocks: list[BlockRole], base: Base) -> None:
         )
 
 
-def read(
+def read_bottlenecks(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path, base: Base
 ) -> tuple[MethodParams, dict[str, Tensor], tuple[str, ...]]:
     """Read a bottleneck adapter or Compacter that AdapterHub's library saved.

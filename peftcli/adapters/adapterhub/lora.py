@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftcli.adapters.adapter_base import Base
-from peftcli.adapters.adapterhub.places import NAME, check_family, refuse_set
+from peftcli.adapters.adapterhub.hub_places import NAME, check_family, refuse_set
+from peftcli.adapters.base_shape import Base
 from peftcli.adapters.format import AdapterMeta
-from peftcli.adapters.hf.lora import stack_initial
+from peftcli.adapters.initial_pairs import stack_initial
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.models.anatomy import Anatomy, LinearRole
@@ -32,14 +32,16 @@ _WITH_OUTPUT = ("qwen2", "qwen3")  # reached through its interface, which also k
 _FUSED_ORDER = ("q", "k", "v")
 
 
-def write(
-    params: LoraParams, state: Mapping[str, Tensor], meta: AdapterMeta, anatomy: Anatomy
+def write_lora(
+    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, base: Base, where: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return AdapterHub's inner config and tensors.
+    """Return AdapterHub's inner config and tensors; see `HubFormat`.
 
     Raises:
         UserError: variants, several ranks or scales, or projections that its options do not name.
     """
+    assert isinstance(params, LoraParams)  # the table's methods
+    anatomy = base.anatomy
     check_family(anatomy)
     if params.use_dora or params.bias != "none":
         what = "use_dora" if params.use_dora else f"bias: {params.bias}"
@@ -136,7 +138,7 @@ def _to_file(state: Mapping[str, Tensor], meta: AdapterMeta) -> dict[str, Tensor
     return tensors
 
 
-def read(
+def read_lora(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path, base: Base
 ) -> tuple[MethodParams, dict[str, Tensor], tuple[str, ...]]:
     """Read a LoRA that AdapterHub's library saved.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from peftcli.adapters.format import AdapterMeta, SavedTarget
+from peftcli.adapters.model_card import Use
 from peftcli.errors import UserError
 from peftcli.tasks.task_table import TASKS, task_info
 
@@ -34,6 +35,28 @@ def common_config(meta: AdapterMeta, kind: str) -> dict[str, Any]:
     }
 
 
+def hf_use(meta: AdapterMeta, note: str | None) -> Use:
+    """Return how HF peft uses an adapter's files, for the model card.
+
+    Args:
+        meta: the adapter's record.
+        note: what a user of HF peft should know.
+    """
+    base = str(meta.base.get("name") or "unknown")
+    task = TASKS.get(meta.task)
+    auto = task.info.auto_class if task is not None else "AutoModel"
+    names = list((meta.labels or {}).get("names", ()))
+    extra = f", num_labels={len(names)}" if names else ""
+    code = (
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        "",
+        f'model = {auto}.from_pretrained("{base}"{extra})',
+        'model = PeftModel.from_pretrained(model, "path/to/this/directory")',
+    )
+    return Use("peft", code, note)
+
+
 def saved_whole(meta: AdapterMeta) -> list[str]:
     """Return the modules whose own weights are in the file: the head's, and `modules_to_save`."""
     return [*meta.head, *(path for path in meta.modules_to_save if path not in meta.head)]
@@ -53,37 +76,28 @@ def sliced(meta: AdapterMeta) -> str | None:
     return f"{', '.join(fused)} are slices of a fused projection" if fused else None
 
 
-def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def add_prefix(state: Mapping[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
     """Return the tensors by HF peft's keys, where nothing else differs."""
-    return {PREFIX + key: tensor for key, tensor in state.items()}
+    return {prefix + key: tensor for key, tensor in state.items()}
 
 
-def drop_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `add_prefix`.
+def drop_prefix(tensors: Mapping[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
+    """Return the tensors by the base model's keys: undo `add_prefix`.
 
     Raises:
         UserError: a key without the prefix.
     """
-    return {without_prefix(key): tensor for key, tensor in tensors.items()}
-
-
-def without_prefix(key: str, prefix: str = PREFIX) -> str:
-    """Return a key as the base model names it.
-
-    Raises:
-        UserError: it does not begin with the prefix.
-    """
-    if not key.startswith(prefix):
-        raise UserError(f"the adapter's key {key!r} does not begin with {prefix!r}: not a file of HF peft's layout")
-    return key.removeprefix(prefix)
+    for key in tensors:
+        if not key.startswith(prefix):
+            raise UserError(f"the adapter's key {key!r} does not begin with {prefix!r}: not a file of HF peft's layout")
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
 def own_keys(tensors: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Return what HF peft saved by our keys, and notes on what was left out."""
     state: dict[str, Tensor] = {}
     notes = []
-    for key, tensor in tensors.items():
-        name = without_prefix(key)
+    for name, tensor in drop_prefix(tensors).items():
         if ".original_module." in name or ".modules_to_save." in name:
             continue  # `bias: all` makes HF peft write the wrapper's copies too; the module's own key is there as well
         if name.endswith(".base_layer.weight"):

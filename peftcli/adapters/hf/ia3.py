@@ -6,58 +6,68 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from peftcli.adapters.format import AdapterMeta
-from peftcli.adapters.hf import hf_files as hf_common
+from peftcli.adapters.base_shape import BaseName
+from peftcli.adapters.format import AdapterMeta, SavedAdapter
+from peftcli.adapters.hf import hf_files
+from peftcli.adapters.hf.hf_format import HfFiles, HfFormat
+from peftcli.adapters.hf.slices import feature_numbers, with_whole_targets
 from peftcli.methods.ia3 import IA3Params
 
 
-def why_not(_params: IA3Params, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> str | None:
-    """Return why HF peft cannot hold this adapter as it is."""
-    return hf_common.sliced(meta)
+class IA3Format(HfFormat[IA3Params]):
+    """(IA)3."""
+
+    peft_type = "IA3"
+
+    def config(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return adapter_config.json; which places have their input rescaled is told by the vectors' shapes."""
+        inner = [target.module for target in meta.targets if len(state[f"{target.key}.ia3_l"]) == 1]
+        outer = [target.module for target in meta.targets if target.module not in inner]
+        names = list(meta.target_names)
+        inputs = [name for name in names if any(f".{path}".endswith(f".{name}") for path in inner)]
+        # HF compares by ending, without a dot between: a name that also fits an output place would turn it around
+        if any(path.endswith(tuple(inputs)) for path in outer):
+            names, inputs = [target.module for target in meta.targets], inner
+        changes = {"target_modules": names, "feedforward_modules": inputs, "init_ia3_weights": True}
+        return hf_files.common_config(meta, self.peft_type) | hf_files.targeted_config(meta) | changes
+
+    def read(
+        self, config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path, base: BaseName | None
+    ) -> SavedAdapter:
+        """Read an (IA)3 directory that HF peft wrote.
+
+        Raises:
+            UserError: an unknown task type or a foreign key.
+        """
+        state, notes = hf_files.own_keys(tensors, where)
+        keys = hf_files.keys_of(state, ("ia3_l",), where)
+        whole = hf_files.whole_modules((key for key in state if not key.endswith(".ia3_l")), config)
+        params = IA3Params(
+            target_modules=list(keys),
+            feedforward_modules=[key for key in keys if len(state[f"{key}.ia3_l"]) == 1],
+            modules_to_save=whole or None,
+        )
+        targets = hf_files.foreign_targets(config, keys)
+        meta = hf_files.foreign_record(config, where, targets=targets, whole=whole)
+        return SavedAdapter(params, state, meta, tuple(notes))
+
+    def whole_module_files(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles:
+        """Return one vector for each fused module."""
+        padded, whole = _pad_vectors(state, meta)
+        return HfFiles(self.config(params, whole, padded), self.to_file(padded, params, whole))
 
 
-def config(_params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return adapter_config.json; which places have their input rescaled is told by the vectors' shapes."""
-    inner = [target.module for target in meta.targets if len(state[f"{target.key}.ia3_l"]) == 1]
-    outer = [target.module for target in meta.targets if target.module not in inner]
-    names = list(meta.target_names)
-    inputs = [name for name in names if any(f".{path}".endswith(f".{name}") for path in inner)]
-    # HF compares by ending, without a dot between: a name that also fits an output place would turn it around
-    if any(path.endswith(tuple(inputs)) for path in outer):
-        names, inputs = [target.module for target in meta.targets], inner
-    changes = {"target_modules": names, "feedforward_modules": inputs, "init_ia3_weights": True}
-    return hf_common.common_config(meta, "IA3") | hf_common.targeted_config(meta) | changes
-
-
-def to_file(state: Mapping[str, Tensor], _params: IA3Params, _meta: AdapterMeta) -> dict[str, Tensor]:
-    """Return the tensors by HF peft's keys."""
-    return hf_common.add_prefix(state)
-
-
-def from_file(
-    tensors: Mapping[str, Tensor], _params: IA3Params, _meta: AdapterMeta, _config: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Return the tensors by our keys."""
-    return hf_common.drop_prefix(tensors)
-
-
-def read(
-    config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path
-) -> tuple[IA3Params, dict[str, Tensor], AdapterMeta, tuple[str, ...]]:
-    """Read an (IA)3 directory that HF peft wrote.
-
-    Raises:
-        UserError: an unknown task type or a foreign key.
-    """
-    state, notes = hf_common.own_keys(tensors, where)
-    keys = hf_common.keys_of(state, ("ia3_l",), where)
-    whole = hf_common.whole_modules((key for key in state if not key.endswith(".ia3_l")), config)
-    params = IA3Params(
-        target_modules=list(keys),
-        feedforward_modules=[key for key in keys if len(state[f"{key}.ia3_l"]) == 1],
-        modules_to_save=whole or None,
-    )
-    targets = hf_common.foreign_targets(config, keys)
-    return params, state, hf_common.foreign_record(config, where, targets=targets, whole=whole), tuple(notes)
+def _pad_vectors(state: Mapping[str, Tensor], meta: AdapterMeta) -> tuple[dict[str, Tensor], AdapterMeta]:
+    """Return the tensors and the record with each fused module's slices as one vector that is one outside them."""
+    padded = dict(state)
+    for target in meta.targets:
+        if target.slice is None:
+            continue
+        groups, width, _, _ = target.slice
+        vector = padded.pop(f"{target.key}.ia3_l")
+        whole = padded.setdefault(f"{target.module}.ia3_l", torch.ones(groups * width, 1, dtype=vector.dtype))
+        whole[feature_numbers(target)] = vector
+    return padded, with_whole_targets(meta)

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from peftcli.adapters.format import AdapterMeta, SavedTarget
-from peftcli.adapters.hf import hf_files as hf_common
-from peftcli.adapters.hf.hf_files import PREFIX, common_config, targeted_config
+from peftcli.adapters.base_shape import BaseName
+from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget
+from peftcli.adapters.hf import hf_files
+from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
+from peftcli.adapters.hf.lora_slices import pad_pairs
+from peftcli.adapters.initial_pairs import split_initial, stack_initial
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 
@@ -37,27 +39,83 @@ _UNREADABLE = (
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def why_not(_params: LoraParams, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> str | None:
-    """Return why HF peft cannot hold this adapter as it is: it knows no slice of a fused projection."""
-    return hf_common.sliced(meta)
+class LoraFormat(HfFormat[LoraParams]):
+    """LoRA and QLoRA; the variants of LoRA are options of one config."""
 
+    peft_type = "LORA"
 
-def config(params: LoraParams, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return adapter_config.json: the keys that every version of HF peft since 0.6 reads without a warning."""
-    factor = 2 if params.starts_from_base else 1  # PiSSA is written as a pair of twice the rank
-    ranks, alphas = _patterns(params, meta, factor)
-    changes = {
-        "r": params.r * factor,
-        "lora_alpha": _alpha_for(params, params.lora_alpha, factor),
-        "lora_dropout": params.lora_dropout,
-        "bias": params.bias,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-        "use_rslora": params.use_rslora,
-        "use_dora": params.use_dora,
-        "init_lora_weights": True,  # the tensors are in the file; anything else would change the base on loading
-    }
-    return common_config(meta, "LORA") | targeted_config(meta) | changes
+    def config(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return adapter_config.json: the keys that every version of HF peft since 0.6 reads without a warning."""
+        factor = 2 if params.starts_from_base else 1  # PiSSA is written as a pair of twice the rank
+        ranks, alphas = _patterns(params, meta, factor)
+        changes = {
+            "r": params.r * factor,
+            "lora_alpha": _alpha_for(params, params.lora_alpha, factor),
+            "lora_dropout": params.lora_dropout,
+            "bias": params.bias,
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+            "use_rslora": params.use_rslora,
+            "use_dora": params.use_dora,
+            "init_lora_weights": True,  # the tensors are in the file; anything else would change the base on loading
+        }
+        return hf_files.common_config(meta, self.peft_type) | hf_files.targeted_config(meta) | changes
+
+    def to_file(self, state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta) -> State:
+        """Return the tensors by HF peft's keys; a targeted module's bias lies in what HF peft calls its base layer."""
+        whole = stack_initial(state) if params.starts_from_base else dict(state)
+        targeted = {f"{target.module}.bias" for target in meta.targets}
+        return hf_files.add_prefix(
+            {_below_base_layer(key) if key in targeted else key: tensor for key, tensor in whole.items()}
+        )
+
+    def from_file(
+        self, tensors: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta, config: Mapping[str, Any]
+    ) -> State:
+        """Return the tensors by our keys; the inverse of `to_file`."""
+        state = {key.replace(".base_layer.", "."): tensor for key, tensor in hf_files.drop_prefix(tensors).items()}
+        return split_initial(state) if params.starts_from_base else state
+
+    def read(
+        self, config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path, base: BaseName | None
+    ) -> SavedAdapter:
+        """Read a LoRA directory that HF peft wrote.
+
+        Targets, ranks and scales are taken from the tensors and from HF's matching rules, and written as full paths:
+        the same modules are changed, whatever the names in the config would match elsewhere.
+
+        Raises:
+            UserError: an option that has no equal here, an unknown task type, a base that was rewritten, or a foreign
+                key.
+        """
+        _refuse_unreadable(config, where)
+        state, notes = hf_files.own_keys(tensors, where)
+        ranks = {key: _rank(state, key) for key in _target_keys(state)}
+        if not ranks:
+            raise UserError(f"{where} is a LoRA adapter without a single lora_A")
+        others = [key for key in state if not key.endswith(_FACTORS)]
+        biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
+        whole = hf_files.whole_modules([key for key in others if key not in biases], config)
+        kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
+        targets = tuple(
+            SavedTarget(key, key, None, "embedding" if f"{key}.lora_embedding_A" in state else kind) for key in ranks
+        )
+        meta = hf_files.foreign_record(config, where, targets=targets, whole=whole)
+        return SavedAdapter(_params(config, ranks, whole), state, meta, tuple(notes))
+
+    def whole_module_files(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles:
+        """Return one pair for each fused module, of the ranks of its slices together."""
+        padded = pad_pairs(state, params, meta)
+        config = self.config(params, padded.meta, padded.state)
+        config["rank_pattern"] |= padded.ranks
+        config["alpha_pattern"] |= padded.alphas
+        plain = params.model_copy(update={"init_lora_weights": True})  # PiSSA's initial pair is stacked already
+        note = "slices of fused projections became one pair for the whole module: equal, but of a higher rank"
+        return HfFiles(config, self.to_file(padded.state, plain, padded.meta), (note,))
+
+    def as_lora(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[LoraParams, State]:
+        """Return the adapter as it is."""
+        return params, dict(state)
 
 
 def _patterns(params: LoraParams, meta: AdapterMeta, factor: int) -> tuple[dict[str, int], dict[str, float]]:
@@ -80,70 +138,23 @@ def _alpha_for(params: LoraParams, alpha: float, factor: int) -> float:
     return alpha if factor == 1 else alpha * (math.sqrt(factor) if params.use_rslora else factor)
 
 
-def to_file(state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta) -> dict[str, Tensor]:
-    """Return the tensors by HF peft's keys."""
-    state = stack_initial(state) if params.starts_from_base else dict(state)
-    targeted = {f"{target.module}.bias" for target in meta.targets}
-    return {PREFIX + (_below_base_layer(key) if key in targeted else key): tensor for key, tensor in state.items()}
-
-
-def from_file(
-    tensors: Mapping[str, Tensor], params: LoraParams, _meta: AdapterMeta, _config: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Return the tensors by our keys; the inverse of `to_file`."""
-    state = {hf_common.without_prefix(key).replace(".base_layer.", "."): tensor for key, tensor in tensors.items()}
-    return split_initial(state) if params.starts_from_base else state
-
-
 def _below_base_layer(name: str) -> str:
     module, _, parameter = name.rpartition(".")
     return f"{module}.base_layer.{parameter}"
 
 
-def stack_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write B A - B0 A0 as one product: [B, -B0] [A; A0]."""
-    stacked = dict(state)
-    for key in [key.removesuffix(".initial_A") for key in state if key.endswith(".initial_A")]:
-        a, b = stacked.pop(f"{key}.initial_A"), stacked.pop(f"{key}.initial_B")
-        stacked[f"{key}.lora_A.weight"] = torch.cat([state[f"{key}.lora_A.weight"], a])
-        stacked[f"{key}.lora_B.weight"] = torch.cat([state[f"{key}.lora_B.weight"], -b], dim=1)
-    return stacked
+def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str]) -> LoraParams:
+    """Return the hyper-parameters of an adapter that HF peft saved.
 
-
-def split_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `stack_initial`, bit for bit."""
-    split = dict(state)
-    for key in [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]:
-        a, a0 = state[f"{key}.lora_A.weight"].chunk(2)
-        b, b0 = state[f"{key}.lora_B.weight"].chunk(2, dim=1)
-        split |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
-        split |= {f"{key}.initial_A": a0, f"{key}.initial_B": -b0}
-    return split
-
-
-def read(
-    config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path
-) -> tuple[LoraParams, dict[str, Tensor], AdapterMeta, tuple[str, ...]]:
-    """Read a LoRA directory that HF peft wrote.
-
-    Targets, ranks and scales are taken from the tensors and from HF's matching rules, and written as full paths: the
-    same modules are changed, whatever the names in the config would match elsewhere.
-
-    Raises:
-        UserError: an option that has no equal here, an unknown task type, a base that was rewritten, or a foreign key.
+    Args:
+        config: its adapter_config.json.
+        ranks: the rank at each changed module.
+        whole: the modules that were saved whole.
     """
-    _refuse_unreadable(config, where)
-    state, notes = hf_common.own_keys(tensors, where)
-    ranks = {key: _rank(state, key) for key in _target_keys(state)}
-    if not ranks:
-        raise UserError(f"{where} is a LoRA adapter without a single lora_A")
     rank = int(config.get("r", 8))
     alpha = config.get("lora_alpha", 8)
     alphas = {key: _first_match(config.get("alpha_pattern") or {}, key, alpha) for key in ranks}
-    others = [key for key in state if not key.endswith(_FACTORS)]
-    biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
-    whole = hf_common.whole_modules([key for key in others if key not in biases], config)
-    params = LoraParams(
+    return LoraParams(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=float(config.get("lora_dropout") or 0.0),
@@ -155,16 +166,10 @@ def read(
         alpha_pattern={f"^{re.escape(key)}": value for key, value in alphas.items() if value != alpha},
         modules_to_save=whole or None,
     )
-    kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
-    targets = tuple(
-        SavedTarget(key, key, None, "embedding" if f"{key}.lora_embedding_A" in state else kind) for key in ranks
-    )
-    meta = hf_common.foreign_record(config, where, targets=targets, whole=whole)
-    return params, state, meta, tuple(notes)
 
 
 def _refuse_unreadable(config: Mapping[str, Any], where: Path) -> None:
-    hf_common.refuse_options(config, _UNREADABLE, where)
+    hf_files.refuse_options(config, _UNREADABLE, where)
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
         raise UserError(

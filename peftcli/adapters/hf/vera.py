@@ -1,4 +1,7 @@
-"""VeRA in HF peft's layout. The shared random matrices are not in the file: both sides draw them from the seed."""
+"""VeRA in HF peft's layout. The shared random matrices are not in the file: both sides draw them from the seed.
+
+A slice of a fused projection cannot be expressed: its B would start at the slice, in HF peft at the module.
+"""
 
 from __future__ import annotations
 
@@ -9,72 +12,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftcli.adapters.format import AdapterMeta
-from peftcli.adapters.hf import hf_files as hf_common
+from peftcli.adapters.base_shape import BaseName
+from peftcli.adapters.format import AdapterMeta, SavedAdapter
+from peftcli.adapters.hf import hf_files
+from peftcli.adapters.hf.hf_format import HfFormat
 from peftcli.errors import UserError
 from peftcli.layers.parts.vera import random_projections
 from peftcli.methods.vera import VeraParams
 
 _SUFFIXES = ("vera_lambda_b", "vera_lambda_d")
-_PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")
+_PROJECTIONS = (f"{hf_files.PROMPT_PREFIX}vera_A", f"{hf_files.PROMPT_PREFIX}vera_B")
 
 
-def why_not(_params: VeraParams, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> str | None:
-    """Return why HF peft cannot hold this adapter: on a slice B would start at the slice, in HF peft at the module."""
-    return hf_common.sliced(meta)
+class VeraFormat(HfFormat[VeraParams]):
+    """VeRA."""
 
+    peft_type = "VERA"
 
-def config(params: VeraParams, meta: AdapterMeta, _state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return adapter_config.json."""
-    changes = {
-        "r": params.r,
-        "projection_prng_key": params.projection_prng_key,
-        "save_projection": False,
-        "vera_dropout": params.vera_dropout,
-        "d_initial": params.d_initial,
-        "bias": "none",
-        "init_weights": True,
-    }
-    return hf_common.common_config(meta, "VERA") | hf_common.targeted_config(meta) | changes
+    def config(self, params: VeraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return adapter_config.json."""
+        changes = {
+            "r": params.r,
+            "projection_prng_key": params.projection_prng_key,
+            "save_projection": False,
+            "vera_dropout": params.vera_dropout,
+            "d_initial": params.d_initial,
+            "bias": "none",
+            "init_weights": True,
+        }
+        return hf_files.common_config(meta, self.peft_type) | hf_files.targeted_config(meta) | changes
 
+    def read(
+        self, config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path, base: BaseName | None
+    ) -> SavedAdapter:
+        """Read a VeRA directory that HF peft wrote.
 
-def to_file(state: Mapping[str, Tensor], _params: VeraParams, _meta: AdapterMeta) -> dict[str, Tensor]:
-    """Return the tensors by HF peft's keys."""
-    return hf_common.add_prefix(state)
-
-
-def from_file(
-    tensors: Mapping[str, Tensor], _params: VeraParams, _meta: AdapterMeta, _config: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Return the tensors by our keys."""
-    return hf_common.drop_prefix(tensors)
-
-
-def read(
-    config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path
-) -> tuple[VeraParams, dict[str, Tensor], AdapterMeta, tuple[str, ...]]:
-    """Read a VeRA directory that HF peft wrote.
-
-    Raises:
-        UserError: biases, or random matrices in the file that its seed does not give.
-    """
-    hf_common.refuse_options(config, ("bias",), where)
-    seed = int(config.get("projection_prng_key") or 0)
-    _check_projections(tensors, seed, where)
-    rest = {key: tensor for key, tensor in tensors.items() if key not in _PROJECTIONS}
-    state, notes = hf_common.own_keys(rest, where)
-    keys = hf_common.keys_of(state, _SUFFIXES, where)
-    whole = hf_common.whole_modules((key for key in state if not key.endswith(_SUFFIXES)), config)
-    params = VeraParams(
-        r=int(config.get("r", 256)),
-        projection_prng_key=seed,
-        d_initial=float(config.get("d_initial", 0.1)),
-        vera_dropout=float(config.get("vera_dropout") or 0.0),
-        target_modules=list(keys),
-        modules_to_save=whole or None,
-    )
-    targets = hf_common.foreign_targets(config, keys)
-    return params, state, hf_common.foreign_record(config, where, targets=targets, whole=whole), tuple(notes)
+        Raises:
+            UserError: biases, or random matrices in the file that its seed does not give.
+        """
+        hf_files.refuse_options(config, ("bias",), where)
+        seed = int(config.get("projection_prng_key") or 0)
+        _check_projections(tensors, seed, where)
+        rest = {key: tensor for key, tensor in tensors.items() if key not in _PROJECTIONS}
+        state, notes = hf_files.own_keys(rest, where)
+        keys = hf_files.keys_of(state, _SUFFIXES, where)
+        whole = hf_files.whole_modules((key for key in state if not key.endswith(_SUFFIXES)), config)
+        params = VeraParams(
+            r=int(config.get("r", 256)),
+            projection_prng_key=seed,
+            d_initial=float(config.get("d_initial", 0.1)),
+            vera_dropout=float(config.get("vera_dropout") or 0.0),
+            target_modules=list(keys),
+            modules_to_save=whole or None,
+        )
+        targets = hf_files.foreign_targets(config, keys)
+        meta = hf_files.foreign_record(config, where, targets=targets, whole=whole)
+        return SavedAdapter(params, state, meta, tuple(notes))
 
 
 def _check_projections(tensors: Mapping[str, Tensor], seed: int, where: Path) -> None:

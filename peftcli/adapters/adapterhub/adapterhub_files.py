@@ -12,70 +12,58 @@ older transformers, so that no test runs it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from peftcli.adapters.adapter_base import Base, BaseName, fit
-from peftcli.adapters.adapterhub import bottleneck_files as adapterhub_bottleneck
-from peftcli.adapters.adapterhub import lora as adapterhub_lora
-from peftcli.adapters.adapterhub.places import NAME, VERSION, Read, own_head
-from peftcli.adapters.format import CONFIG, AdapterMeta, check_base, read_json, write_json
-from peftcli.adapters.loading import load_adapter, read_tensors
-from peftcli.adapters.saving import write_tensors
+from peftcli.adapters.adapter_files import read_json, read_tensors, write_json, write_tensors
+from peftcli.adapters.adapterhub.hub_format import HUB_FORMATS
+from peftcli.adapters.adapterhub.hub_places import NAME, VERSION
+from peftcli.adapters.base_shape import Base, BaseName, fit
+from peftcli.adapters.format import CONFIG, AdapterMeta, SavedAdapter, check_base
 from peftcli.atomic import new_directory
 from peftcli.errors import UserError
-from peftcli.methods.lora import LoraParams
 from peftcli.tasks.task_table import TASKS, task_info
 
 WEIGHTS = "adapter.safetensors"
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "model_head.safetensors"
-_BOTTLENECKS = ("adapter", "parallel_adapter", "compacter")
 
 
-def is_config(config: Mapping[str, Any]) -> bool:
-    """Tell whether an adapter_config.json is AdapterHub's."""
-    return "peft_type" not in config and "config" in config and "model_type" in config
-
-
-def write(directory: Path, out: Path, base: str | None = None) -> tuple[str, ...]:
+def write(saved: SavedAdapter, source: Path, output: Path, base: str | None = None) -> tuple[str, ...]:
     """Write a saved adapter for AdapterHub's library.
 
     Args:
-        directory: a saved adapter.
-        out: a new directory.
+        saved: the adapter, of a method in `HUB_FORMATS`.
+        source: its directory, for messages.
+        output: a new directory; what is there is replaced.
         base: where the base lies now; by default where the adapter says. Only its config is read.
 
     Returns:
         Notes for the user.
 
     Raises:
-        UserError: the library has no such method or cannot hold these parameters, or the base cannot be read.
+        UserError: the library cannot hold these parameters, or the base cannot be read.
     """
-    saved = load_adapter(directory)
     params, meta = saved.params, saved.meta
-    if params.name not in _BOTTLENECKS and not isinstance(params, LoraParams):
-        raise UserError(
-            f"{directory}: {params.name} cannot be exported for AdapterHub: only adapter, parallel_adapter, compacter "
-            "and lora can be saved there as safetensors",
-            suggestion="use --to hf-peft, or peft merge",
-        )
     if meta.modules_to_save:
-        raise UserError(
-            f"{directory}: AdapterHub's files have no place for modules_to_save", suggestion="use peft merge"
-        )
-    found = BaseName(base or meta.base.get("name"), None if base else meta.base.get("revision")).read(
-        meta.task, saved.state
-    )
-    check_base(meta, found.identity, directory)
-    head, state = own_head(saved.state, meta)
-    if isinstance(params, LoraParams):
-        inner, tensors = adapterhub_lora.write(params, state, meta, found.anatomy)
-    else:
-        inner, tensors = adapterhub_bottleneck.write(params, state, found, directory)
-    _write_files(out, {"config": inner, **_about(found, NAME)}, tensors, _head_config(found, meta), head)
+        raise UserError(f"{source}: AdapterHub's files have no place for modules_to_save", suggestion="use peft merge")
+    name = BaseName(base or meta.base.get("name"), None if base else meta.base.get("revision"))
+    found = name.read(meta.task, saved.state)
+    check_base(meta, found.identity, source)
+    head, state = _split_head(saved.state, meta)
+    kind = next(known for known in HUB_FORMATS if params.name in known.methods)
+    inner, tensors = kind.write(params, state, meta, found, source)
+    _write_files(output, {"config": inner, **_about(found, NAME)}, tensors, _head_config(found, meta), head)
     return ("AdapterHub's library reads these files with model.load_adapter(DIR, use_safetensors=True)",)
+
+
+def _split_head(state: Mapping[str, Tensor], meta: AdapterMeta) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the task head's tensors, and the others."""
+    below = tuple(f"{path}." for path in meta.head)
+    head = {key: tensor for key, tensor in state.items() if key.startswith(below)} if below else {}
+    return head, {key: tensor for key, tensor in state.items() if key not in head}
 
 
 def _about(base: Base, name: str | None) -> dict[str, Any]:
@@ -112,22 +100,23 @@ def _write_files(
             write_json(partial / HEAD_CONFIG, head_config)
 
 
-def read(config: Mapping[str, Any], where: Path, base: BaseName) -> Read:
+def read(where: Path, base: BaseName) -> SavedAdapter:
     """Read what AdapterHub's library saved with `use_safetensors=True`.
 
     Args:
-        config: its adapter_config.json.
         where: its directory.
         base: the base model: the keys name places that only its anatomy turns into modules.
 
     Raises:
         UserError: pickled weights, an architecture or option that has no equal here, or a base that does not fit.
     """
+    config = read_json(where / CONFIG)
     inner = config["config"]
     if not isinstance(inner, dict):
         raise UserError(f"{where}: config is {inner!r}, expected the whole adapter configuration")
     architecture = inner.get("architecture")
-    if architecture not in (None, "lora"):
+    kind = next((known for known in HUB_FORMATS if known.architecture == architecture), None)
+    if kind is None:
         raise UserError(
             f"{where} holds {architecture!r} of AdapterHub, which cannot be imported",
             suggestion="bottleneck adapters, Compacter and LoRA can be",
@@ -141,11 +130,9 @@ def read(config: Mapping[str, Any], where: Path, base: BaseName) -> Read:
             f"{where} was made for a {recorded} model, and {found.identity.name} is a {found.identity.model_type} one",
             suggestion="name its own base with --base MODEL",
         )
-    reader = adapterhub_lora.read if architecture == "lora" else adapterhub_bottleneck.read
-    params, state, notes = reader(config, tensors, where, found)
+    params, state, notes = kind.read(config, tensors, where, found)
     state |= head
-    meta = fit(found, params, state, task, where)
-    return params, state, _labelled(meta, labels), notes
+    return SavedAdapter(params, state, _labelled(fit(found, params, state, task, where), labels), notes)
 
 
 def _weights(where: Path) -> dict[str, Tensor]:
@@ -179,8 +166,6 @@ def _head(where: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _labelled(meta: AdapterMeta, names: list[str]) -> AdapterMeta:
-    from dataclasses import replace
-
     kind = task_info(meta.task).label_kind
     if not names or kind is None:
         return meta

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from peftcli.adapters.format import AdapterMeta
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy, BlockRole
-from peftcli.recipe.params import MethodParams
 
 NAME = "peftcli"
 """The adapter's name, which is part of every key; the library renames it on loading."""
 VERSION = "adapters.1.3.0"
-Read = tuple[MethodParams, dict[str, Tensor], AdapterMeta, tuple[str, ...]]
 
 # Families whose adapters hang on a module around the branch's last projection: how many levels above it.
 _ABOVE = {"bert": 1, "roberta": 1, "xlm-roberta": 1, "electra": 1, "t5": 2, "mt5": 2}
@@ -48,13 +43,6 @@ def place(anatomy: Anatomy, block: BlockRole) -> str:
     if levels is None:
         return f"{anatomy.layers[block.stack][block.layer]}.{_BLOCK_NAMES[block.kind]}.adapters"
     return ".".join(block.exit.split(".")[:-levels]) + ".adapters"
-
-
-def own_head(state: Mapping[str, Tensor], meta: AdapterMeta) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the task head's tensors, and the others."""
-    below = tuple(f"{path}." for path in meta.head)
-    head = {key: tensor for key, tensor in state.items() if key.startswith(below)} if below else {}
-    return head, {key: tensor for key, tensor in state.items() if key not in head}
 
 
 def refuse_set(inner: Mapping[str, Any], plain: Mapping[str, Any], where: object) -> None:

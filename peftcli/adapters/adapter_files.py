@@ -1,0 +1,83 @@
+"""The files of an adapter directory, of any library: JSON objects and safetensors, read with messages that help.
+
+No torch at the top: `format.py`, which has none, uses the JSON half.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftcli.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def json_ready(value: Any) -> Any:
+    """Return plain data: tuples become lists, sets sorted lists."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(json_ready(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return value
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write readable JSON with sorted keys, as HF peft does."""
+    path.write_text(json.dumps(json_ready(data), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: there is no such file, or it is no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.parent} holds no adapter: {path.name} is missing",
+            suggestion="name a run directory, or a directory with adapter_config.json and adapter_model.safetensors",
+        ) from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path} is not readable as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file; each with memory of its own, as the format asks."""
+    from safetensors.torch import save_file
+
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    save_file(own, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        UserError: it is missing (a pickled one is never read) or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        pickled = path.with_name("adapter_model.bin")
+        if not pickled.is_file():
+            raise UserError(f"{path} cannot be read: it is missing", suggestion="copy it back, or train again")
+        raise UserError(
+            f"{path} is missing, and {pickled.name} is a pickle, which can run code",
+            suggestion="save the adapter again with safe_serialization=True",
+        )
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}", suggestion="copy the file again, or train again") from None

@@ -1,0 +1,63 @@
+"""AdapterHub's library (the package `adapters`, 1.3): what its directories look like, and which methods it has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftcli.adapters.adapter_files import read_json
+from peftcli.adapters.format import CONFIG
+from peftcli.adapters.library import Library
+from peftcli.errors import UserError
+
+if TYPE_CHECKING:
+    from peftcli.adapters.base_shape import BaseName
+    from peftcli.adapters.format import SavedAdapter
+
+
+class AdapterHub(Library):
+    """AdapterHub's library, as far as it saves safetensors. Its keys name places that only the base model tells."""
+
+    name = "adapterhub"
+    title = "AdapterHub's `adapters`"
+    files = "those of AdapterHub's `adapters` (safetensors)"
+    lacks = "AdapterHub's `adapters` saves only adapter, parallel_adapter, compacter and lora as safetensors"
+
+    def methods(self) -> Collection[str]:
+        """Return the methods of the table of formats."""
+        from peftcli.adapters.adapterhub.hub_format import HUB_FORMATS
+
+        return [name for known in HUB_FORMATS for name in known.methods]
+
+    def recognises(self, directory: Path) -> bool:
+        """Tell whether there is an adapter_config.json with an inner `config` and a `model_type`."""
+        if not (directory / CONFIG).is_file():
+            return False
+        config = read_json(directory / CONFIG)
+        return "peft_type" not in config and "config" in config and "model_type" in config
+
+    def base_of(self, directory: Path) -> BaseName:
+        """Return the base that adapter_config.json names."""
+        from peftcli.adapters.base_shape import BaseName
+
+        return BaseName(read_json(directory / CONFIG).get("model_name"))
+
+    def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
+        """Read an adapter and its head; the base is always needed."""
+        from peftcli.adapters.adapterhub.adapterhub_files import read
+
+        if base is None:
+            raise UserError(
+                f"{directory} is an adapter of AdapterHub's library, whose places only its base tells",
+                suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
+            )
+        return read(directory, base)
+
+    def write(
+        self, saved: SavedAdapter, source: Path, output: Path, *, base: str | None, instead: str | None
+    ) -> tuple[str, ...]:
+        """Write what the library loads with `use_safetensors=True`."""
+        from peftcli.adapters.adapterhub.adapterhub_files import write
+
+        return write(saved, source, output, base)

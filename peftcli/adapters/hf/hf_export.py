@@ -1,0 +1,64 @@
+"""Write a saved adapter for HF peft: as it is, as plain LoRA, or with whole modules in place of slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftcli.adapters.adapter_files import write_json, write_tensors
+from peftcli.adapters.format import CARD, CONFIG, WEIGHTS, SavedAdapter
+from peftcli.adapters.hf.hf_files import hf_use
+from peftcli.adapters.hf.hf_format import HfFiles
+from peftcli.adapters.hf.hf_table import FORMATS
+from peftcli.adapters.library import other_use
+from peftcli.adapters.model_card import adapter_card
+from peftcli.atomic import new_directory
+from peftcli.errors import UserError
+
+
+def write(saved: SavedAdapter, source: Path, output: Path, instead: str | None) -> tuple[str, ...]:
+    """Write what HF peft loads, and nothing that only this project reads.
+
+    Args:
+        saved: an adapter of one of `FORMATS`.
+        source: its directory, for messages.
+        output: a new directory; what is there is replaced.
+        instead: `lora` writes an AdaLoRA as the plain LoRA that is equal to it.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UserError: HF peft cannot hold these parameters; says why, and what to do instead.
+    """
+    files = hf_peft_files(saved, source, instead)
+    use = hf_use(saved.meta, FORMATS[saved.params.name].note)
+    with new_directory(output) as partial:
+        write_tensors(partial / WEIGHTS, files.tensors)
+        write_json(partial / CONFIG, files.config)
+        (partial / CARD).write_text(adapter_card(saved.params, saved.meta, use=use), encoding="utf-8")
+    return files.notes
+
+
+def hf_peft_files(saved: SavedAdapter, source: Path, instead: str | None = None) -> HfFiles:
+    """Return an adapter's files for HF peft; see `write`."""
+    params, state, meta = saved.params, saved.state, saved.meta
+    known = FORMATS[params.name]
+    if instead == "lora":
+        plain = known.as_lora(params, meta, state)
+        if plain is None:
+            raise UserError(
+                f"{source}: {params.name} is no low-rank change that plain LoRA could hold",
+                suggestion="leave --as out; --as lora is for adalora",
+            )
+        params, state = plain
+        known = FORMATS[params.name]
+    if any(target.slice for target in meta.targets):
+        files = known.whole_module_files(params, meta, state)
+        if files is not None:
+            return files
+    reason = known.why_not(params, meta, state)
+    if reason is not None:
+        raise UserError(
+            f"{source}: {params.name} cannot be exported: {reason}", suggestion=known.remedy or other_use(params)
+        )
+    return HfFiles(known.config(params, meta, state), known.to_file(state, params, meta))

@@ -1,0 +1,100 @@
+"""One method in HF peft's layout: its config, and its tensors' names both ways. Each method has a file with one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from peftcli.adapters.base_shape import BaseName
+from peftcli.adapters.format import AdapterMeta, SavedAdapter
+from peftcli.adapters.hf.hf_files import add_prefix, drop_prefix, sliced
+from peftcli.recipe.params import MethodParams
+
+State = dict[str, Tensor]
+Params = TypeVar("Params", bound=MethodParams)
+
+
+@dataclass(frozen=True)
+class HfFiles:
+    """Files that HF peft loads.
+
+    Args:
+        config: adapter_config.json.
+        tensors: adapter_model.safetensors.
+        notes: how they differ from what was trained, for the user.
+    """
+
+    config: dict[str, Any]
+    tensors: State
+    notes: tuple[str, ...] = ()
+
+
+class HfFormat(ABC, Generic[Params]):
+    """One method in HF peft's layout; what is not overridden suits a method whose tensors have HF's shapes and names.
+
+    Attributes:
+        peft_type: HF's name of the method.
+        note: what a user of HF peft should know, for the model card.
+        needs_base: whether a file of HF peft can only be read with the base model, since it names no module.
+        remedy: what to do where `why_not` has a reason; None for what suits every method.
+    """
+
+    peft_type: ClassVar[str]
+    note: ClassVar[str | None] = None
+    needs_base: ClassVar[bool] = False
+    remedy: ClassVar[str | None] = None
+
+    def why_not(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
+        """Return why HF peft cannot hold these parameters and tensors as they are, or None.
+
+        By default the reason is a slice of a fused projection, which HF peft does not know.
+        """
+        return sliced(meta)
+
+    @abstractmethod
+    def config(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return adapter_config.json."""
+
+    def to_file(self, state: Mapping[str, Tensor], params: Params, meta: AdapterMeta) -> State:
+        """Return the tensors by HF peft's keys."""
+        return add_prefix(state)
+
+    def from_file(
+        self, tensors: Mapping[str, Tensor], params: Params, meta: AdapterMeta, config: Mapping[str, Any]
+    ) -> State:
+        """Return the tensors by our keys: the inverse of `to_file`, with the config that lies beside them."""
+        return drop_prefix(tensors)
+
+    @abstractmethod
+    def read(
+        self, config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path, base: BaseName | None
+    ) -> SavedAdapter:
+        """Read a directory that HF peft wrote.
+
+        Args:
+            config: its adapter_config.json.
+            tensors: its adapter_model.safetensors.
+            where: the directory, for messages.
+            base: the base model; not None where `needs_base` is set.
+
+        Raises:
+            UserError: an option that has no equal here, an unknown task type, or a missing or foreign key.
+        """
+
+    def whole_module_files(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles | None:
+        """Return files in which slices of fused projections are the equal change of the whole module.
+
+        None where there is no such change, as by default.
+        """
+        return None
+
+    def as_lora(
+        self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]
+    ) -> tuple[MethodParams, State] | None:
+        """Return the plain LoRA that is equal to this adapter, or None where there is none, as by default."""
+        return None

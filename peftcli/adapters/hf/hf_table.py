@@ -1,0 +1,49 @@
+"""The methods that HF peft has. A new one gets a file in this folder, and one line here.
+
+Facts about the layout (read in its sources and checked by running it, 0.21): keys are
+`base_model.model.<path>.<parameter>`, the adapter's name never appears, a key that it does not expect is ignored in
+silence, and a missing one only warns. So a file written here is complete, and names modules by endings or paths that
+match exactly those that were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftcli.adapters.hf.adalora import AdaLoraFormat
+from peftcli.adapters.hf.hf_format import HfFormat
+from peftcli.adapters.hf.ia3 import IA3Format
+from peftcli.adapters.hf.lora import LoraFormat
+from peftcli.adapters.hf.prefix_tuning import PrefixTuningFormat
+from peftcli.adapters.hf.prompt_tuning import PromptTuningFormat
+from peftcli.adapters.hf.vera import VeraFormat
+from peftcli.errors import UserError
+
+FORMATS: Mapping[str, HfFormat[Any]] = {
+    "lora": LoraFormat(),
+    "qlora": LoraFormat(),
+    "adalora": AdaLoraFormat(),
+    "vera": VeraFormat(),
+    "ia3": IA3Format(),
+    "prefix_tuning": PrefixTuningFormat(),
+    "prompt_tuning": PromptTuningFormat(),
+}
+"""Method name to its layout; a method that is not here is saved in ours."""
+
+
+def format_of_type(config: Mapping[str, Any], where: Path) -> HfFormat[Any]:
+    """Return the layout of an adapter_config.json's `peft_type`.
+
+    Raises:
+        UserError: a kind of adapter that cannot be read.
+    """
+    kinds = {known.peft_type: known for known in FORMATS.values()}
+    kind = str(config.get("peft_type"))
+    if kind not in kinds:
+        raise UserError(
+            f"{where} holds an adapter of peft_type {config.get('peft_type')!r}, which cannot be imported",
+            suggestion=f"kinds that can be: {', '.join(sorted(kinds))}",
+        )
+    return kinds[kind]

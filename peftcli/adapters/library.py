@@ -1,0 +1,134 @@
+"""Another library of adapters, as this project sees it: how its files are recognised, read and written.
+
+Each library is one folder of this room with one `Library`, and one line in `library_table.py`. No torch here or at the
+top of a library's own module: `peft export --help` lists the libraries.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftcli.protocol.registry import registry
+from peftcli.recipe.params import MethodParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftcli.adapters.base_shape import BaseName
+    from peftcli.adapters.format import AdapterMeta, SavedAdapter
+    from peftcli.adapters.model_card import Use
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run's adapter in a library's layout.
+
+    Args:
+        config: adapter_config.json.
+        tensors: adapter_model.safetensors.
+        use: how the library uses them, for the model card.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    use: Use
+
+
+class Library(ABC):
+    """A library of adapters; a subclass fills in what is abstract here, and overrides the rest where it applies.
+
+    Attributes:
+        name: as `peft export --to` takes it.
+        title: its name in sentences.
+        files: whose files it has, for the help of `--to`.
+        lacks: why the adapter of a method that is not among `methods()` cannot be exported.
+        instead: what `peft export --as` offers for it: a method's name, and the help.
+        run_layout: how peftcli.json calls the library's layout where a run keeps its adapter in it (`run_files`); None
+            where no run does.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    files: ClassVar[str]
+    lacks: ClassVar[str]
+    instead: ClassVar[Mapping[str, str]] = {}
+    run_layout: ClassVar[str | None] = None
+
+    @abstractmethod
+    def methods(self) -> Collection[str]:
+        """Return the methods whose adapters it can hold."""
+
+    @abstractmethod
+    def recognises(self, directory: Path) -> bool:
+        """Tell whether a directory holds an adapter that this library saved."""
+
+    @abstractmethod
+    def base_of(self, directory: Path) -> BaseName:
+        """Return the base model that the library's files name."""
+
+    @abstractmethod
+    def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
+        """Read what the library saved.
+
+        Args:
+            directory: one that it `recognises`.
+            base: the base model, of which only the config is read; None where it may not be read.
+
+        Returns:
+            The adapter; its record has a `family` where it was checked against the base.
+
+        Raises:
+            UserError: a kind or an option that has no equal here, missing or foreign tensors, or a base that is needed
+                and not given, or does not fit.
+        """
+
+    @abstractmethod
+    def write(
+        self, saved: SavedAdapter, source: Path, output: Path, *, base: str | None, instead: str | None
+    ) -> tuple[str, ...]:
+        """Write an adapter of one of its `methods()` for the library.
+
+        Args:
+            saved: the adapter.
+            source: its directory, for messages.
+            output: a new directory; what is there is replaced.
+            base: where the base model lies now; None where the adapter says.
+            instead: one of `self.instead`: the method as which it is written.
+
+        Returns:
+            Notes for the user.
+
+        Raises:
+            UserError: the library cannot hold these parameters or tensors; says which, and what to do instead.
+        """
+
+    def run_files(self, params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> RunFiles | None:
+        """Return a run's adapter in `run_layout`, or None if the library cannot hold it; `run_state` reads it back."""
+        return None
+
+    def run_state(
+        self, directory: Path, tensors: Mapping[str, Tensor], params: MethodParams, meta: AdapterMeta
+    ) -> dict[str, Tensor]:
+        """Return the tensors of `run_files` by our keys.
+
+        Args:
+            directory: of the run's adapter.
+            tensors: as they are in its file.
+            params: of the method.
+            meta: the adapter's record.
+
+        Raises:
+            UserError: this version does not know the method's layout.
+        """
+        raise NotImplementedError(f"no run keeps its adapter in the layout of {self.title}")
+
+
+def other_use(params: MethodParams) -> str:
+    """Return what a user can do with an adapter that cannot be exported as it is."""
+    if registry.info(params.name).why_not_mergeable(params) is None:
+        return "fold it into the base with peft merge, which any library loads"
+    return "use it with peft predict, which reads the run as it is"

@@ -1,0 +1,50 @@
+"""The README.md of a merged model: what was merged into what, and how well it was verified."""
+
+from __future__ import annotations
+
+from peftcli.adapters.model_card import front_matter, python_block
+from peftcli.merging.merge_report import MergeReport
+from peftcli.tasks.task_table import task_info
+
+
+def merged_card(base: str, task: str, report: MergeReport) -> str:
+    """Return the README.md.
+
+    Args:
+        base: name of the base model.
+        task: as in the recipe.
+        report: of the merge.
+    """
+    auto = task_info(task).auto_class
+    lines = [
+        *front_matter(base, "transformers", ("peftcli", "merged", report.method), task),
+        f"# {base}, merged with a {report.method} adapter",
+        "",
+        f"The weights of the base with the change of a `{report.method}` training for `{task}` folded in, in "
+        f"{report.dtype}. It needs no adapter library:",
+        "",
+        *python_block(
+            [
+                f"from transformers import {auto}, AutoTokenizer",
+                "",
+                f'model = {auto}.from_pretrained("path/to/this/directory")',
+                'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
+            ]
+        ),
+        "## Verification",
+        "",
+        *_verification(report),
+        "",
+        *[f"- {note}" for note in report.notes],
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _verification(report: MergeReport) -> list[str]:
+    if not report.verified:
+        return ["Not verified (`--no-verify`)."]
+    return [
+        f"Compared with base + adapter on {report.rows} rows: largest difference of the logits "
+        f"{report.max_abs_diff:.3g} (tolerance {report.tolerance:.3g}), mean {report.mean_abs_diff:.3g}, "
+        f"agreement {report.agreement:.1%}."
+    ]
