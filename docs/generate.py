@@ -15,11 +15,13 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from peftcli.cli.methods import text_of
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.describe import describe
+from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
-from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
+from peftcli.recipe.vocabulary import spelled_out
 
 DOCS = Path(__file__).resolve().parent
 BLOCKS: dict[str, type[BaseModel]] = {
@@ -49,9 +51,8 @@ def _fields(block: type[BaseModel], without: Sequence[str] = ()) -> str:
     for key, field in block.model_fields.items():
         if key in without:
             continue
-        rows.append(
-            [f"`{key}`", describe(field.annotation, field.metadata), _default(block, key), field.description or ""]
-        )
+        meant = spelled_out(field.annotation, field.metadata, NAMES)
+        rows.append([f"`{key}`", describe(meant, field.metadata), _default(block, key), field.description or ""])
     return table(["key", "value", "default", "meaning"], rows)
 
 
@@ -154,12 +155,9 @@ def role_paths(name: str) -> str:
 
 def formats(_: str) -> str:
     """Return the row formats."""
-    from peftcli.data.recognition.format_table import FORMATS
-    from peftcli.tasks.task_table import TASKS
-
     rows = []
-    for known in FORMATS:
-        tasks = [name for name, task in TASKS.items() if task.info.rows in known.makes]
+    for known in NAMES.formats.values():
+        tasks = [name for name, info in NAMES.tasks.items() if info.rows in known.makes]
         columns = []
         for column in known.columns:
             others = f" ({', '.join(column.synonyms)})" if column.synonyms else ""
@@ -170,10 +168,8 @@ def formats(_: str) -> str:
 
 def format_rows(_: str) -> str:
     """Return a section for each format: example rows, and what its file says about them."""
-    from peftcli.data.recognition.format_table import FORMATS
-
     sections = []
-    for known in reversed(FORMATS):  # recognition begins with the most special one, a reader with the plainest
+    for known in NAMES.formats.values():
         rows = [f"```json\n{json.dumps(row, ensure_ascii=False)}\n```" for row in known.rows]
         sections.append("\n\n".join([f"### {known.name}", *rows, *([known.about] if known.about else [])]))
     return "\n\n".join(sections)
@@ -184,11 +180,19 @@ def optimizers(_: str) -> str:
     return ", ".join(f"`{name}`" for name in OPTIMIZERS) + "."
 
 
+def tasks(_: str) -> str:
+    """Return the tasks and what a model learns in each."""
+    return table(
+        ["task", "what the model is trained to predict"],
+        [[f"`{name}`", info.summary] for name, info in NAMES.tasks.items()],
+    )
+
+
 def metrics(_: str) -> str:
     """Return the metrics by kind of prediction."""
     return table(
         ["kind", "`training.metrics`"],
-        [[kind, ", ".join(f"`{name}`" for name in names)] for kind, names in METRICS.items()],
+        [[kind, ", ".join(f"`{name}`" for name in names)] for kind, names in NAMES.metrics.items()],
     )
 
 
@@ -220,6 +224,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "formats": formats,
     "format-rows": format_rows,
     "optimizers": optimizers,
+    "tasks": tasks,
     "metrics": metrics,
     "foreign-keys": foreign_keys,
     "foreign-methods": foreign_methods,

@@ -18,6 +18,7 @@ from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.schema import DataSource, DataSpec
+from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
 
 _HEAVY_FILES = (".parquet", ".arrow")  # reading them imports pyarrow and numpy
@@ -25,14 +26,14 @@ _FIRST_ROWS = 8
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
-def check_surroundings(loaded: LoadedRecipe, registry: Registry) -> list[Problem]:
+def check_surroundings(loaded: LoadedRecipe, names: Names) -> list[Problem]:
     """Return what stands in the way of training this recipe here.
 
     Args:
         loaded: a checked recipe, or what remains of one with mistakes: what hangs on a wrong key is not looked at.
-        registry: the methods; one may offer `check_config` and `check_run` (see `methods/protocol.py`).
+        names: what a recipe can name; a method may offer `check_config` and `check_run` (see `methods/protocol.py`).
     """
-    problems = [*_model(loaded, registry), *_run_length(loaded, registry)]
+    problems = [*_model(loaded, names.methods), *_run_length(loaded, names.methods)]
     if loaded.recipe.data is not None:
         problems += _data(loaded, loaded.recipe.data)
     if loaded.recipe.method.init_from is not None:

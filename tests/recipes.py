@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.training.watch.reporting import StepRecord, Summary
 
@@ -119,6 +119,6 @@ def recipe(tmp_path, models) -> Callable[..., LoadedRecipe]:
             node[last] = value
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        return load_recipe(file, [], registry)
+        return load_recipe(file, [], NAMES)
 
     return make

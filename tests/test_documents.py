@@ -11,6 +11,7 @@ import typer
 
 from peftcli.analysis.counting import count_params
 from peftcli.cli.app import build_app
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
 
@@ -78,7 +79,7 @@ def test_recipes_in_readme_are_valid(tmp_path: Path) -> None:
     for number, body in enumerate(recipes):
         file = tmp_path / f"recipe-{number}.yaml"
         file.write_text(body, encoding="utf-8")
-        load_recipe(file, [], registry)
+        load_recipe(file, [], NAMES)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -92,7 +93,7 @@ def test_shipped_recipes_are_valid(folder: str) -> None:
     files = sorted((ROOT / folder).glob("*.yaml"))
     assert len(files) >= {"configs": 1, "recipes": 5}[folder]
     for file in files:
-        loaded = load_recipe(file, [], registry)
+        loaded = load_recipe(file, [], NAMES)
         assert loaded.recipe.output_dir == f"runs/{file.stem}", file.name
 
 
@@ -100,6 +101,6 @@ def test_method_table_is_that_of_the_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+)% \| ([\d,]+) \|", text_of("README.md"), flags=re.M)
     assert [name for name, *_ in rows] == registry.names()
     for name, family, percent, saved in rows:
-        counts = count_params(load_recipe(ROOT / "configs" / f"{name}.yaml", [], registry).recipe)
+        counts = count_params(load_recipe(ROOT / "configs" / f"{name}.yaml", [], NAMES).recipe)
         info = registry.info(name)
         assert (family, percent, saved) == (info.family, f"{counts.percent:.2f}", f"{counts.saved:,}"), name

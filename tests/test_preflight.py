@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftcli.errors import Problem, UserError
+from peftcli.names import NAMES
 from peftcli.preflight import check_surroundings
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
@@ -53,7 +54,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     Path("r.yaml").write_text(RECIPE, encoding="utf-8")
 
     def run(*overrides: str) -> list[Problem]:
-        return check_surroundings(load_recipe("r.yaml", overrides, registry), registry)
+        return check_surroundings(load_recipe("r.yaml", overrides, NAMES), NAMES)
 
     return run
 
@@ -228,7 +229,7 @@ def test_missing_files_are_shown_with_the_mistakes_of_the_recipe(
     """One round of corrections, not two: what a recipe names is looked up even where the recipe has mistakes."""
     Path("wrong.yaml").write_text(MISTAKES.replace(old, new) if old else MISTAKES, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        load_recipe("wrong.yaml", [], registry, surroundings=check_surroundings)
+        load_recipe("wrong.yaml", [], NAMES, surroundings=check_surroundings)
     named = "method.name" if "lorra" in new else "method.rr"
     assert [problem.key for problem in caught.value.problems] == [
         *keys,
@@ -247,7 +248,7 @@ def test_rows_are_not_judged_where_their_format_is_in_doubt(check: Check) -> Non
     def keys(more: str) -> list[str | None]:
         Path("wrong.yaml").write_text(text.replace("data:\n", f"data:\n  {more}\n"), encoding="utf-8")
         with pytest.raises(UserError) as caught:
-            load_recipe("wrong.yaml", [], registry, surroundings=check_surroundings)
+            load_recipe("wrong.yaml", [], NAMES, surroundings=check_surroundings)
         return [problem.key for problem in caught.value.problems]
 
     assert keys("colums: {text: x}") == ["data.colums"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from peftcli.cli.app import COMMANDS
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
-from peftcli.recipe.vocabulary import FORMATS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "peftcli"
@@ -97,8 +97,7 @@ def test_a_room_of_entries_holds_nothing_else(room: str) -> None:
 def test_a_name_is_used_once() -> None:
     """Modules and rooms alike, but for `__init__` and what users name: methods, tasks, formats, libraries, commands."""
     libraries = {path.name for path in (PACKAGE / "adapters").iterdir() if path.is_dir()}
-    formats = set().union(*FORMATS.values())
-    exempt = {"__init__", *registry.names(), *FORMATS, *formats, *libraries, *COMMANDS}
+    exempt = {"__init__", *registry.names(), *NAMES.tasks, *NAMES.formats, *libraries, *COMMANDS}
     places: dict[str, list[str]] = defaultdict(list)
     for path in MODULES:
         places[path.stem].append(relative(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from peftcli.models.load.model_files import find_source
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import ModelSpec, TaskName
+from peftcli.tasks.task_table import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,11 +103,9 @@ def known_task(task: str) -> TaskName:
     Raises:
         UserError: it is none.
     """
-    for name in get_args(TaskName):
-        if name == task:
-            known: TaskName = name
-            return known
-    raise UserError(f"the adapter's task {task!r} is none of {', '.join(get_args(TaskName))}")
+    if task not in TASKS:
+        raise UserError(f"the adapter's task {task!r} is none of {', '.join(TASKS)}")
+    return task
 
 
 def _number_of_labels(tensors: Mapping[str, Tensor]) -> int:

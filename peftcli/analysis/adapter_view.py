@@ -26,6 +26,7 @@ from peftcli.models.load.heads import configure_head
 from peftcli.models.load.load_model import build_meta, load_config
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.composite_attachment import CompositeAttachment
@@ -131,7 +132,7 @@ def view_adapter(path: Path) -> AdapterView:
         UserError: neither is there, or the base's config is out of reach.
     """
     if (path / "recipe.yaml").is_file():
-        recipe = load_stored_recipe(path / "recipe.yaml", registry).recipe
+        recipe = load_stored_recipe(path / "recipe.yaml", NAMES).recipe
         if registry.info(recipe.method.name).artifact == "model":
             return _view_model(path, recipe)
         if not (path / "adapter").is_dir():
@@ -150,7 +151,7 @@ def _view_adapter(directory: Path, spec: ModelSpec | None, task: TaskName | None
     saved = load_adapter(directory)
     spec = spec or ModelSpec(name_or_path=str(saved.meta.base["name"]))
     labels = None if saved.meta.labels is None else LabelSpec.from_dict(dict(saved.meta.labels))
-    model, anatomy = _meta_model(spec, task or saved.meta.task, labels)  # type: ignore[arg-type]  # a task as saved
+    model, anatomy = _meta_model(spec, task or saved.meta.task, labels)
     base, reason = base_weights(model, spec)
     rules = _rules(anatomy, saved.params, saved.state)
     attachment = apply_method(model, anatomy, saved.params)

@@ -52,7 +52,7 @@ def count_params(
 
 
 def _recipes(files: list[Path], model: str | None, task: str | None, methods: list[str]) -> list[LoadedRecipe]:
-    from peftcli.protocol.registry import registry
+    from peftcli.names import NAMES
     from peftcli.recipe.load import load_recipe, recipe_from_overrides
 
     named = {"--model": model, "--task": task, "--method": methods}
@@ -68,13 +68,13 @@ def _recipes(files: list[Path], model: str | None, task: str | None, methods: li
     loaded = []
     for file in files:
         try:
-            loaded.append(load_recipe(file, [], registry, need_data=False))
+            loaded.append(load_recipe(file, [], NAMES, need_data=False))
         except UserError as error:
             problems += error.problems
     for text in methods:
         changes = [f"model.name_or_path={_quoted(str(model))}", f"task={_quoted(str(task))}", *method_overrides(text)]
         try:
-            loaded.append(recipe_from_overrides(f"--method {text}", changes, registry))
+            loaded.append(recipe_from_overrides(f"--method {text}", changes, NAMES))
         except UserError as error:
             problems += error.problems
     if problems:

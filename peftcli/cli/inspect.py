@@ -60,10 +60,10 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.models.load.load_model import build_meta, load_config
     from peftcli.models.load.tokenizers import load_tokenizer
     from peftcli.models.read_anatomy import read_anatomy
-    from peftcli.protocol.registry import registry
+    from peftcli.names import NAMES
     from peftcli.recipe.load import load_recipe
 
-    loaded = load_recipe(path, overrides, registry)
+    loaded = load_recipe(path, overrides, NAMES)
     spec = loaded.recipe.data
     if spec is None:
         raise UserError(loaded.problem("data", "the recipe has no data block"))

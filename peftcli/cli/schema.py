@@ -27,10 +27,10 @@ def schema(
     import json
 
     from peftcli.errors import UserError
-    from peftcli.protocol.registry import registry
+    from peftcli.names import NAMES
     from peftcli.recipe.json_schema import recipe_schema
 
-    text = json.dumps(recipe_schema(registry), indent=2)
+    text = json.dumps(recipe_schema(NAMES), indent=2)
     if output is None:
         print(text)
         return

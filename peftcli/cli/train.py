@@ -40,14 +40,14 @@ def train(
 
     Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
     """
+    from peftcli.names import NAMES
     from peftcli.preflight import check_surroundings
-    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe
 
     if output is not None:
         refuse_nothing(output, "--output")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
-    loaded = load_recipe(recipe, changes, registry, surroundings=check_surroundings)  # before torch is imported
+    loaded = load_recipe(recipe, changes, NAMES, surroundings=check_surroundings)  # before torch is imported
     if profile:  # the profiler's own messages, unless the user asks for them
         os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 

@@ -25,12 +25,12 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
     Example: peft validate configs/lora.yaml method.r=16
     """
     from peftcli.errors import UserError
+    from peftcli.names import NAMES
     from peftcli.preflight import check_surroundings
-    from peftcli.protocol.registry import registry
     from peftcli.recipe.load import load_recipe
 
     try:
-        loaded = load_recipe(recipe, overrides or [], registry, surroundings=check_surroundings)
+        loaded = load_recipe(recipe, overrides or [], NAMES, surroundings=check_surroundings)
     except UserError as error:
         if not as_json:
             raise

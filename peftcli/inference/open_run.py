@@ -24,6 +24,7 @@ from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
@@ -130,7 +131,7 @@ def open_run(run: Path | str, base_dtype: DTypeName | None = None, bases: Bases 
     file = stored_recipe(directory.path)
     if directory.status() is RunStatus.UNFINISHED:
         raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
-    loaded = load_stored_recipe(file, registry)
+    loaded = load_stored_recipe(file, NAMES)
     world = World(usable_device(loaded.recipe.training.device))
     if registry.info(loaded.recipe.method.name).artifact == "model":
         return _open_model(directory, loaded, world, base_dtype)

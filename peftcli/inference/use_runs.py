@@ -16,8 +16,8 @@ from peftcli.inference.open_run import Bases, OpenedRun, open_run, opened
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.names import NAMES
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.registry import registry
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DataSpec, DTypeName, Recipe
 from peftcli.training.setup import prepare_data
@@ -44,7 +44,7 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
-        return _evaluate_recipe(load_recipe(path, [], registry), data, base_dtype)
+        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype)
     run = open_run(path, base_dtype)
     for text in run.notes:
         note(text)

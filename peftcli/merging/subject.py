@@ -22,6 +22,7 @@ from peftcli.models.load.load_model import build_meta, identify, load_config
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
@@ -184,7 +185,7 @@ def read_recipe(run: Path) -> Recipe:
     Raises:
         UserError: the directory is no run.
     """
-    return load_stored_recipe(stored_recipe(run), registry).recipe
+    return load_stored_recipe(stored_recipe(run), NAMES).recipe
 
 
 def unquantised(spec: ModelSpec, base: str | None) -> ModelSpec:

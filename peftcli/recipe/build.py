@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from peftcli.recipe.aliases.unknown_keys import UnknownKeys
 from peftcli.recipe.describe import members, unwrap
-from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding, findings, method_hint
+from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import dotted
 from peftcli.recipe.yaml.yaml_lines import Key
@@ -21,26 +21,24 @@ from peftcli.recipe.yaml.yaml_lines import Key
 PLACEHOLDER = MethodParams(name="?")
 """Stands where a method could not be read, so that the rest is checked all the same."""
 
-_STAND_INS: dict[str, Any] = {"model": {"name_or_path": "?"}, "task": "causal_lm", "method": PLACEHOLDER}
-
 
 class Builder:
     """Turns the data of one recipe into records.
 
     Args:
-        registry: the methods.
+        names: what a recipe can name.
         data: the recipe's top-level mapping.
     """
 
-    def __init__(self, registry: Registry, data: dict[str, Any]) -> None:
-        self.registry = registry
+    def __init__(self, names: Names, data: dict[str, Any]) -> None:
+        self.names, self.registry = names, names.methods
         self.data = data
         self.found: list[Finding] = []
         self._kept: dict[str, Any] = {}
         method = data.get("method")
         name = method.get("name") if isinstance(method, dict) else None
-        known = isinstance(name, str) and registry.params_model(name) is not None
-        self.unknown = UnknownKeys(registry, str(name) if known else None)
+        known = isinstance(name, str) and self.registry.params_model(name) is not None
+        self.unknown = UnknownKeys(self.registry, str(name) if known else None)
 
     def build(self) -> Recipe | None:
         """Return the recipe with the wrong values left out, or None where too much is wrong.
@@ -51,13 +49,13 @@ class Builder:
         if "method" in data:
             data["method"] = self.method(data["method"], ("method",))
         try:
-            return Recipe.model_validate(data)
+            return Recipe.model_validate(data, context=self.names)
         except ValidationError as error:
-            new = findings(error, Recipe, data, (), self.unknown)
+            new = findings(error, Recipe, data, (), self.unknown, self.names)
         self.found += new
         self._kept = _without(data, [finding.key for finding in new])
         try:
-            return Recipe.model_validate(self._kept)
+            return Recipe.model_validate(self._kept, context=self.names)
         except ValidationError:
             return None
 
@@ -67,13 +65,15 @@ class Builder:
         It names the files that the readable blocks name; nothing else in it can be relied on.
         """
         data = self._kept
+        task = next(iter(self.names.tasks))
+        stand_ins: dict[str, Any] = {"model": {"name_or_path": "?"}, "task": task, "method": PLACEHOLDER}
         for _ in range(2):  # a block that is stood in for may bring a contradiction to light
             try:
-                return Recipe.model_validate(data)
+                return Recipe.model_validate(data, context=self.names)
             except ValidationError as error:
                 blocks = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
             data = {key: value for key, value in data.items() if key not in blocks} | {
-                key: value for key, value in _STAND_INS.items() if key in blocks
+                key: value for key, value in stand_ins.items() if key in blocks
             }
         return None
 
@@ -86,7 +86,7 @@ class Builder:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            self.found += findings(error, model, data, key, self.unknown)
+            self.found += findings(error, model, data, key, self.unknown, self.names)
             return PLACEHOLDER
 
     def _method_model(self, value: Any, key: Key) -> type[MethodParams] | None:

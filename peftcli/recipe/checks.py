@@ -12,28 +12,26 @@ from collections.abc import Callable, Iterator, Sequence
 
 from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.metric_checks import check_metrics
+from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import DataSource, DataSpec, Recipe
 from peftcli.recipe.translate import Finding, choice_hint
-from peftcli.recipe.vocabulary import FORMATS, OPTIMIZERS
+from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.yaml_lines import Key
 
-Check = Callable[[Recipe], Iterator[Finding]]
-
-_CLASSIFICATION = ("sequence_classification", "token_classification")
-_GENERATION = ("causal_lm", "seq2seq_lm")
+Check = Callable[[Recipe, Names], Iterator[Finding]]
 
 
-def check_recipe(recipe: Recipe, registry: Registry, wrong: Sequence[Key]) -> list[Finding]:
+def check_recipe(recipe: Recipe, names: Names, wrong: Sequence[Key]) -> list[Finding]:
     """Return what contradicts itself in a recipe.
 
     Args:
         recipe: well formed; values that were wrong have been left out.
-        registry: the methods.
+        names: what a recipe can name.
         wrong: keys that are wrong already; findings about them, or blocks that hold them, are held back.
     """
-    found = [finding for check in _CHECKS for finding in check(recipe)]
-    found += _method(recipe, registry)
+    found = [finding for check in _CHECKS for finding in check(recipe, names)]
+    found += _method(recipe, names.methods)
     return [finding for finding in found if not any(_touches(finding, key) for key in wrong)]
 
 
@@ -42,12 +40,14 @@ def _touches(finding: Finding, key: Key) -> bool:
     return any(key == one[: len(key)] for one in about)
 
 
-def _model(recipe: Recipe) -> Iterator[Finding]:
+def _model(recipe: Recipe, names: Names) -> Iterator[Finding]:
     model, task = recipe.model, recipe.task
     if model.load_in_4bit and model.load_in_8bit:
         yield Finding(("model", "load_in_8bit"), "model.load_in_4bit and model.load_in_8bit are both true")
     for key in ("num_labels", "problem_type"):
-        tasks = _CLASSIFICATION if key == "num_labels" else ("sequence_classification",)
+        infos = names.tasks.values()
+        served = (info for info in infos if (info.label_kind if key == "num_labels" else len(info.predictions) > 1))
+        tasks = [info.name for info in served]
         if getattr(model, key) is not None and task not in tasks:
             yield Finding(
                 ("model", key), f"model.{key} does nothing for the task {task}", f"it is for {' and '.join(tasks)}"
@@ -64,7 +64,7 @@ def _model(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("model", "new_special_tokens"), "model.new_special_tokens has an empty or repeated token")
 
 
-def _data(recipe: Recipe) -> Iterator[Finding]:
+def _data(recipe: Recipe, names: Names) -> Iterator[Finding]:
     data = recipe.data
     if data is None:
         return
@@ -80,9 +80,10 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
             f"data.val_set_size = {data.val_set_size:g}; expected a share below 1, or a whole number of rows",
             f"write {data.val_set_size / 100:g} for {data.val_set_size:g} percent" if data.val_set_size < 100 else None,
         )
-    if data.packing and recipe.task != "causal_lm":
+    if data.packing and not names.tasks[recipe.task].packs:
+        able = " and ".join(name for name, info in names.tasks.items() if info.packs)
         yield Finding(
-            ("data", "packing"), f"data.packing is for causal_lm; the task is {recipe.task}", "write packing: false"
+            ("data", "packing"), f"data.packing is for {able}; the task is {recipe.task}", "write packing: false"
         )
     if data.streaming and recipe.training.max_steps is None:
         yield Finding(
@@ -90,27 +91,28 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
             "data.streaming needs training.max_steps, because the rows are not counted",
             "write max_steps under `training:`",
         )
-    yield from _data_for_task(recipe, data)
+    yield from _data_for_task(recipe, data, names)
     yield from _validation(data)
     yield from _template(data)
 
 
-def _data_for_task(recipe: Recipe, data: DataSpec) -> Iterator[Finding]:
-    allowed = FORMATS[recipe.task]
+def _data_for_task(recipe: Recipe, data: DataSpec, names: Names) -> Iterator[Finding]:
+    task = names.tasks[recipe.task]
+    allowed = {name for name, known in names.formats.items() if task.rows in known.makes}
     for key, name in _formats(data):
         if name not in allowed:
             reason = f"the format {name} does not serve the task {recipe.task}"
             yield Finding(key, reason, f"one of auto, {', '.join(sorted(allowed))}")
-    if recipe.task not in _GENERATION:
+    if not task.generates:
         for field, default in (("train_on", "completions"), ("chat_template", None)):
             if getattr(data, field) != default:
                 yield Finding(("data", field), f"data.{field} does nothing for the task {recipe.task}", "leave it out")
-    if data.stratify and recipe.task != "sequence_classification":
+    if data.stratify and task.label_kind != "single_label":
         yield Finding(("data", "stratify"), f"data.stratify needs classes; the task is {recipe.task}", "leave it out")
     if data.stratify and recipe.model.problem_type in ("regression", "multi_label"):
         yield Finding(("data", "stratify"), f"data.stratify needs single labels, not {recipe.model.problem_type}")
-    if data.overflow == "split" and recipe.task == "sequence_classification":
-        reason = "data.overflow = split would give one label to several rows"
+    if data.overflow == "split" and task.why_not_split:
+        reason = f"data.overflow = split would {task.why_not_split}"
         yield Finding(("data", "overflow"), reason, "truncate, drop or error")
 
 
@@ -163,7 +165,7 @@ def _template(data: DataSpec) -> Iterator[Finding]:
         yield Finding(key, "data.template has braces without a column's name", "write the name: {question}")
 
 
-def _steps(recipe: Recipe) -> Iterator[Finding]:
+def _steps(recipe: Recipe, _names: Names) -> Iterator[Finding]:
     training = recipe.training
     for event in ("eval", "save"):
         strategy, steps = getattr(training, f"{event}_strategy"), getattr(training, f"{event}_steps")
@@ -195,14 +197,14 @@ def _steps(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _numbers(recipe: Recipe) -> Iterator[Finding]:
+def _numbers(recipe: Recipe, _names: Names) -> Iterator[Finding]:
     training = recipe.training
     if training.fp16 and training.bf16 is True:
         yield Finding(("training", "fp16"), "training.fp16 and training.bf16 are both true", "choose one")
     if training.fp16 and training.device in ("cpu", "mps"):
         yield Finding(("training", "fp16"), f"training.fp16 needs CUDA, and training.device is {training.device}")
     if training.optim not in OPTIMIZERS:
-        near = choice_hint(training.optim, OPTIMIZERS)
+        near = choice_hint(training.optim, list(OPTIMIZERS))
         yield Finding(
             ("training", "optim"),
             f"training.optim = {training.optim!r}; there is no such optimizer",
@@ -220,14 +222,14 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("output_dir",), "output_dir is empty", "leave it out for runs/ and the recipe's name")
 
 
-def _head(recipe: Recipe) -> Iterator[Finding]:
+def _head(recipe: Recipe, names: Names) -> Iterator[Finding]:
     training, task = recipe.training, recipe.task
-    if task in _GENERATION:
+    if names.tasks[task].label_kind is None:
         for key, default in (("head_learning_rate", None), ("class_weights", None), ("train_head", True)):
             if getattr(training, key) != default:
                 reason = f"training.{key} is for tasks with a head of their own; {task} has none"
                 yield Finding(("training", key), reason, "leave it out")
-    elif training.eval_generate:
+    if training.eval_generate and not names.tasks[task].generates:
         yield Finding(("training", "eval_generate"), f"training.eval_generate is for tasks that write text, not {task}")
     if recipe.model.problem_type == "regression":
         for key in ("class_weights", "label_smoothing_factor"):
@@ -242,7 +244,7 @@ def _head(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(("training", "class_weights"), reason)
 
 
-def _evaluation(recipe: Recipe) -> Iterator[Finding]:
+def _evaluation(recipe: Recipe, _names: Names) -> Iterator[Finding]:
     training = recipe.training
     no_rows = recipe.data is not None and not recipe.data.val_set_size and recipe.data.validation is None
     never = training.eval_strategy == "no"

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from peftcli.recipe.method_facts import Registry
+from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
-from peftcli.recipe.vocabulary import METRICS, OPTIMIZERS
+from peftcli.recipe.vocabulary import Names, spelled_out
 
 _BLOCKS: tuple[type[BaseModel], ...] = (Recipe, ModelSpec, DataSpec, DataSource, TrainingSpec)
 _METHOD = MethodParams.__name__
 
 
-def recipe_schema(registry: Registry) -> dict[str, Any]:
-    """Return the JSON schema of a recipe with every registered method.
+def recipe_schema(names: Names) -> dict[str, Any]:
+    """Return the JSON schema of a recipe with everything that it can name.
 
     Args:
-        registry: the methods.
+        names: what a recipe can name.
 
     Returns:
         A document that stands alone: references stay inside its `$defs`.
     """
+    registry = names.methods
     models = {name: model for name in registry.names() if (model := registry.params_model(name)) is not None}
     wanted: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in models.values()]
     wanted += [(block, "validation") for block in _BLOCKS]
@@ -37,7 +39,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     definitions[_METHOD] = _any_method(registry, places)
     for block, _ in wanted:
         _add_made_defaults(definitions[references[(block, "validation")]["$ref"].rpartition("/")[2]], block)
-    _complete(definitions)
+    _complete(definitions, names)
     recipe = definitions.pop(Recipe.__name__)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -71,8 +73,13 @@ def _add_made_defaults(definition: dict[str, Any], model: type[BaseModel]) -> No
             definition["properties"][name]["default"] = {} if isinstance(made, BaseModel) else made
 
 
-def _complete(definitions: dict[str, Any]) -> None:
-    """Add what the models leave to `checks`: the names of optimizers and metrics; a required data source."""
+def _complete(definitions: dict[str, Any], names: Names) -> None:
+    """Add the names that the models leave open."""
+    for block in _BLOCKS:
+        for key, field in block.model_fields.items():
+            spelled = spelled_out(field.annotation, field.metadata, names)
+            if spelled is not field.annotation:
+                definitions[block.__name__]["properties"][key] |= TypeAdapter(spelled).json_schema()
     training = definitions["TrainingSpec"]["properties"]
     training["optim"]["enum"] = list(OPTIMIZERS)
-    training["metrics"]["items"]["enum"] = sorted(set().union(*METRICS.values()))
+    training["metrics"]["items"]["enum"] = sorted(set().union(*names.metrics.values()))

@@ -12,10 +12,10 @@ from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases.upgrades import Change, upgrade_tree_
 from peftcli.recipe.build import Builder
 from peftcli.recipe.checks import check_recipe
-from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.recipe_overrides import apply_overrides
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding
+from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.recipe.yaml.scalars import kind
 from peftcli.recipe.yaml.value_tree import Tree, dotted
@@ -61,14 +61,14 @@ class LoadedRecipe:
         return path
 
 
-SurroundingsCheck = Callable[[LoadedRecipe, Registry], Iterable[Problem]]
+SurroundingsCheck = Callable[[LoadedRecipe, Names], Iterable[Problem]]
 """Looks at the files that a recipe names, which may be what remains of one with mistakes (`LoadedRecipe.wrong`)."""
 
 
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str],
-    registry: Registry,
+    names: Names,
     *,
     need_data: bool = True,
     environ: Mapping[str, str] | None = None,
@@ -80,7 +80,7 @@ def load_recipe(
     Args:
         path: the YAML file.
         overrides: `a.b=value` changes, in order.
-        registry: the methods.
+        names: what a recipe can name.
         need_data: whether the `data` block is required (`count-params` does without).
         environ: variables for `${NAME}`; the process's own by default.
         surroundings: what else to check, also of a recipe with mistakes, so that all are shown at once.
@@ -94,10 +94,10 @@ def load_recipe(
     document = _parse(file, read_recipe_text(Path(path)), variables)
     tree = Tree.from_document(file, document)
     remarks = [*document.remarks, *upgrade_tree_(tree, upgrades)]
-    return _checked(tree, remarks, overrides, registry, need_data, variables, surroundings)
+    return _checked(tree, remarks, overrides, names, need_data, variables, surroundings)
 
 
-def recipe_from_overrides(source: str, overrides: Sequence[str], registry: Registry) -> LoadedRecipe:
+def recipe_from_overrides(source: str, overrides: Sequence[str], names: Names) -> LoadedRecipe:
     """Build a recipe without a file, from `a.b=value` alone; it needs no data.
 
     Args:
@@ -106,26 +106,26 @@ def recipe_from_overrides(source: str, overrides: Sequence[str], registry: Regis
     Raises:
         UserError: as `load_recipe`.
     """
-    return _checked(Tree(source, {}, {}), (), overrides, registry, False, {})
+    return _checked(Tree(source, {}, {}), (), overrides, names, False, {})
 
 
 def _checked(
     tree: Tree,
     remarks: Iterable[Remark],
     overrides: Sequence[str],
-    registry: Registry,
+    names: Names,
     need_data: bool,
     environ: Mapping[str, str],
     surroundings: SurroundingsCheck | None = None,
 ) -> LoadedRecipe:
     problems = apply_overrides(tree, overrides, environ)
-    builder = Builder(registry, tree.data)
+    builder = Builder(names, tree.data)
     recipe = builder.build()
     found = builder.found
     if need_data and tree.data.get("data") is None:
         found.append(_no_data(tree.data))
     if recipe is not None:
-        found += check_recipe(recipe, registry, [finding.key for finding in found])
+        found += check_recipe(recipe, names, [finding.key for finding in found])
     problems += [
         Problem(remark.message, tree.file, remark.line, dotted(remark.key), remark.suggestion)
         for remark in remarks
@@ -136,7 +136,7 @@ def _checked(
     if surroundings is not None and readable is not None:
         wrong = frozenset(problem.key for problem in problems if problem.key)
         remaining = LoadedRecipe(_with_output_dir(readable, tree.file), tree.file, tree, wrong)
-        problems += [problem for problem in surroundings(remaining, registry) if not _within(problem.key, wrong)]
+        problems += [problem for problem in surroundings(remaining, names) if not _within(problem.key, wrong)]
     if problems or recipe is None:
         raise UserError(_in_order(problems))
     return LoadedRecipe(_with_output_dir(recipe, tree.file), tree.file, tree)

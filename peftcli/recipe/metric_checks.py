@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.translate import Finding, choice_hint
-from peftcli.recipe.vocabulary import METRICS, PREDICTIONS
+from peftcli.recipe.vocabulary import Names
 
 
-def check_metrics(recipe: Recipe) -> Iterator[Finding]:
+def check_metrics(recipe: Recipe, names: Names) -> Iterator[Finding]:
     """Yield unknown metrics in `training.metrics` and `training.metric_for_best_model`."""
-    kinds = PREDICTIONS[recipe.task]
-    if recipe.model.problem_type in kinds:
-        kinds = (recipe.model.problem_type,)
-    known = frozenset(name for kind in kinds for name in METRICS[kind])
+    kinds: Collection[str] = names.tasks[recipe.task].predictions
+    chosen = recipe.model.problem_type
+    if chosen is not None and chosen in kinds:
+        kinds = [chosen]
+    known = frozenset(name for kind in kinds for name in names.metrics[kind])
     every = f"the metrics of {recipe.model.problem_type or recipe.task} are: {', '.join(sorted(known))}"
     for index, name in enumerate(recipe.training.metrics):
         if name not in known:
-            reason = f"training.metrics: {_wrong(name, recipe)}"
+            reason = f"training.metrics: {_wrong(name, recipe, names)}"
             yield Finding(("training", "metrics", index), reason, _nearest(name, known, every))
     best = recipe.training.metric_for_best_model
     if not best.startswith("eval_"):
@@ -27,9 +28,10 @@ def check_metrics(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("training", "metric_for_best_model"), reason, write)
         return
     name = _without_set(best.removeprefix("eval_"), recipe)
-    single = known - {"rouge"} | {"loss"}  # `rouge` gives three numbers
+    several = {name for kind in kinds for name, metric in names.metrics[kind].items() if metric.several}
+    single = known - several | {"loss"}
     if name not in single:
-        reason = f"training.metric_for_best_model = {best!r}: {_wrong(name, recipe)}"
+        reason = f"training.metric_for_best_model = {best!r}: {_wrong(name, recipe, names)}"
         yield Finding(("training", "metric_for_best_model"), reason, _nearest(name, single, every, "eval_"))
 
 
@@ -43,8 +45,8 @@ def _without_set(name: str, recipe: Recipe) -> str:
     return name
 
 
-def _wrong(name: str, recipe: Recipe) -> str:
-    owners = [kind for kind, known in METRICS.items() if name in known]
+def _wrong(name: str, recipe: Recipe, names: Names) -> str:
+    owners = [kind for kind, known in names.metrics.items() if name in known]
     task = recipe.model.problem_type or recipe.task
     return f"{name!r} is for {', '.join(owners)}, not {task}" if owners else f"there is no metric {name!r}"
 

@@ -7,24 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny
 
 from peftcli.recipe.params import Block, MethodParams
+from peftcli.recipe.vocabulary import NameOf
 
-TaskName = Literal["causal_lm", "seq2seq_lm", "sequence_classification", "token_classification"]
+TaskName = Annotated[str, NameOf("tasks")]
 SamplingStrategy = Literal["group_by_length", "random", "sequential"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-FormatName = Literal[
-    "auto",
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "prompt_completion",
-    "question_answer",
-    "text",
-    "input_target",
-    "classification",
-    "folders",
-    "tokens_tags",
-    "pretokenized",
-]
+FormatName = Annotated[str, NameOf("formats", auto=True)]
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Field(gt=0.0, le=100.0)]  # 2e4 is 2e-4 without its sign; SGD on prompts has used 30

@@ -7,7 +7,7 @@ from pathlib import Path
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases import upgrades
 from peftcli.recipe.load import LoadedRecipe, load_recipe
-from peftcli.recipe.method_facts import Registry
+from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
 
 STORED = "recipe.yaml"
@@ -59,18 +59,18 @@ def _other_than_a_run(path: Path) -> tuple[str, str]:
     return f"it has no {STORED}", _NAME_A_RUN
 
 
-def load_stored_recipe(file: Path, registry: Registry) -> LoadedRecipe:
+def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
     """Read a run's recipe.yaml; keys of an earlier version get their names of today.
 
     Args:
         file: recipe.yaml of a run; that of an imported adapter has no `data`.
-        registry: the methods.
+        names: what a recipe can name.
 
     Raises:
         UserError: it was changed by hand, damaged, or written by a version that is too far away.
     """
     try:
-        return load_recipe(file, [], registry, need_data=False, upgrades=upgrades.CHANGES)
+        return load_recipe(file, [], names, need_data=False, upgrades=upgrades.CHANGES)
     except UserError as error:
         about = Problem(
             "this is the recipe that a run stored, not one to edit",

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from peftcli.recipe.aliases.all_aliases import METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.aliases.unknown_keys import UnknownKeys
 from peftcli.recipe.describe import block_at, bounds, choices, describe, field_at, members, unwrap
+from peftcli.recipe.vocabulary import Names, spelled_out
 from peftcli.recipe.yaml.scalars import kind, read_scalar, show
 from peftcli.recipe.yaml.value_tree import dotted, has_part
 from peftcli.recipe.yaml.yaml_lines import Key
@@ -32,7 +33,7 @@ class Finding:
 
 
 def findings(
-    error: ValidationError, block: type[BaseModel], data: Any, prefix: Key, unknown: UnknownKeys
+    error: ValidationError, block: type[BaseModel], data: Any, prefix: Key, unknown: UnknownKeys, names: Names
 ) -> list[Finding]:
     """Return what a validation found, one finding per key.
 
@@ -42,6 +43,7 @@ def findings(
         data: what was validated.
         prefix: where the block is in the recipe.
         unknown: explains unknown keys.
+        names: what a recipe can name.
     """
     by_key: dict[Key, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
@@ -50,7 +52,7 @@ def findings(
     for key, details in by_key.items():
         if _only_types(details) and any(other[: len(key)] == key and other != key for other in by_key):
             continue  # another branch of a union matched the type and found something wrong inside
-        found.append(_finding(details, key, block, data, prefix, unknown))
+        found.append(_finding(details, key, block, data, prefix, unknown, names))
     return found
 
 
@@ -84,6 +86,7 @@ def _finding(
     data: Any,
     prefix: Key,
     unknown: UnknownKeys,
+    names: Names,
 ) -> Finding:
     full = (*prefix, *key)
     name, kinds = dotted(full), {detail["type"] for detail in details}
@@ -95,6 +98,7 @@ def _finding(
         if detail["type"] in _CUSTOM:
             return _custom(str(detail.get("ctx", {}).get("error", detail["msg"])), key, block, data, prefix)
     annotation, metadata = field_at(block, key) or (object, [])
+    annotation = spelled_out(annotation, metadata, names)
     if "missing" in kinds:
         return Finding(full, f"{name} is missing; expected {describe(annotation, metadata)}")
     if kinds & set(_RANGE):

@@ -1,58 +1,115 @@
-"""Names that recipes use and other packages implement; tests hold the two in step."""
+"""What a recipe can name: methods, tasks, row formats, metrics. `recipe` knows none of them and is handed them all."""
 
 from __future__ import annotations
 
-OPTIMIZERS = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_torch_plain",
-    "sgd",
-    "adagrad",
-    "rmsprop",
-    "adafactor",
-    "adamw_8bit",
-    "adamw_bnb_8bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "ademamix",
-    "ademamix_8bit",
-    "paged_ademamix_32bit",
-    "paged_ademamix_8bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_32bit",
-    "paged_lion_8bit",
-    "rmsprop_bnb",
-    "rmsprop_bnb_8bit",
-    "rmsprop_bnb_32bit",
-)
-"""Values of `training.optim`."""
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Union
 
-_PROMPTED = ("alpaca", "prompt_completion", "question_answer")
+from pydantic import GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-FORMATS: dict[str, frozenset[str]] = {
-    "causal_lm": frozenset({"messages", "sharegpt", *_PROMPTED, "text", "pretokenized"}),
-    "seq2seq_lm": frozenset({*_PROMPTED, "input_target", "pretokenized"}),
-    "sequence_classification": frozenset({"classification", "folders", "pretokenized"}),
-    "token_classification": frozenset({"tokens_tags", "pretokenized"}),
-}
-"""The row formats that serve a task; `auto` always may be asked for."""
+from peftcli.recipe.describe import members, unwrap
+from peftcli.recipe.method_facts import Registry
 
-_CLASSES = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "precision", "recall")
 
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label": (*_CLASSES, "mcc"),
-    "multi_label": _CLASSES,
-    "regression": ("mse", "rmse", "mae", "r2", "pearson", "spearman"),
-    "tags": ("accuracy", "f1", "f1_micro", "f1_macro", "precision", "recall"),
-    "text": ("bleu", "chrf", "rouge", "rouge1", "rouge2", "rougeL", "exact_match", "perplexity", "token_accuracy"),
-}
-"""What an evaluation can measure beside the loss, by the kind of prediction."""
+class TaskFacts(Protocol):
+    """The part of a task's record that recipes are checked against; `tasks.task_info.TaskInfo` says what each means."""
 
-PREDICTIONS: dict[str, tuple[str, ...]] = {
-    "causal_lm": ("text",),
-    "seq2seq_lm": ("text",),
-    "sequence_classification": ("single_label", "multi_label", "regression"),
-    "token_classification": ("tags",),
-}
-"""The kinds of prediction of each task; `model.problem_type` chooses where there are several."""
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+
+    @property
+    def rows(self) -> str:
+        """The kind of its rows."""
+
+    @property
+    def label_kind(self) -> str | None:
+        """The kind of its labels; None for a task without labels and without a head."""
+
+    @property
+    def predictions(self) -> Collection[str]:
+        """The kinds of its predictions; `model.problem_type` chooses where there are several."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether a prediction is a generated text."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether several rows can be packed into one."""
+
+    @property
+    def why_not_split(self) -> str | None:
+        """Why a long row cannot become several, None where it can."""
+
+
+class FormatFacts(Protocol):
+    """The part of a row format's record that recipes are checked against."""
+
+    @property
+    def makes(self) -> Collection[str]:
+        """The kinds of rows that can be made of it."""
+
+
+class MetricFacts(Protocol):
+    """The part of a metric's record that recipes are checked against."""
+
+    @property
+    def several(self) -> bool:
+        """Whether it gives several values."""
+
+
+class Names(Protocol):
+    """Everything that a recipe can name, by name."""
+
+    @property
+    def methods(self) -> Registry:
+        """The methods."""
+
+    @property
+    def tasks(self) -> Mapping[str, TaskFacts]:
+        """The tasks."""
+
+    @property
+    def formats(self) -> Mapping[str, FormatFacts]:
+        """The row formats."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, MetricFacts]]:
+        """The metrics by kind of prediction."""
+
+
+@dataclass(frozen=True)
+class NameOf:
+    """Marks a field that holds the name of a task or a row format, or `auto` where that is allowed.
+
+    The name is checked where `Names` are given as the context of the validation.
+    """
+
+    kind: Literal["tasks", "formats"]
+    auto: bool = False
+
+    def known(self, names: Names) -> tuple[str, ...]:
+        """Return what the field may hold."""
+        found = names.tasks if self.kind == "tasks" else names.formats
+        return ("auto", *found) if self.auto else tuple(found)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of the text, and the check behind it."""
+        return core_schema.with_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: str, info: ValidationInfo) -> str:
+        if info.context is not None and value not in self.known(info.context):
+            raise PydanticCustomError("unknown_name", "there is no such name")
+        return value
+
+
+def spelled_out(annotation: Any, metadata: Collection[Any], names: Names) -> Any:
+    """Return a field's annotation with the names that it may hold, as if the schema listed them."""
+    alternatives = members(annotation)
+    if len(alternatives) > 1:
+        return Union[tuple(spelled_out(one, (), names) for one in alternatives)]  # noqa: UP007  # not known before
+    mark = next((one for one in (*metadata, *unwrap(annotation)[1]) if isinstance(one, NameOf)), None)
+    return annotation if mark is None else Literal[mark.known(names)]

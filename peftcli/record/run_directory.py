@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from peftcli.atomic import remove_partial, write_text
 from peftcli.errors import Problem, UserError
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored import load_stored_recipe
 from peftcli.record.checkpoints import Checkpoints
@@ -120,7 +120,7 @@ class RunDirectory:
             UserError: it was damaged or changed, or another version wrote it.
         """
         try:
-            return load_stored_recipe(self.recipe_file, registry).recipe
+            return load_stored_recipe(self.recipe_file, NAMES).recipe
         except UserError as error:
             replace = Problem(f"output_dir {self.path} holds a run", suggestion="replace it with --overwrite")
             raise UserError([*error.problems, replace]) from error

@@ -50,7 +50,7 @@ class TaskInfo:
 
     Args:
         name: as in the recipe.
-        summary: what is learnt, for the documentation.
+        summary: what the model is trained to predict, for the documentation.
         auto_class: transformers' class that loads a model for it.
         mapping: transformers' table of the model classes behind that one.
         rows: what a row is.

@@ -13,12 +13,12 @@ from tests.command_line import Cli, Workspace, write_jsonl
 @pytest.fixture(scope="module")
 def run(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of a few steps."""
-    from peftcli.protocol.registry import registry
+    from peftcli.names import NAMES
     from peftcli.recipe.load import load_recipe
     from peftcli.training.run import train
 
     recipe = workspace.recipe("exported", training__max_steps=4)
-    train(load_recipe(recipe, [], registry))
+    train(load_recipe(recipe, [], NAMES))
     return workspace.run("exported")
 
 

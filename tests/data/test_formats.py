@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from peftcli.data.read.records import Record
-from peftcli.data.recognition.format_table import BY_NAME, FORMATS
 from peftcli.data.recognition.recognise import recognise
 from peftcli.errors import UserError
-from peftcli.recipe.schema import FormatName
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 SHARE = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
@@ -59,13 +57,6 @@ def test_formats_are_recognised_from_the_columns(task: Any, values: Any, name: s
 def test_text_pairs_are_both_found(columns: tuple[str, str]) -> None:
     plan = recognise(one({columns[0]: "a", columns[1]: "b", "label": 0}), "sequence_classification")
     assert plan.columns == {"text": columns[0], "text_pair": columns[1], "label": "label"}
-
-
-def test_the_table_and_the_recipe_know_the_same_formats() -> None:
-    import typing
-
-    assert {*BY_NAME, "auto"} == set(typing.get_args(FormatName))
-    assert len(BY_NAME) == len(FORMATS)
 
 
 def test_columns_and_format_can_be_given() -> None:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.training import run as run_module
 from peftcli.training.session import Session
@@ -107,7 +107,7 @@ class Workshop:
             node[last] = value
         file = self.home / f"{name}.yaml"
         file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        return load_recipe(file, [], registry)
+        return load_recipe(file, [], NAMES)
 
 
 @dataclass

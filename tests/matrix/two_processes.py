@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.load import load_recipe
 from tests.matrix.runs import Seen, watched_training
 
@@ -19,7 +19,7 @@ def main(output: str, *recipes: str) -> None:
     """Train each recipe, and write what this process saw."""
     found: dict[str, Any] = {}
     for recipe in recipes:
-        seen = watched_training(load_recipe(recipe, [], registry))
+        seen = watched_training(load_recipe(recipe, [], NAMES))
         found[Path(recipe).stem] = as_json(seen)
     Path(f"{output}-{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
 

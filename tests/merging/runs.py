@@ -15,6 +15,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load import load_recipe
@@ -49,7 +50,7 @@ def make_recipe(folder: Path, task: str, method: Mapping[str, Any], base: Path |
     }
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(given), encoding="utf-8")  # JSON is YAML
-    return load_recipe(str(file), [], registry).recipe
+    return load_recipe(str(file), [], NAMES).recipe
 
 
 def make_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,6 +12,7 @@ import pytest
 from pydantic import Field, SerializeAsAny, model_validator
 
 from peftcli.errors import Problem, UserError
+from peftcli.names import NAMES
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.params import MethodParams, TargetedParams
 
@@ -94,6 +95,9 @@ class SmallRegistry:
         return self.models.get(name)
 
 
+SMALL = replace(NAMES, methods=SmallRegistry())
+"""The names of recipes, with the three methods."""
+
 Load = Callable[..., LoadedRecipe]
 
 
@@ -104,7 +108,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def run(text: str, *overrides: str, environ: dict[str, str] | None = None, **options: Any) -> LoadedRecipe:
         Path("r.yaml").write_text(text, encoding="utf-8")
-        return load_recipe("r.yaml", overrides, SmallRegistry(), environ=environ or {}, **options)
+        return load_recipe("r.yaml", overrides, SMALL, environ=environ or {}, **options)
 
     return run
 

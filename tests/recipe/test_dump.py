@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.yaml.dump import dump_recipe
 from tests.recipe.conftest import GOOD, Load
@@ -43,10 +43,10 @@ def test_round_trip(load: Load, changes: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_recipes_round_trip(path: Path, tmp_path: Path) -> None:
     assert SHIPPED
-    first = load_recipe(path, [], registry).recipe
+    first = load_recipe(path, [], NAMES).recipe
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_recipe(first), encoding="utf-8")
-    assert load_recipe(copy, [], registry).recipe == first
+    assert load_recipe(copy, [], NAMES).recipe == first
 
 
 def test_every_default_is_written(load: Load) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 import jsonschema
 import pytest
 
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.json_schema import recipe_schema
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
-from tests.recipe.conftest import GOOD, SmallRegistry
+from tests.recipe.conftest import GOOD, SMALL
 from tests.recipe.test_dump import SHIPPED
 
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return recipe_schema(registry)
+    return recipe_schema(NAMES)
 
 
 @pytest.fixture(scope="module")
 def small() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(recipe_schema(SmallRegistry()))
+    return jsonschema.Draft202012Validator(recipe_schema(SMALL))
 
 
 def data(text: str) -> dict[str, Any]:

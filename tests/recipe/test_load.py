@@ -10,7 +10,7 @@ import pytest
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
-from tests.recipe.conftest import GOOD, Load, LowRank, Several, SmallRegistry
+from tests.recipe.conftest import GOOD, SMALL, Load, LowRank, Several
 
 Problems = Callable[..., list[Problem]]
 
@@ -45,32 +45,32 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, words: str) ->
     file = tmp_path / "r.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError, match=words) as caught:
-        load_recipe(file, [], SmallRegistry())
+        load_recipe(file, [], SMALL)
     assert caught.value.problems[0].file == str(file)
 
 
 def test_byte_order_mark_and_crlf(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
-    assert load_recipe(file, [], SmallRegistry()).where("seed") == (str(file), 11)
+    assert load_recipe(file, [], SMALL).where("seed") == (str(file), 11)
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text(GOOD)
     with pytest.raises(UserError, match=r"no such file[\s\S]*lora\.yaml"):
-        load_recipe(tmp_path / "lroa.yml", [], SmallRegistry())
+        load_recipe(tmp_path / "lroa.yml", [], SMALL)
 
 
 def test_directory_names_what_is_inside(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(GOOD)
     with pytest.raises(UserError, match=r"directory[\s\S]*recipe\.yaml"):
-        load_recipe(tmp_path, [], SmallRegistry())
+        load_recipe(tmp_path, [], SMALL)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
 def test_impossible_file_names(name: str) -> None:
     with pytest.raises(UserError, match=r"cannot read|no such file"):
-        load_recipe(name, [], SmallRegistry())
+        load_recipe(name, [], SMALL)
 
 
 def test_data_may_be_left_out_where_it_is_not_needed(load: Load, problems: Problems) -> None:

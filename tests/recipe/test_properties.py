@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from peftcli.errors import UserError
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.describe import choices, members, unwrap
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.schema import DataSpec, ModelSpec, TrainingSpec
@@ -72,7 +72,7 @@ def places(tree: Any, key: tuple[str | int, ...] = ()) -> Iterator[tuple[str | i
 
 
 BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
-NAMES = [name for block in BLOCKS.values() for name in block.model_fields] + ["r", "target_modules", "rank_pattern"]
+KEYS = [name for block in BLOCKS.values() for name in block.model_fields] + ["r", "target_modules", "rank_pattern"]
 
 
 def typed(annotation: Any) -> list[str]:
@@ -102,13 +102,13 @@ def check(text: str, overrides: list[str] | None = None) -> str:
         path = Path(folder) / "r.yaml"
         path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
         try:
-            recipe = load_recipe(path, overrides or [], registry, environ={"HOME": "/home/x"}).recipe
+            recipe = load_recipe(path, overrides or [], NAMES, environ={"HOME": "/home/x"}).recipe
         except UserError as error:
             assert error.problems
             assert all(problem.message and str(problem) for problem in error.problems)
             return "refused"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
-        assert load_recipe(path, [], registry, environ={}).recipe == recipe
+        assert load_recipe(path, [], NAMES, environ={}).recipe == recipe
         return "fine"
 
 
@@ -122,7 +122,7 @@ def test_mutated_trees(data: st.DataObject) -> None:
             node = node[part]
         value = data.draw(plausible | values)
         if isinstance(node, dict):
-            name = data.draw(st.sampled_from([*node, *NAMES]) | st.text(max_size=10))
+            name = data.draw(st.sampled_from([*node, *KEYS]) | st.text(max_size=10))
             if data.draw(st.booleans()) or name not in node:
                 node[name] = value
             else:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
 from peftcli.errors import Problem
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
-from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TaskName, TrainingSpec
+from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TrainingSpec
 from tests.recipe.conftest import GOOD
 
 Problems = Callable[..., list[Problem]]
@@ -110,5 +110,5 @@ def test_aliases_lead_to_keys_that_exist() -> None:
 def test_aliases_are_written_as_they_are_looked_up() -> None:
     assert [name for name in ALIASES if name != name.lower().replace("-", "_")] == []
     assert [name for name, alias in ALIASES.items() if alias.ours is None and not alias.note] == []
-    assert set(TASK_ALIASES.values()) <= set(get_args(TaskName))
+    assert set(TASK_ALIASES.values()) <= set(NAMES.tasks)
     assert [name for name in METHOD_ALIASES if name in registry.names()] == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import UserError
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases import upgrades
 from peftcli.recipe.aliases.upgrades import CHANGES, Change, upgrade_
@@ -44,7 +45,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_old_names_are_read_as_those_of_today(stored: Path) -> None:
-    loaded = load_stored_recipe(stored, registry)
+    loaded = load_stored_recipe(stored, NAMES)
     lora, adapter = loaded.recipe.method.parts  # type: ignore[attr-defined]  # of compose
     assert (lora.r, adapter.bottleneck_size) == (4, 8)
     assert loaded.recipe.training.train_sampling_strategy == "random"
@@ -52,13 +53,13 @@ def test_old_names_are_read_as_those_of_today(stored: Path) -> None:
     assert loaded.where("method.parts.1.bottleneck_size") == (str(stored), 9)
     again = stored.with_name("again.yaml")
     again.write_text(dump_recipe(loaded.recipe))
-    assert load_recipe(again, [], registry, need_data=False).recipe == loaded.recipe
+    assert load_recipe(again, [], NAMES, need_data=False).recipe == loaded.recipe
 
 
 def test_a_value_that_is_gone_is_named_with_its_line_and_the_remedy(stored: Path) -> None:
     stored.write_text(OLD.replace("warm: 0", "warm: 10"))
     with pytest.raises(UserError) as caught:
-        load_stored_recipe(stored, registry)
+        load_stored_recipe(stored, NAMES)
     first, second = caught.value.problems
     assert str(first) == (
         f"{stored}:12: training.warm = 10 is no longer there since peftcli 9.1\n"
@@ -69,7 +70,7 @@ def test_a_value_that_is_gone_is_named_with_its_line_and_the_remedy(stored: Path
 
 def test_a_recipe_that_somebody_writes_is_not_upgraded(stored: Path) -> None:
     with pytest.raises(UserError) as caught:
-        load_recipe(stored, [], registry, need_data=False)
+        load_recipe(stored, [], NAMES, need_data=False)
     assert "`group_by_length` of" in str(caught.value) and "train_sampling_strategy" in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.quantization import is_quantised
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.protocol.registry import registry
+from peftcli.names import NAMES
 from peftcli.recipe.load import load_recipe
 from peftcli.recipe.schema import ModelSpec
 from peftcli.training.run import train
@@ -32,7 +32,7 @@ def last_losses(directory: Path, *overrides: str) -> float:
     recipe = directory / "recipe.yaml"
     recipe.write_text(RECIPE, encoding="utf-8")
     run = directory / ("run" + "".join(overrides).replace("=", "-"))
-    train(load_recipe(recipe, [f"output_dir={run}", *overrides], registry), reporter=Silent())
+    train(load_recipe(recipe, [f"output_dir={run}", *overrides], NAMES), reporter=Silent())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 100

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from peftcli.errors import UserError
+from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.optim.learning_rate import CURVES, learning_rate_factor, warmup_steps
-from peftcli.training.optim.optimizers import OPTIMIZERS, make_optimizer, optimizer_problems
+from peftcli.training.optim.optimizers import make_optimizer, optimizer_problems
 from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.step_plan import make_plan, micro_batches, split_by_tokens
 
@@ -59,7 +60,7 @@ def test_an_lr_group_must_compile_and_match() -> None:
     assert len(caught.value.problems) == 2
 
 
-@pytest.mark.parametrize("name", [name for name, info in OPTIMIZERS.items() if not info.cuda_only])
+@pytest.mark.parametrize("name", [name for name, info in OPTIMIZERS.items() if not info.paged])
 def test_every_optimizer_that_needs_no_cuda_moves_a_parameter(name: str) -> None:
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.ones(64, 128))

@@ -1,0 +1,199 @@
+"""The metrics: what each measures, for which kind of prediction, computed by libraries that keep them.
+
+Libraries are imported on use: `peft validate` reads the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Scores = dict[str, float]
+Function = Callable[[Sequence[Any], Sequence[Any]], Scores]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One metric of one kind of prediction.
+
+    Args:
+        summary: one sentence.
+        function: from predictions and references to values by name, without the `eval_` prefix; None for what the
+            evaluation counts beside the loss, without predictions.
+        package: what must be installed, if it is no core dependency.
+        falls: whether a smaller value is better.
+        several: whether it gives several values, so that it cannot choose the best adapter.
+    """
+
+    summary: str
+    function: Function | None
+    package: str | None = None
+    falls: bool = False
+    several: bool = False
+
+
+def _accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    if predictions and isinstance(predictions[0], list) and predictions[0] and isinstance(predictions[0][0], str):
+        predictions, references = _joined(predictions), _joined(references)
+    right = sum(p == r for p, r in zip(predictions, _ints(references), strict=True))
+    return {"accuracy": right / max(1, len(predictions))}
+
+
+def _ints(rows: Sequence[Any]) -> list[Any]:
+    """Return rows of 0.0 and 1.0 as integers; other rows as they are."""
+    return [
+        [int(v) for v in row] if isinstance(row, list) and row and isinstance(row[0], float) else row for row in rows
+    ]
+
+
+def _joined(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [tag for row in rows for tag in row]
+
+
+def _f1(average: str, name: str) -> Function:
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        from sklearn.metrics import f1_score
+
+        return {name: float(f1_score(_ints(references), list(predictions), average=average, zero_division=0))}
+
+    return function
+
+
+def _macro(name: str) -> Function:
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        from sklearn import metrics
+
+        score = getattr(metrics, f"{name}_score")
+        return {name: float(score(_ints(references), list(predictions), average="macro", zero_division=0))}
+
+    return function
+
+
+def _mcc(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    from sklearn.metrics import matthews_corrcoef
+
+    return {"mcc": float(matthews_corrcoef(list(references), list(predictions)))}
+
+
+def _correlation(name: str) -> Function:
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        from scipy import stats
+
+        if len(set(predictions)) < 2 or len(set(references)) < 2:
+            return {name: float("nan")}  # undefined without spread
+        return {name: float(getattr(stats, f"{name}r")(list(predictions), list(references)).statistic)}
+
+    return function
+
+
+def _error(power: int, name: str) -> Function:
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        import numpy as np
+
+        gap = np.abs(np.asarray(predictions, dtype=float) - np.asarray(references, dtype=float)) ** power
+        return {name: float(gap.mean()) if gap.size else float("nan")}
+
+    return function
+
+
+def _r2(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    from sklearn.metrics import r2_score
+
+    return {"r2": float(r2_score(list(references), list(predictions))) if len(predictions) > 1 else float("nan")}
+
+
+def _rmse(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    return {"rmse": _error(2, "mse")(predictions, references)["mse"] ** 0.5}
+
+
+def _entities(score: str, average: str, name: str) -> Function:
+    """Return a metric over whole entities (BIO, IOBES, ... tags), not tags."""
+
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        import warnings
+
+        from seqeval import metrics
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about tags without B- or I-: it counts each run of one as an entity
+            value = getattr(metrics, score)(references, predictions, average=average, zero_division=0)
+        return {name: float(value)}
+
+    return function
+
+
+def _bleu(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    import sacrebleu
+
+    return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(references)]).score)}
+
+
+def _chrf(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    import sacrebleu
+
+    return {"chrf": float(sacrebleu.corpus_chrf(list(predictions), [list(references)]).score)}
+
+
+def _rouge(*names: str) -> Function:
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(list(names), use_stemmer=False)
+        rows = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
+        return {name: sum(row[name].fmeasure for row in rows) / max(1, len(rows)) for name in names}
+
+    return function
+
+
+def _exact_match(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    right = sum(str(p).strip() == str(r).strip() for p, r in zip(predictions, references, strict=True))
+    return {"exact_match": right / max(1, len(predictions))}
+
+
+_CLASSES = {
+    "accuracy": MetricInfo("share of rows that are exactly right", _accuracy),
+    "f1": MetricInfo("mean of the classes' F1", _f1("macro", "f1")),
+    "f1_macro": MetricInfo("mean of the classes' F1", _f1("macro", "f1_macro")),
+    "f1_micro": MetricInfo("F1 over all decisions", _f1("micro", "f1_micro")),
+    "f1_weighted": MetricInfo("F1 of the classes, weighted by their rows", _f1("weighted", "f1_weighted")),
+    "precision": MetricInfo("mean of the classes' precision", _macro("precision")),
+    "recall": MetricInfo("mean of the classes' recall", _macro("recall")),
+}
+
+METRICS: dict[str, dict[str, MetricInfo]] = {
+    "single_label": {**_CLASSES, "mcc": MetricInfo("Matthews correlation", _mcc)},
+    "multi_label": _CLASSES,
+    "regression": {
+        "mse": MetricInfo("mean squared error", _error(2, "mse"), falls=True),
+        "rmse": MetricInfo("root of the mean squared error", _rmse, falls=True),
+        "mae": MetricInfo("mean absolute error", _error(1, "mae"), falls=True),
+        "r2": MetricInfo("share of the variance that is explained", _r2),
+        "pearson": MetricInfo("linear correlation", _correlation("pearson")),
+        "spearman": MetricInfo("rank correlation", _correlation("spearman")),
+    },
+    "tags": {
+        "accuracy": MetricInfo("share of right tags", _accuracy),
+        "f1": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1"), "seqeval"),
+        "f1_micro": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1_micro"), "seqeval"),
+        "f1_macro": MetricInfo("mean F1 of the kinds of entity", _entities("f1_score", "macro", "f1_macro"), "seqeval"),
+        "precision": MetricInfo(
+            "precision over entities", _entities("precision_score", "micro", "precision"), "seqeval"
+        ),
+        "recall": MetricInfo("recall over entities", _entities("recall_score", "micro", "recall"), "seqeval"),
+    },
+    "text": {
+        "bleu": MetricInfo("corpus BLEU, 0 to 100", _bleu, "sacrebleu"),
+        "chrf": MetricInfo("corpus chrF, 0 to 100", _chrf, "sacrebleu"),
+        "rouge": MetricInfo(
+            "ROUGE-1, -2 and -L F-measures", _rouge("rouge1", "rouge2", "rougeL"), "rouge_score", several=True
+        ),
+        "rouge1": MetricInfo("ROUGE-1 F-measure", _rouge("rouge1"), "rouge_score"),
+        "rouge2": MetricInfo("ROUGE-2 F-measure", _rouge("rouge2"), "rouge_score"),
+        "rougeL": MetricInfo("ROUGE-L F-measure", _rouge("rougeL"), "rouge_score"),
+        "exact_match": MetricInfo("share of texts that are exactly right", _exact_match),
+        "perplexity": MetricInfo("exponential of the loss", None, falls=True),
+        "token_accuracy": MetricInfo("share of supervised tokens that are the likeliest ones", None),
+    },
+}
+"""The metrics of each kind of prediction, in the order of the documentation. A new metric is one line here."""
