@@ -107,7 +107,6 @@ def test_packages_form_no_circle() -> None:
 
 
 CIRCLES = {
-    frozenset({"data.read.hub_datasets", "data.read.sources"}),
     frozenset({"attachments.prompt_tuning", "methods.prompt_tuning"}),
     frozenset({"attachments.lora", "methods.lora"}),
     frozenset({"attachments.adalora", "methods.adalora"}),

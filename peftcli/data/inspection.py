@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.overlap import shared_rows, stored_rows
-from peftcli.data.prepare_steps import PreparedData
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import Row, RowSet, StoredRows
 from peftcli.data.store.labels import LabelSpec
 from peftcli.ignored_label import IGNORED

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.prepare_steps import PreparedData
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.packing import PackedRows
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.recipe.schema import DataSpec

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from peftcli.data.chat.conversations import from_messages
-from peftcli.data.encode.causal import CausalEncoder
-from peftcli.data.prepare_steps import Preparation, PreparedData, make_settings, stored
-from peftcli.data.read.records import RowError
+from peftcli.data.encode.recipe_settings import recipe_settings
+from peftcli.data.prepare_all_rows import RowPreparer
+from peftcli.data.prepare_stream import prepare_stream
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import StoredRows
 from peftcli.data.store.build_store import Progress
 from peftcli.data.store.labels import Kind, LabelSpec
+from peftcli.data.store.open_store import open_store
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
-
-__all__ = ["Places", "PreparedData", "encode_prompt", "prepare", "prepare_for_evaluation", "prepare_for_prediction"]
-
 
 ENDLESS = 10**6  # rows of a stream when nobody says how many will be needed
 
@@ -60,21 +56,24 @@ def prepare(
         UserError: anything wrong with the data, each with file and row.
     """
     try:
-        steps = Preparation(spec, task, tokenizer, seed, labels, model_max_positions, problem_type, progress)
-        if spec.streaming:
-            from peftcli.data.prepare_stream import prepare_stream
-
-            return prepare_stream(steps, stream_rows or ENDLESS)
-        return steps.run()
+        preparer = RowPreparer(
+            spec,
+            task,
+            tokenizer,
+            seed=seed,
+            labels=labels,
+            longest=model_max_positions,
+            kind=problem_type,
+            progress=progress,
+        )
+        return prepare_stream(preparer, stream_rows or ENDLESS) if spec.streaming else preparer.run()
     except UserError as error:
         if where is None:
             raise
         raise UserError([_placed(problem, where) for problem in error.problems]) from error
 
 
-def prepare_for_prediction(
-    path: str, spec: DataSpec, task: TaskName, tokenizer: Any, labels: LabelSpec | None = None
-) -> StoredRows:
+def prepare_for_prediction(path: str, spec: DataSpec, task: TaskName, tokenizer: Any) -> StoredRows:
     """Return the inputs of a file, a row for each of its rows in order; what the model learnt may be absent.
 
     Prompts end where the model goes on. Rows longer than max_length are cut: prompts at their beginning, texts at
@@ -83,28 +82,9 @@ def prepare_for_prediction(
     Raises:
         UserError: a row that cannot be read; nothing is passed over.
     """
-    settings = replace(make_settings(spec, task, tokenizer, spec.max_length), predicting=True)
-    store, _ = stored(spec, [DataSource(path=path)], ["data"], settings, tokenizer, None, on_error="fail")
+    settings = recipe_settings(spec, task, tokenizer, spec.max_length, predicting=True)
+    store, _ = open_store(spec, [DataSource(path=path)], ["data"], settings, tokenizer, on_error="fail")
     return StoredRows(store, np.arange(len(store), dtype=np.int64), None)
-
-
-def encode_prompt(
-    messages: list[dict[str, Any]], spec: DataSpec, tokenizer: Any, tools: list[Any] | None = None
-) -> npt.NDArray[np.int32]:
-    """Return the tokens of a conversation up to where the assistant goes on, exactly as in training.
-
-    Raises:
-        UserError: the messages are not as the chat template wants them.
-    """
-    settings = replace(make_settings(spec, "causal_lm", tokenizer, spec.max_length), predicting=True)
-    try:
-        conversation = from_messages(messages, tools, "a list of messages with role and content")
-        (outcome,) = CausalEncoder(tokenizer, settings).encode([conversation])
-        if isinstance(outcome, RowError):
-            raise outcome
-    except RowError as error:
-        raise UserError(error.message, suggestion=error.expected) from error
-    return outcome.rows[0].ids
 
 
 def prepare_for_evaluation(
@@ -115,9 +95,8 @@ def prepare_for_evaluation(
     Raises:
         UserError: a row that cannot be read, or a label that the run does not know.
     """
-    own = spec.model_copy(update={"path": path, "datasets": None, "val_set_size": 0.0, "validation": None})
-    kind = labels.problem if labels else None
-    made = Preparation(own.model_copy(update={"packing": False}), task, tokenizer, 0, labels, None, kind, None).run()
+    changes = {"path": path, "datasets": None, "val_set_size": 0.0, "validation": None, "packing": False}
+    made = RowPreparer(spec.model_copy(update=changes), task, tokenizer, seed=0, labels=labels).run()
     assert isinstance(made.train, StoredRows)  # without packing
     return made.train
 

@@ -1,40 +1,40 @@
-"""Preparing a stream: validation rows at its head or from files of their own, training rows as they are needed."""
+"""Prepare a stream: validation rows now, from its head or files of their own; training rows as they are needed."""
 
 from __future__ import annotations
 
 from peftcli.data.chat.stop_tokens import end_of_turn, stop_tokens
-from peftcli.data.prepare_steps import Preparation, PreparedData, check_spec, source_jobs, source_keys
+from peftcli.data.prepare_all_rows import RowPreparer
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.read.row_errors import Errors
-from peftcli.data.read.sources import data_sources
+from peftcli.data.read.sources import data_sources, source_keys
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import ListedRows, StreamedRows, StreamSource, stream_rows
-from peftcli.data.store.build_store import SourceJob
 from peftcli.data.store.data_report import Counts, DataReport
+from peftcli.data.store.store_job import SourceJob, source_jobs
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec, TaskName
 from peftcli.tasks.task_table import task_info
 
 
-def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
+def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     """Return data whose training rows are read while training goes on.
 
     Args:
-        preparation: the recipe's block, tokenizer and settings.
+        preparer: has the recipe's block, the tokenizer and the settings.
         count: training rows that will be asked for.
 
     Raises:
         UserError: what a stream cannot do, and what the rows at its head show.
     """
-    spec, tokenizer, settings = preparation.spec, preparation.tokenizer, preparation.settings
-    check_spec(spec, preparation.task)
-    _check_streaming(spec, preparation.task)
+    spec, tokenizer, settings = preparer.spec, preparer.tokenizer, preparer.settings
+    _check_streaming(spec, preparer.task)
     sources = data_sources(spec)
-    jobs = source_jobs(spec, sources, source_keys(spec, sources))
+    jobs = source_jobs(spec, sources, source_keys(spec))
     sets: dict[str, Counts] = {}
     evidence: list[str] = []
     held_out = 0 if spec.validation is not None else int(spec.val_set_size)
-    head = _head(jobs[0], preparation, held_out, evidence)
-    validation: dict[str, RowSet] = preparation.own_validation(None, sets)
+    head = _head(jobs[0], preparer, held_out, evidence)
+    validation: dict[str, RowSet] = preparer.own_validation(None, sets)
     if head:
         validation[""] = ListedRows(head)
         sets["validation"] = Counts(held_out, len(head))
@@ -44,7 +44,7 @@ def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
         tokenizer,
         settings,
         count=count,
-        seed=preparation.seed,
+        seed=preparer.seed,
         skip=held_out,
         on_error=spec.on_error,
     )
@@ -56,7 +56,7 @@ def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
         evidence=evidence,
         template=template.name if template else None,
         cache="streaming",
-        notes=[*preparation.notes, "rows are read while training goes on: they are neither counted nor cached"],
+        notes=[*preparer.notes, "rows are read while training goes on: they are neither counted nor cached"],
         train_rows=count,
         validation_rows={name: len(part) for name, part in validation.items()},
         longest=len(first.input_ids),
@@ -72,10 +72,10 @@ def prepare_stream(preparation: Preparation, count: int) -> PreparedData:
     )
 
 
-def _head(job: SourceJob, preparation: Preparation, count: int, evidence: list[str]) -> list[Row]:
+def _head(job: SourceJob, preparer: RowPreparer, count: int, evidence: list[str]) -> list[Row]:
     """Return the rows made of the first `count` rows of a source, and put why its format was chosen into `evidence`."""
-    errors = Errors(preparation.spec.on_error)
-    settings, tokenizer = preparation.settings, preparation.tokenizer
+    errors = Errors(preparer.spec.on_error)
+    settings, tokenizer = preparer.settings, preparer.tokenizer
     title = job.files.title
     found = stream_rows(
         job,

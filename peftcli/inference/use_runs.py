@@ -132,9 +132,7 @@ def predict_runs(
 
 def _predict(run: OpenedRun, data: str) -> Iterator[dict[str, Any]]:
     recipe = run.recipe
-    rows = prepare_for_prediction(
-        data, data_spec(recipe, run.task.settings.positions), recipe.task, run.tokenizer, run.labels
-    )
+    rows = prepare_for_prediction(data, data_spec(recipe, run.task.settings.positions), recipe.task, run.tokenizer)
     stops = end_of_turn(run.tokenizer, rows)
     if stops:
         run.task.settings = replace(run.task.settings, stop_ids=stops)

@@ -15,7 +15,8 @@ from peftcli.adapters.loading import load_adapter
 from peftcli.assembly.outline import Outline, collecting, located, outline, positions_left
 from peftcli.assembly.precision import Precision, decide_precision, pick_device
 from peftcli.data.overlap import overlap_notes
-from peftcli.data.prepare import PreparedData, prepare
+from peftcli.data.prepare import prepare
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.collation import Collator
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.prepare import PreparedData, prepare
+from peftcli.data.prepare import prepare
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows import streaming
 from peftcli.data.rows.batching import batches
 from peftcli.data.rows.streaming import StreamedRows

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from peftcli.data.chat.named_templates import template_names
-from peftcli.data.prepare import encode_prompt
+from peftcli.data.prepare import prepare_for_prediction
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSpec
 from tests.data.tools import SPECIALS, chat_tokenizer, ready, write_jsonl
@@ -71,7 +71,8 @@ def test_the_prompt_of_inference_is_the_unlearnt_beginning(kind: str, template: 
     labels = np.asarray(row.labels)
     spec = DataSpec(path="x.jsonl", chat_template=template)
     for turn in (1, 3):
-        prompt = encode_prompt(CHAT[:turn], spec, tokenizer)
+        asked = write_jsonl(tmp_path / f"{turn}.jsonl", [{"messages": CHAT[:turn]}])
+        prompt = prepare_for_prediction(str(asked), spec, "causal_lm", tokenizer)[0].input_ids
         assert row.input_ids[: len(prompt)].tolist() == prompt.tolist()
         assert labels[len(prompt)] >= 0 and labels[len(prompt) - 1] == -100
     starts = np.flatnonzero((labels >= 0) & (np.concatenate(([-100], labels[:-1])) < 0))
@@ -122,10 +123,9 @@ def test_tags_need_a_tokenizer_that_knows_its_words(tmp_path: Path) -> None:
         ready(ByT5Tokenizer(), path, "token_classification")
 
 
-def test_a_prompt_for_chatting_is_checked() -> None:
-    tokenizer = chat_tokenizer()
+def test_a_prompt_is_checked(tmp_path: Path) -> None:
     spec = DataSpec(path="x.jsonl", chat_template="gemma")
-    with pytest.raises(UserError, match="message 1 has the role 'robot'"):
-        encode_prompt([{"role": "robot", "content": "x"}], spec, tokenizer)
-    with pytest.raises(UserError, match="the chat template refuses"):
-        encode_prompt([{"role": "tool", "content": "x"}], spec, tokenizer)
+    for role, message in (("robot", "message 1 has the role 'robot'"), ("tool", "the chat template refuses")):
+        path = write_jsonl(tmp_path / f"{role}.jsonl", [{"messages": [{"role": role, "content": "x"}]}])
+        with pytest.raises(UserError, match=message):
+            prepare_for_prediction(str(path), spec, "causal_lm", chat_tokenizer())

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from peftcli.data.prepare import PreparedData, prepare
+from peftcli.data.prepare import prepare
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import Row
 from peftcli.recipe.schema import DataSpec
 

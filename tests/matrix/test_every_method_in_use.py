@@ -64,7 +64,7 @@ def live_predictions(session: Session, file: Path) -> list[dict[str, Any]]:
     """Return the trained model's predictions, a row at a time."""
     recipe = session.recipe
     assert recipe.data is not None
-    rows = prepare_for_prediction(str(file), recipe.data, recipe.task, session.tokenizer, session.data.labels)
+    rows = prepare_for_prediction(str(file), recipe.data, recipe.task, session.tokenizer)
     session.model.eval()
     with torch.no_grad():
         return [_live_prediction(session, session.collator.batch([row], generate=True)) for row in rows]

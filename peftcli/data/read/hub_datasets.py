@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peftcli.data.read.sources import SourceFiles
+from peftcli.data.read.source_files import SourceFiles
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource
 

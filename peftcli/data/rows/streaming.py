@@ -18,7 +18,7 @@ from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.rows.row_set import Row
-from peftcli.data.store.build_store import PEEK, SourceJob, recognised
+from peftcli.data.store.store_job import JUDGED, SourceJob
 from peftcli.errors import Problem, UserError
 from peftcli.ignored_label import IGNORED
 
@@ -164,11 +164,11 @@ def stream_rows(
         UserError: broken rows (with on_error: fail), or a format that does not fit.
     """
     records = _readable(job.files.rows(), errors)
-    head = list(islice(records, PEEK))
+    head = list(islice(records, JUDGED))
     if not head:
         errors.raise_if_any()
         return
-    found = recognised(job, head, settings)
+    found = job.recognise(head, settings)
     if started:
         started(found)
     worker = Worker(tokenizer, settings, None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,57 +18,16 @@ from peftcli.data.encode.encode_worker import ChunkResult
 from peftcli.data.encode.encoded import Names
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
-from peftcli.data.read.sources import SourceFiles
-from peftcli.data.recognition.recognise import recognise
+from peftcli.data.read.source_files import SourceFiles
 from peftcli.data.recognition.row_format import RecognisedFormat, cell
 from peftcli.data.store.labels import Kind, kind_of
+from peftcli.data.store.store_job import JUDGED, StoreJob
 from peftcli.data.store.token_store import RawRows, StoreWriter
 from peftcli.errors import Problem, UserError
 
-PEEK = 500  # rows looked at to recognise the format and the kind of label
 CHUNK_ROWS = 1000  # rows of a chunk: enough to keep every core busy in one batched call
 CHUNK_CHARS = 4_000_000  # characters of a chunk at most, so that long rows do not fill the memory
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class SourceJob:
-    """One source with what the recipe says of its rows."""
-
-    files: SourceFiles
-    format: str = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
-    template: str | None = None
-
-
-@dataclass(frozen=True)
-class StoreJob:
-    """Everything that decides the content of one store, besides the tokenizer.
-
-    Args:
-        sources: in order; their rows lie one after another.
-        settings: how examples become rows; its kind is None when it is to be read off the labels.
-        on_error: what a broken row does.
-        group_by: column whose value is remembered for the split.
-    """
-
-    sources: tuple[SourceJob, ...]
-    settings: EncodeSettings
-    on_error: Literal["fail", "skip"] = "fail"
-    group_by: str | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """Return what belongs into the cache key."""
-        sources = [
-            [job.files.kind, job.files.fingerprint(), job.format, sorted(job.columns.items()), job.template]
-            for job in self.sources
-        ]
-        return {
-            "sources": sources,
-            "settings": self.settings.as_dict(),
-            "on_error": self.on_error,
-            "group_by": self.group_by,
-        }
 
 
 def build_store(
@@ -94,8 +53,8 @@ def build_store(
             if not first:
                 errors.raise_if_any()
                 raise _no_rows(source.files, errors)
-            found = recognised(source, first[:PEEK], settings)
-            settings = _with_kind(settings, found, first[:PEEK])
+            found = source.recognise(first[:JUDGED], settings)
+            settings = _with_kind(settings, found, first[:JUDGED])
             evidence.append(f"{source.files.title}: {found.evidence}")
             formats.append(found.format.name)
             arguments = (tokenizer, settings, job.group_by)
@@ -123,15 +82,10 @@ def build_store(
                 "skipped": [bad.as_dict() for bad in errors.skipped],
                 "skipped_count": errors.count,
                 "statistics": dict(statistics),
-                "inputs": input_names(job),
+                "inputs": job.input_names(),
                 "end_of_turn": end_of_turn(tokenizer, job.settings.template),
             }
         )
-
-
-def input_names(job: StoreJob) -> list[str]:
-    """Return the names under which rows of a job can appear, in a fixed order."""
-    return [name for source in job.sources for name in (source.files.title, *map(str, source.files.files))]
 
 
 def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Record]]:
@@ -151,27 +105,13 @@ def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Re
         yield chunk
 
 
-def recognised(source: SourceJob, records: Sequence[Record], settings: EncodeSettings) -> RecognisedFormat:
-    """Return how a source's rows become examples, judged by its first rows."""
-    return recognise(
-        records,
-        settings.task,
-        wanted=source.format,
-        columns=source.columns,
-        template=source.template,
-        source=source.files.title,
-        predicting=settings.predicting,
-        of_source=source.files.format,
-    )
-
-
 def _with_kind(settings: EncodeSettings, found: RecognisedFormat, records: Sequence[Record]) -> EncodeSettings:
     """Return the settings with the kind of label, read off the first rows if it is not given."""
     if settings.rows == "tagged":
         return replace(settings, kind="token")
     if settings.rows != "labelled" or settings.kind is not None or settings.predicting:
         return settings
-    values = [cell(record.values, found.target_column) for record in islice(records, PEEK)]
+    values = [cell(record.values, found.target_column) for record in islice(records, JUDGED)]
     kind: Kind = kind_of([value for value in values if value is not None])
     return replace(settings, kind=kind)
 

@@ -1,0 +1,196 @@
+"""Prepare every row before training: read and tokenise (or take from the cache), split, number labels, report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftcli.data.chat.stop_tokens import stop_tokens
+from peftcli.data.encode.recipe_settings import check_data_block, recipe_settings
+from peftcli.data.prepared_data import PreparedData
+from peftcli.data.read.row_errors import SHOWN_ERRORS
+from peftcli.data.read.sources import data_sources, source_keys
+from peftcli.data.rows.packing import PackedRows
+from peftcli.data.rows.row_selection import Index, limited, split_off, weighted, with_known_labels
+from peftcli.data.rows.row_set import RowSet, StoredRows
+from peftcli.data.store.build_store import Progress
+from peftcli.data.store.data_report import Counts, DataReport
+from peftcli.data.store.labels import Kind, LabelSpec, check_names
+from peftcli.data.store.open_store import open_store
+from peftcli.data.store.stored_labels import check_learning, counts_of, label_spec
+from peftcli.data.store.token_store import Store
+from peftcli.errors import Problem, UserError
+from peftcli.recipe.schema import DataSource, DataSpec, TaskName
+
+
+class RowPreparer:
+    """The steps from a `data` block to rows, and what is found on the way.
+
+    Args:
+        seed: of the split, of `max_rows` and of weights.
+        labels: labels that are fixed already, those of a run; None takes them from the training rows.
+        longest: tokens that the model can place; a longer max_length is cut to it.
+        kind: kind of label that the recipe asks for; None reads it off the labels.
+        progress: called with the number of rows encoded so far.
+
+    Attributes:
+        settings: how examples become rows; the kind of label is filled in once it is known.
+        notes: what a user should know.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        task: TaskName,
+        tokenizer: Any,
+        *,
+        seed: int,
+        labels: LabelSpec | None = None,
+        longest: int | None = None,
+        kind: Kind | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        check_data_block(spec, task)
+        self.spec, self.task, self.tokenizer, self.seed = spec, task, tokenizer, seed
+        self.notes: list[str] = []
+        self._labels, self._progress = labels, progress
+        self._skipped: list[dict[str, Any]] = []
+        self._hits: list[bool] = []
+        length = spec.max_length
+        if longest is not None and longest < length:
+            self.notes.append(f"max_length {length} is cut to the model's {longest} positions")
+            length = longest
+        settings = recipe_settings(spec, task, tokenizer, length)
+        self.settings = replace(settings, kind=labels.problem if labels else kind)
+
+    def run(self) -> PreparedData:
+        """Prepare the training set and every validation set.
+
+        Raises:
+            UserError: anything wrong with the data, each with file and row.
+        """
+        sources = data_sources(self.spec)
+        pool = self._store(sources, source_keys(self.spec))
+        self.settings = replace(self.settings, kind=pool.meta["kind"])
+        check_learning(pool, self.spec)
+        train, held_out = split_off(pool, self.spec, self.settings.kind, self.seed)
+        labels = self._labels or label_spec(pool, train, self.settings.kind)
+        if labels is not None and self._labels is None:
+            check_names(labels)
+        train = self._known(pool, train, labels)
+        validation: dict[str, RowSet] = {}
+        sets = {"train": counts_of(pool)}
+        if len(held_out):
+            validation[""] = StoredRows(pool, held_out, labels)
+        validation |= self.own_validation(labels, sets)
+        train = limited(pool, train, self.spec.max_rows, self.seed)
+        train = weighted(pool, train, [source.weight for source in sources], self.seed)
+        rows: RowSet = StoredRows(pool, train, labels)
+        if self.spec.packing:
+            rows = PackedRows(rows, self.settings.max_length)
+        report = self._report(pool, train, validation, sets, len(rows) if self.spec.packing else None)
+        template = self.settings.template
+        return PreparedData(
+            rows,
+            validation,
+            labels,
+            report,
+            template.name if template else None,
+            template.text if template else None,
+            stop_tokens(self.tokenizer, pool.meta["end_of_turn"]),
+        )
+
+    def own_validation(self, labels: LabelSpec | None, sets: dict[str, Counts]) -> dict[str, RowSet]:
+        """Return the validation sets that have files of their own, and put their counts into `sets`."""
+        found: dict[str, RowSet] = {}
+        for name, source, key in _validation_sources(self.spec):
+            store = self._store([source], [key])
+            check_learning(store, self.spec)
+            known = self._known(store, np.arange(len(store), dtype=np.int64), labels)
+            found[name] = StoredRows(store, known, labels)
+            sets[f"validation {name}".strip()] = counts_of(store)
+        return found
+
+    def _store(self, sources: list[DataSource], keys: list[str]) -> Store:
+        store, hit = open_store(
+            self.spec,
+            sources,
+            keys,
+            self.settings,
+            self.tokenizer,
+            on_error=self.spec.on_error,
+            progress=self._progress,
+        )
+        self._hits.append(hit)
+        self.notes += store.meta["notes"]
+        self._skipped += store.meta["skipped"]
+        checked, merged = (store.meta["statistics"].get(f"prefixes_{name}", 0) for name in ("checked", "disagreed"))
+        if merged and self.settings.template is None:
+            self.notes.append(
+                f"in {merged} of {checked} prompts that were tokenised alone the last token merges with the answer: "
+                "end prompts without a space, and start completions with it"
+            )
+        return store
+
+    def _known(self, store: Store, rows: Index, labels: LabelSpec | None) -> Index:
+        """Return the rows whose labels the model has; the others are an error, or skipped."""
+        known, strange = with_known_labels(store, rows, labels)
+        if strange and self.spec.on_error == "fail":
+            raise UserError(
+                Problem(one.message, file=one.source, line=one.row, suggestion=f"labels in training: {one.expected}")
+                for one in strange[:SHOWN_ERRORS]
+            )
+        self._skipped += [one.as_dict() for one in strange]
+        return known
+
+    def _report(
+        self,
+        pool: Store,
+        train: Index,
+        validation: dict[str, RowSet],
+        sets: dict[str, Counts],
+        packed_rows: int | None,
+    ) -> DataReport:
+        lengths = pool.lengths[train]
+        evidence = list(pool.meta["evidence"])
+        for rows in validation.values():
+            if isinstance(rows, StoredRows) and rows.store is not pool:
+                evidence += [f"validation {line}" for line in rows.store.meta["evidence"]]
+        return DataReport(
+            counts=sum(sets.values(), Counts()),
+            sets=sets,
+            format=pool.meta["formats"][0],
+            evidence=evidence,
+            template=self.settings.template.name if self.settings.template else None,
+            cache="hit" if all(self._hits) else "miss",
+            cache_directory=str(pool.directory),
+            skipped=self._skipped,
+            notes=self.notes,
+            train_rows=len(train),
+            validation_rows={name: len(rows) for name, rows in validation.items()},
+            tokens=int(lengths.sum()),
+            supervised_tokens=int(pool.learnt[train].sum(dtype=np.int64)),
+            longest=int(lengths.max()) if len(lengths) else 0,
+            packed_rows=packed_rows,
+            checks=pool.meta["statistics"],
+        )
+
+
+def _validation_sources(spec: DataSpec) -> list[tuple[str, DataSource, str]]:
+    """Return (name, source, recipe's key) of each validation set with files of its own."""
+    given = spec.validation
+    if given is None:
+        return []
+    if isinstance(given, DataSource):
+        return [(given.name or "", given, "data.validation")]
+    out: list[tuple[str, DataSource, str]] = []
+    for place, source in enumerate(given):
+        name = source.name or ("" if len(given) == 1 else Path(source.path).name.split(".")[0])
+        if name in [other for other, _, _ in out]:
+            text = f"two validation sets are called {name!r}"
+            raise UserError(Problem(text, key=f"data.validation.{place}", suggestion="give each a name"))
+        out.append((name, source, f"data.validation.{place}"))
+    return out

@@ -1,0 +1,112 @@
+"""One source, found: its files, how their rows are read, and a hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftcli.data.read.compressed import bare_suffix
+from peftcli.data.read.json_files import read_json
+from peftcli.data.read.records import Record
+from peftcli.data.read.text_files import Rows, read_csv, read_jsonl, read_tsv, read_txt
+
+Reader = Callable[[Path, str], Rows]
+
+
+def _read_parquet(path: Path, name: str) -> Rows:
+    from peftcli.data.read.arrow_files import (
+        read_parquet,  # pyarrow takes 0.1 s to import: only when such a file is read
+    )
+
+    return read_parquet(path, name)
+
+
+def _read_arrow(path: Path, name: str) -> Rows:
+    from peftcli.data.read.arrow_files import read_arrow
+
+    return read_arrow(path, name)
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".txt": read_txt,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """One source of a recipe, found: how to read its rows, and what its content is.
+
+    Args:
+        title: as the recipe names it.
+        files: what is read, in order.
+        reader: rows of one file; takes the path and the name for messages.
+        kind: `files`, `folders`, `dataset` (a saved one) or `hub`.
+        base: folder of the class folders, or of the saved data set.
+        class_names: column to names, where a data set holds numbers of named classes.
+        dataset, part: a data set of the `datasets` library in arrow format, and which part of its files it is.
+    """
+
+    title: str
+    files: tuple[Path, ...]
+    reader: Reader | None
+    kind: str = "files"
+    base: Path | None = None
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    dataset: Any = None
+    part: str = ""
+
+    def rows(self, notes: list[str] | None = None) -> Rows:
+        """Yield the rows of every file in order; `notes` receives what a user should know of how they were read."""
+        if self.kind == "folders":
+            from peftcli.data.read.folders import read_folders
+
+            assert self.base is not None  # resolve_source gives class folders their base
+            yield from read_folders(self.base, self.files, notes)
+            return
+        if self.kind == "dataset":
+            from peftcli.data.read.arrow_files import read_many
+
+            yield from read_many(self.files, self.title, self.class_names)
+            return
+        if self.kind == "hub":
+            from peftcli.data.read.arrow_files import read_dataset
+
+            yield from read_dataset(self.dataset, self.title, self.class_names)
+            return
+        for path in self.files:
+            reader = self.reader or READERS[bare_suffix(path)]
+            yield from reader(path, str(path))
+
+    def fingerprint(self) -> str:
+        """Return a hash of every byte, and of names below the base; where the files lie does not count."""
+        total = hashlib.blake2b(digest_size=16)
+        total.update(f"{self.kind} {self.part} {sorted(self.class_names.items())}".encode())
+        if self.dataset is not None and not self.files:  # a data set that was never on disk
+            total.update(repr([row.values for row in self.rows() if isinstance(row, Record)]).encode())
+        for path in self.files:
+            named = path.relative_to(self.base).as_posix() if self.base else bare_suffix(path)
+            total.update(f"{named}\0{path.stat().st_size}\0".encode())
+            with open(path, "rb") as handle:
+                while block := handle.read(1 << 20):
+                    total.update(block)
+        return total.hexdigest()
+
+    @property
+    def format(self) -> str | None:
+        """The format of the rows where the kind of source decides it: that of class folders."""
+        return "folders" if self.kind == "folders" else None
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.files)
