@@ -1,8 +1,9 @@
 """A classifier's last block at the position that its head reads.
 
-Saves about a sixth of a step of a six-layer encoder, a twelfth of a twelve-layer one. Only where the live model, parts
-attached, gives the same logits: its head reads the first position, its attention is torch's, and nothing behind the
-attention mixes positions.
+Saves about a sixth of a step of a six-layer encoder, a twelfth of a twelve-layer one. Attention asks for one query
+instead of all, and what follows (output projection, feed-forward part, norms, dropout) gets one position of each row.
+Only where the live model, parts attached, gives the same logits: its head reads the first position, its attention is
+torch's, and no part behind the attention mixes positions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.cpu.first_position import FirstPosition
+from peftcli.layers.cpu.first_query import FirstQuery
 from peftcli.models.anatomy import Anatomy
 
 TOLERANCE = 0.02  # of what other tokens change: bfloat16 rounds to a hundredth of that, a wrong position changes all
@@ -23,27 +24,42 @@ LENGTHS = (9, 6)
 
 
 class LastBlock:
-    """Cuts a block to the first position within `cut`, from its attention on.
+    """Computes a block for the first position only, from its attention on, within `cut`.
 
-    A hook on the attention says when: one on the block would not run where checkpointing computes the block again.
+    Hooks on the block's modules, which the anatomy names, keep the first position. A residual sum of one position and
+    all of them broadcasts, and the hook behind it keeps the first position of the sum.
+
+    Args:
+        model: the live model, parts attached.
+        attention: path of the block's attention.
+        inputs: paths of the modules behind the attention that get the first position, (batch, 1, width).
+        outputs: paths of the modules whose output is the first position: the output projection, since parts beside
+            it may have seen all positions, and the block itself.
 
     Attributes:
         taken: attention calls that were cut.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
-        self._mode: FirstPosition | None = None
+    def __init__(self, model: nn.Module, attention: str, inputs: list[str], outputs: list[str]) -> None:
+        self._mode: FirstQuery | None = None
         self.taken = 0
-        self._handle = attention.register_forward_pre_hook(self._announce, with_kwargs=True)
+        before = model.get_submodule(attention).register_forward_pre_hook(self._expect)
+        after = model.get_submodule(attention).register_forward_hook(self._expect_no_more)
+        self._handles = [before, after]
+        for path in inputs:  # in front of other hooks: a part's input is the first position, too
+            self._handles.append(model.get_submodule(path).register_forward_pre_hook(self._cut_input, prepend=True))
+        for path in outputs:
+            self._handles.append(model.get_submodule(path).register_forward_hook(self._cut_output))
 
     def remove(self) -> None:
-        """Take the hook away."""
-        self._handle.remove()
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
 
     @contextmanager
     def cut(self) -> Iterator[None]:
         """Be in a context where the block computes the first position: of one forward pass, or one recomputation."""
-        before, self._mode = self._mode, FirstPosition()
+        before, self._mode = self._mode, FirstQuery()
         try:
             with self._mode:
                 yield
@@ -51,26 +67,44 @@ class LastBlock:
             self.taken += self._mode.taken
             self._mode = before
 
-    def _announce(self, _attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        if self._mode is not None and isinstance(hidden, Tensor) and hidden.dim() == 3:
-            self._mode.expect(hidden.shape[1])
+    def _expect(self, _attention: nn.Module, _args: Any) -> None:
+        if self._mode is not None:
+            self._mode.expected = True
+
+    def _expect_no_more(self, _attention: nn.Module, _args: Any, _output: Any) -> None:
+        if self._mode is not None:
+            self._mode.expected = False
+
+    def _cut_input(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return None if self._mode is None else (_first_position(args[0]), *args[1:])
+
+    def _cut_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if self._mode is None:
+            return output
+        if isinstance(output, tuple):
+            return (_first_position(output[0]), *output[1:])
+        return _first_position(output)
+
+
+def _first_position(x: Tensor) -> Tensor:
+    """Return the first position of x: (batch, positions, width), (batch, 1, width); x itself where it has only one.
+
+    A view of a single position would be another node between a value and its uses, and their gradients would be summed
+    in another order.
+    """
+    return x if x.shape[1] == 1 else x.narrow(1, 0, 1).contiguous()
 
 
 def last_block(model: Any, anatomy: Anatomy, prepare: Callable[..., dict[str, Any]]) -> LastBlock | None:
     """Return the cut of an encoder's last block if its logits stay what they are, tried on the model itself.
 
     Args:
-        model: live, parts attached; it is left as it was, but for the cut's hook.
+        model: live, parts attached; it is left as it was, but for the cut's hooks.
         prepare: `Attachment.prepare_inputs`.
     """
-    blocks = anatomy.layers.get("encoder", ())
-    inside = [role.module for role in anatomy.attentions if blocks and role.module.startswith(f"{blocks[-1]}.")]
-    if len(anatomy.layers) != 1 or len(inside) != 1:
+    last = _hooked(model, anatomy)
+    if last is None:
         return None
-    if any(getattr(module, "mixes_positions", False) for module in model.get_submodule(blocks[-1]).modules()):
-        return None
-    last = LastBlock(model.get_submodule(inside[0]))
     was_training = model.training
     model.eval()
     try:
@@ -81,6 +115,30 @@ def last_block(model: Any, anatomy: Anatomy, prepare: Callable[..., dict[str, An
     if not same:
         last.remove()
     return last if same else None
+
+
+def _hooked(model: nn.Module, anatomy: Anatomy) -> LastBlock | None:
+    """Return the last block with its hooks, None where the anatomy does not name its modules or a part forbids it."""
+    blocks = anatomy.layers.get("encoder", ())
+    if len(anatomy.layers) != 1 or not blocks:
+        return None
+    block, layer = blocks[-1], len(blocks) - 1
+    attentions = [role.module for role in anatomy.attentions if role.layer == layer]
+    linears = {role.role: role.module for role in anatomy.linears if role.layer == layer}
+    if len(attentions) != 1 or "attn.o" not in linears:
+        return None
+    if any(getattr(module, "mixes_positions", False) for module in model.get_submodule(block).modules()):
+        return None
+    branches = {role.kind: role for role in anatomy.blocks if role.layer == layer}
+    behind = [
+        linears["attn.o"],
+        branches["attn"].post_norm if "attn" in branches else None,
+        branches["ffn"].pre_norm if "ffn" in branches else None,
+        linears.get("ffn.gate"),
+        linears.get("ffn.up"),
+    ]
+    inputs = list(dict.fromkeys(path for path in behind if path is not None))
+    return LastBlock(model, attentions[0], inputs, [linears["attn.o"], block])
 
 
 def _agrees(model: Any, last: LastBlock, prepare: Callable[..., dict[str, Any]]) -> bool:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
-from peftcli.layers.cpu.first_position import FirstPosition
+from peftcli.methods.lora import LoraParams
+from peftcli.methods.parallel_adapter import ParallelAdapterParams
+from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.recipe.params import MethodParams
 from peftcli.tasks.task import unprepared
 from peftcli.training.run import train
-from peftcli.training.speed.last_block import last_block
-from tests.tiny import ENCODERS, tiny_model
+from peftcli.training.speed.last_block import LastBlock, last_block
+from tests.tiny import ENCODERS, HEADS, HIDDEN, tiny_model
 
 CUT = ["bert", "roberta", "distilbert", "electra", "modernbert"]
 LORA = {"name": "lora", "r": 4, "target_modules": "all-linear"}
@@ -19,16 +26,16 @@ NO_DROPOUT = {"parallel_adapter": {"dropout": 0.0}, "mam": {"dropout": 0.0}}
 
 
 @pytest.fixture
-def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of the inputs of each block that was cut, one of the trial among them."""
-    seen: list[int] = []
-    original = FirstPosition.expect
+def cuts(monkeypatch: pytest.MonkeyPatch) -> list[LastBlock]:
+    """Every last block that was given hooks, those that were found not to allow it among them."""
+    seen: list[LastBlock] = []
+    original = LastBlock.__init__
 
-    def counted(self: FirstPosition, length: int) -> None:
-        original(self, length)
-        seen.append(length)
+    def noted(self: LastBlock, *args: object) -> None:
+        original(self, *args)
+        seen.append(self)
 
-    monkeypatch.setattr(FirstPosition, "expect", counted)
+    monkeypatch.setattr(LastBlock, "__init__", noted)
     return seen
 
 
@@ -36,12 +43,12 @@ def compare(recipe, recorder, cuts, family: str, change: dict[str, object]) -> N
     loaded = recipe(family, "sequence_classification", name="cut", **change)
     train(loaded, reporter=recorder)
     losses, norms = list(recorder.losses), [step.grad_norm for step in recorder.steps]
-    taken = len(cuts)
-    assert taken > 1  # one is the trial's
+    assert len(cuts) == 1
+    assert cuts[0].taken > 1  # one is the trial's
     recorder.steps.clear()
     off = {"training__fast_paths": {"last_block": False}}
     train(recipe(family, "sequence_classification", name="whole", **off, **change), reporter=recorder)
-    assert len(cuts) == taken
+    assert len(cuts) == 1
     tolerance = 2e-2 if "training__bf16" in change else 1e-5
     assert losses == pytest.approx(recorder.losses, rel=tolerance)
     assert norms == pytest.approx([step.grad_norm for step in recorder.steps], rel=20 * tolerance)
@@ -108,18 +115,56 @@ def test_what_is_tried_leaves_the_model_as_it_was(family) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_gradients_agree_to_the_last_digits_in_a_padded_batch() -> None:
-    model = tiny_model("bert", "sequence_classification").double().eval()
-    ids = torch.randint(5, 100, (3, 11))
-    mask = (torch.arange(11) < torch.tensor([11, 7, 4])[:, None]).long()
-    found = last_block(model, read_anatomy(model, None), unprepared)
+def gradients(model: Any, inputs: dict[str, torch.Tensor], context: Callable[[], Any]) -> dict[str, torch.Tensor]:
+    """Return the logits and the gradient of every parameter of a loss on them, computed within a context."""
+    model.zero_grad()
+    with context():
+        logits = model(**inputs).logits
+        logits.square().sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach(), **found}
+
+
+# (rows, tokens): tokens as the model is wide, as its feed-forward part, as an attention head, as there are heads; rows
+# as there are tokens, rows as the model is wide; one row, one token; and none of these
+COINCIDENCES = [
+    (3, HIDDEN), (3, 48), (3, HIDDEN // HEADS), (2, HEADS), (7, 7), (HIDDEN, 5), (HEADS, 9), (HIDDEN, HIDDEN), (1, 1),
+    (1, 11), (5, 1), (1, HIDDEN), (2, 2), (3, 11),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [*CUT, "xlm-roberta"])
+@pytest.mark.parametrize(
+    "params",
+    [None, LoraParams(target_modules="all-linear"), ParallelAdapterParams(placement="both")],
+    ids=["whole model", "lora", "parallel adapters"],
+)
+def test_logits_and_gradients_agree_whatever_sizes_coincide(family: str, params: MethodParams | None) -> None:
+    """Adapters beside the attention see all positions; low rank parts and biases see the first one."""
+    model = tiny_model(family, "sequence_classification").double().eval()
+    anatomy = read_anatomy(model, None)
+    if params is not None:
+        attach_parts(model, anatomy, params)
+    found = last_block(model, anatomy, unprepared)
     assert found is not None
-    gradients = []
-    for context in (found.cut, torch.enable_grad):
-        model.zero_grad()
-        with context():
-            model(input_ids=ids, attention_mask=mask).logits.square().sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, value in gradients[0].items():
-        torch.testing.assert_close(value, gradients[1][name], atol=1e-12, rtol=1e-9, msg=name)
+    for rows, length in COINCIDENCES:
+        lengths = torch.arange(length, length - rows, -1).clamp(min=1)  # padded rows among them
+        mask = (torch.arange(length) < lengths[:, None]).long()
+        ids = torch.randint(5, 100, (rows, length)).masked_fill(mask == 0, model.config.pad_token_id or 0)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        before = found.taken
+        cut, whole = gradients(model, inputs, found.cut), gradients(model, inputs, torch.enable_grad)
+        assert found.taken == before + 1
+        assert cut.keys() == whole.keys()
+        for name, value in cut.items():
+            torch.testing.assert_close(value, whole[name], atol=1e-12, rtol=1e-9, msg=f"{name}: {rows} x {length}")
+
+
+def attach_parts(model: Any, anatomy: Anatomy, params: MethodParams) -> None:
+    """Attach a method's parts, filled with numbers that are not zero."""
+    attachment = apply_method(model, anatomy, params)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in attachment.trainable_parameters().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.double()
