@@ -20,6 +20,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.metrics import wanted_metrics
+from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
@@ -244,7 +245,7 @@ def _labels_of(config: Any, recipe: Recipe) -> LabelSpec | None:
         return None
     if kind == "token":
         return LabelSpec("token", tuple(config.id2label[i] for i in range(config.num_labels)))
-    kinds: dict[Any, Any] = {"multi_label_classification": "multi_label", "regression": "regression"}
-    problem = kinds.get(config.problem_type, "single_label")
+    kinds = {theirs: ours for ours, theirs in PROBLEM_TYPES.items()}
+    problem = kinds.get(config.problem_type, kind)
     names = () if problem == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
     return LabelSpec(problem, names)

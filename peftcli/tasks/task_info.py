@@ -21,7 +21,8 @@ RowKind = Literal["text", "pairs", "labelled", "tagged"]
 - `tagged`: words with a tag each. The labels are as long as the tokens: a word's tag at its first token, else -100.
 """
 
-LabelKind = Literal["single_label", "token"]
+LabelKind = Literal["single_label", "multi_label", "regression", "token"]
+"""A class, several classes or a number for each row, or a tag for each word."""
 
 ModelKind = Literal["encoder", "decoder", "encoder_decoder"]
 """What a model's stacks are; an encoder's attention sees later tokens."""

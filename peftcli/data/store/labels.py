@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from peftcli.data.read.records import RowError
 from peftcli.errors import Problem, UserError
+from peftcli.tasks.task_info import LabelKind
 
-Kind = Literal["single_label", "multi_label", "regression", "token"]
+Kind = LabelKind
 _INTEGER = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)")
 

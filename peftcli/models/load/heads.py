@@ -12,34 +12,41 @@ from peftcli.errors import Problem, UserError
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules
 from peftcli.recipe.schema import ModelSpec, TaskName
+from peftcli.tasks.task_info import LabelKind
 from peftcli.tasks.task_table import task_info
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_PROBLEM_TYPES = {
+PROBLEM_TYPES: dict[LabelKind, str] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+"""Our name of a kind of label to transformers' `problem_type` in a config."""
 
 
-class _Labels(Protocol):
+class Labels(Protocol):
+    """What loading asks of the data's labels: `data.LabelSpec` has it."""
+
     @property
-    def problem(self) -> str: ...
+    def problem(self) -> LabelKind:
+        """The kind of label."""
+
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """The labels in the order of the model's outputs."""
 
 
-def configure_head(config: PretrainedConfig, task: TaskName, labels: _Labels | None, spec: ModelSpec) -> list[str]:
-    """Write the labels and the kind of problem into the config; return notes.
+def configure_head(config: PretrainedConfig, task: TaskName, labels: Labels | None, spec: ModelSpec) -> None:
+    """Write the labels and the kind of problem into the config.
 
     Raises:
         UserError: `model.num_labels` contradicts the data.
     """
     info = task_info(task)
     if not info.has_labels:
-        return []
+        return
     problem = labels.problem if labels is not None else spec.problem_type
     if labels is not None and labels.names:
         if spec.num_labels is not None and spec.num_labels != len(labels.names):
@@ -59,8 +66,7 @@ def configure_head(config: PretrainedConfig, task: TaskName, labels: _Labels | N
     elif spec.num_labels is not None and spec.num_labels != config.num_labels:
         config.num_labels = spec.num_labels
     if info.rows == "labelled":
-        config.problem_type = _PROBLEM_TYPES.get(problem or "", config.problem_type)
-    return []
+        config.problem_type = PROBLEM_TYPES.get(problem, config.problem_type) if problem else config.problem_type
 
 
 def compute_head_in_float32(model: PreTrainedModel) -> None:

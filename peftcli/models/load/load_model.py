@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -15,25 +15,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.dtypes import choose_dtype
-from peftcli.models.load.heads import compute_head_in_float32, configure_head
+from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head
 from peftcli.models.load.identity import BaseIdentity, fingerprint
 from peftcli.models.load.load_errors import explain_load_errors, quiet_transformers
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.model_tasks import check_task
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import task_info
-
-
-class Labels(Protocol):
-    """What loading asks of the data's labels: `data.LabelSpec` has it."""
-
-    @property
-    def problem(self) -> str:
-        """single_label, multi_label, regression or token."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The labels in the order of the model's outputs."""
 
 
 @dataclass
@@ -118,9 +106,9 @@ def load_model(
     source = find_source(spec.name_or_path)
     config = _config_from(source, spec)
     check_task(config, task)
-    notes = configure_head(config, task, labels, spec)
+    configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
-    notes += [note] if note else []
+    notes = [note] if note else []
     notes += _refuse_or_note_gguf(spec, source)
     words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     words |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, "config": config}
