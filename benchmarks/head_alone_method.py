@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from peftcli.protocol.method import MethodInfo
+from peftcli.protocol.method import Method, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -20,18 +20,23 @@ class HeadAloneParams(MethodParams):
     name: Literal["head_alone"] = "head_alone"
 
 
-INFO = MethodInfo(
-    name="head_alone",
-    family="selective",
-    summary="Trains the task head; the body is frozen.",
-    paper="a baseline",
-    params=HeadAloneParams,
-    learning_rate=3e-2,
-)
+class HeadAloneMethod(Method[HeadAloneParams]):
+    """Attaches nothing: the head is trained beside every method."""
+
+    info = MethodInfo(
+        name="head_alone",
+        family="selective",
+        summary="Trains the task head; the body is frozen.",
+        paper="a baseline",
+        params=HeadAloneParams,
+        learning_rate=3e-2,
+    )
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: HeadAloneParams) -> Attachment:
+        """Return an attachment without parts."""
+        from peftcli.protocol.attachment import Attachment
+
+        return Attachment(model)
 
 
-def attach(model: nn.Module, anatomy: Anatomy, params: HeadAloneParams) -> Attachment:
-    """Attach nothing: the head is trained beside every method."""
-    from peftcli.protocol.attachment import Attachment
-
-    return Attachment(model)
+METHOD = HeadAloneMethod()

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from peftcli.cli.methods import text_of
 from peftcli.names import NAMES
+from peftcli.protocol.composite_method import CompositeMethod
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.describe import describe
@@ -72,7 +73,8 @@ def methods(_: str) -> str:
     rows = []
     for name in registry.names():
         info = registry.info(name)
-        merges = "yes" if info.mergeable is None else "depends" if callable(info.mergeable) else "no"
+        depends = isinstance(registry.method(name), CompositeMethod)  # on its parts
+        merges = "no" if info.unmergeable else "depends" if depends else "yes"
         rows.append(
             [
                 f"[`{name}`](#{name})",
@@ -90,8 +92,8 @@ def method(name: str) -> str:
     """Return one method: what it is, and its hyper-parameters."""
     info = registry.info(name)
     lines = [f"{info.summary} {info.paper}."]
-    if isinstance(info.mergeable, str):
-        lines.append(f"It does not merge: {info.mergeable}.")
+    if info.unmergeable is not None:
+        lines.append(f"It does not merge: {info.unmergeable}.")
     if info.tasks:
         lines.append(f"Tasks: {', '.join(sorted(info.tasks))}.")
     if info.artifact == "model":

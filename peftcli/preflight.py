@@ -31,7 +31,7 @@ def check_surroundings(loaded: LoadedRecipe, names: Names) -> list[Problem]:
 
     Args:
         loaded: a checked recipe, or what remains of one with mistakes: what hangs on a wrong key is not looked at.
-        names: what a recipe can name; a method may offer `check_config` and `check_run` (see `methods/protocol.py`).
+        names: what a recipe can name.
     """
     problems = [*_model(loaded, names.methods), *_run_length(loaded, names.methods)]
     if loaded.recipe.data is not None:
@@ -90,18 +90,18 @@ def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[s
     if layers is not None and any(layer >= layers for layer in wanted):
         message = f"method.layers_to_transform has {max(wanted)}, but the model has {layers} blocks"
         yield loaded.problem("method.layers_to_transform", message, f"expected 0 <= value <= {layers - 1}")
-    check = getattr(registry.find(recipe.method.name), "check_config", None)
-    for reason in check(config, recipe.method) if check else ():
+    method = registry.find(recipe.method.name)
+    for reason in method.check_config(config, recipe.method) if method is not None else ():
         yield loaded.problem(f"method{_named_key(reason, recipe.method)}", reason)
 
 
 def _run_length(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
     """Yield what `max_steps` is too short for; without it a run's length is known once its rows are counted."""
     method, steps = loaded.recipe.method, loaded.recipe.training.max_steps
-    check = getattr(registry.find(method.name), "check_run", None)
-    if check is None or steps is None or any(key.split(".")[0] == "method" for key in loaded.wrong):
+    checks = registry.find(method.name)
+    if checks is None or steps is None or any(key.split(".")[0] == "method" for key in loaded.wrong):
         return
-    for reason in check(method, steps):
+    for reason in checks.check_run(method, steps):
         yield loaded.problem(f"method{_named_key(reason, method)}", reason)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install the example as a package of its own, as pip would: a module and its metadata on the path."""
-    (body,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
+def body() -> str:
+    """Return the module of the plug-in: the example."""
+    (text,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
+    return text
+
+
+@pytest.fixture
+def plugin(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Install a module as a package of its own, as pip would: the module and its metadata on the path."""
     (entry,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
     (tmp_path / "gain_method.py").write_text(body, encoding="utf-8")
     metadata = tmp_path / "gain_method-1.0.dist-info"
@@ -29,6 +37,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry_module._find.cache_clear()
     yield
     registry_module._find.cache_clear()
+    sys.modules.pop("gain_method", None)
 
 
 def test_the_worked_example_works(cli: Cli, workspace: Workspace, plugin: None) -> None:
@@ -51,3 +60,32 @@ def test_the_worked_example_works(cli: Cli, workspace: Workspace, plugin: None) 
 
 def test_without_the_plug_in_the_name_is_unknown(cli: Cli) -> None:
     assert cli("methods", "gain").code == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("def attach(model, anatomy, params): ...", "gain_method has no METHOD that is an instance of"),
+        ("METHOD = object()", "gain_method has no METHOD that is an instance of"),
+        ("import a_package_that_is_not_here", "cannot be imported: No module named 'a_package_that_is_not_here'"),
+        (
+            "from peftcli.protocol.method import Method\nclass Gain(Method): ...\nMETHOD = Gain()",
+            "abstract class Gain",  # it has no attach
+        ),
+    ],
+)
+def test_a_plug_in_without_a_method_says_so(cli: Cli, plugin: None, reason: str) -> None:
+    done = cli("methods", "gain")
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    assert "the plug-in gain_method, which offers the method 'gain'," in said
+    assert reason in said
+
+
+def test_a_plug_in_of_another_name_says_so(cli: Cli, plugin: None, body: str) -> None:
+    registry_module._find.cache_clear()
+    source = Path(sys.path[0], "gain_method.py")
+    source.write_text(body.replace('name="gain"', 'name="other"'), encoding="utf-8")
+    done = cli("methods", "gain")
+    assert done.code == 2
+    assert "calls itself 'other'" in " ".join(done.err.split())

@@ -129,6 +129,6 @@ class Library(ABC):
 
 def other_use(params: MethodParams) -> str:
     """Return what a user can do with an adapter that cannot be exported as it is."""
-    if registry.info(params.name).why_not_mergeable(params) is None:
+    if registry.method(params.name).why_not_mergeable(params) is None:
         return "fold it into the base with peft merge, which any library loads"
     return "use it with peft predict, which reads the run as it is"

@@ -173,10 +173,8 @@ def _meta_model(spec: ModelSpec, task: TaskName, labels: LabelSpec | None) -> tu
 
 def _rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> Mapping[str, MergeRule]:
     """Return how base parameters change; empty for a method that does not fold into them."""
-    if registry.info(params.name).why_not_mergeable(params) is not None:
-        return {}
-    rules: dict[str, MergeRule] = registry.module(params.name).merge_rules(anatomy, params, state)
-    return rules
+    method = registry.method(params.name)
+    return {} if method.why_not_mergeable(params) is not None else method.merge_rules(anatomy, params, state)
 
 
 def _places(attachment: Attachment) -> Iterator[tuple[str, Part, str]]:

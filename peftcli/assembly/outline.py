@@ -132,7 +132,6 @@ def decide_half_precision(recipe: Recipe, device: torch.device) -> None:
 
 def positions_left(anatomy: Anatomy, params: MethodParams) -> int | None:
     """Return how many positions of the model a row can take beside the method's own; None without such a limit."""
-    taken = getattr(registry.module(params.name), "positions_taken", None)
-    if anatomy.max_positions is None or taken is None:
-        return anatomy.max_positions
-    return anatomy.max_positions - int(taken(anatomy, params))
+    if anatomy.max_positions is None:
+        return None
+    return anatomy.max_positions - registry.method(params.name).positions_taken(anatomy, params)

@@ -1,1 +1,1 @@
-"""The torch half of the methods that need one of their own; each file is named after its method."""
+"""The torch half of each method whose attachment does more than hold parts; a file has its method's name."""

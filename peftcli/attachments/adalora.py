@@ -1,56 +1,65 @@
-"""What AdaLoRA's attachment does in training and at the file: orthogonality, rank allocation, pruned tensors."""
+"""The torch half of AdaLoRA: the orthogonality term, rank allocation, and tensors without their pruned ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from peftcli.layers.parts.rank_allocator import BudgetSchedule, RankAllocator, own_parameters
-from peftcli.layers.parts.svd_lora import SvdDelta, orthogonality
-from peftcli.methods.adalora import SUFFIXES, AdaLoraParams
+from peftcli.layers.parts.rank_allocator import BudgetSchedule, RankAllocator
+from peftcli.layers.parts.svd_lora import TRIPLET, SvdDelta, orthogonality
 from peftcli.protocol.attachment import Attachment
 
 
+@dataclass(kw_only=True)
 class AdaLoraAttachment(Attachment):
-    """The SVD layers of one model, and their allocator.
+    """The SVD parts of one model, and their allocator.
 
     The file holds the kept ranks only; loading puts them first and leaves the others, with singular value zero, as
     they were initialised. A checkpoint holds every rank in `training_state`, because a pruned one may grow again.
+
+    Args:
+        init_r: rank of every matrix at the start.
+        target_r: mean rank at the end.
+        betas: decay of the averages of sensitivity and of uncertainty.
+        orthogonality: weight of the orthogonality term.
+        phases: from the optimizer steps of a run to tinit, tfinal and deltaT.
     """
 
-    def __init__(self, model: nn.Module, *, params: AdaLoraParams) -> None:
-        super().__init__(model)
-        self.params = params
-        self._allocator: RankAllocator | None = None
+    init_r: int
+    target_r: int
+    betas: tuple[float, float]
+    orthogonality: float
+    phases: Callable[[int], tuple[int, int, int]]
+    _allocator: RankAllocator | None = field(default=None, init=False)
 
     @property
     def allocator(self) -> RankAllocator:
         """The allocator over all parts, made when training first needs it."""
         if self._allocator is None:
-            self._allocator = RankAllocator(self._parts(), self.params.beta1, self.params.beta2)
+            self._allocator = RankAllocator(self._parts(), *self.betas)
         return self._allocator
 
     def schedule(self, total_steps: int) -> BudgetSchedule:
         """Return the budget's course over a run of `total_steps`."""
-        tinit, tfinal, delta_t = self.params.phases(total_steps)
+        tinit, tfinal, delta_t = self.phases(total_steps)
         number = len(self._parts())
-        initial, target = number * self.params.init_r, number * self.params.target_r
-        return BudgetSchedule(initial, target, tinit, tfinal, delta_t, total_steps)
+        return BudgetSchedule(number * self.init_r, number * self.target_r, tinit, tfinal, delta_t, total_steps)
 
     def ranks(self) -> dict[str, int]:
         """Return the number of non-zero singular values by key."""
         return {key: int(torch.count_nonzero(part.lora_E)) for key, part in self._parts().items()}
 
     def extra_loss(self) -> Tensor | None:
-        """Return orth_reg_weight times the mean Frobenius norm of A A^T - I and B^T B - I over all matrices."""
-        if not self.params.orth_reg_weight:
+        """Return the weighted the mean Frobenius norm of A A^T - I and B^T B - I over all matrices."""
+        if not self.orthogonality:
             return None
         parts = self._parts().values()
         norms = [orthogonality(matrix) for part in parts for matrix in (part.lora_A, part.lora_B.T)]
-        return self.params.orth_reg_weight * torch.stack(norms).mean()
+        return self.orthogonality * torch.stack(norms).mean()
 
     def after_optimizer_step(self, step: int, total_steps: int) -> None:
         """Update importance and prune, by the schedule of a run of `total_steps`."""
@@ -67,8 +76,8 @@ class AdaLoraAttachment(Attachment):
         pruned = 0
         for part in parts:
             full = part.lora_E.numel()
-            kept = int(torch.count_nonzero(part.lora_E)) if begun else self.params.target_r
-            pruned += (full - kept) * sum(own.numel() // full for _, own in own_parameters(part))
+            kept = int(torch.count_nonzero(part.lora_E)) if begun else self.target_r
+            pruned += (full - kept) * sum(own.numel() // full for _, own in part.triplet())
         return super().saved_size() - pruned
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -76,7 +85,7 @@ class AdaLoraAttachment(Attachment):
         state = super().state_dict()
         for key, part in self._parts().items():
             kept = part.lora_E.detach().flatten().nonzero().flatten()
-            for suffix, dim in zip(SUFFIXES, (0, 0, 1), strict=True):
+            for suffix, dim in zip(TRIPLET, (0, 0, 1), strict=True):
                 state[f"{key}.{suffix}"] = state[f"{key}.{suffix}"].index_select(dim, kept)
         return state
 
@@ -84,7 +93,7 @@ class AdaLoraAttachment(Attachment):
         """Copy saved tensors into place, kept ranks first; strict apart from the number of ranks."""
         full = dict(state)
         for key, part in self._parts().items():
-            for suffix, own in own_parameters(part):
+            for suffix, own in part.triplet():
                 name = f"{key}.{suffix}"
                 if name in full:
                     full[name] = _widened(full[name], own, dim=1 if suffix == "lora_B" else 0, zero=suffix == "lora_E")
@@ -92,9 +101,7 @@ class AdaLoraAttachment(Attachment):
 
     def training_state(self) -> dict[str, Any]:
         """Return the allocator's averages and every rank in its own place, the pruned ones included."""
-        ranks = {
-            f"{key}.{name}": value.detach() for key, p in self._parts().items() for name, value in own_parameters(p)
-        }
+        ranks = {f"{key}.{name}": value.detach() for key, p in self._parts().items() for name, value in p.triplet()}
         return {"allocator": self.allocator.state(), "ranks": ranks}
 
     @torch.no_grad()
@@ -102,7 +109,7 @@ class AdaLoraAttachment(Attachment):
         """Restore `training_state`; called after `load_state_dict`, whose ranks it puts back where they were."""
         self.allocator.load_state(state["allocator"])
         for key, part in self._parts().items():
-            for name, parameter in own_parameters(part):
+            for name, parameter in part.triplet():
                 parameter.copy_(state["ranks"][f"{key}.{name}"])
 
     def _parts(self) -> dict[str, SvdDelta]:

@@ -1,35 +1,33 @@
-"""The torch side of LoRA: parts at targets, what reads base values, and the changes that a merge makes."""
+"""The torch half of LoRA: parts at targets, their learning rates, and the changes that a merge makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from peftcli.attachments.biases import start_from_base, train_biases
 from peftcli.errors import UserError
 from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_table import BaseTable
 from peftcli.layers.parts.bias import BiasDelta
-from peftcli.layers.parts.lora import (
-    DoraDelta,
-    EmbeddingLoraDelta,
+from peftcli.layers.parts.dora import DoraDelta
+from peftcli.layers.parts.lora import LoraDelta
+from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
+from peftcli.layers.parts.lora_init import (
     Initialiser,
-    LoraDelta,
     embedding_init,
     embedding_random_init,
     gaussian_init,
     kaiming_init,
     orthogonal_init,
-    principal_init_,
     random_init,
 )
 from peftcli.layers.site import Part, output_site
-from peftcli.methods.lora import LoraParams, names_target, pissa_iterations, rank_above_matrix
 from peftcli.models.targets import Target
-from peftcli.protocol.attachment import Attachment, Placed
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.trained_biases import train_biases
 
 _LINEAR_INITS: dict[bool | str, Initialiser] = {
     True: kaiming_init,
@@ -39,113 +37,133 @@ _LINEAR_INITS: dict[bool | str, Initialiser] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
+class LoraVariant:
+    """What all changes of one attachment have in common; `methods.lora.LoraParams` says what each option means.
+
+    Args:
+        dropout: of the low-rank branch's input.
+        init: `init_lora_weights`.
+        pissa: whether `init` is one of PiSSA's.
+        svd_iterations: of PiSSA's fast decomposition; None for the exact one.
+        dora: train magnitudes, too.
+        biases: train the targets' biases, too.
+        b_ratio: learning rate of B over that of A (LoRA+); None for the same.
+    """
+
+    dropout: float = 0.0
+    init: bool | str = True
+    pissa: bool = False
+    svd_iterations: int | None = None
+    dora: bool = False
+    biases: bool = False
+    b_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class LoraPlace:
+    """A target and the size of its change: rank r and scale s."""
+
+    target: Target
+    rank: int
+    scale: float
+
+    @property
+    def name(self) -> str:
+        """What messages call the target."""
+        return self.target.role or self.target.module
+
+
+@dataclass(kw_only=True)
 class LoraAttachment(Attachment):
     """An attachment whose parts are low-rank changes.
 
     Args:
-        params: the hyper-parameters it was made from.
+        b_ratio: as in `LoraVariant`.
     """
 
-    params: LoraParams = field(default_factory=LoraParams)
-
-    def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
-        """Set DoRA's magnitudes, PiSSA's factors and biases beside quantised layers from the base's values."""
-        start_from_base(self)
-        init = self.params.init_lora_weights
-        for placed in self.placed:
-            part = placed.part
-            if isinstance(part, LoraDelta) and part.keep_initial:
-                principal_init_(part, part.base.weight(), pissa_iterations(str(init)))
-            if isinstance(part, DoraDelta) or (isinstance(part, EmbeddingLoraDelta) and part.magnitude):
-                part.set_magnitude()
+    b_ratio: float | None
 
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return LoRA+'s factor for B and for one-dimensional parameters of the method."""
-        ratio = self.params.loraplus_lr_ratio
-        if ratio is None:
+        if self.b_ratio is None:
             return {}
-        mine = [name for name in self.trainable_parameters() if name not in {*self.head, *self.to_save}]
-        return {name: ratio for name in mine if _is_b_group(name, self.trainable_parameters()[name])}
+        beside = {*self.head, *self.to_save}
+        mine = {name: parameter for name, parameter in self.trainable_parameters().items() if name not in beside}
+        return {name: self.b_ratio for name, parameter in mine.items() if _is_b_group(name, parameter)}
 
 
 def _is_b_group(name: str, parameter: Tensor) -> bool:
     return name.endswith("lora_B.weight") or parameter.ndim == 1
 
 
-def place_all(attachment: LoraAttachment, targets: list[Target], params: LoraParams) -> None:
-    """Add a part at every target, and the biases that `bias: lora_only` trains.
+def attach_lora(model: nn.Module, places: Iterable[LoraPlace], variant: LoraVariant) -> LoraAttachment:
+    """Add a part at every place.
 
     Raises:
-        UserError: a pattern matches nothing, a rank is above its matrix, or a variant does not fit a target.
+        UserError: a rank is above its matrix, or the variant does not fit a target.
     """
-    _refuse_idle_patterns(targets, params)
+    places = list(places)
+    attachment = LoraAttachment(model, targets=[place.target for place in places], b_ratio=variant.b_ratio)
     reasons: dict[str, None] = {}
-    for target in targets:
-        host = attachment.model.get_submodule(target.module)
-        reason = _why_not(host, target, params)
+    for place in places:
+        host = model.get_submodule(place.target.module)
+        reason = _why_not(host, place, variant)
         if reason:
             reasons[reason] = None
             continue
-        part = _make_part(host, target, params)
-        output_site(host).parts.append(part)
-        attachment.placed.append(Placed(target.key, part))
-        if params.bias == "lora_only":
-            _train_bias(attachment, host, target)
+        attachment.place(place.target.key, _make_part(host, place, variant), output_site(host).parts)
+        if variant.biases:
+            _train_bias(attachment, host, place.target)
     if reasons:
         raise UserError("; ".join(reasons), suggestion="change method.r, method.rank_pattern or method.target_modules")
+    return attachment
 
 
-def _refuse_idle_patterns(targets: list[Target], params: LoraParams) -> None:
-    for option, patterns in (("rank_pattern", params.rank_pattern), ("alpha_pattern", params.alpha_pattern)):
-        for pattern in patterns:
-            if not any(names_target(pattern, target.role, target.key) for target in targets):
-                names = sorted({target.role or target.module.rsplit(".", 1)[-1] for target in targets})
-                raise UserError(
-                    f"method.{option}: {pattern!r} matches none of the {len(targets)} targets",
-                    suggestion=f"use a role, or a regular expression on the end of a path; targets: {', '.join(names)}",
-                )
+def _why_not(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> str | None:
+    if place.target.kind == "embedding":
+        if variant.pissa or variant.init == "orthogonal":
+            return f"{variant.init} initialisation is not defined for the embedding {place.target.module}"
+        table = BaseTable(host)
+        return rank_above_matrix(place.rank, table.rows, table.width, place.name)
+    base = base_linear(host, place.target.slice)
+    return rank_above_matrix(place.rank, base.out_features, base.in_features, place.name)
 
 
-def _why_not(host: nn.Module, target: Target, params: LoraParams) -> str | None:
-    what = target.role or target.module
-    rank = params.rank_of(target.role, target.key)
-    if target.kind == "embedding":
-        if params.starts_from_base or params.init_lora_weights == "orthogonal":
-            return f"{params.init_lora_weights} initialisation is not defined for the embedding {target.module}"
-        vocabulary, width = host.get_parameter("weight").shape
-        return rank_above_matrix(rank, vocabulary, width, what)
-    base = base_linear(host, target.slice)
-    return rank_above_matrix(rank, base.out_features, base.in_features, what)
+def rank_above_matrix(rank: int, d_out: int, d_in: int, what: str) -> str | None:
+    """Return why a rank is too large for a matrix (d_out, d_in), or None."""
+    limit = min(d_out, d_in)
+    if rank <= limit:
+        return None
+    return f"rank {rank} is above the matrix of {what} ({d_out} x {d_in}); the largest useful r is {limit}"
 
 
-def _make_part(host: nn.Module, target: Target, params: LoraParams) -> Part:
-    rank = params.rank_of(target.role, target.key)
-    scale = params.scale_of(target.role, target.key, rank)
-    if target.kind == "embedding":
-        init = embedding_random_init if params.init_lora_weights is False else embedding_init
-        return EmbeddingLoraDelta(host, rank, scale, init=init, magnitude=params.use_dora)
-    part = DoraDelta if params.use_dora else LoraDelta
+def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
+    if place.target.kind == "embedding":
+        init = embedding_random_init if variant.init is False else embedding_init
+        return EmbeddingLoraDelta(BaseTable(host), place.rank, place.scale, init=init, magnitude=variant.dora)
+    part = DoraDelta if variant.dora else LoraDelta
     return part(
-        base_linear(host, target.slice),
-        rank,
-        scale,
-        dropout=params.lora_dropout,
-        init=_LINEAR_INITS.get(params.init_lora_weights, kaiming_init),
-        keep_initial=params.starts_from_base,
+        base_linear(host, place.target.slice),
+        place.rank,
+        place.scale,
+        dropout=variant.dropout,
+        init=_LINEAR_INITS.get(variant.init, kaiming_init),
+        keep_initial=variant.pissa,
+        svd_iterations=variant.svd_iterations,
     )
 
 
-def _train_bias(attachment: LoraAttachment, host: nn.Module, target: Target) -> None:
+def _train_bias(attachment: Attachment, host: nn.Module, target: Target) -> None:
+    """Train the bias of a target, or its features' part of a fused projection's; where it has none, nothing."""
     bias = getattr(host, "bias", None)
     if not isinstance(bias, Tensor):
         return
     if target.slice is None:
         train_biases(attachment, [f"{target.module}.bias"])
-        return
-    part = BiasDelta(target.slice.features, target.slice, bias.device)
-    output_site(host).parts.append(part)
-    attachment.placed.append(Placed(target.key, part))
+    else:
+        part = BiasDelta(target.slice.features, target.slice, bias.device)
+        attachment.place(target.key, part, output_site(host).parts)
 
 
 def linear_change(tensors: Mapping[str, Tensor], scale: float) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""The attachment of prefixes: how they reach the attentions of a live model, and the network's coming and going."""
+"""The torch half of prefix tuning: how prefixes reach the attentions of a model, and the networks that produce them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import ADDED
+from peftcli.layers.site import device_of
 from peftcli.layers.virtual_tokens.positions import shift_positions
 from peftcli.layers.virtual_tokens.prefix import (
     Prefix,
@@ -21,8 +22,7 @@ from peftcli.layers.virtual_tokens.prefix import (
     prefix_site,
 )
 from peftcli.models.anatomy import Anatomy, AttentionRole
-from peftcli.protocol.attachment import Attachment, Placed
-from peftcli.protocol.bottlenecks import device_of
+from peftcli.protocol.attachment import Attachment
 
 _NETWORKS = f"{ADDED}prefix_networks"
 
@@ -131,8 +131,7 @@ def attach_prefixes(
         with torch.device(device_of(attention, model)):
             part = Prefix(shape, dropout, attachment.networks.get(_kind(role)))
         site = _connected_site(attention, role, anatomy.prefix_route)
-        site.parts.append(part)
-        attachment.placed.append(Placed(f"{role.module}.prefix", part))
+        attachment.place(f"{role.module}.prefix", part, site.parts)
         if role.depths > 1:
             _count_depths(model, role, site)
     if anatomy.prefix_route == "interface":

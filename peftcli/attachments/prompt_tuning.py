@@ -1,16 +1,17 @@
-"""The attachment of a prompt: how a batch makes room for it, and what it starts from."""
+"""The torch half of prompt tuning: how a batch makes room for a prompt, and what the prompt starts from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
+from peftcli.layers.site import device_of
 from peftcli.layers.virtual_tokens.prompt import (
     Insertion,
     Prompt,
@@ -20,40 +21,48 @@ from peftcli.layers.virtual_tokens.prompt import (
     prompt_site,
     tolerate_virtual_ids,
 )
-from peftcli.methods.prompt_tuning import PromptTuningParams
 from peftcli.models.anatomy import Anatomy
-from peftcli.protocol.attachment import Attachment, Placed
-from peftcli.protocol.bottlenecks import device_of
+from peftcli.protocol.attachment import Attachment
 
 
-@dataclass
+@dataclass(frozen=True)
+class PromptStart:
+    """What a prompt starts from; `methods.prompt_tuning.PromptTuningParams` says what each kind means.
+
+    Args:
+        kind: `prompt_tuning_init`.
+        text: for `text`.
+        sample_size: how many of the first tokens of the vocabulary are drawn from.
+    """
+
+    kind: Literal["random", "sample_vocab", "text", "class_labels"]
+    text: str | None
+    sample_size: int
+
+
+@dataclass(kw_only=True)
 class PromptAttachment(Attachment):
     """A prompt, and how batches make room for it.
 
     Args:
         embedding: path of the token embedding.
-        params: as in the recipe.
+        start: what the prompt starts from.
         after_first: the prompt goes behind the first token.
         causal: tokens see earlier ones only.
         labels_follow_inputs: labels of the input's shape belong to its tokens, not to a decoder's.
     """
 
-    embedding: str = ""
-    params: PromptTuningParams = field(default_factory=PromptTuningParams)
-    after_first: bool = False
-    causal: bool = False
-    labels_follow_inputs: bool = True
+    embedding: str
+    start: PromptStart
+    after_first: bool
+    causal: bool
+    labels_follow_inputs: bool
 
     @property
     def prompt(self) -> Prompt:
         part = self.placed[0].part
         assert isinstance(part, Prompt)  # the only part that attach_prompt places
         return part
-
-    def enable(self, on: bool = True) -> None:
-        """Switch the prompt on or off; while off, batches stay as they are."""
-        super().enable(on)
-        self.virtual_tokens = self.params.num_virtual_tokens if on else 0
 
     def prepare_inputs(self, batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
         """Return the batch with room for the prompt; see `Attachment.prepare_inputs`.
@@ -116,14 +125,14 @@ class PromptAttachment(Attachment):
     @torch.no_grad()
     def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
         """Start the prompt from vocabulary, text or class names; `random` is done already."""
-        kind = self.params.prompt_tuning_init
+        kind = self.start.kind
         if kind == "random":
             return
         host: Any = model.get_submodule(self.embedding)
         if kind == "sample_vocab":
             rows = self._sampled(host, self.prompt.embeddings.shape[0], tokenizer)
         elif kind == "text":
-            ids = _ids(tokenizer, str(self.params.prompt_tuning_init_text))
+            ids = _ids(tokenizer, str(self.start.text))
             rows = _embedded(host, ids[torch.arange(self.prompt.embeddings.shape[0]) % len(ids)])
         else:
             names = list(labels) or [str(name) for name in getattr(model.config, "id2label", {}).values()]
@@ -136,7 +145,7 @@ class PromptAttachment(Attachment):
 
     def _sampled(self, host: Any, count: int, tokenizer: Any) -> Tensor:
         """Return the embeddings of tokens drawn from the first ones, special tokens left out."""
-        size = min(self.params.sample_vocab_size, host.num_embeddings)
+        size = min(self.start.sample_size, host.num_embeddings)
         allowed = torch.ones(size, dtype=torch.bool)
         special = [i for i in getattr(tokenizer, "all_special_ids", []) if i < size]
         allowed[special] = len(special) == size
@@ -161,8 +170,15 @@ def _embedded(host: Any, ids: Tensor) -> Tensor:
     return rows
 
 
-def attach_prompt(model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> PromptAttachment:
+def attach_prompt(
+    model: nn.Module, anatomy: Anatomy, *, length: int, after_first: bool | None, start: PromptStart
+) -> PromptAttachment:
     """Put a prompt at the output of the token embedding.
+
+    Args:
+        length: virtual tokens.
+        after_first: behind the first token of the text, or before it; None is behind it in encoders only.
+        start: what the prompt starts from.
 
     Raises:
         UserError: what the anatomy calls the embedding is none.
@@ -173,18 +189,16 @@ def attach_prompt(model: nn.Module, anatomy: Anatomy, params: PromptTuningParams
     encoder_only = "decoder" not in anatomy.layers
     attachment = PromptAttachment(
         model,
-        virtual_tokens=params.num_virtual_tokens,
         embedding=anatomy.embeddings,
-        params=params,
-        after_first=params.prompt_position == "after_first" or (params.prompt_position == "auto" and encoder_only),
+        start=start,
+        after_first=encoder_only if after_first is None else after_first,
         causal="encoder" not in anatomy.layers,
         labels_follow_inputs=not ("encoder" in anatomy.layers and "decoder" in anatomy.layers),
     )
     with torch.device(device_of(host, model)):
-        part = Prompt(params.num_virtual_tokens, host.embedding_dim)
-    prompt_site(host).parts.append(part)
+        part = Prompt(length, host.embedding_dim)
+    attachment.place(f"{anatomy.embeddings}.prompt", part, prompt_site(host).parts)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module is not host and module.num_embeddings == host.num_embeddings:
             tolerate_virtual_ids(module)
-    attachment.placed.append(Placed(f"{anatomy.embeddings}.prompt", part))
     return attachment

@@ -84,8 +84,10 @@ def _merges(info: MethodInfo) -> bool | None:
     """Return whether a method merges with its default hyper-parameters; None if it has no complete ones."""
     from pydantic import ValidationError
 
+    from peftcli.protocol.registry import registry
+
     try:
-        return info.why_not_mergeable(info.params.model_validate({})) is None
+        return registry.method(info.name).why_not_mergeable(info.params.model_validate({})) is None
     except ValidationError:
         return None
 

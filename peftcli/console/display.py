@@ -282,11 +282,12 @@ def next_commands(summary: Summary) -> list[str]:
 def _merges(summary: Summary) -> bool:
     """Return whether the run's adapter folds into its base; combinations depend on their parts and gates."""
     from peftcli.names import NAMES
+    from peftcli.protocol.composite_method import CompositeMethod
     from peftcli.protocol.registry import registry
     from peftcli.recipe.stored import load_stored_recipe
 
-    info = registry.info(summary.method)
-    if not callable(info.mergeable):
-        return info.mergeable is None
+    method = registry.method(summary.method)
+    if not isinstance(method, CompositeMethod):
+        return method.info.unmergeable is None
     recipe = load_stored_recipe(Path(summary.output_dir, "recipe.yaml"), NAMES).recipe
-    return info.why_not_mergeable(recipe.method) is None
+    return registry.method(summary.method).why_not_mergeable(recipe.method) is None

@@ -67,6 +67,12 @@ class Part(nn.Module):
         """Initialise the weight (1, width) of a gate that is put in place of `scale`; by default as nn.Linear does."""
         nn.init.kaiming_uniform_(weight, a=5**0.5)
 
+    def start_from_base(self) -> None:
+        """Set what depends on values of the base, such as DoRA's magnitudes; by default nothing does.
+
+        Called once before a new training; on the meta device and before a load it is left out.
+        """
+
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
         """Return (d_out, k) and (k, d_in) whose product, times `scale`, is the change of the weight; None otherwise.
 
@@ -179,3 +185,15 @@ def input_site(host: nn.Module) -> Site:
 def base_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the base model's own parameters by name: everything that no method added, shared tensors once."""
     return {name: parameter for name, parameter in model.named_parameters() if not is_added(name)}
+
+
+def device_of(module: nn.Module, model: nn.Module) -> torch.device:
+    """Return where a part for `module` belongs: on the module's own device, or the model's.
+
+    Raises:
+        ValueError: neither has a parameter.
+    """
+    for owner in (module, model):
+        for parameter in owner.parameters():
+            return parameter.device
+    raise ValueError("the model has no parameters")

@@ -69,7 +69,7 @@ class Subject:
         if self.adapter is None:
             return {}
         params, state = self.adapter.params, self.adapter.state
-        rules: dict[str, MergeRule] = dict(registry.module(params.name).merge_rules(self.anatomy, params, state))
+        rules = registry.method(params.name).merge_rules(self.anatomy, params, state)
         if not rules:
             raise UserError(
                 f"{params.name} changed no weight of the base, so there is nothing to merge",
@@ -107,7 +107,7 @@ def open_subject(run: Path, base: str | None) -> Subject:
     if not (run / "adapter").is_dir():
         raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
     adapter = load_adapter(run / "adapter")
-    reason = registry.info(adapter.params.name).why_not_mergeable(adapter.params)
+    reason = registry.method(adapter.params.name).why_not_mergeable(adapter.params)
     if reason is not None:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
     spec = unquantised(recipe.model, base)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from peftcli.errors import UserError
 from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
@@ -71,95 +71,95 @@ class AdaLoraParams(TargetedParams):
         return tinit, tfinal, delta_t
 
 
-INFO = MethodInfo(
-    name="adalora",
-    family="reparameterised",
-    summary="Low-rank changes in SVD form; a budget of ranks moves to the matrices that need them.",
-    paper="Zhang et al. 2023, arXiv:2303.10512",
-    params=AdaLoraParams,
-    # the official GLUE scripts lie between 5e-4 and 2.2e-3, for thousands of steps; measured on the demo: 1e-3 hardly
-    # moves within a hundred
-    learning_rate=3e-3,
-)
+class AdaLoraMethod(Method[AdaLoraParams]):
+    """AdaLoRA."""
 
-SUFFIXES = ("lora_A", "lora_E", "lora_B")
+    info = MethodInfo(
+        name="adalora",
+        family="reparameterised",
+        summary="Low-rank changes in SVD form; a budget of ranks moves to the matrices that need them.",
+        paper="Zhang et al. 2023, arXiv:2303.10512",
+        params=AdaLoraParams,
+        # the official GLUE scripts lie between 5e-4 and 2.2e-3, for thousands of steps; measured on the demo: 1e-3
+        # hardly moves within a hundred
+        learning_rate=3e-3,
+    )
 
+    def check_config(self, config: Mapping[str, Any], params: AdaLoraParams) -> list[str]:
+        """Return why no projection of this model can carry the rank: each has the residual width on one side."""
+        limit = width(config)
+        if limit is None or params.init_r <= limit:
+            return []
+        return [f"init_r = {params.init_r} is above the model's width; the largest useful rank is {limit}"]
 
-def check_config(config: Mapping[str, Any], params: AdaLoraParams) -> list[str]:
-    """Return why no projection of this model can carry the rank: each has the residual width on one side.
-
-    Args:
-        config: config.json.
-        params: hyper-parameters.
-    """
-    limit = width(config)
-    if limit is None or params.init_r <= limit:
+    def check_run(self, params: AdaLoraParams, total_steps: int) -> list[str]:
+        """Return why the phases do not fit into a run of `total_steps`."""
+        tinit, tfinal, _ = params.phases(total_steps)
+        given = params.tinit is not None or params.tfinal is not None
+        if given and tinit + tfinal >= total_steps:
+            sum_of_phases = f"tinit + tfinal is {tinit} + {tfinal}"
+            if params.tinit is None:  # a reason starts with what the recipe has
+                sum_of_phases = f"tfinal + tinit is {tfinal} + {tinit}"
+            return [
+                f"{sum_of_phases} = {tinit + tfinal}, but the run has {total_steps} optimizer steps; "
+                "expected fewer than that: shorten the phases, leave them null, or train longer"
+            ]
         return []
-    return [f"init_r = {params.init_r} is above the model's width; the largest useful rank is {limit}"]
 
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: AdaLoraParams) -> Attachment:
+        """Add an `SvdDelta` at each target.
 
-def check_run(params: AdaLoraParams, total_steps: int) -> list[str]:
-    """Return why the phases do not fit into a run of `total_steps`."""
-    tinit, tfinal, _ = params.phases(total_steps)
-    given = params.tinit is not None or params.tfinal is not None
-    if given and tinit + tfinal >= total_steps:
-        sum_of_phases = f"tinit + tfinal is {tinit} + {tfinal}"
-        if params.tinit is None:  # a reason starts with what the recipe has
-            sum_of_phases = f"tfinal + tinit is {tfinal} + {tinit}"
-        return [
-            f"{sum_of_phases} = {tinit + tfinal}, but the run has {total_steps} optimizer steps; "
-            "expected fewer than that: shorten the phases, leave them null, or train longer"
-        ]
-    return []
+        Raises:
+            UserError: a target matches nothing, or init_r is above a matrix's rank.
+        """
+        from peftcli.attachments.adalora import AdaLoraAttachment
+        from peftcli.layers.parts.svd_lora import SvdDelta
+        from peftcli.layers.site import output_site
+        from peftcli.protocol.projections import projections
 
-
-def attach(model: nn.Module, anatomy: Anatomy, params: AdaLoraParams) -> Attachment:
-    """Add an `SvdDelta` at each target.
-
-    Raises:
-        UserError: a target matches nothing, or init_r is above a matrix's rank.
-    """
-    from peftcli.attachments.adalora import AdaLoraAttachment
-    from peftcli.layers.parts.svd_lora import SvdDelta
-    from peftcli.layers.site import output_site
-    from peftcli.protocol.attachment import Placed
-    from peftcli.protocol.projections import projections
-
-    places = projections(model, anatomy, params)
-    attachment = AdaLoraAttachment(model, params=params)
-    attachment.targets = [target for target, _ in places]
-    for target, view in places:
-        largest = min(view.in_features, view.out_features)
-        if params.init_r > largest:
-            raise UserError(
-                f"method.init_r is {params.init_r}, but {target.key} is {view.out_features} x {view.in_features}",
-                suggestion=f"use init_r of at most {largest}, or leave that module out with exclude_modules",
-            )
-        part = SvdDelta(
-            params.init_r,
-            view.in_features,
-            view.out_features,
-            alpha=params.lora_alpha,
-            dropout=params.lora_dropout,
-            slice=target.slice,
-            device=view.device,
+        places = projections(model, anatomy, params)
+        attachment = AdaLoraAttachment(
+            model,
+            targets=[target for target, _ in places],
+            init_r=params.init_r,
+            target_r=params.target_r,
+            betas=(params.beta1, params.beta2),
+            orthogonality=params.orth_reg_weight,
+            phases=params.phases,
         )
-        output_site(view.module).parts.append(part)
-        attachment.placed.append(Placed(target.key, part))
-    return attachment
+        for target, view in places:
+            largest = min(view.in_features, view.out_features)
+            if params.init_r > largest:
+                raise UserError(
+                    f"method.init_r is {params.init_r}, but {target.key} is {view.out_features} x {view.in_features}",
+                    suggestion=f"use init_r of at most {largest}, or leave that module out with exclude_modules",
+                )
+            part = SvdDelta(
+                params.init_r,
+                view.in_features,
+                view.out_features,
+                alpha=params.lora_alpha,
+                dropout=params.lora_dropout,
+                slice=target.slice,
+                device=view.device,
+            )
+            attachment.place(target.key, part, output_site(view.module).parts)
+        return attachment
+
+    def merge_rules(self, anatomy: Anatomy, params: AdaLoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return rules that add each place's product of the ranks that were kept."""
+        from peftcli.layers.parts.svd_lora import TRIPLET, svd_scale
+
+        scale = svd_scale(params.lora_alpha, params.init_r)
+        folding = Folding(anatomy)
+        for key, tensors in tensors_by_key(state, TRIPLET).items():
+
+            def change(weight: Tensor, tensors: dict[str, Tensor] = tensors) -> Tensor:
+                a, e, b = (tensors[suffix].float() for suffix in TRIPLET)
+                return weight.addmm_(b, a * e, alpha=scale)
+
+            folding.change_weight(key, change)
+        return folding.rules()
 
 
-def merge_rules(anatomy: Anatomy, params: AdaLoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return rules that add each place's product of the ranks that were kept."""
-    from peftcli.layers.parts.svd_lora import svd_scale
-
-    scale = svd_scale(params.lora_alpha, params.init_r)
-    folding = Folding(anatomy)
-    for key, tensors in tensors_by_key(state, SUFFIXES).items():
-
-        def change(weight: Tensor, tensors: dict[str, Tensor] = tensors) -> Tensor:
-            a, e, b = (tensors[suffix].float() for suffix in SUFFIXES)
-            return weight.addmm_(b, a * e, alpha=scale)
-
-        folding.change_weight(key, change)
-    return folding.rules()
+METHOD = AdaLoraMethod()

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.protocol.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
-from peftcli.protocol.method import MethodInfo
+from peftcli.protocol.bottlenecks import BottleneckParams, branches, norm_parameters, too_wide
+from peftcli.protocol.method import Method, MethodInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftcli.layers.site import Part
     from peftcli.models.anatomy import Anatomy, BlockRole
     from peftcli.protocol.attachment import Attachment
 
@@ -50,56 +49,54 @@ class AdapterParams(BottleneckParams):
     """Initial weights: houlsby is truncated N(0, 1e-3), pfeiffer N(0, 0.02); null is the placement's."""
 
 
-INFO = MethodInfo(
-    name="adapter",
-    family="additive",
-    summary="Small bottleneck networks in series with each residual branch.",
-    paper="Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00247",
-    params=AdapterParams,
-    learning_rate=2e-3,  # measured on the demo: 1e-3 is slow within a few hundred steps
-    mergeable="a serial adapter is non-linear and has no equivalent weight change; keep the adapter beside its base, "
-    "or use lora if it must be folded in",
-)
+class AdapterMethod(Method[AdapterParams]):
+    """Serial bottleneck adapters."""
+
+    info = MethodInfo(
+        name="adapter",
+        family="additive",
+        summary="Small bottleneck networks in series with each residual branch.",
+        paper="Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00247",
+        params=AdapterParams,
+        learning_rate=2e-3,  # measured on the demo: 1e-3 is slow within a few hundred steps
+        unmergeable="a serial adapter is non-linear and has no equivalent weight change; keep the adapter beside its "
+        "base, or use lora if it must be folded in",
+    )
+
+    def check(self, anatomy: Anatomy, params: AdapterParams) -> list[str]:
+        """Return why this model cannot carry these adapters."""
+        return too_wide(anatomy, params, _KINDS[params.placement])
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: AdapterParams) -> Attachment:
+        """Put one adapter on each branch of the placement, and let the norms train where the paper does."""
+        from peftcli.protocol.attachment import Attachment
+
+        attachment = Attachment(model)
+        for block in branches(anatomy, _KINDS[params.placement]):
+            _place(attachment, block, params)
+        trains_norms = params.train_layer_norm
+        if trains_norms if trains_norms is not None else params.placement == "houlsby":
+            attachment.unfrozen = norm_parameters(model, anatomy)
+        return attachment
 
 
-def check(anatomy: Anatomy, params: AdapterParams) -> list[str]:
-    """Return why this model cannot carry these adapters."""
-    return too_wide(anatomy, params, _KINDS[params.placement])
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: AdapterParams) -> Attachment:
-    """Put one adapter on each branch of the placement, and let the norms train where the paper does.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its branches and norms.
-        params: placement and size.
-    """
-    from peftcli.protocol.attachment import Attachment, Placed
-
-    attachment = Attachment(model)
-    for block in branches(anatomy, _KINDS[params.placement]):
-        part = _place(model, block, params)
-        attachment.placed.append(Placed(f"{block.exit}.adapter", part))
-    trains_norms = params.train_layer_norm
-    if trains_norms if trains_norms is not None else params.placement == "houlsby":
-        attachment.unfrozen = norm_parameters(model, anatomy)
-    return attachment
-
-
-def _place(model: nn.Module, block: BlockRole, params: AdapterParams) -> Part:
-    """Make the adapter of one branch and append it to its site."""
+def _place(attachment: Attachment, block: BlockRole, params: AdapterParams) -> None:
+    """Add the adapter of one branch."""
     import torch
 
     from peftcli.layers.parts.bottleneck import SerialAdapter, linear_pair
-    from peftcli.layers.site import input_site, output_site
+    from peftcli.layers.site import device_of, input_site, output_site
 
     act = params.non_linearity or ("gelu" if params.placement == "houlsby" else "relu")
     after_sum = params.placement == "pfeiffer" and block.post_norm is not None
+    model = attachment.model
     host = model.get_submodule(block.post_norm if after_sum and block.post_norm else block.exit)
     with torch.device(device_of(host, model)):
         pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), params.init or params.placement)
     norm = host if after_sum and params.norm_before else None
     part = SerialAdapter(pair, act, params.dropout, norm)
-    (input_site(host) if after_sum else output_site(host)).parts.append(part)
-    return part
+    site = input_site(host) if after_sum else output_site(host)
+    attachment.place(f"{block.exit}.adapter", part, site.parts)
+
+
+METHOD = AdapterMethod()

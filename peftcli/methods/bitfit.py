@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
 from peftcli.protocol.folding import Change, Folding, tensors_by_key
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -48,70 +48,63 @@ class BitFitParams(MethodParams):
         return terms
 
 
-INFO = MethodInfo(
-    name="bitfit",
-    family="selective",
-    summary="Trains the bias terms of the base model, all of them or those of chosen roles.",
-    paper="Ben Zaken et al. 2021, arXiv:2106.10199",
-    params=BitFitParams,
-    learning_rate=4e-3,  # the official code's is 1e-3, for 16 epochs; measured on the demo: that is slow within one
-)
+class BitFitMethod(Method[BitFitParams]):
+    """BitFit."""
 
+    info = MethodInfo(
+        name="bitfit",
+        family="selective",
+        summary="Trains the bias terms of the base model, all of them or those of chosen roles.",
+        paper="Ben Zaken et al. 2021, arXiv:2106.10199",
+        params=BitFitParams,
+        learning_rate=4e-3,  # the official code's is 1e-3, for 16 epochs; measured on the demo: that is slow within one
+    )
 
-def check(anatomy: Anatomy, params: BitFitParams) -> list[str]:
-    """Return why this model cannot be trained by its biases: it has none, or none where they are asked for."""
-    if not anatomy.biases:
+    def check(self, anatomy: Anatomy, params: BitFitParams) -> list[str]:
+        """Return why this model cannot be trained by its biases: it has none, or none where they are asked for."""
+        if not anatomy.biases:
+            return [
+                f"this {anatomy.family} model has no bias terms, so BitFit would train nothing; "
+                "use lora or ia3, or freeze with `trainable: norms`"
+            ]
+        if params.terms == "all":
+            return []
+        missing = [term for term in params.terms if not _names(anatomy, term) and not _slices(anatomy, term)]
+        present = [term for term in _TERMS if _names(anatomy, term) or _slices(anatomy, term)]
         return [
-            f"this {anatomy.family} model has no bias terms, so BitFit would train nothing; "
-            "use lora or ia3, or freeze with `trainable: norms`"
+            f"{term} has no bias in this {anatomy.family} model; terms with one: {', '.join(present)}"
+            for term in missing
         ]
-    if params.terms == "all":
-        return []
-    missing = [term for term in params.terms if not _names(anatomy, term) and not _slices(anatomy, term)]
-    present = [term for term in _TERMS if _names(anatomy, term) or _slices(anatomy, term)]
-    return [
-        f"{term} has no bias in this {anatomy.family} model; terms with one: {', '.join(present)}" for term in missing
-    ]
 
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachment:
+        """Let the chosen biases train; a slice of a fused projection gets a `BiasDelta`."""
+        from peftcli.layers.parts.bias import BiasDelta
+        from peftcli.layers.site import output_site
+        from peftcli.protocol.attachment import Attachment
+        from peftcli.protocol.trained_biases import train_biases
 
-def attach(model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachment:
-    """Unfreeze the chosen biases; a slice of a fused projection gets a `BiasDelta`.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its roles.
-        params: which terms.
-    """
-    from peftcli.attachments.biases import BiasAttachment, train_biases
-    from peftcli.layers.parts.bias import BiasDelta
-    from peftcli.layers.site import output_site
-    from peftcli.protocol.attachment import Placed
-
-    attachment = BiasAttachment(model)
-    if params.terms == "all":
-        train_biases(attachment, anatomy.biases)
-    else:
+        attachment = Attachment(model)
+        if params.terms == "all":
+            train_biases(attachment, anatomy.biases)
+            return attachment
         train_biases(attachment, dict.fromkeys(name for term in params.terms for name in _names(anatomy, term)))
         slices = {linear.key: linear for term in params.terms for linear in _slices(anatomy, term)}
         for key, linear in slices.items():
-            host = model.get_submodule(linear.module)
             assert linear.slice is not None  # what _slices selects by
             part = BiasDelta(linear.out_features, linear.slice, model.get_parameter(f"{linear.module}.bias").device)
-            output_site(host).parts.append(part)
-            attachment.placed.append(Placed(key, part))
-    return attachment
+            attachment.place(key, part, output_site(model.get_submodule(linear.module)).parts)
+        return attachment
 
-
-def merge_rules(anatomy: Anatomy, params: BitFitParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return the trained biases as they are, and a slice's difference added to its features."""
-    folding = Folding(anatomy)
-    biases = set(anatomy.biases)
-    for name, value in state.items():
-        if name in biases:
-            folding.replace(name, value)
-    for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
-        folding.change_bias(key, _plus(tensors["bias_delta"].float()))
-    return folding.rules()
+    def merge_rules(self, anatomy: Anatomy, params: BitFitParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return the trained biases as they are, and a slice's difference added to its features."""
+        folding = Folding(anatomy)
+        biases = set(anatomy.biases)
+        for name, value in state.items():
+            if name in biases:
+                folding.replace(name, value)
+        for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
+            folding.change_bias(key, _plus(tensors["bias_delta"].float()))
+        return folding.rules()
 
 
 def _plus(delta: Tensor) -> Change:
@@ -133,3 +126,6 @@ def _names(anatomy: Anatomy, term: str) -> list[str]:
 
 def _slices(anatomy: Anatomy, term: str) -> list[LinearRole]:
     return [linear for linear in _linears(anatomy, term) if linear.slice is not None and linear.has_bias]
+
+
+METHOD = BitFitMethod()

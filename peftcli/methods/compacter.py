@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from peftcli.models.config_facts import width
-from peftcli.protocol.bottlenecks import BottleneckParams, branches, device_of, norm_parameters, too_wide
-from peftcli.protocol.method import MethodInfo
+from peftcli.protocol.bottlenecks import BottleneckParams, branches, norm_parameters, too_wide
+from peftcli.protocol.method import Method, MethodInfo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,30 +56,62 @@ class CompacterParams(BottleneckParams):
         return self
 
 
-INFO = MethodInfo(
-    name="compacter",
-    family="additive",
-    summary="Serial adapters whose projections are sums of Kronecker products with shared factors.",
-    paper="Karimi Mahabadi et al. 2021, arXiv:2106.04647",
-    params=CompacterParams,
-    learning_rate=3e-3,
-    mergeable="a Compacter adapter is non-linear and has no equivalent weight change; keep the adapter beside "
-    "its base, or use lora if it must be folded in",
-)
+class CompacterMethod(Method[CompacterParams]):
+    """Compacter and Compacter++."""
 
+    info = MethodInfo(
+        name="compacter",
+        family="additive",
+        summary="Serial adapters whose projections are sums of Kronecker products with shared factors.",
+        paper="Karimi Mahabadi et al. 2021, arXiv:2106.04647",
+        params=CompacterParams,
+        learning_rate=3e-3,
+        unmergeable="a Compacter adapter is non-linear and has no equivalent weight change; keep the adapter beside "
+        "its base, or use lora if it must be folded in",
+    )
 
-def check(anatomy: Anatomy, params: CompacterParams) -> list[str]:
-    """Return why phm_dim does not divide this model's hidden size or the bottleneck that follows from it."""
-    problems = too_wide(anatomy, params, _KINDS[params.placement])
-    for size in sorted({block.width for block in branches(anatomy, _KINDS[params.placement])}):
-        problems += _indivisible(params, size)
-    return problems
+    def check(self, anatomy: Anatomy, params: CompacterParams) -> list[str]:
+        """Return why phm_dim does not divide this model's hidden size or the bottleneck that follows from it."""
+        problems = too_wide(anatomy, params, _KINDS[params.placement])
+        for size in sorted({block.width for block in branches(anatomy, _KINDS[params.placement])}):
+            problems += _indivisible(params, size)
+        return problems
 
+    def check_config(self, config: Mapping[str, Any], params: CompacterParams) -> list[str]:
+        """Return what a config.json says against these hyper-parameters: a phm_dim that does not divide its width."""
+        size = width(config)
+        return [] if size is None else _indivisible(params, size)
 
-def check_config(config: Mapping[str, Any], params: CompacterParams) -> list[str]:
-    """Return what a config.json says against these hyper-parameters: a phm_dim that does not divide its width."""
-    size = width(config)
-    return [] if size is None else _indivisible(params, size)
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attachment:
+        """Put one adapter on each branch of the placement, all with one shared rule, and let the norms train."""
+        import torch
+
+        from peftcli.layers.added_modules import ADDED
+        from peftcli.layers.parts.bottleneck import SerialAdapter
+        from peftcli.layers.parts.phm import PhmLinear, PhmRule
+        from peftcli.layers.site import device_of, output_site
+        from peftcli.protocol.attachment import Attachment
+
+        attachment = Attachment(model)
+        with torch.device(device_of(model, model)):
+            rule = PhmRule(params.phm_dim)
+        name = f"{ADDED}phm_rule_{sum(child.startswith(f'{ADDED}phm_rule') for child, _ in model.named_children())}"
+        model.add_module(name, rule)
+        attachment.undo.append(lambda: delattr(model, name))
+        attachment.shared["compacter.phm_rule"] = rule.rule
+        for block in branches(anatomy, _KINDS[params.placement]):
+            host = model.get_submodule(block.exit)
+            size = _bottleneck(params, block.width)
+            with torch.device(device_of(host, model)):
+                pair = (
+                    PhmLinear(rule, block.width, size, params.phm_rank),
+                    PhmLinear(rule, size, block.width, params.phm_rank),
+                )
+            part = SerialAdapter(pair, params.non_linearity, params.dropout)
+            attachment.place(f"{block.exit}.compacter", part, output_site(host).parts)
+        if params.train_layer_norm:
+            attachment.unfrozen = norm_parameters(model, anatomy)
+        return attachment
 
 
 def _indivisible(params: CompacterParams, size: int) -> list[str]:
@@ -97,40 +129,4 @@ def _bottleneck(params: CompacterParams, width: int) -> int:
     return max(params.phm_dim, round(size / params.phm_dim) * params.phm_dim)
 
 
-def attach(model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attachment:
-    """Put one adapter on each branch of the placement, all with one shared rule, and let the norms train.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its branches and norms.
-        params: placement, size and factors.
-    """
-    import torch
-
-    from peftcli.layers.added_modules import ADDED
-    from peftcli.layers.parts.bottleneck import SerialAdapter
-    from peftcli.layers.parts.phm import PhmLinear, PhmRule
-    from peftcli.layers.site import output_site
-    from peftcli.protocol.attachment import Attachment, Placed
-
-    attachment = Attachment(model)
-    with torch.device(device_of(model, model)):
-        rule = PhmRule(params.phm_dim)
-    name = f"{ADDED}phm_rule_{sum(child.startswith(f'{ADDED}phm_rule') for child, _ in model.named_children())}"
-    model.add_module(name, rule)
-    attachment.undo.append(lambda: delattr(model, name))
-    attachment.shared["compacter.phm_rule"] = rule.rule
-    for block in branches(anatomy, _KINDS[params.placement]):
-        host = model.get_submodule(block.exit)
-        size = _bottleneck(params, block.width)
-        with torch.device(device_of(host, model)):
-            pair = (
-                PhmLinear(rule, block.width, size, params.phm_rank),
-                PhmLinear(rule, size, block.width, params.phm_rank),
-            )
-        part = SerialAdapter(pair, params.non_linearity, params.dropout)
-        output_site(host).parts.append(part)
-        attachment.placed.append(Placed(f"{block.exit}.compacter", part))
-    if params.train_layer_norm:
-        attachment.unfrozen = norm_parameters(model, anatomy)
-    return attachment
+METHOD = CompacterMethod()

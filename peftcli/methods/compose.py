@@ -11,35 +11,18 @@ of the part's own scale (LoRA's alpha / r, a parallel adapter's scaling).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from peftcli.protocol.composition import (
-    PartSpec,
-    attach_parts,
-    check_parts,
-    check_parts_config,
-    check_parts_run,
-    labelled,
-    merge_rules_of,
-    positions_taken_by,
-    why_no_part,
-    why_not_mergeable,
-)
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.composite_method import CompositeMethod
+from peftcli.protocol.composition import CompositeParams, PartSpec, labelled, why_no_part
+from peftcli.protocol.method import MethodInfo
 from peftcli.protocol.registry import registry
-from peftcli.recipe.params import AnyMethod, MethodParams
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from peftcli.models.anatomy import Anatomy
-    from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.params import AnyMethod
 
 
-class ComposeParams(MethodParams):
+class ComposeParams(CompositeParams):
     """Hyper-parameters of a composition."""
 
     name: Literal["compose"] = "compose"
@@ -79,55 +62,13 @@ def _typed_part(part: dict[str, Any]) -> Any:
     return part if model is None else model.model_validate(part)
 
 
-def _mergeable(params: MethodParams) -> str | None:
-    return why_not_mergeable(params.specs) if isinstance(params, ComposeParams) else None
-
-
-INFO = MethodInfo(
-    name="compose",
-    family="hybrid",
-    summary="Any list of methods together, optionally under gates.",
-    paper="this project, after He et al. 2021, arXiv:2110.04366, and Mao et al. 2021, arXiv:2110.07577",
-    params=ComposeParams,
-    learning_rate=2e-3,  # that of its parts on the demo: half of it is slow within one epoch
-    mergeable=_mergeable,
+METHOD = CompositeMethod(
+    MethodInfo(
+        name="compose",
+        family="hybrid",
+        summary="Any list of methods together, optionally under gates.",
+        paper="this project, after He et al. 2021, arXiv:2110.04366, and Mao et al. 2021, arXiv:2110.07577",
+        params=ComposeParams,
+        learning_rate=2e-3,  # that of its parts on the demo: half of it is slow within one epoch
+    )
 )
-
-
-def check(anatomy: Anatomy, params: ComposeParams) -> list[str]:
-    """Return why this model cannot carry one of the parts."""
-    return check_parts(anatomy, params.specs)
-
-
-def check_config(config: Mapping[str, Any], params: ComposeParams) -> list[str]:
-    """Return what a config.json says against one of the parts."""
-    return check_parts_config(config, params.specs)
-
-
-def check_run(params: ComposeParams, total_steps: int) -> list[str]:
-    """Return why a run of this length does not suit one of the parts."""
-    return check_parts_run(params.specs, total_steps)
-
-
-def positions_taken(anatomy: Anatomy, params: ComposeParams) -> int:
-    """Return how many of the model's positions the parts take."""
-    return positions_taken_by(anatomy, params.specs)
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: ComposeParams) -> Attachment:
-    """Attach every part.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its roles.
-        params: the parts.
-
-    Raises:
-        UserError: two parts want the same place, or a part takes no gate.
-    """
-    return attach_parts(model, anatomy, params.specs)
-
-
-def merge_rules(anatomy: Anatomy, params: ComposeParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return the rules of all parts; where two change one tensor, in their order."""
-    return merge_rules_of(anatomy, params.specs, state)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from peftcli.protocol.folding import replacing
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -32,44 +32,44 @@ class FreezeParams(MethodParams):
     """How many blocks, counted from the output, with `trainable: last_layers`; one that runs n times counts n."""
 
 
-INFO = MethodInfo(
-    name="freeze",
-    family="selective",
-    summary="Trains the last k blocks, or the normalisation layers, and freezes the rest.",
-    paper="Lee et al. 2019, arXiv:1911.03090",
-    params=FreezeParams,
-    learning_rate=1e-3,  # measured on the demo: 1e-4 hardly moves within a hundred steps
-    quantised_base=False,
-    artifact="model",
-)
+class FreezeMethod(Method[FreezeParams]):
+    """Partial fine-tuning."""
 
+    info = MethodInfo(
+        name="freeze",
+        family="selective",
+        summary="Trains the last k blocks, or the normalisation layers, and freezes the rest.",
+        paper="Lee et al. 2019, arXiv:1911.03090",
+        params=FreezeParams,
+        learning_rate=1e-3,  # measured on the demo: 1e-4 hardly moves within a hundred steps
+        quantised_base=False,
+        artifact="model",
+    )
 
-def check(anatomy: Anatomy, params: FreezeParams) -> list[str]:
-    """Return why this model cannot be trained so: fewer blocks than asked for, or no norms."""
-    depth = sum(_runs(anatomy).values())
-    if params.trainable == "last_layers" and params.num_layers > depth:
-        return [f"num_layers is {params.num_layers}, but this {anatomy.family} model has {depth} blocks"]
-    if params.trainable == "norms" and not anatomy.norms:
-        return [f"no normalisation layers were found in this {anatomy.family} model; use `trainable: last_layers`"]
-    return []
+    def check(self, anatomy: Anatomy, params: FreezeParams) -> list[str]:
+        """Return why this model cannot be trained so: fewer blocks than asked for, or no norms."""
+        depth = sum(_runs(anatomy).values())
+        if params.trainable == "last_layers" and params.num_layers > depth:
+            return [f"num_layers is {params.num_layers}, but this {anatomy.family} model has {depth} blocks"]
+        if params.trainable == "norms" and not anatomy.norms:
+            return [f"no normalisation layers were found in this {anatomy.family} model; use `trainable: last_layers`"]
+        return []
 
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: FreezeParams) -> Attachment:
+        """Unfreeze the chosen blocks or norms."""
+        from peftcli.layers.site import base_parameters
+        from peftcli.protocol.attachment import Attachment
 
-def attach(model: nn.Module, anatomy: Anatomy, params: FreezeParams) -> Attachment:
-    """Unfreeze the chosen blocks or norms."""
-    from peftcli.layers.site import base_parameters
-    from peftcli.protocol.attachment import Attachment
+        roots = anatomy.norms if params.trainable == "norms" else _last_blocks(anatomy, params.num_layers)
+        inside = tuple(f"{root}." for root in roots)
+        names = [name for name in base_parameters(model) if name.startswith(inside)]
+        for name in names:
+            model.get_parameter(name).requires_grad_(True)
+        return Attachment(model, unfrozen=names)
 
-    roots = anatomy.norms if params.trainable == "norms" else _last_blocks(anatomy, params.num_layers)
-    inside = tuple(f"{root}." for root in roots)
-    names = [name for name in base_parameters(model) if name.startswith(inside)]
-    for name in names:
-        model.get_parameter(name).requires_grad_(True)
-    return Attachment(model, unfrozen=names)
-
-
-def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return each trained tensor in place of the base's."""
-    return replacing(anatomy, state)
+    def merge_rules(self, anatomy: Anatomy, params: FreezeParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return each trained tensor in place of the base's."""
+        return replacing(anatomy, state)
 
 
 def _last_blocks(anatomy: Anatomy, count: int) -> list[str]:
@@ -87,3 +87,6 @@ def _runs(anatomy: Anatomy) -> dict[str, int]:
     stack: Stack = "decoder" if anatomy.layers.get("decoder") else "encoder"
     depths = {each.layer: each.depths for each in anatomy.attentions if each.stack == stack and each.kind == "self"}
     return {path: depths.get(index, 1) for index, path in enumerate(anatomy.layers.get(stack, ()))}
+
+
+METHOD = FreezeMethod()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from peftcli.protocol.folding import replacing
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -25,28 +25,35 @@ class FullParams(MethodParams):
     name: Literal["full"] = "full"
 
 
-INFO = MethodInfo(
-    name="full",
-    family="full",
-    summary="Trains every parameter: the baseline.",
-    paper="Devlin et al. 2018, arXiv:1810.04805",
-    params=FullParams,
-    learning_rate=1e-4,  # BERT's search ends at 5e-5, which is slow for small models; decoders of billions take 1e-5
-    quantised_base=False,
-    artifact="model",
-)
+class FullMethod(Method[FullParams]):
+    """Full fine-tuning."""
 
+    info = MethodInfo(
+        name="full",
+        family="full",
+        summary="Trains every parameter: the baseline.",
+        paper="Devlin et al. 2018, arXiv:1810.04805",
+        params=FullParams,
+        # BERT's search ends at 5e-5, which is slow for small models; decoders of billions take 1e-5
+        learning_rate=1e-4,
+        quantised_base=False,
+        artifact="model",
+    )
 
-def attach(model: nn.Module, anatomy: Anatomy, params: FullParams) -> Attachment:
-    """Unfreeze every parameter of the base."""
-    from peftcli.layers.site import base_parameters
-    from peftcli.protocol.attachment import Attachment
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: FullParams) -> Attachment:
+        """Unfreeze every parameter of the base."""
+        from peftcli.layers.site import base_parameters
+        from peftcli.protocol.attachment import Attachment
 
-    fixed = _fixed_tables(model)
-    names = [name for name in base_parameters(model) if name not in fixed]
-    for name in names:
-        model.get_parameter(name).requires_grad_(True)
-    return Attachment(model, unfrozen=names)
+        fixed = _fixed_tables(model)
+        names = [name for name in base_parameters(model) if name not in fixed]
+        for name in names:
+            model.get_parameter(name).requires_grad_(True)
+        return Attachment(model, unfrozen=names)
+
+    def merge_rules(self, anatomy: Anatomy, params: FullParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return each trained tensor in place of the base's."""
+        return replacing(anatomy, state)
 
 
 def _fixed_tables(model: nn.Module) -> set[str]:
@@ -61,6 +68,4 @@ def _fixed_tables(model: nn.Module) -> set[str]:
     return {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
 
 
-def merge_rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return each trained tensor in place of the base's."""
-    return replacing(anatomy, state)
+METHOD = FullMethod()

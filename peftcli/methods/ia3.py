@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from peftcli.protocol.folding import Change, Folding, tensors_by_key
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
@@ -34,63 +34,63 @@ class IA3Params(TargetedParams):
     """Which of them have their input rescaled instead of their output."""
 
 
-INFO = MethodInfo(
-    name="ia3",
-    family="reparameterised",
-    summary="Rescales keys, values and inner feed-forward activations by learned vectors.",
-    paper="Liu et al. 2022, arXiv:2205.05638",
-    params=IA3Params,
-    learning_rate=2e-2,  # measured on the demo: T-Few's 3e-3 is slow within a few hundred steps
-)
+class IA3Method(Method[IA3Params]):
+    """(IA)3."""
+
+    info = MethodInfo(
+        name="ia3",
+        family="reparameterised",
+        summary="Rescales keys, values and inner feed-forward activations by learned vectors.",
+        paper="Liu et al. 2022, arXiv:2205.05638",
+        params=IA3Params,
+        learning_rate=2e-2,  # measured on the demo: T-Few's 3e-3 is slow within a few hundred steps
+    )
+
+    def check(self, anatomy: Anatomy, params: IA3Params) -> list[str]:
+        """Return why this model cannot be rescaled: none of the default places exist."""
+        if params.target_modules is None and not _defaults(anatomy):
+            return [f"this {anatomy.family} model has no attention keys, values or feed-forward; name target_modules"]
+        return []
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: IA3Params) -> Attachment:
+        """Add a `Rescale` at each target.
+
+        Raises:
+            UserError: a target matches nothing.
+        """
+        from peftcli.layers.parts.rescale import Rescale
+        from peftcli.layers.site import input_site, output_site
+        from peftcli.models.targets import resolve_targets
+        from peftcli.protocol.attachment import Attachment
+        from peftcli.protocol.projections import projections
+
+        entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
+        inner = set()
+        if params.feedforward_modules and _present(anatomy, params.feedforward_modules):
+            inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules)}
+        places = projections(model, anatomy, params, entries)
+        attachment = Attachment(model, targets=[target for target, _ in places])
+        for target, view in places:
+            if target.key in inner:
+                part, site = Rescale(view.in_features, "input", None, view.device), input_site(view.module)
+            else:
+                part = Rescale(view.out_features, "output", target.slice, view.device)
+                site = output_site(view.module)
+            attachment.place(target.key, part, site.parts)
+        return attachment
+
+    def merge_rules(self, anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return rules that scale rows and bias (output vectors) or columns (input vectors)."""
+        folding = Folding(anatomy)
+        for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
+            vector = tensors["ia3_l"].float()  # (out, 1) or (1, in): broadcasts over the weight (out, in)
+            folding.change_weight(key, _times(vector))
+            if vector.shape[0] != 1 and folding.has_bias(key):
+                folding.change_bias(key, _times(vector.flatten()))
+        return folding.rules()
+
 
 _PAPER = ("attn.k", "attn.v", "cross_attn.k", "cross_attn.v", "ffn.down")
-
-
-def check(anatomy: Anatomy, params: IA3Params) -> list[str]:
-    """Return why this model cannot be rescaled: none of the default places exist."""
-    if params.target_modules is None and not _defaults(anatomy):
-        return [f"this {anatomy.family} model has no attention keys, values or feed-forward; name target_modules"]
-    return []
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: IA3Params) -> Attachment:
-    """Add a `Rescale` at each target.
-
-    Raises:
-        UserError: a target matches nothing.
-    """
-    from peftcli.layers.parts.rescale import Rescale
-    from peftcli.layers.site import input_site, output_site
-    from peftcli.models.targets import resolve_targets
-    from peftcli.protocol.attachment import Attachment, Placed
-    from peftcli.protocol.projections import projections
-
-    entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
-    inner = set()
-    if params.feedforward_modules and _present(anatomy, params.feedforward_modules):
-        inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules)}
-    places = projections(model, anatomy, params, entries)
-    attachment = Attachment(model, targets=[target for target, _ in places])
-    for target, view in places:
-        if target.key in inner:
-            part = Rescale(view.in_features, "input", None, view.device)
-            input_site(view.module).parts.append(part)
-        else:
-            part = Rescale(view.out_features, "output", target.slice, view.device)
-            output_site(view.module).parts.append(part)
-        attachment.placed.append(Placed(target.key, part))
-    return attachment
-
-
-def merge_rules(anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return rules that scale rows and bias (output vectors) or columns (input vectors)."""
-    folding = Folding(anatomy)
-    for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
-        vector = tensors["ia3_l"].float()  # (out, 1) or (1, in): broadcasts over the weight (out, in)
-        folding.change_weight(key, _times(vector))
-        if vector.shape[0] != 1 and folding.has_bias(key):
-            folding.change_bias(key, _times(vector.flatten()))
-    return folding.rules()
 
 
 def _times(vector: Tensor) -> Change:
@@ -105,3 +105,6 @@ def _defaults(anatomy: Anatomy) -> list[str]:
 def _present(anatomy: Anatomy, entries: list[str] | str) -> bool:
     """Return False only for the default feed-forward role on a model that has none (experts as 3-D parameters)."""
     return entries != ["ffn.down"] or "ffn.down" in anatomy.roles()
+
+
+METHOD = IA3Method()

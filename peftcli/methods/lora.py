@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from peftcli.errors import UserError
 from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
-from peftcli.protocol.method import MergeRule, MethodInfo
+from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftcli.models.anatomy import Anatomy
+    from peftcli.models.targets import Target
     from peftcli.protocol.attachment import Attachment
 
 Rank = Annotated[int, Field(ge=1)]
@@ -130,101 +132,112 @@ def names_target(pattern: str, role: str | None, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
-INFO = MethodInfo(
-    name="lora",
-    family="reparameterised",
-    summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, LoRA+ and PiSSA by option.",
-    paper="Hu et al. 2021, arXiv:2106.09685",
-    params=LoraParams,
-    learning_rate=2e-3,  # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
-)
+class LoraMethod(Method[LoraParams]):
+    """LoRA, DoRA, rsLoRA, LoRA+ and PiSSA."""
 
-
-def check(anatomy: Anatomy, params: LoraParams) -> list[str]:
-    """Return why these hyper-parameters do not fit: a rank above the smaller side of a matrix."""
-    from peftcli.models.anatomy import BLOCK_ROLES
-
-    entries = [params.target_modules] if isinstance(params.target_modules, str) else params.target_modules
-    reasons: dict[str, None] = {}
-    for linear in anatomy.linears:
-        block = linear.role.split(".")[0]
-        named = linear.role in entries or (block in BLOCK_ROLES and block in entries) or "all-linear" in entries
-        if named or any(linear.module == entry or linear.module.endswith(f".{entry}") for entry in entries):
-            rank = params.rank_of(linear.role, linear.key)
-            reason = rank_above_matrix(rank, linear.out_features, linear.in_features, linear.role)
-            if reason:
-                reasons[reason] = None
-    return list(reasons)
-
-
-def check_config(config: Mapping[str, Any], params: LoraParams) -> list[str]:
-    """Return the ranks that no projection of this model can carry: each has the residual width on one side.
-
-    Args:
-        config: config.json.
-        params: hyper-parameters.
-    """
-    limit = width(config)
-    if limit is None:
-        return []
-    named = {"r": params.r, **{f"rank_pattern {key!r}": rank for key, rank in params.rank_pattern.items()}}
-    return [
-        f"{name} = {rank} is above the model's width; the largest useful rank is {limit}"
-        for name, rank in named.items()
-        if rank > limit
-    ]
-
-
-def rank_above_matrix(rank: int, d_out: int, d_in: int, what: str) -> str | None:
-    """Return why a rank is too large for a matrix (d_out, d_in), or None."""
-    limit = min(d_out, d_in)
-    if rank <= limit:
-        return None
-    return f"rank {rank} is above the matrix of {what} ({d_out} x {d_in}); the largest useful r is {limit}"
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment:
-    """Add a low-rank change at every target.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its roles.
-        params: where, which rank, which variant.
-
-    Raises:
-        UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not
-            fit a target.
-    """
-    from peftcli.attachments.biases import train_biases
-    from peftcli.attachments.lora import LoraAttachment, place_all
-    from peftcli.models.targets import resolve_targets
-
-    targets = resolve_targets(
-        model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
+    info = MethodInfo(
+        name="lora",
+        family="reparameterised",
+        summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, LoRA+ and PiSSA by option.",
+        paper="Hu et al. 2021, arXiv:2106.09685",
+        params=LoraParams,
+        # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
+        learning_rate=2e-3,
     )
-    attachment = LoraAttachment(model, targets=targets, params=params)
-    place_all(attachment, targets, params)
-    if params.bias == "all":
-        train_biases(attachment, anatomy.biases)
-    return attachment
+
+    def check(self, anatomy: Anatomy, params: LoraParams) -> list[str]:
+        """Return why these hyper-parameters do not fit: a rank above the smaller side of a matrix."""
+        from peftcli.attachments.lora import rank_above_matrix
+        from peftcli.models.anatomy import BLOCK_ROLES
+
+        entries = [params.target_modules] if isinstance(params.target_modules, str) else params.target_modules
+        reasons: dict[str, None] = {}
+        for linear in anatomy.linears:
+            block = linear.role.split(".")[0]
+            named = linear.role in entries or (block in BLOCK_ROLES and block in entries) or "all-linear" in entries
+            if named or any(linear.module == entry or linear.module.endswith(f".{entry}") for entry in entries):
+                rank = params.rank_of(linear.role, linear.key)
+                reason = rank_above_matrix(rank, linear.out_features, linear.in_features, linear.role)
+                if reason:
+                    reasons[reason] = None
+        return list(reasons)
+
+    def check_config(self, config: Mapping[str, Any], params: LoraParams) -> list[str]:
+        """Return the ranks that no projection of this model can carry: each has the residual width on one side."""
+        limit = width(config)
+        if limit is None:
+            return []
+        named = {"r": params.r, **{f"rank_pattern {key!r}": rank for key, rank in params.rank_pattern.items()}}
+        return [
+            f"{name} = {rank} is above the model's width; the largest useful rank is {limit}"
+            for name, rank in named.items()
+            if rank > limit
+        ]
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment:
+        """Add a low-rank change at every target.
+
+        Raises:
+            UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not fit a
+                target.
+        """
+        from peftcli.attachments.lora import LoraPlace, LoraVariant, attach_lora
+        from peftcli.models.targets import resolve_targets
+        from peftcli.protocol.trained_biases import train_biases
+
+        targets = resolve_targets(
+            model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
+        )
+        _refuse_idle_patterns(targets, params)
+        places = []
+        for target in targets:
+            rank = params.rank_of(target.role, target.key)
+            places.append(LoraPlace(target, rank, params.scale_of(target.role, target.key, rank)))
+        variant = LoraVariant(
+            dropout=params.lora_dropout,
+            init=params.init_lora_weights,
+            pissa=params.starts_from_base,
+            svd_iterations=pissa_iterations(str(params.init_lora_weights)),
+            dora=params.use_dora,
+            biases=params.bias == "lora_only",
+            b_ratio=params.loraplus_lr_ratio,
+        )
+        attachment = attach_lora(model, places, variant)
+        if params.bias == "all":
+            train_biases(attachment, anatomy.biases)
+        return attachment
+
+    def merge_rules(self, anatomy: Anatomy, params: LoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return rules that add s B A to weights (DoRA: and rescale rows), and put trained biases in place."""
+        from peftcli.attachments.lora import embedding_change, linear_change
+
+        folding = Folding(anatomy)
+        roles = {linear.key: linear.role for linear in anatomy.linears}
+        suffixes = ("lora_A.weight", "lora_B.weight", "initial_A", "initial_B", "lora_magnitude_vector")
+        for key, tensors in tensors_by_key(state, (*suffixes, "lora_embedding_A", "lora_embedding_B")).items():
+            embedded = "lora_embedding_A" in tensors
+            rank = len(tensors["lora_embedding_A" if embedded else "lora_A.weight"])
+            scale = params.scale_of(roles.get(key), key, rank)
+            change = embedding_change(tensors, scale) if embedded else linear_change(tensors, scale)
+            # a table tied to the language-model head changes alone: the head's projection has no such delta
+            folding.change_weight(key, change, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
+        for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
+            folding.change_bias(key, tensors["bias_delta"].float().add)
+        for name, value in state.items():
+            if name in anatomy.biases:
+                folding.replace(name, value)
+        return folding.rules()
 
 
-def merge_rules(anatomy: Anatomy, params: LoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
-    """Return rules that add s B A to weights (DoRA: and rescale rows), and put trained biases in place."""
-    from peftcli.attachments.lora import embedding_change, linear_change
+def _refuse_idle_patterns(targets: list[Target], params: LoraParams) -> None:
+    for option, patterns in (("rank_pattern", params.rank_pattern), ("alpha_pattern", params.alpha_pattern)):
+        for pattern in patterns:
+            if not any(names_target(pattern, target.role, target.key) for target in targets):
+                names = sorted({target.role or target.module.rsplit(".", 1)[-1] for target in targets})
+                raise UserError(
+                    f"method.{option}: {pattern!r} matches none of the {len(targets)} targets",
+                    suggestion=f"use a role, or a regular expression on the end of a path; targets: {', '.join(names)}",
+                )
 
-    folding = Folding(anatomy)
-    roles = {linear.key: linear.role for linear in anatomy.linears}
-    suffixes = ("lora_A.weight", "lora_B.weight", "initial_A", "initial_B", "lora_magnitude_vector")
-    for key, tensors in tensors_by_key(state, (*suffixes, "lora_embedding_A", "lora_embedding_B")).items():
-        embedded = "lora_embedding_A" in tensors
-        rank = len(tensors["lora_embedding_A" if embedded else "lora_A.weight"])
-        change = (embedding_change if embedded else linear_change)(tensors, params.scale_of(roles.get(key), key, rank))
-        # a table tied to the language-model head changes alone: the head's projection has no such delta
-        folding.change_weight(key, change, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
-    for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
-        folding.change_bias(key, tensors["bias_delta"].float().add)
-    for name, value in state.items():
-        if name in anatomy.biases:
-            folding.replace(name, value)
-    return folding.rules()
+
+METHOD = LoraMethod()

@@ -8,25 +8,18 @@ unsteady on the demo. A composition of `prefix_tuning` and `parallel_adapter`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
-from peftcli.protocol.composition import PartSpec, attach_parts, check_parts, check_parts_config, positions_taken_by
+from peftcli.protocol.composite_method import CompositeMethod
+from peftcli.protocol.composition import CompositeParams, PartSpec
 from peftcli.protocol.method import MethodInfo
-from peftcli.recipe.params import MethodParams
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from peftcli.models.anatomy import Anatomy
-    from peftcli.protocol.attachment import Attachment
 
 
-class MamParams(MethodParams):
+class MamParams(CompositeParams):
     """Hyper-parameters of MAM."""
 
     name: Literal["mam"] = "mam"
@@ -66,39 +59,15 @@ class MamParams(MethodParams):
         return [PartSpec("prefix", prefix), PartSpec("parallel_adapter", adapter)]
 
 
-INFO = MethodInfo(
-    name="mam",
-    family="hybrid",
-    summary="Prefix tuning on every attention and a scaled parallel adapter beside the feed-forward.",
-    paper="He et al. 2021, arXiv:2110.04366",
-    params=MamParams,
-    learning_rate=1e-3,  # measured on the demo, at this scaling: at 4 it is unsteady, and slow at half the rate
-    mergeable="neither learned keys and values nor a parallel adapter are a change of weights; keep the adapter beside "
-    "its base, or use lora if it must be folded in",
+METHOD = CompositeMethod(
+    MethodInfo(
+        name="mam",
+        family="hybrid",
+        summary="Prefix tuning on every attention and a scaled parallel adapter beside the feed-forward.",
+        paper="He et al. 2021, arXiv:2110.04366",
+        params=MamParams,
+        learning_rate=1e-3,  # measured on the demo, at this scaling: at 4 it is unsteady, and slow at half the rate
+        unmergeable="neither learned keys and values nor a parallel adapter are a change of weights; keep the adapter "
+        "beside its base, or use lora if it must be folded in",
+    )
 )
-
-
-def check(anatomy: Anatomy, params: MamParams) -> list[str]:
-    """Return why this model cannot carry one of the two parts."""
-    return check_parts(anatomy, params.specs)
-
-
-def check_config(config: Mapping[str, Any], params: MamParams) -> list[str]:
-    """Return what a config.json says against one of the two parts."""
-    return check_parts_config(config, params.specs)
-
-
-def positions_taken(anatomy: Anatomy, params: MamParams) -> int:
-    """Return how many of the model's positions the prefix takes."""
-    return positions_taken_by(anatomy, params.specs)
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: MamParams) -> Attachment:
-    """Attach prefixes and parallel adapters.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its attentions and branches.
-        params: sizes.
-    """
-    return attach_parts(model, anatomy, params.specs)

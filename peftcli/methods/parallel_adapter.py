@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.protocol.bottlenecks import BottleneckParams, branches, device_of, too_wide
-from peftcli.protocol.method import MethodInfo
+from peftcli.protocol.bottlenecks import BottleneckParams, branches, too_wide
+from peftcli.protocol.method import Method, MethodInfo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,43 +44,41 @@ class ParallelAdapterParams(BottleneckParams):
         return self.scaling or (4.0 if "decoder" in anatomy.layers else 2.0)
 
 
-INFO = MethodInfo(
-    name="parallel_adapter",
-    family="additive",
-    summary="A scaled bottleneck network beside the feed-forward or the attention.",
-    paper="He et al. 2021, arXiv:2110.04366",
-    params=ParallelAdapterParams,
-    learning_rate=2e-3,  # measured on the demo: 1e-3 is slow within a few hundred steps
-    mergeable="a parallel adapter is non-linear and has no equivalent weight change; keep the adapter beside its base, "
-    "or use lora if it must be folded in",
-)
+class ParallelAdapterMethod(Method[ParallelAdapterParams]):
+    """Parallel adapters."""
+
+    info = MethodInfo(
+        name="parallel_adapter",
+        family="additive",
+        summary="A scaled bottleneck network beside the feed-forward or the attention.",
+        paper="He et al. 2021, arXiv:2110.04366",
+        params=ParallelAdapterParams,
+        learning_rate=2e-3,  # measured on the demo: 1e-3 is slow within a few hundred steps
+        unmergeable="a parallel adapter is non-linear and has no equivalent weight change; keep the adapter beside its "
+        "base, or use lora if it must be folded in",
+    )
+
+    def check(self, anatomy: Anatomy, params: ParallelAdapterParams) -> list[str]:
+        """Return why this model cannot carry these adapters."""
+        return too_wide(anatomy, params, _KINDS[params.placement])
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) -> Attachment:
+        """Put one adapter beside each branch of the placement."""
+        import torch
+
+        from peftcli.layers.parts.bottleneck import ParallelAdapter, linear_pair
+        from peftcli.layers.site import device_of, output_site
+        from peftcli.protocol.attachment import Attachment
+
+        attachment = Attachment(model)
+        for block in branches(anatomy, _KINDS[params.placement]):
+            host = model.get_submodule(block.exit)
+            with torch.device(device_of(host, model)):
+                pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), "lora")
+            part = ParallelAdapter(pair, params.non_linearity, params.dropout, params.scaling_in(anatomy))
+            site = output_site(host, entry=model.get_submodule(block.entry))
+            attachment.place(f"{block.exit}.parallel_adapter", part, site.parts)
+        return attachment
 
 
-def check(anatomy: Anatomy, params: ParallelAdapterParams) -> list[str]:
-    """Return why this model cannot carry these adapters."""
-    return too_wide(anatomy, params, _KINDS[params.placement])
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) -> Attachment:
-    """Put one adapter beside each branch of the placement.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its branches.
-        params: placement, size and scale.
-    """
-    import torch
-
-    from peftcli.layers.parts.bottleneck import ParallelAdapter, linear_pair
-    from peftcli.layers.site import output_site
-    from peftcli.protocol.attachment import Attachment, Placed
-
-    attachment = Attachment(model)
-    for block in branches(anatomy, _KINDS[params.placement]):
-        host = model.get_submodule(block.exit)
-        with torch.device(device_of(host, model)):
-            pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), "lora")
-        part = ParallelAdapter(pair, params.non_linearity, params.dropout, params.scaling_in(anatomy))
-        output_site(host, entry=model.get_submodule(block.entry)).parts.append(part)
-        attachment.placed.append(Placed(f"{block.exit}.parallel_adapter", part))
-    return attachment
+METHOD = ParallelAdapterMethod()

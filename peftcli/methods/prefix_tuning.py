@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from peftcli.models.config_facts import kind_of, positions
-from peftcli.protocol.method import MethodInfo
+from peftcli.protocol.method import Method, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -51,37 +51,59 @@ class PrefixTuningParams(MethodParams):
     """Count positions from num_virtual_tokens; null does so in decoder-only models, as HF peft."""
 
 
-INFO = MethodInfo(
-    name="prefix_tuning",
-    family="additive",
-    summary="Learned keys and values in front of every attention's own.",
-    paper="Li & Liang 2021, arXiv:2101.00190",
-    params=PrefixTuningParams,
-    learning_rate=1e-2,  # measured on the demo; the network takes a tenth of it
-    mergeable="learned keys and values are inputs of the attention, not a change of any weight; keep the adapter "
-    "beside its base, or `peft export` it",
-)
+class PrefixTuningMethod(Method[PrefixTuningParams]):
+    """Prefix tuning."""
+
+    info = MethodInfo(
+        name="prefix_tuning",
+        family="additive",
+        summary="Learned keys and values in front of every attention's own.",
+        paper="Li & Liang 2021, arXiv:2101.00190",
+        params=PrefixTuningParams,
+        learning_rate=1e-2,  # measured on the demo; the network takes a tenth of it
+        unmergeable="learned keys and values are inputs of the attention, not a change of any weight; keep the adapter "
+        "beside its base, or `peft export` it",
+    )
+
+    def check(self, anatomy: Anatomy, params: PrefixTuningParams) -> list[str]:
+        """Return why this model cannot carry a prefix: no route to its attention, or no positions left."""
+        if anatomy.prefix_route is None or not anatomy.attentions:
+            reason = anatomy.prefix_reason or "no attention was found that keys and values could be put before"
+            return [f"{reason}; use prompt_tuning, or lora on attn.k and attn.v"]
+        if not self.positions_taken(anatomy, params):
+            return []
+        return _too_many(params, anatomy.max_positions)
+
+    def check_config(self, config: Mapping[str, Any], params: PrefixTuningParams) -> list[str]:
+        """Return what a config.json says against these hyper-parameters: more virtual tokens than positions."""
+        shifts = params.shift_positions is not False and kind_of(config) == "decoder"
+        return _too_many(params, positions(config)) if shifts else []
+
+    def positions_taken(self, anatomy: Anatomy, params: PrefixTuningParams) -> int:
+        """Return how many of the model's positions the prefix takes."""
+        return params.num_virtual_tokens if _shifts(anatomy, params) else 0
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: PrefixTuningParams) -> Attachment:
+        """Put a prefix before every attention, by the route that the family offers.
+
+        Raises:
+            UserError: the model does not take the attention implementation that the route needs.
+        """
+        from peftcli.attachments.prefix_tuning import attach_prefixes
+
+        return attach_prefixes(
+            model,
+            anatomy,
+            length=params.num_virtual_tokens,
+            mid=params.encoder_hidden_size if params.prefix_projection else None,
+            dropout=params.prefix_dropout,
+            ratio=params.projection_lr_ratio,
+            shift=_shifts(anatomy, params),
+        )
 
 
-def check(anatomy: Anatomy, params: PrefixTuningParams) -> list[str]:
-    """Return why this model cannot carry a prefix: no route to its attention, or no positions left."""
-    if anatomy.prefix_route is None or not anatomy.attentions:
-        reason = anatomy.prefix_reason or "no attention was found that keys and values could be put before"
-        return [f"{reason}; use prompt_tuning, or lora on attn.k and attn.v"]
-    taken, limit = positions_taken(anatomy, params), anatomy.max_positions
-    if limit is not None and taken >= limit:
-        return [
-            f"num_virtual_tokens = {taken} leaves no position of this model's {limit} for text; use at most "
-            f"{limit - 1}, or shift_positions: false"
-        ]
-    return []
-
-
-def check_config(config: Mapping[str, Any], params: PrefixTuningParams) -> list[str]:
-    """Return what a config.json says against these hyper-parameters: more virtual tokens than positions."""
-    limit = positions(config)
-    shifts = params.shift_positions is not False and kind_of(config) == "decoder"
-    if limit is None or not shifts or params.num_virtual_tokens < limit:
+def _too_many(params: PrefixTuningParams, limit: int | None) -> list[str]:
+    if limit is None or params.num_virtual_tokens < limit:
         return []
     return [
         f"num_virtual_tokens = {params.num_virtual_tokens} leaves no position of this model's {limit} for text; use at "
@@ -89,35 +111,9 @@ def check_config(config: Mapping[str, Any], params: PrefixTuningParams) -> list[
     ]
 
 
-def positions_taken(anatomy: Anatomy, params: PrefixTuningParams) -> int:
-    """Return how many of the model's positions the prefix takes."""
-    return params.num_virtual_tokens if _shifts(anatomy, params) else 0
-
-
 def _shifts(anatomy: Anatomy, params: PrefixTuningParams) -> bool:
     decoder_only = "encoder" not in anatomy.layers
     return decoder_only if params.shift_positions is None else params.shift_positions and decoder_only
 
 
-def attach(model: nn.Module, anatomy: Anatomy, params: PrefixTuningParams) -> Attachment:
-    """Put a prefix before every attention, by the route that the family offers.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its attentions and the route to them.
-        params: length and network.
-
-    Raises:
-        UserError: the model does not take the attention implementation that the route needs.
-    """
-    from peftcli.attachments.prefix_tuning import attach_prefixes
-
-    return attach_prefixes(
-        model,
-        anatomy,
-        length=params.num_virtual_tokens,
-        mid=params.encoder_hidden_size if params.prefix_projection else None,
-        dropout=params.prefix_dropout,
-        ratio=params.projection_lr_ratio,
-        shift=_shifts(anatomy, params),
-    )
+METHOD = PrefixTuningMethod()

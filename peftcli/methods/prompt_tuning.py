@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from peftcli.models.config_facts import positions
-from peftcli.protocol.method import MethodInfo
+from peftcli.protocol.method import Method, MethodInfo
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -53,35 +53,49 @@ class PromptTuningParams(MethodParams):
         return self
 
 
-INFO = MethodInfo(
-    name="prompt_tuning",
-    family="additive",
-    summary="Learned vectors in front of the embedded input.",
-    paper="Lester et al. 2021, arXiv:2104.08691",
-    params=PromptTuningParams,
-    learning_rate=3e-2,
-    mergeable="learned inputs are not a change of any weight; keep the adapter beside its base, or `peft export` it",
-)
+class PromptTuningMethod(Method[PromptTuningParams]):
+    """Prompt tuning."""
+
+    info = MethodInfo(
+        name="prompt_tuning",
+        family="additive",
+        summary="Learned vectors in front of the embedded input.",
+        paper="Lester et al. 2021, arXiv:2104.08691",
+        params=PromptTuningParams,
+        learning_rate=3e-2,
+        unmergeable="learned inputs are not a change of any weight; keep the adapter beside its base, or `peft export` "
+        "it",
+    )
+
+    def check(self, anatomy: Anatomy, params: PromptTuningParams) -> list[str]:
+        """Return why this model cannot be prompted: it takes no tokens, or has too few positions."""
+        if not anatomy.takes_tokens:
+            remedy = "use lora or prefix_tuning"
+            return [f"a {anatomy.family} model takes no token embeddings that a prompt could join; {remedy}"]
+        return _too_many(params, anatomy.max_positions)
+
+    def check_config(self, config: Mapping[str, Any], params: PromptTuningParams) -> list[str]:
+        """Return what a config.json says against these hyper-parameters: more virtual tokens than positions."""
+        return _too_many(params, positions(config))
+
+    def positions_taken(self, anatomy: Anatomy, params: PromptTuningParams) -> int:
+        """Return how many of the model's positions the prompt takes."""
+        return params.num_virtual_tokens
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> Attachment:
+        """Put a prompt at the output of the token embedding."""
+        from peftcli.attachments.prompt_tuning import PromptStart, attach_prompt
+
+        return attach_prompt(
+            model,
+            anatomy,
+            length=params.num_virtual_tokens,
+            after_first={"auto": None, "front": False, "after_first": True}[params.prompt_position],
+            start=PromptStart(params.prompt_tuning_init, params.prompt_tuning_init_text, params.sample_vocab_size),
+        )
 
 
-def check(anatomy: Anatomy, params: PromptTuningParams) -> list[str]:
-    """Return why this model cannot be prompted: it takes no tokens, or has too few positions."""
-    if not anatomy.takes_tokens:
-        return [
-            f"a {anatomy.family} model takes no token embeddings that a prompt could join; use lora or prefix_tuning"
-        ]
-    limit = anatomy.max_positions
-    if limit is not None and params.num_virtual_tokens >= limit:
-        return [
-            f"num_virtual_tokens = {params.num_virtual_tokens} leaves no position of this model's {limit} for text; "
-            f"use at most {limit - 1}"
-        ]
-    return []
-
-
-def check_config(config: Mapping[str, Any], params: PromptTuningParams) -> list[str]:
-    """Return what a config.json says against these hyper-parameters: more virtual tokens than positions."""
-    limit = positions(config)
+def _too_many(params: PromptTuningParams, limit: int | None) -> list[str]:
     if limit is None or params.num_virtual_tokens < limit:
         return []
     return [
@@ -90,19 +104,4 @@ def check_config(config: Mapping[str, Any], params: PromptTuningParams) -> list[
     ]
 
 
-def positions_taken(anatomy: Anatomy, params: PromptTuningParams) -> int:
-    """Return how many of the model's positions the prompt takes."""
-    return params.num_virtual_tokens
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> Attachment:
-    """Put a prompt at the output of the token embedding.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: where its embedding is.
-        params: length, place and initialisation.
-    """
-    from peftcli.attachments.prompt_tuning import attach_prompt
-
-    return attach_prompt(model, anatomy, params)
+METHOD = PromptTuningMethod()

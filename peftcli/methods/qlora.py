@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from peftcli.methods import lora
-from peftcli.methods.lora import LoraParams, attach, check, check_config, merge_rules
-
-__all__ = ["INFO", "QLoraParams", "attach", "check", "check_config", "merge_rules"]
+from peftcli.methods.lora import LoraMethod, LoraParams
 
 
 class QLoraParams(LoraParams):
@@ -24,12 +21,18 @@ class QLoraParams(LoraParams):
     """Roles (attn.q, ffn.up, attn, ffn), module names, `all-linear`, or one regular expression (a string)."""
 
 
-INFO = replace(
-    lora.INFO,
-    name="qlora",
-    summary="LoRA on all linears over a base held in 4-bit NormalFloat with double quantisation.",
-    paper="Dettmers et al. 2023, arXiv:2305.14314",
-    params=QLoraParams,
-    learning_rate=1e-3,  # measured on the demo; the official code takes 2e-4 for 7B and 13B, 1e-4 above
-    forces_4bit=True,
-)
+class QLoraMethod(LoraMethod):
+    """QLoRA: LoRA, on a base that is loaded in 4 bits."""
+
+    info = replace(
+        LoraMethod.info,
+        name="qlora",
+        summary="LoRA on all linears over a base held in 4-bit NormalFloat with double quantisation.",
+        paper="Dettmers et al. 2023, arXiv:2305.14314",
+        params=QLoraParams,
+        learning_rate=1e-3,  # measured on the demo; the official code takes 2e-4 for 7B and 13B, 1e-4 above
+        forces_4bit=True,
+    )
+
+
+METHOD = QLoraMethod()

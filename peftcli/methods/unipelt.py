@@ -13,31 +13,16 @@ prefix's gate. A composition of `adapter`, `prefix_tuning` and `lora`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from peftcli.methods.adapter import AdapterParams
 from peftcli.methods.lora import LoraParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
-from peftcli.protocol.composition import (
-    PartSpec,
-    attach_parts,
-    check_parts,
-    check_parts_config,
-    positions_taken_by,
-    why_no_part,
-    why_not_mergeable,
-)
+from peftcli.protocol.composite_method import CompositeMethod
+from peftcli.protocol.composition import CompositeParams, PartSpec, why_no_part
 from peftcli.protocol.method import MethodInfo
-from peftcli.recipe.params import MethodParams
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from peftcli.models.anatomy import Anatomy
-    from peftcli.protocol.attachment import Attachment
 
 
 class UniPeltAdapter(AdapterParams):
@@ -54,7 +39,7 @@ class UniPeltPrefix(PrefixTuningParams):
     """Learned keys and values in front of every attention."""
 
 
-class UniPeltParams(MethodParams):
+class UniPeltParams(CompositeParams):
     """Hyper-parameters of UniPELT."""
 
     name: Literal["unipelt"] = "unipelt"
@@ -83,42 +68,13 @@ class UniPeltParams(MethodParams):
         return [PartSpec(label, params, self.gates) for label, params in parts.items() if params is not None]
 
 
-def _mergeable(params: MethodParams) -> str | None:
-    return why_not_mergeable(params.specs) if isinstance(params, UniPeltParams) else None
-
-
-INFO = MethodInfo(
-    name="unipelt",
-    family="hybrid",
-    summary="Adapter, prefix and LoRA together, each under learnt gates.",
-    paper="Mao et al. 2021, arXiv:2110.07577",
-    params=UniPeltParams,
-    learning_rate=3e-3,  # measured on the demo
-    mergeable=_mergeable,
+METHOD = CompositeMethod(
+    MethodInfo(
+        name="unipelt",
+        family="hybrid",
+        summary="Adapter, prefix and LoRA together, each under learnt gates.",
+        paper="Mao et al. 2021, arXiv:2110.07577",
+        params=UniPeltParams,
+        learning_rate=3e-3,  # measured on the demo
+    )
 )
-
-
-def check(anatomy: Anatomy, params: UniPeltParams) -> list[str]:
-    """Return why this model cannot carry one of the parts."""
-    return check_parts(anatomy, params.specs)
-
-
-def check_config(config: Mapping[str, Any], params: UniPeltParams) -> list[str]:
-    """Return what a config.json says against one of the parts."""
-    return check_parts_config(config, params.specs)
-
-
-def positions_taken(anatomy: Anatomy, params: UniPeltParams) -> int:
-    """Return how many of the model's positions the prefix takes."""
-    return positions_taken_by(anatomy, params.specs)
-
-
-def attach(model: nn.Module, anatomy: Anatomy, params: UniPeltParams) -> Attachment:
-    """Attach the parts and their gates.
-
-    Args:
-        model: the frozen base, on any device.
-        anatomy: its roles.
-        params: the parts.
-    """
-    return attach_parts(model, anatomy, params.specs)

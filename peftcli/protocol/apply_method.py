@@ -41,13 +41,12 @@ def apply_method(
     Raises:
         UserError: the method does not fit the model, `modules_to_save` matches nothing, or nothing would be trained.
     """
-    method = methods.module(params.name)
-    check = getattr(method, "check", None)
-    reasons = check(anatomy, params) if check else []
+    method = methods.method(params.name)
+    reasons = method.check(anatomy, params)
     if reasons:
         raise UserError(Problem(reason, key="method") for reason in reasons)
     model.requires_grad_(False)
-    attachment: Attachment = method.attach(model, anatomy, params)
+    attachment = method.attach(model, anatomy, params)
     attachment.head = _parameters_below(model, anatomy.head)
     attachment.to_save = _parameters_to_save(model, params.modules_to_save or [])
     for name in attachment.head:

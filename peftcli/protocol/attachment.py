@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
-from peftcli.layers.site import Part
+from peftcli.layers.site import Part, PartList
+from peftcli.protocol.combining import by_label, combined, each, every, in_turn, inherited, merged, total
 
 if TYPE_CHECKING:
     from peftcli.models.targets import Target
@@ -35,8 +36,6 @@ class Attachment:
         shared: tensors that belong to no single part (Compacter's A), by key.
         head: names of the task head's parameters, trained beside every method.
         to_save: names of parameters below `modules_to_save`.
-        virtual_tokens: positions that `prepare_inputs` adds to every sequence (prompt tuning). For a head that gives a
-            value per token, `logits[:, virtual_tokens:]` lines up with the batch as it was, whichever the padding side.
         targets: the projections that the method chose, where it chooses some; they are recorded beside the adapter.
         undo: what `detach` runs after the parts are gone (hooks, the attention implementation).
     """
@@ -47,10 +46,16 @@ class Attachment:
     shared: dict[str, nn.Parameter] = field(default_factory=dict)
     head: list[str] = field(default_factory=list)
     to_save: list[str] = field(default_factory=list)
-    virtual_tokens: int = 0
     targets: list[Target] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
+    @combined(inherited)
+    def place(self, key: str, part: Part, parts: PartList) -> None:
+        """Add a part to those of a site; its tensors are saved below `key`."""
+        parts.append(part)
+        self.placed.append(Placed(key, part))
+
+    @combined(merged)
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the method's own saved tensors by key: parts, shared ones and unfrozen base parameters."""
         tensors: dict[str, Tensor] = {}
@@ -61,6 +66,7 @@ class Attachment:
         tensors.update(self._base(self.unfrozen))
         return tensors
 
+    @combined(inherited)
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the task head and `modules_to_save` by parameter name."""
         return dict(self._base([*self.head, *self.to_save]))
@@ -68,6 +74,7 @@ class Attachment:
     def _base(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
         return {name: self.model.get_parameter(name) for name in dict.fromkeys(names)}
 
+    @combined(inherited)
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return every parameter that training moves, by name; shared tensors once."""
         seen: set[int] = set()
@@ -120,6 +127,7 @@ class Attachment:
             for key, tensor in own.items():
                 tensor.copy_(state[key])
 
+    @combined(each)
     def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
         """Do what needs base values (DoRA norms, PiSSA, vocabulary prompts); skipped on meta and on load.
 
@@ -127,7 +135,10 @@ class Attachment:
             tokenizer: for prompts that start from text; without one such an initialisation is a UserError.
             labels: class names, for prompts that start from them; by default those of the model's config.
         """
+        for placed in self.placed:
+            placed.part.start_from_base()
 
+    @combined(in_turn)
     def prepare_inputs(self, batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
         """Return the batch as the model must receive it; training, evaluation and prediction call this last.
 
@@ -141,13 +152,16 @@ class Attachment:
         """
         return dict(batch)
 
+    @combined(total)
     def extra_loss(self) -> Tensor | None:
         """Return a term added once per optimizer step (AdaLoRA's orthogonality), or None."""
         return None
 
+    @combined(each)
     def after_optimizer_step(self, step: int, total_steps: int) -> None:
         """Run once per step taken, before gradients are cleared; `step` counts from 1."""
 
+    @combined(every)
     def settled(self, step: int, total_steps: int) -> bool:
         """Return whether the adapter after this step has its final form; only such a one is kept as the best.
 
@@ -155,6 +169,7 @@ class Attachment:
         """
         return True
 
+    @combined(by_label)
     def training_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides `state_dict` (allocator, prefix MLP): tensors and plain values."""
         return {}
@@ -162,6 +177,7 @@ class Attachment:
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Restore `training_state`."""
 
+    @combined(merged)
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return factors on the learning rate by trainable parameter name (LoRA+); 1 where absent."""
         return {}
@@ -178,6 +194,7 @@ class Attachment:
             undo()
         self.placed, self.shared, self.undo = [], {}, []
 
+    @combined(each)
     def enable(self, on: bool = True) -> None:
         """Switch the parts on or off; unfrozen base parameters are not affected."""
         for placed in self.placed:

@@ -11,7 +11,6 @@ from peftcli.recipe.params import MethodParams
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import torch
     from torch import nn
 
     from peftcli.models.anatomy import Anatomy, BlockRole
@@ -65,11 +64,3 @@ def norm_parameters(model: nn.Module, anatomy: Anatomy) -> list[str]:
     for name in names:
         model.get_parameter(name).requires_grad_(True)
     return names
-
-
-def device_of(module: nn.Module, model: nn.Module) -> torch.device:
-    """Return where a part for `module` belongs: on the module's own device, or the model's."""
-    for owner in (module, model):
-        for parameter in owner.parameters():
-            return parameter.device
-    raise ValueError("the model has no parameters")

@@ -1,28 +1,13 @@
-"""What a method is to the rest of the program. No torch here: `peft methods` and `peft validate` read this.
-
-A method is one module, `methods/NAME.py`, that imports no torch at module level and holds
-
-- `INFO`: a `MethodInfo`;
-- `attach(model, anatomy, params) -> Attachment`: adds the method's parts, on any device, meta included, without
-  reading or changing base values;
-- optionally `check(anatomy, params) -> list[str]`: reasons why this model cannot carry these hyper-parameters, each
-  with the limit and what to use instead. The anatomy comes from a model on the meta device: no weights are loaded;
-- optionally `positions_taken(anatomy, params) -> int`: learned positions that the method uses up; rows must fit what
-  is left of `anatomy.max_positions`;
-- optionally `check_config(config, params) -> list[str]`: the part of `check` that a local config.json answers, read as
-  JSON (`models.config_facts` has its numbers under one name each); each reason starts with the hyper-parameter it is
-  about. `peft validate` and `peft train` ask it before torch is imported;
-- optionally `check_run(params, total_steps) -> list[str]`: the same for what depends on the run's length, asked there
-  where the recipe has `max_steps`, else once the rows are counted;
-- if mergeable, `merge_rules(anatomy, params, state) -> dict[str, MergeRule]`.
-"""
+"""What a method is to the rest of the program. No torch at the top: `peft methods` and `peft validate` read this."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from peftcli.protocol.combining import combined, joined, total
 from peftcli.recipe.params import MethodParams
 
 if TYPE_CHECKING:
@@ -45,8 +30,7 @@ class MethodInfo:
         paper: authors, year, arXiv number.
         params: the typed hyper-parameters.
         learning_rate: the default peak learning rate, with AdamW.
-        mergeable: None if its change folds into the base weights, else the reason why not, and the alternative. A
-            function of the parameters where it depends on them.
+        unmergeable: why its change never folds into the base weights, and the alternative; None if it does.
         quantised_base: whether it trains on a 4- or 8-bit base.
         forces_4bit: whether it implies a 4-bit base (QLoRA).
         artifact: `adapter` (small tensors) or `model` (a complete model is saved).
@@ -59,15 +43,11 @@ class MethodInfo:
     paper: str
     params: type[MethodParams]
     learning_rate: float
-    mergeable: str | Callable[[MethodParams], str | None] | None = None
+    unmergeable: str | None = None
     quantised_base: bool = True
     forces_4bit: bool = False
     artifact: Literal["adapter", "model"] = "adapter"
     tasks: frozenset[str] = frozenset()
-
-    def why_not_mergeable(self, params: MethodParams) -> str | None:
-        """Return None if a change trained with `params` merges, else the reason and the alternative."""
-        return self.mergeable(params) if callable(self.mergeable) else self.mergeable
 
 
 @dataclass(frozen=True)
@@ -88,11 +68,85 @@ class MergeRule:
     replaces: bool = False
 
 
-class Method(Protocol):
-    """The module of a method, as the registry returns it."""
+Params = TypeVar("Params", bound=MethodParams)
 
-    INFO: MethodInfo
 
-    def attach(self, model: nn.Module, anatomy: Anatomy, params: MethodParams) -> Attachment:
-        """Add the method's parts to `model`; see the module docstring."""
-        ...
+class Method(ABC, Generic[Params]):
+    """One method of fine-tuning: its record, its checks, and how it changes a model.
+
+    A subclass in `methods/NAME.py` sets `info`, defines `attach`, and overrides the hooks that it needs. The file
+    imports torch inside functions only, and ends in `METHOD = ...`, the one instance, which the registry hands out. A
+    method keeps no state of a run: that is in the `Attachment` which `attach` returns.
+    """
+
+    info: MethodInfo
+
+    @combined(joined)
+    def check(self, anatomy: Anatomy, params: Params) -> list[str]:
+        """Return why this model cannot carry these hyper-parameters; each reason has the limit and what to use instead.
+
+        Args:
+            anatomy: of the model on the meta device: no weights are loaded.
+            params: the hyper-parameters.
+        """
+        return []
+
+    @combined(joined)
+    def check_config(self, config: Mapping[str, Any], params: Params) -> list[str]:
+        """Return the reasons of `check` that a local config.json is enough for.
+
+        `peft validate` and `peft train` ask this before torch is imported. Each reason starts with the name of the
+        hyper-parameter that it is about.
+
+        Args:
+            config: read as JSON; `models.config_facts` has its numbers under one name each.
+            params: the hyper-parameters.
+        """
+        return []
+
+    @combined(joined)
+    def check_run(self, params: Params, total_steps: int) -> list[str]:
+        """Return why these hyper-parameters do not fit a run of so many optimizer steps; written as in `check_config`.
+
+        Asked before torch is imported where the recipe has `max_steps`, else once the rows are counted.
+        """
+        return []
+
+    @combined(total)
+    def positions_taken(self, anatomy: Anatomy, params: Params) -> int:
+        """Return how many positions the method uses up; rows must fit what is left of `anatomy.max_positions`."""
+        return 0
+
+    @abstractmethod
+    def attach(self, model: nn.Module, anatomy: Anatomy, params: Params) -> Attachment:
+        """Add the method's parts to the model, and let base parameters train that the method trains.
+
+        Neither reads nor changes base values: this runs on the meta device, too, where parameters are counted.
+
+        Args:
+            model: the frozen base, on any device; changed in place.
+            anatomy: its roles.
+            params: the hyper-parameters.
+
+        Raises:
+            UserError: the hyper-parameters do not fit the model (a target matches nothing, say).
+        """
+
+    def why_not_mergeable(self, params: Params) -> str | None:
+        """Return None if a change trained with `params` folds into the base weights, else why not, and what to do."""
+        return self.info.unmergeable
+
+    def merge_rules(self, anatomy: Anatomy, params: Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+        """Return how the base parameters change, by name; asked only where `why_not_mergeable` returns None.
+
+        Needs no live model, so that a merge can read and write one tensor at a time.
+
+        Args:
+            anatomy: of the base.
+            params: the hyper-parameters of the training.
+            state: the adapter's tensors by key.
+
+        Raises:
+            UserError: the rules cannot be computed from these tensors alone.
+        """
+        raise TypeError(f"{self.info.name} defines no merge_rules: its info must say why in `unmergeable`")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from types import ModuleType
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 from peftcli.recipe.params import MethodParams
 
@@ -29,14 +28,24 @@ class MethodFacts(Protocol):
         """One sentence."""
 
 
+class MethodChecks(Protocol):
+    """What a method says of a recipe before anything is loaded; each reason starts with a hyper-parameter's name."""
+
+    def check_config(self, config: Mapping[str, Any], params: Any) -> list[str]:
+        """Return why a model with this config.json cannot carry these hyper-parameters."""
+
+    def check_run(self, params: Any, total_steps: int) -> list[str]:
+        """Return why these hyper-parameters do not fit a run of so many optimizer steps."""
+
+
 class Registry(Protocol):
-    """From a method's name to its module, its record and its typed hyper-parameters."""
+    """From a method's name to its checks, its record and its typed hyper-parameters."""
 
     def names(self) -> list[str]:
         """Return the built-in methods."""
 
-    def find(self, name: str) -> ModuleType | None:
-        """Return a method's module, or None."""
+    def find(self, name: str) -> MethodChecks | None:
+        """Return a method, or None."""
 
     def info(self, name: str) -> MethodFacts:
         """Return the record of a method that exists."""

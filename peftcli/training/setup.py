@@ -238,9 +238,8 @@ def _check_with_data(
     """Check what depends on the rows (the method's schedule, metrics, weights); return the task and its metrics."""
     recipe = loaded.recipe
     problems: list[Problem] = []
-    check_run = getattr(registry.module(recipe.method.name), "check_run", None)
-    if check_run is not None:
-        problems += [Problem(reason, key="method") for reason in check_run(recipe.method, total_steps)]
+    reasons = registry.method(recipe.method.name).check_run(recipe.method, total_steps)
+    problems += [Problem(reason, key="method") for reason in reasons]
     tasks: list[Task] = []
     with collecting(problems):
         tasks.append(make_task(recipe, known.tokenizer, data.labels, data.train, data.stop_token_ids))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from tests.tiny import VOCAB, kind_of, tiny_model
 
 TASK_OF_KIND = {
@@ -41,12 +41,12 @@ def attached(
 
 def attach(method: str, model: nn.Module, anatomy: Anatomy, **params: Any) -> Attachment:
     """Attach a method with hyper-parameters given as in a recipe."""
-    module = import_module(f"peftcli.methods.{method}")
-    typed = module.INFO.params(**params)
-    problems = module.check(anatomy, typed) if hasattr(module, "check") else []
+    found = registry.method(method)
+    typed = found.info.params(**params)
+    problems = found.check(anatomy, typed)
     assert not problems, problems
     torch.manual_seed(7)  # two attachments of one method start equal
-    attachment: Attachment = module.attach(model, anatomy, typed)
+    attachment = found.attach(model, anatomy, typed)
     model.eval()
     return attachment
 

@@ -12,7 +12,7 @@ from peftcli.attachments.adalora import AdaLoraAttachment
 from peftcli.errors import UserError
 from peftcli.layers.parts.rank_allocator import BudgetSchedule, RankAllocator
 from peftcli.layers.parts.svd_lora import orthogonality, svd_scale
-from peftcli.methods.adalora import AdaLoraParams, check_config, check_run
+from peftcli.methods.adalora import METHOD, AdaLoraParams
 from peftcli.protocol.apply_method import apply_method
 from tests.methods.harness import (
     attached,
@@ -239,12 +239,13 @@ def test_refusals() -> None:
         AdaLoraParams(init_r=4, target_r=9)
     with pytest.raises(UserError, match=r"init_r is 20, but .*v_proj is 16 x 32"):
         apply_method(*frozen("llama"), AdaLoraParams(init_r=20, target_modules=["attn.v"]))
-    assert check_run(AdaLoraParams(), 1) == []
-    assert check_run(AdaLoraParams(tinit=50, tfinal=49), 100) == []
+    assert METHOD.check_run(AdaLoraParams(), 1) == []
+    assert METHOD.check_run(AdaLoraParams(tinit=50, tfinal=49), 100) == []
     assert (
-        "tinit + tfinal is 50 + 50 = 100, but the run has 100" in check_run(AdaLoraParams(tinit=50, tfinal=50), 100)[0]
+        "tinit + tfinal is 50 + 50 = 100, but the run has 100"
+        in METHOD.check_run(AdaLoraParams(tinit=50, tfinal=50), 100)[0]
     )
-    assert check_config({"model_type": "llama", "hidden_size": 8}, AdaLoraParams(init_r=12)) == [
+    assert METHOD.check_config({"model_type": "llama", "hidden_size": 8}, AdaLoraParams(init_r=12)) == [
         "init_r = 12 is above the model's width; the largest useful rank is 8"
     ]
 

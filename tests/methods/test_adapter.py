@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftcli.methods.adapter import INFO, AdapterParams, check
+from peftcli.methods.adapter import METHOD, AdapterParams
 from peftcli.models.read_anatomy import read_anatomy
 from tests.methods import harness
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model
@@ -142,11 +142,11 @@ def test_defaults_follow_the_placement() -> None:
     attachment = harness.attached("adapter", "bert", placement="pfeiffer")
     assert attachment.unfrozen == []
     assert harness.attached("adapter", "bert", placement="pfeiffer", train_layer_norm=True).unfrozen != []
-    assert INFO.why_not_mergeable(AdapterParams()) is not None
+    assert METHOD.why_not_mergeable(AdapterParams()) is not None
 
 
 def test_two_sizes_or_a_bottleneck_that_is_none_are_refused() -> None:
     with pytest.raises(ValueError, match="give one of them"):
         AdapterParams(bottleneck_size=4, reduction_factor=2.0)
     _, anatomy = harness.frozen("bert")
-    assert "use at most 128" in check(anatomy, AdapterParams(bottleneck_size=129))[0]
+    assert "use at most 128" in METHOD.check(anatomy, AdapterParams(bottleneck_size=129))[0]

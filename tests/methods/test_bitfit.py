@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import RobertaConfig
 
 from peftcli.errors import UserError
-from peftcli.methods.bitfit import INFO, BitFitParams, check
+from peftcli.methods.bitfit import METHOD, BitFitParams
 from peftcli.models.load.load_model import build_meta
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
@@ -30,7 +30,7 @@ from tests.tiny import save_tiny, tiny_model
 
 
 def test_it_merges() -> None:
-    assert INFO.why_not_mergeable(BitFitParams()) is None
+    assert METHOD.why_not_mergeable(BitFitParams()) is None
 
 
 def test_all_biases_of_roberta_base_are_102144() -> None:
@@ -63,7 +63,7 @@ def test_terms_choose_roles_branches_and_norms() -> None:
 @pytest.mark.parametrize("family", ["llama", "t5", "mixtral"])
 def test_a_model_without_biases_is_refused_with_what_to_use(family: str) -> None:
     _, anatomy = frozen(family)
-    (reason,) = check(anatomy, BitFitParams())
+    (reason,) = METHOD.check(anatomy, BitFitParams())
     assert f"this {family} model has no bias terms" in reason and "use lora" in reason
     with pytest.raises(UserError, match="no bias terms"):
         apply_method(*frozen(family), BitFitParams())
@@ -71,8 +71,8 @@ def test_a_model_without_biases_is_refused_with_what_to_use(family: str) -> None
 
 def test_a_role_without_a_bias_is_refused_and_the_others_named() -> None:
     _, anatomy = frozen("qwen2")  # biases on q, k and v only
-    assert check(anatomy, BitFitParams(terms=["attn.q", "attn.v"])) == []
-    (reason,) = check(anatomy, BitFitParams(terms=["attn.q", "ffn.up"]))
+    assert METHOD.check(anatomy, BitFitParams(terms=["attn.q", "attn.v"])) == []
+    (reason,) = METHOD.check(anatomy, BitFitParams(terms=["attn.q", "ffn.up"]))
     assert reason == "ffn.up has no bias in this qwen2 model; terms with one: attn.q, attn.k, attn.v, attn"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from peftcli.methods.compacter import CompacterParams, check, check_config
+from peftcli.methods.compacter import METHOD, CompacterParams
 from peftcli.models.read_anatomy import read_anatomy
 from tests.methods import harness
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ
@@ -88,11 +88,11 @@ def test_a_bottleneck_that_phm_dim_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="not a multiple of phm_dim = 4; use 4 or 8"):
         CompacterParams(bottleneck_size=6)
     _, anatomy = harness.frozen("bert")
-    assert "does not divide the hidden size 32; use 4" in check(anatomy, CompacterParams(phm_dim=5))[0]
-    assert check(anatomy, CompacterParams()) == []  # 32 / 32 = 1 is rounded to phm_dim
+    assert "does not divide the hidden size 32; use 4" in METHOD.check(anatomy, CompacterParams(phm_dim=5))[0]
+    assert METHOD.check(anatomy, CompacterParams()) == []  # 32 / 32 = 1 is rounded to phm_dim
 
 
 def test_a_local_config_is_enough_to_refuse_a_phm_dim() -> None:
-    assert check_config({"model_type": "bert", "hidden_size": 32}, CompacterParams(phm_dim=8)) == []
-    reasons = check_config({"model_type": "bert", "hidden_size": 36}, CompacterParams(phm_dim=8))
+    assert METHOD.check_config({"model_type": "bert", "hidden_size": 32}, CompacterParams(phm_dim=8)) == []
+    reasons = METHOD.check_config({"model_type": "bert", "hidden_size": 36}, CompacterParams(phm_dim=8))
     assert reasons == ["phm_dim = 8 does not divide the hidden size 36; use 6"]

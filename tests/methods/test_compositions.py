@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from peftcli.methods import compose, mam, unipelt
 from peftcli.methods.adapter import AdapterParams
 from peftcli.methods.bitfit import BitFitParams
 from peftcli.methods.full import FullParams
+from peftcli.methods.ia3 import IA3Params
 from peftcli.methods.lora import LoraParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
@@ -22,6 +22,7 @@ from peftcli.methods.prompt_tuning import PromptTuningParams
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.composite_attachment import CompositeAttachment
+from peftcli.protocol.registry import registry
 from tests.methods import harness
 from tests.methods.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model
@@ -311,19 +312,17 @@ def test_gated_compose_replaces_every_scale() -> None:
     ],
 )
 def test_two_parts_that_cannot_share_a_place(parts: list[Any], reason: str) -> None:
-    from peftcli.methods.ia3 import INFO as ia3
-
-    typed = [ia3.params(**part) if isinstance(part, dict) else part for part in parts]
+    typed = [IA3Params(**part) if isinstance(part, dict) else part for part in parts]
     model, anatomy = harness.frozen("llama")
     with pytest.raises(UserError, match=reason):
-        compose.attach(model, anatomy, compose.ComposeParams(parts=typed))
+        compose.METHOD.attach(model, anatomy, compose.ComposeParams(parts=typed))
 
 
 def test_a_part_without_a_scale_takes_no_gate() -> None:
     model, anatomy = harness.frozen("llama")
     params = compose.ComposeParams(parts=[PromptTuningParams()], gates=True)
     with pytest.raises(UserError, match="prompt_tuning takes no gate"):
-        compose.attach(model, anatomy, params)
+        compose.METHOD.attach(model, anatomy, params)
 
 
 def test_what_is_no_part_is_refused_by_the_parameters() -> None:
@@ -337,9 +336,9 @@ def test_what_is_no_part_is_refused_by_the_parameters() -> None:
 def test_a_part_s_own_limits_are_reported_with_its_label() -> None:
     _, anatomy = harness.frozen("gpt2")
     params = compose.ComposeParams(parts=[LoraParams(), PromptTuningParams(num_virtual_tokens=64)])
-    assert compose.check(anatomy, params)[0].startswith("prompt_tuning: num_virtual_tokens = 64")
+    assert compose.METHOD.check(anatomy, params)[0].startswith("prompt_tuning: num_virtual_tokens = 64")
     taken = compose.ComposeParams(parts=[PrefixTuningParams(), PromptTuningParams()])
-    assert compose.positions_taken(anatomy, taken) == 40
+    assert compose.METHOD.positions_taken(anatomy, taken) == 40
 
 
 # ---- merging
@@ -347,14 +346,14 @@ def test_a_part_s_own_limits_are_reported_with_its_label() -> None:
 
 def test_mergeable_parts_merge_and_others_say_why() -> None:
     both = compose.ComposeParams(parts=[LoraParams(), BitFitParams()])
-    assert compose.INFO.why_not_mergeable(both) is None
+    assert compose.METHOD.why_not_mergeable(both) is None
     assert "prefix_tuning" in str(
-        compose.INFO.why_not_mergeable(compose.ComposeParams(parts=[LoraParams(), PrefixTuningParams()]))
+        compose.METHOD.why_not_mergeable(compose.ComposeParams(parts=[LoraParams(), PrefixTuningParams()]))
     )
     gated = compose.ComposeParams(parts=[LoraParams()], gates=True)
-    assert "gated" in str(compose.INFO.why_not_mergeable(gated))
-    assert unipelt.INFO.why_not_mergeable(unipelt.UniPeltParams(adapter=None, prefix=None, gates=False)) is None
-    assert mam.INFO.why_not_mergeable(mam.MamParams()) is not None
+    assert "gated" in str(compose.METHOD.why_not_mergeable(gated))
+    assert unipelt.METHOD.why_not_mergeable(unipelt.UniPeltParams(adapter=None, prefix=None, gates=False)) is None
+    assert mam.METHOD.why_not_mergeable(mam.MamParams()) is not None
 
 
 def test_merged_parts_give_the_same_logits() -> None:
@@ -365,7 +364,7 @@ def test_merged_parts_give_the_same_logits() -> None:
     expected = harness.logits_of(attachment, batch)
     plain = tiny_model("bert", "sequence_classification")
     loud(plain)
-    rules = compose.merge_rules(read_anatomy(plain), compose.ComposeParams(parts=parts), attachment.state_dict())
+    rules = compose.METHOD.merge_rules(read_anatomy(plain), compose.ComposeParams(parts=parts), attachment.state_dict())
     with torch.no_grad():
         for name, rule in rules.items():
             parameter = plain.get_parameter(name)
@@ -375,7 +374,7 @@ def test_merged_parts_give_the_same_logits() -> None:
 
 @pytest.mark.parametrize("method", ["mam", "unipelt", "compose"])
 def test_parameters_survive_json(method: str) -> None:
-    module = import_module(f"peftcli.methods.{method}")
-    params = module.INFO.params(**SMALL[method])
-    assert module.INFO.params.model_validate_json(params.model_dump_json()) == params
+    model = registry.info(method).params
+    params = model(**SMALL[method])
+    assert model.model_validate_json(params.model_dump_json()) == params
     assert json.loads(params.model_dump_json())["name"] == method

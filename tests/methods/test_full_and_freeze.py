@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.methods.freeze import INFO as FREEZE
+from peftcli.methods.freeze import METHOD as FREEZE
 from peftcli.methods.freeze import FreezeParams
-from peftcli.methods.full import INFO as FULL
+from peftcli.methods.full import METHOD as FULL
 from peftcli.methods.full import FullParams
 from peftcli.protocol.apply_method import apply_method
 from tests.methods.harness import attached, batch_for, frozen, frozen_without_gradient, numbers, train_steps
 
 
 def test_records() -> None:
-    for info in (FULL, FREEZE):
-        assert info.artifact == "model" and not info.quantised_base
-        assert info.why_not_mergeable(info.params()) is None
+    for method in (FULL, FREEZE):
+        assert method.info.artifact == "model" and not method.info.quantised_base
+        assert method.info.unmergeable is None
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.errors import UserError
-from peftcli.layers.parts.lora import DoraDelta, LoraDelta
-from peftcli.methods.lora import LoraParams, check, check_config, merge_rules
+from peftcli.layers.parts.dora import DoraDelta
+from peftcli.layers.parts.lora import LoraDelta
+from peftcli.methods.lora import METHOD, LoraParams
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
@@ -110,11 +111,13 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 
 def test_the_checks_before_a_model_is_loaded() -> None:
     anatomy = read_anatomy(tiny_model("llama"))
-    assert check(anatomy, LoraParams(r=16)) == []
-    assert check(anatomy, LoraParams(r=20, target_modules="all-linear"))[0].startswith("rank 20 is above the matrix")
+    assert METHOD.check(anatomy, LoraParams(r=16)) == []
+    assert METHOD.check(anatomy, LoraParams(r=20, target_modules="all-linear"))[0].startswith(
+        "rank 20 is above the matrix"
+    )
     config = tiny_config("llama").to_dict()
-    assert check_config(config, LoraParams(r=32)) == []
-    assert check_config(config, LoraParams(r=33)) == [
+    assert METHOD.check_config(config, LoraParams(r=32)) == []
+    assert METHOD.check_config(config, LoraParams(r=33)) == [
         "r = 33 is above the model's width; the largest useful rank is 32"
     ]
 
@@ -202,7 +205,7 @@ def test_merged_weights_give_the_same_outputs(family: str, task: str, options: d
     config = {"tie_word_embeddings": False} if "embeddings" in options.get("target_modules", ()) else {}
     model, attachment, anatomy = applied(family, task, config=config, **options)
     moved(attachment)
-    rules = merge_rules(anatomy, LoraParams(**options), attachment.state_dict())
+    rules = METHOD.merge_rules(anatomy, LoraParams(**options), attachment.state_dict())
     merged = tiny_model(family, task, **config)
     with torch.no_grad():
         for name, rule in rules.items():
@@ -216,7 +219,7 @@ def test_merged_weights_give_the_same_outputs(family: str, task: str, options: d
 
 def test_a_change_of_tied_embeddings_is_marked() -> None:
     _, attachment, anatomy = applied("gpt2", target_modules=["embeddings", "c_fc"])
-    rules = merge_rules(anatomy, LoraParams(target_modules=["embeddings", "c_fc"]), attachment.state_dict())
+    rules = METHOD.merge_rules(anatomy, LoraParams(target_modules=["embeddings", "c_fc"]), attachment.state_dict())
     kinds = {name: rule.kind for name, rule in rules.items()}
     assert kinds["transformer.wte.weight"] == "untie"
     assert kinds["transformer.h.0.mlp.c_fc.weight"] == "change"

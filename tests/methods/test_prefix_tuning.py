@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.methods.prefix_tuning import PrefixTuningParams, check, check_config, positions_taken
+from peftcli.methods.prefix_tuning import METHOD, PrefixTuningParams
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.attachment import Attachment
 from tests.methods import harness
@@ -277,20 +277,20 @@ def test_dropout_acts_on_the_prefix_while_training() -> None:
 
 def test_more_virtual_tokens_than_positions_are_refused_with_the_limit() -> None:
     _, anatomy = harness.frozen("gpt2")
-    assert check(anatomy, PrefixTuningParams(num_virtual_tokens=63)) == []
-    assert "at most 63" in check(anatomy, PrefixTuningParams(num_virtual_tokens=64))[0]
-    assert check(anatomy, PrefixTuningParams(num_virtual_tokens=64, shift_positions=False)) == []
-    assert positions_taken(anatomy, PrefixTuningParams(num_virtual_tokens=9)) == 9
+    assert METHOD.check(anatomy, PrefixTuningParams(num_virtual_tokens=63)) == []
+    assert "at most 63" in METHOD.check(anatomy, PrefixTuningParams(num_virtual_tokens=64))[0]
+    assert METHOD.check(anatomy, PrefixTuningParams(num_virtual_tokens=64, shift_positions=False)) == []
+    assert METHOD.positions_taken(anatomy, PrefixTuningParams(num_virtual_tokens=9)) == 9
     _, encoder = harness.frozen("bert")
-    assert positions_taken(encoder, PrefixTuningParams(num_virtual_tokens=9)) == 0
+    assert METHOD.positions_taken(encoder, PrefixTuningParams(num_virtual_tokens=9)) == 0
 
 
 def test_a_local_config_is_enough_to_refuse_too_many() -> None:
     decoder, encoder = ({"model_type": kind, "max_position_embeddings": 64} for kind in ("gpt2", "bert"))
     many = PrefixTuningParams(num_virtual_tokens=64)
-    assert "at most 63" in check_config(decoder, many)[0]
-    assert check_config(encoder, many) == []
-    assert check_config(decoder, PrefixTuningParams(num_virtual_tokens=63)) == []
+    assert "at most 63" in METHOD.check_config(decoder, many)[0]
+    assert METHOD.check_config(encoder, many) == []
+    assert METHOD.check_config(decoder, PrefixTuningParams(num_virtual_tokens=63)) == []
 
 
 def test_the_network_learns_at_its_own_rate() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftcli.attachments.prompt_tuning import PromptAttachment
 from peftcli.errors import UserError
-from peftcli.methods.prompt_tuning import PromptTuningParams, check, check_config
+from peftcli.methods.prompt_tuning import METHOD, PromptTuningParams
 from tests.methods import harness
 from tests.methods.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model, tiny_tokenizer
@@ -145,12 +145,12 @@ def test_token_logits_line_up_once_the_prompt_is_cut(family: str, side: str) -> 
     batch = harness.batch_for(attachment.model, padding=side)
     prepared = attachment.prepare_inputs(batch)
     assert int((prepared["labels"] != -100).sum()) == int((batch["labels"] != -100).sum())
-    cut_labels = prepared["labels"][:, attachment.virtual_tokens :]
+    cut_labels = prepared["labels"][:, P:]
     start = batch["attention_mask"].argmax(1)
     for row in range(3):
         begin = int(start[row]) + (1 if family != "llama" else 0)
         assert torch.equal(cut_labels[row, begin:], batch["labels"][row, begin:])
-    logits = harness.logits_of(attachment, batch)[:, attachment.virtual_tokens :]
+    logits = harness.logits_of(attachment, batch)[:, P:]
     assert logits.shape[:2] == batch["input_ids"].shape
     if family == "roberta":  # it counts positions from its padding, the only encoder here that knows of the left side
         columns = slice(2, None) if side == "left" else slice(0, 7)
@@ -290,7 +290,6 @@ def test_off_and_detached_prompts_leave_batches_alone() -> None:
     batch = harness.batch_for(attachment.model)
     attachment.enable(False)
     assert attachment.prepare_inputs(batch)["input_ids"] is batch["input_ids"]
-    assert attachment.virtual_tokens == 0
     attachment.enable()
     assert attachment.prepare_inputs(batch)["input_ids"].shape[1] == batch["input_ids"].shape[1] + P
     attachment.detach()
@@ -299,9 +298,9 @@ def test_off_and_detached_prompts_leave_batches_alone() -> None:
 
 def test_what_cannot_be_prompted_is_refused() -> None:
     _, anatomy = harness.frozen("vit")
-    assert "no token embeddings" in check(anatomy, PromptTuningParams())[0]
+    assert "no token embeddings" in METHOD.check(anatomy, PromptTuningParams())[0]
     _, anatomy = harness.frozen("gpt2")
-    assert "at most 63" in check(anatomy, PromptTuningParams(num_virtual_tokens=64))[0]
+    assert "at most 63" in METHOD.check(anatomy, PromptTuningParams(num_virtual_tokens=64))[0]
     with pytest.raises(ValueError, match="needs a prompt_tuning_init_text"):
         PromptTuningParams(prompt_tuning_init="text")
     with pytest.raises(ValueError, match="has no effect"):
@@ -310,5 +309,5 @@ def test_what_cannot_be_prompted_is_refused() -> None:
 
 def test_a_local_config_is_enough_to_refuse_too_many() -> None:
     config = {"model_type": "bert", "max_position_embeddings": 64}
-    assert "at most 63" in check_config(config, PromptTuningParams(num_virtual_tokens=64))[0]
-    assert check_config(config, PromptTuningParams(num_virtual_tokens=63)) == []
+    assert "at most 63" in METHOD.check_config(config, PromptTuningParams(num_virtual_tokens=64))[0]
+    assert METHOD.check_config(config, PromptTuningParams(num_virtual_tokens=63)) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftcli.methods import lora
-from peftcli.methods.qlora import INFO, QLoraParams
+from peftcli.methods.qlora import METHOD, QLoraParams
 from peftcli.models.load.load_model import load_model
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
@@ -19,8 +19,8 @@ from tests.tiny import save_tiny
 
 
 def test_it_is_loras_record_and_parameters_with_other_defaults() -> None:
-    assert INFO.forces_4bit and INFO.quantised_base and INFO.learning_rate == 1e-3
-    assert registry.info("qlora") is INFO and not lora.INFO.forces_4bit
+    assert METHOD.info.forces_4bit and METHOD.info.quantised_base and METHOD.info.learning_rate == 1e-3
+    assert registry.info("qlora") is METHOD.info and not lora.METHOD.info.forces_4bit
     assert QLoraParams().target_modules == "all-linear"
     assert set(QLoraParams.model_fields) == set(lora.LoraParams.model_fields)
 

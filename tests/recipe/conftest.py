@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -74,6 +73,16 @@ class Facts:
     forces_4bit: bool = False
 
 
+class NoChecks:
+    """Accepts every recipe."""
+
+    def check_config(self, config: Mapping[str, Any], params: Any) -> list[str]:
+        return []
+
+    def check_run(self, params: Any, total_steps: int) -> list[str]:
+        return []
+
+
 class SmallRegistry:
     """Three methods, in the shape of the real registry."""
 
@@ -85,8 +94,8 @@ class SmallRegistry:
     def names(self) -> list[str]:
         return list(self.models)
 
-    def find(self, name: str) -> ModuleType | None:
-        return SimpleNamespace() if name in self.models else None  # type: ignore[return-value]  # no hook is asked for
+    def find(self, name: str) -> NoChecks | None:
+        return NoChecks() if name in self.models else None
 
     def info(self, name: str) -> Facts:
         return self.facts.get(name, Facts())

@@ -19,8 +19,8 @@ from peftcli.adapters.format import AdapterMeta, SavedAdapter
 from peftcli.adapters.hf import hf_files
 from peftcli.adapters.hf.hf_format import HfFormat, State
 from peftcli.errors import UserError
-from peftcli.layers.parts.svd_lora import svd_scale
-from peftcli.methods.adalora import SUFFIXES, AdaLoraParams
+from peftcli.layers.parts.svd_lora import TRIPLET, svd_scale
+from peftcli.methods.adalora import AdaLoraParams
 from peftcli.methods.lora import LoraParams
 
 _UNREADABLE = ("bias", "use_dora", "use_rslora", "layer_replication", "trainable_token_indices", "target_parameters")
@@ -72,8 +72,8 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
         """
         hf_files.refuse_options(config, _UNREADABLE, where)
         state, notes = hf_files.own_keys(tensors, where)
-        keys = hf_files.keys_of(state, SUFFIXES, where)
-        whole = hf_files.whole_modules((key for key in state if not key.endswith(SUFFIXES)), config)
+        keys = hf_files.keys_of(state, TRIPLET, where)
+        whole = hf_files.whole_modules((key for key in state if not key.endswith(TRIPLET)), config)
         init_r = int(config.get("init_r", 12))
         params = AdaLoraParams(
             init_r=init_r,
@@ -108,7 +108,7 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
         alphas: dict[str, float] = {}
         scale = svd_scale(params.lora_alpha, params.init_r)
         for target in meta.targets:
-            a, e, b = (plain.pop(f"{target.key}.{suffix}") for suffix in SUFFIXES)
+            a, e, b = (plain.pop(f"{target.key}.{suffix}") for suffix in TRIPLET)
             if not len(e):
                 a, e, b = a.new_zeros(1, a.shape[1]), e.new_zeros(1, 1), b.new_zeros(len(b), 1)
             plain[f"{target.key}.lora_A.weight"], plain[f"{target.key}.lora_B.weight"] = a * e, b
@@ -128,7 +128,7 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
 
 def _without_zeros(state: Mapping[str, Tensor], key: str, where: Path) -> dict[str, Tensor]:
     """Return one place's tensors without the ranks whose singular value is zero, as our files hold them."""
-    a, e, b = (state[f"{key}.{suffix}"] for suffix in SUFFIXES)
+    a, e, b = (state[f"{key}.{suffix}"] for suffix in TRIPLET)
     if a.ndim != 2 or b.ndim != 2 or e.shape != (len(a), 1) or b.shape[1] != len(a):
         found = ", ".join(str(tuple(tensor.shape)) for tensor in (a, e, b))
         raise UserError(f"{where}: {key} has shapes {found}; expected (k, in), (k, 1) and (out, k)")

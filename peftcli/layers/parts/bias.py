@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.base_linear import Slice
+from peftcli.layers.base_linear import BaseLinear, Slice
 from peftcli.layers.site import Part
 
 
@@ -35,25 +35,24 @@ class BiasBeside(Part):
     the float32 values that the optimizer moves. The tensor that is saved is the whole bias, as it is for other layers.
 
     Args:
-        host: the layer; its bias stays frozen.
-        own: its bias.
+        base: the layer; its bias stays frozen.
     """
 
-    def __init__(self, host: nn.Module, own: Tensor) -> None:
+    def __init__(self, base: BaseLinear) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros_like(own, dtype=torch.float32))
-        object.__setattr__(self, "host", host)  # outside nn.Module's bookkeeping: this part is below the host
-
-    host: nn.Module
+        self.base = base
+        self.bias = nn.Parameter(torch.zeros_like(self._own(), dtype=torch.float32))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        own = self.host.bias
-        assert isinstance(own, Tensor)  # nn.Module types attributes as Tensor | Module
-        return y + (self.scale_of(x) * (self.bias - own.detach().float())).to(y.dtype)
+        return y + (self.scale_of(x) * (self.bias - self._own().float())).to(y.dtype)
 
     @torch.no_grad()
-    def copy_own(self) -> None:
-        """Start from the host's bias."""
-        own = self.host.bias
-        assert isinstance(own, Tensor)
-        self.bias.copy_(own)
+    def start_from_base(self) -> None:
+        """Start from the layer's bias."""
+        self.bias.copy_(self._own())
+
+    def _own(self) -> Tensor:
+        own = self.base.bias()
+        if own is None:
+            raise TypeError("this layer has no bias")
+        return own.detach()

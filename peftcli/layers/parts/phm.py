@@ -71,9 +71,10 @@ class PhmLinear(Projection):
         self.s = nn.Parameter(torch.empty(n, width_in // n, rank, dtype=torch.float32))
         self.t = nn.Parameter(torch.empty(n, rank, width_out // n, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(width_out, dtype=torch.float32))
-        for factor in (self.s, self.t):
-            for piece in factor.data:
-                nn.init.xavier_uniform_(piece, gain=math.sqrt(2))
+        with torch.no_grad():  # a piece is a view of its factor
+            for factor in (self.s, self.t):
+                for piece in factor:
+                    nn.init.xavier_uniform_(piece, gain=math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W + b for x: (..., width_in)."""

@@ -124,7 +124,7 @@ class RankAllocator:
         return self.sensitivity[name] * self.uncertainty[name]
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(f"{key}.{name}", value) for key, part in self.parts.items() for name, value in own_parameters(part)]
+        return [(f"{key}.{name}", value) for key, part in self.parts.items() for name, value in part.triplet()]
 
     def state(self) -> dict[str, Tensor]:
         """Return the averages for a checkpoint."""
@@ -139,8 +139,3 @@ class RankAllocator:
                 averages.pop(name, None)
                 if f"{kind}/{name}" in state:
                     averages[name] = state[f"{kind}/{name}"].to(parameter.device, copy=True)
-
-
-def own_parameters(part: SvdDelta) -> list[tuple[str, torch.nn.Parameter]]:
-    """Return a part's three trained tensors by name; a gate in its scale is not among them."""
-    return [("lora_A", part.lora_A), ("lora_E", part.lora_E), ("lora_B", part.lora_B)]

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.layers.base_linear import Slice
-from peftcli.layers.parts.lora import fill_
+from peftcli.layers.parts.lora_init import fill_
 from peftcli.layers.parts.lowrank import lowrank_add
 from peftcli.layers.site import Part
+
+TRIPLET = ("lora_A", "lora_E", "lora_B")
+"""The names of a part's three trained tensors, and of the saved ones: Q, diag(E) and P."""
 
 _RANK_EPSILON = 1e-5  # the official code divides by r_init + 1e-5
 
@@ -65,6 +68,10 @@ class SvdDelta(Part):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return lowrank_add(y, x, self.lora_A * self.lora_E, self.lora_B, self.scale_of(x), self.slice, dropout)
+
+    def triplet(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the three trained tensors by name; a gate in the part's scale is not among them."""
+        return [(name, self.get_parameter(name)) for name in TRIPLET]
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """Return P and diag(E) Q of the ranks that are kept, those whose singular value is not zero."""

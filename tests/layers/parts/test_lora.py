@@ -10,17 +10,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.layers.base_linear import base_linear
-from peftcli.layers.parts.lora import (
-    DoraDelta,
-    EmbeddingLoraDelta,
-    LoraDelta,
-    gaussian_init,
-    kaiming_init,
-    lowrank_delta,
-    orthogonal_init,
-    principal_init_,
-    random_init,
-)
+from peftcli.layers.base_table import BaseTable
+from peftcli.layers.parts.dora import DoraDelta
+from peftcli.layers.parts.lora import LoraDelta, lowrank_delta
+from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
+from peftcli.layers.parts.lora_init import gaussian_init, kaiming_init, orthogonal_init, random_init
 from peftcli.layers.site import Part, output_site
 from peftcli.models.anatomy import FusedSlice
 
@@ -74,7 +68,7 @@ def test_dora_is_the_formula_and_starts_as_the_identity(name: str, host: nn.Modu
     x = torch.randn(2, 3, 5)
     plain = host(x)
     part = DoraDelta(base_linear(host, rows), 2, 1.5)
-    part.set_magnitude()
+    part.start_from_base()
     _attach(host, part).eval()
     torch.testing.assert_close(host(x), plain)
     nn.init.normal_(part.lora_B.weight)
@@ -92,7 +86,7 @@ def test_dora_is_the_formula_and_starts_as_the_identity(name: str, host: nn.Modu
 def test_dora_keeps_no_stale_norm_after_training_or_loading() -> None:
     host = nn.Linear(5, 4)
     part = DoraDelta(base_linear(host), 2, 1.0)
-    part.set_magnitude()
+    part.start_from_base()
     _attach(host, part).eval()
     x = torch.randn(3, 5)
     host(x)
@@ -107,7 +101,7 @@ def test_dora_keeps_no_stale_norm_after_training_or_loading() -> None:
 def test_doras_norm_gets_no_gradient() -> None:
     host = nn.Linear(5, 4, bias=False)
     part = DoraDelta(base_linear(host), 2, 1.0)
-    part.set_magnitude()
+    part.start_from_base()
     _attach(host, part)
     nn.init.normal_(part.lora_B.weight)
     x = torch.randn(3, 5)
@@ -123,7 +117,7 @@ def test_pissa_starts_as_the_identity_and_holds_the_principal_part() -> None:
     x = torch.randn(4, 8)
     plain = host(x)
     part = LoraDelta(base_linear(host), 2, 0.5, dropout=0.5, keep_initial=True)
-    principal_init_(part, part.base.weight(), None)
+    part.start_from_base()
     _attach(host, part).eval()
     torch.testing.assert_close(host(x), plain)
     left, values, right = torch.linalg.svd(host.weight)
@@ -136,9 +130,9 @@ def test_pissa_starts_as_the_identity_and_holds_the_principal_part() -> None:
 
 def test_fast_pissa_is_close_to_the_exact_one() -> None:
     host = nn.Linear(8, 6)
-    exact, fast = (LoraDelta(base_linear(host), 2, 1.0, keep_initial=True) for _ in range(2))
-    principal_init_(exact, exact.base.weight(), None)
-    principal_init_(fast, fast.base.weight(), 16)
+    exact, fast = (LoraDelta(base_linear(host), 2, 1.0, keep_initial=True, svd_iterations=n) for n in (None, 16))
+    for part in (exact, fast):
+        part.start_from_base()
     torch.testing.assert_close(
         lowrank_delta(fast.lora_A.weight, fast.lora_B.weight, 1.0),
         lowrank_delta(exact.lora_A.weight, exact.lora_B.weight, 1.0),
@@ -180,9 +174,9 @@ def test_an_embedding_gets_the_looked_up_change(scaled: float, magnitude: bool) 
         host.register_forward_hook(lambda _m, _i, out: out * scaled)
     ids = torch.tensor([[1, 2, 9], [0, 0, 3]])
     plain = host(ids)
-    part = EmbeddingLoraDelta(host, 2, 0.5, magnitude=magnitude)
+    part = EmbeddingLoraDelta(BaseTable(host), 2, 0.5, magnitude=magnitude)
     if magnitude:
-        part.set_magnitude()
+        part.start_from_base()
     _attach(host, part)
     torch.testing.assert_close(host(ids), plain)
     nn.init.normal_(part.lora_embedding_A)
@@ -254,7 +248,7 @@ def test_a_quantised_base_is_computed_as_it_is_and_stays_frozen(bits: int, use_d
     plain = host(x).detach()
     part = (DoraDelta if use_dora else LoraDelta)(base_linear(host), 2, 1.5)
     if use_dora:
-        part.set_magnitude()
+        part.start_from_base()
     _attach(host, part)
     torch.testing.assert_close(host(x), plain, atol=1e-4, rtol=1e-4)
     nn.init.normal_(part.lora_B.weight)

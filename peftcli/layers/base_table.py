@@ -1,0 +1,44 @@
+"""A view of a frozen embedding: what a part that lies below it reads of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BaseTable:
+    """A frozen lookup table W: (rows, width).
+
+    Args:
+        module: the live embedding; the view follows it to another device or dtype.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.rows, self.width = self._stored().shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self._stored().device
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The row that gets no gradient, if there is one."""
+        return self.module.padding_idx if isinstance(self.module, nn.Embedding) else None
+
+    @property
+    def scale(self) -> float | Tensor:
+        """The factor that the module multiplies its rows by (Gemma, BART), else 1."""
+        factor = getattr(self.module, "embed_scale", None)
+        return factor if isinstance(factor, (float, int, Tensor)) else 1.0
+
+    @torch.no_grad()
+    def weight(self) -> Tensor:
+        """Return the table, (rows, width), float32."""
+        return self._stored().float()
+
+    def _stored(self) -> Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)  # nn.Module types attributes as Tensor | Module
+        return weight.detach()
