@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.adapters.adapter_files import json_ready
+from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.models.load.identity import BaseIdentity
@@ -67,7 +68,7 @@ class AdapterMeta:
         task: as in the recipe.
         family: `config.model_type` of the base; None if the adapter came from elsewhere.
         base: `models.identity.BaseIdentity.as_dict()`; at least `name`.
-        labels: `data.labels.LabelSpec.as_dict()`, for classification.
+        labels: `data.store.labels.LabelSpec.as_dict()`, for classification.
         targets: the projections that the method chose.
         target_names: the shortest module names that match exactly these targets in the model, for HF peft's config.
         head: paths of the task head's modules.
@@ -90,6 +91,11 @@ class AdapterMeta:
     places: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
     prefix_route: str | None = None
+
+    @property
+    def label_spec(self) -> LabelSpec | None:
+        """The labels of a classification head."""
+        return None if self.labels is None else LabelSpec.from_dict(self.labels)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads."""

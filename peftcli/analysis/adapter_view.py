@@ -150,8 +150,7 @@ def view_adapter(path: Path) -> AdapterView:
 def _view_adapter(directory: Path, spec: ModelSpec | None, task: TaskName | None) -> AdapterView:
     saved = load_adapter(directory)
     spec = spec or ModelSpec(name_or_path=str(saved.meta.base["name"]))
-    labels = None if saved.meta.labels is None else LabelSpec.from_dict(dict(saved.meta.labels))
-    model, anatomy = _meta_model(spec, task or saved.meta.task, labels)
+    model, anatomy = _meta_model(spec, task or saved.meta.task, saved.meta.label_spec)
     base, reason = base_weights(model, spec)
     rules = _rules(anatomy, saved.params, saved.state)
     attachment = apply_method(model, anatomy, saved.params)

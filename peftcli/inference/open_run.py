@@ -152,7 +152,7 @@ def _open_adapter(
 ) -> OpenedRun:
     recipe = loaded.recipe
     saved = load_adapter(directory.path / "adapter")
-    labels = LabelSpec.from_dict(dict(saved.meta.labels)) if saved.meta.labels else None
+    labels = saved.meta.label_spec
     if labels is None and task_info(recipe.task).has_labels:
         raise UserError(
             f"{directory.path / 'adapter'} names no labels: its peftcli.json is missing or damaged",

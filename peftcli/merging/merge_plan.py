@@ -18,7 +18,7 @@ from peftcli.protocol.method import MergeRule
 
 
 @dataclass(frozen=True)
-class Output:
+class MergedTensor:
     """One tensor of the merged model.
 
     Args:
@@ -81,7 +81,7 @@ class Output:
 
 
 @dataclass
-class Plan:
+class MergePlan:
     """The merged model.
 
     Args:
@@ -91,7 +91,7 @@ class Plan:
         left_out: names in the base's files that the task's model does not have.
     """
 
-    outputs: list[Output]
+    outputs: list[MergedTensor]
     dtype: torch.dtype
     untied: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -107,12 +107,12 @@ class Plan:
         return sum(output.rule is not None for output in self.outputs)
 
 
-def make_plan(
+def plan_merge(
     model: nn.Module,
     stored: Mapping[str, Source],
     rules: Mapping[str, MergeRule],
     dtype: torch.dtype | None,
-) -> Plan:
+) -> MergePlan:
     """Lay out the merged model.
 
     Args:
@@ -135,7 +135,7 @@ def make_plan(
     written = {output.planned.name for output in outputs}
     outputs += [output for output in builder.added() if output.planned.name not in written]
     builder.refuse_gaps()
-    return Plan(outputs, usual, sorted(builder.untied), left_out)
+    return MergePlan(outputs, usual, sorted(builder.untied), left_out)
 
 
 Entry = tuple[FileTensor, Source]
@@ -202,14 +202,14 @@ class _Builder:
             if rule.kind == "untie" and name in self.groups:
                 self.untied.update(self.groups[name])
 
-    def copied(self, parts: list[Entry], entry: Entry) -> Output:
+    def copied(self, parts: list[Entry], entry: Entry) -> MergedTensor:
         """Return the output of one tensor of the files, its rule included."""
         meaning, source = entry
         if meaning.converted:
-            return Output(Planned(meaning.saved_name, self._type(source.dtype), source.shape), source)
+            return MergedTensor(Planned(meaning.saved_name, self._type(source.dtype), source.shape), source)
         return self._output(meaning.saved_name, meaning.live_name, source)
 
-    def added(self) -> Iterator[Output]:
+    def added(self) -> Iterator[MergedTensor]:
         """Yield what the files have under no name of its own: heads, and tied tensors that are untied."""
         for name in self.live:
             if name in self.files:
@@ -226,19 +226,19 @@ class _Builder:
             if not any(twin in self.files or twin in self.rules for twin in names):
                 raise UserError(f"the base's files lack {name}", suggestion="name the complete base model with --base")
 
-    def _output(self, saved_name: str, live_name: str, source: Source | None) -> Output:
+    def _output(self, saved_name: str, live_name: str, source: Source | None) -> MergedTensor:
         shape = tuple(self.live[live_name].shape)
         rule = self._rule(live_name)
         dtype = self._type(source.dtype) if source is not None else self.usual
         if rule is not None and rule.kind == "add":
-            return Output(Planned(saved_name, dtype, shape), None, rule)
+            return MergedTensor(Planned(saved_name, dtype, shape), None, rule)
         rows = shape[0] if source is not None and source.shape != shape and source.shape[1:] == shape[1:] else None
         if source is not None and rows is None and source.shape != shape:
             raise UserError(
                 f"the base's {source.name} is {source.shape}, the model's {live_name} is {shape}",
                 suggestion="use the base model that the adapter was trained with",
             )
-        return Output(Planned(saved_name, dtype, shape), source, rule, rows)
+        return MergedTensor(Planned(saved_name, dtype, shape), source, rule, rows)
 
     def _rule(self, name: str) -> MergeRule | None:
         """Return a tensor's rule: its own, or that of a name that shares its storage and stays tied."""

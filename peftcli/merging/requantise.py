@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from peftcli.data.rows.row_set import Row
-from peftcli.merging.subject import Subject
-from peftcli.merging.verify import Comparison, compare, free_memory, outputs
+from peftcli.merging.compare_outputs import Comparison, compare, free_memory, outputs
+from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.quantization import keep_trainable, quantisation_words
 from peftcli.recipe.schema import ModelSpec
@@ -24,7 +24,7 @@ from peftcli.tasks.task_table import task_info
 
 def requantise(
     directory: Path,
-    subject: Subject,
+    run: RunToMerge,
     config: Any,
     rows: list[Row],
     reference: Tensor,
@@ -35,7 +35,7 @@ def requantise(
 
     Args:
         directory: of the merged model, without config.json.
-        subject: the run; its recipe's 4-bit settings are used.
+        run: the run; its recipe's 4-bit settings are used.
         config: of the merged model.
         rows: of the run's data.
         reference: outputs of base + adapter on them.
@@ -47,9 +47,9 @@ def requantise(
     """
     import transformers
 
-    spec = four_bit(subject.recipe.model)
-    words = quantisation_words(spec, config, subject.model, config.dtype, device)
-    auto = getattr(transformers, task_info(subject.recipe.task).auto_class)
+    spec = four_bit(run.recipe.model)
+    words = quantisation_words(spec, config, run.model, config.dtype, device)
+    auto = getattr(transformers, task_info(run.recipe.task).auto_class)
     with quiet_transformers():
         model = auto.from_pretrained(
             directory, config=config, dtype=config.dtype, local_files_only=True, use_safetensors=True, **words
@@ -59,7 +59,7 @@ def requantise(
     quantised = directory / "quantised"
     with quiet_transformers():
         model.save_pretrained(quantised, max_shard_size=max_shard_size)
-    result = compare(reference, outputs(model, rows, subject, device, config.dtype), torch.float32)
+    result = compare(reference, outputs(model, rows, run, device, config.dtype), torch.float32)
     del model
     free_memory()
     for file in directory.glob("*.safetensors*"):

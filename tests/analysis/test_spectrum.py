@@ -50,11 +50,11 @@ def test_ranks_of_known_spectra() -> None:
 
 def merged_change(run: Path) -> dict[str, Any]:
     """Return, per weight of the base, the change that a merge would make: the slow way."""
-    from peftcli.merging.subject import open_subject
+    from peftcli.merging.run_to_merge import open_run_to_merge
     from peftcli.models.load.base_files import stored_tensors
     from peftcli.models.load.checkpoint_names import CheckpointNames
 
-    subject = open_subject(run, None)
+    subject = open_run_to_merge(run, None)
     names = CheckpointNames(subject.model)
     found = {}
     for name, stored in stored_tensors(run.parent / "model").items():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.command_line import Cli
 from tests.merging.runs import make_run
-from tests.merging.test_combine import two_runs
+from tests.merging.test_sum_adapters import two_runs
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def test_a_failed_verification_exits_with_3(
 ) -> None:
     import torch
 
-    from peftcli.merging import verify
+    from peftcli.merging import compare_outputs
 
-    monkeypatch.setitem(verify.TOLERANCE, torch.float32, 0.0)
+    monkeypatch.setitem(compare_outputs.TOLERANCE, torch.float32, 0.0)
     done = cli("merge", run, "-o", tmp_path / "merged")
     assert done.code == 3 and "was not written" in done.err and not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import merge_run as merging
+from peftcli.merging.merge_options import parse_size
 from peftcli.merging.merge_report import MergeReport
-from peftcli.merging.merge_run import merge_run, parse_size
+from peftcli.merging.merge_run import merge_run
 from peftcli.recipe.yaml.dump import dump_recipe
 from tests.merging.runs import make_run
 
@@ -153,13 +155,13 @@ def test_base_and_run_are_left_as_they_are(tmp_path: Path) -> None:
 
 def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
-    real = merging.make_plan
+    real = merging.plan_merge
 
     def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any) -> Any:
         rules.popitem()
         return real(model, stored, rules, dtype)
 
-    monkeypatch.setattr(merging, "make_plan", without_one_rule)
+    monkeypatch.setattr(merging, "plan_merge", without_one_rule)
     with pytest.raises(VerificationFailed, match="differs from base"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
@@ -251,7 +253,7 @@ def test_added_tokens_are_in_the_merged_model(save: list[str] | None, tmp_path: 
 
 def test_a_small_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, "bert", "sequence_classification", METHODS["lora"])
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda _path: merging.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UserError, match="GB free"):
         merge_run(run, tmp_path / "merged")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class LabelSpec:
         return {"problem": self.problem, "names": list(self.names)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LabelSpec:
+    def from_dict(cls, data: Mapping[str, Any]) -> LabelSpec:
         """Rebuild what `as_dict` returned."""
         return cls(data["problem"], tuple(data["names"]))
 

@@ -7,8 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from peftcli.merging.merge_plan import Plan
-from peftcli.merging.subject import Subject
+from peftcli.merging.merge_plan import MergePlan
+from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.tasks.task_table import task_info
 
 # What converters (llama.cpp's) and older loaders want besides what a tokenizer saves of itself.
@@ -25,10 +25,10 @@ _TOKENIZER_FILES = (
 )
 
 
-def merged_config(subject: Subject, plan: Plan) -> Any:
+def merged_config(run: RunToMerge, plan: MergePlan) -> Any:
     """Return the config of the merged model: the task's class and labels, its dtype, its ties, no quantisation."""
-    config: Any = deepcopy(subject.model.config)
-    config.architectures = [type(subject.model).__name__]
+    config: Any = deepcopy(run.model.config)
+    config.architectures = [type(run.model).__name__]
     config.dtype = plan.dtype
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -38,16 +38,16 @@ def merged_config(subject: Subject, plan: Plan) -> Any:
     return config
 
 
-def write_companions(directory: Path, subject: Subject, base: Path | None) -> None:
+def write_files_beside(directory: Path, run: RunToMerge, base: Path | None) -> None:
     """Write tokenizer, chat template, generation config and, if the recipe allows it, the base's own code.
 
     Args:
         directory: of the merged model.
-        subject: the run.
+        run: the run.
         base: directory of the base's files, None for a GGUF file.
     """
-    subject.tokenizer.save_pretrained(directory)
-    generation = getattr(subject.model, "generation_config", None)
+    run.tokenizer.save_pretrained(directory)
+    generation = getattr(run.model, "generation_config", None)
     if base is not None:
         if (base / "generation_config.json").is_file():
             shutil.copyfile(base / "generation_config.json", directory / "generation_config.json")
@@ -55,10 +55,10 @@ def write_companions(directory: Path, subject: Subject, base: Path | None) -> No
         for name in _TOKENIZER_FILES:
             if (base / name).is_file() and not (directory / name).exists():
                 shutil.copyfile(base / name, directory / name)
-        if subject.spec.trust_remote_code:
+        if run.spec.trust_remote_code:
             for file in base.glob("*.py"):
                 shutil.copyfile(file, directory / file.name)
-    if generation is not None and task_info(subject.recipe.task).generates:
+    if generation is not None and task_info(run.recipe.task).generates:
         generation.save_pretrained(directory)
 
 

@@ -22,7 +22,7 @@ from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
-from peftcli.merging.subject import Subject
+from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import computes_well
 from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.load_model import load_model
@@ -91,23 +91,23 @@ def _agreement(reference: Tensor, other: Tensor) -> float:
     return float((reference.argmax(-1) == other.argmax(-1)).float().mean())
 
 
-def sample_rows(subject: Subject) -> list[Row]:
+def sample_rows(run: RunToMerge) -> list[Row]:
     """Return up to `ROWS` rows: of the run's validation split, else of its training rows.
 
     Raises:
         UserError: the run's data is no longer where it was.
     """
-    recipe = subject.recipe
+    recipe = run.recipe
     if recipe.data is None:
         raise UserError("the run's recipe has no data to verify with", suggestion="merge with --no-verify")
     try:
         data = prepare(
             recipe.data,
             recipe.task,
-            subject.tokenizer,
+            run.tokenizer,
             seed=recipe.seed,
-            labels=subject.labels,
-            model_max_positions=subject.anatomy.max_positions,
+            labels=run.labels,
+            model_max_positions=run.anatomy.max_positions,
         )
     except UserError as error:
         raise UserError(
@@ -137,12 +137,12 @@ class Reference:
 
 
 def reference_outputs(
-    subject: Subject, spec: ModelSpec, rows: list[Row], device: torch.device, dtype: torch.dtype | None
+    run: RunToMerge, spec: ModelSpec, rows: list[Row], device: torch.device, dtype: torch.dtype | None
 ) -> Reference:
     """Return what base + adapter gives.
 
     Args:
-        subject: the run.
+        run: the run.
         spec: of the base: the unquantised one, or the run's own quantised one.
         rows: of the run's data.
         device: where to compute.
@@ -150,29 +150,29 @@ def reference_outputs(
     """
     if dtype is not None:
         spec = spec.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    loaded = load_model(spec, subject.recipe.task, labels=subject.labels, device=device, seed=subject.recipe.seed)
+    loaded = load_model(spec, run.recipe.task, labels=run.labels, device=device, seed=run.recipe.seed)
     model = loaded.model
-    fit_to_tokenizer(model, subject.tokenizer, seed=subject.recipe.seed)
-    if subject.adapter is None:
-        return Reference(outputs(model, rows, subject, device, loaded.dtype), None)
-    attachment = apply_method(model, subject.anatomy, subject.adapter.params, masters=False)
-    attachment.load_state_dict(subject.adapter.state)
-    adapted = outputs(model, rows, subject, device, loaded.dtype, attachment.prepare_inputs)
+    fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
+    if run.adapter is None:
+        return Reference(outputs(model, rows, run, device, loaded.dtype), None)
+    attachment = apply_method(model, run.anatomy, run.adapter.params, masters=False)
+    attachment.load_state_dict(run.adapter.state)
+    adapted = outputs(model, rows, run, device, loaded.dtype, attachment.prepare_inputs)
     effect = None
     if attachment.placed and not attachment.unfrozen:
         attachment.enable(False)
-        plain = outputs(model, rows, subject, device, loaded.dtype)
+        plain = outputs(model, rows, run, device, loaded.dtype)
         effect = float((adapted - plain).abs().mean())
     return Reference(adapted, effect)
 
 
 def merged_outputs(
-    directory: Path, subject: Subject, config: Any, rows: list[Row], device: torch.device, dtype: torch.dtype
+    directory: Path, run: RunToMerge, config: Any, rows: list[Row], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return what the merged model gives; its config is in memory, since the directory must not load yet."""
     import transformers
 
-    auto = getattr(transformers, task_info(subject.recipe.task).auto_class)
+    auto = getattr(transformers, task_info(run.recipe.task).auto_class)
     with quiet_transformers():
         model, report = auto.from_pretrained(
             directory,
@@ -181,30 +181,30 @@ def merged_outputs(
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=subject.spec.trust_remote_code,
+            trust_remote_code=run.spec.trust_remote_code,
         )
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise UserError(f"the merged model does not load: {sorted(map(str, wrong))[:3]}", suggestion="report this")
     model.eval().to(device)
-    return outputs(model, rows, subject, device, dtype)
+    return outputs(model, rows, run, device, dtype)
 
 
 @torch.no_grad()
 def outputs(
     model: PreTrainedModel,
     rows: list[Row],
-    subject: Subject,
+    run: RunToMerge,
     device: torch.device,
     dtype: torch.dtype,
     prepare_inputs: Callable[..., dict[str, Any]] | None = None,
 ) -> Tensor:
     """Return the compared logits, (positions, classes), float32, on the CPU."""
     found = []
-    kind = task_info(subject.recipe.task).rows
+    kind = task_info(run.recipe.task).rows
     model.eval()
     for row in rows:
-        batch = {key: value[:, :LONGEST] if value.ndim > 1 else value for key, value in _batch(row, subject).items()}
+        batch = {key: value[:, :LONGEST] if value.ndim > 1 else value for key, value in _batch(row, run).items()}
         labels = batch.pop("labels", None)
         if kind == "pairs" and labels is not None:
             start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
@@ -216,8 +216,8 @@ def outputs(
     return torch.cat(found)
 
 
-def _batch(row: Row, subject: Subject) -> dict[str, Tensor]:
-    return collate([row], subject.tokenizer, task_info(subject.recipe.task).rows)
+def _batch(row: Row, run: RunToMerge) -> dict[str, Tensor]:
+    return collate([row], run.tokenizer, task_info(run.recipe.task).rows)
 
 
 def _compared(logits: Tensor, labels: Tensor | None, kind: RowKind) -> Tensor:

@@ -31,11 +31,11 @@ from peftcli.recipe.stored import load_stored_recipe, stored_recipe
 
 
 @dataclass
-class Subject:
+class RunToMerge:
     """A run, opened for merging; no weights are loaded.
 
     Args:
-        run: its directory.
+        directory: of the run.
         recipe: as it was run.
         spec: the unquantised base.
         source: where the base lies.
@@ -47,7 +47,7 @@ class Subject:
         notes: what the user should know.
     """
 
-    run: Path
+    directory: Path
     recipe: Recipe
     spec: ModelSpec
     source: ModelSource
@@ -91,33 +91,34 @@ def placed(value: Tensor) -> MergeRule:
     return MergeRule(lambda _base: value.float().clone(), "add", replaces=True)
 
 
-def open_subject(run: Path, base: str | None) -> Subject:
+def open_run_to_merge(directory: Path, base: str | None) -> RunToMerge:
     """Open a run that trained an adapter.
 
     Args:
-        run: its directory.
+        directory: of the run.
         base: name or path of the base, if not the recipe's.
 
     Raises:
         UserError: no finished run is there, its method does not merge, or its adapter does not fit the base.
     """
-    recipe = read_recipe(run)
-    if (run / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
-        return _open_model(run, recipe, base)
-    if not (run / "adapter").is_dir():
-        raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
-    adapter = load_adapter(run / "adapter")
+    recipe = read_recipe(directory)
+    if (directory / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
+        return _open_model(directory, recipe, base)
+    if not (directory / "adapter").is_dir():
+        raise UserError(
+            f"{directory} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume"
+        )
+    adapter = load_adapter(directory / "adapter")
     reason = registry.method(adapter.params.name).why_not_mergeable(adapter.params)
     if reason is not None:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
     spec = unquantised(recipe.model, base)
     if base is None:
         _refuse_missing_base(spec.name_or_path)
-    labels = None if adapter.meta.labels is None else LabelSpec.from_dict(dict(adapter.meta.labels))
-    subject = _on_meta(run, recipe, spec, adapter, labels)
-    _refuse_misfit(subject.model, subject.anatomy, adapter)
-    subject.notes += _notes(recipe, spec, base)
-    return subject
+    run = _on_meta(directory, recipe, spec, adapter)
+    _refuse_misfit(run.model, run.anatomy, adapter)
+    run.notes += _notes(recipe, spec, base)
+    return run
 
 
 def _refuse_missing_base(name: str) -> None:
@@ -130,7 +131,7 @@ def _refuse_missing_base(name: str) -> None:
         ) from error
 
 
-def _open_model(run: Path, recipe: Recipe, base: str | None) -> Subject:
+def _open_model(directory: Path, recipe: Recipe, base: str | None) -> RunToMerge:
     """Open a run whose artifact is a complete model: it is its own base."""
     if base is not None:
         raise UserError(
@@ -138,17 +139,15 @@ def _open_model(run: Path, recipe: Recipe, base: str | None) -> Subject:
             suggestion="leave --base out",
         )
     changes: dict[str, Any] = {
-        "name_or_path": str(run / "model"),
+        "name_or_path": str(directory / "model"),
         "revision": None,
         "new_special_tokens": [],
         "dtype": "auto",
     }
-    return _on_meta(run, recipe, recipe.model.model_copy(update=changes), None, None)
+    return _on_meta(directory, recipe, recipe.model.model_copy(update=changes), None)
 
 
-def _on_meta(
-    run: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAdapter | None, labels: LabelSpec | None
-) -> Subject:
+def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAdapter | None) -> RunToMerge:
     """Build the task model on the meta device and read what surrounds it.
 
     Raises:
@@ -160,32 +159,35 @@ def _on_meta(
             f"the base {spec.name_or_path} is stored quantised, and a merge needs its 16- or 32-bit weights",
             suggestion="name the unquantised model with --base",
         )
+    labels = None if adapter is None else adapter.meta.label_spec
     configure_head(config, recipe.task, labels, spec)
     tokenizer = load_tokenizer(spec, recipe.task)
     model = build_meta(config, recipe.task, config.num_labels)
     source = find_source(spec.name_or_path)
-    notes = [] if adapter is None else _compare_base(adapter, identify(source, model, torch.float32, None, spec), run)
+    notes = (
+        [] if adapter is None else _compare_base(adapter, identify(source, model, torch.float32, None, spec), directory)
+    )
     fit_to_tokenizer(model, tokenizer)
     anatomy = read_anatomy(model, recipe.model.anatomy)
-    return Subject(run, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, notes)
+    return RunToMerge(directory, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, notes)
 
 
-def _compare_base(adapter: SavedAdapter, identity: BaseIdentity, run: Path) -> list[str]:
+def _compare_base(adapter: SavedAdapter, identity: BaseIdentity, directory: Path) -> list[str]:
     """Refuse a base of another shape, and say when its files are not those of training."""
-    check_base(adapter.meta, identity, run / "adapter")
+    check_base(adapter.meta, identity, directory / "adapter")
     recorded = adapter.meta.base.get("fingerprint")
     if not recorded or recorded == identity.fingerprint:
         return []
     return [f"the files of {identity.name} are not those that the adapter was trained on"]
 
 
-def read_recipe(run: Path) -> Recipe:
+def read_recipe(directory: Path) -> Recipe:
     """Return the resolved recipe of a run.
 
     Raises:
         UserError: the directory is no run.
     """
-    return load_stored_recipe(stored_recipe(run), NAMES).recipe
+    return load_stored_recipe(stored_recipe(directory), NAMES).recipe
 
 
 def unquantised(spec: ModelSpec, base: str | None) -> ModelSpec:
@@ -217,17 +219,3 @@ def _refuse_misfit(model: nn.Module, anatomy: Anatomy, adapter: SavedAdapter) ->
     finally:
         attachment.detach()
         model.requires_grad_(False)
-
-
-def output_dtype(name: str | None) -> torch.dtype | None:
-    """Return the type that `--dtype` names; None keeps the base's.
-
-    Raises:
-        UserError: it is none of auto, float32, bfloat16, float16.
-    """
-    if name in (None, "auto"):
-        return None
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {name} is none of: auto, float32, bfloat16, float16")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

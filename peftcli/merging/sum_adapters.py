@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peftcli.adapters.format import SavedAdapter
 from peftcli.errors import UserError
-from peftcli.merging.subject import Subject, whole_tensors
+from peftcli.merging.run_to_merge import RunToMerge, whole_tensors
 from peftcli.methods.lora import LoraParams
 from peftcli.models.targets import resolve_targets
 from peftcli.protocol.folding import tensors_by_key
@@ -28,21 +28,21 @@ _PAIRS = (
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 
-def combine(subjects: Sequence[Subject], weights: Sequence[float], rank: int | None = None) -> Subject:
-    """Return one subject whose adapter is the weighted sum of several.
+def sum_adapters(runs: Sequence[RunToMerge], weights: Sequence[float], rank: int | None = None) -> RunToMerge:
+    """Return one run whose adapter is the weighted sum of several.
 
     Args:
-        subjects: runs with LoRA adapters of one base and task.
+        runs: runs with LoRA adapters of one base and task.
         weights: one for each.
         rank: cut every change to this rank by its singular values; None keeps the exact sum.
 
     Raises:
         UserError: weights and runs do not match, or the runs differ in base, task or labels, or are no plain LoRA.
     """
-    _refuse_misfits(subjects, weights)
-    first = subjects[0]
-    changes = _changes(subjects, weights)
-    entries = _entries(subjects)
+    _refuse_misfits(runs, weights)
+    first = runs[0]
+    changes = _changes(runs, weights)
+    entries = _entries(runs)
     targets = resolve_targets(first.model, first.anatomy, entries)
     state: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -52,7 +52,7 @@ def combine(subjects: Sequence[Subject], weights: Sequence[float], rank: int | N
         names = _EMBEDDING if target.kind == "embedding" else _PAIRS[0][:2]
         state |= {f"{target.key}.{names[0]}": a, f"{target.key}.{names[1]}": b}
         ranks[target.key] = len(a)
-    state |= _averages(subjects, weights)
+    state |= _averages(runs, weights)
     patterns = {f"^{re.escape(key)}": size for key, size in ranks.items()}
     largest = max(ranks.values())
     params = LoraParams(
@@ -64,45 +64,45 @@ def combine(subjects: Sequence[Subject], weights: Sequence[float], rank: int | N
         modules_to_save=list(first.adapter.meta.modules_to_save) or None if first.adapter else None,
     )
     assert first.adapter is not None  # _refuse_misfits
-    words = ", ".join(f"{weight:g} x {subject.run}" for weight, subject in zip(weights, subjects, strict=True))
-    notes = [*first.notes, f"the sum of {len(subjects)} adapters: {words}"]
+    words = ", ".join(f"{weight:g} x {run.directory}" for weight, run in zip(weights, runs, strict=True))
+    notes = [*first.notes, f"the sum of {len(runs)} adapters: {words}"]
     if rank is not None:
         notes.append(f"cut to rank {rank} by singular values")
     return replace(first, adapter=SavedAdapter(params, state, first.adapter.meta), notes=notes)
 
 
-def _refuse_misfits(subjects: Sequence[Subject], weights: Sequence[float]) -> None:
-    if len(weights) != len(subjects):
+def _refuse_misfits(runs: Sequence[RunToMerge], weights: Sequence[float]) -> None:
+    if len(weights) != len(runs):
         raise UserError(
-            f"{len(subjects)} runs and {len(weights)} weights",
+            f"{len(runs)} runs and {len(weights)} weights",
             suggestion="give one weight for each run: --weights 0.7,0.3",
         )
     if not all(math.isfinite(weight) for weight in weights) or not any(weights):
         raise UserError("weights must be numbers, and not all of them zero")
-    first = subjects[0]
-    for subject in subjects:
-        adapter = subject.adapter
+    first = runs[0]
+    for run in runs:
+        adapter = run.adapter
         if adapter is None or not isinstance(adapter.params, LoraParams):
-            raise UserError(f"{subject.run} is no LoRA run: only LoRA adapters can be summed")
+            raise UserError(f"{run.directory} is no LoRA run: only LoRA adapters can be summed")
         if adapter.params.use_dora or adapter.params.bias != "none":
             option = "use_dora" if adapter.params.use_dora else "bias"
-            raise UserError(f"{subject.run} uses {option}: its change is no sum of low-rank products")
+            raise UserError(f"{run.directory} uses {option}: its change is no sum of low-rank products")
         for what, own, other in (
-            ("task", subject.recipe.task, first.recipe.task),
-            ("base", subject.spec.name_or_path, first.spec.name_or_path),
-            ("labels", subject.labels, first.labels),
+            ("task", run.recipe.task, first.recipe.task),
+            ("base", run.spec.name_or_path, first.spec.name_or_path),
+            ("labels", run.labels, first.labels),
         ):
             if own != other:
-                raise UserError(f"{subject.run} and {first.run} differ in {what}: {own} and {other}")
+                raise UserError(f"{run.directory} and {first.directory} differ in {what}: {own} and {other}")
 
 
-def _changes(subjects: Sequence[Subject], weights: Sequence[float]) -> dict[str, tuple[Tensor, Tensor]]:
+def _changes(runs: Sequence[RunToMerge], weights: Sequence[float]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return A (r, d_in) and B (d_out, r) of the summed change by key, every scale and weight in B."""
     factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for subject, weight in zip(subjects, weights, strict=True):
-        assert subject.adapter is not None and isinstance(subject.adapter.params, LoraParams)  # _refuse_misfits
-        params, state = subject.adapter.params, subject.adapter.state
-        roles = {linear.key: linear.role for linear in subject.anatomy.linears}
+    for run, weight in zip(runs, weights, strict=True):
+        assert run.adapter is not None and isinstance(run.adapter.params, LoraParams)  # _refuse_misfits
+        params, state = run.adapter.params, run.adapter.state
+        roles = {linear.key: linear.role for linear in run.anatomy.linears}
         for name_a, name_b, sign in (*_PAIRS, (*_EMBEDDING, 1.0)):
             for key, pair in tensors_by_key(state, (name_a, name_b)).items():
                 scale = params.scale_of(roles.get(key), key, len(pair[name_a]))
@@ -128,32 +128,32 @@ def _compressed(a: Tensor, b: Tensor, rank: int | None) -> tuple[Tensor, Tensor]
     return root[:, None] * (right[:wanted] @ q_a.T), (q_b @ left[:, :wanted]) * root
 
 
-def _nothing(subject: Subject, key: str, module: str) -> tuple[Tensor, Tensor]:
+def _nothing(run: RunToMerge, key: str, module: str) -> tuple[Tensor, Tensor]:
     """Return a pair that changes nothing, for a place that a role names but no adapter has."""
-    for linear in subject.anatomy.linears:
+    for linear in run.anatomy.linears:
         if linear.key == key:
             return torch.zeros(1, linear.in_features), torch.zeros(linear.out_features, 1)
     raise UserError(f"{module} is changed by no adapter")
 
 
-def _entries(subjects: Sequence[Subject]) -> list[str]:
+def _entries(runs: Sequence[RunToMerge]) -> list[str]:
     """Return target entries that cover all adapters: paths, and roles for slices of fused projections."""
     found: dict[str, None] = {}
-    for subject in subjects:
-        assert subject.adapter is not None
-        for target in subject.adapter.meta.targets:
+    for run in runs:
+        assert run.adapter is not None
+        for target in run.adapter.meta.targets:
             found[target.role if target.slice and target.role else target.module] = None
     return list(found)
 
 
-def _averages(subjects: Sequence[Subject], weights: Sequence[float]) -> dict[str, Tensor]:
+def _averages(runs: Sequence[RunToMerge], weights: Sequence[float]) -> dict[str, Tensor]:
     """Return the weighted mean of heads and of modules trained whole.
 
     Raises:
         UserError: the runs trained different modules whole.
     """
-    states = [subject.adapter.state for subject in subjects if subject.adapter is not None]
-    names = [whole_tensors(subject.model, state) for subject, state in zip(subjects, states, strict=True)]
+    states = [run.adapter.state for run in runs if run.adapter is not None]
+    names = [whole_tensors(run.model, state) for run, state in zip(runs, states, strict=True)]
     if any(set(own) != set(names[0]) for own in names):
         raise UserError("the runs trained different modules whole (modules_to_save), which cannot be averaged")
     if names[0] and not sum(weights):

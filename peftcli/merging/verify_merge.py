@@ -1,0 +1,113 @@
+"""Verify a merged model against base + adapter, and put the numbers into the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftcli.errors import VerificationFailed
+from peftcli.merging.compare_outputs import (
+    Comparison,
+    coarsest,
+    compare,
+    compute_dtype,
+    free_memory,
+    merged_outputs,
+    reference_outputs,
+    sample_rows,
+)
+from peftcli.merging.merge_report import MergeReport
+from peftcli.merging.run_to_merge import RunToMerge, is_quantised
+from peftcli.recipe.schema import ModelSpec
+
+LOUD_ROUNDING = 0.3
+"""Rounding that is told, as a share of the adapter's own effect: half-precision merges wipe out small adapters."""
+
+
+def verify_merge(
+    directory: Path,
+    run: RunToMerge,
+    config: Any,
+    dtype: torch.dtype,
+    report: MergeReport,
+    requantise_in: int | None = None,
+) -> None:
+    """Compare the merged model with base + adapter, and write the numbers into the report.
+
+    Args:
+        directory: of the merged model's weights.
+        run: the run.
+        config: of the merged model.
+        dtype: of its weights.
+        report: filled in.
+        requantise_in: quantise the model to 4 bits afterwards, in files of this many bytes.
+
+    Raises:
+        VerificationFailed: they differ by more than the tolerance.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = sample_rows(run)
+    computed = compute_dtype(dtype, device)
+    reference = reference_outputs(run, run.spec, rows, device, computed)
+    free_memory()
+    merged = merged_outputs(directory, run, config, rows, device, computed)
+    free_memory()
+    report.rows = len(rows)
+    _judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
+    if is_quantised(run.recipe):
+        trained = reference_outputs(run, _as_trained(run), rows, device, None)
+        report.quantization_agreement = compare(trained.adapted, merged, torch.float32).agreement
+        free_memory()
+    if requantise_in is not None:
+        from peftcli.merging.requantise import requantise  # bitsandbytes takes a second to import
+
+        cost = requantise(directory, run, config, rows, reference.adapted, device, requantise_in)
+        report.requantized = {
+            "max_abs_diff": cost.max_abs_diff,
+            "mean_abs_diff": cost.mean_abs_diff,
+            "agreement": cost.agreement,
+        }
+        report.notes.append(_cost_of_quantising(cost.mean_abs_diff, reference.effect))
+
+
+def _judge(result: Comparison, effect: float | None, report: MergeReport) -> None:
+    """Write a comparison into the report.
+
+    Args:
+        result: of the merged model with base + adapter.
+        effect: mean difference that the adapter itself makes, where it is known.
+        report: filled in.
+
+    Raises:
+        VerificationFailed: the difference is larger than the tolerance.
+    """
+    report.max_abs_diff, report.mean_abs_diff = result.max_abs_diff, result.mean_abs_diff
+    report.tolerance, report.agreement = result.tolerance, result.agreement
+    report.adapter_effect = effect
+    if not result.within:
+        raise VerificationFailed(
+            f"the merged model differs from base + adapter by {result.max_abs_diff:.3g} at most and "
+            f"{result.mean_abs_diff:.3g} on average (tolerance {result.tolerance:.3g}); {report.output} was not "
+            "written\n    merge with --dtype float32, or keep the adapter"
+        )
+    report.verified = True
+    share = result.mean_abs_diff / effect if effect else 0.0
+    if share > LOUD_ROUNDING:
+        report.notes.append(
+            f"rounding to {report.dtype} changes the outputs by {share:.0%} of what the adapter does; "
+            "--dtype float32 keeps it"
+        )
+
+
+def _as_trained(run: RunToMerge) -> ModelSpec:
+    spec = run.recipe.model
+    if spec.load_in_8bit or spec.load_in_4bit:
+        return spec
+    return spec.model_copy(update={"load_in_4bit": True})
+
+
+def _cost_of_quantising(difference: float, effect: float | None) -> str:
+    share = f", {difference / effect:.0%} of what the adapter does" if effect else ""
+    return f"quantising again changed the outputs by {difference:.3g} on average{share}"
