@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ ALL_FILES = [path for part in PARTS for path in python_files(ROOT / part)]
 MODULES = python_files(PACKAGE)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -80,7 +86,7 @@ def test_no_function_is_too_long() -> None:
     found = {
         f"{relative(path)}:{name}"
         for path in ALL_FILES
-        for name, lines in functions(ast.parse(path.read_text(encoding="utf-8")))
+        for name, lines in functions(parsed(path))
         if lines > LINES_A_FUNCTION
     }
     assert found == LONG_FUNCTIONS
@@ -112,18 +118,18 @@ def test_the_ignored_label_is_written_once() -> None:
     holders = [
         relative(path)
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant) and node.operand.value == 100
     ]
     assert holders == ["peftcli/ignored_label.py"]
 
 
 def test_every_module_says_what_it_holds() -> None:
-    trees = {relative(path): ast.parse(path.read_text(encoding="utf-8")) for path in ALL_FILES}
+    trees = {relative(path): parsed(path) for path in ALL_FILES}
     assert [name for name, tree in trees.items() if tree.body and ast.get_docstring(tree) is None] == []
 
 
 def test_every_room_says_what_it_holds() -> None:
     for room in {path.parent for path in MODULES}:
-        text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+        text = ast.get_docstring(parsed(room / "__init__.py"))
         assert text is not None and len(text.split()) >= 3, f"{relative(room)}/__init__.py: say what the room holds"
