@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,19 @@ class Recorder:
     @property
     def losses(self) -> list[float]:
         return [record.loss for record in self.steps if record.loss is not None]
+
+
+class CtrlC(Recorder):
+    """Presses Ctrl-C while a step is recorded: a real SIGINT to this process."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def step(self, record: StepRecord) -> None:
+        super().step(record)
+        if record.step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture

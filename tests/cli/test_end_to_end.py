@@ -6,13 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.command_line import Cli, Workspace, colour_rows, write_jsonl
+from tests.moments import peft_with_signal
 
 
 @pytest.fixture(scope="module")
@@ -140,23 +140,12 @@ def test_another_recipe_is_refused_and_overwrite_replaces(cli: Cli, workspace: W
 
 
 def test_an_interrupted_run_goes_on_to_the_same_losses(cli: Cli, workspace: Workspace) -> None:
-    settings: dict[str, Any] = {"training__max_steps": 120, "training__logging_steps": 1, "training__save_steps": 5}
+    settings: dict[str, Any] = {"training__max_steps": 40, "training__logging_steps": 1, "training__save_steps": 5}
     whole, parted = workspace.recipe("whole", **settings), workspace.recipe("parted", **settings)
     assert cli("train", whole, "--quiet").code == 0
-    child = subprocess.Popen(
-        [sys.executable, "-m", "peftcli", "train", str(parted)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    checkpoints = workspace.run("parted") / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
-    assert "Traceback" not in err
+    stopped = peft_with_signal(signal.SIGINT, "os.rename", ".partial-step-000005", "train", parted)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "stopped after step 6 of 40" in stopped.stderr and "Traceback" not in stopped.stderr
     refused = cli("train", parted)
     assert refused.code == 2 and "--resume" in refused.err
     resumed = cli("train", parted, "--resume", "--quiet")
@@ -166,7 +155,7 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(cli: Cli, workspace: Work
         lines = [json.loads(line) for line in (workspace.run(name) / "metrics.jsonl").read_text().splitlines()]
         return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
-    assert losses("parted") == losses("whole") and len(losses("whole")) == 120
+    assert losses("parted") == losses("whole") and len(losses("whole")) == 40
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -20,8 +20,7 @@ from peftcli.training import run as run_module
 from peftcli.training.session import Session
 from tests.command_line import Cli
 from tests.matrix.runs import TASKS, Workshop, tiny_rows, watched_training
-from tests.recipes import Recorder, write_jsonl
-from tests.training.test_train import stop_after
+from tests.recipes import CtrlC, Recorder, write_jsonl
 
 METHODS = registry.names()
 NEW_TOKENS = 4
@@ -110,17 +109,15 @@ RESUMED: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("method", "family", "changes"), RESUMED)
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, method: str, family: str, changes: dict[str, Any]
+    workshop: Workshop, method: str, family: str, changes: dict[str, Any]
 ) -> None:
     whole, parts = (
         workshop.recipe(name, family, method, training__max_steps=4, **changes) for name in ("whole", "parts")
     )
-    uninterrupted, first, second = Recorder(), Recorder(), Recorder()
+    uninterrupted, first, second = Recorder(), CtrlC(2), Recorder()
     run_module.train(whole, reporter=uninterrupted, overwrite=True)
-    stop_after(monkeypatch, 2)
     with pytest.raises(Stopped, match="after step 2 of 4"):
         run_module.train(parts, reporter=first, overwrite=True)
-    monkeypatch.undo()
     run_module.train(parts, reporter=second, resume=True)
     assert first.losses + second.losses == uninterrupted.losses and len(second.losses) == 2
     one, other = weights_of(whole.recipe.output_dir), weights_of(parts.recipe.output_dir)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
+from peftcli.merging.merge_run import merge_run
 from peftcli.merging.tensor_writer import Planned, shard_names, shards, write_file, write_index
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import build_meta
@@ -26,6 +25,7 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.yaml.dump import dump_recipe
 from tests.merging.runs import make_recipe
+from tests.moments import peft_with_signal
 from tests.tiny import tiny_config, tiny_tokenizer
 
 MEBIBYTE = 2**20
@@ -47,7 +47,6 @@ def peak():  # of this program alone: getrusage would count what the process was
 
 
 before = peak() if sys.platform == "linux" else 0
-print("started", flush=True)
 report = merge_run(Path(sys.argv[1]), Path(sys.argv[2]), verify=False, max_shard_size=sys.argv[3])
 print(json.dumps({"peak": peak() - before if sys.platform == "linux" else 0, "size": report.size}))
 """
@@ -129,21 +128,22 @@ def loads(directory: Path) -> bool:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-def test_killed_at_random_moments_leaves_nothing_that_loads(tmp_path: Path) -> None:
-    run = synthetic_run(tmp_path, hidden=512, inner=1024, layers=6, vocabulary=2048, shard=8 * MEBIBYTE)
-    moments = random.Random(3)
-    killed = 0
-    for attempt in range(3):
-        output = tmp_path / f"out-{attempt}" / "merged"
-        command = [sys.executable, "-c", MERGE, str(run), str(output), "4MB"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert process.stdout is not None and process.stdout.readline() == "started\n"
-        time.sleep(moments.uniform(0.0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
-        for directory in [output, *output.parent.glob(".*"), *output.parent.glob("*")]:
-            assert not directory.exists() or directory == output or not loads(directory)
-        if output.exists():
-            assert loads(output)  # it had finished
-    assert killed
+@pytest.mark.parametrize(
+    ("event", "moment", "files"),
+    [
+        ("open", ".partial-merged/model-00003", 2),  # between two weight files
+        ("os.rename", ".partial-merged", 5),  # all is written, but not in its place
+    ],
+)
+def test_a_killed_merge_leaves_nothing_that_looks_done(tmp_path: Path, event: str, moment: str, files: int) -> None:
+    run = synthetic_run(tmp_path, hidden=256, inner=512, layers=2, vocabulary=2048, shard=2 * MEBIBYTE)
+    output = tmp_path / "merged"
+    options = ("--no-verify", "--max-shard-size", "1MB")
+    done = peft_with_signal(signal.SIGKILL, event, moment, "merge", run, "-o", output, *options)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not output.exists()
+    (partial,) = (path for path in tmp_path.iterdir() if path.name.startswith(".partial"))
+    assert len(list(partial.glob("*.safetensors"))) == files
+    assert (partial / "config.json").exists() == (event == "os.rename")  # without it nothing loads, and it comes last
+    merge_run(run, output, verify=False)  # the same merge again
+    assert loads(output) and not partial.exists()

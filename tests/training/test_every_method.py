@@ -11,8 +11,8 @@ from peftcli.errors import Stopped
 from peftcli.inference.use_runs import evaluate_run
 from peftcli.protocol.registry import registry
 from peftcli.training.run import train
-from tests.recipes import Recorder
-from tests.training.test_train import adapter, stop_after
+from tests.recipes import CtrlC, Recorder
+from tests.training.test_train import adapter
 
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1},
@@ -33,7 +33,7 @@ OPTIONS = {"data__val_set_size": 4, "training__max_steps": 8, "training__learnin
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("family", "task"), [("gpt2", "causal_lm"), ("bert", "sequence_classification")])
-def test_trains_resumes_and_opens_again(recipe, monkeypatch, name, family, task) -> None:
+def test_trains_resumes_and_opens_again(recipe, name, family, task) -> None:
     info = registry.info(name)
     if info.tasks and task not in info.tasks:
         pytest.skip(f"{name} does not serve {task}")
@@ -44,11 +44,9 @@ def test_trains_resumes_and_opens_again(recipe, monkeypatch, name, family, task)
     again = evaluate_run(whole.recipe.output_dir)
     assert again["eval_loss"] == pytest.approx(summary.eval["eval_loss"], rel=1e-5)
 
-    parts, first, second = recipe(family, task, name="parts", **options), Recorder(), Recorder()
-    stop_after(monkeypatch, 5)
+    parts, first, second = recipe(family, task, name="parts", **options), CtrlC(5), Recorder()
     with pytest.raises(Stopped):
         train(parts, reporter=first)
-    monkeypatch.undo()
     train(parts, resume=True, reporter=second)
     assert first.losses + second.losses == recorder.losses
     if info.artifact == "adapter":

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
 from peftcli.training.run import train
-from tests.recipes import Recorder, class_rows, write_jsonl
+from tests.moments import peft_with_signal, signal_at
+from tests.recipes import CtrlC, Recorder, class_rows, write_jsonl
 
 
 def entries(run: str | Path) -> list[str]:
@@ -150,15 +147,13 @@ def comparable(line: dict) -> dict:
     return {key: value for key, value in line.items() if key not in ("tokens_per_second", "time", "eval_runtime")}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, monkeypatch) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe) -> None:
     whole = recipe(name="whole", **RESUME)
     train(whole)
     parts = recipe(name="parts", **RESUME)
     out = Path(parts.recipe.output_dir)
-    stop_after(monkeypatch, 6)
     with pytest.raises(Stopped, match="stopped after step 6 of 10"):
-        train(parts)
-    monkeypatch.undo()
+        train(parts, reporter=CtrlC(6))
     assert entries(out / "checkpoints")[-1] == "step-000006"
     with pytest.raises(UserError, match="--resume"):
         train(parts)
@@ -176,20 +171,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, monkeypat
 
 def drop_times(value: object) -> object:
     return {k: v for k, v in value.items() if "runtime" not in k} if isinstance(value, dict) else value
-
-
-def stop_after(monkeypatch, step: int) -> None:
-    """Send SIGINT to this process while that step is recorded, as Ctrl-C would."""
-    from peftcli.training.watch.meter import Meter
-
-    finish = Meter.finish_step
-
-    def wrapped(self: Meter, norm: torch.Tensor) -> None:
-        finish(self, norm)
-        if self._session.state.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Meter, "finish_step", wrapped)
 
 
 def test_a_finished_run_says_so_and_another_recipe_is_refused(recipe, recorder) -> None:
@@ -223,78 +204,36 @@ def test_early_stopping_keeps_the_best_adapter(recipe, recorder) -> None:
     assert entries(Path(loaded.recipe.output_dir) / "checkpoints") == [f"step-{summary.steps:06d}"]
 
 
-def run_script(recipe_file: str, *, resume: bool) -> str:
-    return f"""
-import sys
-from peftcli.cli.app import main
-sys.argv = ["peft", "train", {recipe_file!r}{', "--resume"' if resume else ""}]
-main()
-"""
-
-
-def test_kill_9_at_any_moment_leaves_a_run_that_can_go_on(recipe) -> None:
-    options = {**RESUME, "training__max_steps": 60, "training__save_steps": 2, "training__eval_steps": 4,
-               "training__logging_steps": 50}  # fmt: skip
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize(
+    ("moment", "reached"),
+    [
+        ("checkpoints/.partial-step-000006", 4),  # the third checkpoint is written, but not in its place
+        pytest.param("checkpoints/.partial-best-000008", 6, marks=pytest.mark.slow),  # nor a best adapter
+        (".partial-adapter", 12),  # trained, and about to leave its adapter
+    ],
+)
+def test_kill_9_leaves_a_run_that_can_go_on(recipe, moment: str, reached: int) -> None:
+    options = {**RESUME, "training__max_steps": 12, "training__save_steps": 2, "training__eval_steps": 4}
     loaded = recipe(name="killed", **options)
     out = Path(loaded.recipe.output_dir)
-    command = [sys.executable, "-c", run_script(loaded.path, resume=False)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(list((out / "checkpoints").glob("step-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-        assert process.poll() is None, process.stderr.read().decode()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    reached = max(int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("step-*"))
-    assert reached < 60
-    summary = train(loaded, resume=True)
-    assert summary.steps == 60 and summary.status == "finished"
+    done = peft_with_signal(signal.SIGKILL, "os.rename", moment, "train", loaded.path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert max(int(path.name.split("-")[1]) for path in (out / "checkpoints").glob("step-*")) == reached
+    assert list(out.rglob(".partial*"))
+    recorder = Recorder()
+    summary = train(loaded, resume=True, reporter=recorder)
+    assert summary.steps == 12 and summary.status == "finished"
+    assert [record.step for record in recorder.steps] == list(range(reached + 1, 13))
     assert not list(out.rglob(".partial*"))
 
 
-def test_sigint_ends_with_130_and_a_checkpoint(recipe) -> None:
-    loaded = recipe(name="stopped", training__max_steps=100_000, training__save_strategy="no")
+def test_sigint_ends_with_130_and_a_checkpoint(recipe, cli) -> None:
+    loaded = recipe(name="stopped", training__max_steps=1000, training__save_strategy="no")
     out = Path(loaded.recipe.output_dir)
-    process = subprocess.Popen([sys.executable, "-c", run_script(loaded.path, resume=False)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-        assert process.poll() is None, process.stderr.read().decode()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err.decode()
-    assert "Traceback" not in err.decode()
-    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+    with signal_at(signal.SIGINT, "open", "metrics.jsonl"):
+        done = cli("train", loaded.path)
+    assert done.code == 130, done.err
+    assert "stopped after step 1 of 1000" in done.err and "Traceback" not in done.err
+    assert entries(out / "checkpoints") == ["step-000001"]
     assert not (out / ".lock").exists()
-
-
-def test_what_is_wrong_is_said_before_weights_load_all_at_once(recipe, monkeypatch) -> None:
-    import peftcli.training.setup as setup
-
-    def load_model(*_args: object, **_kwargs: object) -> None:
-        pytest.fail("weights were loaded")
-
-    monkeypatch.setattr(setup, "load_model", load_model)
-    options = {"method__target_modules": ["attn.q", "atn.v"], "training__optim": "paged_adamw_8bit"}
-    loaded = recipe(**options, training__fp16=True, training__device="auto")
-    with pytest.raises(UserError) as caught:
-        train(loaded)
-    text = str(caught.value)
-    assert "atn.v" in text and "paged_adamw_8bit" in text and "fp16 needs CUDA" in text
-    number = 1 + Path(loaded.path).read_text().splitlines().index("  optim: paged_adamw_8bit")
-    assert f"{loaded.path}:{number}" in text
-    assert not Path(loaded.recipe.output_dir).exists()
-
-
-def test_a_loss_that_is_no_number_stops_the_run(recipe) -> None:
-    loaded = recipe(method={"name": "full"}, training__learning_rate=100.0, training__max_grad_norm=0.0,
-                    training__optim="sgd", training__max_steps=40)  # fmt: skip
-    with pytest.raises(UserError, match="not finite at step"):
-        train(loaded)
-
-
-def test_recipe_yaml_of_a_run_loads_again(recipe) -> None:
-    loaded = recipe(training__max_steps=1)
-    train(loaded)
-    stored = yaml.safe_load((Path(loaded.recipe.output_dir) / "recipe.yaml").read_text())
-    assert stored["training"]["adam_beta2"] == 0.999

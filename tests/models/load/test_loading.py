@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import ModelSpec
 from tests.models.inputs import inputs_for
+from tests.moments import counted
 from tests.tiny import save_tiny, tiny_config, tiny_model
 
 LABELS = LabelSpec("single_label", ("bad", "good", "so-so"))
@@ -53,12 +53,10 @@ def test_meta_models_count_tied_weights_once(family: str) -> None:
     assert count_parameters(meta) == count_parameters(tiny_model(family, task, **changes))
 
 
-def test_a_gpt3_shape_builds_in_seconds_and_is_counted() -> None:
+def test_a_gpt3_shape_builds_without_memory_and_is_counted() -> None:
     config = GPT2Config(n_layer=96, n_embd=12288, n_head=96, n_positions=2048)
-    start = time.process_time()
     model = build_meta(config, "causal_lm")
     anatomy = read_anatomy(model)
-    assert time.process_time() - start < 4
     assert count_parameters(model) == 174_604_259_328
     assert len(anatomy.linears) == 96 * 6
 
@@ -282,14 +280,15 @@ def test_a_hub_id_without_a_network_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match=r"'no-such-org/model' is not in the local cache, and HF_HUB_OFFLINE is set"):
         load_config(_spec("no-such-org/model"))
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it is read once, on import
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nothing listens on port 1
     sources.hub_is_reachable.cache_clear()
-    start = time.monotonic()
-    with pytest.raises(UserError, match=r"the Hugging Face hub cannot be reached\n.*give a directory or package:"):
+    message = r"the Hugging Face hub cannot be reached\n.*give a directory or package:"
+    with counted("socket.getaddrinfo") as hosts, pytest.raises(UserError, match=message):
         load_config(_spec("no-such-org/model"))
-    assert time.monotonic() - start < 10  # the hub client alone retries for 20 s
+    assert len(hosts) == 1  # the hub client alone tries for 20 s
     sources.hub_is_reachable.cache_clear()
 
 
