@@ -33,6 +33,10 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace of a few steps, and where their time and memory went.")
     ] = False,
+    no_lock: Annotated[
+        bool,
+        typer.Option("--no-lock", help="Do without the lock on the output directory, where its file system has none."),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +62,7 @@ def train(
 
         prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
-        flags["--json"] = as_json
+        flags |= {"--no-lock": no_lock, "--json": as_json}
         raise typer.Exit(launch(["train", str(recipe), *changes, *_given(flags)], num_processes))
 
     from peftcli.console.display import RunDisplay
@@ -70,7 +74,9 @@ def train(
         except KeyboardInterrupt:
             raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 
-        summary = run_training(loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile)
+        summary = run_training(
+            loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile, lock=not no_lock
+        )
     if as_json and is_main_process():
         print_json(summary.as_dict())
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from peftcli.atomic import remove_partial, write_text
 from peftcli.errors import Problem, UserError
@@ -17,6 +16,7 @@ from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored import load_stored_recipe
 from peftcli.record.checkpoints import Checkpoints
+from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
 
 OWN_ENTRIES = (
     "recipe.yaml",
@@ -30,7 +30,8 @@ OWN_ENTRIES = (
     "skipped_rows.jsonl",
     "logs",
     "profile",
-    ".lock",
+    LOCK_FILE,
+    HOLDER_FILE,
 )
 """What a run writes; `--overwrite` removes these and nothing else."""
 
@@ -126,25 +127,29 @@ class RunDirectory:
             raise UserError([*error.problems, replace]) from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory, so that two runs never write into it.
+    def locked(self, lock: bool = True) -> Iterator[None]:
+        """Make the directory and hold it, so that two runs never write into it; remove it if nothing came of it.
+
+        Args:
+            lock: False where the file system has no locks and the user vouches for it.
 
         Raises:
-            UserError: another process holds it, or it cannot be made.
+            UserError: another process holds it, it cannot be made, or its file system has no locks.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = _lock(self.path / ".lock")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"output_dir {self.path}: {reason}", suggestion="choose another output_dir") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.callback(self._remove_if_empty)
+                if lock:
+                    stack.enter_context(run_lock(self.path))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UserError(f"output_dir {self.path}: {reason}", suggestion="choose another output_dir") from error
             yield
-        finally:
-            file.close()
-            (self.path / ".lock").unlink(missing_ok=True)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()  # nothing came of it
+
+    def _remove_if_empty(self) -> None:
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def begin(self, recipe_text: str) -> None:
         """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on."""
@@ -154,7 +159,7 @@ class RunDirectory:
     def _clear(self) -> None:
         for name in OWN_ENTRIES:
             entry = self.path / name
-            if name == ".lock":
+            if name in (LOCK_FILE, HOLDER_FILE):  # the process that clears holds them
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -226,38 +231,6 @@ class RunDirectory:
         """Drop what was written after `step`: a resumed run writes it again."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _lock(path: Path) -> IO[str]:
-    """Open and lock a file.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    while True:
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115  # stays open: the lock lives as long as the descriptor
-        try:
-            _lock_descriptor(file.fileno())
-        except OSError:
-            file.close()
-            raise UserError(
-                f"another process is training into {path.parent}",
-                suggestion="wait for it, or choose another output_dir",
-            ) from None
-        if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            return file
-        file.close()  # its owner removed it between our open and our lock
-
-
-def _lock_descriptor(descriptor: int) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # exists on Windows only
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

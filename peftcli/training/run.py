@@ -46,6 +46,7 @@ def train(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     profile: bool = False,
+    lock: bool = True,
 ) -> Summary:
     """Train what a recipe says, and leave a run directory.
 
@@ -54,6 +55,7 @@ def train(
         overwrite: replace a run that is in the output directory.
         reporter: who shows it; by default nobody.
         profile: write a trace of a few steps, and a table of where their time and memory went.
+        lock: keep a second run out of the output directory; False where its file system has no locks.
 
     Returns:
         The summary; of the run that is there already, if this recipe was finished before.
@@ -75,7 +77,7 @@ def train(
     status = world.broadcast(status)
     if status is RunStatus.FINISHED:
         return _already_finished(directory, reporter)
-    with directory.locked() if world.is_main else nullcontext(), _interruptible(directory, world):
+    with directory.locked(lock) if world.is_main else nullcontext(), _interruptible(directory, world):
         session, milestones = _start(loaded, world, directory, reporter, text, status)
         with watched(session, profile=profile):
             return _run(session, milestones)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from peftcli.data.store.cache import cached_store
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.recipe.schema import ModelSpec, Recipe
@@ -83,19 +86,78 @@ def test_begin_removes_what_a_run_wrote_and_nothing_else(run) -> None:
     assert sorted(p.name for p in run.path.iterdir()) == ["notes.md", "recipe.yaml"]
 
 
-def test_two_processes_cannot_hold_one_directory(run) -> None:
-    script = f"""
+HOLDS = """
+import sys
 from pathlib import Path
 from peftcli.record.run_directory import RunDirectory
-with RunDirectory(Path({str(run.path)!r})).locked():
-    print("held")
+with RunDirectory(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    sys.stdin.read()
 """
-    with run.locked():
-        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert "another process is training" in other.stderr
+"""Holds a directory until its standard input is closed."""
+
+
+def test_two_processes_cannot_hold_one_directory(run) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        message = rf"another process is training .*: process {holder.pid} on"
+        with pytest.raises(UserError, match=message) as caught, run.locked():
+            pass
+        assert caught.value.exit_code == 2
+        assert run.path.exists()
+    assert holder.returncode == 0
     assert not run.path.exists()  # nothing came of it
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert other.stdout == "held\n"
+    with run.locked():
+        assert run.status() is RunStatus.EMPTY  # the lock's own files are no strangers
+    assert not run.path.exists()
+
+
+def test_a_killed_holder_holds_nothing(run) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+    assert run.path.exists()
+    with run.locked():
+        pass
+    assert not run.path.exists()
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def without_locks(request, monkeypatch) -> None:
+    """A file system that has no locks: no such mount can be made here."""
+
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock is a system call of Unix")
+def test_a_file_system_without_locks_is_named_and_there_is_an_option(run, without_locks) -> None:
+    with pytest.raises(UserError, match=r"file system without locks.*\n.*--no-lock"), run.locked():
+        pass
+    assert not run.path.exists()
+    with run.locked(False):
+        assert list(run.path.iterdir()) == []
+    assert not run.path.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock is a system call of Unix")
+def test_the_cache_needs_locks_too(tmp_path, without_locks) -> None:
+    with pytest.raises(UserError, match=r"file system without locks\n.*PEFTCLI_CACHE"):
+        cached_store(tmp_path, "key", lambda directory: None)
+
+
+def test_a_lock_that_is_a_link_leaves_what_it_points_at(run, tmp_path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    run.path.mkdir()
+    (run.path / ".lock").symlink_to(precious)
+    with pytest.raises(UserError, match="output_dir"), run.locked():
+        pass
+    assert precious.read_text() == "kept"
 
 
 def test_metrics_are_cut_to_a_step_and_a_torn_line_is_dropped(run) -> None:

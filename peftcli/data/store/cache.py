@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from peftcli.data.store.token_store import META, Store
+from peftcli.errors import UserError
+from peftcli.file_lock import NoLocks, file_lock
 
 VERSION = 1  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
 
@@ -57,6 +60,9 @@ def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[S
 
     Args:
         build: writes a store into an empty directory.
+
+    Raises:
+        UserError: the file system of `root` has no locks.
     """
     final = root / key
     if (final / META).exists():
@@ -66,9 +72,7 @@ def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[S
         tempfile.TemporaryFile(dir=root).close()
     except OSError:  # a read-only home directory: the rows live as long as the system's temporary files
         return cached_store(Path(tempfile.mkdtemp(prefix="peftcli-data-")), key, build)
-    from filelock import FileLock
-
-    with FileLock(root / f"{key}.lock"):
+    with _lock(root / f"{key}.lock"):
         if (final / META).exists():
             return Store(final), True
         for left in root.glob(f".{key}-*"):  # of a run that was killed: whoever builds holds the lock
@@ -82,3 +86,16 @@ def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[S
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return Store(final), False
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path, wait=True))
+        except NoLocks:
+            raise UserError(
+                f"the cache directory {path.parent} is on a file system without locks",
+                suggestion="name a directory on another one: data.cache_dir in the recipe, or $PEFTCLI_CACHE",
+            ) from None
+        yield
