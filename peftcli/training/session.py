@@ -142,7 +142,7 @@ class Session:
 
     def set_learning_rate(self, step: int) -> None:
         """Set every group's learning rate for the step with this index, counted from 0."""
-        factor = learning_rate_factor(self.recipe.training, self.plan.total_steps)(step)
+        factor = learning_rate_factor(self.recipe.training, self.plan.total_steps, self.learning_rate)(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 

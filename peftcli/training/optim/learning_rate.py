@@ -1,4 +1,4 @@
-"""The course of the learning rate: a factor on the peak rate, as a function of the step."""
+"""Learning-rate schedules: a factor on the peak rate, as a function of the step. They are transformers' schedules."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from collections.abc import Callable
 
 from peftcli.recipe.schema import TrainingSpec
 
-Curve = Callable[[float], float]
+Curve = Callable[[float, float], float]
+
+POLYNOMIAL_END = 1e-7
+"""Learning rate after the last step of `polynomial`, transformers' `lr_end`; its power is 1, as transformers' is."""
+
+
+def _polynomial(progress: float, peak: float) -> float:
+    end = min(1.0, POLYNOMIAL_END / peak)
+    return (1.0 - end) * (1.0 - progress) + end
+
 
 CURVES: dict[str, Curve] = {
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    "constant": lambda progress: 1.0,
-    "constant_with_warmup": lambda progress: 1.0,
-    "polynomial": lambda progress: (1.0 - progress) ** 2,
+    "linear": lambda progress, _peak: 1.0 - progress,
+    "cosine": lambda progress, _peak: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "constant": lambda _progress, _peak: 1.0,
+    "constant_with_warmup": lambda _progress, _peak: 1.0,
+    "polynomial": _polynomial,
 }
-"""From the share of the steps after the warm-up that are done, 0 to 1, to the factor."""
+"""From the share of the steps after the warm-up that are done, 0 to 1, and the peak rate, to the factor."""
 
 
 def warmup_steps(spec: TrainingSpec, total_steps: int) -> int:
@@ -24,15 +33,22 @@ def warmup_steps(spec: TrainingSpec, total_steps: int) -> int:
     return min(total_steps, spec.warmup_steps or math.ceil(spec.warmup_ratio * total_steps))
 
 
-def learning_rate_factor(spec: TrainingSpec, total_steps: int) -> Callable[[int], float]:
-    """Return the factor on the peak learning rate for the step with a given index, counted from 0."""
+def learning_rate_factor(spec: TrainingSpec, total_steps: int, peak: float) -> Callable[[int], float]:
+    """Return the factor on the learning rate for the step with a given index, counted from 0.
+
+    The first step of transformers' warm-up has a rate of 0 and trains nothing. It is left out: step i here is step
+    i + 1 of transformers' schedule with one warm-up step and one step more.
+
+    Args:
+        peak: the run's learning rate, of the parameters without a rate of their own.
+    """
     warmup = warmup_steps(spec, total_steps)
     curve = CURVES[spec.lr_scheduler_type]
     after = max(1, total_steps - warmup)
 
     def factor(index: int) -> float:
         if index < warmup:
-            return (index + 1) / (warmup + 1)  # never 0: a step without a rate would be a wasted batch
-        return curve(min(1.0, (index - warmup) / after))
+            return (index + 1) / (warmup + 1)
+        return curve(min(1.0, (index - warmup) / after), peak)
 
     return factor

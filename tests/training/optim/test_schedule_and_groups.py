@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from peftcli.errors import UserError
 from peftcli.recipe.optimizer_table import OPTIMIZERS
@@ -15,9 +18,32 @@ from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.step_plan import make_plan, micro_batches, split_by_tokens
 
 
+PEAK = 2e-4
+
+
 def course(total: int, **options: object) -> list[float]:
-    factor = learning_rate_factor(TrainingSpec(**options), total)
+    factor = learning_rate_factor(TrainingSpec(**options), total, PEAK)
     return [factor(step) for step in range(total)]
+
+
+def transformers_course(name: str, total: int, warmup: int) -> list[float]:
+    """Return the factors of transformers' own schedule, without the step of the warm-up whose rate is 0."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup + 1, num_training_steps=total + 1)
+    rates = []
+    for _ in range(total):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0] / PEAK)
+    return rates
+
+
+@pytest.mark.parametrize("name", get_args(TrainingSpec.model_fields["lr_scheduler_type"].annotation))
+@pytest.mark.parametrize(("total", "warmup"), [(20, 5), (20, 0), (1, 0), (7, 6), (3, 1)])
+def test_every_schedule_is_that_of_transformers(name: str, total: int, warmup: int) -> None:
+    warmup = 0 if name == "constant" else warmup  # refused in a recipe: this one has none
+    expected = transformers_course(name, total, warmup)
+    assert course(total, lr_scheduler_type=name, warmup_steps=warmup) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(CURVES))
@@ -25,6 +51,11 @@ def test_every_schedule_warms_up_then_never_rises(name: str) -> None:
     values = course(20, lr_scheduler_type=name, warmup_steps=5)
     assert 0 < values[0] < values[1] < values[4] < 1.0 == values[5]
     assert values[5:] == sorted(values[5:], reverse=True)
+
+
+def test_a_peak_below_the_end_of_polynomial_stays_where_it_is() -> None:
+    factor = learning_rate_factor(TrainingSpec(lr_scheduler_type="polynomial"), 4, 1e-8)
+    assert [factor(step) for step in range(4)] == [1.0] * 4
 
 
 def test_linear_falls_to_almost_nothing_and_a_ratio_rounds_up() -> None:
