@@ -12,6 +12,11 @@ from peftcli.console.options import Json, Overrides, Quiet, RecipePath, refuse_n
 from peftcli.errors import Stopped
 
 
+NoLock = Annotated[
+    bool, typer.Option("--no-lock", help="Train without a lock on the output directory, where its file system has none.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("train", short_help="Train an adapter as a recipe says.")(train)
@@ -33,10 +38,7 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace of a few steps, and where their time and memory went.")
     ] = False,
-    no_lock: Annotated[
-        bool,
-        typer.Option("--no-lock", help="Do without the lock on the output directory, where its file system has none."),
-    ] = False,
+    no_lock: NoLock = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -17,7 +17,6 @@ from peftcli.training.optim.optimizers import make_optimizer, optimizer_problems
 from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.step_plan import make_plan, micro_batches, split_by_tokens
 
-
 PEAK = 2e-4
 
 
