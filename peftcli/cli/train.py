@@ -11,9 +11,9 @@ import typer
 from peftcli.console.options import Json, Overrides, Quiet, RecipePath, refuse_nothing
 from peftcli.errors import Stopped
 
-
 NoLock = Annotated[
-    bool, typer.Option("--no-lock", help="Train without a lock on the output directory, where its file system has none.")
+    bool,
+    typer.Option("--no-lock", help="Train without a lock on the output directory; for file systems that have none."),
 ]
 
 
