@@ -32,7 +32,8 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
     if not directory.is_dir():
         raise UserError(f"there is no adapter directory {directory}")
     if not (directory / SIDECAR).is_file():
-        if read_json(directory / CONFIG).get("peft_type") == OWN_TYPE:
+        config = directory / CONFIG
+        if config.is_file() and read_json(config).get("peft_type") == OWN_TYPE:
             raise UserError(f"{directory / SIDECAR} is missing: the adapter's parameters are in it")
         return library_of(directory).read(directory, None)
     sidecar = read_json(directory / SIDECAR)
