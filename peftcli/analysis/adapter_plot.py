@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from peftcli.analysis.adapter_view import ModuleChange
+from peftcli.analysis.module_change import ModuleChange
 from peftcli.errors import UserError
 from peftcli.svg import document, heat_panel, line_panel
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Literal
 
-from peftcli.analysis.adapter_view import ModuleChange
+from peftcli.analysis.module_change import ModuleChange
 from peftcli.analysis.spectrum import Spectrum
 from peftcli.recipe.params import MethodParams
 

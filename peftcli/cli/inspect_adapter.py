@@ -10,7 +10,8 @@ import typer
 from peftcli.console.options import Json, note
 
 if TYPE_CHECKING:
-    from peftcli.analysis.adapter_view import AdapterView, ModuleChange
+    from peftcli.analysis.adapter_view import AdapterView
+    from peftcli.analysis.module_change import ModuleChange
 
 
 def register(app: typer.Typer) -> None:

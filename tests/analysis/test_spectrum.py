@@ -11,7 +11,8 @@ import torch
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.analysis.adapter_plot import adapter_svg
-from peftcli.analysis.adapter_view import ModuleChange, view_adapter
+from peftcli.analysis.adapter_view import view_adapter
+from peftcli.analysis.module_change import ModuleChange
 from peftcli.analysis.rank_verdict import judge
 from peftcli.analysis.spectrum import Spectrum, product_spectrum
 from peftcli.errors import UserError
