@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -33,6 +34,11 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "training": TrainingSpec,
     "fast_paths": FastPathsSpec,
 }
+LISTED_ELSEWHERE = {
+    describe(Literal[("auto", *NAMES.formats)]): "auto, or the name of a [row format](data.md#formats)",
+}
+"""What the table of a block gives as a link: a new format changes one page."""
+
 PART = re.compile(r"<!-- generated: ([\w-]+)(?: ([^>]*?))? -->\n.*?<!-- end -->", flags=re.S)
 
 
@@ -52,8 +58,10 @@ def _fields(block: type[BaseModel], without: Sequence[str] = ()) -> str:
     for key, field in block.model_fields.items():
         if key in without:
             continue
-        meant = spelled_out(field.annotation, field.metadata, NAMES)
-        rows.append([f"`{key}`", describe(meant, field.metadata), _default(block, key), field.description or ""])
+        value = describe(spelled_out(field.annotation, field.metadata, NAMES), field.metadata)
+        for listed, link in LISTED_ELSEWHERE.items():
+            value = value.replace(listed, link)
+        rows.append([f"`{key}`", value, _default(block, key), field.description or ""])
     return table(["key", "value", "default", "meaning"], rows)
 
 
