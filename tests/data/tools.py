@@ -66,6 +66,16 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
+def numbered(path: Path, count: int, **more: Any) -> Path:
+    """Write rows with a question and an answer that hold their number."""
+    return write_jsonl(path, [{"prompt": f"What is {n}? ", "completion": f"It is {n}.", **more} for n in range(count)])
+
+
+def numbers(rows: Any) -> list[int]:
+    """Return the row numbers of rows."""
+    return [row.row for row in rows]
+
+
 def ready(tokenizer: Any, path: Path | str, task: str = "causal_lm", seed: int = 0, **data: Any) -> PreparedData:
     """Prepare a file without a validation split, unless the options ask for one."""
     options = {"path": str(path), "val_set_size": 0.0, "num_proc": 1, **data}
