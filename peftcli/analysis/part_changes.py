@@ -73,11 +73,11 @@ class PartChanges:
         linear = self.linears.get(key)
         gated = isinstance(part.scale, nn.Module)
         role, layer = (linear.role, linear.layer) if linear else (None, layer_of(key))
-        allotted = _ranks(part)
+        allotted = part.allotted_rank()  # before the saved tensors, of the kept ranks alone, are put in place
         if allotted is not None:
             _fill_(part, own)
         factors = part.low_rank() if allotted is not None else None
-        magnitude = getattr(part, "lora_magnitude_vector", None)
+        magnitude = part.learnt_magnitude()
         before, after = self._before_and_after(key, linear, change=factors is None or magnitude is not None)
         weight = None if before is None else float(torch.linalg.vector_norm(before))
         change = None if before is None or after is None else float(torch.linalg.vector_norm(after - before))
@@ -112,15 +112,6 @@ class PartChanges:
         if not change or name not in self.rules:
             return before, None
         return before, role_weight(self.rules[name].apply(whole.clone()), linear)
-
-
-def _ranks(part: Part) -> int | None:
-    """Return the ranks that a part was given, PiSSA's initial pair too; None for a part without a low-rank change."""
-    values = getattr(part, "lora_E", None)  # pruned ranks included: the part as the recipe makes it
-    if values is not None:
-        return int(values.numel())
-    factors = part.low_rank()
-    return None if factors is None else factors[1].shape[0]
 
 
 def _magnitude_ratio(magnitude: Tensor | None, weight: Tensor | None) -> tuple[float, float, float] | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.models.load.dtypes import dtype_named
 from peftcli.recipe.schema import TrainingSpec
 
 PROBE_MARGIN = 1.25
@@ -104,7 +105,7 @@ def decide_precision(
         reason = "training.bf16 is off" if spec.bf16 is False else "as the weights"
         return Precision(weights, weights, False, reason)
     if recorded is not None:
-        return Precision(getattr(torch, recorded), weights, False, "as before the stop")
+        return Precision(dtype_named(recorded), weights, False, "as before the stop")
     if device.type == "mps":
         return Precision(weights, weights, False, "as the weights")
     faster, ratio = probe_bfloat16(device.type, width)

@@ -80,6 +80,18 @@ class Part(nn.Module):
         """
         return None
 
+    def allotted_rank(self) -> int | None:
+        """Return the rank that the part was made with, those that were pruned included; None without `low_rank`."""
+        factors = self.low_rank()
+        return None if factors is None else factors[1].shape[0]
+
+    def learnt_magnitude(self) -> Tensor | None:
+        """Return the magnitude beside the product of `low_rank`, one number for each row of the weight; None without.
+
+        In a table it is one number for each column.
+        """
+        return None
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved, by key suffix such as `lora_A.weight`; by default the parameters."""
         return dict(self.named_parameters())

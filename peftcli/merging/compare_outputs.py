@@ -23,10 +23,11 @@ from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.merging.run_to_merge import RunToMerge
-from peftcli.models.load.dtypes import computes_well
+from peftcli.models.load.dtypes import computes_well, dtype_name
 from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
+from peftcli.models.model_tasks import auto_class
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.schema import ModelSpec
 from peftcli.tasks.task_info import RowKind
@@ -149,7 +150,7 @@ def reference_outputs(
         dtype: of the base's weights; None leaves it to `spec`.
     """
     if dtype is not None:
-        spec = spec.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+        spec = spec.model_copy(update={"dtype": dtype_name(dtype)})
     loaded = load_model(spec, run.recipe.task, labels=run.labels, device=device, seed=run.recipe.seed)
     model = loaded.model
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
@@ -170,11 +171,8 @@ def merged_outputs(
     directory: Path, run: RunToMerge, config: Any, rows: list[Row], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return what the merged model gives; its config is in memory, since the directory must not load yet."""
-    import transformers
-
-    auto = getattr(transformers, task_info(run.recipe.task).auto_class)
     with quiet_transformers():
-        model, report = auto.from_pretrained(
+        model, report = auto_class(run.recipe.task).from_pretrained(
             directory,
             config=config,
             dtype=dtype,

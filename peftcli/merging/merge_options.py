@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from peftcli.errors import UserError
+from peftcli.models.load.dtypes import dtype_named
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SPARE_BYTES = 64 * 2**20
@@ -58,8 +59,7 @@ def output_dtype(name: str | None) -> torch.dtype | None:
         return None
     if name not in ("float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {name} is none of: auto, float32, bfloat16, float16")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return dtype_named(name)
 
 
 def parse_size(text: str) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peftcli.errors import UserError
 from peftcli.merging.tensor_writer import Planned
 from peftcli.models.load.checkpoint_names import CheckpointNames, FileTensor
+from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.tensor_source import CHUNK_BYTES, Source
 from peftcli.protocol.method import MergeRule
 
@@ -72,9 +73,8 @@ class MergedTensor:
             return piece
         rounded = piece.to(self.planned.dtype)
         if rounded.is_floating_point() and not torch.isfinite(rounded).all():
-            name = str(self.planned.dtype).removeprefix("torch.")
             raise UserError(
-                f"{self.planned.name} holds values that are not finite in {name}",
+                f"{self.planned.name} holds values that are not finite in {dtype_name(self.planned.dtype)}",
                 suggestion="use --dtype float32 or bfloat16; if that fails too, the adapter itself is broken",
             )
         return rounded

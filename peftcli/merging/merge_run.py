@@ -18,6 +18,7 @@ from peftcli.merging.sum_adapters import sum_adapters
 from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
 from peftcli.merging.verify_merge import verify_merge
 from peftcli.models.load.base_files import base_directory, stored_tensors
+from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tensor_source import Source, held_tensors
 
@@ -101,7 +102,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     refuse_small_disk(output, plan.size)
     report = MergeReport(
         output=str(output),
-        dtype=str(plan.dtype).removeprefix("torch."),
+        dtype=dtype_name(plan.dtype),
         method=run.recipe.method.name,
         changed=plan.changed,
         tensors=len(plan.outputs),

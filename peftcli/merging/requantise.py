@@ -18,8 +18,8 @@ from peftcli.merging.compare_outputs import Comparison, compare, free_memory, ou
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.quantization import keep_trainable, quantisation_words
+from peftcli.models.model_tasks import auto_class
 from peftcli.recipe.schema import ModelSpec
-from peftcli.tasks.task_table import task_info
 
 
 def requantise(
@@ -45,13 +45,10 @@ def requantise(
     Returns:
         The comparison of the quantised model with base + adapter.
     """
-    import transformers
-
     spec = four_bit(run.recipe.model)
     words = quantisation_words(spec, config, run.model, config.dtype, device)
-    auto = getattr(transformers, task_info(run.recipe.task).auto_class)
     with quiet_transformers():
-        model = auto.from_pretrained(
+        model = auto_class(run.recipe.task).from_pretrained(
             directory, config=config, dtype=config.dtype, local_files_only=True, use_safetensors=True, **words
         )
     keep_trainable(model)  # before the first pass: bitsandbytes repacks weights on some CPUs, and then saves nonsense

@@ -1,8 +1,8 @@
-"""Which tasks a model can do."""
+"""Which tasks a model can do, and the class that loads it for one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.families.encoders import ENCODER_FAMILIES
@@ -39,6 +39,13 @@ def check_task(config: PretrainedConfig, task: TaskName) -> None:
             suggestion=f"it can do: {others}",
         )
     )
+
+
+def auto_class(task: str) -> Any:
+    """Return transformers' class that loads a model for a task."""
+    import transformers  # seconds, and only where a model is made
+
+    return getattr(transformers, task_info(task).auto_class)
 
 
 def _has_class(config: PretrainedConfig, info: TaskInfo) -> bool:

@@ -19,6 +19,7 @@ from peftcli.assembly.precision import pick_device
 from peftcli.atomic import new_directory
 from peftcli.distributed.processes import World
 from peftcli.errors import Stopped, UserError
+from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.load_model import count_parameters
 from peftcli.models.targets import summarise_targets
@@ -131,7 +132,7 @@ def _start(
     tree = checkpoints.latest(reporter.note) if status is RunStatus.UNFINISHED else None
     recorded = TrainState(**tree["progress"]) if tree else TrainState()
     session = build_session(loaded, world, directory, reporter, recorded=recorded)
-    session.state.compute_dtype = str(session.precision.compute).removeprefix("torch.")
+    session.state.compute_dtype = dtype_name(session.precision.compute)
     session.state.recomputes = session.recomputes
     milestones = Milestones(session, directory)
     if tree is not None:

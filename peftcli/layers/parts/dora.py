@@ -70,6 +70,10 @@ class DoraDelta(LoraDelta):
         self._norm = None
         self.lora_magnitude_vector.copy_(torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1))
 
+    def learnt_magnitude(self) -> Tensor:
+        """Return the magnitude, (d_out,)."""
+        return self.lora_magnitude_vector
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the factors and the magnitude; the norms kept from before are forgotten, since a load may follow."""
         self._norm = None

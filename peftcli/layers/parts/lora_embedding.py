@@ -54,6 +54,10 @@ class EmbeddingLoraDelta(Part):
         """Return the factors of the change of the table, (vocab, k) and (k, d)."""
         return self.lora_embedding_A.T, self.lora_embedding_B.T
 
+    def learnt_magnitude(self) -> Tensor | None:
+        """Return the magnitude, (d,), or None without one."""
+        return self.lora_magnitude_vector if self.magnitude else None
+
     def delta(self) -> Tensor:
         """Return the change of the table, (vocab, d), float32, before the table's own factor."""
         return lowrank_delta(self.lora_embedding_A, self.lora_embedding_B, float(self.scale)).T

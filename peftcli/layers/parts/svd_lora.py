@@ -73,6 +73,10 @@ class SvdDelta(Part):
         """Return the three trained tensors by name; a gate in the part's scale is not among them."""
         return [(name, self.get_parameter(name)) for name in TRIPLET]
 
+    def allotted_rank(self) -> int:
+        """Return how many triplets there were before any was pruned."""
+        return self.lora_E.numel()
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """Return P and diag(E) Q of the ranks that are kept, those whose singular value is not zero."""
         kept = self.lora_E.detach().flatten().nonzero().flatten()

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 _HELD_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """Return torch's type of a name such as `bfloat16`."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a type's name, such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def choose_dtype(
     spec: ModelSpec, config: PretrainedConfig, source: ModelSource, device: torch.device
 ) -> tuple[torch.dtype, str | None]:
@@ -32,7 +43,7 @@ def choose_dtype(
     """
     stored = checkpoint_dtype(config, source)
     if spec.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, spec.dtype)
+        dtype = dtype_named(spec.dtype)
         if dtype == torch.float16 and device.type == "cpu":
             raise UserError(
                 Problem(
@@ -44,8 +55,10 @@ def choose_dtype(
         return dtype, None
     if stored == torch.float32 or computes_well(stored, device):
         return stored, None
-    name = str(stored).removeprefix("torch.")
-    return torch.float32, f"the checkpoint is {name}, which this {device.type} does not compute well: held in float32"
+    return (
+        torch.float32,
+        f"the checkpoint is {dtype_name(stored)}, which this {device.type} does not compute well: held in float32",
+    )
 
 
 def checkpoint_dtype(config: PretrainedConfig, source: ModelSource) -> torch.dtype:

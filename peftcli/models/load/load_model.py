@@ -14,12 +14,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.checkpoint_report import check_loading
-from peftcli.models.load.dtypes import choose_dtype
+from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head
 from peftcli.models.load.identity import BaseIdentity, fingerprint
 from peftcli.models.load.load_errors import explain_load_errors, quiet_transformers
 from peftcli.models.load.model_files import ModelSource, find_source
-from peftcli.models.model_tasks import check_task
+from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import task_info
 
@@ -74,11 +74,10 @@ def build_meta(config: PretrainedConfig, task: TaskName, num_labels: int = 2) ->
     """
     check_task(config, task)
     config = type(config).from_dict(config.to_dict())
-    info = task_info(task)
-    if info.has_labels:
+    if task_info(task).has_labels:
         config.num_labels = num_labels
     with torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, info.auto_class).from_config(config)
+        model: PreTrainedModel = auto_class(task).from_config(config)
     return model
 
 
@@ -117,10 +116,9 @@ def load_model(
     if source.kind != "gguf":
         words["use_safetensors"] = True
     quantised = _add_placement(words, spec, task, config, dtype, device)
-    auto = getattr(transformers, task_info(task).auto_class)
     with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
         torch.manual_seed(seed)
-        model, report = auto.from_pretrained(source.location(), **words)
+        model, report = auto_class(task).from_pretrained(source.location(), **words)
     notes += check_loading(model, report, task, spec.name_or_path)
     share, quantization = 0.0, None
     if quantised:
@@ -189,7 +187,7 @@ def identify(
         revision=commit if source.kind == "hub" else None,
         fingerprint=_fingerprint(source, spec),
         quantization=quantization,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         model_type=model.config.model_type,
         versions=_versions(),
         shape=shape_of(model.config),

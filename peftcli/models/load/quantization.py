@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import Problem, UserError
-from peftcli.models.load.dtypes import computes_well
+from peftcli.models.load.dtypes import computes_well, dtype_named
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules, read_anatomy
 
@@ -110,7 +110,7 @@ def _method(stored: Any) -> str | None:
 def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """In which dtype 4-bit layers multiply; auto is bfloat16 on a GPU that has it, else that of the other weights."""
     if spec.bnb_4bit_compute_dtype != "auto":
-        chosen: torch.dtype = getattr(torch, spec.bnb_4bit_compute_dtype)
+        chosen = dtype_named(spec.bnb_4bit_compute_dtype)
         return chosen if chosen == torch.float32 or computes_well(chosen, device) else torch.float32
     if device.type == "cuda" and computes_well(torch.bfloat16, device):
         return torch.bfloat16

@@ -138,15 +138,3 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                     table.weight[rows:] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
         notes.append(f"embeddings grown from {rows} to {len(tokenizer)} rows; new rows are the mean of the old ones")
     return notes
-
-
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a call puts the beginning-of-sequence token in front; a chat template may have one already."""
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def adds_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a call puts the end-of-sequence token behind by itself."""
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id

@@ -11,8 +11,6 @@ import torch
 from peftcli.errors import UserError
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import (
-    adds_bos,
-    adds_eos,
     choose_padding,
     fit_to_tokenizer,
     load_tokenizer,
@@ -101,12 +99,6 @@ def test_the_model_learns_its_padding_id() -> None:
     fit_to_tokenizer(model, tiny_tokenizer())
     assert model.config.pad_token_id == 0
     assert model.generation_config.pad_token_id == 0
-
-
-@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (False, True), (True, True)])
-def test_what_a_call_adds_is_known(bos: bool, eos: bool) -> None:
-    tokenizer = tiny_tokenizer(add_bos=bos, add_eos=eos)
-    assert (adds_bos(tokenizer), adds_eos(tokenizer)) == (bos, eos)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "t5"])
