@@ -1,4 +1,4 @@
-"""Rows that are in the training set and in a validation set: an evaluation on them does not say what was learnt."""
+"""Rows that are in the training set and in a validation set: a score on them does not measure generalisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftcli.recipe.schema import DataSpec
 
 
 def stored_rows(rows: RowSet) -> StoredRows | None:
-    """Return the rows behind a set, unpacked; None for a stream, whose rows are not known before they come."""
+    """Return the stored rows of a set, unpacked; None for a stream, whose rows are not known in advance."""
     inner = rows.rows if isinstance(rows, PackedRows) else rows
     return inner if isinstance(inner, StoredRows) else None
 
@@ -40,7 +40,7 @@ def _members(values: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> n
 
 
 def overlap_notes(data: PreparedData, spec: DataSpec) -> list[str]:
-    """Return what to tell before training on rows that will also be evaluated; nothing where there are none."""
+    """Return a note on validation rows that are also training rows; none where there are no such rows."""
     shared = sum(len(rows) for rows in shared_rows(data.train, data.validation).values())
     if not shared:
         return []
@@ -52,6 +52,6 @@ def overlap_notes(data: PreparedData, spec: DataSpec) -> list[str]:
     )
     verb = "is a training row too" if shared == 1 else "are training rows too"
     return [
-        f"{shared:,} of {total:,} validation rows {verb}, token for token, so that the evaluation flatters: "
+        f"{shared:,} of {total:,} validation rows {verb}, token for token, so the score is too optimistic: "
         f"`peft inspect RECIPE` names some; {remedy}"
     ]

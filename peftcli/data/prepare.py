@@ -74,13 +74,13 @@ def prepare(
 
 
 def prepare_for_prediction(path: str, spec: DataSpec, task: TaskName, tokenizer: Any) -> StoredRows:
-    """Return the inputs of a file, a row for each of its rows in order; what the model learnt may be absent.
+    """Return the inputs of a file, a row for each of its rows in order; labels and answers may be absent.
 
     Prompts end where the model goes on. Rows longer than max_length are cut: prompts at their beginning, texts at
     their end. A token-classification row holds, as label of each word's first token, the number of the word.
 
     Raises:
-        UserError: a row that cannot be read; nothing is passed over.
+        UserError: a row that cannot be read; no row is left out.
     """
     settings = recipe_settings(spec, task, tokenizer, spec.max_length, predicting=True)
     store, _ = open_store(spec, [DataSource(path=path)], ["data"], settings, tokenizer, on_error="fail")

@@ -130,8 +130,8 @@ class RowPreparer:
         checked, merged = (store.meta["statistics"].get(f"prefixes_{name}", 0) for name in ("checked", "disagreed"))
         if merged and self.settings.template is None:
             self.notes.append(
-                f"in {merged} of {checked} prompts that were tokenised alone the last token merges with the answer: "
-                "end prompts without a space, and start completions with it"
+                f"in {merged} of {checked} prompts that were checked, the last token merges with the beginning of the "
+                "answer: end prompts without a space, and start completions with one"
             )
         return store
 

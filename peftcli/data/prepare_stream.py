@@ -100,12 +100,13 @@ def _check_streaming(spec: DataSpec, task: TaskName) -> None:
         problems.append(Problem(f"data.streaming {message}", key=f"data.{key}", suggestion=suggestion))
 
     if task_info(task).has_labels:
-        refuse("streaming", f"does not serve {task}: labels are counted before training", "set data.streaming: false")
+        reason = f"does not work for {task}: its labels are counted before training"
+        refuse("streaming", reason, "set data.streaming: false")
     if spec.validation is None and 0 < spec.val_set_size < 1:
         remedy = "0, a whole number (the first rows), or data.validation"
         refuse("val_set_size", "cannot split off a share of rows that are not counted", remedy)
     for key, given in (("packing", spec.packing), ("group_by", spec.group_by), ("max_rows", spec.max_rows)):
         if given:
-            refuse(key, f"does not go with {key}", f"leave out {key}, or data.streaming")
+            refuse(key, f"cannot be combined with {key}", f"leave out {key}, or data.streaming")
     if problems:
         raise UserError(problems)

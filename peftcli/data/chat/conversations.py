@@ -42,7 +42,7 @@ class Conversation:
 
     Args:
         messages: each with role and content, and whatever else templates read.
-        trained: for each message whether its row says to learn it (None: the recipe decides).
+        trained: for each message whether its row says to train on it (None: the recipe decides).
         tools: JSON schemas of the tools, or None.
         plain: (prompt, completion) without a chat template, for formats that have a usual plain form.
     """
@@ -188,14 +188,14 @@ def _calls(calls: Any, number: int, expected: str) -> list[Any]:
             try:
                 arguments = json.loads(function["arguments"])
             except ValueError as error:
-                raise RowError(f"the arguments of a tool call in message {number} are no JSON", expected) from error
+                raise RowError(f"the arguments of a tool call in message {number} are not JSON", expected) from error
             call = {**call, "function": {**function, "arguments": arguments}}
         out.append(call)
     return out
 
 
 def _flag(turn: dict[str, Any], number: int) -> bool | None:
-    """Return whether a message says to be learnt: `train: false`, or OpenAI's `weight: 0`."""
+    """Return whether a message itself says to train on it or not: `train: false`, or OpenAI's `weight: 0`."""
     flags = []
     if turn.get("train") is not None:
         if not isinstance(turn["train"], bool):
@@ -218,7 +218,7 @@ def _tools(tools: Any, expected: str) -> list[Any] | None:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise RowError("tools is text that is no JSON", expected) from error
+            raise RowError("tools is text that is not JSON", expected) from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError("tools is not a list of JSON schemas", expected)
     return tools

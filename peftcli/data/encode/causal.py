@@ -127,7 +127,7 @@ class CausalEncoder:
         cut_ids = np.concatenate((ids[:keep], ids[start : start + window]))
         cut = _piece(cut_ids, np.concatenate((mask[:keep], mask[start : start + window])))
         if cut.mask is None or not cut.mask.any():
-            return Outcome(status=MASKED, reason=f"max_length {settings.max_length} leaves nothing to learn")
+            return Outcome(status=MASKED, reason=f"max_length {settings.max_length} leaves no token to train on")
         cut.truncated = True
         return Outcome([cut], status=TRUNCATED)
 
@@ -150,7 +150,9 @@ class CausalEncoder:
         if not item.text.strip():
             return "the row is empty"
         return (
-            "no answer to learn: no assistant message, or train: false on all" if not item.spans else "nothing to learn"
+            "no answer to train on: no assistant message, or train: false on all"
+            if not item.spans
+            else "no token to train on"
         )
 
 

@@ -173,7 +173,7 @@ class FramedTokens:
 
 
 def beginning(text: str, tokens: int) -> str:
-    """Return a beginning of a text that should have more than some tokens: what lies behind would be cut anyway.
+    """Return the beginning of a text, long enough for some tokens and a margin: the rest would be cut anyway.
 
     It ends before a space, where tokens end; a text without one there stays whole.
     """

@@ -120,7 +120,7 @@ def _records(
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:
-    """Return class numbers, alone or in lists, as names; -1 is how unlabelled test splits say nothing."""
+    """Return class numbers, alone or in lists, as names; -1, which means unlabelled in test splits, becomes None."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
     if isinstance(value, int) and 0 <= value < len(names):

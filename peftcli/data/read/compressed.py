@@ -1,4 +1,4 @@
-"""Open a data file for reading bytes, whatever compressed it, and decode its lines."""
+"""Open data files, compressed or not, and read their lines as UTF-8 text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SNIFF = 4096  # bytes looked at to tell text from binary data
 
 
 def bare_suffix(path: Path) -> str:
-    """Return the suffix that tells the format: `.jsonl` for rows.jsonl.gz."""
+    """Return a file's suffix without that of its compression: `.jsonl` for rows.jsonl.gz."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()

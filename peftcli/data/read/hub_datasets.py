@@ -24,7 +24,7 @@ def download(source: DataSource, key: str) -> SourceFiles:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             Problem(
-                f"{source.path!r} is no file here, and cannot be loaded from the hub: {_first_line(error)}",
+                f"{source.path!r} is not a file here and cannot be loaded from the hub: {_first_line(error)}",
                 key=key,
                 suggestion="check the name, data.config, data.split and the network; local data is a path that exists",
             )

@@ -27,13 +27,13 @@ def read_json(path: Path, name: str) -> Rows:
     """Yield the objects of a JSON file; a `.json` file that holds one object a line is read as such.
 
     Raises:
-        UserError: the file is no JSON, or holds no list of rows.
+        UserError: the file is not JSON, or holds no list of rows.
     """
     if _is_json_lines(path, name):
         yield from read_jsonl(path, name)
         return
     events = chain.from_iterable(_parsed(path, name))
-    if not _goes_to_list(events, name):
+    if not _skip_to_list(events, name):
         return
     for number, value in enumerate(_elements(events, name), 1):
         if isinstance(value, dict):
@@ -41,15 +41,15 @@ def read_json(path: Path, name: str) -> Rows:
         else:
             message = f"the element is a {type(value).__name__}"
             yield BadRow(name, number, message, excerpt(repr(value)), "an object")
-    for _ in events:  # read to the end: a file that breaks off behind its list is broken
+    for _ in events:  # what follows the list must be JSON, too
         pass
 
 
 def _parsed(path: Path, name: str) -> Iterator[list[Event]]:
-    """Yield the events of a file in blocks of a line at most, so that the line of a mistake is known.
+    """Yield the events of a file, those of one line at most at a time, so that an error can name its line.
 
     Raises:
-        UserError: the file is no JSON.
+        UserError: the file is not JSON.
     """
     events: Any = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events)
@@ -76,8 +76,11 @@ def _parsed(path: Path, name: str) -> Iterator[list[Event]]:
             parser.close()
 
 
-def _goes_to_list(events: Iterator[Event], name: str) -> bool:
-    """Take events until the list of rows begins: the file's own, or the first one of its object; False when empty."""
+def _skip_to_list(events: Iterator[Event], name: str) -> bool:
+    """Take the events up to the beginning of the list of rows; return False for an empty file.
+
+    It is the file's own list, or the first one in the file's object.
+    """
     event, value = next(events, ("", None))
     if event in ("", "start_array"):
         return bool(event)
@@ -97,7 +100,7 @@ def _goes_to_list(events: Iterator[Event], name: str) -> bool:
 
 
 def _elements(events: Iterator[Event], name: str) -> Iterator[Any]:
-    """Yield the elements of the list whose beginning was taken; its end is taken, too.
+    """Yield the elements of the list whose beginning was taken, and take its end.
 
     Numbers are those of Python's `json`: int, or float.
     """
@@ -135,7 +138,7 @@ def _elements(events: Iterator[Event], name: str) -> Iterator[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what a parser says; some of ijson's show the bytes of a text as Python writes them."""
+    """Return the first line of a parser's message; ijson gives some of them as the repr of bytes."""
     return (str(error).removeprefix("b'").replace("\\n", "\n").splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -44,7 +44,7 @@ class Errors:
             shown = self._fatal[:SHOWN_ERRORS]
             problems = [_problem(bad) for bad in shown]
             last = problems[-1]
-            hint = "data.on_error: skip passes broken rows over and lists them in the run directory"
+            hint = "data.on_error: skip leaves broken rows out and lists them in the run directory"
             problems[-1] = replace(last, suggestion=f"{last.suggestion}\n    {hint}" if last.suggestion else hint)
             raise UserError(problems)
 

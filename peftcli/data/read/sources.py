@@ -109,9 +109,9 @@ def _readable(path: Path, key: str) -> Path:
     if bare_suffix(path) not in READERS:
         raise UserError(
             Problem(
-                f"{path}: the suffix {bare_suffix(path) or '(none)'} does not tell how to read it",
+                f"{path}: there is no reader for the suffix {bare_suffix(path) or '(none)'}",
                 key=key,
-                suggestion=f"known: {' '.join(READERS)}, also with {' '.join(COMPRESSED)} behind",
+                suggestion=f"known: {' '.join(READERS)}, also with {' '.join(COMPRESSED)} appended",
             )
         )
     return path

@@ -1,4 +1,4 @@
-"""Read the rows of text files one by one: jsonl, json, csv, tsv, txt. Nothing is held but the row at hand."""
+"""Read the rows of text files one by one: jsonl, json, csv, tsv, txt. Only the current row is in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_jsonl(path: Path, name: str) -> Rows:
 
 
 def _has_half_character(value: object) -> bool:
-    """Whether a value holds text that is no Unicode text: one half of a pair that JSON escapes as two."""
+    """Whether a value holds a lone surrogate: half of a character that JSON escapes in two parts."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -123,7 +123,7 @@ class StreamedRows:
                 found += 1
                 yield row
             if not found:
-                text = "no row of the stream can be learnt from"
+                text = "no row of the stream has a token to train on"
                 raise UserError(Problem(text, file=job.files.title, suggestion="see the rows with `peft inspect`"))
 
 

@@ -106,7 +106,7 @@ def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Re
 
 
 def _with_kind(settings: EncodeSettings, found: RecognisedFormat, records: Sequence[Record]) -> EncodeSettings:
-    """Return the settings with the kind of label, read off the first rows if it is not given."""
+    """Return the settings with the kind of label, inferred from the first rows if it is not given."""
     if settings.rows == "tagged":
         return replace(settings, kind="token")
     if settings.rows != "labelled" or settings.kind is not None or settings.predicting:

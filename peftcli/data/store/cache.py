@@ -1,4 +1,4 @@
-"""Where prepared rows are kept: directories named by a hash of all that decides them, made whole or not at all."""
+"""Where prepared rows are kept: directories named by a hash of all that decides their content."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[Store, bool]:
     """Return the store of a key, and whether it was there already.
 
-    Of several processes that want the same key at once one builds it and the others wait for it; what is half built
-    lies under another name and never counts.
+    Of several processes that want the same key at once one builds it and the others wait for it; an entry that
+    is not finished has another name and is never used.
 
     Args:
         build: writes a store into an empty directory.

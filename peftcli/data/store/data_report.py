@@ -51,7 +51,7 @@ class DataReport:
         evidence: for each source why its format was chosen.
         template: name of the chat template, None for plain text.
         cache: `hit` when all prepared rows were there already, else `miss`.
-        skipped: broken rows that were passed over, each with source, row, message and excerpt.
+        skipped: broken rows that were left out, each with source, row, message and excerpt.
         notes: what a user should know, such as files in another encoding.
         train_rows, validation_rows: rows after the split.
         tokens, supervised_tokens: of the training rows, once.

@@ -73,13 +73,13 @@ def label_list(value: Any) -> list[str]:
     """Return the names of a row with several labels, which may be none.
 
     Raises:
-        RowError: it is no list of names, or names one twice.
+        RowError: it is not a list of names, or names one twice.
     """
     if not isinstance(value, list | tuple):
         raise RowError(f"the label is {value!r}, not a list", "a list of labels, as in the first rows")
     names = [label_name(item) for item in value]
     if any(isinstance(item, float) for item in value) or len(set(names)) < len(names):
-        raise RowError(f"labels {names} name one twice, or are a 0/1 vector", "the names of the labels that apply")
+        raise RowError(f"the labels {names} name one twice or are a 0/1 vector", "the names of the labels that apply")
     return names
 
 
@@ -87,7 +87,7 @@ def label_number(value: Any) -> float:
     """Return the value of a regression row.
 
     Raises:
-        RowError: it is no finite number.
+        RowError: it is not a finite number.
     """
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -95,7 +95,7 @@ def label_number(value: Any) -> float:
         number = float(value)
     except ValueError:
         expected = "a number, as in most of the first rows (model.problem_type: single_label makes names of them)"
-        raise RowError(f"the label {value!r} is no number", expected) from None
+        raise RowError(f"the label {value!r} is not a number", expected) from None
     if not math.isfinite(number):
         raise RowError(f"the label is {number}", "a finite number")
     return number

@@ -1,4 +1,4 @@
-"""What the rows of a store say about themselves: their counts, and the labels that occur in some of them."""
+"""Counts of a store's rows, and the labels that occur in some of them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ Index = npt.NDArray[np.int64]
 
 
 def check_learning(store: Store, spec: DataSpec) -> None:
-    """Raise when too many rows of a store supervise nothing, or none is left."""
+    """Raise when too many rows of a store have no token to train on, or no row is left."""
     counts = counts_of(store)
     used = counts.rows - counts.skipped
     share = counts.fully_masked / used if used else 0.0
     if counts.kept and share <= spec.max_fully_masked:
         return
     reasons = "; ".join(f"{count:,} rows: {reason}" for reason, count in store.meta["reasons"].items())
-    what = (
-        f"{counts.fully_masked:,} of {used:,} rows have nothing to learn" if counts.fully_masked else "no row is left"
-    )
+    masked = f"{counts.fully_masked:,} of {used:,} rows have no token to train on"
+    what = masked if counts.fully_masked else "no row is left"
     raise UserError(
         Problem(
             f"{what} ({reasons or 'all were dropped'})",

@@ -95,6 +95,6 @@ def test_bad_turns_are_named(turns: Any, message: str) -> None:
 
 
 def test_tools_that_are_no_list_of_schemas_are_named() -> None:
-    for tools, message in (("{", "no JSON"), ('{"a": 1}', "no list|not a list")):
+    for tools, message in (("{", "not JSON"), ('{"a": 1}', "no list|not a list")):
         with pytest.raises(RowError, match=message):
             from_messages([USER, ANSWER], tools, "")

@@ -120,8 +120,8 @@ def test_a_token_that_spans_the_border_is_learnt(tmp_path: Path) -> None:
     assert (np.asarray(row.labels)[:shared] == -100).all() and (np.asarray(row.labels)[shared:] >= 0).all()
     assert data.report.checks["prefixes_disagreed"] == 1
     assert data.report.notes == [
-        "in 1 of 1 prompts that were tokenised alone the last token merges with the answer: "
-        "end prompts without a space, and start completions with it"
+        "in 1 of 1 prompts that were checked, the last token merges with the beginning of the answer: "
+        "end prompts without a space, and start completions with one"
     ]
     heeded = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "The answer", "completion": " is four."}])
     assert ready(tokenizer, heeded).report.notes == []
@@ -223,12 +223,13 @@ def test_best_window(mask: str, length: int, start: int) -> None:
 def test_too_many_masked_rows_are_refused_with_the_reason(tokenizer: Any, tmp_path: Path) -> None:
     rows = [{"messages": CHAT[:1]}] * 3 + [{"messages": CHAT}] * 7
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"3 of 10 rows have nothing to learn \(3 rows: no answer to learn") as caught:
+    message = r"3 of 10 rows have no token to train on \(3 rows: no answer to train on"
+    with pytest.raises(UserError, match=message) as caught:
         ready(tokenizer, path)
     assert "max_fully_masked" in str(caught.value)
     data = ready(tokenizer, path, max_fully_masked=0.3)
     assert (data.report.counts.kept, data.report.counts.fully_masked) == (7, 3)
-    with pytest.raises(UserError, match="nothing to learn"):
+    with pytest.raises(UserError, match="no token to train on"):
         ready(tokenizer, write_jsonl(tmp_path / "b.jsonl", rows[:3]), max_fully_masked=1.0)
 
 

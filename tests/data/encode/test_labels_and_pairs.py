@@ -91,7 +91,7 @@ def test_regression(encoder: Any, tmp_path: Path) -> None:
     assert data.labels == LabelSpec("regression", ()) and data.labels.num_labels == 1
     assert [row.labels for row in data.train] == [1.0, 2.5]
     assert collate(list(data.train), encoder, "labelled")["labels"].is_floating_point()
-    for label, message in ((float("nan"), "NaN"), ("high", "no number"), (float("inf"), "inf")):
+    for label, message in ((float("nan"), "NaN"), ("high", "not a number"), (float("inf"), "inf")):
         bad = write_jsonl(tmp_path / "b.jsonl", [*rows, {"text": "c", "score": label}])
         with pytest.raises(UserError, match=rf"b\.jsonl:3: .*{message}"):
             ready(encoder, bad, TASK)

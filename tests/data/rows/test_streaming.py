@@ -95,7 +95,7 @@ def test_broken_rows(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_a_stream_without_anything_to_learn_ends_in_a_message(tokenizer: Any, tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "x"}]}] * 5
-    with pytest.raises(UserError, match="no row of the stream can be learnt from"):
+    with pytest.raises(UserError, match="no row of the stream has a token to train on"):
         stream(tokenizer, write_jsonl(tmp_path / "a.jsonl", rows), 5, chat_template="chatml")
     (tmp_path / "e.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="there are no rows"):
@@ -106,9 +106,9 @@ def test_a_stream_without_anything_to_learn_ends_in_a_message(tokenizer: Any, tm
     ("options", "message"),
     [
         ({"val_set_size": 0.1}, "cannot split off a share"),
-        ({"packing": True}, "does not go with packing"),
-        ({"group_by": "prompt"}, "does not go with group_by"),
-        ({"max_rows": 3}, "does not go with max_rows"),
+        ({"packing": True}, "cannot be combined with packing"),
+        ({"group_by": "prompt"}, "cannot be combined with group_by"),
+        ({"max_rows": 3}, "cannot be combined with max_rows"),
     ],
 )
 def test_what_a_stream_cannot_do(tokenizer: Any, tmp_path: Path, options: Any, message: str) -> None:
