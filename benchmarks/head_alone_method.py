@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from peftcli.names import NAMES
 from peftcli.protocol.composite_method import CompositeMethod
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
-from peftcli.recipe.describe import describe
+from peftcli.recipe.field_descriptions import describe
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import spelled_out
@@ -113,7 +113,7 @@ def method(name: str) -> str:
 
 def common(_: str) -> str:
     """Return the hyper-parameters that every method takes."""
-    from peftcli.recipe.params import MethodParams
+    from peftcli.recipe.method_params import MethodParams
 
     return _fields(MethodParams)
 

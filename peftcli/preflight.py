@@ -15,7 +15,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location, resolve_location
 from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_model_type
 from peftcli.models.load.model_files import find_source
-from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.schema import DataSource, DataSpec
 from peftcli.recipe.vocabulary import Names

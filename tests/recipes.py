@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from peftcli.names import NAMES
-from peftcli.recipe.load import LoadedRecipe, load_recipe
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.training.watch.reporting import StepRecord, Summary
 
 WORDS = ["cat", "dog", "mat", "house", "film", "story", "green", "red", "blue", "bad", "good", "very"]

@@ -13,7 +13,7 @@ from peftcli.analysis.counting import count_params
 from peftcli.cli.app import build_app
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]

@@ -13,7 +13,7 @@ import pytest
 
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(

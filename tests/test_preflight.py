@@ -15,7 +15,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.preflight import check_surroundings
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 
 RECIPE = """\
 model:

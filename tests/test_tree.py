@@ -29,7 +29,7 @@ LINES_A_FUNCTION = 60
 CROWDED_ROOMS: set[str] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
-REPEATED_NAMES = {"load"}
+REPEATED_NAMES: set[str] = set()
 STRANGERS: set[str] = set()
 """Files in `cli/` and `methods/` that are no entry."""
 

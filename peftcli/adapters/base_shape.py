@@ -16,7 +16,7 @@ from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.model_files import find_source
 from peftcli.protocol.apply_method import apply_method
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import TASKS
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from peftcli.models.anatomy import Anatomy
     from peftcli.protocol.attachment import Attachment
-    from peftcli.recipe.params import MethodParams
+    from peftcli.recipe.method_params import MethodParams
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

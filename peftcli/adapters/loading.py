@@ -14,8 +14,8 @@ from peftcli.adapters.format import CONFIG, FORMAT_VERSION, OWN_TYPE, SIDECAR, W
 from peftcli.adapters.library_table import LIBRARIES, library_of
 from peftcli.errors import Problem, UserError
 from peftcli.protocol.registry import MethodRegistry, registry
-from peftcli.recipe.aliases import upgrades
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.aliases import renamed_keys
+from peftcli.recipe.method_params import MethodParams
 
 
 def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -> SavedAdapter:
@@ -56,7 +56,7 @@ def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) ->
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError(f"{path} names no method")
     record = {"method": method}
-    _, gone = upgrades.upgrade_(record, upgrades.CHANGES)
+    _, gone = renamed_keys.upgrade_(record, renamed_keys.CHANGES)
     if gone:
         raise UserError([Problem(f"{path}: {one.message}", suggestion=one.remedy) for one in gone])
     try:

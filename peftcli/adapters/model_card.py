@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from peftcli.adapters.format import AdapterMeta
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.tasks.task_table import TASKS
 
 

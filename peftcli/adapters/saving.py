@@ -24,7 +24,7 @@ from peftcli.adapters.library import RunFiles
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.adapters.model_card import adapter_card
 from peftcli.atomic import new_directory
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 
 def save_adapter(

@@ -19,10 +19,10 @@ from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory, write_text
 from peftcli.errors import UserError
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.recipe.stored import stored_recipe
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.stored_recipe import stored_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.tasks.task_table import task_info
 
 

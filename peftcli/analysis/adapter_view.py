@@ -27,9 +27,9 @@ from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
-from peftcli.recipe.stored import load_stored_recipe
+from peftcli.recipe.stored_recipe import load_stored_recipe
 
 _UNFINISHED = "finish the training: peft train RECIPE --resume"
 

@@ -17,7 +17,7 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import MethodRegistry, registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import Recipe, TaskName
 
 

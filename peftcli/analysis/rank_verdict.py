@@ -14,7 +14,7 @@ from typing import Literal
 
 from peftcli.analysis.module_change import ModuleChange
 from peftcli.analysis.spectrum import Spectrum
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 IDLE_SHARE = 0.5
 """A module whose effective rank is below this share of its rank does not use it."""

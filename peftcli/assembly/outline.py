@@ -18,8 +18,8 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import LoadedRecipe
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.training.hub_upload import hub_problems
 from peftcli.training.optim.optimizers import optimizer_problems

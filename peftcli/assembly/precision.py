@@ -1,6 +1,6 @@
 """In which dtype a run computes.
 
-The frozen weights keep the dtype that `models.loading` gave them. Training computes in bfloat16 when the recipe says
+The frozen weights keep the dtype that they were loaded with. Training computes in bfloat16 when the recipe says
 so, when the weights are bfloat16, or when a probe on this machine finds it clearly faster and sound; float16 with loss
 scaling on CUDA. Evaluation, prediction and merge verification compute in the weights' dtype. Adapters and a trained
 head stay float32.

@@ -25,7 +25,7 @@ from peftcli.layers.parts.lora_init import (
     random_init,
 )
 from peftcli.layers.site import Part, output_site
-from peftcli.models.targets import Target
+from peftcli.models.target_modules import Target
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.trained_biases import train_biases
 

@@ -11,7 +11,7 @@ from peftcli.console.options import Json
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from peftcli.recipe.load import LoadedRecipe
+    from peftcli.recipe.load_recipe import LoadedRecipe
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +53,7 @@ def count_params(
 
 def _recipes(files: list[Path], model: str | None, task: str | None, methods: list[str]) -> list[LoadedRecipe]:
     from peftcli.names import NAMES
-    from peftcli.recipe.load import load_recipe, recipe_from_overrides
+    from peftcli.recipe.load_recipe import load_recipe, recipe_from_overrides
 
     named = {"--model": model, "--task": task, "--method": methods}
     given = [option for option, value in named.items() if value]

@@ -61,7 +61,7 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.models.load.tokenizers import load_tokenizer
     from peftcli.models.read_anatomy import read_anatomy
     from peftcli.names import NAMES
-    from peftcli.recipe.load import load_recipe
+    from peftcli.recipe.load_recipe import load_recipe
 
     loaded = load_recipe(path, overrides, NAMES)
     spec = loaded.recipe.data

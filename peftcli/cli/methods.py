@@ -10,7 +10,7 @@ from peftcli.console.options import Json
 
 if TYPE_CHECKING:
     from peftcli.protocol.method import MethodInfo
-    from peftcli.recipe.params import MethodParams
+    from peftcli.recipe.method_params import MethodParams
 
 
 _MERGES = {True: "yes", False: "no", None: "depends"}
@@ -93,7 +93,7 @@ def _merges(info: MethodInfo) -> bool | None:
 
 
 def _default(params: type[MethodParams], key: str) -> Any:
-    from peftcli.recipe.params import Block
+    from peftcli.recipe.method_params import Block
 
     field = params.model_fields[key]
     value = None if field.is_required() else field.get_default(call_default_factory=True)

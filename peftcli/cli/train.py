@@ -48,7 +48,7 @@ def train(
     """
     from peftcli.names import NAMES
     from peftcli.preflight import check_surroundings
-    from peftcli.recipe.load import load_recipe
+    from peftcli.recipe.load_recipe import load_recipe
 
     if output is not None:
         refuse_nothing(output, "--output")

@@ -11,7 +11,7 @@ from peftcli.console.options import Json, Overrides, RecipePath
 
 if TYPE_CHECKING:
     from peftcli.errors import Problem
-    from peftcli.recipe.load import LoadedRecipe
+    from peftcli.recipe.load_recipe import LoadedRecipe
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
     from peftcli.errors import UserError
     from peftcli.names import NAMES
     from peftcli.preflight import check_surroundings
-    from peftcli.recipe.load import load_recipe
+    from peftcli.recipe.load_recipe import load_recipe
 
     try:
         loaded = load_recipe(recipe, overrides or [], NAMES, surroundings=check_surroundings)

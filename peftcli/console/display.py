@@ -284,7 +284,7 @@ def _merges(summary: Summary) -> bool:
     from peftcli.names import NAMES
     from peftcli.protocol.composite_method import CompositeMethod
     from peftcli.protocol.registry import registry
-    from peftcli.recipe.stored import load_stored_recipe
+    from peftcli.recipe.stored_recipe import load_stored_recipe
 
     method = registry.method(summary.method)
     if not isinstance(method, CompositeMethod):

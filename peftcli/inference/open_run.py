@@ -29,9 +29,9 @@ from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
-from peftcli.recipe.stored import load_stored_recipe, stored_recipe
+from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.tasks.task import Task
 from peftcli.tasks.task_table import task_info

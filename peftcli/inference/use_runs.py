@@ -18,7 +18,7 @@ from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.attachment import Attachment
-from peftcli.recipe.load import LoadedRecipe, load_recipe
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DataSpec, DTypeName, Recipe
 from peftcli.training.setup import prepare_data
 

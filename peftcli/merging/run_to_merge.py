@@ -27,7 +27,7 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.recipe.stored import load_stored_recipe, stored_recipe
+from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 
 
 @dataclass

@@ -18,7 +18,7 @@ from peftcli.adapters.format import SavedAdapter
 from peftcli.errors import UserError
 from peftcli.merging.run_to_merge import RunToMerge, whole_tensors
 from peftcli.methods.lora import LoraParams
-from peftcli.models.targets import resolve_targets
+from peftcli.models.target_modules import resolve_targets
 from peftcli.protocol.folding import tensors_by_key
 
 _PAIRS = (

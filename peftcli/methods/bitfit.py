@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
 from peftcli.protocol.folding import Change, Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -19,7 +19,7 @@ from peftcli.protocol.composite_method import CompositeMethod
 from peftcli.protocol.composition import CompositeParams, PartSpec, labelled, why_no_part
 from peftcli.protocol.method import MethodInfo
 from peftcli.protocol.registry import registry
-from peftcli.recipe.params import AnyMethod
+from peftcli.recipe.method_params import AnyMethod
 
 
 class ComposeParams(CompositeParams):

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from peftcli.protocol.folding import replacing
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from peftcli.protocol.folding import Change, Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.params import TargetedParams
+from peftcli.recipe.method_params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +60,7 @@ class IA3Method(Method[IA3Params]):
         """
         from peftcli.layers.parts.rescale import Rescale
         from peftcli.layers.site import input_site, output_site
-        from peftcli.models.targets import resolve_targets
+        from peftcli.models.target_modules import resolve_targets
         from peftcli.protocol.attachment import Attachment
         from peftcli.protocol.projections import projections
 

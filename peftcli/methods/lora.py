@@ -30,13 +30,13 @@ from peftcli.errors import UserError
 from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.params import TargetedParams
+from peftcli.recipe.method_params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftcli.models.anatomy import Anatomy
-    from peftcli.models.targets import Target
+    from peftcli.models.target_modules import Target
     from peftcli.protocol.attachment import Attachment
 
 Rank = Annotated[int, Field(ge=1)]
@@ -182,7 +182,7 @@ class LoraMethod(Method[LoraParams]):
                 target.
         """
         from peftcli.attachments.lora import LoraPlace, LoraVariant, attach_lora
-        from peftcli.models.targets import resolve_targets
+        from peftcli.models.target_modules import resolve_targets
         from peftcli.protocol.trained_biases import train_biases
 
         targets = resolve_targets(

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from peftcli.models.config_facts import kind_of, positions
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from peftcli.models.config_facts import positions
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from pydantic import Field
 from peftcli.errors import UserError
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.params import TargetedParams
+from peftcli.recipe.method_params import TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

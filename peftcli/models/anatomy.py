@@ -1,4 +1,4 @@
-"""Anatomy: where the parts of a transformer are in a live Hugging Face model. Pure data; read by `models.reading`."""
+"""Anatomy: where the parts of a transformer are in a live Hugging Face model. Pure data, read by `read_anatomy`."""
 
 from __future__ import annotations
 

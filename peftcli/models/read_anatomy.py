@@ -17,7 +17,7 @@ from peftcli.models.anatomy_overrides import apply_overrides
 from peftcli.models.families.family_row import FamilyRow, FusedRow, StackRow
 from peftcli.models.families.family_table import family_row
 from peftcli.models.module_view import ModuleView, heads_of, hidden_size, module_kind
-from peftcli.models.structure import structural_row
+from peftcli.models.unknown_family import structural_row
 
 Overrides = Mapping[str, str | list[str]]
 

@@ -12,7 +12,7 @@ from peftcli.models.anatomy import Anatomy
 from peftcli.models.module_view import module_kind
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import MethodRegistry, registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 
 def apply_method(

@@ -14,7 +14,7 @@ from peftcli.layers.site import Part, PartList
 from peftcli.protocol.combining import by_label, combined, each, every, in_turn, inherited, merged, total
 
 if TYPE_CHECKING:
-    from peftcli.models.targets import Target
+    from peftcli.models.target_modules import Target
 
 
 @dataclass

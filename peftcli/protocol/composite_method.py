@@ -10,7 +10,7 @@ from peftcli.protocol.combining import Ask, answers_for_parts
 from peftcli.protocol.composition import SEPARATOR, CompositeParams
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.protocol.registry import registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

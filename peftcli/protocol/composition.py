@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftcli.protocol.registry import registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 SEPARATOR = ":"
 """Between a part's label and its own keys in the adapter file; no module path holds it."""

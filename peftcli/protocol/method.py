@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from peftcli.protocol.combining import combined, joined, total
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

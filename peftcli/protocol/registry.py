@@ -10,7 +10,7 @@ from typing import Any
 
 from peftcli.errors import UserError
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 ENTRY_POINT_GROUP = "peftcli.methods"
 

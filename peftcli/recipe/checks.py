@@ -11,11 +11,11 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 
 from peftcli.recipe.method_facts import Registry
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.metric_checks import check_metrics
 from peftcli.recipe.optimizer_table import OPTIMIZERS
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.pydantic_messages import Finding, choice_hint
 from peftcli.recipe.schema import DataSource, DataSpec, Recipe
-from peftcli.recipe.translate import Finding, choice_hint
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.yaml_lines import Key
 

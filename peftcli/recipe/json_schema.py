@@ -11,8 +11,8 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from peftcli.recipe.method_facts import Registry
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.optimizer_table import OPTIMIZERS
-from peftcli.recipe.params import MethodParams
 from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import Names, spelled_out
 

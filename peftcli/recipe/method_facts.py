@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 
 class MethodFacts(Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from peftcli.recipe.pydantic_messages import Finding, choice_hint
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.translate import Finding, choice_hint
 from peftcli.recipe.vocabulary import Names
 
 

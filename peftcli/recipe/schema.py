@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from peftcli.recipe.params import Block, MethodParams
+from peftcli.recipe.method_params import Block, MethodParams
 from peftcli.recipe.vocabulary import NameOf
 
 TaskName = Annotated[str, NameOf("tasks")]

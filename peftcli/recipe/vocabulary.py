@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, Union
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from peftcli.recipe.describe import members, unwrap
+from peftcli.recipe.field_descriptions import members, unwrap
 from peftcli.recipe.method_facts import Registry
 
 

@@ -14,7 +14,7 @@ from peftcli.atomic import remove_partial, write_text
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.stored import load_stored_recipe
+from peftcli.recipe.stored_recipe import load_stored_recipe
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
 

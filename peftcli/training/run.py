@@ -22,9 +22,9 @@ from peftcli.errors import Stopped, UserError
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.load_model import count_parameters
-from peftcli.models.targets import summarise_targets
-from peftcli.recipe.load import LoadedRecipe
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.models.target_modules import summarise_targets
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.record.checkpoints import TrainState
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
 from peftcli.training.hub_upload import push

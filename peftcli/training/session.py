@@ -20,7 +20,7 @@ from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.models.anatomy import Anatomy
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
-from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.checkpoints import TrainState
 from peftcli.record.run_directory import RunDirectory
@@ -39,7 +39,7 @@ class Session:
 
     Args:
         loaded: the recipe and where its values are written.
-        base: `models.loading.Loaded`: the live model's identity, dtype and notes.
+        base: `models.load.load_model.Loaded`: the live model's identity, dtype and notes.
         data: `data.PreparedData`.
         validation: named validation sets that have rows.
         learning_rate: the peak rate.

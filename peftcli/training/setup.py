@@ -26,12 +26,12 @@ from peftcli.locations import resolve_location
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
-from peftcli.models.packing_route import PackingRoute, packing_route
+from peftcli.models.packed_documents import PackingRoute, packing_route
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.checkpoints import TrainState
 from peftcli.record.random_state import seed_everything

@@ -21,7 +21,8 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.aliases import renamed_keys
+from peftcli.recipe.method_params import MethodParams
 from tests.tiny import tiny_model
 
 BASE = BaseIdentity(
@@ -202,12 +203,11 @@ def test_a_link_is_not_followed_out_of_the_directory(saved: Path, tmp_path: Path
 def test_an_adapter_of_an_earlier_version_is_read_by_its_old_names(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from peftcli.recipe.aliases import upgrades
 
     method = json.loads((saved / "peftcli.json").read_text())["method"]
     rank = method.pop("r")
-    gone = upgrades.Change("9.0", "turbo", None, method="lora", harmless=(False,), remedy="train again")
-    monkeypatch.setattr(upgrades, "CHANGES", (upgrades.Change("9.0", "rank", "r", method="lora"), gone))
+    gone = renamed_keys.Change("9.0", "turbo", None, method="lora", harmless=(False,), remedy="train again")
+    monkeypatch.setattr(renamed_keys, "CHANGES", (renamed_keys.Change("9.0", "rank", "r", method="lora"), gone))
     _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": False})
     assert load_adapter(saved).params.model_dump()["r"] == rank
     _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": True})

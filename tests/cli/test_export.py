@@ -14,7 +14,7 @@ from tests.command_line import Cli, Workspace, write_jsonl
 def run(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of a few steps."""
     from peftcli.names import NAMES
-    from peftcli.recipe.load import load_recipe
+    from peftcli.recipe.load_recipe import load_recipe
     from peftcli.training.run import train
 
     recipe = workspace.recipe("exported", training__max_steps=4)

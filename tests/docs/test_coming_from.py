@@ -8,7 +8,7 @@ import pytest
 
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES
-from peftcli.recipe.describe import field_at
+from peftcli.recipe.field_descriptions import field_at
 from peftcli.recipe.schema import Recipe
 from tests.docs.pages import text_of
 

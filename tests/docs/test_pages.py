@@ -10,7 +10,7 @@ import typer
 
 from peftcli.cli.app import build_app
 from peftcli.names import NAMES
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text_of
 
 DOCS = ["recipes", "models", "data", "methods", "devices", "performance", "coming-from"]

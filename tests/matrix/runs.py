@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from peftcli.names import NAMES
-from peftcli.recipe.load import LoadedRecipe, load_recipe
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.training import run as run_module
 from peftcli.training.session import Session
 from tests.recipes import WORDS, Recorder, chat_rows, class_rows, write_jsonl

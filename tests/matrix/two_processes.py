@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.names import NAMES
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 from tests.matrix.runs import Seen, watched_training
 
 

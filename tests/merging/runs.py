@@ -18,9 +18,9 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import registry
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.tiny import save_tiny
 
 LABELS = LabelSpec("single_label", ("bad", "fine", "good"))

@@ -16,7 +16,7 @@ from peftcli.merging import merge_run as merging
 from peftcli.merging.merge_options import parse_size
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.merge_run import merge_run
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.merging.runs import make_run
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from peftcli.models.load.load_model import build_meta
 from peftcli.models.load.tensor_source import CHUNK_BYTES
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.merging.runs import make_recipe
 from tests.moments import peft_with_signal
 from tests.tiny import tiny_config, tiny_tokenizer

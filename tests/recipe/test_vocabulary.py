@@ -12,7 +12,7 @@ import pytest
 
 from peftcli.errors import Problem
 from peftcli.names import NAMES
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.schema import DataSource, Recipe
 from peftcli.recipe.vocabulary import spelled_out
 from tests.recipe.conftest import GOOD, SMALL

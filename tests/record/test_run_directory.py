@@ -18,7 +18,7 @@ from peftcli.data.store.cache import cached_store
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.record.checkpoints import Checkpoints, read_verified
 from peftcli.record.random_state import random_states, restore_random_states, seed_everything
 from peftcli.record.run_directory import RunDirectory, RunStatus, changed_keys

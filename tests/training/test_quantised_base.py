@@ -13,7 +13,7 @@ from peftcli.models.load.load_model import load_model
 from peftcli.models.load.quantization import is_quantised
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.schema import ModelSpec
 from peftcli.training.run import train
 from peftcli.training.watch.reporting import Silent

@@ -22,7 +22,7 @@ from peftcli.methods.adapter import AdapterParams
 from peftcli.methods.compacter import CompacterParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.models.anatomy import Anatomy, BlockRole
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 # Every option of AdapterHub's BnConfig, with the value under which it does nothing.
 _PLAIN: dict[str, Any] = {

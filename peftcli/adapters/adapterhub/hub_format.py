@@ -13,7 +13,7 @@ from peftcli.adapters.adapterhub.bottleneck_files import read_bottlenecks, write
 from peftcli.adapters.adapterhub.lora import read_lora, write_lora
 from peftcli.adapters.base_shape import Base
 from peftcli.adapters.format import AdapterMeta
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 State = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ from peftcli.adapters.initial_pairs import stack_initial
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.models.anatomy import Anatomy, LinearRole
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 _PLAIN: dict[str, Any] = {
     "composition_mode": "add",

@@ -13,7 +13,7 @@ from torch import Tensor
 from peftcli.adapters.base_shape import BaseName
 from peftcli.adapters.format import AdapterMeta, SavedAdapter
 from peftcli.adapters.hf.hf_files import add_prefix, drop_prefix, sliced
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 State = dict[str, Tensor]
 Params = TypeVar("Params", bound=MethodParams)

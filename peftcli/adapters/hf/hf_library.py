@@ -10,7 +10,7 @@ from peftcli.adapters.adapter_files import read_json, read_tensors
 from peftcli.adapters.format import CONFIG, WEIGHTS
 from peftcli.adapters.library import Library, RunFiles
 from peftcli.errors import UserError
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from peftcli.data.rows.packing import join
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.ignored_label import IGNORED
-from peftcli.models.packing_route import PackingRoute
+from peftcli.models.packed_documents import PackingRoute
 from peftcli.recipe.schema import SamplingStrategy
 from peftcli.tasks.task import Batch, Task
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from peftcli.data.rows.row_set import Row
 from peftcli.ignored_label import IGNORED
-from peftcli.models.packing_route import PackingRoute, block_causal
+from peftcli.models.packed_documents import PackingRoute, block_causal
 from peftcli.tasks.task_info import RowKind
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def collate(
         rows: with labels of the same shape; labels are left out when a row has none.
         kind: what a row is, which says how labels are padded.
         padding_side: right or left; packed rows are padded on the right.
-        packing_route: how the model keeps packed documents apart; `models.packing.packing_route` finds out.
+        packing_route: how the model keeps packed documents apart; `models.packed_documents.packing_route` finds out.
 
     Returns:
         int64 tensors (rows, length); labels (rows,) for classes, float (rows,) or (rows, labels) for numbers.

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from peftcli.recipe.aliases.all_aliases import ALIASES, Alias
 from peftcli.recipe.method_facts import Registry
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import dotted

@@ -25,7 +25,7 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from peftcli.recipe.yaml.environment import MissingVariable, expand
+from peftcli.recipe.yaml.environment_variables import MissingVariable, expand
 from peftcli.recipe.yaml.scalars import read_scalar
 from peftcli.recipe.yaml.yaml_errors import YamlProblem, explain_yaml_error
 

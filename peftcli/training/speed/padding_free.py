@@ -11,7 +11,7 @@ from typing import Any
 
 from peftcli.errors import UserError
 from peftcli.layers.cpu.document_attention import DocumentAttention
-from peftcli.models.packing_route import DOCUMENTS, packing_route
+from peftcli.models.packed_documents import DOCUMENTS, packing_route
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task_table import task_info
 from peftcli.training.speed.fast_paths import FastPaths

@@ -14,7 +14,7 @@ from peftcli.data.rows.packing import PackedRows, best_fit
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
-from peftcli.models.packing_route import packing_route
+from peftcli.models.packed_documents import packing_route
 from tests.data.tools import ready, write_jsonl
 from tests.tiny import tiny_model, tiny_tokenizer
 

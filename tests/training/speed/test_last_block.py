@@ -13,7 +13,7 @@ from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.method_params import MethodParams
 from peftcli.tasks.task import unprepared
 from peftcli.training.run import train
 from peftcli.training.speed.last_block import LastBlock, last_block

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from peftcli.errors import Problem
-from peftcli.recipe.yaml.environment import MissingVariable, escape, expand
+from peftcli.recipe.yaml.environment_variables import MissingVariable, escape, expand
 from tests.recipe.conftest import GOOD, Load
 
 

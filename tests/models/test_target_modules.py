@@ -7,7 +7,7 @@ import torch
 
 from peftcli.errors import UserError
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.targets import Target, resolve_targets, summarise_targets
+from peftcli.models.target_modules import Target, resolve_targets, summarise_targets
 from tests.models.inputs import task_of
 from tests.tiny import FAMILIES, LAYERS, tiny_model
 

@@ -9,10 +9,10 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 
 from peftcli.recipe.aliases.unknown_keys import UnknownKeys
-from peftcli.recipe.describe import members, unwrap
-from peftcli.recipe.params import MethodParams
+from peftcli.recipe.field_descriptions import members, unwrap
+from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.pydantic_messages import Finding, findings, method_hint
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.translate import Finding, findings, method_hint
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import dotted

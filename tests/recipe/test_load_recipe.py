@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import Problem, UserError
-from peftcli.recipe.load import load_recipe
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from tests.recipe.conftest import GOOD, SMALL, Load, LowRank, Several
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from peftcli.errors import UserError
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.structure import structural_row
+from peftcli.models.unknown_family import structural_row
 from tests.models.inputs import task_of
 from tests.tiny import FAMILIES, tiny_model
 

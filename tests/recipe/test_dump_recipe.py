@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from peftcli.names import NAMES
-from peftcli.recipe.load import load_recipe
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.load_recipe import load_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.recipe.conftest import GOOD, Load
 
 ROOT = Path(__file__).resolve().parents[2]

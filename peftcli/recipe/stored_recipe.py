@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
-from peftcli.recipe.aliases import upgrades
-from peftcli.recipe.load import LoadedRecipe, load_recipe
+from peftcli.recipe.aliases import renamed_keys
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -70,7 +70,7 @@ def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
         UserError: it was changed by hand, damaged, or written by a version that is too far away.
     """
     try:
-        return load_recipe(file, [], names, need_data=False, upgrades=upgrades.CHANGES)
+        return load_recipe(file, [], names, need_data=False, upgrades=renamed_keys.CHANGES)
     except UserError as error:
         about = Problem(
             "this is the recipe that a run stored, not one to edit",

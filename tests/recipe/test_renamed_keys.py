@@ -9,11 +9,11 @@ import pytest
 from peftcli.errors import UserError
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
-from peftcli.recipe.aliases import upgrades
-from peftcli.recipe.aliases.upgrades import CHANGES, Change, upgrade_
-from peftcli.recipe.load import load_recipe
-from peftcli.recipe.stored import load_stored_recipe
-from peftcli.recipe.yaml.dump import dump_recipe
+from peftcli.recipe.aliases import renamed_keys
+from peftcli.recipe.aliases.renamed_keys import CHANGES, Change, upgrade_
+from peftcli.recipe.load_recipe import load_recipe
+from peftcli.recipe.stored_recipe import load_stored_recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
 
 OLD = """\
 model: {name_or_path: org/model}
@@ -39,7 +39,7 @@ MADE_UP = (
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(upgrades, "CHANGES", MADE_UP)
+    monkeypatch.setattr(renamed_keys, "CHANGES", MADE_UP)
     (tmp_path / "recipe.yaml").write_text(OLD)
     return tmp_path / "recipe.yaml"
 
@@ -88,7 +88,7 @@ def test_what_is_no_recipe_is_left_alone(data: dict[str, object]) -> None:
 
 
 def test_every_change_leads_to_a_key_of_today_and_from_one_of_none() -> None:
-    from peftcli.recipe.describe import field_at
+    from peftcli.recipe.field_descriptions import field_at
     from peftcli.recipe.schema import Recipe
 
     assert CHANGES

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.recipe.aliases.upgrades import Change, upgrade_tree_
-from peftcli.recipe.build import Builder
+from peftcli.recipe.aliases.renamed_keys import Change, upgrade_tree_
 from peftcli.recipe.checks import check_recipe
+from peftcli.recipe.data_to_recipe import Builder
+from peftcli.recipe.pydantic_messages import Finding
 from peftcli.recipe.recipe_overrides import apply_overrides
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.translate import Finding
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.recipe.yaml.scalars import kind

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.yaml.environment import escape
+from peftcli.recipe.yaml.environment_variables import escape
 from peftcli.recipe.yaml.scalars import read_scalar
 
 

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from peftcli.recipe.aliases.all_aliases import METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.aliases.unknown_keys import UnknownKeys
-from peftcli.recipe.describe import block_at, bounds, choices, describe, field_at, members, unwrap
+from peftcli.recipe.field_descriptions import block_at, bounds, choices, describe, field_at, members, unwrap
 from peftcli.recipe.vocabulary import Names, spelled_out
 from peftcli.recipe.yaml.scalars import kind, read_scalar, show
 from peftcli.recipe.yaml.value_tree import dotted, has_part
