@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from peftcli.assembly.precision import decide_precision
+from peftcli.assembly.collect_problems import collecting, located
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.load_model import build_meta, load_config
@@ -19,14 +18,10 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.training.hub_upload import hub_problems
-from peftcli.training.optim.optimizers import optimizer_problems
-from peftcli.training.optim.parameter_groups import parameter_groups
-from peftcli.training.speed.activation_checkpointing import enable_checkpointing
-from peftcli.training.speed.compiled_blocks import NOTE, compile_problems
-from peftcli.training.watch.trackers import tracker_problems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -36,16 +31,33 @@ class Outline:
     Args:
         spec: the model block, with the 4 bits that a method implies.
         anatomy: read on the meta device.
-        trainable: names of the parameters that would be trained; the head's shapes may still change.
+        notes: what the user should know of tokenizer and anatomy.
     """
 
     info: MethodInfo
     spec: ModelSpec
-    config: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
-    trainable: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+class FurtherChecks:
+    """What a use of the model asks beyond what every use asks: nothing. Training overrides what it asks.
+
+    Each method returns problems; they are reported together with those of the outline.
+    """
+
+    def of_recipe(self, recipe: Recipe, device: torch.device) -> list[Problem]:
+        """Return what is wrong with the recipe on this machine."""
+        return []
+
+    def of_model(self, recipe: Recipe, meta: PreTrainedModel) -> list[Problem]:
+        """Return what the model cannot do; it is on the meta device, nothing attached."""
+        return []
+
+    def of_parameters(self, recipe: Recipe, attachment: Attachment) -> list[Problem]:
+        """Return what is wrong with the parameters that the method trains."""
+        return []
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:
@@ -55,62 +67,34 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     return recipe.model
 
 
-def outline(loaded: LoadedRecipe, device: torch.device) -> Outline:
+def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks | None = None) -> Outline:
     """Check everything that config, tokenizer and shapes can tell; no data, no weights.
+
+    Args:
+        further: what the caller asks beyond that.
 
     Raises:
         UserError: every problem found, with file and line where the recipe has them.
     """
-    recipe = loaded.recipe
+    recipe, further = loaded.recipe, further or FurtherChecks()
     info = registry.info(recipe.method.name)
     spec = model_spec(recipe)
     config = load_config(spec)
     tokenizer, notes = load_tokenizer_with_notes(spec, recipe.task)
-    training = recipe.training
-    problems = [*_method_problems(info, recipe, spec), *optimizer_problems(training, device.type)]
-    problems += [*tracker_problems(training.report_to), *hub_problems(training.push_to_hub)]
-    problems += compile_problems(training.torch_compile, device.type)
-    with collecting(problems):
-        decide_half_precision(recipe, device)
-    attached: list[tuple[Anatomy, Attachment]] = []
+    problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device)]
+    anatomies: list[Anatomy] = []
     with collecting(problems):
         meta = build_meta(config, recipe.task, spec.num_labels or 2)
-        if recipe.training.gradient_checkpointing is True:
-            with collecting(problems):
-                enable_checkpointing(meta)
+        problems += further.of_model(recipe, meta)
         anatomy = read_anatomy(meta, recipe.model.anatomy)
         attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
-        parameter_groups(attachment.trainable_parameters(), recipe.training, 1.0)  # for lr_groups that match nothing
-        attached.append((anatomy, attachment))
+        problems += further.of_parameters(recipe, attachment)
+        anatomies.append(anatomy)
     if problems:
         raise UserError(located(loaded, problems))
-    anatomy, attachment = attached[0]
+    anatomy = anatomies[0]
     notes = [*notes, *anatomy.notes, *(f"{path} is left out: {why}" for path, why in anatomy.left_out)]
-    notes += [NOTE] if training.torch_compile else []
-    return Outline(info, spec, config, tokenizer, anatomy, tuple(attachment.trainable_parameters()), tuple(notes))
-
-
-class collecting:  # reads as a statement: `with collecting(problems):`
-    """A context that puts the problems of a `UserError` into a list instead of raising it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, UserError):
-            self.problems.extend(error.problems)
-            return True
-        return False
-
-
-def located(loaded: LoadedRecipe, problems: Iterable[Problem]) -> list[Problem]:
-    """Return problems with the recipe's file and line where they name a key and no place."""
-    return [
-        loaded.problem(p.key, p.message, p.suggestion) if p.key and p.file is None else p
-        for p in dict.fromkeys(problems)
-    ]
+    return Outline(info, spec, tokenizer, anatomy, tuple(notes))
 
 
 def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec) -> list[Problem]:
@@ -122,16 +106,3 @@ def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec) -> list[
         remedy = "remove model.load_in_4bit, or choose a method that works on a quantised base"
         problems.append(Problem(f"{info.name} cannot train a quantised base", key="method.name", suggestion=remedy))
     return problems
-
-
-def decide_half_precision(recipe: Recipe, device: torch.device) -> None:
-    """Refuse a half precision that the device lacks, without a probe."""
-    if recipe.training.fp16:
-        decide_precision(recipe.training, torch.float32, device, width=1)
-
-
-def positions_left(anatomy: Anatomy, params: MethodParams) -> int | None:
-    """Return how many positions of the model a row can take beside the method's own; None without such a limit."""
-    if anatomy.max_positions is None:
-        return None
-    return anatomy.max_positions - registry.method(params.name).positions_taken(anatomy, params)

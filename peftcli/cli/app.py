@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.errors import PeftCliError, Stopped, UserError
+from peftcli.process_state import quiet_libraries
 
 COMMANDS = (
     "train",
@@ -68,6 +69,7 @@ def build_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
+    quiet_libraries()
     try:
         build_app()(arguments, prog_name="peft")
     except KeyboardInterrupt:

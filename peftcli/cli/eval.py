@@ -41,7 +41,7 @@ def evaluate(
         refuse_nothing(data, "--data")
 
     from peftcli.console.output import print_json, result_console
-    from peftcli.inference.use_runs import evaluate_run
+    from peftcli.inference.evaluate_run import evaluate_run
 
     with about_option("--data") if data is not None else nullcontext():
         metrics = evaluate_run(run, data=data, base_dtype=base_dtype, note=note)

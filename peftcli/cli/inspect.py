@@ -53,7 +53,7 @@ def inspect(
 
 def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     """Return the inspection of a recipe's data, prepared as `peft train` prepares it."""
-    from peftcli.assembly.outline import positions_left
+    from peftcli.assembly.positions_left import positions_left
     from peftcli.data.inspection import inspect_data
     from peftcli.data.prepare import prepare
     from peftcli.errors import UserError

@@ -52,7 +52,7 @@ def predict(
         if output.exists() and Path(data).exists() and output.samefile(data):
             raise UserError("--output is the --input file", suggestion="write the predictions to another file")
 
-    from peftcli.inference.use_runs import predict_run, predict_runs
+    from peftcli.inference.predict_run import predict_run, predict_runs
 
     with about_option("--input"):
         if len(runs) == 1:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.console.options import Json, Overrides, Quiet, RecipePath, refuse_nothing
 from peftcli.errors import Stopped
+from peftcli.process_state import keep_freed_memory, quiet_profiler
+
+if TYPE_CHECKING:
+    from peftcli.recipe.schema import TrainingSpec
 
 NoLock = Annotated[
     bool,
@@ -54,13 +57,13 @@ def train(
         refuse_nothing(output, "--output")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
     loaded = load_recipe(recipe, changes, NAMES, surroundings=check_surroundings)  # before torch is imported
-    if profile:  # the profiler's own messages, unless the user asks for them
-        os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+    if profile:
+        quiet_profiler()
 
     from peftcli.distributed.launching import is_launched, is_main_process, launch
 
     if num_processes is not None and num_processes > 1 and not is_launched():
-        from peftcli.training.setup import prepare_once
+        from peftcli.training.before_weights import prepare_once
 
         prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
@@ -76,11 +79,20 @@ def train(
         except KeyboardInterrupt:
             raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 
+        if _keeps_memory(loaded.recipe.training):
+            keep_freed_memory()
         summary = run_training(
             loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile, lock=not no_lock
         )
     if as_json and is_main_process():
         print_json(summary.as_dict())
+
+
+def _keeps_memory(spec: TrainingSpec) -> bool:
+    """Whether the C library shall keep freed memory for the next step: on a CPU, if the recipe leaves it on."""
+    from peftcli.assembly.precision import pick_device
+
+    return spec.fast_paths.allocator and pick_device(spec.device).type == "cpu"
 
 
 def _given(flags: dict[str, bool]) -> list[str]:

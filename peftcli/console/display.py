@@ -18,7 +18,8 @@ from peftcli.console.output import byte_size, count, duration, metric, print_tab
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from peftcli.training.watch.reporting import StepRecord, Summary
+    from peftcli.record.run_summary import Summary
+    from peftcli.training.watch.reporting import StepRecord
 
 
 PREPARING_EVERY = 10.0  # seconds between lines of a log while rows are tokenised

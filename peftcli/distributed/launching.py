@@ -13,18 +13,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import IO
+
+from peftcli.process_state import signals_to_children
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
 """How long the others may take to stop after one has ended with an error."""
 
 
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Environment variables in which launchers (torchrun, Accelerate, MPI's) tell how many processes they started."""
+
+
 def is_launched() -> bool:
     """Whether this process is one of several that a launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return any(int(os.environ.get(name) or 1) > 1 for name in SIZES)
 
 
 def is_main_process() -> bool:
@@ -38,9 +43,10 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     The first process has this one's output. What the others say on standard error is shown if one of them fails and the
     first does not say why.
     """
-    with tempfile.TemporaryFile("w+") as other_errors, _signals_to_children() as children:
+    port = os.environ.get("MASTER_PORT") or _port()
+    with tempfile.TemporaryFile("w+") as other_errors, signals_to_children() as children:
         for rank in range(processes):
-            children.append(_start(arguments, rank, processes, other_errors))
+            children.append(_start(arguments, rank, processes, port, other_errors))
         code = _wait(children)
         if code not in (0, 130) and children[0].returncode in (0, -signal.SIGTERM):
             other_errors.seek(0)
@@ -48,7 +54,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     return code
 
 
-def _start(arguments: Sequence[str], rank: int, processes: int, other_errors: IO[str]) -> subprocess.Popen[bytes]:
+def _start(
+    arguments: Sequence[str], rank: int, processes: int, port: str, other_errors: IO[str]
+) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "RANK": str(rank),
@@ -56,11 +64,10 @@ def _start(arguments: Sequence[str], rank: int, processes: int, other_errors: IO
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": os.environ.get("MASTER_PORT") or _port(),
+        "MASTER_PORT": port,
     }
     # the cores are shared: as many threads as there are cores in every process would stand in each other's way
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ.setdefault("MASTER_PORT", environment["MASTER_PORT"])  # the same for all of them
     stdout = None if rank == 0 else subprocess.DEVNULL
     stderr = None if rank == 0 else other_errors
     return subprocess.Popen(
@@ -98,22 +105,3 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
             child.kill()  # they wait for a process that is gone, and would not hear a milder signal
     for child in children:
         child.wait(max(0.1, deadline - time.monotonic()))
-
-
-@contextmanager
-def _signals_to_children() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Yield a list; SIGTERM to this process goes on to the children in it, Ctrl-C reaches them by itself."""
-    children: list[subprocess.Popen[bytes]] = []
-
-    def forward(number: int, _frame: object) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)
-    try:
-        yield children
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from peftcli.distributed.launching import is_launched
+
 BUCKET_BYTES = 64 * 2**20
 """Gradients are summed in flat buckets of this size: few messages, bounded memory."""
+
+T = TypeVar("T")
 
 
 class World:
     """One process among `size`.
+
+    A process on its own starts nothing. Among several, Accelerate's `PartialState` joins the process group, which
+    stays for as long as the process lives.
 
     Args:
         device: where this process computes; with several CUDA devices, each process takes its own.
     """
 
     def __init__(self, device: torch.device) -> None:
-        from accelerate import PartialState
+        self.rank, self.size, self.device = 0, 1, device
+        if is_launched():
+            from accelerate import PartialState
 
-        self._state = PartialState(cpu=device.type == "cpu")
-        self.rank: int = self._state.process_index
-        self.size: int = self._state.num_processes
-        self.device: torch.device = self._state.device if device.type == "cuda" else device
+            self._state = PartialState(cpu=device.type == "cpu")
+            self.rank, self.size = int(self._state.process_index), int(self._state.num_processes)
+            self.device = self._state.device if device.type == "cuda" else device
 
     @property
     def is_main(self) -> bool:
@@ -36,6 +44,15 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             self._state.wait_for_everyone()
+
+    def main_first(self, function: Callable[[], T]) -> T:
+        """Return what a function gives: the main process calls it first, then the others do."""
+        if not self.is_main:
+            self.wait()
+        result = function()
+        if self.is_main:
+            self.wait()
+        return result
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the processes."""

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
+from peftcli.data.rows.micro_batches import longest_first, split_by_tokens
+from peftcli.data.rows.row_set import RowSet
 from peftcli.distributed.processes import World
 from peftcli.inference.metrics import compute_metrics
+from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import Task
-from peftcli.training.speed.compiled_blocks import uncompiled
-from peftcli.training.step_plan import split_by_tokens
 
 EVAL_BATCH_TOKENS = {"cpu": 2048}
 """Padded tokens at once by kind of device; elsewhere the batch size alone decides."""
 
 
-@dataclass
+Generated = tuple[int, Any, Any]
+"""Number of a row, what was predicted, and what should have been."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Args:
+        metrics: `eval_loss`, `eval_rows`, `eval_runtime` and the metrics over all sets, and `eval_NAME_*` of each
+            named one.
+        samples: of generated text, those of this process: `row`, `prompt`, `prediction`, `reference`.
+    """
+
+    metrics: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Everything that an evaluation needs but the rows.
 
@@ -31,30 +50,28 @@ class Evaluator:
         context: makes the context of a forward pass: the weights' dtype.
         metrics: names to compute beside the loss.
         batch_size: rows of one device in one batch.
+        samples: rows of a set, from its first, whose generated text is shown.
     """
 
     model: nn.Module
     task: Task
     collator: Collator
     world: World
-    context: Any
+    context: Callable[[], AbstractContextManager[object]]
     metrics: Sequence[str]
     batch_size: int
     samples: int = 0
-    sample_rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def __call__(self, sets: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `eval_loss`, `eval_rows`, `eval_runtime` and the metrics over all sets, and
-        `eval_NAME_*` of each named one.
+    def __call__(self, sets: Mapping[str, RowSet]) -> Evaluation:
+        """Return the metrics over all sets.
 
-        The model is left in the mode it was in; random numbers are not drawn.
+        The model is left in the mode it was in; random numbers are not drawn. Compiled blocks run as they are.
         """
         start = time.perf_counter()
         training = self.model.training
         self.model.eval()
-        self.sample_rows = []
         try:
-            with torch.no_grad(), uncompiled(), self._context():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.context():
                 parts = {name: self._collect(rows) for name, rows in sets.items()}
         finally:
             self.model.train(training)
@@ -65,11 +82,8 @@ class Evaluator:
         scores = {**{f"eval_{key}": value for key, value in self._score(list(parts.values())).items()}, **scores}
         scores["eval_rows"] = sum(len(rows) for rows in sets.values())
         scores["eval_runtime"] = round(time.perf_counter() - start, 3)
-        return scores
-
-    def _context(self) -> AbstractContextManager[object]:
-        context: AbstractContextManager[object] = self.context()
-        return context
+        samples = [sample for part in parts.values() for sample in part.samples]
+        return Evaluation(scores, sorted(samples, key=lambda sample: sample["row"]))
 
     def _score(self, parts: Sequence[_Collected]) -> dict[str, Any]:
         count = sum(part.count for part in parts)
@@ -83,13 +97,13 @@ class Evaluator:
             scores.update(compute_metrics(self.metrics, self.task.metric_kind, predictions, references))
         return scores
 
-    def _collect(self, rows: Any) -> _Collected:
+    def _collect(self, rows: RowSet) -> _Collected:
         """Evaluate this process's share of a set, and put all shares together in the order of the rows."""
-        mine = by_length(rows.lengths, range(len(rows)))[self.world.rank :: self.world.size]
+        mine = longest_first(range(len(rows)), rows.lengths)[self.world.rank :: self.world.size]
         limit = EVAL_BATCH_TOKENS.get(self.world.device.type)
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
-        found: list[tuple[int, Any, Any]] = []
+        found: list[Generated] = []
         for chosen in split_by_tokens(mine, rows.lengths, self.batch_size, limit):
             batch = self.collator(rows, chosen).to(self.world.device)
             result = self.task.evaluate(self.model, batch)
@@ -98,7 +112,8 @@ class Evaluator:
             counts_right = counts_right or result.right is not None
             count += result.terms.count
             found += zip(chosen, result.predictions, result.references, strict=False)
-        found += self._generated(rows)
+        generated, samples = self._generated(rows)
+        found += generated
         # read from the device once; summed in float64, so that the order of batches and shards does not show
         own = (torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0], count, found)
         shares = self.world.gather(own)
@@ -109,15 +124,17 @@ class Evaluator:
             count=sum(share[1] for share in shares),
             predictions=[item[1] for item in ordered],
             references=[item[2] for item in ordered],
+            samples=samples,
         )
 
-    def _generated(self, rows: Any) -> list[tuple[int, Any, Any]]:
-        """Return (row, text, reference) of generated rows: all for a text metric, some as samples."""
+    def _generated(self, rows: RowSet) -> tuple[list[Generated], list[dict[str, Any]]]:
+        """Return this process's generated rows, all for a text metric and none otherwise, and the samples of them."""
         if not self.task.info.generates:
-            return []
+            return [], []
         wanted = len(rows) if self.metrics else min(self.samples, len(rows))
-        mine = by_length(rows.lengths, range(wanted))[self.world.rank :: self.world.size]
-        found: list[tuple[int, Any, Any]] = []
+        mine = longest_first(range(wanted), rows.lengths)[self.world.rank :: self.world.size]
+        found: list[Generated] = []
+        samples: list[dict[str, Any]] = []
         for chosen in split_by_tokens(mine, rows.lengths, self.batch_size, None):
             batch, references, prompts = self.collator.prompts(rows, chosen)
             predicted = self.task.predict(self.model, batch.to(self.world.device))
@@ -125,22 +142,39 @@ class Evaluator:
                 found.append((row, out["prediction"], reference))
                 if row < self.samples:
                     sample = {"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference}
-                    self.sample_rows.append(sample)
-        self.sample_rows.sort(key=lambda sample: sample["row"])
-        return found if self.metrics else []
+                    samples.append(sample)
+        return found if self.metrics else [], samples
 
 
 @dataclass(frozen=True)
 class _Collected:
-    """A whole set's sums, predictions and references."""
+    """A whole set's sums, predictions and references, and this process's samples."""
 
     loss_sum: float
     right: float | None
     count: float
     predictions: list[Any]
     references: list[Any]
+    samples: list[dict[str, Any]]
 
 
-def by_length(lengths: np.ndarray[Any, Any], rows: Sequence[int]) -> list[int]:
-    """Return row numbers, longest first: little padding, and a batch too large for memory fails at once."""
-    return sorted(rows, key=lambda row: (-int(lengths[row]), row))
+def make_evaluator(
+    recipe: Recipe,
+    model: nn.Module,
+    task: Task,
+    collator: Collator,
+    world: World,
+    precision: Precision,
+    metrics: Sequence[str],
+) -> Evaluator:
+    """Return the evaluator of a live model; it computes in the weights' dtype."""
+    return Evaluator(
+        model=model,
+        task=task,
+        collator=collator,
+        world=world,
+        context=lambda: precision.inference(world.device),
+        metrics=metrics,
+        batch_size=recipe.training.per_device_eval_batch_size,
+        samples=recipe.training.eval_generate if task.info.generates else 0,
+    )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftcli.adapters.base_shape import check_config
 from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter
-from peftcli.assembly.outline import model_spec, positions_left
+from peftcli.assembly.outline import model_spec
+from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision, pick_device
-from peftcli.data.rows.collation import Collator
+from peftcli.assembly.recipe_task import make_task
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
-from peftcli.inference.metrics import wanted_metrics
+from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model
@@ -33,71 +34,10 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.record.run_directory import RunDirectory, RunStatus
-from peftcli.tasks.task import Task
 from peftcli.tasks.task_table import task_info
-from peftcli.training.setup import make_evaluator, make_task
 
-WINDOW = 64
-"""Batches of rows that are sorted by length together while predicting; results come in the order of the file."""
-
-
-@dataclass
-class OpenedRun:
-    """A finished run, ready to use.
-
-    Args:
-        model: in eval mode, parts attached and filled, nothing trainable.
-        labels: of a classification task.
-        precision: the weights' dtype.
-        notes: what a user should know, such as another base dtype than in training.
-        untouched: values of the base's own parameters that the run replaced (head, biases), for `close`.
-    """
-
-    loaded: LoadedRecipe
-    model: nn.Module
-    tokenizer: Any
-    attachment: Attachment
-    task: Task
-    labels: LabelSpec | None
-    base: Loaded
-    precision: Precision
-    world: World
-    notes: list[str] = field(default_factory=list)
-    untouched: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The run's resolved recipe."""
-        return self.loaded.recipe
-
-    def evaluate(self, sets: dict[str, Any]) -> dict[str, Any]:
-        """Return `eval_*` metrics over row sets by name."""
-        metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))
-        collator = Collator(self.tokenizer, self.task)
-        evaluator = make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
-        return evaluator(sets)
-
-    def predict(self, rows: Any) -> Iterator[dict[str, Any]]:
-        """Yield `prediction` and `scores` of each row, in order."""
-        collator = Collator(self.tokenizer, self.task)
-        size = self.recipe.training.per_device_eval_batch_size
-        for start in range(0, len(rows), WINDOW * size):
-            window = range(start, min(len(rows), start + WINDOW * size))
-            ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))
-            found: dict[int, dict[str, Any]] = {}
-            for first in range(0, len(ordered), size):
-                chosen = ordered[first : first + size]
-                batch = collator.batch([rows[row] for row in chosen], generate=True)
-                with torch.no_grad(), self.precision.inference(self.world.device):
-                    predicted = self.task.predict(self.model, batch.to(self.world.device))
-                found.update(zip(chosen, predicted, strict=True))
-            yield from (found[row] for row in window)
-
-    def close(self) -> None:
-        """Take the run's parts out of the base and put back what it replaced, so that another run can use the base."""
-        self.attachment.detach()
-        for name, value in self.untouched.items():
-            self.model.get_parameter(name).data = value
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -172,9 +112,7 @@ def _open_adapter(
     replaced |= {name: None for name, parameter in before.items() if parameter.dtype != dtypes[name]}
     untouched = {name: before[name].detach().to(dtypes[name], copy=True) for name in replaced}
     attachment.load_state_dict(saved.state)
-    run = opened(loaded, tokenizer, attachment, labels, base, world, notes)
-    run.untouched = untouched
-    return run
+    return opened(loaded, tokenizer, attachment, labels, base, world, notes, untouched)
 
 
 def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, base_dtype: DTypeName | None) -> OpenedRun:
@@ -194,23 +132,24 @@ def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, bas
 
 def opened(
     loaded: LoadedRecipe,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     attachment: Attachment,
     labels: LabelSpec | None,
     base: Loaded,
     world: World,
-    notes: list[str],
+    notes: Sequence[str] = (),
+    untouched: Mapping[str, Tensor] | None = None,
 ) -> OpenedRun:
+    """Return a model with its parts, loaded and filled, as a run to use; nothing of it is trainable afterwards."""
     model = attachment.model
     model.eval()
     model.requires_grad_(False)
     precision = Precision(base.dtype, base.dtype, False, "as the weights")
-    task = make_task(without_class_weights(loaded.recipe), tokenizer, labels)
-    anatomy = read_anatomy(model, loaded.recipe.model.anatomy)
-    task.settings = replace(task.settings, positions=positions_left(anatomy, loaded.recipe.method))
+    left = positions_left(read_anatomy(model, loaded.recipe.model.anatomy), loaded.recipe.method)
+    task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, positions=left)
     with precision.inference(world.device):
-        notes += task.bind(model, attachment.prepare_inputs)
-    return OpenedRun(loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes)
+        notes = (*notes, *task.bind(model, attachment.prepare_inputs))
+    return OpenedRun(loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes, untouched or {})
 
 
 def without_class_weights(recipe: Recipe) -> Recipe:

@@ -24,10 +24,10 @@ from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import computes_well, dtype_name
-from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.model_tasks import auto_class
+from peftcli.process_state import quiet_transformers
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.schema import ModelSpec
 from peftcli.tasks.task_info import RowKind

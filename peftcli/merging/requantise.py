@@ -16,9 +16,9 @@ from torch import Tensor
 from peftcli.data.rows.row_set import Row
 from peftcli.merging.compare_outputs import Comparison, compare, free_memory, outputs
 from peftcli.merging.run_to_merge import RunToMerge
-from peftcli.models.load.load_errors import quiet_transformers
 from peftcli.models.load.quantization import keep_trainable, quantisation_words
 from peftcli.models.model_tasks import auto_class
+from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec
 
 

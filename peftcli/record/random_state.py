@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_states() -> dict[str, Any]:
-    """Return the state of every generator, as a tree of plain values, arrays and tensors."""
+def random_states(*, gpus: bool = True) -> dict[str, Any]:
+    """Return the state of every generator, as a tree of plain values, arrays and tensors.
+
+    Args:
+        gpus: those of CUDA, too; asking for them starts CUDA in this process.
+    """
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if gpus and torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
@@ -39,3 +45,13 @@ def restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Put every generator back to where it was; those of GPUs only if this process had used CUDA before."""
+    states = random_states(gpus=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        restore_random_states(states)

@@ -16,6 +16,8 @@ from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import load_stored_recipe
 from peftcli.record.checkpoints import Checkpoints
+from peftcli.record.metrics_file import MetricsFile, finite
+from peftcli.record.recipe_changes import changed_keys
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
 
 OWN_ENTRIES = (
@@ -38,9 +40,6 @@ OWN_ENTRIES = (
 TRAIN_AGAIN = "train again with `peft train RECIPE --overwrite`"
 """What helps where a file of a run is damaged."""
 
-NOT_COMPARED = ("output_dir",)
-"""Keys in which two recipes may differ and still be the same run: a directory may be moved."""
-
 
 class RunStatus(Enum):
     """What an output directory holds."""
@@ -60,7 +59,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
-        self.metrics_file = path / "metrics.jsonl"
+        self.metrics = MetricsFile(path / "metrics.jsonl")
         self.summary_file = path / "summary.json"
 
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
@@ -184,7 +183,7 @@ class RunDirectory:
 
     def _steps(self) -> int:
         """Return how many steps are known to have been taken here."""
-        return max([0, *self.checkpoints().steps(), *(int(line.get("step", 0)) for line in self.metrics())])
+        return max([0, *self.checkpoints().steps(), *(int(line.get("step", 0)) for line in self.metrics.lines())])
 
     def write_skipped_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """List the broken rows that were passed over, if there are any: source, row, message, excerpt, expectation."""
@@ -194,7 +193,7 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; it is the last file of a run and marks it finished."""
-        write_text(self.summary_file, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+        write_text(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
     def summary(self) -> dict[str, Any]:
         """Return summary.json.
@@ -209,53 +208,3 @@ class RunDirectory:
         if not isinstance(data, dict):
             raise UserError(f"{self.summary_file} does not hold a mapping", suggestion=TRAIN_AGAIN)
         return data
-
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl; a last line that a crash cut off is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-        return lines
-
-    def truncate_metrics(self, step: int) -> None:
-        """Drop what was written after `step`: a resumed run writes it again."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys in which two resolved recipes differ."""
-    left, right = _flat(old), _flat(new)
-    keys = [key for key in {**right, **left} if left.get(key) != right.get(key)]
-    return [key for key in keys if key.split(".")[0] not in NOT_COMPARED]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        elif value not in (None, {}, []):  # a key that an older version lacked equals its null
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _finite(value: Any) -> Any:
-    """Return plain data in which NaN and infinities, which JSON lacks, are null."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -46,16 +45,11 @@ class CausalLM(LanguageModelTask):
         """Fill in the targets, and leave out a mask that hides only what stands behind each row.
 
         A causal model's real tokens never see the padding to their right, and padding has no loss. Without a mask the
-        attention takes its fast path: no (seq, seq) mask for each row, and no wait for the device to look at it.
+        attention takes its fast path: no (seq, seq) mask for each row, and no wait for the device to look at it. That
+        transformers warns of it is hidden by `process_state.padding_warning_hidden`.
         """
         batch = super().with_targets(batch, tensors)
         mask = batch.inputs.get("attention_mask")
         if "labels" in tensors and mask is not None and mask.dim() == 2 and bool(mask[:, 0].all()):
             del batch.inputs["attention_mask"]
-            logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
         return batch
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Return False for transformers' warning about padding without a mask, which is left out on purpose here."""
-    return not record.getMessage().startswith("We strongly recommend passing in an `attention_mask`")

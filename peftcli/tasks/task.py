@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -141,6 +142,14 @@ class Task(ABC):
         """
         self.prepare_inputs = prepare_inputs
         return []
+
+    def stopping_at(self, stop_ids: tuple[int, ...]) -> Task:
+        """Return the same task, bound as it is, whose texts end at these tokens; itself where there are none."""
+        if not stop_ids:
+            return self
+        other = copy(self)
+        other.settings = replace(self.settings, stop_ids=stop_ids)
+        return other
 
     def batch(self, collated: Mapping[str, Tensor], tokens: int, *, generate: bool = False) -> Batch:
         """Return a collated batch as inputs, targets and counts; still on the CPU, so counting does not wait.

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 
 import torch
 
+from peftcli.process_state import StopRequest
 from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
+from peftcli.training.optim.learning_rate import set_learning_rates
 from peftcli.training.session import Session
-from peftcli.training.signals import StopRequest
+
+Upcoming = Iterator[list[Batch]]
+"""This process's micro-batches of each step that is left."""
 
 
-def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> bool:
+def train_steps(
+    session: Session, milestones: Milestones, upcoming: Upcoming, stop: StopRequest, after_step: Callable[[], None]
+) -> bool:
     """Take every remaining step; return whether the run is done (False: asked to stop, state saved)."""
     state, plan, world, spec = session.state, session.plan, session.world, session.recipe.training
     parameters = list(session.attachment.trainable_parameters().values())
     session.model.train()
     meter = milestones.meter
-    for batches in upcoming_batches(session):
+    for batches in upcoming:
         meter.start_step()
 
         # count: what the loss of the whole step is divided by, over all micro-batches and processes
@@ -45,7 +50,7 @@ def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> 
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=world.device.type != "mps")
 
         # step; a step whose float16 gradients overflowed is not taken
-        session.set_learning_rate(state.step)
+        set_learning_rates(session.optimizer, session.rate_factor(state.step))
         session.scaler.step(session.optimizer)
         scale = session.scaler.get_scale()
         session.scaler.update()
@@ -58,6 +63,7 @@ def train_steps(session: Session, milestones: Milestones, stop: StopRequest) -> 
 
         # record
         meter.finish_step(norm)
+        after_step()
 
         # evaluate, save, stop
         milestones.evaluate_if_due()
@@ -76,18 +82,3 @@ def _asked(session: Session, stop: StopRequest) -> bool:
         return stop.requested
     due = session.state.step % session.recipe.training.logging_steps == 0
     return due and session.world.any(stop.requested)
-
-
-def upcoming_batches(session: Session) -> Iterator[list[Batch]]:
-    """Yield this process's micro-batches of each remaining step, the next step's prepared meanwhile if asked for."""
-    state, total = session.state, session.plan.total_steps
-    if not session.recipe.training.dataloader_num_workers:
-        while state.step < total:
-            yield session.step_batches(state.step)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        upcoming: Future[list[Batch]] = pool.submit(session.step_batches, state.step)
-        while state.step < total:
-            batches = upcoming.result()
-            upcoming = pool.submit(session.step_batches, min(state.step + 1, total - 1))
-            yield batches

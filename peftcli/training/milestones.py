@@ -11,24 +11,17 @@ from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.random_state import random_states, restore_random_states
-from peftcli.record.run_directory import RunDirectory
 from peftcli.training.session import Session
 from peftcli.training.watch.meter import Meter
 
 
 class Milestones:
-    """Evaluates and saves when it is time; only the main process writes.
+    """Evaluates and saves when it is time; only the main process writes."""
 
-    Args:
-        session: the run.
-        directory: where it is kept.
-    """
-
-    def __init__(self, session: Session, directory: RunDirectory) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.directory = directory
         spec = session.recipe.training
-        self.checkpoints: Checkpoints = directory.checkpoints(spec.save_total_limit)
+        self.checkpoints: Checkpoints = session.directory.checkpoints(spec.save_total_limit)
         self.meter = Meter(session)
         self._clock = time.perf_counter()
         self._saved_at: int | None = None
@@ -36,21 +29,22 @@ class Milestones:
     def evaluate_first(self) -> None:
         """Evaluate before the first step, for the closing table."""
         if self.session.validation and self.session.state.step == 0:
-            self.session.state.eval_before = self.session.evaluate()
+            self.session.state.eval_before = self.session.evaluate().metrics
             self._log({"step": 0, "epoch": 0.0, **self.session.state.eval_before})
 
     def evaluate_if_due(self) -> None:
         """Evaluate at the recipe's interval and after the last step; keep the best, stop early."""
         state, plan = self.session.state, self.session.plan
-        interval = self.session.eval_interval
+        interval = plan.eval_interval
         last = state.step >= plan.total_steps
         if not self.session.validation or not (last or (interval and state.step % interval == 0)):
             return
-        metrics = self.session.evaluate()
+        found = self.session.evaluate()
+        metrics = found.metrics
         line = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **metrics}
         best = self._judge(metrics)
         self._log({**line, "best": best})
-        self._keep_samples()
+        self._keep_samples(found.samples)
 
     def _judge(self, metrics: dict[str, Any]) -> bool:
         """Compare with the best so far; return whether this is better."""
@@ -85,8 +79,8 @@ class Milestones:
 
     def save_if_due(self, *, at_once: bool = False) -> None:
         """Write a checkpoint at the recipe's interval, at the end, or because the user stops the run."""
-        state = self.session.state
-        due = self.session.saves_at(state.step) or (state.done and self.session.save_interval)
+        state, plan = self.session.state, self.session.plan
+        due = plan.saves_at(state.step) or (state.done and plan.save_interval)
         if (due or at_once) and self._saved_at != state.step:
             self.save()
 
@@ -113,7 +107,7 @@ class Milestones:
         self.meter = Meter(self.session)
         self._saved_at = self.session.state.step
         if world.is_main:
-            self.directory.truncate_metrics(self.session.state.step)
+            self.session.directory.metrics.cut(self.session.state.step)
 
     def tick(self) -> None:
         """Add the time since the last tick to the run's."""
@@ -126,14 +120,13 @@ class Milestones:
         if self.session.world.is_main:
             self.session.reporter.evaluation(line)
 
-    def _keep_samples(self) -> None:
-        """Store generated samples and show the first."""
-        rows = self.session.evaluator.sample_rows if self.session.evaluator else []
-        shares = self.session.world.gather(rows) if self.session.recipe.training.eval_generate else []
+    def _keep_samples(self, own: list[dict[str, Any]]) -> None:
+        """Store the generated samples of all processes and show the first."""
+        shares = self.session.world.gather(own) if self.session.recipe.training.eval_generate else []
         rows = sorted((row for share in shares for row in share), key=lambda row: row["row"])
         if not rows or not self.session.world.is_main:
             return
-        with open(self.directory.path / "samples.jsonl", "a", encoding="utf-8") as file:
+        with open(self.session.directory.path / "samples.jsonl", "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"step": self.session.state.step, **row}, ensure_ascii=False) + "\n")
         first = rows[0]

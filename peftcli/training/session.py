@@ -2,77 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from peftcli.assembly.precision import Precision
-from peftcli.data.rows.collation import Collator
+from peftcli.data.prepared_data import PreparedData
+from peftcli.data.rows.row_set import RowSet
 from peftcli.distributed.processes import World
-from peftcli.inference.evaluator import Evaluator
-from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.inference.evaluator import Evaluation, Evaluator
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.load_model import Loaded
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.record.checkpoints import TrainState
 from peftcli.record.run_directory import RunDirectory
-from peftcli.tasks.task import Batch, Task
-from peftcli.training.optim.learning_rate import learning_rate_factor
+from peftcli.record.train_state import TrainState
+from peftcli.tasks.task import Task
+from peftcli.training.computing import Computing
 from peftcli.training.speed.compute_weights import ComputeWeights
-from peftcli.training.speed.fast_paths import FastPaths
-from peftcli.training.step_plan import Plan, every, micro_batches, token_limit
+from peftcli.training.step_batches import StepBatches
+from peftcli.training.step_plan import StepPlan
 from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Trackers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-@dataclass
+
+@dataclass(frozen=True)
 class Session:
-    """One run.
+    """One run. What moves is in the model's weights, the optimizer, the scaler and `state`.
 
     Args:
         loaded: the recipe and where its values are written.
-        base: `models.load.load_model.Loaded`: the live model's identity, dtype and notes.
-        data: `data.PreparedData`.
+        base: the live model's identity, dtype and notes.
         validation: named validation sets that have rows.
-        learning_rate: the peak rate.
-        recomputes: whether activations are computed again in the backward pass (gradient checkpointing).
-        state: what moves; replaced when a checkpoint is read.
-        trackers: of the recipe, on the main process.
-        after_step: called after every step (the profiler).
+        batches: makes the micro-batches of each step.
+        computing: makes the context of a training forward pass.
+        compute_weights: the frozen matrices in the dtype of training, if they have another one.
+        learning_rate: the peak rate; `rate_factor` is its share at the step with a given index, counted from 0.
+        state: counts, best evaluation, and what was decided for the whole run.
+        trackers: of the recipe; none beside the main process.
     """
 
     loaded: LoadedRecipe
     world: World
     directory: RunDirectory
     reporter: Reporter
-    tokenizer: Any
-    base: Any
-    data: Any
+    tokenizer: PreTrainedTokenizerBase
+    base: Loaded
+    data: PreparedData
     info: MethodInfo
     anatomy: Anatomy
     attachment: Attachment
     task: Task
-    collator: Collator
+    validation: Mapping[str, RowSet]
+    batches: StepBatches
     evaluator: Evaluator
-    precision: Precision
-    plan: Plan
+    computing: Computing
+    compute_weights: ComputeWeights
+    plan: StepPlan
     learning_rate: float
+    rate_factor: Callable[[int], float]
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    fast_paths: FastPaths
-    validation: Mapping[str, Any]
-    recomputes: bool = False
-    state: TrainState = field(default_factory=TrainState)
-    trackers: Trackers | None = None
-    after_step: Callable[[], None] | None = None
+    state: TrainState
+    trackers: Trackers
 
     @property
     def recipe(self) -> Recipe:
@@ -85,78 +86,20 @@ class Session:
         return self.attachment.model
 
     @property
-    def eval_interval(self) -> int | None:
-        """Steps between evaluations, or None."""
-        spec = self.recipe.training
-        if not self.validation:
-            return None
-        strategy = spec.eval_strategy
-        if strategy == "auto":
-            strategy = "steps" if spec.eval_steps else "epoch"
-        return every(strategy, spec.eval_steps, self.plan, default=100)
+    def precision(self) -> Precision:
+        """The dtype of training's products, and why."""
+        return self.computing.precision
 
-    @property
-    def save_interval(self) -> int | None:
-        """Steps between checkpoints, or None."""
-        spec = self.recipe.training
-        if spec.save_strategy != "auto":
-            return every(spec.save_strategy, spec.save_steps, self.plan, default=100)
-        return spec.save_steps or self.eval_interval or self.plan.steps_per_epoch
-
-    def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step`: at the interval, and after the last one."""
-        interval = self.save_interval
-        return interval is not None and (step % interval == 0 or step == self.plan.total_steps)
-
-    @cached_property
-    def compute_weights(self) -> ComputeWeights:
-        """The frozen matrices in the dtype of training, if they have another one."""
-        spec, compute = self.recipe.training, self.precision.compute
-        casts = compute != self.precision.weights and not (self.recomputes or spec.torch_compile)
-        return ComputeWeights(self.model, compute if casts and spec.fast_paths.compute_weights else None)
-
-    @contextmanager
-    def computing(self, batch: Batch) -> Iterator[None]:
-        """Be in the context of a training forward pass: its dtype, and the faster paths that the recipe leaves on."""
-        documents = batch.documents() if self.fast_paths.by_document else ()
-        attention = DocumentAttention(documents) if len(documents) > 1 else None
-        with self.precision.training(self.world.device), self.fast_paths(attention):
-            yield
-
-    def step_batches(self, step: int) -> list[Batch]:
-        """Return this process's micro-batches of the step with this index, counted from 0, on the CPU."""
-        epoch, index = self.plan.position(step)
-        spec = self.recipe.training
-        limit = token_limit(spec, self.world.device.type, self.anatomy.hidden_size)
-        rows = self.collator.epoch_rows(self.data.train, epoch, self.plan.step_rows)[index]
-        shares = micro_batches(
-            rows,
-            self.data.train.lengths,
-            spec,
-            rank=self.world.rank,
-            size=self.world.size,
-            max_tokens=limit,
-            joined=self.collator.joins_rows,
-        )
-        return [self.collator.micro_batch(self.data.train, share) for share in shares]
-
-    def set_learning_rate(self, step: int) -> None:
-        """Set every group's learning rate for the step with this index, counted from 0."""
-        factor = learning_rate_factor(self.recipe.training, self.plan.total_steps, self.learning_rate)(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-
-    def evaluate(self) -> dict[str, Any]:
-        """Return `eval_*` metrics over the validation sets."""
+    def evaluate(self) -> Evaluation:
+        """Return `eval_*` metrics over the validation sets, and generated samples."""
         with self.compute_weights.set_aside():
             return self.evaluator(self.validation)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Write a line of metrics.jsonl and hand it to the trackers."""
         if self.world.is_main:
-            self.directory.append_metrics(line)
-        if self.trackers is not None:
-            self.trackers.log(line)
+            self.directory.metrics.append(line)
+        self.trackers.log(line)
 
     def checkpoint_tree(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """Return everything that going on needs.
@@ -176,8 +119,10 @@ class Session:
         }
 
     def load_checkpoint_tree(self, tree: dict[str, Any]) -> None:
-        """Put the run back to where `checkpoint_tree` was taken."""
-        self.state = TrainState(**tree["progress"])
+        """Put weights, optimizer and scaler back to where `checkpoint_tree` was taken.
+
+        `state` is there already: the session of a run that goes on is built with it.
+        """
         self.attachment.load_state_dict(tree["adapter"])
         self.attachment.load_training_state(tree["method"])
         with torch.no_grad():

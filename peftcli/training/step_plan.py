@@ -1,20 +1,10 @@
-"""What a run will do: how many steps, which rows in which step, how a step is split into micro-batches.
-
-The rows of a step do not depend on how the step is computed: the same ones in the same step, whether as one batch, as
-accumulated micro-batches, or on several processes. Only dropout then differs.
-"""
+"""What a run will do: how many steps, which of them warm up, when it evaluates and saves, the size of micro-batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
-import numpy as np
-
-from peftcli.data.rows.packing import best_fit
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.optim.learning_rate import warmup_steps
 
@@ -25,7 +15,7 @@ layer stay in its caches, and Python's share is small."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """The steps of a run.
 
     Args:
@@ -34,6 +24,7 @@ class Plan:
         steps_per_epoch: the last step of an epoch may be short.
         total_steps: optimizer steps.
         warmup: of which this many warm up.
+        eval_interval, save_interval: steps between two evaluations, and between two checkpoints; None for never.
     """
 
     rows: int
@@ -41,6 +32,8 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup: int
+    eval_interval: int | None
+    save_interval: int | None
 
     @property
     def epochs(self) -> float:
@@ -48,16 +41,48 @@ class Plan:
         return self.total_steps / self.steps_per_epoch
 
     def position(self, step: int) -> tuple[int, int]:
-        """Return (epoch, batch within it) of the step with this index, counted from 0."""
+        """Return (epoch, step within it) of the step with this index, counted from 0."""
         return divmod(step, self.steps_per_epoch)
 
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step`: at the interval, and after the last one."""
+        interval = self.save_interval
+        return interval is not None and (step % interval == 0 or step == self.total_steps)
 
-def make_plan(spec: TrainingSpec, rows: int, processes: int) -> Plan:
-    """Return the plan for a number of training rows."""
+
+def make_plan(spec: TrainingSpec, rows: int, processes: int, *, evaluates: bool = True) -> StepPlan:
+    """Return the plan for a number of training rows.
+
+    Args:
+        evaluates: whether there are validation rows.
+    """
     step_rows = spec.per_device_train_batch_size * spec.gradient_accumulation_steps * processes
     per_epoch = max(1, math.ceil(rows / step_rows))
     total = spec.max_steps or max(1, math.ceil(spec.num_train_epochs * per_epoch - 1e-9))
-    return Plan(rows, step_rows, per_epoch, total, warmup_steps(spec, total))
+    evaluations = _evaluation_interval(spec, per_epoch) if evaluates else None
+    saves = _save_interval(spec, per_epoch, evaluations)
+    return StepPlan(rows, step_rows, per_epoch, total, warmup_steps(spec, total), evaluations, saves)
+
+
+def _evaluation_interval(spec: TrainingSpec, epoch: int) -> int | None:
+    strategy = spec.eval_strategy
+    if strategy == "auto":
+        strategy = "steps" if spec.eval_steps else "epoch"
+    return _interval(strategy, spec.eval_steps, epoch)
+
+
+def _save_interval(spec: TrainingSpec, epoch: int, evaluations: int | None) -> int | None:
+    """Return the steps between two checkpoints: those between two evaluations, if the recipe says nothing else."""
+    if spec.save_strategy != "auto":
+        return _interval(spec.save_strategy, spec.save_steps, epoch)
+    return spec.save_steps or evaluations or epoch
+
+
+def _interval(strategy: str, steps: int | None, epoch: int) -> int | None:
+    """Return the steps between two events by a strategy: no, steps (100 by default), or epoch (of so many steps)."""
+    if strategy == "no":
+        return None
+    return epoch if strategy == "epoch" else steps or 100
 
 
 def cpu_micro_batch_tokens(hidden_size: int) -> int:
@@ -70,59 +95,3 @@ def token_limit(spec: TrainingSpec, device_type: str, hidden_size: int) -> int |
     if spec.max_tokens_per_micro_batch is not None or device_type != "cpu":
         return spec.max_tokens_per_micro_batch
     return cpu_micro_batch_tokens(hidden_size)
-
-
-def every(strategy: str, steps: int | None, plan: Plan, *, default: int) -> int | None:
-    """Return the steps between two evaluations (or checkpoints), or None for never.
-
-    Args:
-        strategy: no, steps or epoch.
-        default: of `steps` when none are given.
-    """
-    if strategy == "no":
-        return None
-    return plan.steps_per_epoch if strategy == "epoch" else steps or default
-
-
-def micro_batches(
-    rows: Sequence[int],
-    lengths: np.ndarray[Any, Any],
-    spec: TrainingSpec,
-    *,
-    rank: int,
-    size: int,
-    max_tokens: int | None,
-    joined: bool = False,
-) -> list[list[int]]:
-    """Return this process's share of a step's rows as micro-batches.
-
-    Padded ones hold rows of similar length, longest first; joined ones as many rows as fit, of any length.
-
-    Args:
-        rows: the step's row numbers.
-        lengths: tokens of every row of the set.
-        max_tokens: bound on a micro-batch's tokens, padding included; a single longer row stands alone.
-        joined: whether a micro-batch's rows are put behind each other, without padding.
-    """
-    ordered = sorted(rows, key=lambda row: (-int(lengths[row]), row))[rank::size]
-    if joined and ordered and max_tokens is not None:
-        own = np.array([lengths[row] for row in ordered])
-        order, offsets = best_fit(own, max(max_tokens, int(own.max())))
-        return [[ordered[i] for i in order[start:end]] for start, end in pairwise(offsets)]
-    return split_by_tokens(ordered, lengths, spec.per_device_train_batch_size, max_tokens)
-
-
-def split_by_tokens(
-    ordered: Sequence[int], lengths: np.ndarray[Any, Any], batch_size: int, max_tokens: int | None
-) -> list[list[int]]:
-    """Cut rows, longest first, into batches of at most `batch_size` rows and `max_tokens` padded tokens."""
-    batches: list[list[int]] = []
-    for row in ordered:
-        current = batches[-1] if batches else []
-        longest = int(lengths[current[0]]) if current else 0
-        full = len(current) >= batch_size or (max_tokens is not None and (len(current) + 1) * longest > max_tokens)
-        if not current or full:
-            batches.append([row])
-        else:
-            current.append(row)
-    return batches

@@ -75,7 +75,7 @@ def test_all_problems_are_shown(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> No
 def test_ctrl_c_ends_any_command_with_130_and_a_sentence(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from peftcli.inference import use_runs as inference
+    from peftcli.inference import evaluate_run as inference
     from peftcli.merging import merge_run as merge
 
     def interrupt(*_arguments: object, **_options: object) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from peftcli.inference.use_runs import evaluate_run, predict_run
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.predict_run import predict_run
 from peftcli.training.run import train
 from tests.recipes import class_rows, write_jsonl
 

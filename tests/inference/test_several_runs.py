@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import peftcli.inference.open_run as opening
-from peftcli.inference.use_runs import predict_run, predict_runs
+from peftcli.inference.predict_run import predict_run, predict_runs
 from peftcli.training.run import train
 from tests.recipes import chat_rows, class_rows, write_jsonl
 

@@ -66,7 +66,7 @@ def live_predictions(session: Session, file: Path) -> list[dict[str, Any]]:
     rows = prepare_for_prediction(str(file), recipe.data, recipe.task, session.tokenizer)
     session.model.eval()
     with torch.no_grad():
-        return [_live_prediction(session, session.collator.batch([row], generate=True)) for row in rows]
+        return [_live_prediction(session, session.batches.collator.batch([row], generate=True)) for row in rows]
 
 
 def _live_prediction(session: Session, batch: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import UserError
-from peftcli.inference.use_runs import evaluate_run, open_run
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import open_run
 from peftcli.training.run import train
 
 

@@ -21,7 +21,8 @@ from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.record.checkpoints import Checkpoints, read_verified
 from peftcli.record.random_state import random_states, restore_random_states, seed_everything
-from peftcli.record.run_directory import RunDirectory, RunStatus, changed_keys
+from peftcli.record.recipe_changes import changed_keys
+from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.record.tensor_tree import load_tree, save_tree
 from peftcli.training.watch.curves import curves_svg, write_plots
 
@@ -163,11 +164,11 @@ def test_a_lock_that_is_a_link_leaves_what_it_points_at(run, tmp_path) -> None:
 def test_metrics_are_cut_to_a_step_and_a_torn_line_is_dropped(run) -> None:
     begun(run)
     for step in (0, 1, 2, 3):
-        run.append_metrics({"step": step, "loss": float(step)})
-    with open(run.metrics_file, "a") as file:
+        run.metrics.append({"step": step, "loss": float(step)})
+    with open(run.metrics.path, "a") as file:
         file.write('{"step": 4, "lo')
-    run.truncate_metrics(2)
-    assert [line["step"] for line in run.metrics()] == [0, 1, 2]
+    run.metrics.cut(2)
+    assert [line["step"] for line in run.metrics.lines()] == [0, 1, 2]
 
 
 def test_changed_keys_go_by_value_not_by_null() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftcli.errors import Stopped
-from peftcli.inference.use_runs import evaluate_run
+from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.protocol.registry import registry
 from peftcli.training.run import train
 from tests.recipes import CtrlC, Recorder

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from peftcli.errors import UserError
-from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import open_run
+from peftcli.inference.predict_run import predict_run
 from peftcli.tasks.class_weights import balanced_weights
 from peftcli.training.run import train
 from tests.recipes import WORDS, chat_rows, class_rows, write_jsonl

@@ -11,6 +11,7 @@ from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.speed.activation_checkpointing import enable_checkpointing
+from peftcli.training.training_checks import TrainingChecks
 from tests.tiny import tiny_model
 
 
@@ -35,7 +36,7 @@ def test_a_family_without_checkpointing_is_named() -> None:
 def test_a_family_without_checkpointing_is_refused_before_data_and_weights(recipe) -> None:
     loaded = recipe("albert", "sequence_classification", training__gradient_checkpointing=True)
     with pytest.raises(UserError, match=r"run.yaml:\d+: training.gradient_checkpointing: Albert.* does not support"):
-        outline(loaded, torch.device("cpu"))
+        outline(loaded, torch.device("cpu"), TrainingChecks())
 
 
 def test_neftune_noise_is_bounded_and_only_while_training() -> None:

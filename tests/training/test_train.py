@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from peftcli.errors import Stopped, UserError
-from peftcli.inference.use_runs import evaluate_run, open_run, predict_run
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import open_run
+from peftcli.inference.predict_run import predict_run
 from peftcli.training.run import train
 from tests.moments import peft_with_signal, signal_at
 from tests.recipes import CtrlC, Recorder, class_rows, write_jsonl
@@ -108,9 +110,9 @@ def test_a_step_equals_plain_cross_entropy_over_the_whole_batch(recipe, recorder
     loaded = recipe(training__per_device_train_batch_size=4, training__gradient_accumulation_steps=2,
                     training__max_steps=2, method={"name": "full"})  # fmt: skip
     train(loaded, reporter=recorder)
+    from peftcli.assembly.recipe_data import prepare_data
     from peftcli.distributed.processes import World
     from peftcli.models.load.tokenizers import load_tokenizer
-    from peftcli.training.setup import prepare_data
     from peftcli.training.step_plan import make_plan
 
     opened = open_run(loaded.recipe.output_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from peftcli.data.encode.encode_worker import ChunkResult, Worker
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.errors import Problem, UserError
+from peftcli.process_state import become_encoder
 
 LARGE = 48_000_000  # bytes of input from which the seconds that worker processes take to start are won back
 MOST = 16  # processes that are started without being asked for: one reader cannot feed more
@@ -53,8 +53,7 @@ _worker: Worker | None = None  # of a worker process: set once by its initialise
 
 def _start(arguments: tuple[Any, Any, str | None]) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what it left
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
+    become_encoder()
     _worker = Worker(*arguments)
 
 

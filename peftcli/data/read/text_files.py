@@ -10,9 +10,9 @@ from pathlib import Path
 from peftcli.data.read.compressed import decode, text_lines
 from peftcli.data.read.records import BadRow, Record, excerpt
 from peftcli.errors import Problem, UserError
+from peftcli.process_state import CellsOfAnySize
 
 Rows = Iterator[Record | BadRow]
-BIGGEST_CELL = 2**31 - 1  # the csv module's own limit of 128 kB would refuse a long document
 
 
 def read_jsonl(path: Path, name: str) -> Rows:
@@ -82,14 +82,15 @@ def read_tsv(path: Path, name: str) -> Rows:
 
 def read_csv(path: Path, name: str) -> Rows:
     """Yield the rows of a comma-separated file with a header, after RFC 4180; a row's number is its first line."""
-    csv.field_size_limit(BIGGEST_CELL)
     lines = _CsvLines(path, name)
     reader = csv.reader(lines, strict=True)
+    any_size = CellsOfAnySize()
     header: list[str] = []
     while True:
         first = reader.line_num + 1
         try:
-            cells = next(reader)
+            with any_size:
+                cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:

@@ -1,53 +1,48 @@
-"""From row numbers to batches: the data package's collator, the order of an epoch, and prompts for generation."""
+"""From rows to the batches of a task: for training, for evaluation, and prompts to generate from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftcli.data.rows.batching import batches
 from peftcli.data.rows.packing import join
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.ignored_label import IGNORED
 from peftcli.models.packed_documents import PackingRoute
-from peftcli.recipe.schema import SamplingStrategy
 from peftcli.tasks.task import Batch, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-@dataclass
+
+@dataclass(frozen=True)
 class Collator:
     """Makes batches of one task.
 
     Args:
-        seed, sampling: of the training order.
         packing_route: how the model keeps packed documents apart.
         joins_rows: whether a training micro-batch's rows are put behind each other, without padding.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     task: Task
-    seed: int = 0
-    sampling: SamplingStrategy = "group_by_length"
     packing_route: PackingRoute = "positions"
     joins_rows: bool = False
-    _epoch: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
     def __call__(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
         """Return the rows with these numbers as one batch, on the CPU."""
         return self.batch([rows[index] for index in chosen])
 
-    def micro_batch(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
+    def micro_batch(self, rows: Sequence[Row]) -> Batch:
         """Return rows to train on as one batch, on the CPU: joined where the model allows it, padded elsewhere.
 
         A row alone has nothing to be kept apart from: without positions of its own, no mask is built for it.
         """
-        if not self.joins_rows or len(chosen) == 1:
-            return self(rows, chosen)
-        return self.batch([join([rows[index] for index in chosen])])
+        return self.batch([join(rows)] if self.joins_rows and len(rows) > 1 else rows)
 
     def batch(self, rows: Sequence[Row], *, generate: bool = False) -> Batch:
         """Return rows as one batch, on the CPU.
@@ -59,13 +54,6 @@ class Collator:
         made = collate(rows, self.tokenizer, self.task.info.rows, padding_side=side, packing_route=self.packing_route)
         tokens = sum(len(row.input_ids) for row in rows)
         return self.task.batch(made, tokens, generate=generate and self.task.info.generates)
-
-    def epoch_rows(self, rows: RowSet, epoch: int, step_rows: int) -> list[list[int]]:
-        """Return the rows of each step of an epoch; the same for every process and after a resume."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = batches(rows, step_rows, seed=self.seed, epoch=epoch, sampling=self.sampling)
-            self._epoch = (epoch, order)
-        return self._epoch[1]
 
     def prompts(self, rows: RowSet, chosen: Sequence[int]) -> tuple[Batch, list[str], list[str]]:
         """Return prompts to generate from, with the reference texts and the prompts as text."""

@@ -34,22 +34,6 @@ def explain_load_errors(source: ModelSource, spec: ModelSpec) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' load report and progress bars off the terminal: what they say is in `Loaded.notes`."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _refuse_pickles(source: ModelSource) -> None:
     """Refuse a directory whose weights are only in pickle files; one that holds no weights is the caller's affair."""
     if source.kind != "directory" or source.path is None or any(source.path.glob("*.safetensors")):

@@ -17,9 +17,10 @@ from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head
 from peftcli.models.load.identity import BaseIdentity, fingerprint
-from peftcli.models.load.load_errors import explain_load_errors, quiet_transformers
+from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.model_tasks import auto_class, check_task
+from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import task_info
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -42,8 +41,6 @@ def quantisation_words(
         _refuse_second_quantisation(spec, _method(stored))
         return {"device_map": {"": device}}
     _check_bitsandbytes(spec, device)
-    # It tells of optional kernels that are missing and of every cast of an 8-bit layer: nothing a user can change.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     words: dict[str, Any] = {"device_map": {"": device}}
     if stored is not None:
         return words

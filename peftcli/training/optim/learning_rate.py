@@ -1,10 +1,17 @@
-"""Learning-rate schedules: a factor on the peak rate, as a function of the step. They are transformers' schedules."""
+"""The learning rate: its peak, by the recipe or the method, and its course, a factor on the peak at every step.
+
+The schedules are transformers' own. Parameters with a rate of their own (a head, `lr_groups`, LoRA+) have another peak,
+`optim.parameter_groups`, and the same course.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
+from torch.optim import Optimizer
+
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.schema import TrainingSpec
 
 Curve = Callable[[float, float], float]
@@ -26,6 +33,11 @@ CURVES: dict[str, Curve] = {
     "polynomial": _polynomial,
 }
 """From the share of the steps after the warm-up that are done, 0 to 1, and the peak rate, to the factor."""
+
+
+def peak_learning_rate(spec: TrainingSpec, method: MethodInfo) -> float:
+    """Return the peak learning rate: the recipe's, or else what the method learns well with."""
+    return spec.learning_rate or method.learning_rate
 
 
 def warmup_steps(spec: TrainingSpec, total_steps: int) -> int:
@@ -52,3 +64,15 @@ def learning_rate_factor(spec: TrainingSpec, total_steps: int, peak: float) -> C
         return curve(min(1.0, (index - warmup) / after), peak)
 
     return factor
+
+
+def keep_peak_rates(optimizer: Optimizer) -> None:
+    """Note in every parameter group that its rate is the peak; `set_learning_rates` goes by it."""
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+
+
+def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's learning rate to this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

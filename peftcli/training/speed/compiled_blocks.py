@@ -11,11 +11,9 @@ import os
 import shutil
 import sys
 import sysconfig
-from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from peftcli.errors import Problem
@@ -26,13 +24,6 @@ RECOMPILE_LIMIT = 32
 
 Torch's own limit of 8 is passed by a model with two kinds of blocks; what comes after the limit is not compiled.
 """
-SETTINGS = {
-    # a gate over the sequence finds the padding mask on a module: its length varies like the input's
-    "force_nn_module_property_static_shapes": False,
-    # parts note what a gate in their block will read, which is used up before the block ends: no need to do it again
-    "skip_fwd_side_effects_in_bwd_under_checkpoint": True,
-}
-"""Of torch's tracing, for the run."""
 NOTE = "torch_compile: the blocks are compiled in the first steps, which takes from one to several minutes"
 
 
@@ -64,20 +55,20 @@ def _missing_for_cuda() -> str | None:
     return None
 
 
-def compile_blocks(model: nn.Module, anatomy: Anatomy) -> None:
-    """Compile the blocks of every stack; their names, weights and hooks stay as they are."""
+def tracing_settings() -> dict[str, int | bool]:
+    """Return the settings of torch's tracing that a run with compiled blocks needs."""
     import torch._dynamo
 
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    for name, value in SETTINGS.items():
-        if hasattr(config, name):  # they came, and may go, with versions
-            setattr(config, name, value)
+    return {
+        "recompile_limit": max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT),
+        # a gate over the sequence finds the padding mask on a module: its length varies like the input's
+        "force_nn_module_property_static_shapes": False,
+        # parts note what a gate in their block will read, which is used up before the block ends: no need to repeat it
+        "skip_fwd_side_effects_in_bwd_under_checkpoint": True,
+    }
+
+
+def compile_blocks(model: nn.Module, anatomy: Anatomy) -> None:
+    """Compile the blocks of every stack; their names, weights and hooks stay as they are."""
     for path in (path for stack in anatomy.layers.values() for path in stack):
         model.get_submodule(path).compile()
-
-
-def uncompiled() -> AbstractContextManager[object]:
-    """Return a context in which compiled blocks run as they are."""
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance

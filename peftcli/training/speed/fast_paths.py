@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -14,28 +15,54 @@ from peftcli.recipe.schema import Recipe
 from peftcli.training.speed.last_block import LastBlock
 
 
+@dataclass(frozen=True)
+class AllowedPaths:
+    """The faster ways that a recipe and a device allow; the model may still not allow the last two.
+
+    Args:
+        lowrank: LoRA's products in one autograd node.
+        attention: this project's attention on a CPU.
+        dropout: its dropout on a CPU.
+        by_document: attention document by document over rows that were joined (`training.speed.padding_free`).
+        last_block: a classifier's last block cut to the position that its head reads (`training.speed.last_block`).
+    """
+
+    lowrank: bool
+    attention: bool
+    dropout: bool
+    by_document: bool
+    last_block: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, device: torch.device) -> AllowedPaths:
+        """Return what a recipe allows: `attn_implementation: sdpa` keeps torch's attention, compiled blocks choose
+        for themselves."""
+        switches, compiled = recipe.training.fast_paths, recipe.training.torch_compile
+        swaps = device.type == "cpu" and not compiled
+        own = swaps and recipe.model.attn_implementation == "auto"
+        return cls(
+            lowrank=switches.lowrank,
+            attention=own and switches.attention,
+            dropout=swaps and switches.dropout,
+            by_document=own and switches.padding_free,
+            last_block=switches.last_block and not compiled,
+        )
+
+
 class FastPaths:
     """Makes the context of a training forward pass, and of its recomputation under checkpointing.
 
-    `model.attn_implementation: sdpa` keeps torch's attention. Compiled blocks choose for themselves.
-
-    Attributes:
-        may_go_by_document: whether the recipe and the device let attention be computed document by document.
-        by_document: whether it is: the model was found to keep documents of one row apart (`training.padding_free`).
-        may_cut: whether the recipe lets a classifier's last block be cut to the position that its head reads.
-        last_block: that block, where the model was found to allow it (`training.last_block`).
+    Args:
+        allowed: by the recipe and the device.
+        by_document: whether the model was found to keep documents of one row apart.
+        last_block: the block that is cut, where the model was found to allow it.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self._switches = recipe.training.fast_paths
-        swaps = device.type == "cpu" and not recipe.training.torch_compile
-        own = swaps and recipe.model.attn_implementation == "auto"
-        self._attention = own and self._switches.attention
-        self._dropout = swaps and self._switches.dropout
-        self.by_document = False
-        self.may_go_by_document = own and self._switches.padding_free
-        self.may_cut = self._switches.last_block and not recipe.training.torch_compile
-        self.last_block: LastBlock | None = None
+    def __init__(
+        self, allowed: AllowedPaths, *, by_document: bool = False, last_block: LastBlock | None = None
+    ) -> None:
+        self.by_document = by_document
+        self._allowed, self._last_block = allowed, last_block
         self._documents: DocumentAttention | None = None
 
     @contextmanager
@@ -45,13 +72,14 @@ class FastPaths:
         Args:
             documents: of a row that several were joined to.
         """
+        allowed = self._allowed
         with ExitStack() as stack:
-            stack.enter_context(plain_lowrank(not self._switches.lowrank))
-            if self._attention or self._dropout or documents is not None:
-                paths = CpuPaths(attention=self._attention, dropout=self._dropout, documents=documents)
+            stack.enter_context(plain_lowrank(not allowed.lowrank))
+            if allowed.attention or allowed.dropout or documents is not None:
+                paths = CpuPaths(attention=allowed.attention, dropout=allowed.dropout, documents=documents)
                 stack.enter_context(paths)
-            if self.last_block is not None:
-                stack.enter_context(self.last_block.cut())
+            if self._last_block is not None:
+                stack.enter_context(self._last_block.cut())
             before, self._documents = self._documents, documents
             try:
                 yield

@@ -14,21 +14,21 @@ from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.models.packed_documents import DOCUMENTS, packing_route
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task_table import task_info
-from peftcli.training.speed.fast_paths import FastPaths
+from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
 
 
-def rows_stay_apart(recipe: Recipe, model: Any, paths: FastPaths) -> bool:
+def rows_stay_apart(recipe: Recipe, model: Any, allowed: AllowedPaths) -> bool:
     """Try on the model itself whether rows behind each other are computed as if each were alone.
 
     Args:
         model: live, parts attached; it is left in the mode it was in.
     """
     noise = recipe.training.neftune_noise_alpha  # its size depends on the length of a row
-    if not task_info(recipe.task).packs or not paths.may_go_by_document or noise:
+    if not task_info(recipe.task).packs or not allowed.by_document or noise:
         return False
     documents = DocumentAttention(DOCUMENTS)
     try:
-        with paths(documents):
+        with FastPaths(allowed)(documents):
             route = packing_route(model)
     except UserError:
         return False

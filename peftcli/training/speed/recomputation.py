@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from peftcli.distributed.processes import World
 from peftcli.errors import UserError
-from peftcli.training.session import Session
+from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.schema import TrainingSpec
+from peftcli.tasks.task import Task
+from peftcli.training.computing import Computing
 from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 from peftcli.training.speed.activation_memory import activation_cost
-from peftcli.training.step_plan import token_limit
+from peftcli.training.speed.fast_paths import FastPaths
+from peftcli.training.step_batches import StepBatches
 
 BESIDE = 1.25
 """Bytes needed for each that is kept: gradients of activations, and what a layer needs while it runs."""
@@ -56,57 +63,67 @@ class Need:
         )
 
 
-def set_up_recomputation(session: Session, recorded: bool | None = None) -> None:
+@dataclass(frozen=True)
+class Recomputation:
+    """What was decided: whether activations are computed again in the backward pass, and what to tell of it."""
+
+    on: bool
+    note: str | None = None
+
+
+def set_up_recomputation(
+    model: nn.Module,
+    spec: TrainingSpec,
+    world: World,
+    paths: FastPaths,
+    recorded: bool | None,
+    measure: Callable[[], Need | None],
+) -> Recomputation:
     """Switch gradient checkpointing on if the recipe says so, or leaves it open and a step would not fit without.
 
     Args:
-        session: its blocks are not compiled yet.
+        model: its blocks are not compiled yet.
+        paths: of the forward pass, and so of its recomputation.
         recorded: what an earlier part of this run did: a resumed run goes on the same way.
+        measure: returns what a step needs, None where nothing tells what is free; called only if that decides.
     """
-    asked = session.recipe.training.gradient_checkpointing
+    asked, need = spec.gradient_checkpointing, None
     wanted = recorded if asked == "auto" else asked
-    need, note = None, None
     if wanted is None:
-        need = need_of(session)
-        wanted = session.world.any(need is not None and not need.fits)
-        note = f"gradient checkpointing is on: {need}" if wanted else None
+        need = measure()
+        wanted = world.any(need is not None and not need.fits)
     if not wanted:
-        return
-    context = nullcontext if session.recipe.training.torch_compile else session.fast_paths.again
+        return Recomputation(False)
     try:
-        enable_checkpointing(session.model, context)
+        enable_checkpointing(model, nullcontext if spec.torch_compile else paths.again)
     except UserError as error:
         if asked != "auto":
             raise
         reason = error.problems[0].message
-        note = f"memory may run out: {need}, and {reason}; lower training.per_device_train_batch_size"
-    else:
-        session.recomputes = True
-    if note is not None:
-        session.reporter.note(note)
+        remedy = "lower training.per_device_train_batch_size"
+        return Recomputation(False, f"memory may run out: {need}, and {reason}; {remedy}")
+    return Recomputation(True, f"gradient checkpointing is on: {need}" if need is not None else None)
 
 
-def need_of(session: Session) -> Need | None:
-    """Return what a step needs, None where nothing tells what is free."""
-    free = free_bytes(session.world.device, session.world.size)
+def need_of(batches: StepBatches, attachment: Attachment, task: Task, computing: Computing) -> Need | None:
+    """Return what the largest step of a run needs, None where nothing tells what is free."""
+    free = free_bytes(batches.world.device, batches.world.size)
     if free is None:
         return None
-    rows = session.data.train
-    longest = rows[int(np.argmax(rows.lengths))]
-    cost = activation_cost(session.model, session.task, session.collator, longest, session.computing)
-    count, length = largest_micro_batch(session, len(longest.input_ids))
-    trainable = session.attachment.trainable_parameters().values()
+    longest = batches.rows[int(np.argmax(batches.rows.lengths))]
+    cost = activation_cost(attachment.model, task, batches.collator, longest, computing)
+    count, length = largest_micro_batch(batches, len(longest.input_ids))
+    trainable = attachment.trainable_parameters().values()
     return Need(count, length, cost.of(count, length), STATES * sum(p.nbytes for p in trainable), free)
 
 
-def largest_micro_batch(session: Session, longest: int) -> tuple[float, int]:
+def largest_micro_batch(batches: StepBatches, longest: int) -> tuple[float, int]:
     """Return (rows, tokens of each) of the micro-batch that keeps most, for a set with this longest row."""
-    spec = session.recipe.training
-    limit = token_limit(spec, session.world.device.type, session.anatomy.hidden_size)
-    fitting = spec.per_device_train_batch_size if limit is None else max(1.0, limit / longest)
-    if not session.collator.joins_rows:
+    size, limit = batches.spec.per_device_train_batch_size, batches.max_tokens
+    fitting = size if limit is None else max(1.0, limit / longest)
+    if not batches.collator.joins_rows:
         fitting = int(fitting)
-    return min(fitting, spec.per_device_train_batch_size), longest
+    return min(fitting, size), longest
 
 
 def free_bytes(device: torch.device, processes: int = 1) -> int | None:

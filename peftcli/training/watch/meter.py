@@ -52,8 +52,6 @@ class Meter:
             session.append_metrics({**line, "time": round(time.time(), 3)})
         if session.world.is_main:
             session.reporter.step(record)
-        if session.after_step is not None:
-            session.after_step()
 
     def _record(self, **measured: float) -> StepRecord:
         session, state = self._session, self._session.state

@@ -1,9 +1,11 @@
-"""What a run tells whoever watches: the records, and the protocol of a watcher. No torch here."""
+"""What a run tells whoever watches it: the record of a step, and the protocol of a watcher. No torch here."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+from peftcli.record.run_summary import Summary
 
 
 @dataclass(frozen=True)
@@ -35,51 +37,6 @@ class StepRecord:
     def logged(self) -> bool:
         """Whether this step is a line of metrics.jsonl."""
         return self.loss is not None
-
-
-@dataclass
-class Summary:
-    """How a run ended: summary.json.
-
-    Args:
-        status: `finished`, `early_stopped` or `already_finished`.
-        eval: metrics of exactly the adapter that was kept; None without validation rows.
-        eval_before: the same before the first step.
-        train_runtime: seconds of the loop, evaluation and checkpoints included, over all resumed parts.
-        tokens_per_second: non-padding training tokens over the time spent in training steps.
-        data: what became of the rows: counts, format, evidence, template, cache.
-    """
-
-    status: str
-    method: str
-    task: str
-    output_dir: str
-    trainable: int
-    saved: int
-    total: int
-    steps: int
-    total_steps: int
-    epochs: float
-    train_loss: float | None
-    eval: dict[str, Any] | None
-    eval_before: dict[str, Any] | None
-    best_step: int | None
-    train_runtime: float
-    train_tokens: int
-    supervised_tokens: int
-    tokens_per_second: float
-    peak_memory_bytes: int
-    device: str
-    precision: str
-    versions: dict[str, str]
-    artifact: str = "adapter"
-    stopped_early: bool = False
-    notes: list[str] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for summary.json and `--json`."""
-        return asdict(self)
 
 
 class Reporter(Protocol):

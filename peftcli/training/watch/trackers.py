@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,30 +23,37 @@ def tracker_problems(names: Sequence[str]) -> list[Problem]:
 
 
 class Trackers:
-    """The trackers of a run, on the main process.
+    """The trackers of a run; they receive lines while `running`.
 
     Args:
-        names: of `training.report_to`.
+        names: of `training.report_to`; none beside the main process.
         directory: the run's; local trackers write below `logs/`.
         config: the resolved recipe, stored with the run.
     """
 
     def __init__(self, names: Sequence[str], directory: Path, config: Mapping[str, Any]) -> None:
-        self._trackers: list[Any] = [_start(name, directory) for name in dict.fromkeys(names)]
-        for tracker in self._trackers:
-            tracker.store_init_configuration(_flat(config))
+        self._names, self._directory, self._config = tuple(dict.fromkeys(names)), directory, config
+        self._running: list[Any] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Connect inside; at the end, whatever ended it, files and connections are closed."""
+        try:
+            for name in self._names:
+                self._running.append(_start(name, self._directory))
+            for tracker in self._running:
+                tracker.store_init_configuration(_flat(self._config))
+            yield
+        finally:
+            while self._running:
+                self._running.pop().finish()
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Hand on the numbers of a line of metrics.jsonl."""
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         step = int(numbers.pop("step", 0))
-        for tracker in self._trackers:
+        for tracker in self._running:
             tracker.log(numbers, step=step)
-
-    def finish(self) -> None:
-        """Close files and connections."""
-        for tracker in self._trackers:
-            tracker.finish()
 
 
 def _start(name: str, directory: Path) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from peftcli.data.rows.batching import batches
+from peftcli.data.rows.micro_batches import longest_first, micro_batches, split_by_tokens
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
 
@@ -120,3 +121,23 @@ def test_segments_and_classes() -> None:
     batch = collate(rows, Padding(), "labelled")
     assert batch["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
     assert batch["labels"].tolist() == [1, 0] and not batch["labels"].is_floating_point()
+
+
+def test_micro_batches_share_every_row_once_and_keep_the_bounds() -> None:
+    lengths = np.array([5, 90, 7, 30, 30, 8, 6, 40])
+    ordered = longest_first(range(8), lengths)
+    shares = [micro_batches(ordered[rank::2], lengths, batch_size=3, max_tokens=70) for rank in range(2)]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(8))
+    for batch in (batch for share in shares for batch in share):
+        assert len(batch) <= 3
+        assert len(batch) == 1 or max(lengths[batch]) * len(batch) <= 70
+    assert split_by_tokens([], lengths, 3, None) == []
+
+
+def test_joined_micro_batches_fill_the_budget_with_rows_of_any_length() -> None:
+    lengths = np.array([300, 200, 100, 212, 250, 40, 900], dtype=np.int32)
+    ordered = longest_first(range(7), lengths)
+    got = micro_batches(ordered, lengths, batch_size=8, max_tokens=512, joined=True)
+    assert sorted(row for batch in got for row in batch) == list(range(7))
+    sums = [sum(int(lengths[row]) for row in batch) for batch in got]
+    assert max(sums) <= 900 and len(got) <= 3

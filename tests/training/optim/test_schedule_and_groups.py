@@ -15,7 +15,7 @@ from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.optim.learning_rate import CURVES, learning_rate_factor, warmup_steps
 from peftcli.training.optim.optimizers import make_optimizer, optimizer_problems
 from peftcli.training.optim.parameter_groups import parameter_groups
-from peftcli.training.step_plan import make_plan, micro_batches, split_by_tokens
+from peftcli.training.step_plan import make_plan
 
 PEAK = 2e-4
 
@@ -115,16 +115,3 @@ def test_plan_counts_the_short_last_step_and_parts_of_epochs() -> None:
     assert (plan.step_rows, plan.steps_per_epoch, plan.total_steps) == (8, 3, 5)
     assert plan.position(4) == (1, 1)
     assert make_plan(TrainingSpec(max_steps=7), 20, 2).total_steps == 7
-
-
-def test_micro_batches_share_every_row_once_and_keep_the_bounds() -> None:
-    import numpy as np
-
-    lengths = np.array([5, 90, 7, 30, 30, 8, 6, 40])
-    spec = TrainingSpec(per_device_train_batch_size=3)
-    shares = [micro_batches(range(8), lengths, spec, rank=r, size=2, max_tokens=70) for r in range(2)]
-    assert sorted(row for share in shares for batch in share for row in batch) == list(range(8))
-    for batch in (batch for share in shares for batch in share):
-        assert len(batch) <= 3
-        assert len(batch) == 1 or max(lengths[batch]) * len(batch) <= 70
-    assert split_by_tokens([], lengths, 3, None) == []

@@ -94,7 +94,7 @@ def test_copies_train_as_autocast_does_and_evaluate_in_float32(recipe, recorder,
     with_copies = train(recipe(name="copies", **words), reporter=recorder)
     losses = list(recorder.losses)
     recorder.steps.clear()
-    monkeypatch.setattr("peftcli.training.session.ComputeWeights", lambda model, dtype: ComputeWeights(model, None))
+    monkeypatch.setattr("peftcli.training.setup.ComputeWeights", lambda model, dtype: ComputeWeights(model, None))
     plain = train(recipe(name="plain", **words), reporter=recorder)
     assert losses == pytest.approx(list(recorder.losses), rel=2e-3)
     assert with_copies.eval_before["eval_loss"] == plain.eval_before["eval_loss"]

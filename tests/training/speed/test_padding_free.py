@@ -10,7 +10,7 @@ from peftcli.data.rows import collation
 from peftcli.layers.cpu import document_attention as module
 from peftcli.protocol.registry import registry
 from peftcli.training.run import train
-from peftcli.training.step_plan import cpu_micro_batch_tokens, micro_batches
+from peftcli.training.step_plan import cpu_micro_batch_tokens
 
 METHODS = sorted(name for name in registry.names() if name not in ("bitfit", "compose"))
 
@@ -104,18 +104,6 @@ def test_every_method_learns_the_same(recipe, recorder, method) -> None:
         train(recipe(name=f"{method}{on}", training__max_steps=3, **change), reporter=recorder)
         losses.append(list(recorder.losses))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_joined_micro_batches_fill_the_budget_with_rows_of_any_length() -> None:
-    import numpy as np
-
-    from peftcli.recipe.schema import TrainingSpec
-
-    lengths = np.array([300, 200, 100, 212, 250, 40, 900], dtype=np.int32)
-    got = micro_batches(range(7), lengths, TrainingSpec(), rank=0, size=1, max_tokens=512, joined=True)
-    assert sorted(row for batch in got for row in batch) == list(range(7))
-    sums = [sum(int(lengths[row]) for row in batch) for batch in got]
-    assert max(sums) <= 900 and len(got) <= 3
 
 
 def test_narrow_models_take_more_tokens_at_once() -> None:

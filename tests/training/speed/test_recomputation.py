@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from peftcli.distributed.processes import World
-from peftcli.record.checkpoints import TrainState
 from peftcli.record.run_directory import RunDirectory
+from peftcli.record.train_state import TrainState
 from peftcli.training.run import train
 from peftcli.training.setup import build_session
 from peftcli.training.speed import recomputation
@@ -22,7 +22,11 @@ CPU = torch.device("cpu")
 
 
 def session_of(loaded, tmp_path):
-    return build_session(loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), recorded=TrainState())
+    return build_session(loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), TrainState())
+
+
+def need_for(session) -> Need | None:
+    return need_of(session.batches, session.attachment, session.task, session.computing)
 
 
 def long_rows(count: int, words: int) -> list[dict[str, str]]:
@@ -48,10 +52,10 @@ def test_short_rows_tell_what_long_ones_keep(recipe, models, tmp_path, family, t
     session = session_of(loaded, tmp_path)
     row = session.data.train[0]
     assert len(row.input_ids) > 40
-    short = activation_cost(session.model, session.task, session.collator, row, session.computing)
+    short = activation_cost(session.model, session.task, session.batches.collator, row, session.computing)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("peftcli.training.speed.activation_memory.LONGEST_PROBE", len(row.input_ids))
-        whole = activation_cost(session.model, session.task, session.collator, row, session.computing)
+        whole = activation_cost(session.model, session.task, session.batches.collator, row, session.computing)
     assert short.of(1, len(row.input_ids)) == pytest.approx(whole.of(1, len(row.input_ids)), rel=0.1)
     assert short.of(8, 40) > 7 * short.of(1, 40) - 7 * short.fixed
 
@@ -61,7 +65,8 @@ def test_attention_that_keeps_its_probabilities_grows_with_the_square(recipe, tm
         session_of(recipe(name=name, model__attn_implementation=name), tmp_path / name) for name in ("sdpa", "eager")
     )
     costs = [
-        activation_cost(s.model, s.task, s.collator, s.data.train[0], s.computing).quadratic for s in (plain, eager)
+        activation_cost(run.model, run.task, run.batches.collator, run.data.train[0], run.computing).quadratic
+        for run in (plain, eager)
     ]
     assert costs[0] < 0.1 * costs[1]
 
@@ -97,15 +102,11 @@ def test_a_resumed_run_does_as_before(recipe, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(recomputation, "free_bytes", lambda *_: 1)
         first = session_of(loaded, tmp_path)
-    assert first.recomputes
-    again = build_session(
-        loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), recorded=TrainState(recomputes=True)
-    )
-    assert again.recomputes
-    kept = build_session(
-        loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), recorded=TrainState(recomputes=False)
-    )
-    assert not kept.recomputes
+    assert first.state.recomputes
+    again = build_session(loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), TrainState(recomputes=True))
+    assert again.state.recomputes
+    kept = build_session(loaded, World(CPU), RunDirectory(tmp_path / "built"), Silent(), TrainState(recomputes=False))
+    assert not kept.state.recomputes
 
 
 def test_a_family_without_it_trains_and_says_so(recipe, recorder, monkeypatch) -> None:
@@ -116,8 +117,8 @@ def test_a_family_without_it_trains_and_says_so(recipe, recorder, monkeypatch) -
 
 
 def test_the_need_is_that_of_the_largest_micro_batch(recipe, tmp_path) -> None:
-    small = need_of(session_of(recipe(training__max_tokens_per_micro_batch=24), tmp_path / "a"))
-    large = need_of(session_of(recipe(training__per_device_train_batch_size=16), tmp_path / "b"))
+    small = need_for(session_of(recipe(training__max_tokens_per_micro_batch=24), tmp_path / "a"))
+    large = need_for(session_of(recipe(training__per_device_train_batch_size=16), tmp_path / "b"))
     assert small is not None and large is not None
     assert small.rows * small.length <= 24 + small.length
     assert large.rows == 16 and large.activations > 4 * small.activations

@@ -1,4 +1,4 @@
-"""Freed memory stays with a training process, and a switch or the environment keeps the C library's own ways."""
+"""What is set for the whole process: freed memory stays with it, unless a switch or the environment says no."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from peftcli.training import run as module
-from peftcli.training.run import train
+from peftcli.cli import train as command
+from peftcli.cli.app import main
 
 CHURN = """
 import resource, sys
-from peftcli.training.speed.allocator import keep_freed_memory
+from peftcli.process_state import keep_freed_memory
 done = keep_freed_memory() if "keep" in sys.argv else None
 import torch
 def step():
@@ -54,6 +54,9 @@ def test_thresholds_of_the_environment_are_respected() -> None:
 @pytest.mark.parametrize("on", [True, False])
 def test_the_switch(recipe, monkeypatch, on) -> None:
     called = []
-    monkeypatch.setattr(module, "keep_freed_memory", lambda: called.append(1))
-    train(recipe(training__max_steps=1, training__fast_paths={"allocator": on}))
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: called.append(1))
+    loaded = recipe(training__max_steps=1, training__fast_paths={"allocator": on})
+    with pytest.raises(SystemExit) as ended:
+        main(["train", loaded.path])
+    assert ended.value.code == 0
     assert bool(called) == on

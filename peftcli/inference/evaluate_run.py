@@ -1,0 +1,80 @@
+"""Evaluate a run, or the untrained base of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peftcli.assembly.outline import outline
+from peftcli.assembly.precision import pick_device
+from peftcli.assembly.recipe_data import prepare_data
+from peftcli.data.prepare import prepare_for_evaluation
+from peftcli.data.rows.row_set import RowSet
+from peftcli.distributed.processes import World
+from peftcli.errors import UserError
+from peftcli.inference.open_run import open_run, opened
+from peftcli.inference.opened_run import OpenedRun
+from peftcli.models.load.load_model import load_model
+from peftcli.models.load.tokenizers import fit_to_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.names import NAMES
+from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.recipe.schema import DTypeName
+
+Note = Callable[[str], None]
+
+
+def evaluate_run(
+    path: Path | str, data: str | None = None, base_dtype: DTypeName | None = None, note: Note = lambda _text: None
+) -> dict[str, Any]:
+    """Return `eval_*` metrics of a run, or of a recipe's untrained base.
+
+    Args:
+        path: a run directory or a recipe.
+        data: labelled rows to use instead of the validation rows.
+        note: receives what the user should know, such as another base dtype than in training.
+
+    Raises:
+        UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
+    """
+    path = Path(path)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
+    if not path.is_dir():
+        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype)
+    run = open_run(path, base_dtype)
+    for text in run.notes:
+        note(text)
+    if data is not None:
+        return _evaluate_file(run, data)
+    anatomy = read_anatomy(run.model, run.recipe.model.anatomy)
+    prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
+    return run.evaluate(_with_rows(prepared.validation, path))
+
+
+def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None) -> dict[str, Any]:
+    recipe = loaded.recipe
+    world = World(pick_device(recipe.training.device))
+    known = outline(loaded, world.device)
+    prepared = prepare_data(loaded, known.tokenizer, known.anatomy, world)
+    spec = known.spec.model_copy(update={"dtype": base_dtype}) if base_dtype else known.spec
+    base = load_model(spec, recipe.task, labels=prepared.labels, device=world.device, seed=recipe.seed)
+    fit_to_tokenizer(base.model, known.tokenizer, seed=recipe.seed)
+    run = opened(loaded, known.tokenizer, Attachment(base.model), prepared.labels, base, world)
+    if data is not None:
+        return _evaluate_file(run, data)
+    return run.evaluate(_with_rows(prepared.validation, loaded.path))
+
+
+def _evaluate_file(run: OpenedRun, data: str) -> dict[str, Any]:
+    rows = prepare_for_evaluation(data, run.data_spec, run.recipe.task, run.tokenizer, run.labels)
+    return run.evaluate({"": rows})
+
+
+def _with_rows(sets: Mapping[str, RowSet], where: Path | str) -> dict[str, RowSet]:
+    filled = {name: rows for name, rows in sets.items() if len(rows)}
+    if not filled:
+        raise UserError(f"{where} has no validation rows", suggestion="name labelled rows with --data FILE")
+    return filled

@@ -1,0 +1,101 @@
+"""A finished run in memory: it evaluates and predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.assembly.precision import Precision
+from peftcli.data.rows.collation import Collator
+from peftcli.data.rows.row_set import RowSet
+from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.processes import World
+from peftcli.inference.evaluator import make_evaluator
+from peftcli.inference.metrics import wanted_metrics
+from peftcli.models.load.load_model import Loaded
+from peftcli.process_state import padding_warning_hidden
+from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.schema import DataSpec, Recipe
+from peftcli.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WINDOW = 64
+"""Batches of rows that are sorted by length together while predicting; results come in the order of the file."""
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A finished run, ready to use.
+
+    Args:
+        model: in eval mode, parts attached and filled, nothing trainable.
+        labels: of a classification task.
+        precision: the weights' dtype.
+        notes: what a user should know, such as another base dtype than in training.
+        untouched: values of the base's own parameters that the run replaced (head, biases), for `close`.
+    """
+
+    loaded: LoadedRecipe
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    attachment: Attachment
+    task: Task
+    labels: LabelSpec | None
+    base: Loaded
+    precision: Precision
+    world: World
+    notes: tuple[str, ...]
+    untouched: Mapping[str, Tensor]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's resolved recipe."""
+        return self.loaded.recipe
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """The recipe's data block, rows cut to the positions that the model has, as in training."""
+        spec, positions = self.recipe.data or DataSpec(), self.task.settings.positions
+        return spec if positions is None else spec.model_copy(update={"max_length": min(spec.max_length, positions)})
+
+    def evaluate(self, sets: Mapping[str, RowSet]) -> dict[str, Any]:
+        """Return `eval_*` metrics over row sets by name."""
+        metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))
+        collator = Collator(self.tokenizer, self.task)
+        evaluator = make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
+        with padding_warning_hidden():
+            return evaluator(sets).metrics
+
+    def predict(self, rows: RowSet, stop_ids: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
+        """Yield `prediction` and `scores` of each row, in order.
+
+        Args:
+            stop_ids: tokens that end a generated text, besides the model's own.
+        """
+        task = self.task.stopping_at(stop_ids)
+        collator = Collator(self.tokenizer, task)
+        size = self.recipe.training.per_device_eval_batch_size
+        for start in range(0, len(rows), WINDOW * size):
+            window = range(start, min(len(rows), start + WINDOW * size))
+            ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))
+            found: dict[int, dict[str, Any]] = {}
+            for first in range(0, len(ordered), size):
+                chosen = ordered[first : first + size]
+                batch = collator.batch([rows[row] for row in chosen], generate=True)
+                with torch.no_grad(), self.precision.inference(self.world.device):
+                    predicted = task.predict(self.model, batch.to(self.world.device))
+                found.update(zip(chosen, predicted, strict=True))
+            yield from (found[row] for row in window)
+
+    def close(self) -> None:
+        """Take the run's parts out of the base and put back what it replaced, so that another run can use the base."""
+        self.attachment.detach()
+        for name, value in self.untouched.items():
+            self.model.get_parameter(name).data = value

@@ -1,0 +1,205 @@
+"""Everything of the whole process that this program sets: the one place where it does.
+
+What stays set (the C library's allocator, loggers, environment variables) is for the command line, whose process it is.
+What a library call needs for a while is a context here, which puts back what it found. Random numbers are the same
+question for generators; see `record.random_state`. Two things stay behind a run: torch's process group among several
+processes, and the attention function that prefix tuning registers with transformers under a name of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# --- for the command line -------------------------------------------------------------------------------------------
+
+# malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_LARGEST_BLOCK = 1 << 30  # larger ones are mapped and given back as before
+_KEPT = 2**31 - 1  # bytes at the top of the heap; mallopt takes a C int
+_TOP_PAD = 64 * 2**20  # grown by at once
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory between the steps of a run on a CPU; return whether it can be told so.
+
+    glibc gives large blocks back to the system as soon as they are free, and every step then takes the same memory
+    anew, page by page (a page fault for each 4 KiB, a tenth of a float32 step). Keeping it costs nothing at the peak;
+    between peaks the process holds what it held there. Other C libraries and systems are left as they are, and so are
+    thresholds in the environment (MALLOC_TRIM_THRESHOLD_, ...). glibc has no way to put its thresholds back.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    libc = ctypes.CDLL(None)
+    options = {_M_MMAP_THRESHOLD: _LARGEST_BLOCK, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: _TOP_PAD}
+    return all(libc.mallopt(option, value) == 1 for option, value in options.items())
+
+
+def quiet_libraries() -> None:
+    """Keep messages of libraries that a user can do nothing about off the terminal.
+
+    bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def quiet_profiler() -> None:
+    """Keep the profiler's own messages off the terminal, unless the user asks for them; before torch is imported."""
+    for name, level in (("KINETO_LOG_LEVEL", "99"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(name, level)
+
+
+def become_encoder() -> None:
+    """Make this process a worker that encodes rows: it leaves Ctrl-C to its parent, and takes one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what it left
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+
+
+# --- for a while -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Multiply float32 matrices with torch's `highest` or `high` (TF32 on CUDA) precision inside."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def compiler_settings(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Trace with these settings of `torch._dynamo.config` inside; those that this version of torch lacks are left out.
+
+    Args:
+        settings: by name; none imports nothing.
+    """
+    if not settings:
+        yield
+        return
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    with config.patch({name: value for name, value in settings.items() if hasattr(config, name)}):
+        yield
+
+
+@contextmanager
+def padding_warning_hidden() -> Iterator[None]:
+    """Hide transformers' warning about padding without a mask: the causal task leaves the mask out on purpose."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    found = _is_news in logger.filters
+    logger.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        if not found:
+            logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("We strongly recommend passing in an `attention_mask`")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' load report and progress bars off the terminal: what they say is in `Loaded.notes`."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from transformers.utils import logging as messages
+
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    hub_bars = not are_progress_bars_disabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()  # the hub client's, too
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
+        if bars:
+            messages.enable_progress_bar()
+        if not hub_bars:
+            disable_progress_bars()
+
+
+class CellsOfAnySize:
+    """A context in which the csv module reads long documents; its own limit is 128 kB a cell.
+
+    A class, since it is entered for every row of a file.
+    """
+
+    _LIMIT = 2**31 - 1
+
+    def __enter__(self) -> None:
+        self._before = csv.field_size_limit(self._LIMIT)
+
+    def __exit__(self, *_error: object) -> None:
+        csv.field_size_limit(self._before)
+
+
+class StopRequest:
+    """Whether somebody asked to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Yield a request that SIGINT and SIGTERM set; the handlers of before are back afterwards.
+
+    The first Ctrl-C or SIGTERM is a request, the second acts as it would have without us. Signals reach the main thread
+    only; elsewhere nothing is installed. Windows delivers SIGINT (Ctrl-C) alone.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        request.requested = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.getsignal(name)
+        signal.signal(name, handle)
+    try:
+        yield request
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextmanager
+def signals_to_children() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yield a list; SIGTERM to this process goes on to the children in it, Ctrl-C reaches them by itself."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _frame: object) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)
+    try:
+        yield children
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,26 @@
+"""What differs between two recipes, so that one run is not taken for another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NOT_COMPARED = ("output_dir",)
+"""Keys in which two recipes may differ and still be the same run: a directory may be moved."""
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two resolved recipes differ."""
+    left, right = _flat(old), _flat(new)
+    keys = [key for key in {**right, **left} if left.get(key) != right.get(key)]
+    return [key for key in keys if key.split(".")[0] not in NOT_COMPARED]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        elif value not in (None, {}, []):  # a key that an older version lacked equals its null
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,96 @@
+"""What can be known and checked before weights load: config, shapes, rows, the plan of the steps, the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from peftcli.assembly.collect_problems import collecting, located
+from peftcli.assembly.outline import Outline, outline
+from peftcli.assembly.positions_left import positions_left
+from peftcli.assembly.precision import pick_device
+from peftcli.assembly.recipe_data import prepare_data
+from peftcli.assembly.recipe_task import make_task
+from peftcli.data.overlap import overlap_notes
+from peftcli.data.prepared_data import PreparedData
+from peftcli.data.rows.row_set import RowSet
+from peftcli.distributed.processes import World
+from peftcli.errors import Problem, UserError
+from peftcli.inference.metrics import metric_problems, wanted_metrics
+from peftcli.protocol.registry import registry
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.tasks.task import Task
+from peftcli.training.speed.compiled_blocks import NOTE
+from peftcli.training.step_plan import StepPlan, make_plan
+from peftcli.training.training_checks import TrainingChecks
+from peftcli.training.watch.reporting import Reporter
+
+
+@dataclass(frozen=True)
+class BeforeWeights:
+    """What a session needs besides the weights.
+
+    Args:
+        validation: the sets that hold rows.
+        metrics: those to compute on them.
+    """
+
+    known: Outline
+    data: PreparedData
+    plan: StepPlan
+    validation: dict[str, RowSet]
+    task: Task
+    metrics: list[str]
+
+
+def prepare_once(loaded: LoadedRecipe) -> None:
+    """Check the recipe and fill the cache of prepared rows, before several processes start.
+
+    Raises:
+        UserError: anything that can be said before weights load.
+    """
+    device = pick_device(loaded.recipe.training.device)
+    known = outline(loaded, device, TrainingChecks())
+    prepare_data(loaded, known.tokenizer, known.anatomy, World(device))
+
+
+def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter) -> BeforeWeights:
+    """Read the config and prepare the rows, check everything that can be checked with them, and tell the notes.
+
+    Raises:
+        UserError: every problem found at the first place where there are any.
+    """
+    recipe = loaded.recipe
+    known = outline(loaded, world.device, TrainingChecks())
+    data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
+    validation = {name: rows for name, rows in data.validation.items() if len(rows)}
+    plan = make_plan(recipe.training, len(data.train), world.size, evaluates=bool(validation))
+    task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
+    compiling = [NOTE] if recipe.training.torch_compile else []
+    shared = overlap_notes(data, recipe.data) if recipe.data is not None else []
+    for note in [*known.notes, *compiling, *data.report.notes, *shared]:
+        reporter.note(note)
+    return BeforeWeights(known, data, plan, validation, task, metrics)
+
+
+def _check_with_data(
+    loaded: LoadedRecipe, known: Outline, data: PreparedData, validation: Mapping[str, RowSet], total_steps: int
+) -> tuple[Task, list[str]]:
+    """Check what depends on the rows (the method's schedule, metrics, weights); return the task and its metrics."""
+    recipe = loaded.recipe
+    reasons = registry.method(recipe.method.name).check_run(recipe.method, total_steps)
+    problems = [Problem(reason, key="method") for reason in reasons]
+    tasks: list[Task] = []
+    with collecting(problems):
+        positions = positions_left(known.anatomy, recipe.method)
+        stops = data.stop_token_ids
+        tasks.append(
+            make_task(recipe, known.tokenizer, data.labels, train=data.train, stop_ids=stops, positions=positions)
+        )
+    metrics = []
+    if tasks and validation:
+        metrics = wanted_metrics(tasks[0].default_metrics, recipe.training, list(validation))
+        problems += metric_problems(metrics, tasks[0].metric_kind)
+    if problems:
+        raise UserError(located(loaded, problems))
+    return tasks[0], metrics

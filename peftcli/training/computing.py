@@ -1,0 +1,31 @@
+"""In which context a training forward pass computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from peftcli.assembly.precision import Precision
+from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.tasks.task import Batch
+from peftcli.training.speed.fast_paths import FastPaths
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Makes the context of a training forward pass: its dtype, and the faster paths that the recipe leaves on."""
+
+    precision: Precision
+    fast_paths: FastPaths
+    device: torch.device
+
+    @contextmanager
+    def __call__(self, batch: Batch) -> Iterator[None]:
+        """Be in the context of a forward pass of this batch."""
+        documents = batch.documents() if self.fast_paths.by_document else ()
+        attention = DocumentAttention(documents) if len(documents) > 1 else None
+        with self.precision.training(self.device), self.fast_paths(attention):
+            yield

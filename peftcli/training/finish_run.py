@@ -1,0 +1,61 @@
+"""The end of a run: the best adapter in place, the artifact, plots and summary written."""
+
+from __future__ import annotations
+
+from peftcli.adapters.format import describe
+from peftcli.adapters.saving import save_adapter
+from peftcli.atomic import new_directory
+from peftcli.process_state import quiet_transformers
+from peftcli.record.run_summary import Summary
+from peftcli.training.hub_upload import push
+from peftcli.training.milestones import Milestones
+from peftcli.training.session import Session
+from peftcli.training.summarise import summarise
+from peftcli.training.watch.curves import write_plots
+
+
+def finish(session: Session, milestones: Milestones) -> Summary:
+    """Put the best adapter in place, write the artifact, plots and summary."""
+    state, directory, world = session.state, session.directory, session.world
+    if state.best_step is not None and state.best_step != state.step:
+        session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
+    milestones.tick()
+    summary = summarise(session)
+    if world.is_main:
+        save_artifact(session, summary)
+        write_plots(directory.path / "plots", directory.metrics.lines())
+        directory.write_summary(summary.as_dict())
+        milestones.checkpoints.remove_best()
+        session.reporter.finished(summary)
+        if session.recipe.training.push_to_hub is not None:
+            kind = "model" if session.info.artifact == "model" else "adapter"
+            session.reporter.note(f"pushed to {push(directory.path / kind, session.recipe.training.push_to_hub)}")
+    world.wait()
+    return summary
+
+
+def save_artifact(session: Session, summary: Summary) -> None:
+    """Write adapter/, or model/ for methods whose artifact is a complete model."""
+    path = session.directory.path
+    if session.info.artifact == "model":
+        with new_directory(path / "model") as partial, quiet_transformers():
+            session.model.save_pretrained(partial)  # type: ignore[operator]  # every task model has it
+            session.tokenizer.save_pretrained(partial)
+        return
+    labels = session.data.labels
+    meta = describe(
+        session.attachment,
+        session.anatomy,
+        task=session.recipe.task,
+        base=session.base.identity,
+        labels=labels.as_dict() if labels is not None else None,
+        versions=summary.versions,
+    )
+    numbers = {key: value for key, value in (summary.eval or {}).items() if isinstance(value, float)}
+    save_adapter(
+        path / "adapter",
+        attachment_state=session.attachment.state_dict(),
+        params=session.recipe.method,
+        meta=meta,
+        metrics=numbers,
+    )

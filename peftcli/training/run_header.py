@@ -1,0 +1,43 @@
+"""What a run tells before its first step: what was decided, and how much of the model is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftcli.models.load.load_model import count_parameters
+from peftcli.models.target_modules import summarise_targets
+from peftcli.training.session import Session
+
+
+def header(session: Session) -> dict[str, Any]:
+    """Return what was decided before the first step, in the order to show."""
+    recipe, plan, spec = session.recipe, session.plan, session.recipe.training
+    counts = parameter_counts(session)
+    validation = sum(len(rows) for rows in session.validation.values())
+    processes = f" x {session.world.size} processes" if session.world.size > 1 else ""
+    return {
+        "model": recipe.model.name_or_path,
+        "task": recipe.task,
+        "method": recipe.method.name,
+        "targets": summarise_targets(session.attachment.targets) or None,
+        "data": "\n".join(session.data.report.evidence),
+        "rows": f"{len(session.data.train):,} train, {validation:,} validation ({session.data.report.summary()})",
+        **{key: counts[key] for key in ("trainable", "total", "percent")},
+        "device": str(session.world.device) + processes,
+        "precision": str(session.precision),
+        "steps": plan.total_steps,
+        "epochs": round(plan.epochs, 3),
+        "batch": plan.step_rows,
+        "warmup_steps": plan.warmup,
+        "learning_rate": session.learning_rate,
+        "optimizer": spec.optim,
+        "output_dir": str(session.directory.path),
+    }
+
+
+def parameter_counts(session: Session) -> dict[str, Any]:
+    """Return trainable, saved and total numbers of the live model."""
+    trainable = sum(p.numel() for p in session.attachment.trainable_parameters().values())
+    saved = session.attachment.saved_size()
+    total = count_parameters(session.model)
+    return {"trainable": trainable, "saved": saved, "total": total, "percent": round(100 * trainable / total, 4)}

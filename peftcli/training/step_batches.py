@@ -1,0 +1,128 @@
+"""The micro-batches of every step, and threads that make those of the next steps ahead.
+
+The rows of a step do not depend on how the step is computed: the same ones in the same step, whether as one batch, as
+accumulated micro-batches, or on several processes. Only dropout then differs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+
+from peftcli.data.rows.batching import batches as epoch_batches
+from peftcli.data.rows.collation import Collator
+from peftcli.data.rows.micro_batches import longest_first, micro_batches
+from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.distributed.processes import World
+from peftcli.recipe.schema import Recipe
+from peftcli.tasks.task import Batch
+from peftcli.training.step_plan import StepPlan
+
+
+class StepBatches:
+    """Makes this process's micro-batches of a step: a function of the recipe's seed and the step, and of nothing else.
+
+    Args:
+        rows: to train on.
+        max_tokens: bound on a micro-batch's tokens; None without one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, rows: RowSet, collator: Collator, plan: StepPlan, world: World, max_tokens: int | None
+    ) -> None:
+        self.spec, self.rows, self.collator = recipe.training, rows, collator
+        self.world, self.max_tokens = world, max_tokens
+        self._seed, self._plan, self._lengths = recipe.seed, plan, rows.lengths
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Return the micro-batches of the step with this index, counted from 0, on the CPU."""
+        return self.collate(self.read(step))
+
+    def read(self, step: int) -> list[list[Row]]:
+        """Return the rows of each micro-batch of a step; one caller at a time, since a stream is read in order."""
+        epoch, index = self._plan.position(step)
+        own = longest_first(self._epoch_rows(epoch)[index], self._lengths)[self.world.rank :: self.world.size]
+        shares = micro_batches(
+            own,
+            self._lengths,
+            batch_size=self.spec.per_device_train_batch_size,
+            max_tokens=self.max_tokens,
+            joined=self.collator.joins_rows,
+        )
+        return [[self.rows[number] for number in share] for share in shares]
+
+    def collate(self, shares: Sequence[Sequence[Row]]) -> list[Batch]:
+        """Return rows as batches of the task; for any number of callers at a time."""
+        return [self.collator.micro_batch(share) for share in shares]
+
+    def _epoch_rows(self, epoch: int) -> list[list[int]]:
+        """Return the rows of each step of an epoch; the same for every process and after a resume."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            sampling = self.spec.train_sampling_strategy
+            order = epoch_batches(self.rows, self._plan.step_rows, seed=self._seed, epoch=epoch, sampling=sampling)
+            self._epoch = (epoch, order)
+        return self._epoch[1]
+
+
+@contextmanager
+def prepared_ahead(batches: StepBatches, steps: range, workers: int) -> Iterator[Iterator[list[Batch]]]:
+    """Yield the micro-batches of each step, in order; with workers, those of the next steps are made meanwhile.
+
+    A worker is a thread that makes one step's batches at a time. Threads are enough: rows are tokenised already, what
+    is left is padding and stacking, and torch computes the steps without holding Python's lock. Rows are read by one
+    worker at a time, in the order of the steps, so that a stream is never read backwards. What a worker raises is
+    raised where its step's batches are asked for. At the end, whatever ended it, no thread is left.
+
+    Args:
+        steps: indices, counted from 0.
+        workers: threads, and steps that are prepared ahead; 0 makes the batches of a step when they are asked for.
+    """
+    if not workers:
+        yield (batches(step) for step in steps)
+        return
+    turns = _Turns(steps.start)
+
+    def prepare(step: int) -> list[Batch]:
+        with turns.of(step):
+            rows = batches.read(step)
+        return batches.collate(rows)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        yield _in_order(lambda step: pool.submit(prepare, step), steps, workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(submit: Callable[[int], Future[list[Batch]]], steps: range, ahead: int) -> Iterator[list[Batch]]:
+    """Yield the results of all steps, `ahead` of them under way at any time."""
+    left = iter(steps)
+    waiting = deque(submit(step) for step in islice(left, ahead))
+    while waiting:
+        batches = waiting.popleft().result()
+        waiting.extend(submit(step) for step in islice(left, 1))
+        yield batches
+
+
+class _Turns:
+    """Lets threads pass one at a time, in the order of their numbers."""
+
+    def __init__(self, first: int) -> None:
+        self._next, self._changed = first, threading.Condition()
+
+    @contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """Wait until all smaller numbers have passed; a number that fails has passed, too."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == number)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._next = number + 1
+                self._changed.notify_all()

@@ -1,0 +1,71 @@
+"""What summary.json holds: counts, losses, times, memory, versions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from peftcli import __version__
+from peftcli.record.run_summary import Summary
+from peftcli.training.run_header import parameter_counts
+from peftcli.training.session import Session
+
+
+def summarise(session: Session) -> Summary:
+    """Return how the run ended."""
+    state, plan = session.state, session.plan
+    counts = parameter_counts(session)
+    evaluated = None if state.best_metrics is None else dict(state.best_metrics)
+    return Summary(
+        status="early_stopped" if state.stopped_early else "finished",
+        method=session.recipe.method.name,
+        task=session.recipe.task,
+        output_dir=str(session.directory.path),
+        trainable=counts["trainable"],
+        saved=counts["saved"],
+        total=counts["total"],
+        steps=state.step,
+        total_steps=plan.total_steps,
+        epochs=round(state.step / plan.steps_per_epoch, 4),
+        train_loss=state.loss_sum / state.loss_count if state.loss_count else None,
+        eval=evaluated,
+        eval_before=state.eval_before,
+        best_step=state.best_step,
+        train_runtime=round(state.seconds, 3),
+        train_tokens=state.tokens,
+        supervised_tokens=state.supervised_tokens,
+        tokens_per_second=round(state.tokens / state.step_seconds, 1) if state.step_seconds else 0.0,
+        peak_memory_bytes=peak_memory(session.world.device),
+        device=str(session.world.device),
+        precision=str(session.precision),
+        versions=versions(),
+        artifact=session.info.artifact,
+        stopped_early=state.stopped_early,
+        data=session.data.report.for_summary(),
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that the run held: allocated on CUDA, else resident in this process (0: unknown)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if os.name == "nt":
+        return 0
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024  # kilobytes, but for macOS
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what trained."""
+    found = {"peftcli": __version__, "python": sys.version.split()[0], "torch": torch.__version__}
+    for name in ("transformers", "accelerate", "safetensors", "bitsandbytes"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
