@@ -79,8 +79,7 @@ def train(
         except KeyboardInterrupt:
             raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 
-        if _keeps_memory(loaded.recipe.training):
-            keep_freed_memory()
+        _set_allocator(loaded.recipe.training)
         summary = run_training(
             loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile, lock=not no_lock
         )
@@ -88,11 +87,12 @@ def train(
         print_json(summary.as_dict())
 
 
-def _keeps_memory(spec: TrainingSpec) -> bool:
-    """Whether the C library shall keep freed memory for the next step: on a CPU, if the recipe leaves it on."""
+def _set_allocator(spec: TrainingSpec) -> None:
+    """Let the C library keep freed memory for the next step: on a CPU, if the recipe leaves that on."""
     from peftcli.assembly.precision import pick_device
 
-    return spec.fast_paths.allocator and pick_device(spec.device).type == "cpu"
+    if spec.fast_paths.allocator and pick_device(spec.device).type == "cpu":
+        keep_freed_memory()
 
 
 def _given(flags: dict[str, bool]) -> list[str]:
