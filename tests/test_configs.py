@@ -20,7 +20,10 @@ def test_every_method_has_a_config() -> None:
     assert [file.stem for file in CONFIGS] == named
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(file, marks=[pytest.mark.core] if file.stem == "lora" else [], id=file.stem) for file in CONFIGS],
+)
 def test_config_trains_for_a_few_steps(cli: Cli, tmp_path: Path, config: Path) -> None:
     few = ["training.max_steps=3", "data.max_rows=40", "data.val_set_size=10", "training.per_device_train_batch_size=8"]
     if registry.info(config.stem).name == "adalora":

@@ -99,13 +99,14 @@ def check_refused(cli: Cli, recipe: Path, words: list[str], command: str = "trai
 
 
 @pytest.mark.parametrize("fault", TEXT_FAULTS)
-@pytest.mark.parametrize("command", ["train", "validate"])
+@pytest.mark.parametrize("command", ["train", pytest.param("validate", marks=pytest.mark.core)])
 def test_fault_in_the_text(cli: Cli, recipe: Path, fault: str, command: str) -> None:
     change, words = TEXT_FAULTS[fault]
     recipe.write_text(change(recipe.read_text(encoding="utf-8")), encoding="utf-8")
     check_refused(cli, recipe, words, command)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("fault", WORLD_FAULTS)
 def test_fault_in_what_the_recipe_names(cli: Cli, recipe: Path, fault: str) -> None:
     change, words = WORLD_FAULTS[fault]

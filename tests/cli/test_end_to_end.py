@@ -156,26 +156,3 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(cli: Cli, workspace: Work
         return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
     assert losses("parted") == losses("whole") and len(losses("whole")) == 40
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_causal_model_learns_to_complete(cli: Cli, workspace: Workspace, family: str) -> None:
-    recipe = workspace.recipe(
-        f"causal-{family}",
-        model__name_or_path=str(workspace.path / family),
-        task="causal_lm",
-        data={"path": str(workspace.path / "chat.jsonl"), "val_set_size": 4, "max_length": 32},
-        training={"learning_rate": 0.02, "max_steps": 80, "per_device_train_batch_size": 8, "max_new_tokens": 8},
-    )
-    done = cli("train", recipe, "--json", "--quiet")
-    assert done.code == 0, done.err
-    assert done.err == ""
-    assert done.json["eval"]["eval_perplexity"] < 2 < done.json["eval_before"]["eval_perplexity"]
-    data = write_jsonl(workspace.path / "prompts.jsonl", [{"prompt": "the cat"}])
-    run = workspace.run(f"causal-{family}")
-    predicted = cli("predict", run, "--input", data)
-    assert predicted.code == 0, predicted.err
-    assert "sat on" in json.loads(predicted.out)["prediction"]
-    merged = cli("merge", run, "-o", workspace.path / f"merged-{family}", "--json")
-    assert merged.code == 0, merged.err
-    assert merged.json["verified"] is True

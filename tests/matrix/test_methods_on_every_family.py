@@ -33,7 +33,13 @@ REFUSALS: dict[tuple[str, str], str] = {
     **{("prompt_tuning", family): "takes no token embeddings that a prompt could join; use" for family in NOT_OF_TEXT},
 }
 """Every pair that is refused, with a part of its reason. Prefixes reach every family of the table."""
-PAIRS = [(method, family) for method in METHODS for family in FAMILIES if (method, family) not in REFUSALS]
+CORE = "gpt2"
+PAIRS = [
+    pytest.param(method, family, marks=[pytest.mark.core] if family == CORE else [])
+    for method in METHODS
+    for family in FAMILIES
+    if (method, family) not in REFUSALS
+]
 
 
 def attached(method: str, family: str, seed: int = 0) -> Pair:

@@ -149,6 +149,7 @@ def comparable(line: dict) -> dict:
     return {key: value for key, value in line.items() if key not in ("tokens_per_second", "time", "eval_runtime")}
 
 
+@pytest.mark.core
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe) -> None:
     whole = recipe(name="whole", **RESUME)
     train(whole)
