@@ -45,9 +45,10 @@ class ClassificationEncoder:
 
     def _value(self, example: Example) -> float | tuple[None, Any] | RowError | None:
         """Return the label as a number, as (None, numbers) for several labels, or what is wrong with it."""
-        raw = example.labels if isinstance(example, Tokens) else getattr(example, "label", None)
         if self._settings.predicting:
             return None
+        assert isinstance(example, Tokens | Labelled)  # the formats of labelled rows make nothing else
+        raw = example.labels if isinstance(example, Tokens) else example.label
         try:
             if self._settings.kind == "regression":
                 return label_number(raw)
