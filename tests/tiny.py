@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from peftcli.tasks.task_table import TASKS
+
 VOCAB = 128
 HIDDEN = 32
 HEADS = 4
@@ -243,10 +245,7 @@ CORE_FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2", "qwe
 
 _AUTO = {
     "base": "AutoModel",
-    "causal_lm": "AutoModelForCausalLM",
-    "seq2seq_lm": "AutoModelForSeq2SeqLM",
-    "sequence_classification": "AutoModelForSequenceClassification",
-    "token_classification": "AutoModelForTokenClassification",
+    **{name: task.info.auto_class for name, task in TASKS.items()},
     "masked_lm": "AutoModelForMaskedLM",
     "image_classification": "AutoModelForImageClassification",
     "speech_seq2seq": "AutoModelForSpeechSeq2Seq",
@@ -277,7 +276,7 @@ def tiny_model(family: str, task: str = "causal_lm", num_labels: int = 3, seed: 
     import transformers
 
     config = tiny_config(family, **changes)
-    if "classification" in task:
+    if task == "image_classification" or (task in TASKS and TASKS[task].info.has_labels):
         config.num_labels = num_labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

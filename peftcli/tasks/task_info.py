@@ -57,14 +57,14 @@ class TaskInfo:
         rows: what a row is.
         predictions: the metrics that are computed unasked, by kind of prediction (`tasks.metric_table` has the
             metrics of each kind). Where there are several kinds, `model.problem_type` or the labels choose one.
-        hf_task_type: HF peft's `task_type`.
+        hf_task_type: HF peft's `task_type`; of several tasks with the same, an import takes the first of the table.
         refused: kinds of model that cannot do it.
         generates: whether a prediction is a generated text.
         packs: whether several rows can be packed into one.
         why_not_split: why a long row cannot become several (a clause after "it would"), None where it can.
         pipeline_tag: of a model card, None where the hub has none.
         hf_prompt_copies: how many prompts HF peft keeps in one file, one for each stack that it could be put before.
-        adapterhub_classes: how the names of the model classes end that AdapterHub's library has for it.
+        adapterhub_classes: how the names of the model classes end that AdapterHub's library has for it; likewise.
     """
 
     name: TaskName

@@ -5,23 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftcli.tasks.task_table import TASKS
 from tests.tiny import DECODERS, ENCODERS, FAMILIES, SEQ2SEQ
 
 LORA_RATE = 1e-2
 """Of LoRA on all linears, for every task."""
 
-TASK_HOLES: dict[tuple[str, str], str] = {
-    **{(family, "causal_lm"): "an encoder's attention sees later tokens" for family in ENCODERS},
-    **{(family, "causal_lm"): "an encoder-decoder writes its text from an input: seq2seq_lm" for family in SEQ2SEQ},
-    **{(family, "seq2seq_lm"): "it has one stack" for family in [*ENCODERS, *DECODERS]},
+CLASS_HOLES: dict[tuple[str, str], str] = {
+    **{(family, "AutoModelForCausalLM"): "an encoder's attention sees later tokens" for family in ENCODERS},
+    **{(family, "AutoModelForCausalLM"): "an encoder-decoder writes its text from an input" for family in SEQ2SEQ},
+    **{(family, "AutoModelForSeq2SeqLM"): "it has one stack" for family in [*ENCODERS, *DECODERS]},
     **{
-        (family, "token_classification"): "transformers has no such class for it"
+        (family, "AutoModelForTokenClassification"): "transformers has no such class for it"
         for family in ("opt", "gemma3_text", "olmo2", "granite", "bart", "mbart", "pegasus")
     },
     **{
-        (family, "sequence_classification"): "transformers has no such class for it"
+        (family, "AutoModelForSequenceClassification"): "transformers has no such class for it"
         for family in ("granite", "pegasus")
     },
+}
+"""Families and the transformers classes that they lack, or have without use."""
+TASK_HOLES = {
+    (family, name): reason
+    for (family, auto_class), reason in CLASS_HOLES.items()
+    for name, task in TASKS.items()
+    if task.info.auto_class == auto_class
 }
 """Families of text and the tasks that they do not do; a later transformers may have filled a hole."""
 

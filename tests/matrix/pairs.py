@@ -26,6 +26,7 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.task import Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import TASKS
 from tests.tiny import VOCAB, kind_of, tiny_config, tiny_model, tiny_tokenizer
 
@@ -88,15 +89,15 @@ def build(family: str, task: str, method: str, *, seed: int = 0, train_head: boo
     torch.manual_seed(seed)
     attachment = apply_method(model, anatomy, registry.info(method).params(**params), train_head=train_head)
     attachment.initialise(model, tokenizer=tokenizer)
-    labels = LabelSpec("token" if task == "token_classification" else "single_label", ("a", "b", "c"))
-    settings = TaskSettings(tokenizer, labels, TrainingSpec())
+    kind = TASKS[task].info.label_kind if task in TASKS else None
+    settings = TaskSettings(tokenizer, LabelSpec(kind or "single_label", ("a", "b", "c")), TrainingSpec())
     if task not in TASKS:
         own = OwnLoss(settings)
         own.bind(model, attachment.prepare_inputs)
         return Pair(model, anatomy, attachment, own, own.batch(other_inputs(family)))
     one = TASKS[task](settings)
     one.bind(model, attachment.prepare_inputs)
-    return Pair(model, anatomy, attachment, one, Collator(tokenizer, one).batch(rows_for(task)))
+    return Pair(model, anatomy, attachment, one, Collator(tokenizer, one).batch(rows_of(one.info.rows)))
 
 
 def tokenizer_for(family: str) -> Any:
@@ -104,7 +105,7 @@ def tokenizer_for(family: str) -> Any:
     return tiny_tokenizer(cls=kind_of(family) == "encoder", roberta="roberta" in family)
 
 
-def rows_for(task: str) -> list[Row]:
+def rows_of(kind: RowKind) -> list[Row]:
     """Return sixteen rows of six to eight random tokens, each with labels that only memory can tell."""
     random = np.random.default_rng(0)
     rows = []
@@ -112,11 +113,11 @@ def rows_for(task: str) -> list[Row]:
         length = 6 + number % 3
         ids = random.integers(5, VOCAB, length).astype(np.int32)
         ids[-1] = EOS  # BART and T5 read the class there
-        if task == "causal_lm":
+        if kind == "text":
             labels: Any = np.where(np.arange(length) < length - 3, IGNORED, ids).astype(np.int32)
-        elif task == "seq2seq_lm":
+        elif kind == "pairs":
             labels = np.append(random.integers(5, VOCAB, 1 + number % 3), EOS).astype(np.int32)
-        elif task == "token_classification":
+        elif kind == "tagged":
             labels = np.where(np.arange(length) % 3 == 2, IGNORED, random.integers(0, CLASSES, length)).astype(np.int32)
         else:
             labels = number % CLASSES

@@ -175,9 +175,10 @@ def task_of(config: Mapping[str, Any], where: Path) -> str:
     Raises:
         UserError: it has none that this project trains.
     """
-    kinds = {task.info.hf_task_type: name for name, task in TASKS.items()}
-    if config.get("task_type") in kinds:
-        return kinds[config["task_type"]]
+    for name, task in TASKS.items():
+        if task.info.hf_task_type == config.get("task_type"):
+            return name
+    kinds = dict.fromkeys(task.info.hf_task_type for task in TASKS.values())
     raise UserError(
         f"{where}: task_type is {config.get('task_type')!r}",
         suggestion=f"write one of {', '.join(kinds)} into adapter_config.json",
