@@ -1,1 +1,1 @@
-"""Saving and loading adapters, in our format and HF peft's."""
+"""Saving and loading adapters in this project's format, and exchanging them with other libraries."""

@@ -1,6 +1,6 @@
-"""The files of an adapter directory, of any library: JSON objects and safetensors, read with messages that help.
+"""Read and write the JSON and safetensors files of an adapter directory, of this project or of another library.
 
-No torch at the top: `format.py`, which has none, uses the JSON half.
+Imports torch only inside the functions that need it: `format.py` uses the JSON functions and loads no torch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file; each with memory of its own, as the format asks."""
+    """Write tensors to a safetensors file; each is copied, because the format refuses shared memory."""
     from safetensors.torch import save_file
 
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

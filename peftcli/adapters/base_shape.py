@@ -1,4 +1,4 @@
-"""The base of an adapter that is moved between formats: its shape on the meta device, its anatomy, its identity."""
+"""The base model of an adapter that is moved between formats: its shapes (meta device), anatomy and identity."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Base:
 
 @dataclass(frozen=True)
 class BaseName:
-    """Which base model to read, once the task is known.
+    """The name of a base model, which is read once the task is known.
 
     Args:
         name: hub id or path; None if nobody said.
@@ -54,7 +54,7 @@ class BaseName:
     revision: str | None = None
 
     def read(self, task: str, tensors: Mapping[str, Tensor]) -> Base:
-        """Return the base.
+        """Return the base model on the meta device.
 
         Args:
             task: as in a recipe.

@@ -1,4 +1,4 @@
-"""A saved adapter: its files, and what lies beside its weights: how it was made, and for which base.
+"""A saved adapter: the names of its files, and the record of how it was made and for which base model.
 
 adapter/
   adapter_config.json         HF peft's, where HF has the method; else {"peft_type": "PEFTCLI", ...}

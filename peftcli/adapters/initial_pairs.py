@@ -1,4 +1,4 @@
-"""PiSSA's change, which subtracts the pair that it started from, as one pair of twice the rank, for other libraries."""
+"""Convert PiSSA's change, which subtracts its initial pair, to and from one pair of twice the rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another library of adapters, as this project sees it: how its files are recognised, read and written.
+"""What this project needs from another adapter library: recognising, reading and writing its files.
 
 Each library is one folder of this room with one `Library`, and one line in `library_table.py`. No torch here or at the
 top of a library's own module: `peft export --help` lists the libraries.
@@ -39,13 +39,13 @@ class RunFiles:
 
 
 class Library(ABC):
-    """A library of adapters; a subclass fills in what is abstract here, and overrides the rest where it applies.
+    """An adapter library; a subclass implements the abstract methods and overrides the others where they apply.
 
     Attributes:
         name: as `peft export --to` takes it.
         title: its name in sentences.
-        files: whose files it has, for the help of `--to`.
-        lacks: why the adapter of a method that is not among `methods()` cannot be exported.
+        files: the words for its files in the help of `--to`.
+        lacks: the reason why adapters of methods outside `methods()` cannot be exported.
         instead: what `peft export --as` offers for it: a method's name, and the help.
         run_layout: how peftcli.json calls the library's layout where a run keeps its adapter in it (`run_files`); None
             where no run does.

@@ -37,14 +37,14 @@ def library_named(name: str) -> Library:
 
 
 def library_of(directory: Path) -> Library:
-    """Return the library that saved what a directory holds.
+    """Return the library that saved the adapter in a directory.
 
     Raises:
-        UserError: none of those that are known did.
+        UserError: it is of no known library.
     """
     for library in LIBRARIES.values():
         if library.recognises(directory):
             return library
     read_json(directory / CONFIG)  # says what is missing or damaged, where that is why
     titles = ", ".join(library.title for library in LIBRARIES.values())
-    raise UserError(f"{directory / CONFIG} is of no library that is known here", suggestion=f"known are: {titles}")
+    raise UserError(f"{directory / CONFIG} is not from a known library", suggestion=f"known are: {titles}")

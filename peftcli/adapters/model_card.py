@@ -1,4 +1,4 @@
-"""The README.md beside what was trained: front matter that the hub reads, then what it is and how to use it."""
+"""Model cards: front matter for the hub, then what was trained and how to use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftcli.tasks.task_table import TASKS
 
 @dataclass(frozen=True)
 class Use:
-    """How a library uses the files beside a card.
+    """How a library loads the files that a card describes.
 
     Args:
         library: its name on the hub (`library_name`).
@@ -33,7 +33,7 @@ def front_matter(base: str, library: str, tags: Iterable[str], task: str) -> lis
     Args:
         base: name of the base model.
         library: that loads the files (`library_name`).
-        tags: the first is this project's; the task is added to them.
+        tags: for the hub; the task is appended.
         task: as in a recipe; tells the hub's pipeline.
     """
     front: dict[str, object] = {"base_model": base, "library_name": library, "tags": [*tags, task]}

@@ -37,8 +37,7 @@ def save_adapter(
 ) -> None:
     """Write adapter_config.json, adapter_model.safetensors, peftcli.json and the model card.
 
-    They are in the layout of the first library that has the method and these parameters and in whose layout runs are
-    kept (HF peft), else in ours.
+    Uses the layout of the first library with a `run_layout` that can hold this adapter (HF peft), else our own.
 
     Args:
         directory: what is there is replaced, after everything is written and synced.
@@ -64,7 +63,7 @@ def save_adapter(
 
 
 def _library_files(params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[str, RunFiles | None]:
-    """Return the name of the layout, and the files of the library whose it is; None for our own layout."""
+    """Return the layout's name and the library's files; no files for our own layout."""
     for library in LIBRARIES.values():
         if library.run_layout is not None:
             files = library.run_files(params, meta, state)

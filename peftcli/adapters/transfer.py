@@ -85,7 +85,7 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
 
 
 def _elsewhere(params: MethodParams, library: Library) -> str:
-    """Return what to do with the adapter of a method that a library lacks."""
+    """Return what the user can do with an adapter whose method the library lacks."""
     for other in LIBRARIES.values():
         if other is not library and params.name in other.methods():
             return f"export it for {other.title}: --to {other.name}"
@@ -123,10 +123,10 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Tr
 
 
 def _on_base(saved: SavedAdapter, where: Path, name: BaseName, *, named: bool) -> tuple[AdapterMeta, tuple[str, ...]]:
-    """Return the record as read off the base, with every key and shape checked against it, and notes."""
+    """Return the record completed from the base model, after checking every key and shape against it, and notes."""
     meta = saved.meta
     if meta.family is not None:
-        return meta, ()  # it could not even be read without its base
+        return meta, ()  # reading it needed the base, and checked it
     try:
         found = name.read(meta.task, saved.state)
     except UserError as error:
@@ -140,7 +140,7 @@ def _on_base(saved: SavedAdapter, where: Path, name: BaseName, *, named: bool) -
 
 
 def _labels(meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return placeholder names for the head's outputs: the other libraries' files hold none."""
+    """Return placeholder names for the head's outputs, for files that hold no label names."""
     kind = task_info(meta.task).label_kind
     if kind is None:
         return None

@@ -1,1 +1,1 @@
-"""What a recipe would cost: parameter counts."""
+"""Parameter counts, which methods fit a model, and what a saved adapter changed."""

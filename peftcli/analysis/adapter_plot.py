@@ -1,4 +1,4 @@
-"""The picture of an adapter: spectra by role, and where in the model the changes are."""
+"""Plot an adapter: singular values by role, and the size of the change by role and layer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def adapter_svg(rows: Sequence[ModuleChange], title: str) -> str:
 
 
 def _spectra(rows: Sequence[ModuleChange]) -> dict[str, list[tuple[float, float]]]:
-    """Return role: points; values that only some modules of the role have are the median of those."""
+    """Return points by role: the median over the role's modules that have so many singular values."""
     by_role: dict[str, list[tuple[float, ...]]] = {}
     for row in rows:
         if row.spectrum is not None and row.spectrum.norm > 0:

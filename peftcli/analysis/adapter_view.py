@@ -36,7 +36,7 @@ _UNFINISHED = "finish the training: peft train RECIPE --resume"
 
 @dataclass
 class AdapterView:
-    """A saved adapter, or complete model, as numbers.
+    """The measurements of a saved adapter or complete model.
 
     Args:
         params: the method's hyper-parameters.
@@ -50,7 +50,7 @@ class AdapterView:
 
 
 def view_adapter(path: Path) -> AdapterView:
-    """Measure what a run, or an adapter directory, holds.
+    """Measure the adapter or model of a run, or an adapter directory.
 
     Args:
         path: what `peft train` left, or a directory with adapter_config.json.

@@ -16,7 +16,7 @@ from peftcli.recipe.schema import ModelSpec
 
 
 class FileWeights:
-    """The parameters of one model where they lie on disk.
+    """The parameters of one model, read from disk on demand.
 
     Args:
         model: the task model on the meta device, without parts.

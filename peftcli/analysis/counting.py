@@ -1,4 +1,4 @@
-"""How much a method trains, saves and adds: exact, from the code that trains, on the meta device."""
+"""Count what a method trains, saves and adds: the code that trains attaches it to the model on the meta device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from peftcli.recipe.schema import Recipe, TaskName
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers, not bytes; shared and tied tensors once, frozen random ones not at all.
+    """Counts of numbers (not bytes). Shared and tied tensors count once, frozen random ones (VeRA's) not at all.
 
     Args:
         method: its name.

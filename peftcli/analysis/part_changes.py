@@ -20,7 +20,7 @@ from peftcli.protocol.method import MergeRule
 
 
 def _places(attachment: Attachment) -> Iterator[tuple[str, Part, str]]:
-    """Yield the key, the part, and the start of its names in the file: a composition puts a label in front."""
+    """Yield each part's key, the part, and the prefix of its tensors' names (a composition adds a label in front)."""
     if isinstance(attachment, CompositeAttachment):
         for label, inner in attachment.parts.items():
             for key, part, start in _places(inner):

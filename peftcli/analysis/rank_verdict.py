@@ -1,7 +1,7 @@
 """Is the rank too high or too low? An answer from the spectra, with its evidence and the change to try.
 
 The limits are rules of thumb, not measurements: a spectrum says what training used of the rank that it had, and only
-a second training says whether another rank does better. So the answer ends in an experiment.
+a second training says whether another rank does better. So the answer proposes an experiment.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def judge(rows: Sequence[ModuleChange], params: MethodParams) -> Verdict:
             "unknown", "Every change is zero: nothing was learnt; train longer or with a higher learning rate."
         )
     pruned = any(row.kept != row.allotted for row, _ in moved)
-    # where a budget moved between modules, each is judged by the ranks it was left with
+    # AdaLoRA moves ranks between modules: each is judged by the ranks that it kept
     ranks = [len(spectrum.values) if pruned else (row.allotted or 0) for row, spectrum in moved]
     rank = max(1, round(mean(ranks))) if pruned else max(ranks)
     if rank == 1:

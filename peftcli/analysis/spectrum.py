@@ -41,7 +41,7 @@ class Spectrum:
 
     @property
     def flatness(self) -> float:
-        """The last singular value over the first: 1 for a flat spectrum, near 0 for one that has died away."""
+        """The last singular value over the first: 1 for a flat spectrum, near 0 for one that decays to nothing."""
         return self.values[-1] / self.values[0] if self.values and self.values[0] > 0 else 0.0
 
 

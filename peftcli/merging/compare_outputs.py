@@ -1,7 +1,7 @@
 """Compare a merged model with base + adapter on rows of the run's own data.
 
 Both compute on the same unquantised base in the same dtype, one model in memory at a time, one row at a time (so
-without padding). Compared are logits: of a row's class, or of the last positions that the task looks at.
+without padding). Logits are compared: those of a row's class, or those of the last positions that count for the task.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two models' outputs lie apart.
+    """The differences between two models' outputs.
 
     Args:
         max_abs_diff, mean_abs_diff: over all compared logits.
@@ -140,7 +140,7 @@ class Reference:
 def reference_outputs(
     run: RunToMerge, spec: ModelSpec, rows: list[Row], device: torch.device, dtype: torch.dtype | None
 ) -> Reference:
-    """Return what base + adapter gives.
+    """Return the outputs of base + adapter.
 
     Args:
         run: the run.
@@ -170,7 +170,7 @@ def reference_outputs(
 def merged_outputs(
     directory: Path, run: RunToMerge, config: Any, rows: list[Row], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return what the merged model gives; its config is in memory, since the directory must not load yet."""
+    """Return the merged model's outputs. Its config comes from memory: config.json is not written yet."""
     with quiet_transformers():
         model, report = auto_class(run.recipe.task).from_pretrained(
             directory,
@@ -243,7 +243,7 @@ def _computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give back what the last model held, before the next one is opened."""
+    """Release the memory of the last model before the next one is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from peftcli.merging.merge_plan import MergePlan
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.tasks.task_table import task_info
 
-# What converters (llama.cpp's) and older loaders want besides what a tokenizer saves of itself.
+# Files that converters (llama.cpp's) and older loaders need and a tokenizer does not save itself.
 _TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
@@ -63,5 +63,5 @@ def write_files_beside(directory: Path, run: RunToMerge, base: Path | None) -> N
 
 
 def write_config(directory: Path, config: Any) -> None:
-    """Write config.json: last of all, since a directory without it does not load."""
+    """Write config.json. It is written last, because a directory without it does not load."""
     config.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""How a merged model is written: what the command line gave, checked before anything is opened."""
+"""Options of a merge, checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPARE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How the result is written: checked before anything is opened.
+    """How the result is written.
 
     Args:
         output: directory that does not exist yet.
@@ -37,7 +37,7 @@ class MergeOptions:
 
 
 def merge_options(output: Path, dtype: str | None, max_shard_size: str, verify: bool, requantize: bool) -> MergeOptions:
-    """Check what the user gave.
+    """Return the options that the user gave, checked.
 
     Args:
         output, dtype, max_shard_size, verify, requantize: as in `merge_run`.
@@ -71,7 +71,7 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", text.upper())
     size = int(float(found.group(1)) * _UNITS[found.group(2) if found.group(2) != "B" else ""]) if found else 0
     if size <= 0:
-        raise UserError(f"--max-shard-size {text!r} is no size", suggestion="write it as 5GB, 500MB or 2GiB")
+        raise UserError(f"--max-shard-size {text!r} is not a size", suggestion="write it as 5GB, 500MB or 2GiB")
     return size
 
 

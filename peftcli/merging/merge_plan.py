@@ -1,4 +1,4 @@
-"""What a merged model consists of: for every tensor where it comes from, which rule changes it, and its type."""
+"""The plan of a merged model: for every tensor its source, the rule that changes it, and its type."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class MergedTensor:
 
 @dataclass
 class MergePlan:
-    """The merged model.
+    """The tensors of a merged model.
 
     Args:
         outputs: its tensors, in the order of the base's files.
@@ -113,7 +113,7 @@ def plan_merge(
     rules: Mapping[str, MergeRule],
     dtype: torch.dtype | None,
 ) -> MergePlan:
-    """Lay out the merged model.
+    """Plan the tensors of the merged model.
 
     Args:
         model: the task model on the meta device, without parts.
@@ -210,7 +210,7 @@ class _Builder:
         return self._output(meaning.saved_name, meaning.live_name, source)
 
     def added(self) -> Iterator[MergedTensor]:
-        """Yield what the files have under no name of its own: heads, and tied tensors that are untied."""
+        """Yield tensors that have no entry of their own in the files: heads, and tied tensors that become untied."""
         for name in self.live:
             if name in self.files:
                 continue
@@ -220,7 +220,7 @@ class _Builder:
                 yield self._output(name, name, None)
 
     def refuse_gaps(self) -> None:
-        """Raise if the model has a parameter that nothing gives."""
+        """Raise if neither the files nor a rule supply a parameter."""
         for name in self.parameters:
             names = (name, *self.groups.get(name, ()))
             if not any(twin in self.files or twin in self.rules for twin in names):

@@ -93,7 +93,7 @@ def merge_runs(
 
 
 def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeReport:
-    """Merge what was opened; see `merge_run`."""
+    """Merge an opened run; see `merge_run`."""
     output = options.output
     for text in run.notes:
         note(text)
@@ -125,7 +125,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
 
 @contextmanager
 def writing(output: Path) -> Iterator[Path]:
-    """Yield a directory beside `output` that becomes it; what the file system refuses is the user's to solve."""
+    """Yield a directory beside `output` that becomes it; report errors of the file system as the user's."""
     try:
         with new_directory(output) as partial:
             yield partial

@@ -1,7 +1,7 @@
 """Quantise a merged model to 4 bits, on request, and measure what that costs.
 
 Quantising again is lossy where merging is not: the rounding of a 4-bit layer can be as large as the adapter's own
-change. So it is never done unasked, and its loss is printed.
+change. So it is done on request only, and its loss is printed.
 """
 
 from __future__ import annotations

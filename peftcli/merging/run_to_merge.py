@@ -1,4 +1,4 @@
-"""What is to be merged: a run's recipe, its adapter, and the shape of its unquantised base on the meta device."""
+"""Open a run for merging: its recipe, its adapter, and its unquantised base on the meta device."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class RunToMerge:
         rules = registry.method(params.name).merge_rules(self.anatomy, params, state)
         if not rules:
             raise UserError(
-                f"{params.name} changed no weight of the base, so there is nothing to merge",
+                f"{params.name} changed no weights of the base model, so there is nothing to merge",
                 suggestion="keep the adapter, and use it with peft predict",
             )
         for name in whole_tensors(self.model, state):
@@ -87,7 +87,7 @@ def whole_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def placed(value: Tensor) -> MergeRule:
-    """Return the rule that puts `value` in place, whatever the base had there."""
+    """Return the rule that replaces the base's tensor, if it has one, by `value`."""
     return MergeRule(lambda _base: value.float().clone(), "add", replaces=True)
 
 
@@ -148,7 +148,7 @@ def _open_model(directory: Path, recipe: Recipe, base: str | None) -> RunToMerge
 
 
 def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAdapter | None) -> RunToMerge:
-    """Build the task model on the meta device and read what surrounds it.
+    """Build the task model on the meta device, and load its tokenizer and anatomy.
 
     Raises:
         UserError: the base is stored quantised.

@@ -1,6 +1,6 @@
 """Write safetensors files tensor by tensor, in shards, through plain file output.
 
-The library's writer wants a whole file's tensors in memory at once; here it is a few megabytes of one.
+Written by hand, because the safetensors library needs all tensors of a file in memory at once.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_several_runs(cli: Cli, tmp_path: Path) -> None:
         (["again", "--weights", "a,b"], "are no numbers"),
         (["again", "--weights", "1,1,1"], "2 runs and 3 weights"),
         (["--dtype", "int8"], "none of: auto, float32, bfloat16, float16"),
-        (["--max-shard-size", "big"], "is no size"),
+        (["--max-shard-size", "big"], "is not a size"),
         (["--base", "nowhere"], "nowhere"),
     ],
 )

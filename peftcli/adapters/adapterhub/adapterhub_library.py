@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AdapterHub(Library):
-    """AdapterHub's library, as far as it saves safetensors. Its keys name places that only the base model tells."""
+    """The adapters that AdapterHub's library saves as safetensors. Mapping its keys to modules needs the base model."""
 
     name = "adapterhub"
     title = "AdapterHub's `adapters`"
@@ -25,7 +25,7 @@ class AdapterHub(Library):
     lacks = "AdapterHub's `adapters` saves only adapter, parallel_adapter, compacter and lora as safetensors"
 
     def methods(self) -> Collection[str]:
-        """Return the methods of the table of formats."""
+        """Return the methods of all `HUB_FORMATS`."""
         from peftcli.adapters.adapterhub.hub_format import HUB_FORMATS
 
         return [name for known in HUB_FORMATS for name in known.methods]
@@ -44,12 +44,12 @@ class AdapterHub(Library):
         return BaseName(read_json(directory / CONFIG).get("model_name"))
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
-        """Read an adapter and its head; the base is always needed."""
+        """Read an adapter and its task head; this always needs the base model."""
         from peftcli.adapters.adapterhub.adapterhub_files import read
 
         if base is None:
             raise UserError(
-                f"{directory} is an adapter of AdapterHub's library, whose places only its base tells",
+                f"{directory} is an adapter of AdapterHub's library, which cannot be read without its base model",
                 suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
             )
         return read(directory, base)

@@ -228,7 +228,7 @@ def _own_activation(name: str, where: Path) -> str:
 
 
 def _check_places(inner: Mapping[str, Any], params: Params, blocks: list[BlockRole], where: Path) -> None:
-    """Refuse adapters that would see another value here than there."""
+    """Refuse adapters whose input would be another value here than in AdapterHub's library."""
     if isinstance(params, ParallelAdapterParams):
         return
     if any(block.kind == "cross_attn" for block in blocks) and not inner.get("cross_adapter"):

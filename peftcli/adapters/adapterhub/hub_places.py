@@ -1,4 +1,4 @@
-"""Where AdapterHub's library hangs its modules in a model, family by family (read in its sources, 1.3)."""
+"""Where AdapterHub's library puts its modules into a model of each family (read in its sources, 1.3)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NAME = "peftcli"
 """The adapter's name, which is part of every key; the library renames it on loading."""
 VERSION = "adapters.1.3.0"
 
-# Families whose adapters hang on a module around the branch's last projection: how many levels above it.
+# Families whose adapters are children of a module around the branch's last projection: how many levels above it.
 _ABOVE = {"bert": 1, "roberta": 1, "xlm-roberta": 1, "electra": 1, "t5": 2, "mt5": 2}
-# Families whose adapters hang on the block.
+# Families whose adapters are children of the block.
 _ON_BLOCK = ("distilbert", "bart", "mbart", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 _BLOCK_NAMES = {
     "attn": "attention_adapters",

@@ -116,7 +116,7 @@ def _implied(role: str, matrices: list[str], roles: set[str | None], flags: Mapp
 
 
 def _layer(linear: LinearRole, anatomy: Anatomy) -> int:
-    """Return the block's number as the library counts: the decoder's behind the encoder's."""
+    """Return the block's number as the library counts: encoder blocks first, then decoder blocks."""
     before = len(anatomy.layers.get("encoder", ())) if linear.stack == "decoder" else 0
     return before + linear.layer
 
@@ -126,7 +126,7 @@ def _layers(keys: set[str], anatomy: Anatomy) -> set[int]:
 
 
 def _to_file(state: Mapping[str, Tensor], meta: AdapterMeta) -> dict[str, Tensor]:
-    """Return the tensors by AdapterHub's keys; slices of a fused projection side by side, q before k before v."""
+    """Return the tensors by AdapterHub's keys; slices of a fused projection are concatenated in the order q, k, v."""
     tensors: dict[str, Tensor] = {}
     fused: dict[str, list[str]] = {}
     for target in meta.targets:
@@ -192,7 +192,7 @@ def _any_below(tensors: Mapping[str, Tensor], path: str) -> bool:
 
 
 def _alpha(inner: Mapping[str, Any], version: str, rank: int) -> tuple[float, tuple[str, ...]]:
-    """Return alpha as the weights were trained: before 1.1 the library scaled by 1 whatever alpha said."""
+    """Return the alpha that training used: before 1.1 the library ignored alpha and scaled by 1."""
     alpha: float = inner.get("alpha", rank)
     numbers = version.removeprefix("adapters.").split(".")
     old = version.startswith("adapters.") and tuple(int(n) for n in numbers[:2] if n.isdigit()) < (1, 1)

@@ -1,1 +1,1 @@
-"""HF peft's files, one file a method."""
+"""HF peft's adapters, read and written: one file for each method."""

@@ -1,7 +1,7 @@
-"""AdaLoRA in HF peft's layout, without loss as plain LoRA, and reading what HF peft wrote.
+"""AdaLoRA in HF peft's layout, read and written, and its exact conversion to plain LoRA.
 
-In HF's file the kept ranks are first and alone; `rank_pattern` tells its loader how many of init_r they are. The scale
-stays alpha / (init_r + 1e-5) at any number of ranks, there as here.
+HF's file holds the kept ranks only; `rank_pattern` tells its loader how many of the init_r ranks they are. In both
+libraries the scale is alpha / (init_r + 1e-5), however many ranks were kept.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
     def config(self, params: AdaLoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return adapter_config.json.
 
-        HF's loader refuses a config without total_step, even for inference; the run's phases are in our sidecar, and
-        here stands the shortest schedule that it takes.
+        HF's loader refuses a config without total_step, even for inference, so the shortest schedule that it accepts is
+        written here; the run's own schedule is in peftcli.json.
         """
         tinit, tfinal = params.tinit or 0, params.tfinal or 0
         kept = {target.module: len(state[f"{target.key}.lora_E"]) for target in meta.targets}
@@ -127,7 +127,7 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
 
 
 def _without_zeros(state: Mapping[str, Tensor], key: str, where: Path) -> dict[str, Tensor]:
-    """Return one place's tensors without the ranks whose singular value is zero, as our files hold them."""
+    """Return one place's tensors without the ranks whose singular value is zero: our files do not hold those."""
     a, e, b = (state[f"{key}.{suffix}"] for suffix in TRIPLET)
     if a.ndim != 2 or b.ndim != 2 or e.shape != (len(a), 1) or b.shape[1] != len(a):
         found = ", ".join(str(tuple(tensor.shape)) for tensor in (a, e, b))

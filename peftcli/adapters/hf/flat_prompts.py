@@ -1,7 +1,7 @@
 """What HF peft's prefix and prompt tuning share: one flat tensor, `prompt_embeddings`, that names no module.
 
-Beside it lies the task head, below a prefix of one level less than in other files. Which modules the tensor belongs to
-is told by the base model, which a foreign file is therefore read with.
+The file also holds the task head, whose keys have one level less in front than in other files. Only the base model
+tells which modules the tensor belongs to, so reading a file of HF peft needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLAT = "prompt_embeddings"
 
 
 class FlatFormat(HfFormat[Params], Generic[Params]):
-    """A method whose trained tensors are one flat tensor in HF peft's file."""
+    """A method that HF peft saves as one flat tensor."""
 
     needs_base = True
 
@@ -80,7 +80,7 @@ class FlatFormat(HfFormat[Params], Generic[Params]):
     def read(
         self, config: dict[str, Any], tensors: Mapping[str, Tensor], where: Path, base: BaseName | None
     ) -> SavedAdapter:
-        """Read what HF peft saved; the base tells the modules that the file does not name.
+        """Read what HF peft saved; the base model tells which modules the tensor belongs to.
 
         Raises:
             UserError: the base is not known, or does not fit.

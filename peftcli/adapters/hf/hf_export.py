@@ -16,7 +16,7 @@ from peftcli.errors import UserError
 
 
 def write(saved: SavedAdapter, source: Path, output: Path, instead: str | None) -> tuple[str, ...]:
-    """Write what HF peft loads, and nothing that only this project reads.
+    """Write the files that HF peft loads; peftcli.json, which only this project reads, is left out.
 
     Args:
         saved: an adapter of one of `FORMATS`.
@@ -47,7 +47,7 @@ def hf_peft_files(saved: SavedAdapter, source: Path, instead: str | None = None)
         plain = known.as_lora(params, meta, state)
         if plain is None:
             raise UserError(
-                f"{source}: {params.name} is no low-rank change that plain LoRA could hold",
+                f"{source}: {params.name} is not a low-rank change, so plain LoRA cannot hold it",
                 suggestion="leave --as out; --as lora is for adalora",
             )
         params, state = plain

@@ -1,4 +1,4 @@
-"""What every kind of adapter has in HF peft's files: the common config, the keys' prefixes, the modules saved whole."""
+"""What HF peft's files have in common for every method: config keys, key prefixes, modules that are saved whole."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def targeted_config(meta: AdapterMeta) -> dict[str, Any]:
 
 
 def sliced(meta: AdapterMeta) -> str | None:
-    """Return why HF peft cannot hold an adapter of these targets as it is: it knows no slice of a fused projection."""
+    """Return why HF peft cannot hold these targets as they are (it has no slices of fused projections), or None."""
     fused = sorted({target.role or target.key for target in meta.targets if target.slice})
     return f"{', '.join(fused)} are slices of a fused projection" if fused else None
 
@@ -94,7 +94,7 @@ def drop_prefix(tensors: Mapping[str, Tensor], prefix: str = PREFIX) -> dict[str
 
 
 def own_keys(tensors: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what HF peft saved by our keys, and notes on what was left out."""
+    """Return HF peft's tensors by our keys, and notes on what was left out."""
     state: dict[str, Tensor] = {}
     notes = []
     for name, tensor in drop_prefix(tensors).items():
@@ -108,10 +108,10 @@ def own_keys(tensors: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tens
 
 
 def whole_modules(keys: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the modules that HF peft saved whole: the outermost that its names match, by ending as it does.
+    """Return the modules that HF peft saved whole: the outermost whose path ends with one of the config's names.
 
     Raises:
-        UserError: a key belongs to no such module: nothing would ever read it.
+        UserError: a key belongs to no such module, so it would never be used.
     """
     endings = (*(config.get("modules_to_save") or ()), "classifier", "score")
     found: dict[str, None] = {}

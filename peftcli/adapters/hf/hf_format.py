@@ -1,4 +1,4 @@
-"""One method in HF peft's layout: its config, and its tensors' names both ways. Each method has a file with one."""
+"""The base class of a method's layout in HF peft: its config, and its tensors' names in both directions."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class HfFiles:
 
 
 class HfFormat(ABC, Generic[Params]):
-    """One method in HF peft's layout; what is not overridden suits a method whose tensors have HF's shapes and names.
+    """One method in HF peft's layout. The defaults suit a method whose tensors have the same shapes and names there.
 
     Attributes:
         peft_type: HF's name of the method.
         note: what a user of HF peft should know, for the model card.
         needs_base: whether a file of HF peft can only be read with the base model, since it names no module.
-        remedy: what to do where `why_not` has a reason; None for what suits every method.
+        remedy: what to do where `why_not` gives a reason; None for the general advice (`library.other_use`).
     """
 
     peft_type: ClassVar[str]

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class HfPeft(Library):
-    """HF peft. Where it has the method, a run keeps its adapter in its layout: HF peft loads `RUN/adapter`."""
+    """HF peft. A run's adapter is saved in its layout where HF peft has the method, so that it loads `RUN/adapter`."""
 
     name = "hf-peft"
     title = "HF peft"
     files = "HF peft's"
     lacks = "HF peft has no such method"
-    instead = {"lora": "Write an AdaLoRA as the plain LoRA that is equal to it."}  # noqa: RUF012  (typed in the base)
+    instead = {"lora": "Convert AdaLoRA to an equivalent plain LoRA."}  # noqa: RUF012  (typed in the base)
     run_layout = "hf_peft"
 
     def methods(self) -> Collection[str]:
-        """Return the methods of the table of formats."""
+        """Return the methods in `FORMATS`."""
         from peftcli.adapters.hf.hf_table import FORMATS
 
         return FORMATS.keys()
@@ -55,8 +55,8 @@ class HfPeft(Library):
         tensors = read_tensors(directory / WEIGHTS)
         if found.needs_base and base is None:
             raise UserError(
-                f"{directory} holds an adapter of peft_type {found.peft_type!r}, which names no module: only its base "
-                "tells them",
+                f"{directory} holds an adapter of peft_type {found.peft_type!r}, which names no module: reading it "
+                "needs its base model",
                 suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
             )
         return found.read(config, tensors, directory, base)

@@ -1,4 +1,4 @@
-"""The methods that HF peft has. A new one gets a file in this folder, and one line here.
+"""The methods that HF peft has. A new one needs a file in this folder and one line here.
 
 Facts about the layout (read in its sources and checked by running it, 0.21): keys are
 `base_model.model.<path>.<parameter>`, the adapter's name never appears, a key that it does not expect is ignored in

@@ -23,12 +23,12 @@ class IA3Format(HfFormat[IA3Params]):
     peft_type = "IA3"
 
     def config(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return adapter_config.json; which places have their input rescaled is told by the vectors' shapes."""
+        """Return adapter_config.json; the vectors' shapes tell which modules have their input rescaled."""
         inner = [target.module for target in meta.targets if len(state[f"{target.key}.ia3_l"]) == 1]
         outer = [target.module for target in meta.targets if target.module not in inner]
         names = list(meta.target_names)
         inputs = [name for name in names if any(f".{path}".endswith(f".{name}") for path in inner)]
-        # HF compares by ending, without a dot between: a name that also fits an output place would turn it around
+        # HF compares endings without a dot in front: a name that also matches an output-rescaled module would flip it
         if any(path.endswith(tuple(inputs)) for path in outer):
             names, inputs = [target.module for target in meta.targets], inner
         changes = {"target_modules": names, "feedforward_modules": inputs, "init_ia3_weights": True}
@@ -61,7 +61,7 @@ class IA3Format(HfFormat[IA3Params]):
 
 
 def _pad_vectors(state: Mapping[str, Tensor], meta: AdapterMeta) -> tuple[dict[str, Tensor], AdapterMeta]:
-    """Return the tensors and the record with each fused module's slices as one vector that is one outside them."""
+    """Return tensors and record with one vector for each fused module: its slices' values, and 1 everywhere else."""
     padded = dict(state)
     for target in meta.targets:
         if target.slice is None:

@@ -1,4 +1,4 @@
-"""LoRA in HF peft's layout: config, tensor names, PiSSA as a pair of twice the rank, and reading what HF peft wrote."""
+"""LoRA in HF peft's layout, read and written; PiSSA becomes a pair of twice the rank."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ class LoraFormat(HfFormat[LoraParams]):
         return HfFiles(config, self.to_file(padded.state, plain, padded.meta), (note,))
 
     def as_lora(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[LoraParams, State]:
-        """Return the adapter as it is."""
+        """Return the adapter unchanged."""
         return params, dict(state)
 
 
 def _patterns(params: LoraParams, meta: AdapterMeta, factor: int) -> tuple[dict[str, int], dict[str, float]]:
-    """Return HF's rank_pattern and alpha_pattern, by full path: roles mean nothing there."""
+    """Return HF's rank_pattern and alpha_pattern by full path, because HF peft has no roles."""
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for target in meta.targets:

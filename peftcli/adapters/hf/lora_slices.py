@@ -1,4 +1,4 @@
-"""LoRA on slices of fused projections as the equal pair for the whole module, which HF peft can hold."""
+"""Convert LoRA on slices of fused projections into an equal pair for the whole module, which HF peft can hold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PaddedPairs:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One slice's factors and scale; `rows` are its features among the module's."""
+    """One slice's factors and scale; `rows` are the numbers of its output features within the module."""
 
     a: Tensor
     b: Tensor

@@ -24,7 +24,7 @@ from peftcli.methods.prefix_tuning import PrefixTuningParams
 
 
 class PrefixTuningFormat(FlatFormat[PrefixTuningParams]):
-    """Prefix tuning of decoders, which alone means the same in both libraries."""
+    """Prefix tuning of decoders; on other models it computes something else in HF peft."""
 
     peft_type = "PREFIX_TUNING"
     note = (
@@ -111,13 +111,14 @@ class PrefixTuningFormat(FlatFormat[PrefixTuningParams]):
 
 
 def _by_distance(family: str) -> str:
-    """Return why a prefix in the cache is not this project's prefix on Bloom, Falcon with ALiBi or GPT-Neo.
+    """Return why HF peft's prefix computes something else on Bloom, Falcon with ALiBi and GPT-Neo.
 
-    Compared with HF peft: the logits differ. Here a prefix has no distance, and is in every window.
+    In HF peft a prefix has positions, so ALiBi biases it and a local window hides it; here it has none. A comparison
+    showed different logits.
     """
     return f"this {family} model biases or hides columns by their distance, which HF peft's prefix has and ours has not"
 
 
 def _in_order(places: tuple[str, ...]) -> list[str]:
-    """Return keys by the numbers in them: layer 2 before layer 10."""
+    """Return keys sorted by the numbers in them: layer 2 before layer 10."""
     return sorted(places, key=lambda key: [int(number) for number in re.findall(r"\d+", key)])

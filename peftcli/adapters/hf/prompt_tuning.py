@@ -22,7 +22,7 @@ from peftcli.tasks.task_table import task_info
 
 
 class PromptTuningFormat(FlatFormat[PromptTuningParams]):
-    """Prompt tuning with the prompt in front: HF peft knows no other place."""
+    """Prompt tuning with the prompt in front of the first token, the only place that HF peft has."""
 
     peft_type = "PROMPT_TUNING"
     remedy = "train with method.prompt_position: front to export it; as it is, use it with peft predict"

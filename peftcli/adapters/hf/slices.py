@@ -1,4 +1,4 @@
-"""Slices of fused projections, which HF peft does not know, by the features of the whole module."""
+"""Slices of fused projections, expressed in the features of the whole module, because HF peft has no slices."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""VeRA in HF peft's layout. The shared random matrices are not in the file: both sides draw them from the seed.
+"""VeRA in HF peft's layout. The shared random matrices are not saved: both libraries draw them from the seed.
 
-A slice of a fused projection cannot be expressed: its B would start at the slice, in HF peft at the module.
+A slice of a fused projection cannot be expressed: here its rows of B are counted from the slice's first feature, in
+HF peft from the module's.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""From a recipe's model block to a live model and its tokenizer."""
+"""Load the model and tokenizer that a recipe names."""

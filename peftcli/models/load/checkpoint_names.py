@@ -17,7 +17,7 @@ from transformers.core_model_loading import WeightConverter, apply_renamings, re
 
 @dataclass(frozen=True)
 class FileTensor:
-    """What one tensor of a checkpoint file is to the model.
+    """The meaning of one tensor of a checkpoint file for the model.
 
     Args:
         file_name: its name in the file.
@@ -49,7 +49,7 @@ class CheckpointNames:
         self._legacy = every[len(transforms) :]
 
     def of_file(self, file_name: str) -> FileTensor | None:
-        """Return what a tensor of a file is to the model, or None for one that the model has not."""
+        """Return a file tensor's meaning for the model, or None if the model has no such tensor."""
         saved = apply_renamings(file_name, self._legacy)
         bare, _ = rename_source_key(saved, self._renamings, self._converters)
         live, converter = rename_source_key(

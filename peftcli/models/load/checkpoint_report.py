@@ -1,4 +1,4 @@
-"""What a checkpoint lacked, held too much of, or held in another shape: nothing of it passes in silence."""
+"""Report what a checkpoint lacked, held in addition, or held in another shape."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def _notes(new: list[str], mismatched: Mapping[str, Any], pooler: list[str], une
             if any(key in mismatched for key in new)
             else "is not in the checkpoint"
         )
-        notes.append(f"the task head ({', '.join(fresh)}) {why}: it starts from random values")
+        notes.append(f"the task head ({', '.join(fresh)}) {why}: it starts from random values, as is usual")
     if pooler:
         notes.append(
             "the checkpoint has no pooler: it starts from random values and stays frozen; "
             "method.modules_to_save: [pooler] trains it"
         )
     if unexpected:
-        notes.append(f"not used from the checkpoint: {_some(unexpected)}")
+        notes.append(f"not needed for this task, so not loaded from the checkpoint: {_some(unexpected)}")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""In which dtype the frozen weights are held: the checkpoint's where the device computes it well, else float32."""
+"""The dtype of the frozen weights: the checkpoint's where the device computes it well, else float32."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def choose_dtype(
 
 
 def checkpoint_dtype(config: PretrainedConfig, source: ModelSource) -> torch.dtype:
-    """Return the dtype that most numbers of the checkpoint have; the config's own word where there are no files."""
+    """Return the dtype of most numbers in the checkpoint's files, or the config's if there are no files."""
     if source.kind == "gguf":
         return torch.float32  # dequantised on loading
     if source.path is not None:

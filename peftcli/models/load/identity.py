@@ -14,7 +14,7 @@ from peftcli.models.load.tensor_header import header_bytes
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
-# What saving rewrites without changing the model.
+# Keys that saving rewrites without changing the model.
 _VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 
@@ -94,7 +94,7 @@ def _add_file(digest: hashlib._Hash, file: Path) -> None:
     size = file.stat().st_size
     digest.update(str(size).encode())
     if file.suffix == ".safetensors":
-        with suppress(ValueError):  # a damaged file has samples too; loading says what is wrong with it
+        with suppress(ValueError):  # samples identify a damaged file, too; loading reports the damage
             digest.update(header_bytes(file))
     with file.open("rb") as stream:
         for i in range(_SAMPLES):

@@ -35,7 +35,7 @@ def explain_load_errors(source: ModelSource, spec: ModelSpec) -> Iterator[None]:
 
 
 def _refuse_pickles(source: ModelSource) -> None:
-    """Refuse a directory whose weights are only in pickle files; one that holds no weights is the caller's affair."""
+    """Refuse a directory whose weights are only in pickle files; a directory without weights is not refused here."""
     if source.kind != "directory" or source.path is None or any(source.path.glob("*.safetensors")):
         return
     pickles = sorted(

@@ -96,7 +96,7 @@ def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
 
 
 def _method(stored: Any) -> str | None:
-    """The quantiser of a checkpoint, as its config names it; None for one that is not quantised."""
+    """Return the quantiser of a checkpoint, as its config names it; None if it is not quantised."""
     if stored is None:
         return None
     values = stored if isinstance(stored, dict) else stored.to_dict()
@@ -105,7 +105,7 @@ def _method(stored: Any) -> str | None:
 
 
 def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """In which dtype 4-bit layers multiply; auto is bfloat16 on a GPU that has it, else that of the other weights."""
+    """Return the dtype of products with 4-bit weights; auto: bfloat16 on a GPU that has it, else the other weights'."""
     if spec.bnb_4bit_compute_dtype != "auto":
         chosen = dtype_named(spec.bnb_4bit_compute_dtype)
         return chosen if chosen == torch.float32 or computes_well(chosen, device) else torch.float32

@@ -1,4 +1,4 @@
-"""Tensors of a model one at a time: read from safetensors files through plain file input, or held in memory (GGUF).
+"""Read a model's tensors one at a time, from safetensors files or from a model in memory (GGUF).
 
 A memory map would count every page it touched against the process until the file is closed; here the memory in use is
 that of the tensor at hand, whatever the size of the model.

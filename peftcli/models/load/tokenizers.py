@@ -1,4 +1,4 @@
-"""Load a base's tokenizer, and give it a padding token that hides nothing."""
+"""Load a base model's tokenizer, choose its padding token, and fit the model to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOKENIZER_FILES = (
     "tokenization_*.py",
     "*vocab*.json",
 )
-# Tokens that vocabularies keep for padding, or in reserve, in order of preference. None of them is learnt from text.
+# Tokens that vocabularies reserve for padding or other uses, in order of preference. None of them occurs in text.
 _PAD_CANDIDATES = (
     "<pad>",
     "[PAD]",
@@ -52,12 +52,12 @@ def load_tokenizer(spec: ModelSpec, task: TaskName) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer_with_notes(spec: ModelSpec, task: TaskName) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """Return the tokenizer as `load_tokenizer` does, and what was decided about it."""
+    """Return the tokenizer as `load_tokenizer` does, and notes on what was decided."""
     from transformers import AutoTokenizer
 
     source = find_source(spec.name_or_path)
     words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    # Without these files transformers makes a tokenizer of special tokens alone, and says nothing.
+    # Without these files transformers silently returns a tokenizer that has only special tokens.
     if source.kind == "directory" and source.path is not None and not _has_tokenizer_files(source.path):
         raise UserError(_no_tokenizer(spec))
     with explain_load_errors(source, spec):

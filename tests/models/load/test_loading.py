@@ -136,7 +136,7 @@ def test_missing_weights_are_an_error_except_for_the_head_and_the_pooler(tmp_pat
     save_tiny(tmp_path, "bert", "masked_lm")
     loaded = load_model(_spec(tmp_path), "sequence_classification", labels=LABELS)
     assert any("no pooler" in note and "modules_to_save: [pooler]" in note for note in loaded.notes)
-    assert any("not used from the checkpoint: cls." in note for note in loaded.notes)
+    assert any("not loaded from the checkpoint: cls." in note for note in loaded.notes)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     gone = "bert.encoder.layer.1.attention.self.query.weight"
