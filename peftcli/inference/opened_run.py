@@ -98,4 +98,5 @@ class OpenedRun:
         """Take the run's parts out of the base and put back what it replaced, so that another run can use the base."""
         self.attachment.detach()
         for name, value in self.untouched.items():
+            # dtype and values at once, in the same object: tied modules still share it. An opened run is never sharded
             self.model.get_parameter(name).data = value

@@ -108,4 +108,6 @@ def _upcast_(model: nn.Module, attachment: Attachment) -> None:
             module = model.get_submodule(name.rpartition(".")[0])
             own = [parameter] if parameter.ndim > 1 or module_kind(module) else module.parameters(recurse=False)
             for each in own:
+                # as nn.Module.to does it: the parameter stays the same object, so that tied modules still share it.
+                # A base is sharded after its method is attached, so no shard is replaced here.
                 each.data = each.data.float()

@@ -35,11 +35,6 @@ def phm_linear(x: Tensor, rule: Tensor, s: Tensor, t: Tensor, bias: Tensor) -> T
     return out.flatten(-2) + bias.to(dtype)
 
 
-def phm_weight(rule: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Return W itself, (k, d) in float32: what `phm_linear` multiplies by, for tests and inspection."""
-    return sum((torch.kron(a, b) for a, b in zip(rule.float(), (s @ t).float(), strict=True)), torch.zeros(1))
-
-
 class PhmRule(nn.Module):
     """The matrices A_i that every layer shares, (n, n, n) in float32.
 

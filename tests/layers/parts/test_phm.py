@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from peftcli.layers.parts.phm import PhmLinear, PhmRule, phm_linear, phm_weight
+from peftcli.layers.parts.phm import PhmLinear, PhmRule, phm_linear
 
 
 def _built(rule: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,6 @@ def test_the_kronecker_identity(n: int, k: int, d: int, rank: int) -> None:
     rule, s, t = torch.randn(n, n, n), torch.randn(n, k // n, rank), torch.randn(n, rank, d // n)
     x, bias = torch.randn(2, 5, k), torch.randn(d)
     torch.testing.assert_close(phm_linear(x, rule, s, t, bias), x @ _built(rule, s, t) + bias, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(phm_weight(rule, s, t), _built(rule, s, t))
 
 
 def test_the_full_matrix_is_never_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from peftcli.layers.cpu import cpu_attention, cpu_dropout
 from peftcli.training.run import train
-from peftcli.training.speed.compute_weights import ComputeWeights, frozen_matrices
+from peftcli.training.speed.compute_weights import ComputeWeights, frozen_projections
 from tests.tiny import tiny_model
 
 
@@ -68,6 +68,7 @@ def test_recomputation_takes_the_same_paths(recipe, recorder, calls) -> None:
 def test_copies_are_in_place_and_the_weights_come_back() -> None:
     model = tiny_model("llama").requires_grad_(False)
     before = {name: (value.dtype, value.clone()) for name, value in model.state_dict().items()}
+    parameters = list(model.parameters())
     weights = ComputeWeights(model, torch.bfloat16)
     projection = model.get_submodule("model.layers.0.self_attn.q_proj")
     with weights.in_place():
@@ -78,13 +79,14 @@ def test_copies_are_in_place_and_the_weights_come_back() -> None:
         assert projection.weight.dtype == torch.bfloat16
     for name, value in model.state_dict().items():
         assert value.dtype == before[name][0] and torch.equal(value, before[name][1]), name
+    assert all(own is now for own, now in zip(parameters, model.parameters(), strict=True))
 
 
 def test_trained_and_tied_weights_are_left_alone() -> None:
     model = tiny_model("llama").requires_grad_(False)
     model.lm_head.weight = model.get_input_embeddings().weight
     trained = model.get_submodule("model.layers.0.mlp.up_proj").weight.requires_grad_()
-    chosen = {id(weight) for weight in frozen_matrices(model)}
+    chosen = {id(projection.weight) for projection in frozen_projections(model)}
     assert chosen and not chosen & {id(trained), id(model.lm_head.weight)}
 
 
