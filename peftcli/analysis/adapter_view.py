@@ -91,7 +91,7 @@ def _meta_model(spec: ModelSpec, task: TaskName, labels: LabelSpec | None) -> tu
     config = load_config(spec)
     configure_head(config, task, labels, spec)
     model = build_meta(config, task, config.num_labels)
-    fit_to_tokenizer(model, load_tokenizer(spec, task))
+    fit_to_tokenizer(model, load_tokenizer(spec))
     return model, read_anatomy(model, spec.anatomy)
 
 

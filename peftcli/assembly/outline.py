@@ -80,7 +80,7 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     info = registry.info(recipe.method.name)
     spec = model_spec(recipe)
     config = load_config(spec)
-    tokenizer, notes = load_tokenizer_with_notes(spec, recipe.task)
+    tokenizer, notes = load_tokenizer_with_notes(spec)
     problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device)]
     anatomies: list[Anatomy] = []
     with collecting(problems):

@@ -100,7 +100,7 @@ def _open_adapter(
         )
     spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
     check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
-    tokenizer = load_tokenizer(spec, recipe.task)
+    tokenizer = load_tokenizer(spec)
     base = bases.load(spec, recipe.task, labels, world, recipe.seed)
     notes += _changed_base(saved, base)
     fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
@@ -124,7 +124,7 @@ def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, bas
     if base_dtype is not None:
         spec = spec.model_copy(update={"dtype": base_dtype})
         notes.append(f"weights held in {base_dtype}: results can differ from training")
-    tokenizer = load_tokenizer(spec, recipe.task)
+    tokenizer = load_tokenizer(spec)
     base = load_model(spec, recipe.task, device=world.device)
     labels = _labels_of(base.config, recipe)
     return opened(loaded, tokenizer, Attachment(base.model), labels, base, world, notes)

@@ -161,7 +161,7 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
         )
     labels = None if adapter is None else adapter.meta.label_spec
     configure_head(config, recipe.task, labels, spec)
-    tokenizer = load_tokenizer(spec, recipe.task)
+    tokenizer = load_tokenizer(spec)
     model = build_meta(config, recipe.task, config.num_labels)
     source = find_source(spec.name_or_path)
     notes = (

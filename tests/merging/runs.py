@@ -95,7 +95,7 @@ def save_random_adapter(directory: Path, recipe: Recipe, labels: LabelSpec | Non
     if registry.info(recipe.method.name).forces_4bit:
         spec = spec.model_copy(update={"load_in_4bit": True})
     loaded = load_model(spec, recipe.task, labels=labels)
-    tokenizer = load_tokenizer(spec, recipe.task)
+    tokenizer = load_tokenizer(spec)
     fit_to_tokenizer(loaded.model, tokenizer)
     anatomy = read_anatomy(loaded.model)
     attachment = apply_method(loaded.model, anatomy, recipe.method)

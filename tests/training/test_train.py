@@ -116,7 +116,7 @@ def test_a_step_equals_plain_cross_entropy_over_the_whole_batch(recipe, recorder
     from peftcli.training.step_plan import make_plan
 
     opened = open_run(loaded.recipe.output_dir)
-    tokenizer = load_tokenizer(loaded.recipe.model, "causal_lm")
+    tokenizer = load_tokenizer(loaded.recipe.model)
     from peftcli.models.read_anatomy import read_anatomy
 
     data = prepare_data(loaded, tokenizer, read_anatomy(opened.model), World(torch.device("cpu")))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.model_files import find_source
-from peftcli.recipe.schema import ModelSpec, TaskName
+from peftcli.recipe.schema import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ _PAD_CANDIDATES = (
 )
 
 
-def load_tokenizer(spec: ModelSpec, task: TaskName) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a base, with a padding token and `spec.new_special_tokens`.
 
     Padding goes to the right here; generation pads to the left in its own batches.
@@ -48,10 +48,10 @@ def load_tokenizer(spec: ModelSpec, task: TaskName) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or its files cannot be read.
     """
-    return load_tokenizer_with_notes(spec, task)[0]
+    return load_tokenizer_with_notes(spec)[0]
 
 
-def load_tokenizer_with_notes(spec: ModelSpec, task: TaskName) -> tuple[PreTrainedTokenizerBase, list[str]]:
+def load_tokenizer_with_notes(spec: ModelSpec) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """Return the tokenizer as `load_tokenizer` does, and notes on what was decided."""
     from transformers import AutoTokenizer
 

