@@ -54,7 +54,7 @@ class AdaLoraAttachment(Attachment):
         return {key: int(torch.count_nonzero(part.lora_E)) for key, part in self._parts().items()}
 
     def extra_loss(self) -> Tensor | None:
-        """Return the weighted the mean Frobenius norm of A A^T - I and B^T B - I over all matrices."""
+        """Return the mean Frobenius norm of A A^T - I and B^T B - I over all matrices, times its weight."""
         if not self.orthogonality:
             return None
         parts = self._parts().values()

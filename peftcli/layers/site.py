@@ -2,7 +2,7 @@
 
 A site is a small child module of the module it changes (its *host*) and holds an ordered list of parts. One forward
 hook (or pre-hook) on the host runs them. The host keeps its class, its weights and its state-dict names; the parts'
-parameters live below it, so that `.to`, `.train`, DDP and gradient checkpointing reach them.
+parameters are registered below it, so that `.to`, `.train`, DDP and gradient checkpointing reach them.
 """
 
 from __future__ import annotations
@@ -102,14 +102,17 @@ class PartList(nn.ModuleList):
 
     def append(self, module: nn.Module) -> PartList:
         """Put a part behind those of its own and earlier stages."""
-        stage = getattr(module, "stage", 0)
-        later = (index for index, part in enumerate(self) if getattr(part, "stage", 0) > stage)
+        later = (index for index, part in enumerate(self) if _stage(part) > _stage(module))
         self.insert(next(later, len(self)), module)
         return self
 
 
+def _stage(module: nn.Module) -> int:
+    return module.stage if isinstance(module, Part) else 0
+
+
 class Site(nn.Module):
-    """The ordered parts at one host; calling it folds `y` through the enabled ones."""
+    """The ordered parts at one host; calling it passes `y` through the enabled ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The methods, one module each, behind one protocol."""
+"""One module for each method: its hyper-parameters, its record, and how it changes a model."""

@@ -1,9 +1,8 @@
 """Any combination of methods: parts on one model, optionally under gates.
 
 The parts are attached in order and trained together. At one place low-rank changes and IA3 come first, then serial
-adapters; within a kind the order of the list counts. Refused, with the reason, is what cannot share a place: two
-parts of one kind at one place, DoRA together with another change of its projection, a method that trains the base
-itself.
+adapters; within a kind the order of the list counts. These are refused, with the reason: two parts of one kind at one
+place, DoRA together with another change of its projection, and a method that trains the base itself.
 
 With `gates: true` every part is scaled by sigmoid(w^T x + b) of what it sees, as in UniPELT; a gate takes the place
 of the part's own scale (LoRA's alpha / r, a parallel adapter's scaling).

@@ -6,7 +6,7 @@ adapter's gate sees the adapter's input, the prefix's sees the attention's input
 LoRA's sees the projection's input, q and v apart, and takes the place of alpha / r.
 
 Deviations: in an encoder a gate is averaged over a sequence's tokens without padding (the official code includes
-it); in a decoder every token has its own gate, since a mean would see the answer and change under a cache. A
+it); in a decoder every token has its own gate, since a mean would include the answer and differ with a cache. A
 decoder whose attention the prefix reaches by its cache (Bloom, GPT-Neo, Falcon) has one learnt constant for its
 prefix's gate. A composition of `adapter`, `prefix_tuning` and `lora`.
 """

@@ -1,4 +1,4 @@
-"""Attach the parts of a composition: what cannot share a place is refused, and gates are put where they are wanted."""
+"""Attach the parts of a composition: refuse what cannot share a place, and put gates where they are wanted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
 
 
 def _refuse_shared_places(whole: CompositeAttachment) -> None:
-    """Refuse two parts of one kind at one place, and company for a part that needs its projection to itself."""
+    """Refuse two parts of one kind at one place, and any other change of a projection that DoRA rescales."""
     taken: dict[tuple[str, type], str] = {}
     by_key: dict[str, list[tuple[str, Placed]]] = {}
     for label, part in whole.parts.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Placed:
-    """A part and the key below which its tensors are saved, such as `model.layers.0.self_attn.q_proj`."""
+    """A part and its place: the key below which its tensors are saved, such as `model.layers.0.self_attn.q_proj`."""
 
     key: str
     part: Part
@@ -163,9 +163,9 @@ class Attachment:
 
     @combined(every)
     def settled(self, step: int, total_steps: int) -> bool:
-        """Return whether the adapter after this step has its final form; only such a one is kept as the best.
+        """Return whether the adapter is settled: after this step it has its final form, and may be kept as the best.
 
-        AdaLoRA's has not before its ranks are down to the budget that the recipe asks for.
+        AdaLoRA's is settled once its ranks are down to the budget that the recipe asks for.
         """
         return True
 

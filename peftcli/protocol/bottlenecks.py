@@ -44,7 +44,7 @@ def branches(anatomy: Anatomy, kinds: Iterable[str]) -> list[BlockRole]:
 
 
 def too_wide(anatomy: Anatomy, params: BottleneckParams, kinds: Iterable[str]) -> list[str]:
-    """Return what is wrong with a bottleneck that is no bottleneck."""
+    """Return why a given bottleneck is too wide: it has more than four times the hidden size."""
     narrowest = min((block.width for block in branches(anatomy, kinds)), default=anatomy.hidden_size)
     if params.bottleneck_size is None or params.bottleneck_size <= 4 * narrowest:
         return []

@@ -15,7 +15,7 @@ class BiasDelta(Part):
     Args:
         features: width of the slice.
         slice: which output features of the host.
-        device: where the parameter lives; meta while counting.
+        device: of the parameter; meta while counting.
     """
 
     def __init__(self, features: int, slice: Slice, device: torch.device) -> None:
@@ -29,9 +29,9 @@ class BiasDelta(Part):
 
 
 class BiasBeside(Part):
-    """y + (bias - the host's own bias): a bias trained beside a 4- or 8-bit layer, which would cast its own away.
+    """y + (bias - the host's own bias): a bias trained beside a 4- or 8-bit layer.
 
-    bitsandbytes converts a layer's bias to the input's dtype at every call, so that training it in place would lose
+    bitsandbytes converts a layer's own bias to the input's dtype at every call, so that training it in place would lose
     the float32 values that the optimizer moves. The tensor that is saved is the whole bias, as it is for other layers.
 
     Args:

@@ -122,7 +122,7 @@ class SerialAdapter(_Adapter):
 
     Args:
         norm: applied to the adapter's input only (Pfeiffer: the norm that follows the residual sum). It is called
-            without its hooks, because this part lives in one of them; it stays the base's own.
+            without its hooks, because one of them runs this part; it stays the base's own.
     """
 
     stage = 1

@@ -2,7 +2,8 @@
 
 sigmoid(w^T x + b). In a bidirectional encoder it is averaged over a sequence's tokens, padding left out, so that a
 row's result does not depend on its batch (the official code averages over padding too). In a decoder every token
-has its own: a mean over the sequence would see tokens that are not there yet, and would change under a cache.
+has its own: a mean over the sequence would include later tokens, and generation with a cache would differ from that
+without.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def _mean(gate: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean over the sequence, (batch, 1, 1), of tokens that the mask shows."""
     if mask is None or mask.shape[0] != gate.shape[0] or mask.shape[1] > gate.shape[1]:
         return gate.mean(dim=1, keepdim=True)
-    gate = gate[:, gate.shape[1] - mask.shape[1] :]  # rows in front are a prefix, where that comes as rows
+    gate = gate[
+        :, gate.shape[1] - mask.shape[1] :
+    ]  # the route `padded_rows` puts a prefix in front as rows of the input
     weight = mask.to(gate.dtype).unsqueeze(-1)
     return (gate * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1.0)

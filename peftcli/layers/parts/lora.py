@@ -128,7 +128,7 @@ class LoraDelta(Part):
 
 
 def lowrank_delta(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return the weight change of a low-rank pair, (d_out, d_in), in float32: bf16 drops what a merge must keep.
+    """Return the weight change of a low-rank pair, (d_out, d_in), in float32: bf16 would round small terms away.
 
     Args:
         a: (r, d_in).

@@ -103,7 +103,7 @@ class RankAllocator:
             part.lora_E.masked_fill_(mask, 0.0)
 
     def pruned(self, budget: int) -> list[Tensor]:
-        """Return which singular values fall, (r, 1) of bool for each part: those at or below the budget's threshold."""
+        """Return which singular values are zeroed, (r, 1) of bool a part: those at or below the budget's threshold."""
         scores = [self._triplet_scores(key, part) for key, part in self.parts.items()]
         together = torch.cat([score.flatten() for score in scores])
         surplus = together.numel() - budget

@@ -18,7 +18,7 @@ class Rescale(Part):
         features: how many features are scaled (a slice's own).
         side: `output` scales what the host gives, bias included; `input` what it receives.
         slice: which output features of a fused host.
-        device: where the parameter lives; meta while counting.
+        device: of the parameter; meta while counting.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class SvdDelta(Part):
         alpha: numerator of the scale.
         dropout: on x.
         slice: which output features of a fused host.
-        device: where the parameters live; meta while counting.
+        device: of the parameters; meta while counting.
     """
 
     def __init__(

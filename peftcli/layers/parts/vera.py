@@ -29,7 +29,7 @@ def _kaiming_uniform(shape: tuple[int, int], generator: torch.Generator) -> Tens
 
 
 class SharedProjections(nn.Module):
-    """A and B, held once: every part has this module as a child, and neither counts nor files see the buffers.
+    """A and B, held once: every part has this module as a child; the buffers are neither counted nor saved.
 
     Args:
         r, d_in, d_out: rank, and the largest input and output among the places.
@@ -59,7 +59,7 @@ class VeraDelta(Part):
         d_initial: start of lambda_d; lambda_b starts at zero, so that a fresh adapter is the identity.
         dropout: on x.
         slice: which output features of a fused host.
-        device: where the vectors live.
+        device: of the vectors.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Learned keys and values in front of an attention's own (prefix tuning), and the network that may produce them.
 
-Li & Liang 2021 (2101.00190). The tensors live below the attention module; how they reach its arithmetic is the
-route's affair: `prefix_interface` (transformers' registered attention functions) or `prefix_hooks` (families
-outside it). No route uses the cache, so a cached model holds no prefix and positions do not shift by themselves.
+Li & Liang 2021 (2101.00190). The tensors are registered below the attention module. `prefix_interface` gives them to
+attentions that use transformers' registered functions, `prefix_hooks` to those of other families. Neither stores them
+in the cache, so positions do not shift by themselves.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class PrefixStates:
 
 
 class PrefixSite(nn.Module):
-    """The ordered prefixes of one attention, as a child of it.
+    """The ordered prefixes of one attention, as a child module of it.
 
     Attributes:
         depths: how often one forward pass runs the attention.

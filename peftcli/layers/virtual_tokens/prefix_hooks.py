@@ -95,7 +95,7 @@ def _takes_bool(module: nn.Module) -> bool:
 def _fit_buffer(module: nn.Module, site: PrefixSite) -> None:
     """Give GPT-Neo's buffer of allowed positions the active prefix's columns and as many rows.
 
-    Its rows are counted from the end of the keys, so the prefix pushes them down.
+    Its rows are counted from the end of the keys, so they start as many rows later as the prefix is long.
     """
     own = site.get_buffer("allowed")
     if module.get_buffer(_BUFFER).shape[-1] != own.shape[-1] + site.length:

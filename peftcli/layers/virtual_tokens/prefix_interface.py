@@ -1,7 +1,7 @@
 """Route `interface`: prefixes through one attention function registered with transformers' AttentionInterface.
 
-The function gets query, key and value after projection, position encoding and cache update; it puts the prefix found
-below the attention module in front, extends the mask and hands over to the library's sdpa function. Soft-capped scores
+The function gets query, key and value after projection, position encoding and cache update. It puts the prefix of the
+attention module in front, extends the mask and calls the library's sdpa function. Soft-capped scores
 (Gemma 2) and gates per query position are computed here, since sdpa knows neither.
 """
 
@@ -23,7 +23,7 @@ ATTENTION_NAME = "peft_prefix_attention"
 def register() -> None:
     """Make the attention and mask functions known to transformers under `ATTENTION_NAME`; repeatable."""
     AttentionInterface.register(ATTENTION_NAME, prefix_attention)
-    # without a mask function of the same name every mask would arrive as None and padding would leak
+    # without a mask function of the same name every mask would arrive as None, and padding would be attended to
     AttentionMaskInterface.register(ATTENTION_NAME, AttentionMaskInterface()["sdpa"])
 
 
@@ -50,7 +50,7 @@ def prefix_attention(
     bias = options.get("position_bias")
     options = {
         **options,
-        "is_causal": False,  # the mask says it all from here on
+        "is_causal": False,  # from here on the mask alone says what is seen
         "position_bias": None if bias is None else functional.pad(bias, (states.length, 0)),
     }
     if states.factor is not None:

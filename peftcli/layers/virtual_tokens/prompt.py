@@ -37,7 +37,7 @@ class Prompt(Part):
 
 
 class _VirtualIds:
-    """A pre-hook of a token embedding: notes where virtual ids are for the prompts, and lets real ones through only."""
+    """A pre-hook of a token embedding: it tells the prompts where virtual ids are, and lets only real ones through."""
 
     def __init__(self, embedding: nn.Embedding, site: Site | None) -> None:
         self.size = embedding.num_embeddings
@@ -49,13 +49,13 @@ class _VirtualIds:
         for part in self.site.parts if self.site is not None else ():
             if isinstance(part, Prompt):
                 part.slots = ids - self.size
-        # without asking whether there are any, which would wait for the device
+        # always, since to ask whether there are any would wait for the device
         real = ids.masked_fill(ids >= self.size, self.row)
         return ((real, *args[1:]), kwargs) if args else (args, {**kwargs, "input": real})
 
 
 def prompt_site(embedding: nn.Embedding) -> Site:
-    """Return the site at a token embedding's output, whose prompts learn from the ids where their rows are."""
+    """Return the site at a token embedding's output; a pre-hook tells its prompts where their rows are."""
     site = output_site(embedding)
     _accept(embedding, site)
     return site
