@@ -45,6 +45,18 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
     return SavedAdapter(params, state, meta)
 
 
+def run_adapter(run: Path) -> Path:
+    """Return the adapter directory of a run.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    directory = run / "adapter"
+    if not directory.is_dir():
+        raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
+    return directory
+
+
 def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) -> tuple[MethodParams, AdapterMeta]:
     version = sidecar.get("format_version")
     if version != FORMAT_VERSION:

@@ -15,7 +15,7 @@ from peftcli.adapters.base_shape import BaseName, fit, known_task
 from peftcli.adapters.format import CONFIG, SIDECAR, AdapterMeta, SavedAdapter
 from peftcli.adapters.library import Library, other_use
 from peftcli.adapters.library_table import LIBRARIES, library_named, library_of
-from peftcli.adapters.loading import load_adapter
+from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory, write_text
 from peftcli.errors import UserError
@@ -187,14 +187,12 @@ def adapter_of(run: Path) -> Path:
     if (run / CONFIG).is_file():
         return run
     stored_recipe(run)
-    if (run / "adapter").is_dir():
-        return run / "adapter"
-    if (run / "model").is_dir():
+    if (run / "model").is_dir() and not (run / "adapter").is_dir():
         raise UserError(
             f"{run} holds a complete model, not an adapter",
             suggestion=f"{run / 'model'} loads in transformers as it is",
         )
-    raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
+    return run_adapter(run)
 
 
 def check_free(output: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from peftcli.adapters.loading import load_adapter
+from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.analysis.base_weights import FileWeights, base_weights
 from peftcli.analysis.module_change import ModuleChange, weight_change
 from peftcli.analysis.part_changes import PartChanges
@@ -20,7 +20,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
-from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.load.load_model import build_meta, load_config, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
@@ -30,8 +30,6 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe
-
-_UNFINISHED = "finish the training: peft train RECIPE --resume"
 
 
 @dataclass
@@ -62,9 +60,7 @@ def view_adapter(path: Path) -> AdapterView:
         recipe = load_stored_recipe(path / "recipe.yaml", NAMES).recipe
         if registry.info(recipe.method.name).artifact == "model":
             return _view_model(path, recipe)
-        if not (path / "adapter").is_dir():
-            raise UserError(f"{path} holds no adapter yet", suggestion=_UNFINISHED)
-        return _view_adapter(path / "adapter", recipe.model, recipe.task)
+        return _view_adapter(run_adapter(path), recipe.model, recipe.task)
     if (path / "adapter_config.json").is_file():
         return _view_adapter(path, None, None)
     raise UserError(
@@ -105,9 +101,8 @@ def _view_model(run: Path, recipe: Recipe) -> AdapterView:
     """Compare the complete model that a run left with its base, parameter by parameter; frozen ones are left out."""
     path = run / "model"
     if not path.is_dir():
-        raise UserError(f"{run} holds no model yet", suggestion=_UNFINISHED)
-    own = recipe.model.model_copy(update={"name_or_path": str(path), "revision": None, "new_special_tokens": []})
-    config = load_config(own)
+        raise UserError(f"{run} holds no model yet", suggestion="finish the training: peft train RECIPE --resume")
+    config = load_config(saved_model_spec(recipe.model, path))
     model = build_meta(config, recipe.task, config.num_labels)
     anatomy = read_anatomy(model, recipe.model.anatomy)
     trained = FileWeights(model, path)

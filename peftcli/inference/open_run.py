@@ -23,7 +23,7 @@ from peftcli.errors import UserError
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
-from peftcli.models.load.load_model import Loaded, load_model
+from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
@@ -119,7 +119,7 @@ def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, bas
     """Open a run whose artifact is a complete model: nothing is attached."""
     recipe = loaded.recipe
     path = directory.path / "model"
-    spec = recipe.model.model_copy(update={"name_or_path": str(path), "revision": None, "new_special_tokens": []})
+    spec = saved_model_spec(recipe.model, path)
     notes = []
     if base_dtype is not None:
         spec = spec.model_copy(update={"dtype": base_dtype})

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftcli.adapters.format import SavedAdapter, check_base
-from peftcli.adapters.loading import load_adapter
+from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
 from peftcli.models.load.identity import BaseIdentity
-from peftcli.models.load.load_model import build_meta, identify, load_config
+from peftcli.models.load.load_model import build_meta, identify, load_config, saved_model_spec
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
@@ -104,11 +104,7 @@ def open_run_to_merge(directory: Path, base: str | None) -> RunToMerge:
     recipe = read_recipe(directory)
     if (directory / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
         return _open_model(directory, recipe, base)
-    if not (directory / "adapter").is_dir():
-        raise UserError(
-            f"{directory} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume"
-        )
-    adapter = load_adapter(directory / "adapter")
+    adapter = load_adapter(run_adapter(directory))
     reason = registry.method(adapter.params.name).why_not_mergeable(adapter.params)
     if reason is not None:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
@@ -138,13 +134,8 @@ def _open_model(directory: Path, recipe: Recipe, base: str | None) -> RunToMerge
             f"{recipe.method.name} trained the whole model: there is no base to merge into",
             suggestion="leave --base out",
         )
-    changes: dict[str, Any] = {
-        "name_or_path": str(directory / "model"),
-        "revision": None,
-        "new_special_tokens": [],
-        "dtype": "auto",
-    }
-    return _on_meta(directory, recipe, recipe.model.model_copy(update=changes), None)
+    spec = saved_model_spec(recipe.model, directory / "model").model_copy(update={"dtype": "auto"})
+    return _on_meta(directory, recipe, spec, None)
 
 
 def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAdapter | None) -> RunToMerge:

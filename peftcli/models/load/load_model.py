@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,17 @@ def _config_from(source: ModelSource, spec: ModelSpec) -> PretrainedConfig:
     with explain_load_errors(source, spec):
         config: PretrainedConfig = transformers.AutoConfig.from_pretrained(source.location(), **words)
     return config
+
+
+def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """Return the model block that loads a complete model which a run left.
+
+    Args:
+        spec: of the run's recipe.
+        directory: of the complete model; its vocabulary holds the recipe's new tokens already.
+    """
+    changes: dict[str, Any] = {"name_or_path": str(directory), "revision": None, "new_special_tokens": []}
+    return spec.model_copy(update=changes)
 
 
 def build_meta(config: PretrainedConfig, task: TaskName, num_labels: int = 2) -> PreTrainedModel:
@@ -210,8 +222,6 @@ def shape_of(config: PretrainedConfig) -> dict[str, int]:
 def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:
     if source.path is not None:
         return fingerprint(source.path)
-    from pathlib import Path
-
     from transformers.utils import cached_file
 
     config = cached_file(source.name, "config.json", revision=spec.revision or "main", local_files_only=True)
