@@ -131,7 +131,7 @@ def plan_merge(
     usual = dtype or _usual_dtype(stored.values())
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     builder = _Builder(names.live, parameters, files, groups, rules, dtype, usual)
-    outputs = [builder.copied(parts, entry) for parts in files.values() for entry in parts]
+    outputs = [builder.copied(entry) for parts in files.values() for entry in parts]
     written = {output.planned.name for output in outputs}
     outputs += [output for output in builder.added() if output.planned.name not in written]
     builder.refuse_gaps()
@@ -202,7 +202,7 @@ class _Builder:
             if rule.kind == "untie" and name in self.groups:
                 self.untied.update(self.groups[name])
 
-    def copied(self, parts: list[Entry], entry: Entry) -> MergedTensor:
+    def copied(self, entry: Entry) -> MergedTensor:
         """Return the output of one tensor of the files, its rule included."""
         meaning, source = entry
         if meaning.converted:

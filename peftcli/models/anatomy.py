@@ -157,7 +157,6 @@ class Anatomy:
         norms: paths of the normalisation modules.
         left_out: (path, reason) of what is no role, such as 3-D expert weights.
         prefix_route: how prefix keys and values reach the attention; None if they cannot, with `prefix_reason`.
-        embedding_size: width of a prompt vector (a factorised embedding's own).
         max_positions: learned positions, or None without such a limit.
         takes_tokens: whether the model's main input is token ids, so that a prompt can go in front of them.
         biases: names of the base's bias parameters (linears, norms, pooler, ...), the head's left out.
@@ -177,7 +176,6 @@ class Anatomy:
     left_out: tuple[tuple[str, str], ...] = ()
     prefix_route: str | None = "interface"
     prefix_reason: str | None = None
-    embedding_size: int = 0
     max_positions: int | None = None
     takes_tokens: bool = True
     biases: tuple[str, ...] = ()

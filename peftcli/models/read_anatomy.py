@@ -94,7 +94,6 @@ class _Reader:
             left_out=tuple(self.left_out),
             prefix_route=self.row.prefix_route,
             prefix_reason=self.row.prefix_reason,
-            embedding_size=self._embedding_size(embeddings),
             takes_tokens=self.view.model.main_input_name == "input_ids",
             max_positions=self.row.positions(self.config) if self.row.positions else None,
             biases=_biases(self.view, head),
@@ -232,10 +231,6 @@ class _Reader:
                 suggestion="name it in the recipe: model.anatomy: {embeddings: ...}",
             )
         return found
-
-    def _embedding_size(self, path: str) -> int:
-        module = self.view.modules[path]
-        return int(module.embedding_dim) if isinstance(module, nn.Embedding) else hidden_size(self.config)
 
 
 def _norms(view: ModuleView) -> tuple[str, ...]:

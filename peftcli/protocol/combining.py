@@ -88,7 +88,7 @@ def _answer(hook: str, rule: Rule) -> Callable[..., Any]:
     return answer
 
 
-def inherited(whole: Composition, hook: str, *args: Any, **kwargs: Any) -> Any:
+def inherited(_whole: Composition, hook: str, *_args: Any, **_kwargs: Any) -> Any:
     """The base class's own definition serves a composition as well, because it rests on other hooks."""
     raise TypeError(f"{hook} is inherited: no rule applies")
 

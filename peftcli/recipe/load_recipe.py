@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases.renamed_keys import Change, upgrade_tree_
@@ -123,7 +122,7 @@ def _checked(
     recipe = builder.build()
     found = builder.found
     if need_data and tree.data.get("data") is None:
-        found.append(_no_data(tree.data))
+        found.append(_NO_DATA)
     if recipe is not None:
         found += check_recipe(recipe, names, [finding.key for finding in found])
     problems += [
@@ -165,8 +164,7 @@ def _parse(file: str, text: str, environ: Mapping[str, str]) -> Document:
 _SHAPE = "a recipe has the keys model, task, data, method, and optionally training, output_dir, seed"
 
 
-def _no_data(data: Mapping[str, Any]) -> Finding:
-    return Finding(("data",), "data is missing", "write `data:` with a `path:` below it")
+_NO_DATA = Finding(("data",), "data is missing", "write `data:` with a `path:` below it")
 
 
 def _in_order(problems: Sequence[Problem]) -> list[Problem]:

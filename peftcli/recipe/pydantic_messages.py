@@ -102,7 +102,7 @@ def _finding(
     if "missing" in kinds:
         return Finding(full, f"{name} is missing; expected {describe(annotation, metadata)}")
     if kinds & set(_RANGE):
-        return Finding(full, f"{name} = {show(value)}; expected {_limits(annotation, metadata, value)}")
+        return Finding(full, f"{name} = {show(value)}; expected {_limits(annotation, metadata)}")
     expected = describe(annotation, metadata) if annotation is not object else details[0]["msg"]
     if "finite_number" in kinds:
         expected = expected.replace("a number", "a finite number")
@@ -113,7 +113,7 @@ def _finding(
     return Finding(full, f"{name} = {show(value)}; expected {expected}", hint(value, annotation))
 
 
-def _limits(annotation: Any, metadata: Sequence[Any], value: Any) -> str:
+def _limits(annotation: Any, metadata: Sequence[Any]) -> str:
     for member in members(annotation):
         plain, inner = unwrap(member)
         limits = bounds([*metadata, *inner])

@@ -109,7 +109,7 @@ class PrepareInputs(Protocol):
         ...
 
 
-def unprepared(batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:
+def unprepared(batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:  # noqa: ARG001  # see above
     """Return the batch as it is: no method changes inputs."""
     return dict(batch)
 

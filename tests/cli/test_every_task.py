@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.load_recipe import LoadedRecipe
 from tests.command_line import Cli
 from tests.recipes import write_jsonl
 

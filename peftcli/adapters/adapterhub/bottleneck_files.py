@@ -62,7 +62,7 @@ Params = AdapterParams | ParallelAdapterParams | CompacterParams
 
 
 def write_bottlenecks(
-    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, base: Base, where: Path
+    params: MethodParams, state: Mapping[str, Tensor], _meta: AdapterMeta, base: Base, where: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return AdapterHub's inner config and tensors; see `HubFormat`.
 

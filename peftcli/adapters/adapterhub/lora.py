@@ -33,7 +33,7 @@ _FUSED_ORDER = ("q", "k", "v")
 
 
 def write_lora(
-    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, base: Base, where: Path
+    params: MethodParams, state: Mapping[str, Tensor], meta: AdapterMeta, base: Base, _where: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return AdapterHub's inner config and tensors; see `HubFormat`.
 

@@ -39,11 +39,6 @@ class LabelSpec:
         """Number to name, as the model's config holds it."""
         return dict(enumerate(self.names)) if self.names else {0: "score"}
 
-    @property
-    def label2id(self) -> dict[str, int]:
-        """Name to number."""
-        return {name: number for number, name in self.id2label.items()}
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads."""
         return {"problem": self.problem, "names": list(self.names)}

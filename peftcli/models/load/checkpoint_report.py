@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _OLD_BUFFERS = re.compile(r"(attn\.(masked_)?bias|attention\.(masked_)?bias|inv_freq|position_ids)$")
 
 
-def check_loading(model: PreTrainedModel, report: Mapping[str, Any], task: str, name: str) -> list[str]:
+def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) -> list[str]:
     """Return notes about what a checkpoint lacked or held besides the model.
 
     Args:

@@ -36,7 +36,6 @@ class Loaded:
         identity: what a run stores of it.
         dtype: of the frozen weights (of the unquantised ones, if it is quantised).
         notes: what was decided or left unused, for the header and the log.
-        quantized_share: share of the block weights held in 4 or 8 bits; 0 without quantisation.
     """
 
     model: PreTrainedModel
@@ -44,7 +43,6 @@ class Loaded:
     identity: BaseIdentity
     dtype: torch.dtype
     notes: list[str] = field(default_factory=list)
-    quantized_share: float = 0.0
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
@@ -132,19 +130,19 @@ def load_model(
     with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
         torch.manual_seed(seed)
         model, report = auto_class(task).from_pretrained(source.location(), **words)
-    notes += check_loading(model, report, task, spec.name_or_path)
-    share, quantization = 0.0, None
+    notes += check_loading(model, report, spec.name_or_path)
+    quantization = None
     if quantised:
         from peftcli.models.load.quantization import finish_quantised
 
-        share, quantization, more = finish_quantised(model, spec)
+        quantization, more = finish_quantised(model, spec)
         notes += more
     elif not _placed_by_transformers(words):
         model.to(device)
     compute_head_in_float32(model)
     model.eval()
     identity = identify(source, model, dtype, quantization, spec)
-    return Loaded(model, model.config, identity, dtype, notes, share)
+    return Loaded(model, model.config, identity, dtype, notes)
 
 
 def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:

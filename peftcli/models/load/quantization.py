@@ -114,11 +114,11 @@ def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) ->
     return dtype
 
 
-def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[float, str, list[str]]:
+def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[str, list[str]]:
     """Make a freshly loaded quantised model safe to train, and report on it.
 
     Returns:
-        The share of the block weights that is quantised, the quantisation in words, and notes.
+        The quantisation in words, and notes, the share of the block weights that is quantised among them.
 
     Raises:
         UserError: a smaller share than `spec.min_quantized_share`.
@@ -138,7 +138,7 @@ def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[float, st
                 suggestion=f"accept it with model.min_quantized_share: {accepted:g}, or load 16-bit weights",
             )
         )
-    return share, words, notes
+    return words, notes
 
 
 def keep_trainable(model: nn.Module) -> None:

@@ -42,9 +42,9 @@ class UnknownKeys:
             self._same_block(name, plain, block)
             or self._alias(ALIASES.get(plain), plain, key, value, block)
             or (self._other_method(plain, block) if in_method else None)
-            or self._other_place(plain, key, value)
+            or self._other_place(plain, key)
             or self._dotted(name, key)
-            or self._near(plain, key, block)
+            or self._near(plain, block)
             or self._list(block, key)
         )
 
@@ -75,7 +75,7 @@ class UnknownKeys:
         place = f": write it under `{head}:`{example}" if head and not here and not note else ""
         return f"`{name}` of {alias.tools} is `{ours}` here{note}{place}"
 
-    def _other_place(self, name: str, key: Key, value: Any) -> str | None:
+    def _other_place(self, name: str, key: Key) -> str | None:
         for place in self._places(name):
             if place[:-1] != key[:-1]:
                 where = f"under `{dotted(place[:-1])}:`" if len(place) > 1 else "at the top level"
@@ -105,7 +105,7 @@ class UnknownKeys:
             return None
         return f"write `{parts[-1]}:` under `{'.'.join(parts[:-1])}:` (dotted paths are for the command line)"
 
-    def _near(self, name: str, key: Key, block: type[BaseModel]) -> str | None:
+    def _near(self, name: str, block: type[BaseModel]) -> str | None:
         close = nearest(name, block.model_fields, cutoff=_NEAR)
         if close:
             return did_you_mean([f"`{close[0]}`"])

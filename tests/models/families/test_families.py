@@ -221,8 +221,9 @@ def test_the_embedding_is_the_one_that_runs(family: str) -> None:
     model, anatomy = _read(family, {})
     with torch.no_grad(), watching(model, [anatomy.embeddings]) as seen:
         logits(model, family)
-    assert seen.outputs[anatomy.embeddings].shape[-1] == anatomy.embedding_size
-    assert module_kind(model.get_submodule(anatomy.embeddings)) == "embedding"
+    embedding = model.get_submodule(anatomy.embeddings)
+    assert seen.outputs[anatomy.embeddings].shape[-1] == embedding.embedding_dim
+    assert module_kind(embedding) == "embedding"
 
 
 HEAD_NAMES = {
