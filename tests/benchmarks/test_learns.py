@@ -15,7 +15,7 @@ from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 ROW = re.compile(
     r"^\| `(?P<name>\w+)` \| \w+ \| [\d.]+% \| (?P<saved>[\d,]+) \| (?P<rate>\S+) \| "
     r"(?P<loss>[\d.]+ \([\d.]+ to [\d.]+\)) \| (?P<accuracy>[\d.]+%) \|",
