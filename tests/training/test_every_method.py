@@ -52,3 +52,19 @@ def test_trains_resumes_and_opens_again(recipe, name, family, task) -> None:
     if info.artifact == "adapter":
         one, other = adapter(parts.recipe.output_dir), adapter(whole.recipe.output_dir)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+ADALORA = {"name": "adalora", **SMALL["adalora"]}
+
+
+@pytest.mark.parametrize("method", [ADALORA, {"name": "compose", "parts": [ADALORA]}], ids=["alone", "in compose"])
+def test_an_adapter_above_its_budget_is_not_kept_as_the_best(recipe, recorder, method) -> None:
+    """The best evaluation is that of step 3, whose ranks are not pruned yet; steps 4 and 5 are settled."""
+    words = {**OPTIONS, "training__max_steps": 5, "training__eval_steps": 1, "training__learning_rate": 3.0}
+    loaded = recipe(method=method, training__greater_is_better=True, **words)  # so large a loss is there by then
+    summary = train(loaded, reporter=recorder)
+    losses = [line["eval_loss"] for line in recorder.evaluations[1:]]  # the first is before any step
+    assert max(losses) == max(losses[:3]), "these settings no longer make an unsettled step the best"
+    assert summary.eval["eval_loss"] == pytest.approx(max(losses[3:]), rel=1e-5)
+    kept = [tensor for name, tensor in adapter(loaded.recipe.output_dir).items() if name.endswith("lora_E")]
+    assert sum(len(tensor) for tensor in kept) <= SMALL["adalora"]["target_r"] * len(kept)
