@@ -156,6 +156,24 @@ def test_circles_are_found() -> None:
     assert circles(graph) == {frozenset("abc"), frozenset("ef")}
 
 
+def test_a_file_beside_the_rooms_lifts_no_room() -> None:
+    """A room that imports such a file stands at least as high as what that file imports."""
+    graph = file_graph()
+    beside = {name for name in graph if "." not in name and name not in LEVEL and name not in ("__init__", "__main__")}
+
+    def floor(name: str) -> int:
+        room = name.split(".")[0]
+        return LEVEL.get(room, -1) if name not in beside else max(map(floor, graph[name]), default=-1)
+
+    upward = {
+        (name, target)
+        for name, targets in graph.items()
+        for target in targets & beside
+        if name.split(".")[0] in LEVEL and floor(name) < floor(target)
+    }
+    assert upward == set()
+
+
 def test_recipe_imports_only_pydantic_and_yaml() -> None:
     allowed = set(sys.stdlib_module_names) | {"pydantic", "pydantic_core", "yaml"}
     ours = ("peftcli.recipe", "peftcli.errors", "peftcli.suggestions")

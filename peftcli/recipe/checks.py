@@ -7,15 +7,14 @@ passes as the original did. A check names the keys it is about; it is held back 
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Iterator, Sequence
 
-from peftcli.recipe.method_facts import Registry
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.data_checks import check_data
+from peftcli.recipe.method_checks import check_methods
 from peftcli.recipe.metric_checks import check_metrics
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.pydantic_messages import Finding, choice_hint
-from peftcli.recipe.schema import DataSource, DataSpec, Recipe
+from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.yaml_lines import Key
 
@@ -31,7 +30,6 @@ def check_recipe(recipe: Recipe, names: Names, wrong: Sequence[Key]) -> list[Fin
         wrong: keys that are wrong already; findings about them, or blocks that hold them, are held back.
     """
     found = [finding for check in _CHECKS for finding in check(recipe, names)]
-    found += _method(recipe, names.methods)
     return [finding for finding in found if not any(_touches(finding, key) for key in wrong)]
 
 
@@ -44,10 +42,11 @@ def _model(recipe: Recipe, names: Names) -> Iterator[Finding]:
     model, task = recipe.model, recipe.task
     if model.load_in_4bit and model.load_in_8bit:
         yield Finding(("model", "load_in_8bit"), "model.load_in_4bit and model.load_in_8bit are both true")
-    for key in ("num_labels", "problem_type"):
-        infos = names.tasks.values()
-        served = (info for info in infos if (info.label_kind if key == "num_labels" else len(info.predictions) > 1))
-        tasks = [info.name for info in served]
+    serves = {
+        "num_labels": [name for name, info in names.tasks.items() if info.label_kind],
+        "problem_type": [name for name, info in names.tasks.items() if len(info.predictions) > 1],
+    }
+    for key, tasks in serves.items():
         if getattr(model, key) is not None and task not in tasks:
             yield Finding(
                 ("model", key), f"model.{key} does nothing for the task {task}", f"it is for {' and '.join(tasks)}"
@@ -62,107 +61,6 @@ def _model(recipe: Recipe, names: Names) -> Iterator[Finding]:
         )
     if not all(model.new_special_tokens) or len(set(model.new_special_tokens)) < len(model.new_special_tokens):
         yield Finding(("model", "new_special_tokens"), "model.new_special_tokens has an empty or repeated token")
-
-
-def _data(recipe: Recipe, names: Names) -> Iterator[Finding]:
-    data = recipe.data
-    if data is None:
-        return
-    if data.path is not None and data.datasets is not None:
-        yield Finding(("data", "datasets"), "data.path and data.datasets are both given", "move the path into datasets")
-    if data.path is None and not data.datasets:
-        yield Finding(("data", "path"), "data.path is missing", "a file, directory, hub id or package:NAME/PATH")
-    if data.path is not None and not data.path.strip():
-        yield Finding(("data", "path"), "data.path is empty", "a file, directory, hub id or package:NAME/PATH")
-    if data.val_set_size >= 1 and not float(data.val_set_size).is_integer():
-        yield Finding(
-            ("data", "val_set_size"),
-            f"data.val_set_size = {data.val_set_size:g}; expected a share below 1, or a whole number of rows",
-            f"write {data.val_set_size / 100:g} for {data.val_set_size:g} percent" if data.val_set_size < 100 else None,
-        )
-    if data.packing and not names.tasks[recipe.task].packs:
-        able = " and ".join(name for name, info in names.tasks.items() if info.packs)
-        yield Finding(
-            ("data", "packing"), f"data.packing is for {able}; the task is {recipe.task}", "write packing: false"
-        )
-    if data.streaming and recipe.training.max_steps is None:
-        yield Finding(
-            ("data", "streaming"),
-            "data.streaming needs training.max_steps, because the rows are not counted",
-            "write max_steps under `training:`",
-        )
-    yield from _data_for_task(recipe, data, names)
-    yield from _validation(data)
-    yield from _template(data)
-
-
-def _data_for_task(recipe: Recipe, data: DataSpec, names: Names) -> Iterator[Finding]:
-    task = names.tasks[recipe.task]
-    allowed = {name for name, known in names.formats.items() if task.rows in known.makes}
-    for key, name in _formats(data):
-        if name not in allowed:
-            reason = f"the format {name} does not serve the task {recipe.task}"
-            yield Finding(key, reason, f"one of auto, {', '.join(sorted(allowed))}")
-    if not task.generates:
-        for field, default in (("train_on", "completions"), ("chat_template", None)):
-            if getattr(data, field) != default:
-                yield Finding(("data", field), f"data.{field} does nothing for the task {recipe.task}", "leave it out")
-    if data.stratify and task.label_kind != "single_label":
-        yield Finding(("data", "stratify"), f"data.stratify needs classes; the task is {recipe.task}", "leave it out")
-    if data.stratify and recipe.model.problem_type in ("regression", "multi_label"):
-        yield Finding(("data", "stratify"), f"data.stratify needs single labels, not {recipe.model.problem_type}")
-    if data.overflow == "split" and task.why_not_split:
-        reason = f"data.overflow = split would {task.why_not_split}"
-        yield Finding(("data", "overflow"), reason, "truncate, drop or error")
-
-
-def _formats(data: DataSpec) -> Iterator[tuple[Key, str]]:
-    if data.format != "auto":
-        yield ("data", "format"), data.format
-    for key, source in sources(data):
-        if source.format not in (None, "auto"):
-            yield (*key, "format"), str(source.format)
-
-
-def sources(data: DataSpec) -> Iterator[tuple[Key, DataSource]]:
-    """Yield the sources that are written as blocks, with their keys: `data.datasets.0`, `data.validation`."""
-    for index, source in enumerate(data.datasets or ()):
-        yield ("data", "datasets", index), source
-    if isinstance(data.validation, DataSource):
-        yield ("data", "validation"), data.validation
-    for index, source in enumerate(data.validation if isinstance(data.validation, list) else ()):
-        yield ("data", "validation", index), source
-
-
-def _validation(data: DataSpec) -> Iterator[Finding]:
-    if not isinstance(data.validation, list):
-        return
-    if not data.validation:
-        yield Finding(("data", "validation"), "data.validation is an empty list", "leave it out to split the data")
-    names = [source.name for source in data.validation]
-    for index, name in enumerate(names):
-        place: Key = ("data", "validation", index)
-        if name is None and len(names) > 1:
-            yield Finding((*place, "name"), "several validation sets need a name each", "it appears in eval_NAME_loss")
-        elif name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            yield Finding((*place, "name"), f"data.validation.{index}.name = {name!r}; expected letters, digits, _ - .")
-        elif name is not None and name in names[:index]:
-            yield Finding((*place, "name"), f"two validation sets are called {name!r}", "names must differ")
-
-
-def _template(data: DataSpec) -> Iterator[Finding]:
-    if data.template is None:
-        return
-    key: Key = ("data", "template")
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(data.template) if field is not None]
-    except ValueError as error:
-        yield Finding(key, f"data.template: {error}", "columns stand in braces: {question}; double them for a brace")
-        return
-    if not fields:
-        yield Finding(key, "data.template names no column", "columns stand in braces: 'Q: {question} A:'")
-    if any(not field or field.isdigit() for field in fields):
-        yield Finding(key, "data.template has braces without a column's name", "write the name: {question}")
 
 
 def _steps(recipe: Recipe, _names: Names) -> Iterator[Finding]:
@@ -268,47 +166,4 @@ def _evaluation(recipe: Recipe, _names: Names) -> Iterator[Finding]:
             yield Finding(("training", key), reason, "give validation rows, or leave it out")
 
 
-def _quantisation(recipe: Recipe, forced: bool) -> Iterator[Finding]:
-    model = recipe.model
-    if model.load_in_4bit or forced:
-        return
-    for key, default in (("bnb_4bit_quant_type", "nf4"), ("bnb_4bit_compute_dtype", "auto")):
-        if getattr(model, key) != default:
-            yield Finding(
-                ("model", key), f"model.{key} does nothing without model.load_in_4bit", "write load_in_4bit: true"
-            )
-
-
-def _method(recipe: Recipe, registry: Registry) -> Iterator[Finding]:
-    model = recipe.model
-    forced = False
-    for key, params in methods_of(recipe.method):
-        if registry.params_model(params.name) is None:
-            continue  # named already
-        name, info = params.name, registry.info(params.name)
-        forced = forced or info.forces_4bit
-        if info.tasks and recipe.task not in info.tasks:
-            reason = f"the method {name} does not serve the task {recipe.task}"
-            place = ("task",) if key == ("method",) else (*key, "name")
-            yield Finding(place, reason, f"it serves {', '.join(sorted(info.tasks))}")
-        quantised = [option for option in ("load_in_4bit", "load_in_8bit") if getattr(model, option)]
-        if quantised and not info.quantised_base:
-            reason = f"the method {name} cannot train on a quantised base (model.{quantised[0]})"
-            yield Finding(("model", quantised[0]), reason, "write false, or choose another method: `peft methods`")
-        if model.load_in_8bit and info.forces_4bit:
-            yield Finding(("model", "load_in_8bit"), f"the method {name} uses a 4-bit base, not model.load_in_8bit")
-    yield from _quantisation(recipe, forced)
-
-
-def methods_of(params: MethodParams, key: Key = ("method",)) -> Iterator[tuple[Key, MethodParams]]:
-    """Yield a method and, of a composition, the methods inside it, each with its key."""
-    yield key, params
-    for field in type(params).model_fields:
-        value = getattr(params, field)
-        inner = enumerate(value) if isinstance(value, list) else [(None, value)]
-        for index, part in inner:
-            if isinstance(part, MethodParams):
-                yield from methods_of(part, (*key, field) if index is None else (*key, field, index))
-
-
-_CHECKS: tuple[Check, ...] = (_model, _data, _steps, _numbers, _head, _evaluation, check_metrics)
+_CHECKS: tuple[Check, ...] = (_model, check_data, _steps, _numbers, _head, _evaluation, check_metrics, check_methods)

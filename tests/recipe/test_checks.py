@@ -37,6 +37,7 @@ WRONG: list[tuple[tuple[str, ...], str, str]] = [
     (("data.stratify=true",), "data.stratify", "needs classes"),
     ((*CLASSIFY, "data.stratify=true", "model.problem_type=regression"), "data.stratify", "needs single labels"),
     ((*CLASSIFY, "data.overflow=split"), "data.overflow", "one label to several rows"),
+    (("task=seq2seq_lm", "data.overflow=split"), "data.overflow", "part an input from its target"),
     (("data.validation=[]",), "data.validation", "empty list"),
     (("data.validation=[{path: a, name: x}, {path: b}]",), "data.validation.1.name", "need a name each"),
     (("data.validation=[{path: a, name: x}, {path: b, name: x}]",), "data.validation.1.name", "two validation sets"),
