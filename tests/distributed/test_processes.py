@@ -24,35 +24,22 @@ def lines(directory: str | Path) -> list[dict]:
     return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_equal_one_with_the_same_effective_batch(recipe) -> None:
-    one = recipe(name="one", training__per_device_train_batch_size=6, **OPTIONS)
-    train(one)
-    two = recipe(name="two", training__per_device_train_batch_size=3, **OPTIONS)
-    assert run("train", two.path, "--num-processes", "2", "--quiet") == 0
-    left, right = lines(one.recipe.output_dir), lines(two.recipe.output_dir)
-    assert [line["step"] for line in left] == [line["step"] for line in right]
-    for a, b in zip(left, right, strict=True):
-        for key in ("loss", "eval_loss", "grad_norm", "tokens", "eval_rows"):
-            if key in a:
-                assert b[key] == pytest.approx(a[key], rel=1e-4), (key, a["step"])
-
-
-@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
-def test_two_processes_with_every_fast_path_equal_one_without(recipe, task) -> None:
-    family = "llama" if task == "causal_lm" else "bert"
-    off = dict.fromkeys(FastPathsSpec.model_fields, False)
-    plain = recipe(
-        family, task, name="plain", training__per_device_train_batch_size=6, training__fast_paths=off, **OPTIONS
-    )
-    train(plain)
+@pytest.mark.parametrize(("family", "task"), [("llama", "causal_lm"), ("bert", "sequence_classification")])
+def test_two_processes_equal_one_with_the_same_effective_batch(recipe, family, task) -> None:
+    """With every fast path, as a recipe has them, against one process with them, and against one without any."""
     two = recipe(family, task, name="two", training__per_device_train_batch_size=3, **OPTIONS)
     assert run("train", two.path, "--num-processes", "2", "--quiet") == 0
-    left, right = lines(plain.recipe.output_dir), lines(two.recipe.output_dir)
-    assert [line["step"] for line in left] == [line["step"] for line in right]
-    for a, b in zip(left, right, strict=True):
-        for key in ("loss", "eval_loss", "grad_norm"):
-            if key in a:
-                assert b[key] == pytest.approx(a[key], rel=1e-4), (key, a["step"])
+    right = lines(two.recipe.output_dir)
+    off = dict.fromkeys(FastPathsSpec.model_fields, False)
+    for name, changes in {"fast": {}, "plain": {"training__fast_paths": off}}.items():
+        one = recipe(family, task, name=name, training__per_device_train_batch_size=6, **changes, **OPTIONS)
+        train(one)
+        left = lines(one.recipe.output_dir)
+        assert [line["step"] for line in left] == [line["step"] for line in right]
+        for a, b in zip(left, right, strict=True):
+            for key in ("loss", "eval_loss", "grad_norm", "tokens", "eval_rows"):
+                if key in a:
+                    assert b[key] == pytest.approx(a[key], rel=1e-4), (name, key, a["step"])
 
 
 def test_a_mistake_is_said_once_and_ends_with_2(recipe, capfd) -> None:

@@ -1,7 +1,8 @@
 """LoRA on all linears (r = 16) overfits 16 rows of a tiny random model to under 10% of its first loss in 200 steps.
 
-The models are drawn with initializer_range 0.2: at the usual 0.02 a frozen head of width 32 cannot give logits beyond
-0.7, whatever stands before it.
+One family of each kind goes through the whole loop with each kind of row; with the loop's parts, every family and task
+does in tests/matrix/test_lora_on_every_task.py. The models are drawn with initializer_range 0.2: at the usual 0.02 a
+frozen head of width 32 cannot give logits beyond 0.7, whatever stands before it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import pytest
 from peftcli.training.run import train
 from tests.recipes import WORDS, class_rows
 
-CAUSAL = ["gpt2", "llama", "qwen2", "qwen3", "gemma3_text"]
-CLASSIFICATION = ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2", "qwen3", "gemma3_text"]
+CAUSAL = ["gpt2", "llama"]
+CLASSIFICATION = ["bert", "gpt2", "gemma3_text"]
 OPTIONS = {
     "method__r": 16,
     "method__lora_alpha": 32,
@@ -50,14 +51,12 @@ def test_classification(recipe, models, recorder, family) -> None:
     overfits(recipe, models, recorder, family, "sequence_classification", class_rows(16))
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_sequence_to_sequence(recipe, models, recorder, family) -> None:
-    overfits(recipe, models, recorder, family, "seq2seq_lm", pair_rows("input", "target"))
+def test_sequence_to_sequence(recipe, models, recorder) -> None:
+    overfits(recipe, models, recorder, "t5", "seq2seq_lm", pair_rows("input", "target"))
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_tags(recipe, models, recorder, family) -> None:
-    summary = overfits(recipe, models, recorder, family, "token_classification", tag_rows())
+def test_tags(recipe, models, recorder) -> None:
+    summary = overfits(recipe, models, recorder, "bert", "token_classification", tag_rows())
     assert summary.supervised_tokens == 200 * sum(len(row["tags"]) for row in tag_rows())
 
 
