@@ -6,6 +6,7 @@ A room is a folder of Python files. Exceptions are lists that only shrink: one t
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -133,3 +134,12 @@ def test_every_room_says_what_it_holds() -> None:
     for room in {path.parent for path in MODULES}:
         text = ast.get_docstring(parsed(room / "__init__.py"))
         assert text is not None and len(text.split()) >= 3, f"{relative(room)}/__init__.py: say what the room holds"
+
+
+def test_every_test_is_on_the_list_of_promises() -> None:
+    tests = ROOT / "tests"
+    named = re.findall(r"`([\w/]+(?:/|\.py))`", (tests / "README.md").read_text(encoding="utf-8"))
+    assert [name for name in named if not (tests / name).exists()] == []
+    files = [path.relative_to(tests).as_posix() for path in python_files(tests) if path.name.startswith("test_")]
+    folders = tuple(name for name in named if name.endswith("/"))
+    assert [file for file in files if file not in named and not file.startswith(folders)] == []

