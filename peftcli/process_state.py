@@ -1,7 +1,7 @@
 """Everything of the whole process that this program sets: the one place where it does.
 
-What stays set (the C library's allocator, loggers, environment variables) is for the command line, whose process it is.
-What a library call needs for a while is a context here, which puts back what it found. Random numbers are the same
+What stays set (the C library's allocator, environment variables) is for the command line, whose process it is. What a
+library call needs for a while is a context here, which puts back what it found. Random numbers are the same
 question for generators; see `record.random_state`. Two things stay behind a run: torch's process group among several
 processes, and the attention function that prefix tuning registers with transformers under a name of its own.
 """
@@ -45,14 +45,6 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     options = {_M_MMAP_THRESHOLD: _LARGEST_BLOCK, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: _TOP_PAD}
     return all(libc.mallopt(option, value) == 1 for option, value in options.items())
-
-
-def quiet_libraries() -> None:
-    """Keep messages of libraries that a user can do nothing about off the terminal.
-
-    bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer.
-    """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet_profiler() -> None:
@@ -100,17 +92,24 @@ def compiler_settings(settings: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def padding_warning_hidden() -> Iterator[None]:
-    """Hide transformers' warning about padding without a mask: the causal task leaves the mask out on purpose."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    found = _is_news in logger.filters
-    logger.addFilter(_is_news)
-    try:
-        yield
-    finally:
-        if not found:
-            logger.removeFilter(_is_news)
+class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
+    """A context without messages of libraries that a user can do nothing about.
+
+    bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer. transformers warns of
+    padding without a mask, which the causal task leaves out on purpose.
+    """
+
+    def __enter__(self) -> None:
+        self._bitsandbytes = logging.getLogger("bitsandbytes")
+        self._transformers = logging.getLogger("transformers.modeling_utils")
+        self._level, self._found = self._bitsandbytes.level, _is_news in self._transformers.filters
+        self._bitsandbytes.setLevel(logging.ERROR)
+        self._transformers.addFilter(_is_news)
+
+    def __exit__(self, *_error: object) -> None:
+        self._bitsandbytes.setLevel(self._level)
+        if not self._found:
+            self._transformers.removeFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.errors import PeftCliError, Stopped, UserError
-from peftcli.process_state import quiet_libraries
+from peftcli.process_state import libraries_quiet
 
 COMMANDS = (
     "train",
@@ -69,9 +69,9 @@ def build_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
-    quiet_libraries()
     try:
-        build_app()(arguments, prog_name="peft")
+        with libraries_quiet():
+            build_app()(arguments, prog_name="peft")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -22,6 +22,7 @@ from peftcli.names import NAMES
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DTypeName
+from peftcli.record.random_state import random_numbers_kept
 
 Note = Callable[[str], None]
 
@@ -54,6 +55,7 @@ def evaluate_run(
     return run.evaluate(_with_rows(prepared.validation, path))
 
 
+@random_numbers_kept()
 def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None) -> dict[str, Any]:
     recipe = loaded.recipe
     world = World(pick_device(recipe.training.device))

@@ -33,6 +33,7 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
+from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.tasks.task_table import task_info
 
@@ -57,6 +58,7 @@ class Bases:
         return self._base
 
 
+@random_numbers_kept()
 def open_run(run: Path | str, base_dtype: DTypeName | None = None, bases: Bases | None = None) -> OpenedRun:
     """Return a finished run's model on its base.
 

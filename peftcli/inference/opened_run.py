@@ -17,7 +17,7 @@ from peftcli.distributed.processes import World
 from peftcli.inference.evaluator import make_evaluator
 from peftcli.inference.metrics import wanted_metrics
 from peftcli.models.load.load_model import Loaded
-from peftcli.process_state import padding_warning_hidden
+from peftcli.process_state import libraries_quiet
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
@@ -70,7 +70,7 @@ class OpenedRun:
         metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))
         collator = Collator(self.tokenizer, self.task)
         evaluator = make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
-        with padding_warning_hidden():
+        with libraries_quiet():
             return evaluator(sets).metrics
 
     def predict(self, rows: RowSet, stop_ids: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:

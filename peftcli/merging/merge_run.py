@@ -21,6 +21,7 @@ from peftcli.models.load.base_files import base_directory, stored_tensors
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tensor_source import Source, held_tensors
+from peftcli.record.random_state import random_numbers_kept
 
 Note = Callable[[str], None]
 
@@ -92,6 +93,7 @@ def merge_runs(
     )
 
 
+@random_numbers_kept()
 def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeReport:
     """Merge an opened run; see `merge_run`."""
     output = options.output

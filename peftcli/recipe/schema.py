@@ -227,7 +227,7 @@ class TrainingSpec(Block):
     max_new_tokens: Positive = 128
     """Longest generated text, in tokens."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
-    """Above 0, a background thread builds the next step's batches; 0 builds them in place."""
+    """Threads that prepare the batches of as many steps ahead; 0 prepares a step's batches when it begins."""
     fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)
     """Switches of the faster ways to compute the same."""
     torch_compile: bool = False

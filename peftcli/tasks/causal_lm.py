@@ -46,7 +46,7 @@ class CausalLM(LanguageModelTask):
 
         A causal model's real tokens never see the padding to their right, and padding has no loss. Without a mask the
         attention takes its fast path: no (seq, seq) mask for each row, and no wait for the device to look at it. That
-        transformers warns of it is hidden by `process_state.padding_warning_hidden`.
+        transformers warns of it is hidden by `process_state.libraries_quiet`.
         """
         batch = super().with_targets(batch, tensors)
         mask = batch.inputs.get("attention_mask")

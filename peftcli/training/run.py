@@ -9,7 +9,7 @@ from pathlib import Path
 from peftcli.assembly.precision import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Stopped, UserError
-from peftcli.process_state import compiler_settings, matmul_precision, padding_warning_hidden, stop_on_signal
+from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision, stop_on_signal
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
@@ -97,7 +97,7 @@ def _borrowed(spec: TrainingSpec, world: World) -> Iterator[None]:
     """Set what a run needs of the whole process, and put it back."""
     precision = "high" if spec.tf32 and world.device.type == "cuda" else "highest"
     tracing = tracing_settings() if spec.torch_compile else {}
-    with random_numbers_kept(), matmul_precision(precision), compiler_settings(tracing), padding_warning_hidden():
+    with random_numbers_kept(), matmul_precision(precision), compiler_settings(tracing), libraries_quiet():
         yield
 
 

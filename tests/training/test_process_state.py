@@ -1,0 +1,132 @@
+"""What belongs to the whole process is set in one module, for good by the command line only; library calls restore it.
+
+RNG states count: a caller's random numbers are the same whether it trains in between or not. The allocator cannot be
+read back, so that only the sources can tell who sets it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from peftcli.cli import train as command
+from peftcli.cli.app import main
+
+CHURN = """
+import resource, sys
+from peftcli.process_state import keep_freed_memory
+done = keep_freed_memory() if "keep" in sys.argv else None
+import torch
+def step():
+    blocks = [torch.ones(1_000_000) for _ in range(30)] + [torch.ones(15_000_000)]
+for _ in range(3): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): step()
+print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+
+
+def churn(*words: str, **environment: str) -> tuple[str, int]:
+    """Return what the setting answered, and the page faults of five equal steps after three."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CHURN, *words], capture_output=True, text=True, check=True, env={**clean, **environment}
+    )
+    answer, faults = done.stdout.split()
+    return answer, int(faults)
+
+
+@glibc
+def test_steps_no_longer_fault_their_memory_in() -> None:
+    _, plain = churn()
+    answer, kept = churn("keep")
+    assert answer == "True"
+    assert plain > 10_000 > 10 * kept  # the block of 60 MB alone, five times, in pages of 4 KiB: 73,000
+
+
+@glibc
+def test_thresholds_of_the_environment_are_respected() -> None:
+    assert churn("keep", MALLOC_TOP_PAD_="0")[0] == "False"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_switch(recipe, monkeypatch, on) -> None:
+    called = []
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: called.append(1))
+    loaded = recipe(training__max_steps=1, training__fast_paths={"allocator": on})
+    with pytest.raises(SystemExit) as ended:
+        main(["train", loaded.path])
+    assert ended.value.code == 0
+    assert bool(called) == on
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTERS = {
+    "addFilter", "addHandler", "chdir", "disable_progress_bar", "field_size_limit", "filterwarnings", "mallopt",
+    "putenv", "removeFilter", "set_default_dtype", "set_float32_matmul_precision", "set_num_threads",
+    "set_start_method", "set_verbosity", "set_verbosity_error", "setLevel", "setrecursionlimit", "simplefilter",
+    "signal.signal", "torch.manual_seed", "np.random.seed", "random.seed",
+}  # fmt: skip
+"""Calls that set something of the process; with a dot, only when they are written like this."""
+RESTORED_ON_THE_SPOT = {
+    ("models/load/load_model.py", "torch.manual_seed"),  # in torch.random.fork_rng
+    ("models/load/tokenizers.py", "torch.manual_seed"),
+    ("tasks/metric_table.py", "simplefilter"),  # in warnings.catch_warnings
+    ("training/watch/profiling.py", "filterwarnings"),
+}
+FOR_GOOD = ("keep_freed_memory", "quiet_profiler")
+"""What stays set."""
+
+
+def setters(path: Path) -> Iterator[str]:
+    """Yield the calls of a file that set something of the process, and `os.environ` where it is written."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            yield from {name, name.rpartition(".")[2]} & SETTERS
+            if name in ("os.environ.setdefault", "os.environ.update", "os.environ.pop"):
+                yield name
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if target is not None and ast.unparse(target).startswith(("os.environ", "torch.backends", "torch._dynamo")):
+                yield ast.unparse(target)
+
+
+def test_one_module_sets_what_belongs_to_the_process() -> None:
+    package = ROOT / "peftcli"
+    found = {(path.relative_to(package).as_posix(), name) for path in package.rglob("*.py") for name in setters(path)}
+    own = {"process_state.py", "record/random_state.py"}
+    assert {pair for pair in found if pair[0] not in own} == RESTORED_ON_THE_SPOT
+    assert {path for path, _ in found} >= own
+
+
+def test_what_stays_set_is_set_by_the_command_line() -> None:
+    users = {
+        path.relative_to(ROOT / "peftcli").as_posix()
+        for path in (ROOT / "peftcli").rglob("*.py")
+        if any(name in path.read_text(encoding="utf-8") for name in FOR_GOOD)
+    }
+    assert users == {"process_state.py", "cli/train.py", "training/run.py"}
+    assert "`keep_freed_memory` makes" in (ROOT / "peftcli" / "training" / "run.py").read_text(encoding="utf-8")
+
+
+def test_library_calls_leave_the_process_as_they_found_it(tmp_path) -> None:
+    command = [sys.executable, "-m", "tests.training.process_snapshot", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    control = "\n".join(found.pop("control"))
+    for kind in ("environment", "signal SIGTERM", "logger bitsandbytes", "csv", "random numbers of torch", "dynamo",
+                 "matmul", "left over"):  # fmt: skip
+        assert kind in control
+    assert {"evaluate", "fail", "merge", "predict", "train compiled", "train table"} <= set(found)
+    assert {act: changed for act, changed in found.items() if changed} == {}
