@@ -116,7 +116,7 @@ def _data(loaded: LoadedRecipe, data: DataSpec) -> Iterator[Problem]:
         try:
             paths = expand_location(source.path)
             if paths is not None and not _rows_unknown(loaded.wrong):
-                _first_rows_fit(loaded, data, source)
+                _first_rows_fit(loaded, data, source, key)
         except UserError as error:
             yield from _placed(loaded, key, error)
     if data.chat_template is not None:
@@ -151,7 +151,7 @@ def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
         yield f"data.validation.{index}.path", source
 
 
-def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource) -> None:
+def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource, key: str) -> None:
     """Read the first rows of a local source and see whether a format of the task fits them.
 
     Raises:
@@ -161,7 +161,7 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource) ->
     from peftcli.data.read.sources import resolve_source
     from peftcli.data.recognition.recognise import recognise
 
-    files = resolve_source(source)
+    files = resolve_source(source, key, "validation" if key.startswith("data.validation") else "train")
     if files.kind == "dataset" or any(file.suffix in _HEAVY_FILES for file in files.files[:1]):
         return
     rows = list(islice(files.rows(), _FIRST_ROWS))

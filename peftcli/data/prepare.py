@@ -95,8 +95,9 @@ def prepare_for_evaluation(
     Raises:
         UserError: a row that cannot be read, or a label that the run does not know.
     """
-    changes = {"path": path, "datasets": None, "val_set_size": 0.0, "validation": None, "packing": False}
-    made = RowPreparer(spec.model_copy(update=changes), task, tokenizer, seed=0, labels=labels).run()
+    elsewhere = {"path": path, "datasets": None, "config": None, "split": None}
+    changes = {**elsewhere, "val_set_size": 0.0, "validation": None, "packing": False}
+    made = RowPreparer(spec.model_copy(update=changes), task, tokenizer, seed=0, labels=labels, purpose="any").run()
     assert isinstance(made.train, StoredRows)  # without packing
     return made.train
 

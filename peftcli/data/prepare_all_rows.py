@@ -13,6 +13,7 @@ from peftcli.data.encode.recipe_settings import check_data_block, recipe_setting
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.read.row_errors import SHOWN_ERRORS
 from peftcli.data.read.sources import data_sources, source_keys
+from peftcli.data.read.splits import Purpose
 from peftcli.data.rows.packing import PackedRows
 from peftcli.data.rows.row_selection import Index, limited, split_off, weighted, with_known_labels
 from peftcli.data.rows.row_set import RowSet, StoredRows
@@ -35,6 +36,7 @@ class RowPreparer:
         longest: tokens that the model can place; a longer max_length is cut to it.
         kind: kind of label that the recipe asks for; None reads it off the labels.
         progress: called with the number of rows encoded so far.
+        purpose: what the rows of `data.path` are read for.
 
     Attributes:
         settings: how examples become rows; the kind of label is filled in once it is known.
@@ -52,11 +54,12 @@ class RowPreparer:
         longest: int | None = None,
         kind: Kind | None = None,
         progress: Progress | None = None,
+        purpose: Purpose = "train",
     ) -> None:
         check_data_block(spec, task)
         self.spec, self.task, self.tokenizer, self.seed = spec, task, tokenizer, seed
         self.notes: list[str] = []
-        self._labels, self._progress = labels, progress
+        self._labels, self._progress, self._purpose = labels, progress, purpose
         self._skipped: list[dict[str, Any]] = []
         self._hits: list[bool] = []
         length = spec.max_length
@@ -73,7 +76,7 @@ class RowPreparer:
             UserError: anything wrong with the data, each with file and row.
         """
         sources = data_sources(self.spec)
-        pool = self._store(sources, source_keys(self.spec))
+        pool = self._store(sources, source_keys(self.spec), self._purpose)
         self.settings = replace(self.settings, kind=pool.meta["kind"])
         check_learning(pool, self.spec)
         train, held_out = split_off(pool, self.spec, self.settings.kind, self.seed)
@@ -107,14 +110,14 @@ class RowPreparer:
         """Return the validation sets that have files of their own, and put their counts into `sets`."""
         found: dict[str, RowSet] = {}
         for name, source, key in _validation_sources(self.spec):
-            store = self._store([source], [key])
+            store = self._store([source], [key], "validation")
             check_learning(store, self.spec)
             known = self._known(store, np.arange(len(store), dtype=np.int64), labels)
             found[name] = StoredRows(store, known, labels)
             sets[f"validation {name}".strip()] = counts_of(store)
         return found
 
-    def _store(self, sources: list[DataSource], keys: list[str]) -> Store:
+    def _store(self, sources: list[DataSource], keys: list[str], purpose: Purpose) -> Store:
         store, hit = open_store(
             self.spec,
             sources,
@@ -122,6 +125,7 @@ class RowPreparer:
             self.settings,
             self.tokenizer,
             on_error=self.spec.on_error,
+            purpose=purpose,
             progress=self._progress,
         )
         self._hits.append(hit)

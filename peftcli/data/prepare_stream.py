@@ -29,7 +29,8 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     spec, tokenizer, settings = preparer.spec, preparer.tokenizer, preparer.settings
     _check_streaming(spec, preparer.task)
     sources = data_sources(spec)
-    jobs = source_jobs(spec, sources, source_keys(spec))
+    jobs = source_jobs(spec, sources, source_keys(spec), "train")
+    preparer.notes += [note for job in jobs for note in job.files.notes]
     sets: dict[str, Counts] = {}
     evidence: list[str] = []
     held_out = 0 if spec.validation is not None else int(spec.val_set_size)

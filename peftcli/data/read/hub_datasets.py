@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.data.read.source_files import SourceFiles
+from peftcli.data.read.splits import Purpose
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource
 
 
-def download(source: DataSource, key: str) -> SourceFiles:
+def download(source: DataSource, key: str, purpose: Purpose = "any") -> SourceFiles:
     """Return the arrow files of a hub data set, downloading it if it is not there yet.
+
+    Args:
+        purpose: validation rows are those of the split of that name where the recipe names none, all others train.
 
     Raises:
         UserError: it does not exist, has no such configuration or split, or the hub cannot be reached.
     """
     import datasets  # a second of imports: only when the hub is asked for
 
-    split = source.split or "train"
+    split = source.split or ("validation" if purpose == "validation" else "train")
     try:
         loaded: Any = datasets.load_dataset(source.path, source.config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

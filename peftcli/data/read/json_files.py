@@ -23,8 +23,11 @@ DEEPEST = 500  # lists and objects inside each other in one row; Python's own JS
 Event = tuple[str, Any]  # ijson's: what begins, ends or stands here, and the value or the key
 
 
-def read_json(path: Path, name: str) -> Rows:
+def read_json(path: Path, name: str, part: str = "") -> Rows:
     """Yield the objects of a JSON file; a `.json` file that holds one object a line is read as such.
+
+    Args:
+        part: key of the list of rows, where the file is an object of several lists; '' takes the first list.
 
     Raises:
         UserError: the file is not JSON, or holds no list of rows.
@@ -33,7 +36,7 @@ def read_json(path: Path, name: str) -> Rows:
         yield from read_jsonl(path, name)
         return
     events = chain.from_iterable(_parsed(path, name))
-    if not _skip_to_list(events, name):
+    if not _skip_to_list(events, name, part):
         return
     for number, value in enumerate(_elements(events, name), 1):
         if isinstance(value, dict):
@@ -76,10 +79,33 @@ def _parsed(path: Path, name: str) -> Iterator[list[Event]]:
             parser.close()
 
 
-def _skip_to_list(events: Iterator[Event], name: str) -> bool:
+def row_lists(path: Path, name: str) -> list[str]:
+    """Return the keys under which a JSON object holds lists of objects; nothing for any other file.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    if _is_json_lines(path, name):
+        return []
+    events = chain.from_iterable(_parsed(path, name))
+    if next(events, ("", None))[0] != "start_map":
+        return []
+    found: list[str] = []
+    depth, key, begun = 1, "", False
+    for event, value in events:
+        if event == "map_key" and depth == 1:
+            key = value
+        if begun and event == "start_map":
+            found.append(key)
+        begun = event == "start_array" and depth == 1
+        depth += event.startswith("start_") - event.startswith("end_")
+    return found
+
+
+def _skip_to_list(events: Iterator[Event], name: str, part: str) -> bool:
     """Take the events up to the beginning of the list of rows; return False for an empty file.
 
-    It is the file's own list, or the first one in the file's object.
+    It is the file's own list, or in the file's object the list called `part`, or the first one if that is ''.
     """
     event, value = next(events, ("", None))
     if event in ("", "start_array"):
@@ -89,7 +115,7 @@ def _skip_to_list(events: Iterator[Event], name: str) -> bool:
     keys: list[str] = []
     depth = 1
     for event, value in events:
-        if event == "start_array" and depth == 1:
+        if event == "start_array" and depth == 1 and (not part or keys[-1] == part):
             return True
         if event == "map_key" and depth == 1:
             keys.append(value)

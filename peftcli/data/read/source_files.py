@@ -53,7 +53,9 @@ class SourceFiles:
         kind: `files`, `folders`, `dataset` (a saved one) or `hub`.
         base: folder of the class folders, or of the saved data set.
         class_names: column to names, where a data set holds numbers of named classes.
-        dataset, part: a data set of the `datasets` library in arrow format, and which part of its files it is.
+        dataset: a data set of the `datasets` library in arrow format.
+        part: which part of the files it is: configuration and split, or the name of a list in a JSON object.
+        notes: what a user should know of how the files were chosen.
     """
 
     title: str
@@ -64,6 +66,7 @@ class SourceFiles:
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     dataset: Any = None
     part: str = ""
+    notes: tuple[str, ...] = ()
 
     def rows(self, notes: list[str] | None = None) -> Rows:
         """Yield the rows of every file in order; `notes` receives what a user should know of how they were read."""
@@ -84,6 +87,9 @@ class SourceFiles:
             yield from read_dataset(self.dataset, self.title, self.class_names)
             return
         for path in self.files:
+            if self.part and bare_suffix(path) == ".json":
+                yield from read_json(path, str(path), self.part)
+                continue
             reader = self.reader or READERS[bare_suffix(path)]
             yield from reader(path, str(path))
 

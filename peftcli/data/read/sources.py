@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from peftcli.data.read.compressed import COMPRESSED, bare_suffix
 from peftcli.data.read.hub_datasets import download
+from peftcli.data.read.json_files import row_lists
 from peftcli.data.read.source_files import READERS, SourceFiles
+from peftcli.data.read.splits import Purpose, choose_files, choose_split, split_of
 from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location
 from peftcli.recipe.schema import DataSource, DataSpec
@@ -39,40 +42,90 @@ def source_keys(spec: DataSpec) -> list[str]:
     return [f"data.datasets.{place}" for place in range(len(spec.datasets or ()))]
 
 
-def resolve_source(source: DataSource, key: str = "data.path") -> SourceFiles:
-    """Find the files of a source.
+def resolve_source(source: DataSource, key: str = "data.path", purpose: Purpose = "any") -> SourceFiles:
+    """Find the files of a source, those of its split where names say that there are several.
+
+    Args:
+        key: the recipe's key of the path, for messages.
+        purpose: what the rows are read for; it decides about the split where the recipe names none.
 
     Raises:
-        UserError: nothing is there, nothing in it can be read, or the hub cannot be reached.
+        UserError: nothing is there, nothing in it can be read, it has no such split, or the hub cannot be reached.
     """
     try:
         paths = expand_location(source.path)
     except UserError as error:
         raise UserError([replace(problem, key=key) for problem in error.problems]) from error
     if paths is None:
-        return download(source, key)
+        return download(source, key, purpose)
+    block = key.rpartition(".")[0]
+    if source.config is not None:
+        text = f"config {source.config!r} has no effect: {source.path} is not a data set of the hub"
+        raise UserError(Problem(text, key=f"{block}.config", suggestion="leave it out, or name the file in the path"))
     if len(paths) == 1 and paths[0].is_dir():
-        return _directory(paths[0], source, key)
+        return _directory(paths[0], source, key, purpose)
     files = [path for path in paths if path.is_file()]
     if not files:
         raise UserError(Problem(f"{source.path!r} matches only directories", key=key, suggestion="end it with a file"))
-    return SourceFiles(source.path, tuple(_readable(file, key) for file in files), None)
+    readable = [_readable(file, key) for file in files]
+    if len(files) == 1:
+        return _one_file(readable[0], source, f"{block}.split", purpose)
+    base = Path(os.path.commonpath([file.parent for file in readable]))
+    choice = choose_files(readable, base, source.split, purpose, f"the pattern {source.path}", f"{block}.split")
+    return SourceFiles(source.path, choice.items, None, notes=_notes(choice.note))
 
 
-def _directory(path: Path, source: DataSource, key: str) -> SourceFiles:
-    """Return the rows of a directory: a saved data set, data files side by side, or class folders."""
+def _one_file(path: Path, source: DataSource, key: str, purpose: Purpose) -> SourceFiles:
+    """Return a file that the recipe names: all of it, or the list of its split in a JSON object of lists."""
+    lists = row_lists(path, str(path)) if bare_suffix(path) == ".json" else []
+    parts = {name: [name] for name in lists if split_of(name) or source.split == name}
+    if parts or (lists and source.split is not None):
+        choice = choose_split(parts, (), source.split, purpose, f"the file {path}", key)
+        if len(choice.items) > 1:
+            text = f"the file {path} holds several such lists: {', '.join(choice.items)}"
+            raise UserError(Problem(text, key=key, suggestion="name one of them"))
+        return SourceFiles(source.path, (path,), None, part=choice.items[0], notes=_notes(choice.note))
+    if lists:
+        others = f"the file {path} holds the lists {', '.join(lists)}: {lists[0]} is read; {key} chooses another"
+        return SourceFiles(source.path, (path,), None, part=lists[0], notes=_notes(others if len(lists) > 1 else ""))
+    if source.split is not None and split_of(path.name.split(".")[0]) != (split_of(source.split) or source.split):
+        text = f"split {source.split!r} has no effect: {path} is one file without splits"
+        raise UserError(Problem(text, key=key, suggestion="leave it out, or name a folder or the file of that split"))
+    return SourceFiles(source.path, (path,), None)
+
+
+def _directory(path: Path, source: DataSource, key: str, purpose: Purpose | None) -> SourceFiles:
+    """Return the rows of a directory: a saved data set, data files side by side, class folders, or one of its splits.
+
+    Args:
+        purpose: None inside the folder of a split: there names say nothing of splits.
+    """
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        return _saved(path, source, key)
-    if source.split and (path / source.split).is_dir():
-        return _directory(path / source.split, DataSource(path=source.path), key)
+        return _saved(path, source, key, purpose)
     inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith((".", "_"))]
     files = [entry for entry in inside if entry.is_file() and bare_suffix(entry) in READERS]
     folders = [entry for entry in inside if entry.is_dir()]
+    split_key = f"{key.rpartition('.')[0]}.split"
+    if purpose is not None:
+        named = [entry for entry in folders if split_of(entry.name) or entry.name == source.split]
+        if named and (not files or source.split in [entry.name for entry in named]) and len(named) == len(folders):
+            parts = {entry.name: [entry] for entry in named}
+            choice = choose_split(parts, (), source.split, purpose, f"the folder {path}", split_key)
+            if len(choice.items) == 1:
+                found = _directory(choice.items[0], DataSource(path=source.path), key, None)
+                return replace(found, notes=(*_notes(choice.note), *found.notes))
     texts = [file for folder in folders for file in sorted(folder.iterdir()) if _is_text(file)]
     if texts:
+        _refuse_split(source, f"the folder {path} holds class folders", split_key)
         return SourceFiles(source.path, tuple(texts), None, "folders", path)
-    if files:
+    if files and purpose is None:
         return SourceFiles(source.path, tuple(files), None)
+    if files:
+        files += [
+            file for folder in folders if split_of(folder.name) for file in sorted(folder.iterdir()) if _is_data(file)
+        ]
+        choice = choose_files(files, path, source.split, purpose or "any", f"the folder {path}", split_key)
+        return SourceFiles(source.path, choice.items, None, notes=_notes(choice.note))
     names = ", ".join(folder.name for folder in folders)
     raise UserError(
         Problem(
@@ -84,21 +137,42 @@ def _directory(path: Path, source: DataSource, key: str) -> SourceFiles:
     )
 
 
-def _saved(path: Path, source: DataSource, key: str) -> SourceFiles:
+def _saved(path: Path, source: DataSource, key: str, purpose: Purpose | None) -> SourceFiles:
     """Return a directory written by `datasets`' save_to_disk, or one split of it."""
+    notes: tuple[str, ...] = ()
+    split_key = f"{key.rpartition('.')[0]}.split"
     if (path / "dataset_dict.json").exists():
         splits = [entry.name for entry in sorted(path.iterdir()) if (entry / "dataset_info.json").exists()]
-        split = source.split or "train"
-        if split not in splits:
-            raise UserError(
-                Problem(
-                    f"the saved data set has no split {split!r}", key=key, suggestion=f"splits: {', '.join(splits)}"
-                )
-            )
-        path = path / split
+        parts = {name: [name] for name in splits if split_of(name) or name == source.split}
+        others = [name for name in splits if name not in parts]
+        if not parts and len(others) > 1:
+            text = f"the saved data set {path} has the splits {', '.join(others)}"
+            raise UserError(Problem(text, key=split_key, suggestion=f"name one, such as {split_key}: {others[0]}"))
+        if source.split is not None and source.split not in splits and source.split not in map(split_of, splits):
+            text = f"the saved data set has no split {source.split!r}"
+            raise UserError(Problem(text, key=split_key, suggestion=f"splits: {', '.join(splits)}"))
+        wanted = "any" if purpose is None else purpose
+        choice = choose_split(parts, others, source.split, wanted, f"the saved data set {path}", split_key)
+        path, notes = path / choice.items[0], _notes(choice.note)
+    else:
+        _refuse_split(source, f"{path} is a saved data set of one split", split_key)
     from peftcli.data.read.arrow_files import read_class_names, saved_files
 
-    return SourceFiles(source.path, saved_files(path), None, "dataset", path, read_class_names(path))
+    return SourceFiles(source.path, saved_files(path), None, "dataset", path, read_class_names(path), notes=notes)
+
+
+def _refuse_split(source: DataSource, what: str, key: str) -> None:
+    if source.split is not None:
+        text = f"split {source.split!r} has no effect: {what}"
+        raise UserError(Problem(text, key=key, suggestion="leave it out, or name what is meant in the path"))
+
+
+def _notes(text: str) -> tuple[str, ...]:
+    return (text,) if text else ()
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and bare_suffix(path) in READERS and not path.name.startswith((".", "_"))
 
 
 def _is_text(path: Path) -> bool:

@@ -10,6 +10,7 @@ from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.read.records import Record
 from peftcli.data.read.source_files import SourceFiles
 from peftcli.data.read.sources import resolve_source
+from peftcli.data.read.splits import Purpose
 from peftcli.data.recognition.recognise import recognise
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.recipe.schema import DataSource, DataSpec
@@ -78,18 +79,19 @@ class StoreJob:
         return [name for source in self.sources for name in (source.files.title, *map(str, source.files.files))]
 
 
-def source_jobs(spec: DataSpec, sources: list[DataSource], keys: list[str]) -> tuple[SourceJob, ...]:
+def source_jobs(spec: DataSpec, sources: list[DataSource], keys: list[str], purpose: Purpose) -> tuple[SourceJob, ...]:
     """Return the sources found, each with its format and columns, by default those of `data`.
 
     Args:
         keys: the recipe's key of each source, for messages.
+        purpose: what the rows are read for, which decides about splits that the recipe does not name.
 
     Raises:
         UserError: a source cannot be found, or not be read.
     """
     return tuple(
         SourceJob(
-            resolve_source(source, f"{key}.path"),
+            resolve_source(source, f"{key}.path", purpose),
             source.format or spec.format,
             dict(spec.columns if source.columns is None else source.columns),
             spec.template,
