@@ -1,4 +1,4 @@
-"""The base of every block of a recipe, and of every method's hyper-parameters."""
+"""The base classes of a recipe's blocks and of the methods' hyper-parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Block(BaseModel):
 
 
 class MethodParams(Block):
-    """What every method takes; each method subclasses this with its own bounded hyper-parameters.
+    """The hyper-parameters that every method has; each method has a subclass with its own.
 
     A subclass overrides `name` with its own `Literal` default.
     """
@@ -27,9 +27,9 @@ class MethodParams(Block):
     name: str
     """The method, one of `peft methods`."""
     modules_to_save: list[str] | None = None
-    """Modules, by full path or trailing path, trained whole beside the method and saved with it."""
+    """Modules that are trained in full and saved with the adapter, by full path or by the end of the path."""
     init_from: str | None = None
-    """A run or adapter directory whose weights start this training."""
+    """A run or an adapter directory whose weights this training starts from."""
 
 
 AnyMethod = SerializeAsAny[MethodParams]
@@ -37,14 +37,14 @@ AnyMethod = SerializeAsAny[MethodParams]
 
 
 class TargetedParams(MethodParams):
-    """Shared by the methods that choose projections: where they go, in roles or module names."""
+    """Hyper-parameters of the methods that change chosen projections."""
 
     target_modules: list[str] | str = Field(default_factory=lambda: ["attn.q", "attn.v"])
-    """Roles (attn.q, ffn.up, attn, ffn), module names, `all-linear`, or one regular expression (a string)."""
+    """The projections: roles (attn.q, ffn.up, attn, ffn), module names, `all-linear`, or one regular expression."""
     exclude_modules: list[str] | str | None = None
-    """Module names or one regular expression, taken out of what `target_modules` matched."""
+    """Module names, or one regular expression, to leave out of what `target_modules` matches."""
     layers_to_transform: list[NotNegative] | NotNegative | None = None
-    """Block numbers, from 0, to stay within."""
+    """Numbers of the blocks to change, counted from 0; null is all."""
 
     @field_validator("target_modules", "exclude_modules")
     @classmethod

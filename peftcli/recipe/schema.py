@@ -1,4 +1,4 @@
-"""The recipe: model, task, data, method, training. One field is one option, with its default and bounds."""
+"""The recipe: model, task, data, method, training. Each field is one key of the recipe, with its default and bounds."""
 
 from __future__ import annotations
 
@@ -20,243 +20,244 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ModelSpec(Block):
-    """Which pretrained model, and how its weights are held."""
+    """The pretrained model, and the form in which its weights are loaded."""
 
     name_or_path: str = Field(min_length=1)
-    """Hub id, directory, GGUF file, or package:NAME/PATH."""
+    """The model: a hub id, a directory, a GGUF file, or package:NAME/PATH."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit of the model on the hub."""
     dtype: DTypeName = "auto"
-    """Type of the frozen weights; auto keeps the checkpoint's where the device computes it well, else float32."""
+    """Type of the frozen weights; auto keeps the checkpoint's type where the device supports it well, else float32."""
     load_in_4bit: bool = False
     """Quantise the frozen weights to 4 bits with bitsandbytes."""
     load_in_8bit: bool = False
     """Quantise the frozen weights to 8 bits with bitsandbytes."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit code."""
+    """Type of the 4-bit numbers."""
     bnb_4bit_use_double_quant: bool = True
     """Quantise the quantisation constants too."""
     bnb_4bit_compute_dtype: DTypeName = "auto"
-    """Type in which 4-bit layers compute."""
+    """Type in which 4-bit layers compute; auto takes the dtype of the model."""
     min_quantized_share: Fraction = 0.8
-    """Refuse a 4- or 8-bit base with a smaller share of its block weights quantised."""
+    """Stop if a smaller share of the weights in the blocks could be quantised to 4 or 8 bits."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
-    """The attention code that transformers uses."""
+    """The implementation of attention in transformers; auto also allows the faster ones of this project."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Allow Python code from the model's repository to run."""
     num_labels: Annotated[int, Field(ge=1)] | None = None
-    """Classes of the head; null counts them in the data."""
+    """Number of classes; null counts them in the data."""
     problem_type: Literal["single_label", "multi_label", "regression"] | None = None
-    """Kind of sequence classification; null reads it off the labels."""
+    """Kind of sequence classification; null infers it from the labels."""
     anatomy: dict[str, str | list[str]] | None = None
-    """Roles of a model family that is not known: {attn.q: 'self_attn.q_proj', ...}, relative to a block."""
+    """Where the parts of an unknown model family are: {attn.q: 'self_attn.q_proj', ...}, as paths within a block."""
     new_special_tokens: list[str] = Field(default_factory=list)
     """Tokens to add to the vocabulary."""
 
 
 class DataSource(Block):
-    """One file or set of rows."""
+    """One source of rows: a file, a directory or a data set."""
 
     path: str = Field(min_length=1)
-    """File, glob, directory of class folders, saved `datasets` directory, hub id, or package:NAME/PATH."""
+    """A file, a glob, a directory of class folders, a directory saved by `datasets`, a hub id, or package:NAME/PATH."""
     name: str | None = None
-    """Name of this set, for several validation sets."""
+    """Name of this set in metrics, when there are several validation sets."""
     config: str | None = None
     """Configuration of a hub data set."""
     split: str | None = None
     """Split of a hub data set or of a saved one."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
-    """How often its rows come: 0.5 takes half of them, 2 every row twice; of a stream, how often it is drawn from."""
+    """How often rows are used: 0.5 uses half of them, 2 uses each twice. For a stream, how often it is drawn from."""
     format: FormatName | None = None
-    """Row format; null takes `data.format`."""
+    """Format of the rows; null takes `data.format`."""
     columns: dict[str, str] | None = None
-    """Our name: the file's column; null takes `data.columns`."""
+    """Column names in the file, by the name that the format gives the column; null takes `data.columns`."""
 
 
 class DataSpec(Block):
-    """The rows, what they mean, and how long they may be."""
+    """The rows to train on: where they are, their format, their length, and which are held out."""
 
     path: str | None = None
-    """File, glob, directory, hub id or package:NAME/PATH; or use `datasets`."""
+    """A file, a glob, a directory, a hub id or package:NAME/PATH. For several sources use `datasets`."""
     datasets: list[DataSource] | None = None
-    """Several sources, mixed by weight."""
+    """Several sources, mixed according to their weights."""
     config: str | None = None
     """Configuration of a hub data set."""
     split: str | None = None
     """Split of a hub data set or of a saved one."""
     format: FormatName = "auto"
-    """Row format; auto recognises it from the columns and prints the evidence."""
+    """Format of the rows; auto infers it from the columns and prints how."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our name: the file's column, such as {text: content, label: stars}."""
+    """Column names in the file, by the name that the format gives the column: {text: content, label: stars}."""
     template: str | None = None
-    """A text made of columns, such as 'Q: {question} A:', used as the prompt (or as the text)."""
+    """Text built from columns, such as 'Q: {question} A:', used as the prompt, or as the whole text."""
     val_set_size: Annotated[float, Field(ge=0.0)] = 0.1
-    """Validation rows split off: a share below 1, or a whole number of rows; 0 for none."""
+    """Rows held out for validation: a share below 1, or a number of rows; 0 holds out none."""
     validation: DataSource | list[DataSource] | None = None
-    """Validation rows of their own, instead of a split."""
+    """Separate validation rows, instead of rows held out from the training data."""
     stratify: bool | None = None
-    """Split with equal class shares; null does so for single-label classification."""
+    """Keep the shares of the classes equal when rows are held out; null does so for single-label classification."""
     group_by: str | None = None
-    """Column whose equal values stay on one side of the split."""
+    """Column whose rows of equal value are all trained on or all held out."""
     max_length: Positive = 1024
-    """Longest row in tokens."""
+    """Maximum length of a row in tokens."""
     overflow: Literal["truncate", "drop", "split", "error"] = "truncate"
-    """What happens to a longer row."""
+    """What to do with a longer row: cut it, leave it out, divide it into several rows, or stop."""
     packing: bool = False
-    """Pack several rows into one of max_length; causal_lm only."""
+    """Pack several rows into one row of up to max_length tokens; causal_lm only."""
     train_on: Literal["completions", "last_turn", "all"] = "completions"
-    """Which tokens of a conversation or completion are supervised."""
+    """The tokens that are trained on: the assistant's turns or the completion, only the last turn, or all."""
     chat_template: str | None = None
-    """null: the tokenizer's own; none: plain text; a known name; or a Jinja file."""
+    """Chat template: the name of a known one, a Jinja file, or none for plain text; null takes the tokenizer's own."""
     max_fully_masked: Fraction = 0.1
-    """Refuse to train when a larger share of rows supervises nothing."""
+    """Stop if a larger share of the rows has no token to train on."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What a broken row does; skipped rows are listed in the run directory."""
+    """What to do with a broken row: stop, or skip it and list it in the run directory."""
     streaming: bool = False
-    """Read rows as they are needed instead of preparing all of them; needs training.max_steps."""
+    """Read rows while training instead of preparing all of them first; needs training.max_steps."""
     max_rows: Positive | None = None
-    """Use only this many rows of the training set."""
+    """Train on this many rows only."""
     num_proc: Positive | None = None
-    """Processes that prepare rows; null chooses."""
+    """Number of processes that prepare rows; null chooses."""
     cache_dir: str | None = None
-    """Where prepared rows are kept; null is the user's cache directory."""
+    """Directory that keeps prepared rows; null is a directory in the user's cache."""
 
 
 class FastPathsSpec(Block):
-    """Faster ways to compute the same, each on where it fits; switch one off to compare, or to look for a fault."""
+    """Optimisations that compute the same result faster. Each is used where it applies; turn one off to compare, or to
+    look for a fault."""
 
     lowrank: bool = True
-    """Low-rank updates in one autograd node that keeps nothing wide."""
+    """Compute a low-rank update in one autograd node, which keeps no tensor of the output's size."""
     head_loss: bool = True
-    """Logits of supervised positions only, in chunks, with their gradient at once."""
+    """Compute logits only where there is a label, in chunks, each with its gradient."""
     attention: bool = True
-    """On a CPU: attention with dropout, and short attention in bfloat16, as plain products."""
+    """On a CPU, compute attention with dropout, and short bfloat16 attention, by matrix products."""
     dropout: bool = True
-    """On a CPU: dropout from cheap random bits."""
+    """On a CPU, draw dropout masks from a faster random generator."""
     compute_weights: bool = True
-    """One copy of the frozen matrices in the dtype of training."""
+    """Cast the frozen matrices to the dtype of training once instead of in every step."""
     padding_free: bool = True
-    """On a CPU: the rows of a micro-batch behind each other, without padding, where the model keeps them apart."""
+    """On a CPU, join the rows of a micro-batch into one row without padding, if the model keeps them apart."""
     last_block: bool = True
-    """A classifier's last block at the position that its head reads, where that is the first."""
+    """Compute a classifier's last block for the first position only, if the head reads no other."""
     allocator: bool = True
-    """On a CPU: keep freed memory for the next step instead of giving it back (glibc)."""
+    """On a CPU with glibc, keep freed memory for the next step instead of returning it to the system."""
 
 
 class TrainingSpec(Block):
-    """How long, how fast, on what: the names of transformers' TrainingArguments."""
+    """How to train. The names are those of transformers' TrainingArguments."""
 
     learning_rate: Rate | None = None
-    """Peak learning rate; null takes the method's own default."""
+    """Peak learning rate; null takes the method's default."""
     head_learning_rate: Rate | None = None
-    """Learning rate of the task head; null is the same as learning_rate."""
+    """Peak learning rate of the task head; null takes learning_rate."""
     lr_groups: dict[str, Rate] = Field(default_factory=dict)
-    """Regular expression over trainable parameter names: learning rate."""
+    """Peak learning rates of parameters whose names match a regular expression: {expression: rate}."""
     train_head: bool = True
-    """Train the task head beside the method."""
+    """Train the task head together with the method's parameters."""
     num_train_epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps; overrides num_train_epochs."""
+    """Number of optimizer steps; overrides num_train_epochs."""
     per_device_train_batch_size: Positive = 8
-    """Rows of one device in one micro-batch."""
+    """Rows in a micro-batch on one device."""
     per_device_eval_batch_size: Positive = 16
-    """Rows of one device in one evaluation batch."""
+    """Rows in an evaluation batch on one device."""
     gradient_accumulation_steps: Positive = 1
-    """Micro-batches to one optimizer step."""
+    """Micro-batches in one optimizer step."""
     max_tokens_per_micro_batch: Positive | None = None
-    """Split a batch further by padded tokens; exact, as the loss is normalised over the whole batch. null chooses."""
+    """Split micro-batches with more tokens, padding included; the result is the same. null chooses a limit."""
     optim: str = "adamw_torch"
-    """Optimizer: adamw_torch, sgd, adafactor, adamw_8bit, paged_adamw_32bit, ... (`peft schema` lists all)."""
+    """Optimizer, such as adamw_torch, sgd, adafactor, adamw_8bit or paged_adamw_32bit (`peft schema` lists all)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """Decoupled weight decay; biases and norms are left out."""
+    """Decoupled weight decay; biases and norms are not decayed."""
     adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """First-moment decay."""
+    """Decay rate of the first moment."""
     adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    """Second-moment decay."""
+    """Decay rate of the second moment."""
     adam_epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
-    """Term added to the denominator."""
+    """Number added to the denominator of the step."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """Clip the gradient norm; 0 does not clip."""
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
-    """Course of the learning rate."""
+    """Schedule of the learning rate after the warm-up, as in transformers."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up."""
+    """Number of steps of linear warm-up."""
     warmup_ratio: Fraction = 0.0
-    """Share of all steps for the warm-up, when warmup_steps is 0."""
+    """Share of all steps that are warm-up, if warmup_steps is 0."""
     bf16: bool | Literal["auto"] = "auto"
-    """Compute in bfloat16; auto where the weights are bfloat16 or a probe says it is faster."""
+    """Compute in bfloat16; auto does if the weights are bfloat16, or if a quick test shows that it is faster."""
     fp16: bool = False
     """Compute in float16 with loss scaling; CUDA only."""
     tf32: bool = True
-    """Let CUDA use TensorFloat-32 for float32 products."""
+    """Let CUDA multiply float32 matrices in TensorFloat-32."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass to save memory; auto where a step would not fit without."""
+    """Recompute activations in the backward pass to save memory; auto does if a step would not fit otherwise."""
     label_smoothing_factor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Label smoothing."""
+    """Amount of label smoothing."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] | None = None
-    """NEFTune: uniform noise on the input embeddings."""
+    """Scale of the uniform noise that NEFTune adds to the input embeddings; null adds none."""
     class_weights: Literal["balanced"] | list[float] | None = None
-    """Weights of the classes in the loss."""
+    """Weights of the classes in the loss, in the order of the labels; balanced makes all classes count alike."""
     train_sampling_strategy: SamplingStrategy = "group_by_length"
-    """Order of an epoch: shuffled with rows of similar length together, shuffled, or as in the data."""
+    """Order of the rows in an epoch: shuffled with rows of similar length together, shuffled, or as in the data."""
     eval_strategy: Literal["auto", "no", "steps", "epoch"] = "auto"
-    """When to evaluate; auto is every epoch if there are validation rows."""
+    """When to evaluate; auto evaluates after every epoch if there are validation rows."""
     eval_steps: Positive | None = None
-    """Steps between evaluations with eval_strategy steps."""
+    """Steps between evaluations, with eval_strategy: steps."""
     save_strategy: Literal["auto", "no", "steps", "epoch"] = "auto"
-    """When to write checkpoints; auto follows eval_strategy, or save_steps if given."""
+    """When to write checkpoints; auto does so at every evaluation, or every save_steps if that is given."""
     save_steps: Positive | None = None
     """Steps between checkpoints."""
     save_total_limit: Positive | None = 2
-    """Checkpoints kept; older ones are removed."""
+    """Number of checkpoints to keep; older ones are removed."""
     logging_steps: Positive = 10
     """Steps between lines in metrics.jsonl."""
     metrics: list[str] = Field(default_factory=list)
-    """More evaluation metrics by name, such as f1_macro, mcc, rouge, bleu, exact_match."""
+    """Additional evaluation metrics, such as f1_macro, mcc, rouge, bleu or exact_match."""
     metric_for_best_model: str = "eval_loss"
-    """Which metric chooses the adapter that is kept."""
+    """Metric that decides which adapter is kept."""
     greater_is_better: bool | None = None
-    """Direction of that metric; null knows the usual ones."""
+    """Whether a larger value of that metric is better; null decides by its name."""
     early_stopping_patience: Positive | None = None
-    """Evaluations without improvement before training stops."""
+    """Number of evaluations without improvement after which training stops."""
     early_stopping_threshold: Annotated[float, Field(ge=0.0)] = 0.0
-    """Smallest improvement that counts."""
+    """Smallest change of the metric that counts as an improvement."""
     eval_generate: Annotated[int, Field(ge=0)] = 0
-    """Rows to generate text for at each evaluation, shown and stored."""
+    """Number of rows for which text is generated, shown and stored at each evaluation."""
     max_new_tokens: Positive = 128
-    """Longest generated text, in tokens."""
+    """Maximum length of generated text in tokens."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Threads that prepare the batches of as many steps ahead; 0 prepares a step's batches when it begins."""
     fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)
-    """Switches of the faster ways to compute the same."""
+    """Optimisations that can be turned off one by one."""
     torch_compile: bool = False
     """Compile each block with torch.compile."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
+    """Device to train on; auto takes the fastest that is there."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
-    """Trackers, through Accelerate; none by default."""
+    """Experiment trackers that receive the metrics."""
     push_to_hub: str | None = None
-    """Hub repository that receives the adapter at the end."""
+    """Repository on the hub to which the adapter is uploaded at the end."""
 
 
 class Recipe(Block):
-    """One recipe file, checked and with every default filled in."""
+    """A recipe, checked and with every default filled in."""
 
     model: ModelSpec
     """The pretrained model."""
     task: TaskName
-    """What the model learns to do."""
+    """The task to train for."""
     data: DataSpec | None = None
-    """The rows; `count-params` does without."""
+    """The rows; `peft count-params` needs none."""
     method: SerializeAsAny[MethodParams]
-    """How: a method's name and its own hyper-parameters."""
+    """The method: its name and its hyper-parameters."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
-    """How long, how fast, on what."""
+    """How to train."""
     output_dir: str | None = None
-    """Directory of the run; null is runs/ and the recipe's file name."""
+    """Directory of the run; null is runs/ and the name of the recipe's file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of every random choice."""
+    """Seed of all random numbers."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the whole recipe as plain data, defaults included."""
