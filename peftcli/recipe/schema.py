@@ -234,7 +234,7 @@ class TrainingSpec(Block):
     torch_compile: bool = False
     """Compile each block with torch.compile."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device to train on; auto takes the fastest that is there."""
+    """Device to train on; auto takes CUDA, then MPS, then the CPU."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
     """Experiment trackers that receive the metrics."""
     push_to_hub: str | None = None
