@@ -19,6 +19,7 @@ from peftcli.data.rows.row_selection import Index, limited, split_off, weighted,
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.store.build_store import Progress
 from peftcli.data.store.data_report import Counts, DataReport
+from peftcli.data.store.label_form import LabelForm, alike
 from peftcli.data.store.labels import Kind, LabelSpec, check_names
 from peftcli.data.store.open_store import open_store
 from peftcli.data.store.stored_labels import check_learning, counts_of, label_spec
@@ -77,12 +78,17 @@ class RowPreparer:
         """
         sources = data_sources(self.spec)
         pool = self._store(sources, source_keys(self.spec), self._purpose)
-        self.settings = replace(self.settings, kind=pool.meta["kind"])
+        form = LabelForm(**pool.meta["form"]) if pool.meta["form"] else None
+        self.settings = replace(self.settings, kind=pool.meta["kind"], form=form)
         check_learning(pool, self.spec)
         train, held_out = split_off(pool, self.spec, self.settings.kind, self.seed)
         labels = self._labels or label_spec(pool, train, self.settings.kind)
         if labels is not None and self._labels is None:
             check_names(labels)
+            self.notes += [
+                f"the labels {', '.join(map(repr, group))} differ only in case, spaces or spelling: each is a class"
+                for group in alike(labels.names)
+            ]
         train = self._known(pool, train, labels)
         validation: dict[str, RowSet] = {}
         sets = {"train": counts_of(pool)}

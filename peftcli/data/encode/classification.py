@@ -50,6 +50,7 @@ class ClassificationEncoder:
         assert isinstance(example, Tokens | Labelled)  # the formats of labelled rows make nothing else
         raw = example.labels if isinstance(example, Tokens) else example.label
         try:
+            raw = self._settings.form.read(raw) if self._settings.form else raw
             if self._settings.kind == "regression":
                 return label_number(raw)
             if self._settings.kind == "multi_label":

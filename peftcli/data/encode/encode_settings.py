@@ -8,6 +8,7 @@ from typing import Any
 from peftcli.data.chat.chat_template import ChatTemplate
 from peftcli.data.chat.rendered_text import TrainOn
 from peftcli.data.encode.overflow import Overflow
+from peftcli.data.store.label_form import LabelForm
 from peftcli.data.store.labels import Kind
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_info import RowKind
@@ -24,6 +25,7 @@ class EncodeSettings:
         overflow: what happens to longer rows.
         train_on: which answers of a conversation are learnt.
         kind: kind of the labels, None without labels.
+        form: how the cells of labels are read, None while that is still to be judged.
         template: the chat template, None for plain text.
         add_head: put the tokenizer's own first tokens before a rendered template that lacks them.
         predicting: rows are inputs only.
@@ -34,6 +36,7 @@ class EncodeSettings:
     overflow: Overflow = "truncate"
     train_on: TrainOn = "completions"
     kind: Kind | None = None
+    form: LabelForm | None = None
     template: ChatTemplate | None = None
     add_head: bool = False
     predicting: bool = False

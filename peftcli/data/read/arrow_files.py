@@ -17,7 +17,8 @@ from peftcli.data.read.text_files import Rows
 from peftcli.errors import Problem, UserError
 
 BATCH = 1000  # rows turned into Python objects at a time
-ClassNames = Mapping[str, Sequence[str]]
+ClassNames = Mapping[str, Any]
+"""Column to the names of its classes, or to a mapping of the same kind where they are inside its objects."""
 
 
 def read_parquet(path: Path, name: str) -> Rows:
@@ -37,20 +38,13 @@ def read_arrow(path: Path, name: str, class_names: ClassNames | None = None, fir
     yield from _records(_checked(_arrow_batches(path, name), name), name, class_names, first)
 
 
-def read_class_names(directory: Path) -> dict[str, list[str]]:
-    """Return column to names of the class columns that a saved data set declares."""
+def read_class_names(directory: Path) -> dict[str, Any]:
+    """Return column to names of the class columns that a saved data set declares; see `class_columns`."""
     try:
         info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(Problem(f"not a saved data set: {error}", file=str(directory))) from error
-    out = {}
-    for column, feature in (info.get("features") or {}).items():
-        inner = feature
-        while isinstance(inner, dict) and "feature" in inner:
-            inner = inner["feature"]
-        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
-            out[column] = [str(name) for name in inner["names"]]
-    return out
+    return class_columns(info.get("features") or {})
 
 
 def saved_files(directory: Path) -> tuple[Path, ...]:
@@ -106,23 +100,79 @@ def _checked(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
         yield batch
 
 
-def _records(
-    batches: Iterator[pa.RecordBatch], name: str, class_names: ClassNames | None = None, first: int = 1
-) -> Rows:
+def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | None = None, first: int = 1) -> Rows:
     number = first
     for batch in batches:
-        for values in batch.to_pylist():
-            for column, names in (class_names or {}).items():
+        nested = [field.name for field in batch.schema if _holds_structs(field.type)]
+        classes = {**_class_names_of(batch.schema.metadata), **(names or {})}
+        for values in batch.to_pylist(maps_as_pydicts="lossy"):
+            for column in nested:
+                values[column] = _without_nulls(values[column])
+            for column, known in classes.items():
                 if column in values:
-                    values[column] = _named(values[column], names)
+                    values[column] = _named(values[column], known)
             yield Record(name, number, values)
             number += 1
 
 
-def _named(value: Any, names: Sequence[str]) -> Any:
-    """Return class numbers, alone or in lists, as names; -1, which means unlabelled in test splits, becomes None."""
+def _holds_structs(kind: pa.DataType) -> bool:
+    """Whether the values of a type are objects, or lists of them: these have the keys of all rows in every row."""
+    if pa.types.is_nested(kind):
+        return pa.types.is_struct(kind) or any(
+            _holds_structs(kind.field(place).type) for place in range(kind.num_fields)
+        )
+    return False
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that are null: Arrow gives each object the keys of all rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _class_names_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Return column to names from what `datasets` writes into the metadata of parquet and arrow files."""
+    try:
+        info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        return class_columns(info["info"]["features"])
+    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's key of that name
+        return {}
+
+
+def class_columns(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Return for each column with numbers of named classes their names, or by key where they are inside objects."""
+    return {column: found for column, feature in features.items() if (found := _class_names(feature))}
+
+
+def _class_names(feature: Any) -> Any:
+    while True:
+        if isinstance(feature, list) and len(feature) == 1:
+            feature = feature[0]
+        elif isinstance(feature, dict) and isinstance(feature.get("_type"), str) and "feature" in feature:
+            feature = feature["feature"]
+        else:
+            break
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        return [str(name) for name in feature.get("names") or ()]
+    return None if "_type" in feature else class_columns(feature)
+
+
+def _named(value: Any, names: Any) -> Any:
+    """Return class numbers, alone, in lists or in objects, as names.
+
+    -1, which means unlabelled in test splits, becomes None.
+    """
     if isinstance(value, list):
         return [_named(item, names) for item in value]
+    if isinstance(names, Mapping):
+        if not isinstance(value, dict):
+            return value
+        return {key: _named(inner, names[key]) if key in names else inner for key, inner in value.items()}
     if isinstance(value, int) and 0 <= value < len(names):
         return names[value]
     return None if value == -1 else value

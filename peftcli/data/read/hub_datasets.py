@@ -42,15 +42,10 @@ def from_dataset(loaded: Any, title: str, part: str) -> SourceFiles:
     Args:
         part: configuration and split; the files may hold more rows than the part, so both decide the content.
     """
-    import datasets
+    from peftcli.data.read.arrow_files import class_columns
 
     files = tuple(Path(entry["filename"]) for entry in loaded.cache_files)
-    names = {}
-    for column, feature in loaded.features.items():
-        while hasattr(feature, "feature"):
-            feature = feature.feature
-        if isinstance(feature, datasets.ClassLabel) and feature.names:
-            names[column] = tuple(feature.names)
+    names = class_columns(loaded.features.to_dict())
     return SourceFiles(title, files, None, "hub", None, names, loaded.with_format("arrow"), part)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class SourceFiles:
     reader: Reader | None
     kind: str = "files"
     base: Path | None = None
-    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    class_names: Mapping[str, Any] = field(default_factory=dict)
     dataset: Any = None
     part: str = ""
     notes: tuple[str, ...] = ()

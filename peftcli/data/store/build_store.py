@@ -20,7 +20,8 @@ from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.source_files import SourceFiles
 from peftcli.data.recognition.row_format import RecognisedFormat, cell
-from peftcli.data.store.labels import Kind, kind_of
+from peftcli.data.store.label_form import judge
+from peftcli.data.store.labels import Kind
 from peftcli.data.store.store_job import JUDGED, StoreJob
 from peftcli.data.store.token_store import RawRows, StoreWriter
 from peftcli.errors import Problem, UserError
@@ -54,7 +55,7 @@ def build_store(
                 errors.raise_if_any()
                 raise _no_rows(source.files, errors)
             found = source.recognise(first[:JUDGED], settings)
-            settings = _with_kind(settings, found, first[:JUDGED])
+            settings = _with_kind(settings, found, first[:JUDGED], notes)
             evidence.append(f"{source.files.title}: {found.evidence}")
             formats.append(found.format.name)
             arguments = (tokenizer, settings, job.group_by)
@@ -74,6 +75,7 @@ def build_store(
             {
                 "names": names.all(),
                 "kind": settings.kind,
+                "form": settings.form.as_dict() if settings.form else None,
                 "formats": formats,
                 "evidence": evidence,
                 "notes": notes,
@@ -105,15 +107,18 @@ def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Re
         yield chunk
 
 
-def _with_kind(settings: EncodeSettings, found: RecognisedFormat, records: Sequence[Record]) -> EncodeSettings:
-    """Return the settings with the kind of label, inferred from the first rows if it is not given."""
+def _with_kind(
+    settings: EncodeSettings, found: RecognisedFormat, records: Sequence[Record], notes: list[str]
+) -> EncodeSettings:
+    """Return the settings with the kind of label and how its cells are read, judged by the first rows if not given."""
     if settings.rows == "tagged":
         return replace(settings, kind="token")
-    if settings.rows != "labelled" or settings.kind is not None or settings.predicting:
+    if settings.rows != "labelled" or settings.form is not None or settings.predicting:
         return settings
     values = [cell(record.values, found.target_column) for record in islice(records, JUDGED)]
-    kind: Kind = kind_of([value for value in values if value is not None])
-    return replace(settings, kind=kind)
+    judged = judge([value for value in values if value not in (None, "")], settings.kind)
+    notes += judged.notes
+    return replace(settings, kind=judged.kind, form=judged.form)
 
 
 def _renumber(result: ChunkResult, names: Names, kind: Kind | None) -> None:

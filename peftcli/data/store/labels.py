@@ -13,7 +13,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.tasks.task_info import LabelKind
 
 Kind = LabelKind
-_INTEGER = re.compile(r"[+-]?\d+")
+_INTEGER = re.compile(r"[+-]?\d+(\.0*)?")  # also as pandas writes a column of whole numbers with a gap
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)")
 
 
@@ -105,7 +105,7 @@ def kind_of(values: Sequence[Any]) -> Kind:
         return "multi_label"
     texts = [repr(value) if isinstance(value, int | float) else str(value).strip() for value in values]
     decimals = [bool(_DECIMAL.fullmatch(text)) for text in texts]
-    numbers = sum(bool(_INTEGER.fullmatch(text)) for text in texts) + sum(decimals)
+    numbers = sum(bool(_INTEGER.fullmatch(text) or _DECIMAL.fullmatch(text)) for text in texts)
     return "regression" if any(decimals) and 2 * numbers > len(texts) else "single_label"
 
 
@@ -113,7 +113,7 @@ def order_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return label names in their order: by value if all are integers, else by name."""
     unique = set(names)
     if all(_INTEGER.fullmatch(name) for name in unique):
-        return tuple(sorted(unique, key=lambda name: (int(name), name)))
+        return tuple(sorted(unique, key=lambda name: (int(name.partition(".")[0]), name)))
     return tuple(sorted(unique))
 
 

@@ -52,8 +52,11 @@ def rows_of_raw(store: Store, raw: Index) -> Index:
 
 
 def label_spec(store: Store, rows: Index, kind: Kind | None) -> LabelSpec | None:
+    """Return the labels of some rows; every column of 0/1 vectors is one, also where it is 0 in all rows."""
     if kind is None:
         return None
+    if width := (store.meta.get("form") or {}).get("width", 0):
+        return LabelSpec(kind, tuple(map(str, range(width))))
     return LabelSpec(kind, () if kind == "regression" else order_names(names_of(store, rows)))
 
 
