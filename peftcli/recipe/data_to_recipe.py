@@ -1,4 +1,4 @@
-"""From plain data to typed records; collects everything that is wrong on the way."""
+"""Turn the plain data of a recipe file into a typed `Recipe`, and collect everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from peftcli.recipe.yaml.value_tree import dotted
 from peftcli.recipe.yaml.yaml_lines import Key
 
 PLACEHOLDER = MethodParams(name="?")
-"""Stands where a method could not be read, so that the rest is checked all the same."""
+"""Takes the place of a method that could not be read, so that the rest of the recipe is still checked."""
 
 
 class Builder:
-    """Turns the data of one recipe into records.
+    """Turns the data of one recipe into a `Recipe`.
 
     Args:
         names: what a recipe can name.
@@ -41,9 +41,9 @@ class Builder:
         self.unknown = UnknownKeys(self.registry, str(name) if known else None)
 
     def build(self) -> Recipe | None:
-        """Return the recipe with the wrong values left out, or None where too much is wrong.
+        """Return the recipe without its wrong values, or None if what is left is no recipe.
 
-        What was wrong is in `found`; a recipe that comes with findings serves further checks only.
+        `found` holds what was wrong. If there is anything in it, the recipe is good for further checks only.
         """
         data = dict(self.data)
         if "method" in data:
@@ -60,14 +60,14 @@ class Builder:
             return None
 
     def remains(self) -> Recipe | None:
-        """Return what can be read of a recipe of which `build` made none: whole blocks left out, or stood in for.
+        """Return what can be read where `build` returned None, with wrong blocks left out or replaced.
 
-        It names the files that the readable blocks name; nothing else in it can be relied on.
+        The files that it names are those of the readable blocks; do not rely on anything else in it.
         """
         data = self._kept
         task = next(iter(self.names.tasks))
         stand_ins: dict[str, Any] = {"model": {"name_or_path": "?"}, "task": task, "method": PLACEHOLDER}
-        for _ in range(2):  # a block that is stood in for may bring a contradiction to light
+        for _ in range(2):  # a replaced block may contradict another one, which is then replaced, too
             try:
                 return Recipe.model_validate(data, context=self.names)
             except ValidationError as error:
@@ -78,7 +78,7 @@ class Builder:
         return None
 
     def method(self, value: Any, key: Key) -> MethodParams:
-        """Return the typed hyper-parameters of the method written at `key`, or the placeholder."""
+        """Return the hyper-parameters of the method at `key`, or the placeholder."""
         model = self._method_model(value, key)
         if model is None:
             return PLACEHOLDER
@@ -108,7 +108,7 @@ class Builder:
         return model
 
     def _nested(self, model: type[MethodParams], data: dict[str, Any], key: Key) -> dict[str, Any]:
-        """Return `data` with the methods inside a composition turned into their typed hyper-parameters."""
+        """Return `data` with each method inside a composition replaced by its hyper-parameters."""
         made = dict(data)
         for field, info in model.model_fields.items():
             value = data.get(field)
@@ -123,7 +123,7 @@ class Builder:
 
 
 def _holds_method(annotation: Any) -> bool:
-    """Return whether a field takes any method, by name: it is annotated `MethodParams` itself."""
+    """Return whether a field takes any method: it is annotated with `MethodParams` itself."""
     return any(unwrap(member)[0] is MethodParams for member in members(annotation))
 
 
@@ -136,7 +136,7 @@ def _holds_methods(annotation: Any) -> bool:
 
 
 def _without(data: dict[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
-    """Return a copy of the recipe's data with `keys` taken out."""
+    """Return a copy of the recipe's data without `keys`."""
     kept = {field: value if isinstance(value, MethodParams) else copy.deepcopy(value) for field, value in data.items()}
     kept.setdefault("method", PLACEHOLDER)
     for key in sorted(keys, key=len, reverse=True):

@@ -1,4 +1,4 @@
-"""What a key accepts, in words, from the type of its field: `a number, 0 <= value < 1`; `one of linear, cosine`."""
+"""The values that a key accepts, in words, from the type of its field: `a number, 0 <= value < 1`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peftcli.recipe.yaml.yaml_lines import Key
 
 
 def unwrap(annotation: Any) -> tuple[Any, list[Any]]:
-    """Return an annotation without its `Annotated` shells, and the metadata that they held."""
+    """Return an annotation without `Annotated`, and its metadata."""
     metadata: list[Any] = []
     while get_origin(annotation) is Annotated:
         annotation, *shell = get_args(annotation)
@@ -25,13 +25,13 @@ def unwrap(annotation: Any) -> tuple[Any, list[Any]]:
 
 
 def members(annotation: Any) -> list[Any]:
-    """Return the alternatives of a union, or the annotation itself."""
+    """Return the members of a union, or the annotation itself."""
     plain, _ = unwrap(annotation)
     return list(get_args(plain)) if get_origin(plain) in (Union, types.UnionType) else [annotation]
 
 
 def block_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the model class that an annotation allows, if one."""
+    """Return the model class that an annotation allows, if any."""
     for member in members(annotation):
         plain, _ = unwrap(member)
         if isinstance(plain, type) and issubclass(plain, BaseModel):
@@ -40,7 +40,7 @@ def block_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def field_at(block: type[BaseModel], key: Key) -> tuple[Any, list[Any]] | None:
-    """Return the annotation and the constraints of what `key` names below `block`, or None."""
+    """Return the annotation and the constraints of `key` in `block`, or None if there is no such key."""
     if not key:
         return block, []
     first = block.model_fields.get(str(key[0]))
@@ -59,7 +59,7 @@ def field_at(block: type[BaseModel], key: Key) -> tuple[Any, list[Any]] | None:
 
 
 def block_at(block: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    """Return the model class of the mapping at `key` below `block`."""
+    """Return the model class of the mapping at `key` in `block`."""
     found = field_at(block, key)
     return block_of(found[0]) if found else None
 
@@ -97,7 +97,7 @@ def _number(value: Any) -> str:
 
 
 def choices(annotation: Any) -> list[str]:
-    """Return the words that an annotation lists (its literals), without null."""
+    """Return the literals of an annotation as text, without null."""
     found: list[str] = []
     for member in members(annotation):
         plain, _ = unwrap(member)
@@ -107,7 +107,7 @@ def choices(annotation: Any) -> list[str]:
 
 
 def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return what a value of this type may be, in words."""
+    """Return in words which values a type has."""
     plain, inner = unwrap(annotation)
     constraints = [*metadata, *inner]
     alternatives = members(plain)

@@ -1,6 +1,6 @@
-"""One JSON schema (draft 2020-12) of a recipe, from the same models that check it; editors complete and check with it.
+"""The JSON schema (draft 2020-12) of a recipe, for editors. It is made from the models that check a recipe.
 
-The method block is chosen by its `name`: one `if`/`then` per method, each with that method's own keys.
+The keys of the method block depend on its `name`: there is one `if`/`then` for each method.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def recipe_schema(names: Names) -> dict[str, Any]:
         names: what a recipe can name.
 
     Returns:
-        A document that stands alone: references stay inside its `$defs`.
+        A complete document: all references point into its own `$defs`.
     """
     registry = names.methods
     models = {name: model for name in registry.names() if (model := registry.params_model(name)) is not None}
@@ -50,7 +50,7 @@ def recipe_schema(names: Names) -> dict[str, Any]:
 
 
 def _any_method(registry: Registry, places: dict[str, str]) -> dict[str, Any]:
-    """Return the schema of a method block: `name` decides which keys there are."""
+    """Return the schema of a method block, whose keys depend on `name`."""
     described = [{"const": name, "description": registry.info(name).summary} for name in places]
     branches = [
         {"if": {"properties": {"name": {"const": name}}, "required": ["name"]}, "then": {"$ref": place}}
@@ -66,7 +66,7 @@ def _any_method(registry: Registry, places: dict[str, str]) -> dict[str, Any]:
 
 
 def _add_made_defaults(definition: dict[str, Any], model: type[BaseModel]) -> None:
-    """Add the defaults that a factory makes (lists, mappings, blocks), which pydantic leaves out."""
+    """Add the defaults that pydantic leaves out: lists, mappings and blocks, which a factory makes."""
     for name, field in model.model_fields.items():
         if field.default_factory is not None:
             made = field.get_default(call_default_factory=True)
@@ -74,7 +74,7 @@ def _add_made_defaults(definition: dict[str, Any], model: type[BaseModel]) -> No
 
 
 def _complete(definitions: dict[str, Any], names: Names) -> None:
-    """Add the names that the models leave open."""
+    """Add the possible values of keys that the models declare as text: tasks, formats, optimizers, metrics."""
     for block in _BLOCKS:
         for key, field in block.model_fields.items():
             spelled = spelled_out(field.annotation, field.metadata, names)

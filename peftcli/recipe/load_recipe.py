@@ -29,8 +29,8 @@ class LoadedRecipe:
     Args:
         recipe: every default filled in, `output_dir` included.
         path: the file, as the user named it.
-        tree: the data as written, with its places.
-        wrong: dotted keys that are wrong already and left out of `recipe`; only a `SurroundingsCheck` sees any.
+        tree: the data as it was written, with the line of each value.
+        wrong: dotted keys that are wrong and left out of `recipe`; empty except in a `SurroundingsCheck`.
     """
 
     recipe: Recipe
@@ -44,11 +44,11 @@ class LoadedRecipe:
         return {".".join(map(str, key)): line for key, line in self.tree.lines.items()}
 
     def where(self, key: str) -> tuple[str, int | None]:
-        """Return (file, line) of a dotted key, or of the block around it; (`override a.b=1`, None) for an override."""
+        """Return (file, line) of a dotted key or of the block around it; (`override a.b=1`, None) for an override."""
         return self.tree.where(self._split(key))
 
     def problem(self, key: str, message: str, suggestion: str | None = None) -> Problem:
-        """Return a problem of a dotted key with the place where it is written."""
+        """Return a problem of a dotted key, with the place where the key is written."""
         return self.tree.problem(self._split(key), message, suggestion)
 
     def _split(self, key: str) -> Key:
@@ -61,7 +61,7 @@ class LoadedRecipe:
 
 
 SurroundingsCheck = Callable[[LoadedRecipe, Names], Iterable[Problem]]
-"""Looks at the files that a recipe names, which may be what remains of one with mistakes (`LoadedRecipe.wrong`)."""
+"""Checks the files that a recipe names. It also gets recipes with mistakes, without the wrong keys."""
 
 
 def load_recipe(
@@ -80,10 +80,10 @@ def load_recipe(
         path: the YAML file.
         overrides: `a.b=value` changes, in order.
         names: what a recipe can name.
-        need_data: whether the `data` block is required (`count-params` does without).
+        need_data: whether the `data` block is required; `count-params` needs none.
         environ: variables for `${NAME}`; the process's own by default.
-        surroundings: what else to check, also of a recipe with mistakes, so that all are shown at once.
-        upgrades: names that keys had in earlier versions; for stored recipes (`load_stored_recipe`).
+        surroundings: a further check. It runs on a recipe with mistakes, too, so that all problems are shown at once.
+        upgrades: renamed keys that are accepted under their old names; for stored recipes (`load_stored_recipe`).
 
     Raises:
         UserError: every problem found, each with file, line, key and remedy, in the order of the file.
@@ -97,10 +97,10 @@ def load_recipe(
 
 
 def recipe_from_overrides(source: str, overrides: Sequence[str], names: Names) -> LoadedRecipe:
-    """Build a recipe without a file, from `a.b=value` alone; it needs no data.
+    """Build a recipe from `a.b=value` changes, without a file and without data.
 
     Args:
-        source: what the user wrote, named in problems.
+        source: what the user wrote; problems name it.
 
     Raises:
         UserError: as `load_recipe`.
@@ -168,7 +168,7 @@ _NO_DATA = Finding(("data",), "data is missing", "write `data:` with a `path:` b
 
 
 def _in_order(problems: Sequence[Problem]) -> list[Problem]:
-    """Return problems by line, those of overrides last, without repetitions."""
+    """Return the problems in the order of their lines, without duplicates; those of overrides come last."""
     unique = list(dict.fromkeys(problems))
     return sorted(unique, key=lambda problem: (problem.line is None, problem.line or 0))
 

@@ -1,4 +1,4 @@
-"""pydantic's errors as sentences: `training.warmup_ratio = 1.5; expected 0 <= value <= 1`."""
+"""Turn pydantic's errors into messages such as `training.warmup_ratio = 1.5; expected 0 <= value <= 1`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CUSTOM = ("value_error", "assertion_error")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with the value at `key`, before it is known where that was written."""
+    """A problem of the value at `key`. Where the value was written is added later (`Tree.problem`)."""
 
     key: Key
     message: str
@@ -35,14 +35,14 @@ class Finding:
 def findings(
     error: ValidationError, block: type[BaseModel], data: Any, prefix: Key, unknown: UnknownKeys, names: Names
 ) -> list[Finding]:
-    """Return what a validation found, one finding per key.
+    """Return the findings of a validation, one for each key.
 
     Args:
         error: from `block.model_validate(data)`.
         block: the model class.
         data: what was validated.
-        prefix: where the block is in the recipe.
-        unknown: explains unknown keys.
+        prefix: path of the block in the recipe.
+        unknown: suggests what to write instead of unknown keys.
         names: what a recipe can name.
     """
     by_key: dict[Key, list[ErrorDetails]] = {}
@@ -51,13 +51,13 @@ def findings(
     found: list[Finding] = []
     for key, details in by_key.items():
         if _only_types(details) and any(other[: len(key)] == key and other != key for other in by_key):
-            continue  # another branch of a union matched the type and found something wrong inside
+            continue  # another member of the union fitted the type, and found the problem inside the value
         found.append(_finding(details, key, block, data, prefix, unknown, names))
     return found
 
 
 def _real_key(detail: ErrorDetails, data: Any) -> Key:
-    """Return an error's location without the names of union branches, which are no part of the recipe."""
+    """Return an error's location without the names of union members, which are not keys of the recipe."""
     location = detail["loc"]
     key: Key = ()
     current = data
@@ -107,9 +107,9 @@ def _finding(
     if "finite_number" in kinds:
         expected = expected.replace("a number", "a finite number")
     if "string_unicode" in kinds:
-        return Finding(full, f"{name} holds characters that are not Unicode text")
+        return Finding(full, f"{name} contains characters that are not Unicode text")
     if kinds & {"too_short", "string_too_short"}:
-        return Finding(full, f"{name} = {show(value)}; expected something that is not empty")
+        return Finding(full, f"{name} = {show(value)}; expected a value that is not empty")
     return Finding(full, f"{name} = {show(value)}; expected {expected}", hint(value, annotation))
 
 
@@ -123,7 +123,7 @@ def _limits(annotation: Any, metadata: Sequence[Any]) -> str:
 
 
 def _custom(message: str, key: Key, block: type[BaseModel], data: Any, prefix: Key) -> Finding:
-    """Place a validator's own sentence at the first key of the block that it names."""
+    """Return the message of one of our validators, as a finding of the first key that it names."""
     inner = block_at(block, key)
     if inner is not None and isinstance(value_at(data, key), dict):
         for word in re.findall(r"[A-Za-z_][A-Za-z0-9_]*", message):
@@ -134,7 +134,7 @@ def _custom(message: str, key: Key, block: type[BaseModel], data: Any, prefix: K
 
 
 def value_at(data: Any, key: Key) -> Any:
-    """Return the value at `key` below `data`, or None."""
+    """Return the value at `key` in `data`, or None."""
     for part in key:
         try:
             data = data[part]
@@ -144,7 +144,7 @@ def value_at(data: Any, key: Key) -> Any:
 
 
 def hint(value: Any, annotation: Any) -> str | None:
-    """Return how to write a value of the wrong type, where that can be guessed."""
+    """Return how to write a value that has the wrong type, or None if that cannot be guessed."""
     kinds = [unwrap(member)[0] for member in members(annotation)]
     accepts_list = any(describe(kind_).startswith("a list") for kind_ in kinds)
     if value is None:
@@ -158,7 +158,7 @@ def hint(value: Any, annotation: Any) -> str | None:
     if accepts_list and not isinstance(value, (list, dict)):
         return f"write [{show(value)}]"
     if str in kinds and not isinstance(value, (list, dict)):
-        return f"this is {kind(value)}; for text write quotes: '{show(value)}'"
+        return f"this is {kind(value)}; write text in quotes: '{show(value)}'"
     return None
 
 
@@ -194,7 +194,7 @@ def choice_hint(text: str, words: Sequence[str]) -> str | None:
 
 
 def method_hint(name: str, names: Sequence[str]) -> str:
-    """Return the method that another tool or a typing mistake means, and the list of methods."""
+    """Return the method that is probably meant, and the list of all methods."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     every = f"the methods are: {', '.join(names)}"
     if plain in names:

@@ -1,4 +1,4 @@
-"""`a.b=value` on the command line, laid over the recipe file and checked the same way."""
+"""`a.b=value` on the command line: changes of the recipe, checked as the file is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INDICATORS = tuple("*&!@%`")
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str], environ: Mapping[str, str]) -> list[Problem]:
-    """Change `tree` by each `a.b=value` in turn; return what could not be applied."""
+    """Apply each `a.b=value` to `tree`, in order; return the problems of those that could not be applied."""
     problems: list[Problem] = []
     for text in overrides:
         problems += _apply(tree, text, environ)
@@ -32,7 +32,7 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
         example = f"{path.strip() or 'method.r'}=VALUE" if not equals else "method.r=16"
         return [Problem("an override is key=value", file=where, suggestion=f"write it as {example}, without spaces")]
     if written[:1] in _INDICATORS:
-        written = json.dumps(written)  # YAML's anchors and tags mean nothing here; `data.path=*.csv` is text
+        written = json.dumps(written)  # anchors and tags make no sense here, and `data.path=*.csv` is text
     try:
         document = parse_yaml(written, environ)
     except YamlProblem as error:
@@ -44,7 +44,7 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
 
 
 def _put(tree: Tree, parts: Sequence[str], value: Any, text: str) -> str | None:
-    """Set a value in place, making the mappings on the way; return why it cannot be, or None."""
+    """Set a value in place and make the mappings above it; return why that is impossible, or None."""
     current: Any = tree.data
     key: Key = ()
     for position, part in enumerate(parts):
@@ -85,7 +85,7 @@ def _no_element(key: Key, part: str, length: int) -> str:
 
 
 def _forget_below(tree: Tree, key: Key) -> None:
-    """Drop the places of what an override replaced, so that its own name is shown."""
+    """Forget where replaced values were written, so that a problem names the override."""
     for table in (tree.lines, tree.overridden):
         for old in [old for old in table if len(old) > len(key) and old[: len(key)] == key]:
             del table[old]

@@ -1,4 +1,4 @@
-"""The recipe that a run stored: where it is, and reading it as the version that wrote it meant it."""
+"""The recipe that is stored in a run: finding it, and reading it although an earlier version wrote it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
 
 STORED = "recipe.yaml"
-"""Its name in a run directory."""
+"""The file's name in a run directory."""
 
 
 def stored_recipe(run: Path) -> Path:
     """Return the recipe's file in a run directory.
 
     Raises:
-        UserError: it is no run directory; says what it is instead, and what to name.
+        UserError: it is no run directory; says what it is, and what to name instead.
     """
     if (run / STORED).is_file():
         return run / STORED
@@ -37,45 +37,45 @@ def _near(run: Path) -> str:
     return did_you_mean(run.parent / name for name in close) or _NAME_A_RUN
 
 
-_NAME_A_RUN = "name a directory that `peft train` left"
+_NAME_A_RUN = "name a directory that `peft train` wrote"
 
 
 def _other_than_a_run(path: Path) -> tuple[str, str]:
     """Return what a path is, and what to do about it."""
     if path.is_file():
         if path.name == STORED and (path.parent / "summary.json").is_file():
-            return "it is the recipe inside one", f"name the run: {path.parent}"
+            return "it is the recipe in a run directory", f"name the run: {path.parent}"
         if path.suffix in (".yaml", ".yml"):
             return "it is a recipe", f"train it first (`peft train {path}`), then name its output directory"
         return "it is a file", _NAME_A_RUN
     if (path / "adapter_config.json").is_file():
         if (path.parent / STORED).is_file():
-            return "it is the adapter inside one", f"name the run: {path.parent}"
+            return "it is the adapter in a run directory", f"name the run: {path.parent}"
         if (path / "peftcli.json").is_file():
-            return "it is an adapter without its run", "put it back as adapter/ beside the run's recipe.yaml"
-        return "it is an adapter alone", f"make it a run first: peft import {path} -o DIR"
+            return "it is an adapter without its run", "put it back as adapter/ beside the recipe.yaml of its run"
+        return "it is an adapter of another library", f"turn it into a run first: peft import {path} -o DIR"
     if (path / "config.json").is_file():
         return "it is a model", _NAME_A_RUN
     return f"it has no {STORED}", _NAME_A_RUN
 
 
 def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
-    """Read a run's recipe.yaml; keys of an earlier version get their names of today.
+    """Read a run's recipe.yaml. Keys that an earlier version wrote get their present names.
 
     Args:
-        file: recipe.yaml of a run; that of an imported adapter has no `data`.
+        file: recipe.yaml of a run; an imported adapter's has no `data`.
         names: what a recipe can name.
 
     Raises:
-        UserError: it was changed by hand, damaged, or written by a version that is too far away.
+        UserError: it was changed or damaged, or its version cannot be read.
     """
     try:
         return load_recipe(file, [], names, need_data=False, upgrades=renamed_keys.CHANGES)
     except UserError as error:
         about = Problem(
-            "this is the recipe that a run stored, not one to edit",
+            "this recipe is that of a run, which must not be edited",
             file=str(file),
-            suggestion="undo what was changed in it; if another version of peftcli wrote it (summary.json has its "
-            "number), use that one",
+            suggestion="undo the changes; if another version of peftcli wrote it, use that version (its number is in "
+            "summary.json)",
         )
         raise UserError([*error.problems, about]) from error

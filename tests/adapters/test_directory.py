@@ -211,5 +211,5 @@ def test_an_adapter_of_an_earlier_version_is_read_by_its_old_names(
     _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": False})
     assert load_adapter(saved).params.model_dump()["r"] == rank
     _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": True})
-    with pytest.raises(UserError, match=r"method\.turbo = True is no longer there since peftcli 9\.0\n +train again"):
+    with pytest.raises(UserError, match=r"method\.turbo = True: this key was removed in peftcli 9\.0\n +train again"):
         load_adapter(saved)

@@ -34,7 +34,7 @@ Problems = Callable[..., list[Problem]]
         ("training.report_to=wandb", "expected a list of one of tensorboard, wandb, mlflow", "write [wandb]"),
         ("training.report_to=none", "training.report_to = 'none'", "leave the key out, or write []"),
         ("model.dtype=bf16", "model.dtype = 'bf16'", "did you mean bfloat16?"),
-        ("model.name_or_path=''", "model.name_or_path = ''; expected something that is not empty", None),
+        ("model.name_or_path=''", "model.name_or_path = ''; expected a value that is not empty", None),
         ("model.name_or_path=7", "model.name_or_path = 7; expected text", "'7'"),
         ("task=CAUSAL_LM", "task = 'CAUSAL_LM'", "did you mean causal_lm?"),
         ("task=ner", "task = 'ner'", "did you mean token_classification?"),

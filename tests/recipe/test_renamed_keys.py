@@ -62,10 +62,10 @@ def test_a_value_that_is_gone_is_named_with_its_line_and_the_remedy(stored: Path
         load_stored_recipe(stored, NAMES)
     first, second = caught.value.problems
     assert str(first) == (
-        f"{stored}:12: training.warm = 10 is no longer there since peftcli 9.1\n"
+        f"{stored}:12: training.warm = 10: this key was removed in peftcli 9.1\n"
         "    train again with training.warmup_steps"
     )
-    assert "use that one" in str(second)
+    assert "use that version" in str(second)
 
 
 def test_a_recipe_that_somebody_writes_is_not_upgraded(stored: Path) -> None:

@@ -1,1 +1,1 @@
-"""Names that other tools and earlier versions use, and what they are called here."""
+"""Names that other tools and earlier versions of this one use for the keys of a recipe."""

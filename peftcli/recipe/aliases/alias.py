@@ -1,4 +1,4 @@
-"""One name of another tool, and the tools."""
+"""The record of a name that other tools use."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Alias:
-    """One foreign name.
+    """A name that other tools use for one of our keys, or for something that has no key here.
 
     Args:
-        tools: who uses it.
+        tools: the tools that use it.
         ours: our dotted key, or None if there is no such key.
-        note: what else to say: another value, or why there is no such key.
+        note: a remark: how to write the value, or why there is no such key.
     """
 
     tools: str

@@ -1,4 +1,4 @@
-"""Names that other tools use, as data: theirs -> ours and a remark.
+"""All names that other tools use, and ours for the same thing.
 
 Sources: the option tables of axolotl, LLaMA-Factory, ms-swift, torchtune, litgpt, unsloth, trl, HF peft and
 transformers' TrainingArguments, read at the versions named in the project's survey of its peers.
@@ -14,7 +14,7 @@ from peftcli.recipe.aliases.training_aliases import TRAINING
 __all__ = ["ALIASES", "METHOD_ALIASES", "TASK_ALIASES", "Alias"]
 
 ALIASES: dict[str, Alias] = {**MODEL, **DATA, **METHOD, **TRAINING, **TOP}
-"""Every foreign name in lower case with underscores -> what to say."""
+"""From a name of another tool, in lower case with underscores, to ours."""
 
 TASK_ALIASES: dict[str, str] = {
     "CAUSAL_LM": "causal_lm",
@@ -39,4 +39,4 @@ TASK_ALIASES: dict[str, str] = {
     "ner": "token_classification",
     "tagging": "token_classification",
 }
-"""Other names of tasks -> ours."""
+"""From a task's name in other tools to ours."""

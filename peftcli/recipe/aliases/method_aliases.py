@@ -58,7 +58,7 @@ METHOD = {
     "lora_model_dir": Alias(AXOLOTL, "method.init_from"),
     "lora_path": Alias("other tools", "method.init_from"),
     "adapters": Alias(SWIFT, "method.init_from"),
-    "inference_mode": Alias(HF_PEFT, None, "not needed: training trains"),
+    "inference_mode": Alias(HF_PEFT, None, "not needed: a recipe is for training"),
     "lora_fan_in_fan_out": Alias(AXOLOTL, None, "not needed: the layer's own layout is read"),
     "fan_in_fan_out": Alias(HF_PEFT, None, "not needed: the layer's own layout is read"),
     "num_prefix_tokens": Alias("other tools", "method.num_virtual_tokens"),
@@ -102,4 +102,4 @@ METHOD_ALIASES: dict[str, tuple[str, str | None]] = {
     "mix": ("compose", None),
     "union": ("unipelt", None),
 }
-"""Other names of methods -> ours and how to get it."""
+"""From a method's name in other tools to ours, and the hyper-parameter that is needed with it."""

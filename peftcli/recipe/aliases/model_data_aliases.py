@@ -1,4 +1,4 @@
-"""Names that other tools use for what is in `model`, `data` and at the top level here."""
+"""Names that other tools use for the keys of `model` and `data`, and for those at the top level."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ MODEL = {
     "llm_backbone": Alias("h2o-llmstudio", "model.name_or_path"),
     "path_or_name": Alias("other tools", "model.name_or_path"),
     "base_model_config": Alias(AXOLOTL, None, "the config is read from the model"),
-    "model_type": Alias(AXOLOTL, None, "not needed: the model's config says it; `task` chooses the head"),
+    "model_type": Alias(AXOLOTL, None, "not needed: the model's config has it, and `task` chooses the head"),
     "tokenizer_type": Alias(AXOLOTL, None, "not needed: the model's tokenizer is used"),
     "tokenizer_config": Alias(AXOLOTL, None, "the tokenizer is read from model.name_or_path"),
     "model_revision": Alias(f"{TRL}, {LLAMA_FACTORY}", "model.revision"),
     "revision_of_model": Alias(AXOLOTL, "model.revision"),
     "torch_dtype": Alias(f"{TRANSFORMERS}, {SWIFT}, {TRL}", "model.dtype"),
     "infer_dtype": Alias(LLAMA_FACTORY, "model.dtype"),
-    "precision": Alias(LITGPT, "training.bf16", "model.dtype holds the frozen weights, training.bf16 computes"),
+    "precision": Alias(
+        LITGPT, "training.bf16", "model.dtype is the type of the frozen weights, training.bf16 that of computing"
+    ),
     "attn_impl": Alias(SWIFT, "model.attn_implementation"),
     "flash_attn": Alias(LLAMA_FACTORY, "model.attn_implementation", "fa2 is flash_attention_2"),
     "flash_attention": Alias(AXOLOTL, "model.attn_implementation", "write flash_attention_2"),
@@ -56,7 +58,7 @@ MODEL = {
     "special_tokens": Alias(AXOLOTL, "model.new_special_tokens", "a list of the tokens to add"),
     "token": Alias(TRANSFORMERS, None, "log in with the hub's own tool, or set HF_TOKEN"),
     "hf_token": Alias("other tools", None, "log in with the hub's own tool, or set HF_TOKEN"),
-    "is_llama_derived_model": Alias(AXOLOTL, None, "not needed: the model's config says it"),
+    "is_llama_derived_model": Alias(AXOLOTL, None, "not needed: the model's config has it"),
 }
 
 DATA = {
@@ -88,7 +90,7 @@ DATA = {
     "type": Alias(f"{AXOLOTL}, {HF_PEFT}", "data.format", "in `method`, the key is `name`"),
     "formatting": Alias(LLAMA_FACTORY, "data.format"),
     "format_type": Alias(UNSLOTH, "data.format"),
-    "ds_type": Alias(AXOLOTL, "data.format", "the file's kind is read off its name"),
+    "ds_type": Alias(AXOLOTL, "data.format", "the type of a file is known from its name"),
     "dataset_text_field": Alias(f"{TRL}, {UNSLOTH}", "data.columns", "for instance {text: content}"),
     "text_field": Alias("other tools", "data.columns", "for instance {text: content}"),
     "text_column": Alias("other tools", "data.columns", "for instance {text: content}"),
@@ -111,7 +113,7 @@ DATA = {
     "truncation": Alias("other tools", "data.overflow"),
     "sample_packing": Alias(AXOLOTL, "data.packing"),
     "packed": Alias(TORCHTUNE, "data.packing"),
-    "neat_packing": Alias(LLAMA_FACTORY, "data.packing", "packed rows never see each other here"),
+    "neat_packing": Alias(LLAMA_FACTORY, "data.packing", "packed rows never attend to each other here"),
     "pad_to_sequence_len": Alias(AXOLOTL, None, "not needed: batches are padded to their longest row"),
     "eval_sample_packing": Alias(AXOLOTL, None, "evaluation never packs"),
     "train_on_inputs": Alias(AXOLOTL, "data.train_on", "true is `all`, false is `completions`"),
@@ -131,13 +133,13 @@ DATA = {
     "dataset_num_proc": Alias(f"{TRL}, {SWIFT}", "data.num_proc"),
     "dataset_prepared_path": Alias(AXOLOTL, "data.cache_dir"),
     "tokenized_path": Alias(LLAMA_FACTORY, "data.cache_dir"),
-    "overwrite_cache": Alias(LLAMA_FACTORY, None, "not needed: the cache is keyed by content"),
+    "overwrite_cache": Alias(LLAMA_FACTORY, None, "not needed: changed data is always prepared again"),
     "chat_template_jinja": Alias(AXOLOTL, "data.chat_template", "the path of a Jinja file"),
-    "template": Alias(LLAMA_FACTORY, "data.chat_template", "data.template is a text made of columns"),
+    "template": Alias(LLAMA_FACTORY, "data.chat_template", "data.template is text built from columns"),
     "conversation": Alias(AXOLOTL, "data.chat_template"),
-    "mix_strategy": Alias(LLAMA_FACTORY, "data.datasets", "each source takes a `weight`"),
-    "interleave_probs": Alias(LLAMA_FACTORY, "data.datasets", "each source takes a `weight`"),
-    "data_seed": Alias(TRANSFORMERS, "seed", "one seed decides every random choice"),
+    "mix_strategy": Alias(LLAMA_FACTORY, "data.datasets", "each source has a `weight`"),
+    "interleave_probs": Alias(LLAMA_FACTORY, "data.datasets", "each source has a `weight`"),
+    "data_seed": Alias(TRANSFORMERS, "seed", "one seed is used for all random numbers"),
     "shuffle": Alias(TORCHTUNE, "training.train_sampling_strategy", "write random, or sequential for no shuffling"),
 }
 
@@ -154,6 +156,6 @@ TOP = {
     "train_args": Alias("other tools", "training", "the block is called `training`"),
     "training_args": Alias(TRANSFORMERS, "training", "the block is called `training`"),
     "training_arguments": Alias(TRANSFORMERS, "training", "the block is called `training`"),
-    "methods": Alias("other tools", "method", "one method; several together are `name: compose`"),
+    "methods": Alias("other tools", "method", "one method; use `name: compose` for several together"),
     "val_dataset_dir": Alias("other tools", "data.validation"),
 }

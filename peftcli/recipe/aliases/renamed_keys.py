@@ -1,8 +1,7 @@
-"""Keys that an earlier peftcli wrote into recipes and adapters under another name: old key -> new key, as data.
+"""Keys of recipes and adapters that had other names in earlier versions of peftcli.
 
-A stored recipe has every default of its time filled in, so that each of its keys is met by every later version. Runs
-and adapters are read through this table; a recipe that somebody writes is not: there an old name is a mistake with a
-suggestion.
+A stored recipe contains every key, also those left at their defaults, so that each renamed key is in every older run.
+Runs and adapters are read with this table. In a recipe that somebody writes an old name is an error with a suggestion.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Change:
-    """One key that was renamed or taken out.
+    """A key that was renamed or removed.
 
     Args:
-        version: the first that writes the new name, or none.
-        old: dotted path; below the method's own block where `method` is given.
-        new: its path now, of the same block; None for a key that is gone.
-        method: whose hyper-parameter it is, alone or as a part of a composition.
-        value: turns the old value into the new one.
-        harmless: values of a key that is gone under which nothing is lost, its default above all.
-        remedy: what to do about any other value of it.
+        version: the first version with the change.
+        old: dotted path; within the method's block if `method` is given.
+        new: the present path in the same block; None if the key was removed.
+        method: the method that has the hyper-parameter, alone or as a part of a composition.
+        value: makes the new value from the old one.
+        harmless: values of a removed key that can be ignored, such as its default.
+        remedy: what to do if a removed key has any other value.
     """
 
     version: str
@@ -50,12 +49,12 @@ CHANGES: tuple[Change, ...] = (
         value=lambda grouped: "group_by_length" if grouped else "random",
     ),
 )
-"""In the order in which they were made."""
+"""In the order of the versions."""
 
 
 @dataclass(frozen=True)
 class Gone:
-    """A stored value that this version cannot honour."""
+    """A stored value of a removed key that cannot be ignored."""
 
     key: Key
     message: str
@@ -63,13 +62,13 @@ class Gone:
 
 
 def upgrade_(data: dict[str, Any], changes: Sequence[Change]) -> tuple[list[tuple[Key, Key]], list[Gone]]:
-    """Give the old keys of a stored recipe their names of today, in place.
+    """Rename the old keys of a stored recipe, in place.
 
     Args:
         data: the recipe's top level.
 
     Returns:
-        The renamed keys as (old, new), and what is gone.
+        The renamed keys as (old, new), and the removed ones that cannot be ignored.
     """
     moved: list[tuple[Key, Key]] = []
     gone: list[Gone] = []
@@ -84,13 +83,13 @@ def upgrade_(data: dict[str, Any], changes: Sequence[Change]) -> tuple[list[tupl
                 _put(block, change.new.split("."), change.value(value))
                 moved.append((old, (*place, *change.new.split("."))))
             elif value not in change.harmless:
-                message = f"{dotted(old)} = {value!r} is no longer there since peftcli {change.version}"
-                gone.append(Gone(old, message, change.remedy or "use the peftcli that wrote it"))
+                message = f"{dotted(old)} = {value!r}: this key was removed in peftcli {change.version}"
+                gone.append(Gone(old, message, change.remedy or "use the version of peftcli that wrote it"))
     return moved, gone
 
 
 def upgrade_tree_(tree: Tree, changes: Sequence[Change]) -> list[Remark]:
-    """Upgrade a parsed recipe in place, the places of its keys too; return what is gone."""
+    """Rename the old keys of a parsed recipe and of its lines, in place; return a remark for each removed one."""
     moved, gone = upgrade_(tree.data, changes)
     for old, new in moved:
         for key, line in list(tree.lines.items()):
@@ -100,7 +99,7 @@ def upgrade_tree_(tree: Tree, changes: Sequence[Change]) -> list[Remark]:
 
 
 def _blocks(data: Any, method: str | None, place: Key = ()) -> Iterator[tuple[dict[str, Any], Key]]:
-    """Yield the blocks that a change is about: the recipe itself, or every block of one method."""
+    """Yield the blocks that a change applies to: the recipe itself, or every block of a method."""
     if method is None:
         yield data, ()
     elif isinstance(data, dict):

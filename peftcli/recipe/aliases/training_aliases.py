@@ -1,4 +1,4 @@
-"""Names that other tools use for what is in `training` here."""
+"""Names that other tools use for the keys of `training`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from peftcli.recipe.aliases.alias import AXOLOTL, LITGPT, LLAMA_FACTORY, TORCHTU
 
 _BEST = "not needed: the best evaluated adapter is kept whenever there are validation rows"
 _ORDER = "write group_by_length, random or sequential"
-_MODE = "not needed: the command says it (peft train, eval, predict, merge)"
-_LAUNCH = "not a recipe key: processes are chosen on the command line (--num-processes, accelerate launch)"
+_MODE = "not needed: choose the command (peft train, eval, predict, merge)"
+_LAUNCH = "not a recipe key: the number of processes is set on the command line (--num-processes, accelerate launch)"
 _RESUME = "not a recipe key: peft train RECIPE --resume"
 _OVERWRITE = "not a recipe key: peft train RECIPE --overwrite"
-_TRACKER = "list the tracker in report_to, and set the rest by its own environment variables"
+_TRACKER = "list the tracker in report_to, and configure it by its environment variables"
 
 TRAINING = {
     "lr": Alias("other tools", "training.learning_rate"),
@@ -84,7 +84,7 @@ TRAINING = {
     "label_smoothing": Alias("other tools", "training.label_smoothing_factor"),
     "noisy_embedding_alpha": Alias(AXOLOTL, "training.neftune_noise_alpha"),
     "neftune_alpha": Alias("other tools", "training.neftune_noise_alpha"),
-    "length_column_name": Alias(TRANSFORMERS, None, "lengths are counted here; see train_sampling_strategy"),
+    "length_column_name": Alias(TRANSFORMERS, None, "lengths are computed; see train_sampling_strategy"),
     "group_by_length": Alias(f"{TRANSFORMERS} before 5, {AXOLOTL}", "training.train_sampling_strategy", _ORDER),
     "evaluation_strategy": Alias(f"{TRANSFORMERS} before 4.41", "training.eval_strategy"),
     "do_eval": Alias(TRANSFORMERS, "training.eval_strategy"),
@@ -111,7 +111,7 @@ TRAINING = {
     "eval_table_size": Alias(AXOLOTL, "training.eval_generate"),
     "num_workers": Alias("other tools", "training.dataloader_num_workers"),
     "compile": Alias(TORCHTUNE, "training.torch_compile"),
-    "plot_loss": Alias(LLAMA_FACTORY, None, "the run directory always gets its plots"),
+    "plot_loss": Alias(LLAMA_FACTORY, None, "plots are always written into the run directory"),
     "logger": Alias("other tools", "training.report_to"),
     "logger_name": Alias(LITGPT, "training.report_to"),
     "use_wandb": Alias("other tools", "training.report_to", "write [wandb]"),
@@ -122,13 +122,13 @@ TRAINING = {
     "wandb_watch": Alias(AXOLOTL, "training.report_to", _TRACKER),
     "wandb_log_model": Alias(AXOLOTL, "training.report_to", _TRACKER),
     "mlflow_tracking_uri": Alias(AXOLOTL, "training.report_to", _TRACKER),
-    "run_name": Alias(TRANSFORMERS, "output_dir", "a run is named by its directory"),
+    "run_name": Alias(TRANSFORMERS, "output_dir", "the name of a run is that of its directory"),
     "hub_model_id": Alias(f"{TRANSFORMERS}, {AXOLOTL}", "training.push_to_hub"),
     "use_cpu": Alias(TRANSFORMERS, "training.device", "write cpu"),
     "no_cuda": Alias(TRANSFORMERS, "training.device", "write cpu"),
     "device_map": Alias(TRANSFORMERS, "training.device"),
     "class_weight": Alias("scikit-learn", "training.class_weights"),
-    "dataloader_pin_memory": Alias(TRANSFORMERS, None, "not needed: the loop decides"),
+    "dataloader_pin_memory": Alias(TRANSFORMERS, None, "not needed: it is chosen automatically"),
     "remove_unused_columns": Alias(TRANSFORMERS, None, "not needed: only the format's columns are read"),
     "auto_find_batch_size": Alias(TRANSFORMERS, "training.max_tokens_per_micro_batch"),
     "eval_accumulation_steps": Alias(TRANSFORMERS, None, "not needed: evaluation keeps no logits"),

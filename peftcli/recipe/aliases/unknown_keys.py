@@ -1,4 +1,4 @@
-"""A key that no block has: where it belongs, what another tool means by it, or the nearest valid key."""
+"""What to write instead of an unknown key: the same key elsewhere, ours for another tool's, or the nearest one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from peftcli.recipe.yaml.yaml_lines import Key
 from peftcli.suggestions import did_you_mean, nearest
 
 _BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
-_NEAR = 0.72  # difflib ratio; `learning_rat`, `lora_aplha` and `bias_terms` pass, unrelated words do not
+_NEAR = 0.72  # difflib's ratio: `learning_rat`, `lora_aplha` and `bias_terms` are above, unrelated words below
 _NEAR_ELSEWHERE = 0.85  # a key of another block must be nearer
 
 
 class UnknownKeys:
-    """Explains unknown keys of one recipe.
+    """Suggests what to write instead of the unknown keys of a recipe.
 
     Args:
         registry: the methods.
-        method: the recipe's `method.name`, if it names one that exists.
+        method: the recipe's `method.name`, if there is such a method.
     """
 
     def __init__(self, registry: Registry, method: str | None) -> None:
@@ -34,7 +34,7 @@ class UnknownKeys:
         self.method = method
 
     def suggest(self, key: Key, value: Any, block: type[BaseModel]) -> str:
-        """Return what to write instead of the unknown `key`, whose parent is a `block`."""
+        """Return what to write instead of the unknown `key` of a `block`."""
         name = str(key[-1])
         plain = name.strip().lower().replace("-", "_")
         in_method = issubclass(block, MethodParams)
@@ -49,7 +49,7 @@ class UnknownKeys:
         )
 
     def _same_block(self, name: str, plain: str, block: type[BaseModel]) -> str | None:
-        """Answer what differs only in case, hyphens or spaces."""
+        """Return a key of the block that differs only in case, hyphens or spaces."""
         return did_you_mean([f"`{plain}`"]) if plain != name and plain in block.model_fields else None
 
     def _alias(self, alias: Alias | None, name: str, key: Key, value: Any, block: type[BaseModel]) -> str | None:
@@ -59,7 +59,7 @@ class UnknownKeys:
         if alias.ours is None:
             return f"`{name}` is a name of {alias.tools}: {note}"
         head, _, last = alias.ours.rpartition(".")
-        here = head == key[0] and last in block.model_fields  # the same block, perhaps further down
+        here = head == key[0] and last in block.model_fields  # of the same block, or of one inside it
         ours = dotted((*key[:-1], last)) if here else alias.ours
         if issubclass(block, MethodParams) and head == "method" and last == "name" and name == "type":
             return did_you_mean(["`name`"])

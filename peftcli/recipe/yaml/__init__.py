@@ -1,1 +1,1 @@
-"""YAML with line numbers: reading, errors, values, and writing it again."""
+"""YAML: reading it with line numbers, its values, its errors, and writing it."""

@@ -1,4 +1,4 @@
-"""A recipe as YAML with every default filled in, which loads again to an equal recipe."""
+"""Write a recipe as YAML, with every default, so that reading it gives an equal recipe."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from peftcli.recipe.yaml.scalars import read_scalar
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the YAML text of a recipe, blocks in the order of the schema."""
+    """Return the YAML text of a recipe, in the order of the schema."""
     return yaml.dump(
         recipe.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
     )
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's dumper, except that text which YAML 1.2 would read as something else is quoted, and `${` is escaped."""
+    """PyYAML's dumper, which also quotes text that YAML 1.2 would read as another value, and escapes `${`."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out instead of `*id001`."""
+        """Write equal values twice instead of using an alias."""
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""`${NAME}` in the values of a recipe: read from the environment; `$${NAME}` stands for the text `${NAME}`."""
+"""`${NAME}` in the values of a recipe is an environment variable; `$${NAME}` is the text `${NAME}`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class MissingVariable(Exception):
-    """A `${NAME}` that cannot be filled in."""
+    """A `${NAME}` that cannot be replaced."""
 
     def __init__(self, message: str, suggestion: str) -> None:
         super().__init__(message)
@@ -21,10 +21,10 @@ class MissingVariable(Exception):
 
 
 def expand(text: str, environ: Mapping[str, str]) -> str:
-    """Return `text` with every `${NAME}` filled in.
+    """Return `text` with every `${NAME}` replaced by the variable's value.
 
     Raises:
-        MissingVariable: a variable is not set, or a reference is malformed.
+        MissingVariable: a variable is not set, or a `${` is not followed by a name and `}`.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -34,7 +34,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
         if not match[3] or not _NAME.fullmatch(name):
             raise MissingVariable(
                 f"{match[0]!r} is not a reference to an environment variable",
-                "write ${NAME}; for the text itself double the sign: $${",
+                "write ${NAME}, or $${ for the text itself",
             )
         if name not in environ:
             near = nearest(name, environ, cutoff=0.8)
@@ -49,5 +49,5 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Return `text` such that `expand` gives it back."""
+    """Return the text from which `expand` makes `text`."""
     return text.replace("${", "$${")

@@ -1,4 +1,4 @@
-"""A recipe file's text, or a word about why there is none."""
+"""Read the text of a recipe file, and say why if that is impossible."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from peftcli.errors import Problem, UserError
 from peftcli.suggestions import did_you_mean, nearest
 
-_MOST_BYTES = 1 << 20  # recipes are a few kilobytes; this stops a data file or a device given by mistake
+_MOST_BYTES = 1 << 20  # a recipe has a few kilobytes; a larger file, or a device, was named by mistake
 
 
 def read_recipe_text(path: Path) -> str:
     """Return the text of a recipe file.
 
     Raises:
-        UserError: there is no such file (names the nearest), or it is a directory, unreadable, not UTF-8 or too large.
+        UserError: there is no such file, or it is a directory, unreadable, not UTF-8 or too large.
     """
     file = str(path)
     try:

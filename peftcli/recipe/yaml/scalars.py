@@ -1,7 +1,7 @@
-"""YAML 1.2 core scalars: what a plain word of a recipe means, and how a value is shown in a message.
+"""The scalar values of YAML 1.2's core schema: reading them, and showing a value in a message.
 
-YAML 1.1 (PyYAML's own rules) reads `1e-4` as text, `yes` and `no` as booleans, `012` as octal and `1:30` as 90. The
-core schema of YAML 1.2 (chapter 10.3.2) has none of these surprises.
+This is not left to PyYAML because it follows YAML 1.1, which reads `1e-4` as text, `yes` and `no` as booleans, `012` as
+octal and `1:30` as 90. The core schema of YAML 1.2 (chapter 10.3.2) does not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_scalar(text: str) -> Scalar:
     """Return the value of a plain (unquoted) scalar under the core schema of YAML 1.2.
 
     Raises:
-        ValueError: a number with more digits than any recipe needs.
+        ValueError: an integer with too many digits.
     """
     if text in _NULL:
         return None
@@ -46,7 +46,7 @@ _KINDS = {bool: "true/false", int: "a whole number", float: "a number", str: "te
 
 
 def show(value: Any, limit: int = 60) -> str:
-    """Return a value as a recipe would write it, shortened to `limit` characters."""
+    """Return a value as it is written in a recipe, shortened to `limit` characters."""
     if isinstance(value, str):
         text = repr(value)
     elif isinstance(value, dict) and len(value) > 3:
@@ -61,5 +61,5 @@ def show(value: Any, limit: int = 60) -> str:
 
 
 def kind(value: Any) -> str:
-    """Return a value's type in the words of a recipe."""
+    """Return a value's type in words."""
     return "null" if value is None else _KINDS.get(type(value), type(value).__name__)

@@ -1,4 +1,4 @@
-"""A recipe before it is checked: plain data, and where each value was written (a line, or an override)."""
+"""The data of a recipe before it is checked, and where each value was written: a line, or an override."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peftcli.recipe.yaml.yaml_lines import Document, Key
 
 
 def dotted(key: Key) -> str:
-    """Return a key path as users write it: `method.parts.0.r`."""
+    """Return a key's path as users write it: `method.parts.0.r`."""
     return ".".join(str(part) for part in key)
 
 
@@ -23,13 +23,13 @@ def has_part(data: Any, part: str | int) -> bool:
 
 @dataclass
 class Tree:
-    """The data of one recipe file with overrides laid over it.
+    """The data of one recipe file, with overrides applied.
 
     Args:
         file: the recipe, as the user named it.
-        data: the mapping it holds.
+        data: the top-level mapping.
         lines: the 1-based line of each key and list element.
-        overridden: the override, as typed, of each key that one set.
+        overridden: the override, as it was typed, of each key that has one.
     """
 
     file: str
@@ -39,11 +39,11 @@ class Tree:
 
     @classmethod
     def from_document(cls, file: str, document: Document) -> Tree:
-        """Return the tree of a parsed file whose top level is a mapping."""
+        """Return the tree of a parsed file; its top level is a mapping."""
         return cls(file, document.data, document.lines)
 
     def where(self, key: Key) -> tuple[str, int | None]:
-        """Return the place of the longest known part of `key`: (file, line), or (`override a.b=1`, None)."""
+        """Return where `key` or the block around it was written: (file, line), or (`override a.b=1`, None)."""
         for end in range(len(key), 0, -1):
             part = key[:end]
             if part in self.overridden:
@@ -53,7 +53,7 @@ class Tree:
         return self.file, None
 
     def problem(self, key: Key, message: str, suggestion: str | None = None) -> Problem:
-        """Return a problem of a key with the place where the key is written."""
+        """Return a problem of a key, with the place where the key was written."""
         file, line = self.where(key)
         return Problem(message, file=file, line=line, key=dotted(key) or None, suggestion=suggestion)
 

@@ -1,22 +1,22 @@
-"""YAML that cannot be read: PyYAML's complaint as a line and a sentence."""
+"""Errors of YAML: PyYAML's message as a line number, a sentence and a remedy."""
 
 from __future__ import annotations
 
 import yaml
 
-_SENTENCES = (  # a part of PyYAML's complaint, what is wrong, what to do
-    ("'\\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
+_SENTENCES = (  # a part of PyYAML's message, what is wrong, what to do
+    ("'\\t'", "a tab, where YAML allows only spaces", "indent with spaces"),
     (
         "mapping values are not allowed",
-        "a second ':' in one line, or an indentation that does not fit the line above",
-        "quote the value if it holds a ':', or align the key with its neighbours",
+        "a second ':' in the line, or an indentation that does not match the line above",
+        "quote the value if it contains ':', or align the key with its neighbours",
     ),
     (
         "could not find expected ':'",
         "a key without ':'",
         "write `key: value`; a text of several lines needs quotes or `|`",
     ),
-    ("expected <block end>", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("expected <block end>", "the indentation does not match the lines above", "align the keys of one block"),
     ("expected ',' or ']'", "a list that is not closed", "close it with ']' and separate its elements with ','"),
     (
         "expected ',' or '}'",
@@ -26,7 +26,7 @@ _SENTENCES = (  # a part of PyYAML's complaint, what is wrong, what to do
     ("found unexpected end of stream", "a quoted text that is not closed", "add the missing quote"),
     (
         "expected alphabetic or numeric character",
-        "a value that starts with '*' or '&', which YAML takes for an alias",
+        "a value that starts with '*' or '&', which is an alias in YAML",
         "quote it: '*.jsonl'",
     ),
     (
@@ -34,19 +34,18 @@ _SENTENCES = (  # a part of PyYAML's complaint, what is wrong, what to do
         "a character that cannot start a value",
         "quote the value",
     ),
-    ("unknown escape character", "a backslash in double quotes that means nothing", "use single quotes"),
+    ("unknown escape character", "an unknown escape (a backslash) in double quotes", "use single quotes"),
     ("unacceptable character", "a control character", "remove it; recipes are plain UTF-8 text"),
     ("special characters are not allowed", "a control character", "remove it; recipes are plain UTF-8 text"),
 )
 _OPENED_BEFORE = ("expected ',' or", "found unexpected end of stream", "could not find expected ':'")
-"""Complaints whose cause is where something was opened, not where PyYAML noticed."""
-
+"""Messages of errors whose cause is where something was opened, which is not where PyYAML noticed it."""
 
 _ELSE = "look at this line and the one above: `key: value`, indented with spaces, special characters in quotes"
 
 
 class YamlProblem(Exception):
-    """A text that cannot be read as one plain YAML document."""
+    """A text that is not one plain YAML document."""
 
     def __init__(self, message: str, line: int | None, suggestion: str | None = None) -> None:
         super().__init__(message)
@@ -56,7 +55,7 @@ class YamlProblem(Exception):
 
 
 def explain_yaml_error(error: yaml.YAMLError, text: str) -> YamlProblem:
-    """Return PyYAML's complaint with its line and a sentence that says what to do."""
+    """Return PyYAML's error with a line, a sentence and a remedy."""
     complaint = " ".join(str(error).split())
     opened = any(part in complaint for part in _OPENED_BEFORE)
     line = _line(error, text, opened)

@@ -1,8 +1,9 @@
-"""YAML with line numbers: text to plain data plus the line of every key and list element.
+"""Read YAML as plain data, with the line of every key and list element.
 
-PyYAML scans and parses; what the words mean is read here, by YAML 1.2's core schema (`scalars`). Refused, each with
-its line: duplicate keys, several documents, tags other than the core ones, merge keys, keys that are not scalars,
-aliases that refer to themselves or grow beyond `MAX_NODES` values, and nesting deeper than `MAX_DEPTH`.
+PyYAML parses. Its own construction of values is replaced because it keeps no lines, takes the last of duplicate keys
+without a word, and follows YAML 1.1 (see `scalars`). Refused, each with its line: duplicate keys, several documents,
+tags other than those of the core schema, merge keys, keys that are not scalars, aliases that refer to themselves or
+exceed `MAX_NODES` values, and nesting deeper than `MAX_DEPTH`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from peftcli.recipe.yaml.environment_variables import MissingVariable, expand
 from peftcli.recipe.yaml.scalars import read_scalar
 from peftcli.recipe.yaml.yaml_errors import YamlProblem, explain_yaml_error
 
-MAX_NODES = 20_000  # a recipe has tens of values; aliases of aliases multiply (the "billion laughs")
+MAX_NODES = 20_000  # a recipe has tens of values; aliases of aliases grow exponentially ("billion laughs")
 MAX_DEPTH = 40  # a recipe nests four deep
 
 Key = tuple[str | int, ...]
@@ -39,7 +40,7 @@ _TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "
 
 @dataclass(frozen=True)
 class Remark:
-    """Something wrong that does not stop the reading: a duplicate key, a missing environment variable."""
+    """A problem after which reading goes on: a duplicate key, a missing environment variable."""
 
     key: Key
     line: int
@@ -49,7 +50,7 @@ class Remark:
 
 @dataclass
 class Document:
-    """What a YAML text holds: plain data, the 1-based line of every key and element, and what is wrong with it."""
+    """The data of a YAML text, the 1-based line of every key and element, and the problems."""
 
     data: Any
     lines: dict[Key, int] = field(default_factory=dict)
@@ -64,7 +65,7 @@ def parse_yaml(text: str, environ: Mapping[str, str]) -> Document:
         environ: variables for `${NAME}`.
 
     Raises:
-        YamlProblem: the text is not YAML, or is something that no recipe needs; has the line.
+        YamlProblem: the text is not YAML, or uses what is refused here.
     """
     composer = _Composer(text, environ)
     try:
@@ -83,7 +84,7 @@ def line_of(event: Event) -> int:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a text can be written to a file; an escape such as `\\ud800` gives half a character."""
+    """Return whether a text can be encoded; an escape such as `\\ud800` is half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -98,7 +99,7 @@ class _Anchored:
 
 
 class _Composer:
-    """Builds data from PyYAML's event stream, which is lazy, so that limits stop a hostile text early."""
+    """Builds data from PyYAML's events. They come one by one, so that the limits stop a hostile text early."""
 
     def __init__(self, text: str, environ: Mapping[str, str]) -> None:
         self.environ = environ
