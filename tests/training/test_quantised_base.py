@@ -39,6 +39,8 @@ def last_losses(directory: Path, *overrides: str) -> float:
     return sum(losses[-25:]) / 25
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute and a half of one idle core
 def test_the_loss_on_a_4_bit_base_stays_within_3_percent_of_16_bit(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     pairs = [
