@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from peftcli import __version__
+from peftcli.installed_versions import installed_versions
 from peftcli.record.run_summary import Summary
 from peftcli.training.run_header import parameter_counts
 from peftcli.training.session import Session
@@ -62,10 +62,5 @@ def peak_memory(device: torch.device) -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of what trained."""
-    found = {"peftcli": __version__, "python": sys.version.split()[0], "torch": torch.__version__}
-    for name in ("transformers", "accelerate", "safetensors", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"peftcli": __version__, "python": sys.version.split()[0], "torch": torch.__version__}
+    return own | installed_versions("transformers", "accelerate", "safetensors", "bitsandbytes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import Problem, UserError
+from peftcli.installed_versions import installed_versions
 from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head
@@ -200,7 +200,11 @@ def identify(
         quantization=quantization,
         dtype=dtype_name(dtype),
         model_type=model.config.model_type,
-        versions=_versions(),
+        versions={
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **installed_versions("peftcli", "bitsandbytes"),
+        },
         shape=shape_of(model.config),
         source="gguf" if source.kind == "gguf" else "safetensors",
     )
@@ -224,16 +228,6 @@ def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:
 
     config = cached_file(source.name, "config.json", revision=spec.revision or "main", local_files_only=True)
     return fingerprint(Path(config).parent)
-
-
-def _versions() -> dict[str, str]:
-    found = {"torch": torch.__version__, "transformers": transformers.__version__}
-    for name in ("peftcli", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
-def add_neftune(embeddings: nn.Module, alpha: float) -> Any:
+def add_neftune(embeddings: nn.Module, alpha: float) -> RemovableHandle:
     """Add noise of magnitude alpha / sqrt(seq * d_model) to an embedding's output in training mode; return the hook."""
 
     def hook(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ and all of its attention is computed row by row (on a CPU; see `layers.document_
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from peftcli.errors import UserError
 from peftcli.layers.cpu.document_attention import DocumentAttention
@@ -16,8 +16,11 @@ from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task_table import task_info
 from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def rows_stay_apart(recipe: Recipe, model: Any, allowed: AllowedPaths) -> bool:
+
+def rows_stay_apart(recipe: Recipe, model: PreTrainedModel, allowed: AllowedPaths) -> bool:
     """Try on the model itself whether rows behind each other are computed as if each were alone.
 
     Args:
