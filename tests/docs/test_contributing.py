@@ -12,8 +12,7 @@ import pytest
 
 from peftcli.protocol import registry as registry_module
 from tests.command_line import Cli, Workspace
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.docs.pages import ROOT
 
 
 @pytest.fixture

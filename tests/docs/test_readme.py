@@ -1,0 +1,51 @@
+"""What README alone promises: how to set up, the recipes that are shipped, and the table of methods."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from peftcli.analysis.counting import count_params
+from peftcli.names import NAMES
+from peftcli.protocol.registry import registry
+from peftcli.recipe.load_recipe import load_recipe
+from tests.docs.pages import ROOT, blocks, commands, text_of
+
+SETUP = [
+    'python -m pip install -e ".[demo]" && peft train configs/lora.yaml',
+    'python -m pip install -e ".[test]" && pytest',
+]
+
+
+def test_readme_has_the_set_up_commands() -> None:
+    body = "\n".join(blocks("README.md", "bash"))
+    for command in SETUP:
+        assert command in body
+    assert body.count("pip install") == len(SETUP)
+    assert len(commands("README.md")) >= 8
+
+
+def test_ci_runs_the_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    install, test = SETUP[1].split(" && ")
+    assert install.replace("install", "install --quiet") in script
+    assert re.search(rf"^{test}( |$)", script, flags=re.M)
+
+
+@pytest.mark.parametrize("folder", ["configs", "recipes"])
+def test_shipped_recipes_are_valid(folder: str) -> None:
+    files = sorted((ROOT / folder).glob("*.yaml"))
+    assert len(files) >= {"configs": 1, "recipes": 5}[folder]
+    for file in files:
+        loaded = load_recipe(file, [], NAMES)
+        assert loaded.recipe.output_dir == f"runs/{file.stem}", file.name
+
+
+def test_method_table_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+)% \| ([\d,]+) \|", text_of("README.md"), flags=re.M)
+    assert [name for name, *_ in rows] == registry.names()
+    for name, family, percent, saved in rows:
+        counts = count_params(load_recipe(ROOT / "configs" / f"{name}.yaml", [], NAMES).recipe)
+        info = registry.info(name)
+        assert (family, percent, saved) == (info.family, f"{counts.percent:.2f}", f"{counts.saved:,}"), name
