@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all: written beside, synced, renamed."""
+"""Write files and directories so that a crash leaves them complete or absent: write beside, sync, rename."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial-"
-"""Prefix of what is being written; whatever carries it after a crash is rubbish."""
+"""Prefix of what is being written. Anything with this prefix after a crash can be deleted."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text` (UTF-8), whole or not at all."""
+    """Replace a file by `text`, in UTF-8; after a crash it has the old or the new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{PARTIAL}{path.name}"
     with open(partial, "w", encoding="utf-8", newline="\n") as file:
@@ -26,10 +26,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that becomes `path` when the block ends without an error.
+    """Yield an empty directory beside `path`, which is renamed to `path` when the block ends without an error.
 
-    A directory that is there already is replaced; between the two renames neither is at `path`, and a crash there
-    leaves the new one under its partial name.
+    A directory that exists is replaced. That takes two renames; a crash between them leaves nothing at `path`, and the
+    new directory under its partial name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = path.parent / f"{PARTIAL}{path.name}", path.parent / f"{PARTIAL}old-{path.name}"
@@ -47,13 +47,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     os.rename(partial, path)
     sync_directory(path.parent)
     if old.is_symlink():
-        old.unlink()  # what it points at is not ours
+        old.unlink()  # and keep the directory that it points at
     else:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory so that a crash leaves it whole or under a partial name."""
+    """Remove a directory. A crash leaves it complete, or under a partial name."""
     if path.exists():
         doomed = path.parent / f"{PARTIAL}old-{path.name}"
         shutil.rmtree(doomed, ignore_errors=True)
@@ -62,7 +62,7 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_partial(directory: Path) -> None:
-    """Remove what a crash left half written directly below `directory`."""
+    """Remove the partial files and directories in `directory` that a crash left."""
     for entry in directory.glob(f"{PARTIAL}*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -71,7 +71,7 @@ def remove_partial(directory: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Flush every file below `directory`, and the directories, to the disk."""
+    """Flush a directory and everything in it to the disk."""
     for folder, _folders, files in os.walk(directory):
         for name in files:
             descriptor = os.open(os.path.join(folder, name), os.O_RDWR)
@@ -83,7 +83,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries; Windows cannot open directories and needs none of it."""
+    """Flush a directory's entries to the disk. Windows cannot open directories and does not need it."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)

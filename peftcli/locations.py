@@ -1,6 +1,6 @@
-"""Where a model or a data set is: a path, a hub id, or `package:NAME/PATH` inside an installed Python package.
+"""Find a model or a data set: by a path, a hub id, or `package:NAME/PATH` inside an installed Python package.
 
-A package is found through its metadata and the import system's finders; none of its code is imported.
+Packages are found by their metadata and the import system's finders; their code is not imported.
 """
 
 from __future__ import annotations
@@ -42,19 +42,21 @@ _LOCAL_SUFFIXES = frozenset([*_DATA_SUFFIXES, ".zip", ".gguf", ".safetensors", "
 
 
 def resolve_location(text: str) -> Path | None:
-    """Return the file or directory that `text` names, or None where it looks like a hub id.
+    """Return the file or directory that `text` names, or None if it looks like a hub id.
 
     Args:
         text: a path (`~` is the home directory), `package:NAME/PATH` with the name of a distribution or of its import
             package, or a hub id such as `org/name`.
 
     Raises:
-        UserError: a package that is not installed, or a path that does not exist; names the nearest that does.
+        UserError: the package is not installed, or the path does not exist; names the nearest one.
     """
     if text.startswith(PREFIX):
         return _in_package(text)
     if not text.strip() or "\0" in text:
-        raise UserError(f"{text!r} names nothing", suggestion="a path, a hub id such as org/name, or package:NAME/PATH")
+        raise UserError(
+            f"{text!r} is no path and no name", suggestion="a path, a hub id such as org/name, or package:NAME/PATH"
+        )
     path = _expanded(text)
     if _exists(path):
         return path
@@ -64,10 +66,10 @@ def resolve_location(text: str) -> Path | None:
 
 
 def expand_location(text: str) -> list[Path] | None:
-    """Return every path that `text` matches, sorted: `resolve_location` with the patterns `*`, `?`, `[...]` and `**`.
+    """Return all paths that `text` matches, sorted. The patterns are `*`, `?`, `[...]` and `**`.
 
     Raises:
-        UserError: as for `resolve_location`, or nothing matches the pattern.
+        UserError: as `resolve_location`, or nothing matches the pattern.
     """
     if not _PATTERN.search(text) or _exists(_expanded(text)):
         path = resolve_location(text)
@@ -87,14 +89,14 @@ def expand_location(text: str) -> list[Path] | None:
 def _expanded(text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # a home directory of a user who does not exist
+    except RuntimeError:  # `~name`, and there is no such user
         return Path(text)
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+    except (OSError, ValueError):  # the name is too long, or contains a NUL
         return False
 
 
@@ -110,14 +112,14 @@ def _is_hub_id(text: str) -> bool:
 def _in_package(text: str) -> Path:
     name, _, inner = text[len(PREFIX) :].partition("/")
     if ".." in PurePosixPath(inner).parts or "\\" in inner or inner.startswith("/"):
-        raise UserError(f"{text!r} leaves its package", suggestion="write package:NAME/PATH, without ..")
+        raise UserError(f"{text!r} is outside of its package", suggestion="write package:NAME/PATH, without ..")
     roots = _package_roots(name)
     for root in roots:
         if _exists(root / inner):
             return root / inner
     raise UserError(
         f"the package {name} is installed, but has no {inner!r}",
-        suggestion=_near_path(roots[0] / inner, shown_from=roots[0]) if roots else "it holds no files",
+        suggestion=_near_path(roots[0] / inner, shown_from=roots[0]) if roots else "it contains no files",
     )
 
 
@@ -135,7 +137,7 @@ def _package_roots(name: str) -> list[Path]:
     if roots:
         return roots
     if _installed(name):
-        raise UserError(f"the package {name} is installed, but keeps no directory of files")
+        raise UserError(f"the package {name} is installed, but contains no directory of files")
     command = 'pip install -e ".[demo]"' if re.sub(r"[-_.]+", "-", name).lower() in _DEMO else f"pip install {name}"
     near = nearest(name, _distributions(), most=2, cutoff=0.75)
     meant = f"; installed are {' and '.join(near)}" if near else ""
@@ -143,7 +145,7 @@ def _package_roots(name: str) -> list[Path]:
 
 
 def _module_folders(module: str) -> list[Path]:
-    """Return the directories of a top-level package, found but not imported."""
+    """Return the directories of a top-level package without importing it."""
     if "." in module or not module.isidentifier():
         return []
     try:
@@ -177,7 +179,7 @@ def _distributions() -> list[str]:
 
 
 def _near_path(path: Path, shown_from: Path | None = None) -> str:
-    """Return what exists near a path that does not: the nearest names in its deepest existing folder."""
+    """Return what a missing path may mean: similar names in the innermost folder that exists, or what that contains."""
     missing = path
     while not _exists(missing.parent) and missing.parent != missing:
         missing = missing.parent
@@ -191,7 +193,7 @@ def _near_path(path: Path, shown_from: Path | None = None) -> str:
     if close:
         return did_you_mean(close if shown_from is not None else (folder / name for name in close))
     inside = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{shown} holds {inside}" if names else f"{shown} is empty"
+    return f"{shown} contains {inside}" if names else f"{shown} is empty"
 
 
 def _shown(folder: Path, start: Path | None) -> str:

@@ -1,6 +1,6 @@
-"""What can be checked of a recipe's surroundings without importing anything heavy: model, data, output directory.
+"""Check the files that a recipe names (model, data, output directory) before torch is imported.
 
-Local files only: a hub id is looked up when training starts. Every problem comes with the recipe's line.
+Only local files are checked; hub ids are looked up when training starts. Problems have the recipe's line.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_
 from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.method_facts import Registry
+from peftcli.recipe.method_params import TargetedParams
 from peftcli.recipe.schema import DataSource, DataSpec
 from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
@@ -27,10 +28,10 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "sp
 
 
 def check_surroundings(loaded: LoadedRecipe, names: Names) -> list[Problem]:
-    """Return what stands in the way of training this recipe here.
+    """Return the problems of the files that a recipe names.
 
     Args:
-        loaded: a checked recipe, or what remains of one with mistakes: what hangs on a wrong key is not looked at.
+        loaded: a checked recipe, or one with mistakes; what depends on a wrong key is not checked.
         names: what a recipe can name.
     """
     problems = [*_model(loaded, names.methods), *_run_length(loaded, names.methods)]
@@ -52,7 +53,9 @@ def _model(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
         yield from _placed(loaded, "model.name_or_path", error)
         return
     if source.kind != "hub" and spec.revision is not None:
-        yield loaded.problem("model.revision", "model.revision is for hub ids; this model is local", "leave it out")
+        yield loaded.problem(
+            "model.revision", "model.revision is for models of the hub; this one is local", "remove it"
+        )
     if source.kind != "directory" or source.path is None:
         return
     config = _config(source.path)
@@ -61,18 +64,18 @@ def _model(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
         return
     if not any((source.path / file).exists() for file in _TOKENIZERS):
         remedy = f"expected one of {', '.join(_TOKENIZERS)}"
-        yield loaded.problem("model.name_or_path", f"{spec.name_or_path} holds no tokenizer", remedy)
+        yield loaded.problem("model.name_or_path", f"{spec.name_or_path} contains no tokenizer", remedy)
     yield from _config_problems(loaded, registry, config)
 
 
 def _config(path: Path) -> Mapping[str, Any] | str:
-    """Return a model directory's config, or why there is none."""
+    """Return a model directory's config, or the reason why it cannot be read."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return f"config.json cannot be read: {error}"
-    return config if isinstance(config, dict) else "config.json does not hold a mapping"
+    return config if isinstance(config, dict) else "config.json does not contain a mapping"
 
 
 def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -85,7 +88,7 @@ def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[s
     if refusal:
         yield loaded.problem("task", *refusal)
     layers = number_of_layers(config)
-    chosen = getattr(recipe.method, "layers_to_transform", None)  # only methods that choose projections have it
+    chosen = recipe.method.layers_to_transform if isinstance(recipe.method, TargetedParams) else None
     wanted = [chosen] if isinstance(chosen, int) else chosen or []
     if layers is not None and any(layer >= layers for layer in wanted):
         message = f"method.layers_to_transform has {max(wanted)}, but the model has {layers} blocks"
@@ -96,7 +99,7 @@ def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[s
 
 
 def _run_length(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
-    """Yield what `max_steps` is too short for; without it a run's length is known once its rows are counted."""
+    """Yield hyper-parameters for which `max_steps` is too small; other runs are checked when their rows are counted."""
     method, steps = loaded.recipe.method, loaded.recipe.training.max_steps
     checks = registry.find(method.name)
     if checks is None or steps is None or any(key.split(".")[0] == "method" for key in loaded.wrong):
@@ -106,7 +109,7 @@ def _run_length(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
 
 
 def _named_key(reason: str, params: Any) -> str:
-    """Return the hyper-parameter that a reason starts with, as `.r`, or nothing."""
+    """Return the hyper-parameter that a reason starts with, such as `.r`, or nothing."""
     first = reason.split(" ", 1)[0].strip(":`").removeprefix("method.")
     return f".{first}" if first in type(params).model_fields else ""
 
@@ -124,7 +127,7 @@ def _data(loaded: LoadedRecipe, data: DataSpec) -> Iterator[Problem]:
 
 
 def _rows_unknown(wrong: Iterable[str]) -> bool:
-    """Return whether a mistake leaves open how rows are to be read."""
+    """Return whether a wrong key decides how rows are read."""
     words = ["task", "data.format", "data.columns", "data.template", "data.type"]
     blocks = (".".join(key.split(".")[:2]) for key in wrong)
     return any(nearest(block, words, cutoff=0.8) for block in blocks)
@@ -136,11 +139,11 @@ def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
     known = [*template_names(), PLAIN]
     if wanted not in known and not Path(wanted).expanduser().is_file():
         remedy = did_you_mean(nearest(wanted, known), f"known: {', '.join(known)}; or a Jinja file")
-        yield loaded.problem("data.chat_template", f"no chat template and no file is called {wanted!r}", remedy)
+        yield loaded.problem("data.chat_template", f"there is no chat template and no file {wanted!r}", remedy)
 
 
 def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
-    """Yield every source of rows with the key of its path, training before validation."""
+    """Yield every source of rows with the key of its path, training rows first."""
     if data.path is not None and data.path.strip():
         yield "data.path", DataSource(path=data.path, config=data.config, split=data.split)
     for index, source in enumerate(data.datasets or ()):
@@ -152,10 +155,10 @@ def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
 
 
 def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource, key: str) -> None:
-    """Read the first rows of a local source and see whether a format of the task fits them.
+    """Read the first rows of a local source and check that they have a format of the task.
 
     Raises:
-        UserError: there are no rows, the first ones are all broken, or no format or column fits.
+        UserError: there are no rows, or they have no format of the task.
     """
     from peftcli.data.read.records import Record
     from peftcli.data.read.sources import resolve_source
@@ -166,10 +169,10 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource, ke
         return
     rows = list(islice(files.rows(), _FIRST_ROWS))
     if not rows:
-        raise UserError(f"{source.path} is empty: it holds no rows", suggestion="name a file with rows")
+        raise UserError(f"{source.path} is empty: it has no rows", suggestion="name a file with rows")
     good = [row for row in rows if isinstance(row, Record)]
     if not good:
-        return  # `data.on_error` decides about broken rows when all of them are read
+        return  # broken rows are reported, or skipped, when all rows are read
     recognise(
         good,
         loaded.recipe.task,
@@ -192,10 +195,10 @@ def _warm_start(loaded: LoadedRecipe, start: str) -> Iterator[Problem]:
 
 
 def _placed(loaded: LoadedRecipe, key: str, error: UserError) -> Iterator[Problem]:
-    """Yield an error's problems with the recipe's line, at their own key where they name one."""
+    """Yield the problems of an error with the recipe's line, that of their own key if they have one."""
     for problem in error.problems:
         if problem.line is not None:
-            yield problem  # a row of a data file
+            yield problem  # it is in a data file
         else:
             about = f"{problem.file}: " if problem.file and problem.file not in problem.message else ""
             yield loaded.problem(problem.key or key, f"{about}{problem.message}", problem.suggestion)

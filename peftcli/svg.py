@@ -1,4 +1,4 @@
-"""Plots as SVG, written by hand: they exist whatever is installed. No torch here."""
+"""Plots as SVG. Written by hand, so that every run has its plots without a plotting library to install and import."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 400, 70, 50, 40, 20
 
 
 def document(panels: Sequence[tuple[float, str]]) -> str:
-    """Return an SVG file with panels of `WIDTH` below one another.
+    """Return the text of an SVG file with one panel below the other.
 
     Args:
-        panels: height and contents of each.
+        panels: height and SVG elements of each; all are `WIDTH` wide.
     """
     height = sum(each for each, _ in panels)
     parts = []
@@ -35,9 +35,9 @@ def line_panel(title: str, series: Mapping[str, Points], x_title: str, *, from_z
 
     Args:
         title: heading.
-        series: name: (x, y) pairs in order; empty ones are left out.
-        x_title: name of the horizontal axis.
-        from_zero: let the vertical axis start at 0.
+        series: name to (x, y) pairs in order; empty ones are left out.
+        x_title: title of the horizontal axis.
+        from_zero: start the vertical axis at 0.
     """
     series = {name: points for name, points in series.items() if points}
     xs = [x for points in series.values() for x, _ in points] or [0.0, 1.0]
@@ -74,13 +74,13 @@ def line_panel(title: str, series: Mapping[str, Points], x_title: str, *, from_z
 def heat_panel(
     title: str, rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[str, str], float], x_title: str
 ) -> tuple[float, str]:
-    """Return a table of shaded cells as a panel for `document`; the darkest is the largest.
+    """Return a table of shaded cells as a panel for `document`; larger values are darker.
 
     Args:
         title: heading.
         rows, columns: names, from top to bottom and from left to right.
-        values: (row, column): a number of 0 or more; a missing cell stays empty.
-        x_title: name of the columns.
+        values: (row, column) to a number of 0 or more; a cell without a value stays empty.
+        x_title: title of the columns.
     """
     left, cell_height = 110, 26
     width = (WIDTH - left - RIGHT) / max(1, len(columns))

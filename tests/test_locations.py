@@ -58,11 +58,11 @@ def test_hub_ids(here: Path, text: str) -> None:
     [
         ("data/trian.jsonl", "data/train.jsonl"),
         ("data/missing", "train.jsonl"),
-        ("./nothing", "holds data"),
-        ("train.jsonl", "holds data"),
-        ("a/b/c", "holds data"),
+        ("./nothing", "contains data"),
+        ("train.jsonl", "contains data"),
+        ("a/b/c", "contains data"),
         ("/no/such/place", "/"),
-        ("model.gguf", "holds data"),
+        ("model.gguf", "contains data"),
         ("x" * 5000, ""),
         ("", "hub id"),
         ("a\0b", "hub id"),
@@ -70,7 +70,7 @@ def test_hub_ids(here: Path, text: str) -> None:
     ids=lambda text: repr(text)[:20],
 )
 def test_missing_paths_name_the_nearest(here: Path, text: str, suggestion: str) -> None:
-    with pytest.raises(UserError, match=r"no file or directory|names nothing") as caught:
+    with pytest.raises(UserError, match=r"no file or directory|no path and no name") as caught:
         resolve_location(text)
     assert suggestion in str(caught.value.problems[0].suggestion)
 
@@ -96,7 +96,7 @@ def test_inside_a_package_by_either_name(package: str) -> None:
     [
         ("package:odd-name/modle", "has no 'modle'", "did you mean model?"),
         ("package:odd-name/model/config.jsn", "has no", "config.json"),
-        ("package:odd-name/../site", "leaves its package", "without"),
+        ("package:odd-name/../site", "is outside of its package", "without"),
         ("package:odd-nam/model", "not installed", "installed are odd-name"),
         ("package:surely-not-there/x", "not installed", "pip install surely-not-there"),
         ("package:", "names no package", "package:NAME/PATH"),

@@ -68,7 +68,7 @@ def test_nothing_wrong(check: Check) -> None:
     ("config", "overrides", "key", "words"),
     [
         ("{", (), "model.name_or_path", "config.json cannot be read"),
-        ("[]", (), "model.name_or_path", "does not hold a mapping"),
+        ("[]", (), "model.name_or_path", "does not contain a mapping"),
         ({}, (), "model.name_or_path", "no model_type"),
         ({"model_type": "brt"}, (), "model.name_or_path", "knows no model_type 'brt'"),
         (BERT, ("task=causal_lm", "data.path=org/rows"), "task", "a bert model cannot do causal_lm: it is an encoder"),
@@ -80,10 +80,10 @@ def test_nothing_wrong(check: Check) -> None:
             {"model_type": "gpt2", "n_layer": 2},
             ("task=causal_lm", "data.path=org/rows", "data.chat_template=qwen"),
             "data.chat_template",
-            "no chat template and no file",
+            "there is no chat template and no file",
         ),
         (BERT, ("method.r=33",), "method.r", "33"),
-        (BERT, ("model.revision=main",), "model.revision", "for hub ids"),
+        (BERT, ("model.revision=main",), "model.revision", "for models of the hub"),
     ],
 )
 def test_model_config(check: Check, config: Any, overrides: tuple[str, ...], key: str, words: str) -> None:

@@ -1,10 +1,10 @@
 """Cross-entropy of a language-model head without the logits of the whole batch.
 
-Saves: a (tokens, vocab) logits tensor, its float32 copy and its gradient, three times tokens * vocab * 4 bytes. The
-rows go through the head in chunks bounded by bytes; the gradient of the hidden states (and of the head, if it trains)
-is computed in the forward pass, while a chunk's logits exist, so that nothing is recomputed. The idea is Liger's fused
-linear cross-entropy (arXiv 2410.10989), written with plain torch. `head_loss` falls back to the head module itself
-where parts hang on it or where it is no plain linear layer.
+It saves the memory of the logits (tokens, vocab), their float32 copy and their gradient: 12 * tokens * vocab bytes. The
+rows go through the head in chunks of limited size. The gradient of the hidden states (and of the head, if it is
+trained) is computed in the forward pass, while a chunk's logits exist, so that nothing is computed twice. The idea is
+Liger's fused linear cross-entropy (arXiv 2410.10989), in plain torch, because Liger's kernels need Triton and a GPU.
+`head_loss` calls the head module itself if that has parts attached or is not a plain linear layer.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 64 * 2**20
-"""Bytes of one chunk's float32 logits: some thousand rows reach full speed, and larger chunks only cost memory."""
+"""Bytes of one chunk's float32 logits. About a thousand rows reach full speed; larger chunks only need more memory."""
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a family does to its logits after the head.
+    """What a model family does with its logits after the head.
 
     Args:
         scale: factor on the logits (Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`).
-        softcap: logits become cap * tanh(logits / cap) (Gemma 2); None for none.
+        softcap: replace logits by cap * tanh(logits / cap) (Gemma 2); None leaves them.
     """
 
     scale: float = 1.0
     softcap: float | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the transformed logits; the input is left as it is."""
+        """Return the transformed logits; the input is not changed."""
         logits = logits * self.scale if self.scale != 1.0 else logits
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
@@ -61,16 +61,16 @@ def head_loss(
 
     Args:
         head: the output embeddings.
-        hidden: (rows, d_model), supervised positions only.
+        hidden: (rows, d_model), of the positions with a label only.
         targets: (rows,) token ids.
-        transform: what the family does to its logits.
-        label_smoothing: share of the target spread over the vocabulary.
-        chunk_bytes: bound on the bytes of float32 logits held at once.
+        transform: what the family does with its logits.
+        label_smoothing: share of the probability that is spread over the vocabulary.
+        chunk_bytes: maximum bytes of float32 logits in memory at a time.
     """
     transform = transform or LogitTransform()
     if not is_plain_linear(head):
         return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes)
-    assert isinstance(head, nn.Linear)  # what is_plain_linear says, for the type checker
+    assert isinstance(head, nn.Linear)  # is_plain_linear has checked it
     rows = max(1, chunk_bytes // (4 * head.out_features))
     settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden))
     apply: Callable[..., Tensor] = _HeadCrossEntropy.apply  # untyped in torch
@@ -79,13 +79,13 @@ def head_loss(
 
 
 def is_plain_linear(head: nn.Module) -> bool:
-    """Whether `head` is nothing but x @ W.T + b: no parts, no hooks, no quantised weight."""
+    """Tell whether `head` computes x @ W.T + b and nothing else: no parts, no hooks, no quantised weight."""
     hooks = head._forward_hooks or head._forward_pre_hooks
     return type(head) is nn.Linear and not head._modules and not hooks and head.weight.is_floating_point()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a linear layer computes on `x` here: autocast's, if it is on."""
+    """Return the dtype in which a linear layer computes on `x`: autocast's, if it is on."""
     if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -99,7 +99,7 @@ def _module_loss(
     label_smoothing: float,
     chunk_bytes: int,
 ) -> Tensor:
-    """Do the same through the module, chunks recomputed in the backward pass when there are several."""
+    """Return the same loss by calling the module; several chunks are computed again in the backward pass."""
 
     def loss_of(h: Tensor, t: Tensor) -> Tensor:
         logits = transform(head(h)).float()
@@ -121,7 +121,7 @@ def _recomputed(function: Callable[[Tensor, Tensor], Tensor], h: Tensor, t: Tens
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies; keeps dL/dhidden (and dL/dW, dL/db when they train), never the logits."""
+    """The sum of cross-entropies. Keeps dL/dhidden (and dL/dW, dL/db if they are trained), but no logits."""
 
     @staticmethod
     def forward(
@@ -133,7 +133,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
-        with torch.autocast(hidden.device.type, enabled=False):  # casts are made here, once per call
+        with torch.autocast(hidden.device.type, enabled=False):  # cast here, once a call
             w = weight.to(settings.compute_dtype)
             b = None if bias is None else bias.to(settings.compute_dtype)
             for start in range(0, len(hidden), settings.rows):
@@ -159,7 +159,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of one chunk and its gradient at the head's output.
+    """Return the summed loss of one chunk and its gradient with respect to the head's output.
 
     Args:
         raw: (rows, vocab) output of the head; it is overwritten.
@@ -172,7 +172,7 @@ def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, T
         slope = 1 - bounded.square()
         logits = bounded.mul_(transform.softcap)
     peak = logits.amax(-1, keepdim=True)
-    shifted = logits.sub_(peak)  # the loss does not notice, and nothing below needs a second tensor of this size
+    shifted = logits.sub_(peak)  # in place: the loss stays the same, and no second tensor of this size is needed
     loss = (smoothing - 1) * shifted.gather(1, targets[:, None]).sum()
     if smoothing:
         loss = loss - smoothing * shifted.mean(-1).sum()

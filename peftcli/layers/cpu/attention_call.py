@@ -1,4 +1,4 @@
-"""The arguments of torch's `scaled_dot_product_attention`, as one value."""
+"""The arguments of torch's `scaled_dot_product_attention` as one record."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class AttentionCall:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which torch's attention would compute here."""
+        """The dtype in which torch's attention computes: autocast's, if it is on."""
         if torch.is_autocast_enabled("cpu") and self.query.dtype != torch.float64:
             return torch.get_autocast_dtype("cpu")
         return self.query.dtype
 
     def split(self, lengths: tuple[int, ...]) -> list[AttentionCall]:
-        """Return causal calls without a mask, one for each run of positions."""
+        """Return one causal call without a mask for each document, given the documents' lengths."""
         parts = (torch.split(x, list(lengths), 2) for x in (self.query, self.key, self.value))
         return [
             replace(self, query=query, key=key, value=value, attn_mask=None, is_causal=True)
@@ -47,7 +47,7 @@ class AttentionCall:
         ]
 
     def by_torch(self) -> Tensor:
-        """Return torch's answer, (batch, heads, length, d_value)."""
+        """Return the result of torch's function, (batch, heads, length, d_value)."""
         return F.scaled_dot_product_attention(
             self.query,
             self.key,

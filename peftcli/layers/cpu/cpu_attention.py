@@ -1,10 +1,10 @@
-"""Attention on a CPU by three products and a softmax, where that is faster than torch's own kernels.
+"""Attention on a CPU by matrix products and a softmax, where that is faster than torch's function.
 
-Saves time in two cases. With dropout on the probabilities, torch composes the attention of many passes and draws each
-mask with `bernoulli_`: twice the time. Causal attention of short rows in bfloat16: torch's kernel takes about three
-times as long up to some 500 positions (in float32, or for longer rows, it is the faster one). Costs the probabilities:
-one value for each head and pair of positions, and two bytes more with dropout; torch keeps more with dropout, and none
-without, which `LONGEST` bounds. Anything else goes to torch as before.
+It is faster in two cases. With dropout on the probabilities, torch computes attention in many passes and draws the
+masks with `bernoulli_`, which takes twice the time. In causal attention of short rows in bfloat16, torch's kernel takes
+about three times as long for up to some 500 positions; it is faster in float32, and for longer rows. The memory cost is
+the probabilities: one value for each head and pair of positions, and with dropout two more bytes. Torch keeps more with
+dropout, and nothing without it; `LONGEST` limits that case. All other calls are left to torch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from peftcli.layers.cpu.attention_call import AttentionCall
 from peftcli.layers.cpu.dropout_bits import draw_bits, draw_seed, scaled_mask
 
 LONGEST = 512
-"""Positions up to which the products win without dropout; measured with 9 heads of 64 and bfloat16 in hardware."""
+"""Largest number of positions for which the products are faster without dropout; measured with 9 heads of 64, on a CPU
+that has bfloat16 instructions."""
 
 
 def fits(call: AttentionCall) -> bool:
-    """Whether a call of torch's attention is computed here."""
+    """Tell whether a call of torch's attention is computed here."""
     query, key, mask = call.query, call.key, call.attn_mask
     if query.device.type != "cpu" or query.dim() != 4 or not query.is_floating_point():
         return False
@@ -43,21 +44,21 @@ def fits(call: AttentionCall) -> bool:
 
 
 def _broadcasts(mask: Tensor, query: Tensor) -> bool:
-    """Whether a mask is the same for all heads of a group, so that it may be added to stacked ones."""
+    """Tell whether a mask is the same for all heads, so that it can be added to the stacked heads of a group."""
     return mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2] in (1, query.shape[2]))
 
 
 def cpu_attention(call: AttentionCall) -> Tensor:
-    """Return the attention of a call that `fits`, each group of query heads on its key and value head.
+    """Compute a call that `fits`; each group of query heads uses one key and value head.
 
     Returns:
-        (batch, heads, length, d_value) in the dtype that autocast chooses, else in the query's. A position that may
-        attend to nothing gets zeros.
+        (batch, heads, length, d_value) in autocast's dtype if it is on, else in the query's. A position that may attend
+        to nothing gets zeros.
     """
     batch, heads, length, width = call.query.shape
     dtype, groups, mask = call.dtype, call.key.shape[1], call.attn_mask
     query, key, value = call.query.to(dtype), call.key.to(dtype), call.value.to(dtype)
-    # the heads of a group stand below each other: one product for all of them, and no repeated keys
+    # the heads of a group are stacked as rows: one product computes all of them, without repeating the keys
     stacked = query.reshape(batch, groups, heads // groups * length, width)
     seed = draw_seed() if call.dropout_p else 0
     scale = width**-0.5 if call.scale is None else call.scale
@@ -70,7 +71,7 @@ def cpu_attention(call: AttentionCall) -> Tensor:
 
 
 def _hidden(mask: Tensor | None, length: int, keys: int, is_causal: bool) -> Tensor | None:
-    """Return which keys a position must not see, broadcastable to (batch, groups, heads of one, length, keys)."""
+    """Return which keys a position must not attend to, broadcastable to (batch, groups, heads of one, length, keys)."""
     if is_causal:
         return torch.ones(length, keys, dtype=torch.bool).triu_(1)
     if mask is None or mask.dtype != torch.bool or bool(mask.all()):
@@ -79,7 +80,7 @@ def _hidden(mask: Tensor | None, length: int, keys: int, is_causal: bool) -> Ten
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps query, key, value, the probabilities, and the bits of the dropout."""
+    """The attention of stacked heads. Keeps query, key, value, the probabilities, and the random bits of dropout."""
 
     @staticmethod
     def forward(
@@ -102,7 +103,7 @@ class _Attention(torch.autograd.Function):
             by_head.add_(added if added.dim() == 2 else added[:, :, None])
         weights = torch.softmax(scores, -1)  # sums in float32 inside
         if (hidden is not None or added is not None) and not bool(torch.isfinite(weights[..., :1]).all()):
-            weights = weights.nan_to_num_(0.0)  # positions that see nothing
+            weights = weights.nan_to_num_(0.0)  # positions that attend to nothing
         bits = draw_bits(weights.shape, weights.device, seed) if rate else None
         ctx.save_for_backward(query, key, value, weights, bits)
         ctx.scale, ctx.rate = scale, rate

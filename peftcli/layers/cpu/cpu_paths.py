@@ -1,4 +1,4 @@
-"""Swap calls of torch functions for this project's faster ones, inside of a context and where they fit."""
+"""Replace calls of torch functions by this project's faster ones within a context, where they fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from peftcli.layers.cpu.document_attention import DocumentAttention
 
 
 class CpuPaths(TorchFunctionMode):
-    """While active, dropout and `scaled_dot_product_attention` take this project's path where it fits.
+    """A context in which dropout and `scaled_dot_product_attention` are computed by this project's code where it fits.
 
-    Any model code is served, since it calls torch in the end. Leaving the mode out is the switch: without it every call
-    is torch's own.
+    It works with every model's code, because all of it calls these functions of torch.
 
     Args:
-        attention, dropout: which calls to swap.
-        documents: computes attention over joined rows; None where no rows are joined.
+        attention, dropout: which of the two to replace.
+        documents: computes attention over joined rows; None if no rows are joined.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class CpuPaths(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run `func`, or the path in its place."""
+        """Run `func`, or the function that replaces it."""
         swap = self._swaps.get(func)
         if swap is not None and (out := swap(*args, **(kwargs or {}))) is not None:
             return out
@@ -64,5 +63,5 @@ class CpuPaths(TorchFunctionMode):
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
-    # the names are those of torch's arguments, since callers may use them
+    # torch's names, since they may be given by keyword
     return cpu_dropout.cpu_dropout(input, p) if cpu_dropout.fits(input, p, training, inplace) else None

@@ -1,7 +1,7 @@
-"""Attention over documents in one row, document by document.
+"""Attention within the documents of a row, computed one document at a time.
 
-Saves time: with a mask that keeps documents apart, torch computes all pairs of positions of the row, most of which
-count for nothing. Each document alone is causal attention without a mask.
+With a mask that keeps documents apart, torch computes all pairs of positions of the row, and most of them are masked.
+Causal attention without a mask, over one document at a time, computes only what is needed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from peftcli.layers.cpu.attention_call import AttentionCall
 
 
 class DocumentAttention:
-    """Computes calls whose mask says just that: causal, and within one document.
+    """Computes the calls of attention whose mask is causal within each document, and nothing else.
 
     Args:
-        lengths: tokens of each document; they fill the row.
+        lengths: tokens of each document; their sum is the row's length.
 
     Attributes:
-        taken, passed: calls over rows of this length that were, and that could not be, computed this way.
+        taken: calls that were computed this way.
+        passed: calls over rows of this length that had another mask.
     """
 
     def __init__(self, lengths: tuple[int, ...]) -> None:
@@ -31,10 +32,10 @@ class DocumentAttention:
         self._known: tuple[Tensor, bool] | None = None
 
     def __call__(self, call: AttentionCall, attention: Callable[[AttentionCall], Tensor]) -> Tensor | None:
-        """Return the attention of `call`, or None where it is another one.
+        """Return the attention of `call`, or None if it is not of this kind.
 
         Args:
-            attention: computes one document.
+            attention: computes the call of one document.
         """
         query, mask = call.query, call.attn_mask
         if mask is None or query.dim() != 4 or query.shape[2] != sum(self.lengths):
@@ -47,8 +48,8 @@ class DocumentAttention:
         return torch.cat([attention(part) for part in call.split(self.lengths)], 2)
 
     def _is_plain(self, mask: Tensor) -> bool:
-        """Whether the mask hides other documents and later positions, and nothing else (a window would)."""
-        if self._known is None or self._known[0] is not mask:  # all layers get the same one
+        """Tell whether the mask hides other documents and later positions, and nothing else (a sliding window does)."""
+        if self._known is None or self._known[0] is not mask:  # all layers get the same mask
             expected = torch.zeros(mask.shape[-2:], dtype=torch.bool)
             for end, length in zip(accumulate(self.lengths), self.lengths, strict=True):
                 expected[end - length : end, end - length : end] = True

@@ -1,8 +1,8 @@
-"""Random bits for dropout: the same for the same seed, and cheap to draw.
+"""Random bits for dropout, which a seed reproduces.
 
-Saves time: `bernoulli_` takes five times as long on a CPU, where dropout then costs as much as the products around it.
-16 random bits stand for an element, four elements a draw, so that a rate is rounded to 1/65536; the share that is kept
-is that of the rounded rate.
+On a CPU `bernoulli_` takes five times as long, and dropout would then take as long as the matrix products around it.
+One random number gives the 16 bits of four elements, so that the rate is rounded to a multiple of 1/65536. The kept
+share is that of the rounded rate.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ STATES = 65536
 
 
 def draw_seed() -> int:
-    """Return a seed from the CPU's random state: reproducible, resumable, and without a wait for a device."""
+    """Return a seed from the CPU's random state, which a resumed run restores, without waiting for a device."""
     return int(torch.randint(2**62, ()).item())
 
 
 def draw_bits(shape: torch.Size, device: torch.device, seed: int) -> Tensor:
-    """Return (shape) int16, uniform over all its values."""
+    """Return a tensor of uniformly distributed int16 numbers."""
     count = shape.numel()
     generator = torch.Generator(device).manual_seed(seed)
     bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
@@ -28,7 +28,7 @@ def draw_bits(shape: torch.Size, device: torch.device, seed: int) -> Tensor:
 
 
 def threshold(rate: float) -> int:
-    """Return the smallest bits of an element that is kept."""
+    """Return the smallest number that keeps an element."""
     return _dropped(rate) - STATES // 2
 
 
@@ -38,7 +38,7 @@ def kept_share(rate: float) -> float:
 
 
 def scaled_mask(bits: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-    """Return (shape) of `dtype`: 1 / kept share where an element is kept, 0 elsewhere."""
+    """Return a mask of the bits' shape: 1 / kept share where an element is kept, 0 elsewhere."""
     mask = torch.empty(bits.shape, dtype=dtype, device=bits.device)
     return torch.ge(bits, threshold(rate), out=mask).mul_(1.0 / kept_share(rate))
 

@@ -14,14 +14,14 @@ from peftcli.layers.cpu.attention_call import AttentionCall
 
 
 class FirstQuery(TorchFunctionMode):
-    """While active and `expected`, computes `scaled_dot_product_attention` for the first query of each row only.
+    """A context that computes `scaled_dot_product_attention` for the first query of each row only, while `expected`.
 
-    The output keeps its shape, so that the model's own code can go on: every position holds the first one's result.
-    Keys and values are those of all positions, so that the first one's result is the same.
+    The output has its usual shape, so that the model's code works as before: each position has the result of the first.
+    That result is the usual one, because the keys and values of all positions are used.
 
     Attributes:
-        expected: whether the next attention is to be computed this way; its caller sets it.
-        taken: attention calls that were.
+        expected: whether attention is computed this way at the moment; the caller sets it.
+        taken: number of calls that were computed this way.
     """
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class FirstQuery(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run `func`, attention for the first query where it is expected."""
+        """Run `func`; attention is computed for the first query if that is expected."""
         if self.expected and func is F.scaled_dot_product_attention:
             return self._attend(AttentionCall(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
     def _attend(self, call: AttentionCall) -> Tensor:
-        if call.is_causal:  # which keys a query sees depends on its place among the queries
+        if call.is_causal:  # the mask of a query depends on its position
             return call.by_torch()
         self.taken += 1
         mask = None if call.attn_mask is None else call.attn_mask.narrow(-2, 0, 1)

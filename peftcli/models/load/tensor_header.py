@@ -1,4 +1,7 @@
-"""The header of a safetensors file: which tensors it holds, and where. The only reader of it; no torch here.
+"""Read the header of a safetensors file: which tensors it contains, and where.
+
+Read by hand, because the library does not tell where a tensor is in the file, and `peft validate` must not load torch.
+Nothing else in this package reads headers.
 
 Format: 8 bytes of header length (little endian), a JSON header of {name: {dtype, shape, data_offsets}}, then the data,
 contiguous and without holes.
