@@ -64,10 +64,10 @@ class BaseName:
             UserError: nobody named it, or its config cannot be read.
         """
         from peftcli.models.load.load_model import (  # transformers: seconds, rarely needed
-            build_meta,
             identify,
             load_config,
         )
+        from peftcli.models.load.meta_model import build_meta
         from peftcli.models.read_anatomy import read_anatomy
 
         if self.name is None:

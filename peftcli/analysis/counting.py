@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from peftcli.layers.added_modules import is_added
-from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.load.load_model import load_config
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.quantization import logical_numel
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method

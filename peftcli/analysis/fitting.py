@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from transformers import PretrainedConfig
 
 from peftcli.errors import Problem, UserError
-from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.load.load_model import load_config
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method

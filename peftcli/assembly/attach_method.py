@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import Problem, UserError
 from peftcli.locations import resolve_location
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.head_rows import head_rows
 from peftcli.models.load.load_model import Loaded
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
@@ -21,21 +26,60 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Attached:
+    """The recipe's method on the live model.
+
+    Args:
+        attachment: filled: with fresh values, or those of `method.init_from`.
+        notes: what the user should know of the base, its vocabulary and its head.
+    """
+
+    attachment: Attachment
+    anatomy: Anatomy
+    notes: list[str]
+
+
 def attach_method(
     recipe: Recipe, base: Loaded, tokenizer: PreTrainedTokenizerBase, labels: LabelSpec | None
-) -> tuple[Attachment, Anatomy]:
+) -> Attached:
     """Attach the recipe's method to the live model, with fresh values or those of `method.init_from`.
 
     Raises:
         UserError: the method does not fit the model, or the adapter of `init_from` does not.
     """
-    fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
+    notes = [*base.notes, *fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)]
     anatomy = read_anatomy(base.model, recipe.model.anatomy)
     attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head)
     attachment.initialise(base.model, tokenizer=tokenizer, labels=labels.names if labels is not None else ())
+    head_note = base.head_note
     if recipe.method.init_from is not None:
-        attachment.load_state_dict(load_adapter(_adapter_directory(recipe.method.init_from)).state)
-    return attachment, anatomy
+        earlier = load_adapter(_adapter_directory(recipe.method.init_from))
+        state, brought, of_rows = _with_head_by_name(earlier, attachment, base, labels)
+        attachment.load_state_dict(state)
+        head_note = of_rows if brought else head_note
+    return Attached(attachment, anatomy, [*notes, head_note] if head_note else notes)
+
+
+def _with_head_by_name(
+    earlier: SavedAdapter, attachment: Attachment, base: Loaded, labels: LabelSpec | None
+) -> tuple[dict[str, Tensor], bool, str | None]:
+    """Return an adapter's tensors, its head's rows where the data's labels want them; whether it brings a head; a note.
+
+    A label that the adapter does not know keeps the row that the head has now.
+    """
+    rows_of = [name for name in base.label_parameters if name in earlier.state]
+    if not rows_of:
+        return earlier.state, False, None
+    known = earlier.meta.label_spec
+    if labels is None or not labels.names or known is None or not known.names:
+        return earlier.state, True, None
+    rows = head_rows(labels.names, known.names)
+    if any(len(earlier.state[name]) != len(known.names) for name in rows_of):
+        return earlier.state, True, None  # not the head of these labels: its shape is refused where it does not fit
+    own = attachment.head_tensors()
+    placed = {name: rows.place(own[name], earlier.state[name]) for name in rows_of if name in own}
+    return {**earlier.state, **placed}, True, rows.note("the adapter of method.init_from")
 
 
 def _adapter_directory(text: str) -> Path:

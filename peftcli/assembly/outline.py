@@ -10,7 +10,8 @@ import torch
 from peftcli.assembly.collect_problems import collecting, located
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.load.load_model import build_meta, load_config
+from peftcli.models.load.load_model import load_config
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method

@@ -57,7 +57,8 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.data.inspection import inspect_data
     from peftcli.data.prepare import prepare
     from peftcli.errors import UserError
-    from peftcli.models.load.load_model import build_meta, load_config
+    from peftcli.models.load.load_model import load_config
+    from peftcli.models.load.meta_model import build_meta
     from peftcli.models.load.tokenizers import load_tokenizer
     from peftcli.models.read_anatomy import read_anatomy
     from peftcli.names import NAMES

@@ -44,7 +44,7 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
-        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype)
+        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype, note)
     run = open_run(path, base_dtype)
     for text in run.notes:
         note(text)
@@ -56,15 +56,19 @@ def evaluate_run(
 
 
 @random_numbers_kept()
-def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None) -> dict[str, Any]:
+def _evaluate_recipe(
+    loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None, note: Note
+) -> dict[str, Any]:
     recipe = loaded.recipe
     world = World(pick_device(recipe.training.device))
     known = outline(loaded, world.device)
     prepared = prepare_data(loaded, known.tokenizer, known.anatomy, world)
     spec = known.spec.model_copy(update={"dtype": base_dtype}) if base_dtype else known.spec
     base = load_model(spec, recipe.task, labels=prepared.labels, device=world.device, seed=recipe.seed)
-    fit_to_tokenizer(base.model, known.tokenizer, seed=recipe.seed)
-    run = opened(loaded, known.tokenizer, Attachment(base.model), prepared.labels, base, world)
+    notes = [*known.notes, *base.all_notes, *fit_to_tokenizer(base.model, known.tokenizer, seed=recipe.seed)]
+    run = opened(loaded, known.tokenizer, Attachment(base.model), prepared.labels, base, world, notes)
+    for text in run.notes:
+        note(text)
     if data is not None:
         return _evaluate_file(run, data)
     return run.evaluate(_with_rows(prepared.validation, loaded.path))

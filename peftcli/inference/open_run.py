@@ -24,7 +24,7 @@ from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
-from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
@@ -102,10 +102,10 @@ def _open_adapter(
         )
     spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
     check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
-    tokenizer = load_tokenizer(spec)
+    tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
     base = bases.load(spec, recipe.task, labels, world, recipe.seed)
-    notes += _changed_base(saved, base)
-    fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
+    notes += [*_changed_base(saved, base), *of_tokenizer, *base.notes]
+    notes += fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
     anatomy = read_anatomy(base.model, recipe.model.anatomy)
     before = dict(base.model.named_parameters(remove_duplicate=False))
     dtypes = {name: parameter.dtype for name, parameter in before.items()}
@@ -126,8 +126,9 @@ def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, bas
     if base_dtype is not None:
         spec = spec.model_copy(update={"dtype": base_dtype})
         notes.append(f"weights held in {base_dtype}: results can differ from training")
-    tokenizer = load_tokenizer(spec)
+    tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
     base = load_model(spec, recipe.task, device=world.device)
+    notes += [*of_tokenizer, *base.all_notes]
     labels = _labels_of(base.config, recipe)
     return opened(loaded, tokenizer, Attachment(base.model), labels, base, world, notes)
 

@@ -18,7 +18,8 @@ from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
 from peftcli.models.load.identity import BaseIdentity
-from peftcli.models.load.load_model import build_meta, identify, load_config, saved_model_spec
+from peftcli.models.load.load_model import identify, load_config, saved_model_spec
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peftcli.assembly.attach_method import attach_method
+from peftcli.assembly.attach_method import Attached, attach_method
 from peftcli.assembly.collect_problems import located
 from peftcli.assembly.precision import Precision, decide_precision
 from peftcli.data.rows.collation import Collator
@@ -68,11 +68,12 @@ def build_session(
 
     base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
     route = _packing_route(loaded, base.model)
-    attachment, anatomy = attach_method(recipe, base, known.tokenizer, data.labels)
+    attached = attach_method(recipe, base, known.tokenizer, data.labels)
+    attachment, anatomy = attached.attachment, attached.anatomy
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype
     )
-    paths = _bind(recipe, base, attachment, anatomy, task, precision, world, reporter)
+    paths = _bind(recipe, base, attached, task, precision, world, reporter)
     computing = Computing(precision, paths, world.device)
 
     joins = paths.by_document and not (recipe.data is not None and recipe.data.packing)
@@ -80,7 +81,6 @@ def build_session(
     limit = token_limit(spec, world.device.type, anatomy.hidden_size)
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, task, batches, computing, state, reporter)
-
     rate = peak_learning_rate(spec, known.info)
     session = Session(
         loaded=loaded,
@@ -125,8 +125,7 @@ def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel) -> PackingRoute
 def _bind(
     recipe: Recipe,
     base: Loaded,
-    attachment: Attachment,
-    anatomy: Anatomy,
+    attached: Attached,
     task: Task,
     precision: Precision,
     world: World,
@@ -134,12 +133,12 @@ def _bind(
 ) -> FastPaths:
     """Let the task look at the live model, tell the notes, and try which faster paths the model allows."""
     with precision.inference(world.device):
-        for note in [*base.notes, *task.bind(base.model, attachment.prepare_inputs)]:
+        for note in [*attached.notes, *task.bind(base.model, attached.attachment.prepare_inputs)]:
             reporter.note(note)
         allowed = AllowedPaths.of(recipe, world.device)
         by_document = rows_stay_apart(recipe, base.model, allowed)
         cuts = allowed.last_block and task.info.rows == "labelled"
-        cut = last_block(base.model, anatomy, task.prepare_inputs) if cuts else None
+        cut = last_block(base.model, attached.anatomy, task.prepare_inputs) if cuts else None
     return FastPaths(allowed, by_document=by_document, last_block=cut)
 
 

@@ -19,7 +19,7 @@ from peftcli.adapters.saving import save_adapter
 from peftcli.merging.merge_run import merge_run
 from peftcli.merging.tensor_writer import Planned, shard_names, shards, write_file, write_index
 from peftcli.models.load.identity import BaseIdentity
-from peftcli.models.load.load_model import build_meta
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.tensor_source import CHUNK_BYTES
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method

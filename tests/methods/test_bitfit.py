@@ -11,7 +11,7 @@ from transformers import RobertaConfig
 
 from peftcli.errors import UserError
 from peftcli.methods.bitfit import METHOD, BitFitParams
-from peftcli.models.load.load_model import build_meta
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment

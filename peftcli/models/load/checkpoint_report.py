@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
@@ -17,7 +18,20 @@ if TYPE_CHECKING:
 _OLD_BUFFERS = re.compile(r"(attn\.(masked_)?bias|attention\.(masked_)?bias|inv_freq|position_ids)$")
 
 
-def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) -> list[str]:
+@dataclass(frozen=True)
+class LoadingNotes:
+    """What the user should know of a checkpoint.
+
+    Args:
+        head: that the task head starts from random values, and why; None where the checkpoint has it.
+        others: what else was lacking or left unused.
+    """
+
+    head: str | None
+    others: list[str]
+
+
+def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) -> LoadingNotes:
     """Return notes about what a checkpoint lacked or held besides the model.
 
     Args:
@@ -65,19 +79,20 @@ def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
         )
     if problems:
         raise UserError(problems)
-    return _notes(new, mismatched, pooler, unexpected)
+    return LoadingNotes(_head_note(new, mismatched), _notes(pooler, unexpected))
 
 
-def _notes(new: list[str], mismatched: Mapping[str, Any], pooler: list[str], unexpected: list[str]) -> list[str]:
-    notes = []
+def _head_note(new: list[str], mismatched: Mapping[str, Any]) -> str | None:
     fresh = sorted({key.split(".")[0] for key in new})
-    if fresh:
-        why = (
-            "has another shape in the checkpoint"
-            if any(key in mismatched for key in new)
-            else "is not in the checkpoint"
-        )
-        notes.append(f"the task head ({', '.join(fresh)}) {why}: it starts from random values, as is usual")
+    if not fresh:
+        return None
+    other = any(key in mismatched for key in new)
+    why = "has another shape in the checkpoint" if other else "is not in the checkpoint"
+    return f"the task head ({', '.join(fresh)}) {why}: it starts from random values, as is usual"
+
+
+def _notes(pooler: list[str], unexpected: list[str]) -> list[str]:
+    notes = []
     if pooler:
         notes.append(
             "the checkpoint has no pooler: it starts from random values and stays frozen; "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.models.load.base_files import stored_tensors
+from peftcli.models.load.checkpoint_names import CheckpointNames
+from peftcli.models.load.head_rows import HeadRows
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules
 from peftcli.recipe.schema import ModelSpec, TaskName
@@ -36,6 +40,12 @@ class Labels(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """The labels in the order of the model's outputs."""
+
+
+def held_labels(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the names of the labels that a checkpoint's config has, in the order of its head's rows."""
+    names = config.id2label or {}
+    return tuple(str(names[number]) for number in sorted(names))
 
 
 def configure_head(config: PretrainedConfig, task: TaskName, labels: Labels | None, spec: ModelSpec) -> None:
@@ -67,6 +77,77 @@ def configure_head(config: PretrainedConfig, task: TaskName, labels: Labels | No
         config.num_labels = spec.num_labels
     if info.rows == "labelled":
         config.problem_type = PROBLEM_TYPES.get(problem, config.problem_type) if problem else config.problem_type
+
+
+def keep_head_rows(
+    model: PreTrainedModel,
+    follows: Sequence[str],
+    report: Mapping[str, Any],
+    rows: HeadRows,
+    directory: Callable[[], Path],
+    seed: int,
+) -> bool:
+    """Put the rows of the checkpoint's head where the names of the data's labels want them; the others are new.
+
+    Args:
+        model: as transformers loaded it.
+        follows: the head's parameters with one row for each label.
+        report: transformers' loading info: missing and mismatched keys.
+        rows: the data's labels matched with the checkpoint's.
+        directory: returns where the checkpoint's files are; called if they must be read again.
+        seed: of the new rows' values.
+
+    Returns:
+        Whether the checkpoint has such a head, and so whether `rows` says what became of it.
+    """
+    if any(name in report["missing_keys"] for name in follows):
+        return False
+    mismatched = {str(key) for key, *_ in report["mismatched_keys"]}
+    if not mismatched.intersection(follows):
+        if rows.unchanged:
+            return True
+        earlier = {name: model.get_parameter(name).detach().clone() for name in follows}
+        if None in rows.rows:
+            _start_anew(model, follows, seed)
+    elif rows.found:
+        earlier = _stored(model, follows, directory())
+    else:
+        return False
+    if any(len(earlier[name]) != len(rows.held) for name in follows):
+        return False
+    with torch.no_grad():
+        for name in follows:
+            parameter = model.get_parameter(name)
+            parameter.copy_(rows.place(parameter, earlier[name]))
+    return True
+
+
+def _start_anew(model: PreTrainedModel, follows: Sequence[str], seed: int) -> None:
+    """Give the head's last layer the random values that the family gives a new one."""
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in follows)
+    devices = {model.get_parameter(name).device for name in follows if model.get_parameter(name).device.type == "cuda"}
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        for owner in owners:
+            module = model.get_submodule(owner)
+            for parameter in module.parameters():
+                vars(parameter).pop("_is_hf_initialized", None)  # transformers leaves marked ones as they are
+            model._init_weights(module)
+
+
+def _stored(model: PreTrainedModel, follows: Sequence[str], directory: Path) -> dict[str, Tensor]:
+    """Return parameters of a checkpoint by the model's names, in float32; their shapes may be others than the model's.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    names = CheckpointNames(model)
+    found = {}
+    for file_name, stored in stored_tensors(directory).items():
+        meaning = names.of_file(file_name)
+        if meaning is not None and meaning.live_name in follows:
+            found[meaning.live_name] = stored.read_float32()
+    return found
 
 
 def compute_head_in_float32(model: PreTrainedModel) -> None:

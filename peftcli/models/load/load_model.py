@@ -16,14 +16,15 @@ from peftcli.errors import Problem, UserError
 from peftcli.installed_versions import installed_versions
 from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
-from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head
+from peftcli.models.load.head_rows import head_rows
+from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head, held_labels, keep_head_rows
 from peftcli.models.load.identity import BaseIdentity, fingerprint
 from peftcli.models.load.load_errors import explain_load_errors
+from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec, TaskName
-from peftcli.tasks.task_table import task_info
 
 
 @dataclass
@@ -36,6 +37,9 @@ class Loaded:
         identity: what a run stores of it.
         dtype: of the frozen weights (of the unquantised ones, if it is quantised).
         notes: what was decided or left unused, for the header and the log.
+        head_note: what the rows of the task head start from, where that is to be told; an adapter that brings a head
+            makes it untrue.
+        label_parameters: names of the head's parameters that have one row for each label; empty without such a head.
     """
 
     model: PreTrainedModel
@@ -43,6 +47,13 @@ class Loaded:
     identity: BaseIdentity
     dtype: torch.dtype
     notes: list[str] = field(default_factory=list)
+    head_note: str | None = None
+    label_parameters: list[str] = field(default_factory=list)
+
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes, with that on the head: for a use whose head is the base's own."""
+        return [*self.notes, self.head_note] if self.head_note else list(self.notes)
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
@@ -73,25 +84,6 @@ def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
     return spec.model_copy(update=changes)
 
 
-def build_meta(config: PretrainedConfig, task: TaskName, num_labels: int = 2) -> PreTrainedModel:
-    """Return the task model on the meta device: shapes and tied weights, no memory for values.
-
-    Args:
-        config: left as it is.
-        num_labels: outputs of a classification head.
-
-    Raises:
-        UserError: the model cannot do the task.
-    """
-    check_task(config, task)
-    config = type(config).from_dict(config.to_dict())
-    if task_info(task).has_labels:
-        config.num_labels = num_labels
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class(task).from_config(config)
-    return model
-
-
 def load_model(
     spec: ModelSpec,
     task: TaskName,
@@ -116,6 +108,7 @@ def load_model(
     source = find_source(spec.name_or_path)
     config = _config_from(source, spec)
     check_task(config, task)
+    held = held_labels(config)
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
     notes = [note] if note else []
@@ -130,7 +123,14 @@ def load_model(
     with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
         torch.manual_seed(seed)
         model, report = auto_class(task).from_pretrained(source.location(), **words)
-    notes += check_loading(model, report, spec.name_or_path)
+    found = check_loading(model, report, spec.name_or_path)
+    notes += found.others
+    follows = label_parameters(model, task, trust_remote_code=spec.trust_remote_code)
+    head_note = found.head
+    if labels is not None and labels.names and follows:
+        rows = head_rows(labels.names, held)
+        if keep_head_rows(model, follows, report, rows, lambda: _directory(source, spec), seed):
+            head_note = rows.note("the checkpoint")
     quantization = None
     if quantised:
         from peftcli.models.load.quantization import finish_quantised
@@ -142,7 +142,7 @@ def load_model(
     compute_head_in_float32(model)
     model.eval()
     identity = identify(source, model, dtype, quantization, spec)
-    return Loaded(model, model.config, identity, dtype, notes)
+    return Loaded(model, model.config, identity, dtype, notes, head_note, follows)
 
 
 def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:
@@ -173,7 +173,8 @@ def _add_placement(
     if spec.load_in_4bit or spec.load_in_8bit or pre_quantised:
         from peftcli.models.load.quantization import quantisation_words
 
-        words |= quantisation_words(spec, config, build_meta(config, task), dtype, device)
+        meta = build_meta(config, task, trust_remote_code=spec.trust_remote_code)
+        words |= quantisation_words(spec, config, meta, dtype, device)
         return True
     if device.type == "cuda":  # weights go straight to the device, without a copy of the model in main memory
         words["device_map"] = {"": device}
@@ -222,12 +223,17 @@ def shape_of(config: PretrainedConfig) -> dict[str, int]:
 
 
 def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:
+    return fingerprint(source.path if source.kind == "gguf" and source.path else _directory(source, spec))
+
+
+def _directory(source: ModelSource, spec: ModelSpec) -> Path:
+    """Return the directory of a model that was loaded: its own, or the hub's cached copy."""
     if source.path is not None:
-        return fingerprint(source.path)
+        return source.path.parent if source.kind == "gguf" else source.path
     from transformers.utils import cached_file
 
     config = cached_file(source.name, "config.json", revision=spec.revision or "main", local_files_only=True)
-    return fingerprint(Path(config).parent)
+    return Path(config).parent
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -14,7 +14,8 @@ from transformers import GPT2Config
 from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.models.load import model_files as sources
-from peftcli.models.load.load_model import build_meta, count_parameters, load_config, load_model
+from peftcli.models.load.load_model import count_parameters, load_config, load_model
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import ModelSpec
@@ -95,7 +96,7 @@ def test_base_weights_are_the_checkpoints_and_the_head_comes_from_the_seed(
         fresh = name.startswith(tuple(head)) and one.dim() == 2
         fresh = fresh and not name.startswith("head.")  # ModernBERT's masked model has this transform
         assert torch.equal(one, three) != (bool(head) and fresh)
-    assert bool(head) == any("starts from random values" in note for note in first.notes)
+    assert bool(head) == any("starts from random values" in note for note in first.all_notes)
     assert not first.model.training
 
 
@@ -126,10 +127,10 @@ def test_a_trained_head_of_the_same_size_is_kept_and_of_another_is_new(tmp_path:
     kept = load_model(_spec(tmp_path), "sequence_classification", labels=LABELS)
     stored = load_file(tmp_path / "model.safetensors")
     assert torch.equal(kept.model.get_parameter("classifier.out_proj.weight"), stored["classifier.out_proj.weight"])
-    assert kept.notes == []
+    assert ["taken in the order of the data's labels, bad, good, so-so" in note for note in kept.all_notes] == [True]
     new = load_model(_spec(tmp_path), "sequence_classification", labels=LabelSpec("single_label", ("a", "b")))
     assert new.model.get_parameter("classifier.out_proj.weight").shape == (2, 32)
-    assert "another shape" in new.notes[0]
+    assert "another shape" in new.all_notes[0]
 
 
 def test_missing_weights_are_an_error_except_for_the_head_and_the_pooler(tmp_path: Path) -> None:
