@@ -1,4 +1,4 @@
-"""Everything of the whole process that this program sets: the one place where it does.
+"""What this program sets of the whole process: only here.
 
 What stays set (the C library's allocator, environment variables) is for the command line, whose process it is. What a
 library call needs for a while is a context here, which puts back what it found. Random numbers are the same

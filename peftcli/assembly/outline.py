@@ -43,9 +43,9 @@ class Outline:
 
 
 class FurtherChecks:
-    """What a use of the model asks beyond what every use asks: nothing. Training overrides what it asks.
+    """Checks that one use of the model needs beyond those of every use; training overrides them.
 
-    Each method returns problems; they are reported together with those of the outline.
+    Each method returns problems. They are reported together with those of the outline.
     """
 
     def of_recipe(self, recipe: Recipe, device: torch.device) -> list[Problem]:

@@ -132,7 +132,7 @@ def _float16(spec: TrainingSpec, weights: torch.dtype, device: torch.device) -> 
 def probe_bfloat16(device_type: str, width: int) -> tuple[bool, float]:
     """Return whether bfloat16 trains a feed-forward block of this width clearly faster and soundly, and the ratio.
 
-    Some 50 ms, once per process: the best of several short runs, so that a neighbour's load does not decide.
+    It takes some 50 ms, once per process. The best of several short runs counts, so that other load decides nothing.
     """
     device = torch.device(device_type)
     width = min(width, 2048)  # enough to reach full speed
@@ -164,7 +164,7 @@ def _relative_error(value: Tensor, reference: Tensor) -> float:
 def _best_times(
     first: Callable[[], object], second: Callable[[], object], device: torch.device, repeats: int = 4
 ) -> tuple[float, float]:
-    """Return the shortest time of each, run in turn so that both meet the same neighbours."""
+    """Return the shortest time of each; they run in turn, so that other load affects both alike."""
     best = [float("inf"), float("inf")]
     for _ in range(repeats):
         for index, function in enumerate((first, second)):

@@ -66,7 +66,7 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    # the cores are shared: as many threads as there are cores in every process would stand in each other's way
+    # the processes share the cores: with a thread for every core in each of them, all would be slower
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     stdout = None if rank == 0 else subprocess.DEVNULL
     stderr = None if rank == 0 else other_errors
@@ -102,6 +102,6 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     for child in children:
         if child.poll() is None:
-            child.kill()  # they wait for a process that is gone, and would not hear a milder signal
+            child.kill()  # they wait for a process that has ended, and handle no other signal meanwhile
     for child in children:
         child.wait(max(0.1, deadline - time.monotonic()))

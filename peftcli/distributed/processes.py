@@ -1,4 +1,4 @@
-"""The processes of a run, through Accelerate: who am I, and sums over all of us. One process needs no special case."""
+"""The processes of a run, through Accelerate: rank, size, sums and gathers. One process needs no special case."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has come to this point."""
         if self.size > 1:
             self._state.wait_for_everyone()
 
@@ -61,7 +61,7 @@ class World:
         return value
 
     def any(self, flag: bool) -> bool:
-        """Return whether any process says yes."""
+        """Return whether `flag` is true in any process."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())

@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Everything that an evaluation needs but the rows.
+    """Everything that an evaluation needs, except the rows.
 
     Args:
         context: makes the context of a forward pass: the weights' dtype.
@@ -114,7 +114,7 @@ class Evaluator:
             found += zip(chosen, result.predictions, result.references, strict=False)
         generated, samples = self._generated(rows)
         found += generated
-        # read from the device once; summed in float64, so that the order of batches and shards does not show
+        # read from the device once; summed in float64, so that the order of batches and shards makes no difference
         own = (torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0], count, found)
         shares = self.world.gather(own)
         ordered = sorted((item for share in shares for item in share[2]), key=lambda item: item[0])

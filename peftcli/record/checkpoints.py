@@ -1,4 +1,4 @@
-"""Checkpoints: everything to go on bit for bit, in directories that appear whole or not at all.
+"""Checkpoints: everything that a run needs to go on bit for bit, in directories that appear whole or not at all.
 
     checkpoints/step-000200/   state.json, state.safetensors, manifest.json
     checkpoints/best-000150/   the best adapter so far, the same way; removed when the run is done

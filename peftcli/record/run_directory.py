@@ -172,7 +172,7 @@ class RunDirectory:
             self._clear()
 
     def how_to_go_on(self) -> str:
-        """Say what an interrupted run left, and the way on."""
+        """Say what an interrupted run left, and how to go on."""
         if self.summary_file.is_file():
             return f"stopped while loading; the finished run in {self.path} is as it was"
         if self.checkpoints().steps():

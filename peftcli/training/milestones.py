@@ -85,7 +85,7 @@ class Milestones:
             self.save()
 
     def save(self) -> None:
-        """Write everything that going on needs."""
+        """Write everything that a resumed run needs."""
         self._saved_at = self.session.state.step
         self.tick()
         self.meter.freeze()

@@ -102,7 +102,7 @@ def _borrowed(spec: TrainingSpec, world: World) -> Iterator[None]:
 
 
 def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
-    """Say that nothing is left to do.
+    """Return the summary of the run that is there, and say that nothing is left to do.
 
     Raises:
         UserError: the run was damaged since.

@@ -102,7 +102,7 @@ class Session:
         self.trackers.log(line)
 
     def checkpoint_tree(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return everything that going on needs.
+        """Return everything that a resumed run needs.
 
         Args:
             processes: random states and measuring window of each process.

@@ -1,5 +1,4 @@
-"""From a recipe to a session, in the order of cost: config, shapes, data, weights. What is wrong is said before weights
-load."""
+"""From a recipe to a session, the cheapest first: config, shapes, data, weights. Mistakes come before the weights."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def activation_cost(
         model.train(was_training)
     degree = len(lengths) - 1
     found = [max(0.0, float(x)) for x in np.polyfit(lengths, kept, degree)]
-    quadratic, linear, fixed = [0.0] * (2 - degree) + found  # a row of one or two tokens tells no curve
+    quadratic, linear, fixed = [0.0] * (2 - degree) + found  # one or two lengths determine no parabola
     return ActivationCost(fixed, linear, quadratic)
 
 
@@ -85,7 +85,7 @@ def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         terms = task.loss(model, batch.to(device))
     total = sum(kept.values())
-    del terms  # until here no address could be used again
+    del terms  # kept until here, so that no address was used twice
     return total
 
 

@@ -61,9 +61,9 @@ def tracing_settings() -> dict[str, int | bool]:
 
     return {
         "recompile_limit": max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT),
-        # a gate over the sequence finds the padding mask on a module: its length varies like the input's
+        # a gate over the sequence reads the padding mask from a module; the mask's length varies with the input's
         "force_nn_module_property_static_shapes": False,
-        # parts note what a gate in their block will read, which is used up before the block ends: no need to repeat it
+        # parts store what a gate in their block reads before the block ends: recomputation need not store it again
         "skip_fwd_side_effects_in_bwd_under_checkpoint": True,
     }
 

@@ -86,7 +86,7 @@ class Meter:
 
 
 def check_finite(loss: float, norm: float, step: int, *, fp16: bool) -> None:
-    """Stop a run whose loss is no number any more: every later step would be lost.
+    """Stop a run whose loss or gradient is not finite: every later step would be wasted.
 
     Raises:
         UserError: with what usually helps.
