@@ -1,1 +1,1 @@
-"""Loading models and finding their parts."""
+"""Models: which tasks they can do, where their parts are, and loading them."""

@@ -1,4 +1,4 @@
-"""Anatomy: where the parts of a transformer are in a live Hugging Face model. Pure data, read by `read_anatomy`."""
+"""The anatomy of a Hugging Face model: where the parts of its transformer are. Plain data, made by `read_anatomy`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Stack = Literal["encoder", "decoder"]
 
 @dataclass(frozen=True)
 class FusedSlice:
-    """Which output features of a fused projection belong to one role.
+    """The output features of a fused projection that belong to one role.
 
-    The output features are viewed as (groups, width); the role has [start, start + size) of every group. GPT-2's
-    c_attn is one group of 3d; Bloom's query_key_value has a group for each head.
+    The output features are viewed as (groups, width), and the role has [start, start + size) of each group. GPT-2's
+    c_attn has one group of width 3d; Bloom's query_key_value has a group for each head.
     """
 
     groups: int
@@ -53,13 +53,13 @@ class FusedSlice:
         return piece
 
     def add(self, y: Tensor, delta: Tensor) -> Tensor:
-        """Return y with `delta`: (..., features) added to the role's features; y itself is left as it is."""
+        """Return y with `delta`: (..., features) added to the role's features; y itself is not changed."""
         out = y.clone()
         self.part(out).add_(self.split(delta, self.size))
         return out
 
     def put(self, y: Tensor, value: Tensor) -> Tensor:
-        """Return y with the role's features replaced by `value`: (..., features); y itself is left as it is."""
+        """Return y with the role's features replaced by `value`: (..., features); y itself is not changed."""
         out = y.clone()
         self.part(out).copy_(self.split(value, self.size))
         return out
@@ -78,9 +78,9 @@ class LinearRole:
         module: full path of the module in the live model.
         layer: block number from 0 within its stack.
         stack: encoder or decoder.
-        in_features, out_features: of the role (a slice's own).
+        in_features, out_features: of the role; those of the slice if there is one.
         has_bias: whether the module has a bias.
-        slice: the role's features if the module is fused.
+        slice: the role's features, if the module is fused.
         transposed: whether the weight is stored (in, out), as transformers' Conv1D does.
     """
 
@@ -96,7 +96,7 @@ class LinearRole:
 
     @property
     def key(self) -> str:
-        """Path that names this role in adapter files: the module's, with the role's last word behind a fused one."""
+        """Path of this role in adapter files: the module's, followed by the role's last word if the module is fused."""
         return f"{self.module}.{self.role.split('.')[-1]}" if self.slice else self.module
 
 
@@ -106,11 +106,11 @@ class BlockRole:
 
     Args:
         kind: attn, cross_attn or ffn.
-        entry: path of the module whose first input is the branch's input (after a pre-norm).
-        exit: path of the module whose output is the branch before dropout and the residual sum.
-        post_norm: path of the norm that consumes the residual sum (post-norm models), else None.
-        pre_norm: path of the norm whose output is the branch's input (pre-norm models), else None.
-        width: hidden size at entry and exit.
+        entry: path of the module whose first input is the branch's input, after the norm in pre-norm models.
+        exit: path of the module whose output is the branch's, before dropout and the residual sum.
+        post_norm: path of the norm whose input is the residual sum, in post-norm models; else None.
+        pre_norm: path of the norm whose output is the branch's input, in pre-norm models; else None.
+        width: features at entry and exit, the hidden size.
     """
 
     kind: Literal["attn", "cross_attn", "ffn"]
@@ -125,12 +125,12 @@ class BlockRole:
 
 @dataclass(frozen=True)
 class AttentionRole:
-    """One attention: where prefix keys and values go.
+    """One attention module, which prefix keys and values are added to.
 
     Args:
-        module: path of the attention module that is handed to the attention function.
+        module: path of the module that transformers passes to the attention function.
         kv_heads, head_dim: shape of its keys and values.
-        depths: how many times one forward pass runs it (shared layers), 1 otherwise.
+        depths: how many times one forward pass runs it: more than once in models that share layers.
     """
 
     module: str
@@ -145,21 +145,24 @@ class AttentionRole:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Every role of one model.
+    """The parts of one model.
 
     Args:
         family: `config.model_type`.
-        origin: `table` (a known family), `structure` (found by shape), or `recipe` (named by `model.anatomy`).
-        layers: paths of the blocks, by stack, in order of depth.
-        embeddings: path of the input token embedding that a prompt goes behind.
+        origin: `table` for a known family, `structure` if the parts were recognised, `recipe` if it names some.
+        layers: paths of the blocks of each stack, in order of depth.
+        embeddings: path of the token embedding; prompts replace rows of its output.
         output_embeddings: path of the language-model head, or None.
-        head: paths of the task modules that the pretrained base lacks.
+        head: paths of the task's modules that the pretrained base model does not have.
         norms: paths of the normalisation modules.
-        left_out: (path, reason) of what is no role, such as 3-D expert weights.
-        prefix_route: how prefix keys and values reach the attention; None if they cannot, with `prefix_reason`.
-        max_positions: learned positions, or None without such a limit.
-        takes_tokens: whether the model's main input is token ids, so that a prompt can go in front of them.
-        biases: names of the base's bias parameters (linears, norms, pooler, ...), the head's left out.
+        left_out: (path, reason) of modules without a role, such as experts with 3-D weights.
+        routers: paths of the modules that choose experts; `all-linear` leaves them out.
+        prefix_route: how prefix keys and values are added to the attention; None if they cannot be.
+        prefix_reason: why they cannot be.
+        max_positions: number of learned positions, or None without that limit.
+        takes_tokens: whether the model's main input is token ids, which a prompt can be put in front of.
+        biases: names of the bias parameters (of linears, norms, the pooler, ...), without those of the head.
+        notes: remarks for the user.
     """
 
     family: str
@@ -174,6 +177,7 @@ class Anatomy:
     output_embeddings: str | None
     head: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...] = ()
+    routers: tuple[str, ...] = ()
     prefix_route: str | None = "interface"
     prefix_reason: str | None = None
     max_positions: int | None = None
@@ -182,6 +186,6 @@ class Anatomy:
     notes: tuple[str, ...] = field(default=())
 
     def roles(self) -> list[str]:
-        """Return the linear roles that this model has, in the usual order."""
+        """Return the linear roles that this model has, in the order of `LINEAR_ROLES`."""
         present = {linear.role for linear in self.linears}
         return [role for role in LINEAR_ROLES if role in present]

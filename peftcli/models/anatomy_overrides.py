@@ -1,4 +1,4 @@
-"""`model.anatomy` of the recipe: roles named by the user, laid over a family's row or over what the structure gave."""
+"""Apply `model.anatomy` of the recipe, where users name roles, to the row of a family."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from peftcli.suggestions import did_you_mean, nearest
 
 _LAYOUTS: tuple[Layout, ...] = ("contiguous", "per_head", "per_group")
 KEYS = (*LINEAR_ROLES, *BLOCK_ROLES, "layers", "embeddings")
-"""The keys of `model.anatomy`; attn, cross_attn and ffn name the module whose output ends that branch."""
+"""The keys of `model.anatomy`. attn, cross_attn and ffn name the module whose output is that of the branch."""
 
 
 def apply_overrides(row: FamilyRow, overrides: Mapping[str, str | list[str]], view: ModuleView) -> FamilyRow:
-    """Return the row with the recipe's roles in place of its own.
+    """Return the row with its roles replaced by those of the recipe.
 
     Args:
-        row: the family's row, or the structural one.
-        overrides: role to path below a block, or to several. Roles that name one module share it: it is a fused
-            projection, laid out in the roles' order; `path@per_head` or `path@per_group` say otherwise.
+        row: of the family, or of the structure.
+        overrides: role to a path within a block, or to several. If several roles name one module, it is a fused
+            projection with the roles in their usual order; `path@per_head` and `path@per_group` give another layout.
 
     Raises:
-        UserError: an unknown role, or a path that no block has; all of them, each with the nearest names.
+        UserError: roles are unknown, or no block has such a path; names similar ones.
     """
     problems = [_unknown_role(key) for key in overrides if key not in KEYS]
     named = {key: [value] if isinstance(value, str) else list(value) for key, value in overrides.items() if key in KEYS}
@@ -52,7 +52,7 @@ def apply_overrides(row: FamilyRow, overrides: Mapping[str, str | list[str]], vi
 def _override_stack(
     stack: StackRow, named: Mapping[str, list[str]], view: ModuleView
 ) -> tuple[StackRow, set[tuple[str, str]]]:
-    """Return the stack with the named roles that its blocks have, and which (role, path) those were."""
+    """Return the stack with the named roles that its blocks have, and those (role, path)."""
     blocks = view.expand(stack.layers)
     used: set[tuple[str, str]] = set()
     linears: dict[str, tuple[str, ...]] = {}
@@ -85,7 +85,7 @@ def _override_stack(
 
 
 def _below(view: ModuleView, parent: str) -> list[str]:
-    """Linear and embedding modules below a path, relative to it."""
+    """Return the linear and embedding modules within a path, relative to it."""
     start = f"{parent}." if parent else ""
     return [
         name[len(start) :] for name, module in view.modules.items() if name.startswith(start) and module_kind(module)
@@ -94,7 +94,7 @@ def _below(view: ModuleView, parent: str) -> list[str]:
 
 def _unknown_role(key: str) -> Problem:
     choice = did_you_mean(nearest(key, KEYS, cutoff=0.4), f"roles: {', '.join(KEYS)}")
-    return Problem(f"{key!r} is no role", key="model.anatomy", suggestion=choice)
+    return Problem(f"{key!r} is not a role", key="model.anatomy", suggestion=choice)
 
 
 def _missing(key: str, path: str, candidates: list[str]) -> Problem:

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def possible_tasks(config: PretrainedConfig) -> list[TaskName]:
-    """Return the tasks that a model can be trained for, by its architecture."""
+    """Return the tasks that a model's architecture can be trained for."""
     infos = [task.info for task in TASKS.values()]
     return [info.name for info in infos if _has_class(config, info) and not _why_not(config, info)]
 
 
 def check_task(config: PretrainedConfig, task: TaskName) -> None:
-    """Refuse a task that the model cannot do.
+    """Check that a model can be trained for a task.
 
     Raises:
-        UserError: names the tasks that it can do.
+        UserError: it cannot; names the tasks that it can be trained for.
     """
     info = task_info(task)
     reason = _why_not(config, info)
@@ -53,7 +53,7 @@ def _has_class(config: PretrainedConfig, info: TaskInfo) -> bool:
 
     if type(config) in getattr(modeling_auto, info.mapping):
         return True
-    remote = getattr(config, "auto_map", None) or {}  # code that comes with the model
+    remote = getattr(config, "auto_map", None) or {}  # code in the model's repository
     return info.auto_class in remote
 
 
@@ -64,7 +64,7 @@ def _why_not(config: PretrainedConfig, info: TaskInfo) -> str | None:
 
 
 def _kind_of(config: PretrainedConfig) -> ModelKind | None:
-    """Return what the model's stacks are, where that is certain."""
+    """Return the kind of a model, or None if that is not certain."""
     if config.is_encoder_decoder:
         return "encoder_decoder"
     encoder = config.model_type in ENCODER_FAMILIES and not getattr(config, "is_decoder", False)

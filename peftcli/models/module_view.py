@@ -1,4 +1,4 @@
-"""A read-only view of a live model's modules: lookups, expansion of block paths, widths of linears of every kind."""
+"""Look up the modules of a model by path, by kind and by pattern."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Kind = Literal["linear", "conv1d", "embedding"]
 
 
 def module_kind(module: nn.Module) -> Kind | None:
-    """Return what a low-rank change can be added to here, or None.
+    """Return the kind of a module that a low-rank change can be added to, or None.
 
-    4- and 8-bit layers, and the layers of other quantisers, are linears by their `in_features` and `out_features`.
+    Layers of any quantiser are linears if they have `in_features` and `out_features`.
     """
     if isinstance(module, nn.Embedding):
         return "embedding"
@@ -31,12 +31,12 @@ def module_kind(module: nn.Module) -> Kind | None:
 
 
 def hidden_size(config: PretrainedConfig) -> int:
-    """Return the width of the residual stream, whatever the config calls it."""
+    """Return the width of the residual stream, which configs store under different names."""
     for name in ("hidden_size", "d_model", "n_embd", "dim"):
         value = getattr(config, name, None)
         if isinstance(value, int):
             return value
-    raise UserError(f"the config of this {config.model_type} model does not say how wide its blocks are")
+    raise UserError(f"the config of this {config.model_type} model does not tell the width of its blocks")
 
 
 def heads_of(config: PretrainedConfig, names: str) -> int | None:
@@ -46,7 +46,7 @@ def heads_of(config: PretrainedConfig, names: str) -> int | None:
 
 
 class ModuleView:
-    """The modules of one model by path, and where its base model is.
+    """The modules of one model by path, and the path of its base model.
 
     Args:
         model: a task model or a bare base model, on any device.
@@ -61,11 +61,11 @@ class ModuleView:
         self.base_path = next(name for name, module in self.modules.items() if module is base)
 
     def absolute(self, path: str) -> str:
-        """Return a path below the base model as a path in the task model."""
+        """Return the full path of a path within the base model."""
         return ".".join(part for part in (self.base_path, path) if part)
 
     def first(self, parent: str, spec: str | None) -> str | None:
-        """Return the first alternative of `a|b` that exists below `parent`, as a full path."""
+        """Return the full path of the first alternative of `a|b` that exists in `parent`, or None."""
         for alternative in (spec or "").split("|"):
             path = f"{parent}.{alternative}" if parent else alternative
             if alternative and path in self.modules:
@@ -73,7 +73,7 @@ class ModuleView:
         return None
 
     def expand(self, spec: str) -> list[str]:
-        """Return the full paths of the first alternative of `a.*.b.*|c.*` that exists below the base, in order."""
+        """Return the full paths of the first alternative of `a.*.b.*|c.*` that exists in the base model, in order."""
         for alternative in spec.split("|"):
             pattern = re.compile(re.escape(self.absolute(alternative)).replace(r"\*", r"(\d+)"))
             found = [
@@ -84,5 +84,5 @@ class ModuleView:
         return []
 
     def in_base(self, path: str) -> bool:
-        """Tell whether a full path lies in the base model."""
+        """Tell whether a full path is in the base model."""
         return not self.base_path or path == self.base_path or path.startswith(f"{self.base_path}.")

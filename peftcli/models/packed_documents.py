@@ -1,8 +1,8 @@
-"""Whether a model keeps packed documents apart, and how: found by trying it on the model itself.
+"""Find out, by trying it, whether a model keeps the documents of a packed row apart, and how.
 
-transformers builds the mask of packed documents from restarting positions, when no mask is given and no cache is
-used. Families whose mask builder does not get the positions (opt) need a 4-D mask, and with some (bloom) neither
-works. What a family does may change between versions, so nothing here goes by its name.
+transformers makes the mask of packed documents from positions that restart, if no mask is given and no cache is used.
+Models that do not pass positions to the function that makes the mask (opt) need a 4-D mask, and with some (bloom)
+neither works. That may change with the version of transformers, so the family's name decides nothing here.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 PackingRoute = Literal["positions", "bool_mask", "float_mask"]
 DOCUMENTS = (5, 7, 6)
-"""Tokens of the probe's documents: different, so that a wrong position shows."""
-TOLERANCE = 0.1  # of what a full leak changes on average: rounding in bf16 stays at a few hundredths of that
+"""Tokens of the documents that are tried. The lengths differ, so that a wrong position is noticed."""
+TOLERANCE = 0.1  # of the mean change if documents attend to each other; rounding in bf16 changes a few hundredths
 
 
 def packing_route(model: PreTrainedModel) -> PackingRoute:
-    """Return how documents in one row are kept apart, judged by the model's own logits.
+    """Return how the documents of a row are kept apart; the model's logits decide.
 
-    `positions` needs restarting position ids, no mask and `use_cache=False`; the masks are 4-D and block-causal.
+    `positions` means position ids that restart, no mask and `use_cache=False`. The masks are 4-D and block-causal.
 
     Raises:
-        UserError: documents in one row see each other whatever is given to the model.
+        UserError: documents of a row attend to each other in every way that was tried.
     """
     import torch
 
@@ -51,7 +51,7 @@ def packing_route(model: PreTrainedModel) -> PackingRoute:
         model.train(was_training)
     raise UserError(
         Problem(
-            f"packing would let documents see each other in the family {config.model_type}",
+            f"packed documents would attend to each other in the family {config.model_type}",
             key="data.packing",
             suggestion="set data.packing: false; llama, mistral, qwen, gemma, phi, gpt2 and gpt_neox keep them apart",
         )
@@ -59,7 +59,7 @@ def packing_route(model: PreTrainedModel) -> PackingRoute:
 
 
 def block_causal(position_ids: Tensor, route: PackingRoute) -> Tensor:
-    """Return the 4-D mask (rows, 1, length, length) of packed rows: causal, and within one document.
+    """Return the 4-D mask (rows, 1, length, length) of packed rows: causal within each document.
 
     Args:
         position_ids: (rows, length), starting at 0 in every document.
@@ -79,12 +79,12 @@ def block_causal(position_ids: Tensor, route: PackingRoute) -> Tensor:
 def _routes(model: PreTrainedModel) -> list[PackingRoute]:
     text = model.config.get_text_config()
     windowed = getattr(text, "sliding_window", None) or getattr(text, "attention_types", None)
-    # one 4-D mask goes to every layer, and would take the window of the windowed ones away
+    # a 4-D mask is used in every layer, also in those that need a sliding window
     return ["positions"] if windowed else ["positions", "bool_mask", "float_mask"]
 
 
 def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute) -> Tensor | None:
-    """Return the logits of all documents in one row, None when the model does not take the mask."""
+    """Return the logits of all documents in one row, or None if the model does not accept the mask."""
     import torch
 
     ids = torch.cat(documents, dim=1)
@@ -94,12 +94,12 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
         words["attention_mask"] = block_causal(positions, route)
     try:
         return _logits(model, use_cache=False, **words)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # refused, each family in its own way
+    except (TypeError, ValueError, RuntimeError, IndexError):  # models refuse it in different ways
         return None
 
 
 def _difference(alone: Tensor, packed: Tensor) -> float:
-    """Return the mean change of the logits behind the first document, which nothing can leak into."""
+    """Return the mean change of the logits after the first document, which has no document before it."""
     behind = slice(DOCUMENTS[0], None)
     return float((alone[:, behind] - packed[:, behind]).abs().mean())
 

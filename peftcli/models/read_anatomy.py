@@ -1,4 +1,4 @@
-"""Read a live model's anatomy: from the table of families, its structure, or the recipe. Works on the meta device."""
+"""Make the anatomy of a model: from the table of families, from its structure, or from the recipe."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Overrides = Mapping[str, str | list[str]]
 
 
 def read_anatomy(model: nn.Module, overrides: Overrides | None = None) -> Anatomy:
-    """Return where the parts of `model` are.
+    """Return the anatomy of a model.
 
     Args:
         model: a Hugging Face model with or without a task head, on any device, meta included.
-        overrides: `model.anatomy` of the recipe: role to path below a block, or several.
+        overrides: `model.anatomy` of the recipe: role to a path within a block, or to several.
 
     Raises:
-        UserError: the model has no blocks that can be recognised, or an override names nothing.
+        UserError: no blocks are recognised, or an override names a module that does not exist.
     """
     if not isinstance(model, PreTrainedModel):
         raise UserError(f"a {type(model).__name__} is not a Hugging Face transformers model")
@@ -53,7 +53,7 @@ def read_anatomy(model: nn.Module, overrides: Overrides | None = None) -> Anatom
 
 @dataclass
 class _Reader:
-    """Instantiates the rows of one family on one model."""
+    """Makes the anatomy of one model from the row of its family."""
 
     view: ModuleView
     config: PretrainedConfig
@@ -63,6 +63,7 @@ class _Reader:
     blocks: list[BlockRole] = field(default_factory=list)
     attentions: list[AttentionRole] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    routers: list[str] = field(default_factory=list)
 
     def anatomy(self, origin: Literal["table", "structure", "recipe"], notes: list[str]) -> Anatomy:
         for stack in self.row.stacks:
@@ -92,6 +93,7 @@ class _Reader:
             output_embeddings=output,
             head=head,
             left_out=tuple(self.left_out),
+            routers=tuple(self.routers),
             prefix_route=self.row.prefix_route,
             prefix_reason=self.row.prefix_reason,
             takes_tokens=self.view.model.main_input_name == "input_ids",
@@ -120,13 +122,15 @@ class _Reader:
             module = self.view.first(path, spec)
             if module is not None:
                 self.left_out.append((module, reason))
+                if spec in stack.routers:
+                    self.routers.append(module)
 
     def _linear(
         self, stack: StackRow, role: str, module: str, layer: int, piece: FusedSlice | None = None
     ) -> LinearRole:
         live = self.view.modules[module]
         if module_kind(live) not in ("linear", "conv1d"):
-            raise UserError(f"the role {role} is {module}, a {type(live).__name__}: not a linear module")
+            raise UserError(f"{module} has the role {role}, but is a {type(live).__name__}, not a linear module")
         width_in, width_out = linear_widths(live)
         return LinearRole(
             role=role,
@@ -162,7 +166,7 @@ class _Reader:
             }
         head_dim = getattr(self.config, "head_dim", None) or hidden_size(self.config) // heads
         queries = heads * int(head_dim)
-        size = (total - queries) // 2  # smaller than the queries under grouped-query attention
+        size = (total - queries) // 2  # smaller than the queries' in grouped-query attention
         return {
             query: FusedSlice(1, total, 0, queries),
             key: FusedSlice(1, total, queries, size),
@@ -172,7 +176,9 @@ class _Reader:
     def _heads(self, stack: StackRow) -> int:
         heads = heads_of(self.config, stack.heads)
         if heads is None:
-            raise UserError(f"the config of this {self.config.model_type} model has no number of attention heads")
+            raise UserError(
+                f"the config of this {self.config.model_type} model does not tell the number of attention heads"
+            )
         return heads
 
     def _read_branches(self, stack: StackRow, path: str, layer: int) -> None:
@@ -234,7 +240,7 @@ class _Reader:
 
 
 def _norms(view: ModuleView) -> tuple[str, ...]:
-    """Every module of the base model that is a norm by its class name and has weights of its own."""
+    """Return the norms of the base model: modules whose class name says so, and that have parameters."""
     seen: set[int] = set()
     names = []
     for name, module in view.modules.items():
@@ -246,25 +252,25 @@ def _norms(view: ModuleView) -> tuple[str, ...]:
 
 
 def _biases(view: ModuleView, head: tuple[str, ...]) -> tuple[str, ...]:
-    """Every bias of the pretrained model by name, shared ones once: `bias`, `q_bias` (not T5's embedding)."""
+    """Return the names of the base model's biases, shared ones once: `bias`, `q_bias` (not T5's relative positions)."""
     inside = tuple(f"{path}." for path in head)
     own = (name for name in base_parameters(view.model) if not name.startswith(inside))
     return tuple(name for name in own if name.rsplit(".", 1)[-1].endswith("bias"))
 
 
 def _output_embeddings(view: ModuleView) -> str | None:
-    """Path of the language-model head, or None for a model without one."""
+    """Return the path of the language-model head, or None if there is none."""
     try:
         head = view.model.get_output_embeddings()
-    except NotImplementedError:  # what some task models answer
+    except NotImplementedError:  # raised by some task models
         return None
     return next((name for name, module in view.modules.items() if module is head), None) if head is not None else None
 
 
 def head_modules(view: ModuleView) -> tuple[str, ...]:
-    """Modules with weights that the pretrained base lacks: neither in it, nor the language-model head, nor tied to it.
+    """Return the modules that the pretrained model does not have: those with weights outside the base, not tied to it.
 
-    A language model keeps the transforms in front of its head (BERT's `cls`), so nothing of it counts as new.
+    In a language model nothing counts as new: the layers in front of its head (BERT's `cls`) are pretrained, too.
     """
     if not view.base_path or _output_embeddings(view) is not None:
         return ()

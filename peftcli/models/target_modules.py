@@ -1,4 +1,4 @@
-"""From `target_modules` of a recipe to the projections of a live model. Every entry must match something."""
+"""Find the modules that `target_modules` of a recipe names. Every entry must match at least one."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from peftcli.suggestions import nearest
 
 ALL_LINEAR = "all-linear"
 ROLE_WORDS = (*LINEAR_ROLES, *BLOCK_ROLES, "embeddings", "head", ALL_LINEAR)
-"""Entries that are no module names."""
+"""Entries that are not names of modules."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One place that a method changes.
+    """A module, or a part of one, that a method changes.
 
     Args:
-        role: its role, or None (a module without one, or a fused module taken whole).
+        role: its role, or None for a module without one, or for a fused module as a whole.
         module: full path of the module.
         layer: block number within its stack, or None outside the blocks.
         slice: the role's features of a fused module, None for a whole module.
         kind: linear (4- and 8-bit ones too), conv1d (weight stored (in, out)) or embedding.
-        key: path that names it in adapter files.
+        key: its path in adapter files.
         stack: encoder or decoder, or None outside the blocks.
     """
 
@@ -51,18 +51,18 @@ def resolve_targets(
     exclude: Sequence[str] | str | None = None,
     layers: Collection[int] | int | None = None,
 ) -> list[Target]:
-    """Return the places that `targets` names, in the model's order, each once.
+    """Return what `targets` names, in the model's order, each once.
 
     Args:
-        model: the live model; meta is enough.
+        model: the model; on the meta device is enough.
         targets: roles (`attn.q`), branches (`ffn`: all its linears), `all-linear` (every linear of the blocks),
             `embeddings`, module names (a full path, or trailing parts of it), or, as a string, one regular expression
-            that must match a module's whole path. A fused module that is named is taken whole; a role in it is a slice.
-        exclude: roles, module names or one regular expression, taken out again.
-        layers: block numbers to stay within; everything outside the blocks is left out too.
+            that must match a module's whole path. The name of a fused module means all of it, a role means its slice.
+        exclude: roles, module names or one regular expression to leave out.
+        layers: numbers of the blocks to change; what is outside the blocks is then left out.
 
     Raises:
-        UserError: an entry matches nothing, with the nearest module names and the roles of this model; all at once.
+        UserError: entries match nothing; names similar modules and the roles of this model.
     """
     search = _Search(model, anatomy)
     chosen: list[Target] = []
@@ -85,12 +85,12 @@ def resolve_targets(
         raise UserError(problems)
     chosen = search.without(search.unique(chosen), excluded)
     if not chosen:
-        raise UserError(Problem("exclude_modules takes out every target", key="method.exclude_modules"))
+        raise UserError(Problem("exclude_modules leaves no target", key="method.exclude_modules"))
     return chosen
 
 
 def summarise_targets(targets: Iterable[Target]) -> str:
-    """Return what was matched, such as `attn.q x 12, attn.v x 12 (12 layers matched)`."""
+    """Describe targets, such as `attn.q x 12, attn.v x 12 (12 layers matched)`."""
     targets = list(targets)
     names = Counter(target.role or _short(target.module) for target in targets)
     blocks = {(target.stack, target.layer) for target in targets if target.layer is not None}
@@ -99,7 +99,7 @@ def summarise_targets(targets: Iterable[Target]) -> str:
 
 
 def _short(module: str) -> str:
-    """The part of a path behind its last block number."""
+    """Return the part of a path after its last block number."""
     return re.sub(r"^.*\.\d+\.", "", module)
 
 
@@ -119,12 +119,12 @@ def _within(chosen: list[Target], anatomy: Anatomy, layers: set[int]) -> tuple[l
         return [], [Problem(message, key="method.layers_to_transform")]
     kept = [target for target in chosen if target.layer in layers]
     if chosen and not kept:
-        return [], [Problem("none of the targets lies in these blocks", key="method.layers_to_transform")]
+        return [], [Problem("none of the targets is in these blocks", key="method.layers_to_transform")]
     return kept, []
 
 
 class _Search:
-    """Entries against one model."""
+    """Looks up entries in one model."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
@@ -144,7 +144,7 @@ class _Search:
         self.left_out = dict(anatomy.left_out)
 
     def matching(self, entry: str, *, is_pattern: bool = False) -> list[Target]:
-        """Return what one entry names; nothing when nothing does."""
+        """Return what an entry names; the list may be empty."""
         if entry in LINEAR_ROLES:
             return [
                 Target(role.role, role.module, role.layer, role.slice, self.kinds[role.module], role.key, role.stack)
@@ -175,11 +175,10 @@ class _Search:
         return next((self.block_of[path] for path in paths if path in self.block_of), None)
 
     def _in_blocks(self) -> list[str]:
-        outside = {path for path, reason in self.left_out.items() if "router" in reason}
         return [
             name
             for name, kind in self.kinds.items()
-            if kind != "embedding" and name not in outside and self._block(name) is not None
+            if kind != "embedding" and name not in self.anatomy.routers and self._block(name) is not None
         ]
 
     def _of_branch(self, branch: str) -> list[str]:
@@ -214,7 +213,7 @@ class _Search:
         return kept
 
     def no_match(self, entry: str, key: str, *, is_pattern: bool) -> Problem:
-        """Say why an entry matches nothing, and what is near."""
+        """Return the problem of an entry that matches nothing, with similar names."""
         roles = f"roles of this model: {', '.join(self._roles())}"
         if entry in ROLE_WORDS:
             reasons = "; ".join(sorted({f"{_short(path)}: {reason}" for path, reason in self.anatomy.left_out}))

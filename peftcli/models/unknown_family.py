@@ -1,4 +1,4 @@
-"""A family that the table does not know: find its blocks and projections by their names and shapes."""
+"""Find the blocks and projections of a family that is not in the table, by their names and shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from peftcli.models.anatomy import Stack
 from peftcli.models.families.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
 from peftcli.models.module_view import ModuleView, hidden_size, module_kind
 
-# The last words of paths, by role, as the models of the field name them.
+# Usual names of the projections, by role: the last part of a module's path.
 _ATTENTION_NAMES = {
     "q": {"q", "q_proj", "query", "q_lin", "query_proj", "wq", "to_q", "q_linear", "linear_q", "q_attn"},
     "k": {"k", "k_proj", "key", "k_lin", "key_proj", "wk", "to_k", "k_linear", "linear_k"},
@@ -43,12 +43,12 @@ _FFN_NAMES = {
     },
     "ffn.down": {"down_proj", "fc2", "c_proj", "lin2", "wo", "w2", "dense_4h_to_h", "fc_out", "linear_2", "linear2"},
 }
-# Norms behind the two branches, inside the residual sum, as the families with such norms name them.
+# Names of the norms after the two branches, before the residual sum.
 _NORMS_BEHIND = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
 )
-_UNKNOWN_LAYOUT = "a fused projection of unknown layout; target it by name, or name its roles in model.anatomy"
+_UNKNOWN_LAYOUT = "a fused projection of unknown layout; target it by its name, or name its roles in model.anatomy"
 _ATTENTION_WORD = re.compile(r"(attn|attention|(^|\.)att)", re.IGNORECASE)
 _CROSS_WORD = re.compile(r"(cross|encdec|encoder_attn)", re.IGNORECASE)
 
@@ -56,10 +56,10 @@ _CROSS_WORD = re.compile(r"(cross|encdec|encoder_attn)", re.IGNORECASE)
 def structural_row(
     view: ModuleView, config: PretrainedConfig, layers: str | list[str] | None = None
 ) -> tuple[FamilyRow, list[str]]:
-    """Return a row read off the modules of a live model, and notes that say what was found.
+    """Return a row that describes the modules of a live model, and notes that say what was found.
 
     Args:
-        layers: block paths below the base model with `*`, from the recipe; None looks for repeated blocks.
+        layers: paths of the blocks within the base model, with `*`, from the recipe; None looks for repeated blocks.
 
     Raises:
         UserError: there are no repeated blocks, or no token embedding.
@@ -77,10 +77,10 @@ def structural_row(
         specs = [f"{path}.*" for path in _block_lists(view)]
     if not specs:
         raise UserError(
-            f"{config.model_type} is no known family, and no list of repeated blocks was found in it",
+            f"{config.model_type} is not a known family, and no list of repeated blocks was found in it",
             suggestion="name the roles in the recipe: model.anatomy: {layers: ..., attn.q: ..., ...}",
         )
-    notes = [f"{config.model_type} is no known family; its parts were found by their names and shapes"]
+    notes = [f"{config.model_type} is not a known family; its parts were found by their names and shapes"]
     stacks = []
     for spec in specs:
         stack, found = _stack(view, config, spec)
@@ -90,7 +90,7 @@ def structural_row(
 
 
 def _block_lists(view: ModuleView) -> list[str]:
-    """Paths below the base model of the outermost lists whose items are blocks of one class that hold linears."""
+    """Return the paths in the base model of the outermost lists of blocks: modules of one class that have linears."""
     found: list[str] = []
     for name, module in view.modules.items():
         if not isinstance(module, nn.ModuleList) or not len(module) or not view.in_base(name):
@@ -113,7 +113,7 @@ def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[Stack
         width_in, width_out = linear_widths(module)
         role = _role(relative, width_in, width_out, hidden)
         if role is None:
-            left_out[relative] = "no role by its name and shape; target it by name"
+            left_out[relative] = "its name and shape suggest no role; target it by its name"
         elif role == "fused":
             left_out[relative] = _UNKNOWN_LAYOUT
         elif role in linears:
@@ -136,7 +136,7 @@ def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[Stack
 
 
 def _projections(view: ModuleView, blocks: list[str]) -> Iterable[tuple[str, nn.Module]]:
-    """Linears of all blocks by relative path, each path once (blocks may differ)."""
+    """Yield the linears of all blocks with their path in the block, each path once; blocks may differ."""
     seen: set[str] = set()
     for block in blocks:
         for name, module in view.modules.items():
@@ -147,7 +147,7 @@ def _projections(view: ModuleView, blocks: list[str]) -> Iterable[tuple[str, nn.
 
 
 def _role(relative: str, width_in: int, width_out: int, hidden: int) -> str | None:
-    """Return a role, `fused`, or None. Names propose, shapes decide."""
+    """Return the role that a name suggests and the shape allows, or `fused`, or None."""
     parts = relative.lower().split(".")
     last = parts[-1]
     if last in _FUSED_NAMES or last in _FUSED_FFN_NAMES:
@@ -180,7 +180,7 @@ def _attentions(linears: dict[str, tuple[str, ...]]) -> Iterable[AttentionRow]:
 def _drop_doubtful(
     view: ModuleView, blocks: list[str], linears: dict[str, tuple[str, ...]], left_out: dict[str, str]
 ) -> None:
-    """Take back roles that others contradict: an attention without all of q, k, v; an `up` twice too wide."""
+    """Remove doubtful roles: an attention without all of q, k and v, and an `up` that is twice too wide."""
     for prefix in ("attn", "cross_attn"):
         if not all(f"{prefix}.{letter}" in linears for letter in "qkv"):
             for letter in "qkv":
@@ -197,7 +197,7 @@ def _first_live(view: ModuleView, blocks: list[str], relative: str) -> nn.Module
 
 
 def _branches(view: ModuleView, blocks: list[str], linears: dict[str, tuple[str, ...]]) -> tuple[BranchRow, ...]:
-    """Branches from their first projection to their last, or to the norm behind it."""
+    """Return the branches: each from its first projection to its last, or to the norm after it."""
     pairs = [pair for pair in _NORMS_BEHIND if all(view.first(blocks[0], name) for name in pair)]
     after_attention, after_ffn = pairs[0] if pairs else (None, None)
     rows = []
@@ -219,7 +219,7 @@ def _is_encoder(spec: str, config: PretrainedConfig) -> bool:
 
 
 def _embedding_path(view: ModuleView) -> str:
-    for path in ("encoder.embed_tokens", "model.encoder.embed_tokens"):  # an encoder-decoder's `shared` is never called
+    for path in ("encoder.embed_tokens", "model.encoder.embed_tokens"):  # an encoder-decoder does not call `shared`
         if view.model.config.is_encoder_decoder and view.absolute(path) in view.modules:
             return path
     embedding = view.model.get_input_embeddings()
@@ -227,6 +227,6 @@ def _embedding_path(view: ModuleView) -> str:
         if module is embedding and view.in_base(name):
             return name[len(view.base_path) :].lstrip(".")
     raise UserError(
-        "the model does not say which module embeds its tokens",
+        "the model's code does not tell which module embeds its tokens",
         suggestion="name it in the recipe: model.anatomy: {embeddings: ...}",
     )

@@ -95,7 +95,7 @@ def test_layers_to_transform() -> None:
     assert {t.layer for t in _resolve("llama", ["attn.q", "lm_head"], layers=0)} == {0}
     with pytest.raises(UserError, match=r"blocks 0 to 1, not 5"):
         _resolve("llama", ["attn.q"], layers=[0, 5])
-    with pytest.raises(UserError, match=r"none of the targets lies in these blocks"):
+    with pytest.raises(UserError, match=r"none of the targets is in these blocks"):
         _resolve("llama", ["lm_head"], layers=[0])
 
 
@@ -105,7 +105,7 @@ def test_exclude_modules() -> None:
     assert {t.layer for t in kept} == {1}
     with pytest.raises(UserError, match=r"exclude_modules: no module is named 'q_prj'"):
         _resolve("llama", ["attn"], exclude=["q_prj"])
-    with pytest.raises(UserError, match="takes out every target"):
+    with pytest.raises(UserError, match="leaves no target"):
         _resolve("llama", ["attn.q"], exclude=["attn"])
 
 

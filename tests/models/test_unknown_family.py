@@ -65,7 +65,7 @@ def test_an_unknown_decoder_is_found_by_names_and_shapes() -> None:
         2,
         8,
     )
-    assert "stablelm is no known family" in anatomy.notes[0]
+    assert "stablelm is not a known family" in anatomy.notes[0]
     assert "attn.q = self_attn.q_proj" in anatomy.notes[1]
 
 
@@ -150,7 +150,7 @@ def test_every_wrong_name_of_the_recipe_is_reported_with_the_nearest() -> None:
     text = str(caught.value)
     assert len(caught.value.problems) == 3
     assert "self_attn.q_proj" in text
-    assert "'attn.x' is no role" in text
+    assert "'attn.x' is not a role" in text
     assert "embed_tokens" in text
 
 

@@ -1,1 +1,1 @@
-"""The table of model families: a row of data each."""
+"""The table of model families, with one row of data for each."""

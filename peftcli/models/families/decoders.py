@@ -1,4 +1,4 @@
-"""Decoder-only families. Paths were read off transformers 5.23 models."""
+"""The families of decoders. Paths are those of transformers 5.23."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LLAMA_STACK = StackRow(
 )
 _LLAMA = FamilyRow((_LLAMA_STACK,), "embed_tokens|language_model.embed_tokens")
 
-# Sandwich norms: the branch ends behind its post norm. An adapter at o_proj or down_proj would sit before a norm.
+# Norms before and after each branch: the branch ends with the second one, and an adapter comes after it.
 _GEMMA = replace(
     _LLAMA,
     stacks=(
@@ -49,7 +49,7 @@ _GEMMA = replace(
         ),
     ),
 )
-# OLMo 2 has no norm before a branch, only one behind it.
+# OLMo 2 has no norm before a branch, only one after it.
 _OLMO2 = replace(
     _LLAMA,
     stacks=(
@@ -63,8 +63,8 @@ _OLMO2 = replace(
     ),
 )
 
-_EXPERTS = "expert weights are 3-D parameters, not linear modules; they stay frozen"
-_ROUTER = "the router chooses experts and is no part of a block's linears; it stays frozen"
+_EXPERTS = "the experts' weights are 3-D parameters, not linear modules; they stay frozen"
+_ROUTER = "the router only chooses experts; it stays frozen"
 _MOE = replace(
     _LLAMA,
     stacks=(
@@ -72,10 +72,11 @@ _MOE = replace(
             _LLAMA_STACK,
             branches=(
                 _LLAMA_STACK.branches[0],
-                # A dense layer among sparse ones (qwen3_moe's mlp_only_layers) has projections; a sparse one has not.
+                # Dense layers (qwen3_moe's mlp_only_layers) have projections, sparse ones do not.
                 BranchRow("ffn", "mlp.gate_proj|mlp", "mlp.down_proj|mlp", pre_norm="post_attention_layernorm"),
             ),
             left_out={"mlp.experts": _EXPERTS, "mlp.gate": _ROUTER},
+            routers=("mlp.gate",),
         ),
     ),
 )
@@ -104,7 +105,7 @@ _PHI = replace(
         replace(
             _LLAMA_STACK,
             linears={**_LLAMA_ATTENTION, "attn.o": "self_attn.dense", "ffn.up": "mlp.fc1", "ffn.down": "mlp.fc2"},
-            branches=(  # parallel: both branches read one norm, and the block adds both
+            branches=(  # parallel: both branches have the same norm, and the block adds both outputs
                 BranchRow("attn", "self_attn.q_proj", "self_attn.dense", pre_norm="input_layernorm"),
                 BranchRow("ffn", "mlp.fc1", "mlp.fc2", pre_norm="input_layernorm"),
             ),
@@ -171,7 +172,7 @@ _GPT_NEO = FamilyRow(
 
 
 def _neox_stack(layers: str, attention: str, layout: Layout, *, ffn_norm: str, attn_norm: str) -> StackRow:
-    """Blocks with GPT-NeoX's names for the projections: GPT-NeoX, BLOOM, Falcon."""
+    """Return a stack with GPT-NeoX's names for the projections: GPT-NeoX, BLOOM, Falcon."""
     return StackRow(
         stack="decoder",
         layers=layers,
@@ -213,7 +214,7 @@ _BLOOM = FamilyRow(
 
 
 def _falcon(config: PretrainedConfig) -> FamilyRow:
-    """Falcon's three layouts: grouped (40B and later), multi-query (7B), one key and value per head (RW)."""
+    """Return Falcon's row for one of its layouts: grouped (40B and later), multi-query (7B), or per head (RW)."""
     layout: Layout = "per_head"
     if config.new_decoder_architecture:
         layout = "per_group"
@@ -226,7 +227,7 @@ def _falcon(config: PretrainedConfig) -> FamilyRow:
         attn_norm="ln_attn|input_layernorm",
         ffn_norm="ln_mlp|post_attention_layernorm|input_layernorm",
     )
-    if config.new_decoder_architecture:  # keys and values are repeated for every head before the cache sees them
+    if config.new_decoder_architecture:  # keys and values are repeated for every head before they are cached
         stack = replace(stack, attentions=(AttentionRow("self_attention", kv_heads=int(config.num_attention_heads)),))
     return FamilyRow(
         stacks=(stack,),
@@ -236,7 +237,7 @@ def _falcon(config: PretrainedConfig) -> FamilyRow:
 
 
 def _opt(config: PretrainedConfig) -> FamilyRow:
-    """OPT, with its norms before the branches, or behind the residual sums (opt-350m)."""
+    """Return OPT's row, with norms before the branches, or after the residual sums (opt-350m)."""
     side = "pre_norm" if config.do_layer_norm_before else "post_norm"
     return FamilyRow(
         stacks=(

@@ -1,4 +1,4 @@
-"""Encoder-decoders: T5, BART and their relatives, Whisper. Paths were read off transformers 5.23 models."""
+"""The families of encoder-decoders: T5, BART and similar models, Whisper. Paths are those of transformers 5.23."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _t5_stack(stack: Literal["encoder", "decoder"]) -> StackRow:
     )
 
 
-# `shared` is never called by a forward pass; the encoder's own embedding, with the same weight, is.
+# A forward pass calls the encoder's embedding, not `shared`, which has the same weight.
 _T5 = FamilyRow((_t5_stack("encoder"), _t5_stack("decoder")), embeddings="encoder.embed_tokens|shared")
 
 
@@ -92,7 +92,7 @@ _WHISPER = FamilyRow(
     (_bart_stack("encoder", "pre_norm"), _bart_stack("decoder", "pre_norm")),
     embeddings="decoder.embed_tokens",
     positions=_whisper_positions,
-    note="speech is counted and analysed, not trained: there is no speech task",
+    note="parameters can be counted, but not trained: there is no speech task",
 )
 
 SEQ2SEQ_FAMILIES: dict[str, Family] = {

@@ -1,4 +1,4 @@
-"""Encoders: BERT and its relatives, ModernBERT, ViT. Paths were read off transformers 5.23 models."""
+"""The families of encoders: BERT and similar models, ModernBERT, ViT. Paths are those of transformers 5.23."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _positions(config: PretrainedConfig) -> int:
 
 
 def _positions_after_padding(config: PretrainedConfig) -> int:
-    """RoBERTa numbers its positions from pad_token_id + 1."""
+    """Return RoBERTa's positions, which start at pad_token_id + 1."""
     return int(config.max_position_embeddings) - int(config.pad_token_id or 0) - 1
 
 
@@ -24,7 +24,7 @@ def _deberta_positions(config: PretrainedConfig) -> int | None:
 
 
 def _albert_depths(config: PretrainedConfig, index: int, blocks: int) -> int:
-    """ALBERT runs group `int(depth / (depths / groups))` at each depth; a group runs each of its blocks once."""
+    """Return how often ALBERT runs a block: depth d runs the blocks of group `int(d / (depths / groups))` once."""
     groups = int(config.num_hidden_groups)
     group = index // (blocks // groups)
     per_group = config.num_hidden_layers / groups
@@ -67,7 +67,7 @@ _DISTILBERT = FamilyRow(
             },
             branches=(
                 BranchRow("attn", "attention.q_lin", "attention.out_lin", post_norm="sa_layer_norm"),
-                # The module, not lin2: its dropout lies inside, and the residual sum takes the module's output.
+                # The module, not lin2: dropout is inside it, and the residual sum adds the module's output.
                 BranchRow("ffn", "ffn.lin1", "ffn", post_norm="output_layer_norm"),
             ),
             attentions=(AttentionRow("attention"),),
@@ -100,7 +100,7 @@ _ALBERT = FamilyRow(
     ),
     embeddings="embeddings.word_embeddings",
     positions=_positions,
-    note="ALBERT runs the same block at every depth: what a method adds is shared by all depths",
+    note="ALBERT runs the same block at every depth, so all depths share what a method adds",
 )
 
 _RELATIVE = "projects relative positions, not tokens"
@@ -116,7 +116,7 @@ _DEBERTA = FamilyRow(
                 "attn.v": "attention.self.value_proj",
             },
             branches=(
-                # With share_att_key, query_proj also runs on the relative embeddings; the module itself runs once.
+                # With share_att_key, query_proj also runs on the relative positions; the module runs once.
                 BranchRow("attn", "attention.self", "attention.output.dense", post_norm="attention.output.LayerNorm"),
                 BranchRow("ffn", "intermediate.dense", "output.dense", post_norm="output.LayerNorm"),
             ),
@@ -170,7 +170,7 @@ _VIT = FamilyRow(
         ),
     ),
     embeddings="embeddings.patch_embeddings",
-    note="images are counted and analysed, not trained: there is no image task",
+    note="parameters can be counted, but not trained: there is no image task",
 )
 
 ENCODER_FAMILIES: dict[str, Family] = {

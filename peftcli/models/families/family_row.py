@@ -1,7 +1,7 @@
-"""The shape of one row of the family table. A row is data: paths below a block, no code per model.
+"""The records of the family table. A row contains paths of modules, and no code for a model.
 
-A path may offer alternatives, `a|b`: the first one that the live model has is taken, so that one row serves the
-variants of a family (gated or not, with or without cross-attention). `*` in `StackRow.layers` stands for block numbers.
+A path may have alternatives, `a|b`. The first one that the model has is used, so that one row describes the variants of
+a family (gated or not, with or without cross-attention). `*` in `StackRow.layers` stands for the numbers of the blocks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Layout = Literal["contiguous", "per_head", "per_group"]
 
 @dataclass(frozen=True)
 class FusedRow:
-    """How one module holds several roles.
+    """A module that several roles share, and how its output features are divided.
 
     Args:
         roles: in the order of the output features.
-        layout: `contiguous` (all of the first role, then all of the second, ...; key and value blocks shrink under
-            grouped-query attention), `per_head` (q, k, v of head 0, then of head 1, ...) or `per_group` (for each
-            key-value head: its queries, then its key, then its value).
+        layout: `contiguous` (all features of the first role, then all of the second, ...; keys and values have fewer
+            features in grouped-query attention), `per_head` (q, k, v of head 0, then of head 1, ...) or `per_group`
+            (for each key-value head: its queries, then its key, then its value).
     """
 
     roles: tuple[str, ...]
@@ -35,7 +35,7 @@ class FusedRow:
 
 @dataclass(frozen=True)
 class BranchRow:
-    """One residual branch; the fields are those of `anatomy.BlockRole`, relative to the block."""
+    """One residual branch. The fields are those of `anatomy.BlockRole`; paths are relative to the block."""
 
     kind: Literal["attn", "cross_attn", "ffn"]
     entry: str
@@ -46,7 +46,7 @@ class BranchRow:
 
 @dataclass(frozen=True)
 class AttentionRow:
-    """One attention module of a block. `kv_heads` overrides what the key projection's width says."""
+    """One attention module of a block. `kv_heads` is given if the width of the key projection does not tell it."""
 
     module: str
     kind: Literal["self", "cross"] = "self"
@@ -58,14 +58,16 @@ class StackRow:
     """The blocks of an encoder or a decoder.
 
     Args:
-        layers: path of the blocks below the base model, with `*` for their numbers.
-        linears: role: relative path of the module that is this role (of every one, if several are).
-        fused: relative path: the roles that the module holds.
+        layers: path of the blocks within the base model, with `*` for their numbers.
+        linears: role to the path of its module within a block, or to several paths.
+        fused: path within a block to the roles that the module has.
         branches: the residual branches.
         attentions: the attention modules.
         heads: the config's attribute with the number of query heads.
-        left_out: relative path: why it is no role.
-        depths: from the config and a block's number to how often one pass runs the block.
+        left_out: path within a block to the reason why the module has no role.
+        routers: paths within a block of those of them that choose experts.
+        depths: function of the config, a block's number and the number of blocks; returns how often a forward pass
+            runs the block.
     """
 
     stack: Stack
@@ -76,6 +78,7 @@ class StackRow:
     fused: Mapping[str, FusedRow] = field(default_factory=dict)
     heads: str = "num_attention_heads"
     left_out: Mapping[str, str] = field(default_factory=dict)
+    routers: tuple[str, ...] = ()
     depths: Callable[[PretrainedConfig, int, int], int] | None = None
 
 
@@ -85,10 +88,10 @@ class FamilyRow:
 
     Args:
         stacks: encoder, decoder or both.
-        embeddings: path, below the base model, of the token embedding that a forward pass calls.
-        positions: from the config to the number of learned positions, or None without such a limit.
+        embeddings: path, within the base model, of the token embedding that a forward pass calls.
+        positions: function of the config; returns the number of learned positions, or None without that limit.
         prefix_route, prefix_reason: as in `Anatomy`.
-        note: what a user of this family should know.
+        note: a remark for users of this family.
     """
 
     stacks: tuple[StackRow, ...]
@@ -100,4 +103,4 @@ class FamilyRow:
 
 
 Family = FamilyRow | Callable[["PretrainedConfig"], FamilyRow]
-"""A row, or a small function of the config where the config moves a norm or changes a layout."""
+"""A row, or a function of the config that returns one, if the config moves a norm or changes a layout."""

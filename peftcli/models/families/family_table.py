@@ -16,6 +16,6 @@ FAMILIES: dict[str, Family] = {**ENCODER_FAMILIES, **DECODER_FAMILIES, **SEQ2SEQ
 
 
 def family_row(config: PretrainedConfig) -> FamilyRow | None:
-    """Return the row of the config's family, or None for a family that the table does not know."""
+    """Return the row of the config's family, or None if it is not in the table."""
     family = FAMILIES.get(config.model_type)
     return family(config) if callable(family) else family

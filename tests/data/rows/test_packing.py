@@ -123,7 +123,7 @@ def test_a_packed_rows_logits_equal_the_rows_own(family: str, implementation: st
 
 
 def test_a_family_that_leaks_is_refused() -> None:
-    with pytest.raises(UserError, match="packing would let documents see each other in the family bloom"):
+    with pytest.raises(UserError, match="packed documents would attend to each other in the family bloom"):
         packing_route(tiny_model("bloom"))
 
 
