@@ -15,6 +15,11 @@ from peftcli.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+SIDECAR = "peftcli.json"
+CARD = "README.md"
+
 
 def json_ready(value: Any) -> Any:
     """Return plain data: tuples become lists, sets sorted lists."""

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from peftcli.protocol.attachment import Attachment
     from peftcli.recipe.method_params import MethodParams
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-SIDECAR = "peftcli.json"
-CARD = "README.md"
 OWN_TYPE = "PEFTCLI"
 """`peft_type` of a layout that only this project reads."""
 OWN_LAYOUT = "peftcli"

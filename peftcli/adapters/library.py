@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftcli.protocol.registry import registry
-from peftcli.recipe.method_params import MethodParams
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peftcli.adapters.base_shape import BaseName
     from peftcli.adapters.format import AdapterMeta, SavedAdapter
     from peftcli.adapters.model_card import Use
+    from peftcli.recipe.method_params import MethodParams
 
 
 @dataclass(frozen=True)
@@ -129,6 +127,8 @@ class Library(ABC):
 
 def other_use(params: MethodParams) -> str:
     """Return what a user can do with an adapter that cannot be exported as it is."""
+    from peftcli.protocol.registry import registry
+
     if registry.method(params.name).why_not_mergeable(params) is None:
         return "fold it into the base with peft merge, which any library loads"
     return "use it with peft predict, which reads the run as it is"

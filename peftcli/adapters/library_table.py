@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from peftcli.adapters.adapter_files import read_json
+from peftcli.adapters.adapter_files import CONFIG, read_json
 from peftcli.adapters.adapterhub.adapterhub_library import AdapterHub
-from peftcli.adapters.format import CONFIG
 from peftcli.adapters.hf.hf_library import HfPeft
 from peftcli.adapters.library import Library
 from peftcli.errors import UserError

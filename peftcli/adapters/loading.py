@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from peftcli.adapters.adapter_files import read_json, read_tensors
-from peftcli.adapters.format import CONFIG, FORMAT_VERSION, OWN_TYPE, SIDECAR, WEIGHTS, AdapterMeta, SavedAdapter
+from peftcli.adapters.adapter_files import CONFIG, SIDECAR, WEIGHTS, read_json, read_tensors
+from peftcli.adapters.format import FORMAT_VERSION, OWN_TYPE, AdapterMeta, SavedAdapter
 from peftcli.adapters.library_table import LIBRARIES, library_of
 from peftcli.errors import Problem, UserError
 from peftcli.protocol.registry import MethodRegistry, registry

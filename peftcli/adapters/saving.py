@@ -9,17 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from peftcli import __version__
-from peftcli.adapters.adapter_files import write_json, write_tensors
-from peftcli.adapters.format import (
-    CARD,
-    CONFIG,
-    FORMAT_VERSION,
-    OWN_LAYOUT,
-    OWN_TYPE,
-    SIDECAR,
-    WEIGHTS,
-    AdapterMeta,
-)
+from peftcli.adapters.adapter_files import CARD, CONFIG, SIDECAR, WEIGHTS, write_json, write_tensors
+from peftcli.adapters.format import FORMAT_VERSION, OWN_LAYOUT, OWN_TYPE, AdapterMeta
 from peftcli.adapters.library import RunFiles
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.adapters.model_card import adapter_card

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from peftcli import __version__
+from peftcli.adapters.adapter_files import CONFIG, SIDECAR
 from peftcli.adapters.base_shape import BaseName, fit, known_task
-from peftcli.adapters.format import CONFIG, SIDECAR, AdapterMeta, SavedAdapter
+from peftcli.adapters.format import AdapterMeta, SavedAdapter
 from peftcli.adapters.library import Library, other_use
 from peftcli.adapters.library_table import LIBRARIES, library_named, library_of
 from peftcli.adapters.loading import load_adapter, run_adapter

@@ -18,11 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from peftcli.adapters.adapter_files import read_json, read_tensors, write_json, write_tensors
+from peftcli.adapters.adapter_files import CONFIG, read_json, read_tensors, write_json, write_tensors
 from peftcli.adapters.adapterhub.hub_format import HUB_FORMATS
 from peftcli.adapters.adapterhub.hub_places import NAME, VERSION
 from peftcli.adapters.base_shape import Base, BaseName, fit
-from peftcli.adapters.format import CONFIG, AdapterMeta, SavedAdapter, check_base
+from peftcli.adapters.format import AdapterMeta, SavedAdapter, check_base
 from peftcli.atomic import new_directory
 from peftcli.errors import UserError
 from peftcli.tasks.task_table import TASKS, task_info

@@ -6,8 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftcli.adapters.adapter_files import read_json
-from peftcli.adapters.format import CONFIG
+from peftcli.adapters.adapter_files import CONFIG, read_json
 from peftcli.adapters.library import Library
 from peftcli.errors import UserError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peftcli.adapters.adapter_files import write_json, write_tensors
-from peftcli.adapters.format import CARD, CONFIG, WEIGHTS, SavedAdapter
+from peftcli.adapters.adapter_files import CARD, CONFIG, WEIGHTS, write_json, write_tensors
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.hf.hf_files import hf_use
 from peftcli.adapters.hf.hf_format import HfFiles
 from peftcli.adapters.hf.hf_table import FORMATS

@@ -6,17 +6,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftcli.adapters.adapter_files import read_json, read_tensors
-from peftcli.adapters.format import CONFIG, WEIGHTS
+from peftcli.adapters.adapter_files import CONFIG, WEIGHTS, read_json, read_tensors
 from peftcli.adapters.library import Library, RunFiles
 from peftcli.errors import UserError
-from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peftcli.adapters.base_shape import BaseName
     from peftcli.adapters.format import AdapterMeta, SavedAdapter
+    from peftcli.recipe.method_params import MethodParams
 
 
 class HfPeft(Library):
