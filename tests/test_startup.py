@@ -51,7 +51,7 @@ def test_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(arguments, HEAVY) == "code=0 loaded=[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=" ".join)
 def test_help_loads_no_schema(arguments: list[str]) -> None:
     """pydantic and the recipe's models take longer than all the rest of `peft --help`."""
     assert loaded(arguments, (*HEAVY, "pydantic", "yaml")) == "code=0 loaded=[]"
