@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.console.options import BaseDtype, Json, about_option, note, refuse_nothing
+from peftcli.console.options import BaseDtype, Json, MaxNewTokens, about_option, note, refuse_nothing
+from peftcli.console.standard_input import rows_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,8 +29,13 @@ def evaluate(
     ],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="FILE", help="Labelled rows to use instead of the run's own validation rows."),
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Labelled rows to use instead of the run's own validation rows. `-` is standard input.",
+        ),
     ] = None,
+    max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
     as_json: Json = False,
 ) -> None:
@@ -43,8 +49,11 @@ def evaluate(
     from peftcli.console.output import print_json, result_console
     from peftcli.inference.evaluate_run import evaluate_run
 
-    with about_option("--data") if data is not None else nullcontext():
-        metrics = evaluate_run(run, data=data, base_dtype=base_dtype, note=note)
+    with ExitStack() as stack:
+        if data is not None:
+            stack.enter_context(about_option("--data"))
+            data = stack.enter_context(rows_file(data, "--data"))
+        metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens)
     if as_json:
         print_json(metrics)
     else:

@@ -11,8 +11,9 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from peftcli.console.options import BaseDtype, about_option, note, refuse_directory, refuse_nothing
+from peftcli.console.options import BaseDtype, MaxNewTokens, about_option, note, refuse_directory, refuse_nothing
 from peftcli.console.output import json_line
+from peftcli.console.standard_input import rows_file
 from peftcli.errors import UserError
 
 
@@ -31,17 +32,23 @@ def predict(
     data: Annotated[
         str,
         typer.Option(
-            "--input", "-i", metavar="FILE", help="Rows in the format of the run's data; labels may be absent."
+            "--input",
+            "-i",
+            metavar="FILE",
+            help="Rows in the format of the run's data; labels may be absent. `-` is standard input.",
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file to write, instead of standard output."),
     ] = None,
+    max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
 ) -> None:
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
 
+    `truncated` (true) marks a row longer than the run's max_length; `finish_reason` of a generated text is `stop`, or
+    `length` where it reached the limit. Tags are one for each word, null where a word has no token or was cut off.
     With several runs each line also has `run`: all rows of the first run, then all of the second, and so on.
 
     Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
@@ -54,11 +61,11 @@ def predict(
 
     from peftcli.inference.predict_run import predict_run, predict_runs
 
-    with about_option("--input"):
+    with about_option("--input"), rows_file(data, "--input") as file:
         if len(runs) == 1:
-            rows = predict_run(runs[0], data, base_dtype=base_dtype, note=note)
+            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens)
         else:
-            rows = predict_runs(runs, data, base_dtype=base_dtype, note=note)
+            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens)
         if output is None:
             _write(rows, sys.stdout)
             return

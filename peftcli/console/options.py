@@ -33,6 +33,18 @@ BaseDtype = Annotated[
 ]
 
 
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        min=1,
+        help="Longest generated text in tokens, instead of the recipe's.",
+        show_default=False,
+    ),
+]
+
+
 def refuse_directory(output: Path, option: str) -> None:
     """Refuse a directory where a file is to be written, before anything is computed."""
     if output.is_dir():

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from peftcli.data.encode.recipe_settings import recipe_settings
+from peftcli.data.other_file import reading_spec, said
 from peftcli.data.prepare_all_rows import RowPreparer
 from peftcli.data.prepare_stream import prepare_stream
 from peftcli.data.prepared_data import PreparedData
+from peftcli.data.read.row_errors import remedy_for_rows
 from peftcli.data.rows.row_set import StoredRows
 from peftcli.data.store.build_store import Progress
 from peftcli.data.store.labels import Kind, LabelSpec
@@ -73,33 +75,48 @@ def prepare(
         raise UserError([_placed(problem, where) for problem in error.problems]) from error
 
 
-def prepare_for_prediction(path: str, spec: DataSpec, task: TaskName, tokenizer: Any) -> StoredRows:
+def prepare_for_prediction(
+    path: str, spec: DataSpec, task: TaskName, tokenizer: Any, trained_format: str | None = None
+) -> StoredRows:
     """Return the inputs of a file, a row for each of its rows in order; labels and answers may be absent.
 
     Prompts end where the model goes on. Rows longer than max_length are cut: prompts at their beginning, texts at
     their end. A token-classification row holds, as label of each word's first token, the number of the word.
 
+    Args:
+        trained_format: format of the training rows, if it is known.
+
     Raises:
         UserError: a row that cannot be read; no row is left out.
     """
+    spec = reading_spec(spec, path, trained_format).model_copy(update={"overflow": "truncate"})
     settings = recipe_settings(spec, task, tokenizer, spec.max_length, predicting=True)
-    store, _ = open_store(spec, [DataSource(path=path)], ["data"], settings, tokenizer, on_error="fail")
+    with remedy_for_rows("correct these rows, or remove them: each row gets a prediction, so none is left out"):
+        store, _ = open_store(spec, [DataSource(path=path)], ["data"], settings, tokenizer, on_error="fail")
     return StoredRows(store, np.arange(len(store), dtype=np.int64), None)
 
 
 def prepare_for_evaluation(
-    path: str, spec: DataSpec, task: TaskName, tokenizer: Any, labels: LabelSpec | None = None
-) -> StoredRows:
-    """Return the rows of a file with what should be predicted, numbered by the labels of a run.
+    path: str,
+    spec: DataSpec,
+    task: TaskName,
+    tokenizer: Any,
+    labels: LabelSpec | None = None,
+    trained_format: str | None = None,
+) -> tuple[StoredRows, list[str]]:
+    """Return the rows of a file with what should be predicted, numbered by the labels of a run, and notes on them.
+
+    Args:
+        trained_format: format of the training rows, if it is known.
 
     Raises:
         UserError: a row that cannot be read, or a label that the run does not know.
     """
-    elsewhere = {"path": path, "datasets": None, "config": None, "split": None}
-    changes = {**elsewhere, "val_set_size": 0.0, "validation": None, "packing": False}
-    made = RowPreparer(spec.model_copy(update=changes), task, tokenizer, seed=0, labels=labels, purpose="any").run()
+    spec = reading_spec(spec, path, trained_format)
+    with remedy_for_rows("correct these rows, or remove them"):
+        made = RowPreparer(spec, task, tokenizer, seed=0, labels=labels, purpose="any").run()
     assert isinstance(made.train, StoredRows)  # without packing
-    return made.train
+    return made.train, [*made.report.notes, *said(made.report.counts, spec.max_length, split=spec.overflow == "split")]
 
 
 def _placed(problem: Problem, where: Places) -> Problem:

@@ -9,11 +9,13 @@ from typing import Any
 from peftcli.assembly.outline import outline
 from peftcli.assembly.precision import pick_device
 from peftcli.assembly.recipe_data import prepare_data
+from peftcli.data.other_file import said
 from peftcli.data.prepare import prepare_for_evaluation
-from peftcli.data.rows.row_set import RowSet
+from peftcli.data.rows.row_set import RowSet, StoredRows
+from peftcli.data.store.data_report import Counts
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
-from peftcli.inference.open_run import open_run, opened
+from peftcli.inference.open_run import open_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
@@ -28,14 +30,19 @@ Note = Callable[[str], None]
 
 
 def evaluate_run(
-    path: Path | str, data: str | None = None, base_dtype: DTypeName | None = None, note: Note = lambda _text: None
+    path: Path | str,
+    data: str | None = None,
+    base_dtype: DTypeName | None = None,
+    note: Note = lambda _text: None,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Return `eval_*` metrics of a run, or of a recipe's untrained base.
 
     Args:
         path: a run directory or a recipe.
         data: labelled rows to use instead of the validation rows.
-        note: receives what the user should know, such as another base dtype than in training.
+        note: receives what the user should know, such as another base dtype than in training, and rows that were cut.
+        max_new_tokens: longest generated text in tokens, where a metric needs texts; None is the recipe's.
 
     Raises:
         UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
@@ -44,21 +51,22 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
-        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype, note)
-    run = open_run(path, base_dtype)
+        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype, note, max_new_tokens)
+    run = open_run(path, base_dtype, max_new_tokens=max_new_tokens)
     for text in run.notes:
         note(text)
     if data is not None:
-        return _evaluate_file(run, data)
+        return _evaluate_file(run, data, run.trained_format, note)
     anatomy = read_anatomy(run.model, run.recipe.model.anatomy)
     prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
-    return run.evaluate(_with_rows(prepared.validation, path))
+    return run.evaluate(_with_rows(prepared.validation, path, run.data_spec.max_length, note))
 
 
 @random_numbers_kept()
 def _evaluate_recipe(
-    loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None, note: Note
+    loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None, note: Note, max_new_tokens: int | None
 ) -> dict[str, Any]:
+    loaded = with_text_length(loaded, max_new_tokens)
     recipe = loaded.recipe
     world = World(pick_device(recipe.training.device))
     known = outline(loaded, world.device)
@@ -70,17 +78,25 @@ def _evaluate_recipe(
     for text in run.notes:
         note(text)
     if data is not None:
-        return _evaluate_file(run, data)
-    return run.evaluate(_with_rows(prepared.validation, loaded.path))
+        return _evaluate_file(run, data, prepared.report.format, note)
+    return run.evaluate(_with_rows(prepared.validation, loaded.path, run.data_spec.max_length, note))
 
 
-def _evaluate_file(run: OpenedRun, data: str) -> dict[str, Any]:
-    rows = prepare_for_evaluation(data, run.data_spec, run.recipe.task, run.tokenizer, run.labels)
+def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: Note) -> dict[str, Any]:
+    rows, notes = prepare_for_evaluation(
+        data, run.data_spec, run.recipe.task, run.tokenizer, run.labels, trained_format
+    )
+    for text in notes:
+        note(text)
     return run.evaluate({"": rows})
 
 
-def _with_rows(sets: Mapping[str, RowSet], where: Path | str) -> dict[str, RowSet]:
+def _with_rows(sets: Mapping[str, RowSet], where: Path | str, max_length: int, note: Note) -> dict[str, RowSet]:
     filled = {name: rows for name, rows in sets.items() if len(rows)}
     if not filled:
         raise UserError(f"{where} has no validation rows", suggestion="name labelled rows with --data FILE")
+    stored = [rows for rows in filled.values() if isinstance(rows, StoredRows)]
+    counts = Counts(rows=sum(map(len, stored)), truncated=sum(int(rows.cut.sum()) for rows in stored))
+    for text in said(counts, max_length):
+        note(text)
     return filled

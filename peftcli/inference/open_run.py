@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,27 +58,105 @@ class Bases:
         return self._base
 
 
-@random_numbers_kept()
-def open_run(run: Path | str, base_dtype: DTypeName | None = None, bases: Bases | None = None) -> OpenedRun:
+@dataclass(frozen=True)
+class FoundRun:
+    """A finished run, checked as far as it can be without the weights of its base.
+
+    Args:
+        saved: its adapter; None where it left a complete model.
+        spec: the model block that rebuilds its base, or loads the complete model.
+        labels: of a classification task; None until it is loaded for a complete model.
+        notes: what a user should know.
+    """
+
+    directory: RunDirectory
+    loaded: LoadedRecipe
+    saved: SavedAdapter | None
+    spec: ModelSpec
+    labels: LabelSpec | None
+    tokenizer: PreTrainedTokenizerBase
+    notes: list[str]
+
+    @property
+    def trained_format(self) -> str | None:
+        """The format of the training rows; None where the run has no record of it."""
+        return trained_format(self.directory)
+
+
+def open_run(
+    run: Path | str,
+    base_dtype: DTypeName | None = None,
+    bases: Bases | None = None,
+    max_new_tokens: int | None = None,
+) -> OpenedRun:
     """Return a finished run's model on its base.
 
     Args:
         run: the run directory.
         base_dtype: hold the frozen weights in this dtype instead of the one in training; results then differ.
         bases: keeps the base for the next run; `close` this one first.
+        max_new_tokens: longest generated text in tokens; None is the recipe's.
 
     Raises:
         UserError: it is no finished run, or its base is gone or is another model.
+    """
+    return load_run(find_run(run, base_dtype, max_new_tokens), bases)
+
+
+def find_run(run: Path | str, base_dtype: DTypeName | None = None, max_new_tokens: int | None = None) -> FoundRun:
+    """Check everything about a run but the weights of its base: recipe, adapter, config, tokenizer.
+
+    Args: as those of `open_run`.
+
+    Raises:
+        UserError: it is no finished run, or its base is gone or has another shape.
     """
     directory = RunDirectory(Path(run))
     file = stored_recipe(directory.path)
     if directory.status() is RunStatus.UNFINISHED:
         raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
-    loaded = load_stored_recipe(file, NAMES)
-    world = World(usable_device(loaded.recipe.training.device))
+    loaded = with_text_length(load_stored_recipe(file, NAMES), max_new_tokens)
     if registry.info(loaded.recipe.method.name).artifact == "model":
-        return _open_model(directory, loaded, world, base_dtype)
-    return _open_adapter(directory, loaded, world, base_dtype, bases or Bases())
+        return _find_model(directory, loaded, base_dtype)
+    return _find_adapter(directory, loaded, base_dtype)
+
+
+@random_numbers_kept()
+def load_run(found: FoundRun, bases: Bases | None = None) -> OpenedRun:
+    """Return the model of a run that was found; `bases` keeps its base for the next one.
+
+    Raises:
+        UserError: the base is another model.
+    """
+    world = World(usable_device(found.loaded.recipe.training.device))
+    saved = found.saved
+    run = _load_model(found, world) if saved is None else _load_adapter(found, saved, world, bases or Bases())
+    return replace(run, trained_format=trained_format(found.directory))
+
+
+def with_text_length(loaded: LoadedRecipe, max_new_tokens: int | None) -> LoadedRecipe:
+    """Return the recipe with another limit for generated text, or as it is for None.
+
+    Raises:
+        UserError: its task generates none.
+    """
+    recipe = loaded.recipe
+    if max_new_tokens is None:
+        return loaded
+    if not task_info(recipe.task).generates:
+        raise UserError(f"--max-new-tokens is for generated text; {recipe.task} writes none", suggestion="leave it out")
+    training = recipe.training.model_copy(update={"max_new_tokens": max_new_tokens})
+    return replace(loaded, recipe=recipe.model_copy(update={"training": training}))
+
+
+def trained_format(directory: RunDirectory) -> str | None:
+    """Return the format of a run's training rows, from its summary; None without one."""
+    try:
+        data = directory.summary().get("data")
+    except UserError:
+        return None
+    name = data.get("format") if isinstance(data, dict) else None
+    return name if isinstance(name, str) and name in NAMES.formats else None
 
 
 def usable_device(name: str) -> torch.device:
@@ -89,9 +167,7 @@ def usable_device(name: str) -> torch.device:
         return pick_device("auto")
 
 
-def _open_adapter(
-    directory: RunDirectory, loaded: LoadedRecipe, world: World, base_dtype: DTypeName | None, bases: Bases
-) -> OpenedRun:
+def _find_adapter(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None) -> FoundRun:
     recipe = loaded.recipe
     saved = load_adapter(directory.path / "adapter")
     labels = saved.meta.label_spec
@@ -103,8 +179,13 @@ def _open_adapter(
     spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
     check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
-    base = bases.load(spec, recipe.task, labels, world, recipe.seed)
-    notes += [*_changed_base(saved, base), *of_tokenizer, *base.notes]
+    return FoundRun(directory, loaded, saved, spec, labels, tokenizer, [*notes, *of_tokenizer])
+
+
+def _load_adapter(found: FoundRun, saved: SavedAdapter, world: World, bases: Bases) -> OpenedRun:
+    recipe, labels, tokenizer = found.loaded.recipe, found.labels, found.tokenizer
+    base = bases.load(found.spec, recipe.task, labels, world, recipe.seed)
+    notes = [*found.notes, *_changed_base(saved, base), *base.notes]
     notes += fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
     anatomy = read_anatomy(base.model, recipe.model.anatomy)
     before = dict(base.model.named_parameters(remove_duplicate=False))
@@ -114,23 +195,25 @@ def _open_adapter(
     replaced |= {name: None for name, parameter in before.items() if parameter.dtype != dtypes[name]}
     untouched = {name: before[name].detach().to(dtypes[name], copy=True) for name in replaced}
     attachment.load_state_dict(saved.state)
-    return opened(loaded, tokenizer, attachment, labels, base, world, notes, untouched)
+    return opened(found.loaded, tokenizer, attachment, labels, base, world, notes, untouched)
 
 
-def _open_model(directory: RunDirectory, loaded: LoadedRecipe, world: World, base_dtype: DTypeName | None) -> OpenedRun:
-    """Open a run whose artifact is a complete model: nothing is attached."""
-    recipe = loaded.recipe
-    path = directory.path / "model"
-    spec = saved_model_spec(recipe.model, path)
+def _find_model(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None) -> FoundRun:
+    """Find a run whose artifact is a complete model: nothing will be attached."""
+    spec = saved_model_spec(loaded.recipe.model, directory.path / "model")
     notes = []
     if base_dtype is not None:
         spec = spec.model_copy(update={"dtype": base_dtype})
         notes.append(f"weights held in {base_dtype}: results can differ from training")
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
-    base = load_model(spec, recipe.task, device=world.device)
-    notes += [*of_tokenizer, *base.all_notes]
-    labels = _labels_of(base.config, recipe)
-    return opened(loaded, tokenizer, Attachment(base.model), labels, base, world, notes)
+    return FoundRun(directory, loaded, None, spec, None, tokenizer, [*notes, *of_tokenizer])
+
+
+def _load_model(found: FoundRun, world: World) -> OpenedRun:
+    base = load_model(found.spec, found.loaded.recipe.task, device=world.device)
+    labels = _labels_of(base.config, found.loaded.recipe)
+    notes = [*found.notes, *base.all_notes]
+    return opened(found.loaded, found.tokenizer, Attachment(base.model), labels, base, world, notes)
 
 
 def opened(

@@ -39,6 +39,7 @@ class OpenedRun:
         labels: of a classification task.
         precision: the weights' dtype.
         notes: what a user should know, such as another base dtype than in training.
+        trained_format: format of the training rows; None where there is no record of it.
         untouched: values of the base's own parameters that the run replaced (head, biases), for `close`.
     """
 
@@ -53,6 +54,7 @@ class OpenedRun:
     world: World
     notes: tuple[str, ...]
     untouched: Mapping[str, Tensor]
+    trained_format: str | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.data.prepare import prepare_for_prediction
 from peftcli.data.rows.row_set import StoredRows
-from peftcli.inference.open_run import Bases, open_run
+from peftcli.inference.open_run import Bases, FoundRun, find_run, load_run, open_run
 from peftcli.inference.opened_run import OpenedRun
-from peftcli.recipe.schema import DTypeName
+from peftcli.recipe.schema import DataSpec, DTypeName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,49 +19,108 @@ Note = Callable[[str], None]
 
 
 def predict_run(
-    run: Path | str, data: str, base_dtype: DTypeName | None = None, note: Note = lambda _text: None
+    run: Path | str,
+    data: str,
+    base_dtype: DTypeName | None = None,
+    note: Note = lambda _text: None,
+    max_new_tokens: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Return predictions for a file, a row for each of its rows in order.
+    """Return predictions for a file, a line for each of its rows in order.
+
+    A line has `prediction` and `scores`; `truncated` (true) where tokens of the row were left out; for generated text
+    `finish_reason`: `stop`, or `length` where it reached the limit. Tags are one for each word, null for a word without
+    tokens or beyond max_length.
 
     Args:
         run: a run directory.
         data: any data file of the task's format; labels may be absent.
-        note: receives what the user should know.
+        note: receives what the user should know; the number of rows that were cut comes at the end.
+        max_new_tokens: longest generated text in tokens; None is the recipe's.
 
     Raises:
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
-    opened_run = open_run(run, base_dtype)
+    opened_run = open_run(run, base_dtype, max_new_tokens=max_new_tokens)
     for text in opened_run.notes:
         note(text)
-    return _predict(opened_run, data)
+    return _predict(opened_run, data, note)
 
 
 def predict_runs(
-    runs: Sequence[Path | str], data: str, base_dtype: DTypeName | None = None, note: Note = lambda _text: None
+    runs: Sequence[Path | str],
+    data: str,
+    base_dtype: DTypeName | None = None,
+    note: Note = lambda _text: None,
+    max_new_tokens: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield predictions of several runs for one file, each with `run`; a base that they share is loaded once.
+    """Return predictions of several runs for one file, each with `run`; a base that they share is loaded once.
 
     Args:
         runs: run directories, in the order of the output: all rows of the first, then all of the second, ...
-        data: as in `predict_run`.
+        data, note, max_new_tokens: as in `predict_run`.
 
     Raises:
-        UserError: anything about a run or the file is wrong.
+        UserError: anything about a run or the file is wrong; raised here, before the first prediction, but for what
+            only the weights of a base can tell.
     """
+    found = [find_run(run, base_dtype, max_new_tokens) for run in runs]
+    for one in found:  # the rows are kept prepared, so this is not done twice
+        spec = one.loaded.recipe.data or DataSpec()
+        prepare_for_prediction(data, spec, one.loaded.recipe.task, one.tokenizer, one.trained_format)
+    return _predict_each(runs, found, data, note)
+
+
+def _predict_each(
+    runs: Sequence[Path | str], found: Sequence[FoundRun], data: str, note: Note
+) -> Iterator[dict[str, Any]]:
     bases = Bases()
-    for run in runs:
-        opened_run = open_run(run, base_dtype, bases)
-        for text in opened_run.notes:
+    for run, one in zip(runs, found, strict=True):
+        opened_run = load_run(one, bases)
+
+        def say(text: str, run: Path | str = run) -> None:
             note(f"{run}: {text}")
-        for row in _predict(opened_run, data):
+
+        for text in opened_run.notes:
+            say(text)
+        for row in _predict(opened_run, data, say):
             yield {"run": str(run), **row}
         opened_run.close()
 
 
-def _predict(run: OpenedRun, data: str) -> Iterator[dict[str, Any]]:
-    rows = prepare_for_prediction(data, run.data_spec, run.recipe.task, run.tokenizer)
-    return run.predict(rows, _end_of_turn(run.tokenizer, rows))
+def _predict(run: OpenedRun, data: str, note: Note) -> Iterator[dict[str, Any]]:
+    rows = prepare_for_prediction(data, run.data_spec, run.recipe.task, run.tokenizer, run.trained_format)
+    for text in rows.store.meta["notes"]:
+        note(text)
+    return _lines(run, rows, note)
+
+
+def _lines(run: OpenedRun, rows: StoredRows, note: Note) -> Iterator[dict[str, Any]]:
+    """Yield the line of each row; say at the end how many rows and texts were cut."""
+    cut, words = rows.cut, rows.words
+    nested = len(rows) != len(rows.store.raw("status"))
+    at_limit = 0
+    for place, line in enumerate(run.predict(rows, _end_of_turn(run.tokenizer, rows))):
+        if words is not None:
+            line = {**line, **{key: _one_a_word(line[key], int(words[place])) for key in ("prediction", "scores")}}
+        if nested:  # several lines from one row of the file
+            line = {"row": rows.store.place(place)[1], **line}
+        if cut[place]:
+            line["truncated"] = True
+        at_limit += line.get("finish_reason") == "length"
+        yield line
+    if count := int(cut.sum()):
+        limit = run.data_spec.max_length
+        note(f"{count:,} of {len(rows):,} rows are longer than max_length {limit} and were cut (truncated: true)")
+    if at_limit:
+        note(
+            f"{at_limit:,} of {len(rows):,} texts reached the limit of {run.recipe.training.max_new_tokens} new tokens "
+            "before their end (finish_reason: length); --max-new-tokens sets another"
+        )
+
+
+def _one_a_word(values: list[Any], words: int) -> list[Any]:
+    """Return a value for each word: null where the last words have none."""
+    return [*values, *[None] * (words - len(values))]
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, rows: StoredRows) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ def generate(
         inputs: `input_ids` (or `inputs_embeds`) and `attention_mask`, padded on the left for decoder-only models.
 
     Returns:
-        For each row `prediction` (the new text, special tokens left out) and `scores`: `mean_logprob` of the generated
-        tokens, end included, and `tokens`, their number.
+        For each row `prediction` (the new text, special tokens left out), `scores`: `mean_logprob` of the generated
+        tokens, end included, and `tokens`, their number, and `finish_reason`: `stop`, or `length` where the text did
+        not end within `max_new_tokens`.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -71,8 +72,10 @@ class _Logprobs:
 def _rows(tokens: Tensor, logprobs: Tensor, stops: set[int], tokenizer: Any) -> list[dict[str, Any]]:
     rows = []
     for index, row in enumerate(tokens.tolist()):
-        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        stop = next((i + 1 for i, token in enumerate(row) if token in stops), None)
+        end = len(row) if stop is None else stop
         text = tokenizer.decode(row[:end], skip_special_tokens=True)
         mean = float(logprobs[index, :end].mean()) if end else 0.0
-        rows.append({"prediction": text, "scores": {"mean_logprob": mean, "tokens": end}})
+        reason = "length" if stop is None else "stop"
+        rows.append({"prediction": text, "scores": {"mean_logprob": mean, "tokens": end}, "finish_reason": reason})
     return rows

@@ -181,4 +181,4 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
-        """Return `prediction` and `scores` of each row; labels are not needed."""
+        """Return `prediction` and `scores` of each row, of generated text also `finish_reason`; needs no labels."""

@@ -74,13 +74,22 @@ class TokenClassification(Task):
         return Evaluated(terms, predictions=predictions, references=references)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
-        """Return a tag and its chance for each word; its first token is where the label is not -100."""
+        """Return a tag and its chance for each word up to the last that has a token; null for a word without tokens.
+
+        The label of a word's first token is the word's number, from 0; that of any other token is -100.
+        """
         best = self._logits(model, batch).softmax(-1).max(-1)
         rows = []
         marks = batch.targets["labels"].tolist()
         for chances, tags, mark in zip(best.values.tolist(), best.indices.tolist(), marks, strict=True):
-            kept = [i for i, label in enumerate(mark) if label != IGNORED]
-            rows.append({"prediction": [self.names[tags[i]] for i in kept], "scores": [chances[i] for i in kept]})
+            first = {word: place for place, word in enumerate(mark) if word != IGNORED}
+            places = [first.get(word) for word in range(max(first, default=-1) + 1)]
+            rows.append(
+                {
+                    "prediction": [None if place is None else self.names[tags[place]] for place in places],
+                    "scores": [None if place is None else chances[place] for place in places],
+                }
+            )
         return rows
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:

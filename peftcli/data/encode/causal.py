@@ -12,7 +12,7 @@ from peftcli.data.chat.plain_text import plain_text
 from peftcli.data.chat.rendered_text import Rendered, Span
 from peftcli.data.chat.renderer import ChatRenderer
 from peftcli.data.encode.encode_settings import EncodeSettings
-from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Ints, Outcome
+from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Ints, Outcome
 from peftcli.data.encode.overflow import Bools, best_window, pieces
 from peftcli.data.encode.tokenise import MARGIN, beginning, text_tokens
 from peftcli.data.read.records import RowError
@@ -110,7 +110,8 @@ class CausalEncoder:
         if len(mask):
             mask[0] = False  # nothing stands before the first token, so nothing predicts it
         if settings.predicting:
-            return Outcome([self._cut_prompt(ids)])
+            prompt = self._cut_prompt(ids)
+            return Outcome([prompt], status=TRUNCATED if prompt.truncated else KEPT)
         if not mask.any():
             return Outcome(status=MASKED, reason=self._why_masked(item))
         if len(ids) <= settings.max_length:

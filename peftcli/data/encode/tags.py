@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from peftcli.data.encode.encode_settings import EncodeSettings
-from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Names, Outcome
+from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
 from peftcli.data.read.records import RowError
 from peftcli.data.recognition.examples import Example, Tagged, Tokens
 from peftcli.data.store.labels import label_name
@@ -60,13 +60,16 @@ class TagEncoder:
             done = (
                 max((word for word in encoded.word_ids(place - 1) if word is not None), default=-1) if made.rows else -1
             )
-            made.rows.append(Encoded(ids, labels=self._labels(words, examples[owner].tags, done)))
+            tags = examples[owner].tags
+            count = float(len(examples[owner].tokens)) if tags is None else None
+            made.rows.append(Encoded(ids, labels=self._labels(words, tags, done), value=count))
         return [self._limit(made) for made in out]
 
     def _labels(self, words: Sequence[int | None], tags: Sequence[Any] | None, done: int) -> Any:
         """Return a label for each token: the word's tag on its first token, else -100.
 
-        When predicting, the word's first token holds the word's number, so that predictions can be read per word.
+        When predicting, the word's first token holds the word's number, so that predictions can be read per word; the
+        row's value is the number of words, of which the last may have no token.
 
         Args:
             words: number of the word of each token.
@@ -91,12 +94,17 @@ class TagEncoder:
         assert isinstance(example, Tokens)  # the formats of this task make nothing else
         longest = self._settings.max_length
         ids = np.array(example.input_ids, dtype=np.int32)
+        if self._settings.predicting:  # each token is a word
+            marks, cut = np.arange(min(len(ids), longest), dtype=np.int32), len(ids) > longest
+            row = Encoded(ids[:longest], labels=marks, value=float(len(ids)), truncated=cut)
+            return Outcome([row], status=TRUNCATED if cut else KEPT)
         raw = example.labels if example.labels is not None else [IGNORED] * len(ids)
         numbers = [IGNORED if tag == IGNORED else self._names.number(label_name(tag)) for tag in raw]
         if len(ids) > longest and self._settings.overflow in ("drop", "error"):
             return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
         labels = np.array(numbers[:longest], dtype=np.int32)
-        return Outcome([Encoded(ids[:longest], labels=labels, truncated=len(ids) > longest)])
+        cut = len(ids) > longest
+        return Outcome([Encoded(ids[:longest], labels=labels, truncated=cut)], status=TRUNCATED if cut else KEPT)
 
 
 def _spaced(words: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ from peftcli.errors import Problem, UserError
 
 SHOWN_ERRORS = 20  # broken rows shown before reading stops
 LISTED_SKIPS = 10_000  # skipped rows that are listed by name; the rest is only counted
+SKIP = "data.on_error: skip leaves broken rows out and lists them in the run directory"
 
 
 class Errors:
@@ -44,9 +46,18 @@ class Errors:
             shown = self._fatal[:SHOWN_ERRORS]
             problems = [_problem(bad) for bad in shown]
             last = problems[-1]
-            hint = "data.on_error: skip leaves broken rows out and lists them in the run directory"
-            problems[-1] = replace(last, suggestion=f"{last.suggestion}\n    {hint}" if last.suggestion else hint)
+            problems[-1] = replace(last, suggestion=f"{last.suggestion}\n    {SKIP}" if last.suggestion else SKIP)
             raise UserError(problems)
+
+
+@contextmanager
+def remedy_for_rows(remedy: str) -> Iterator[None]:
+    """Say `remedy` about broken rows in place of `data.on_error`, for a file that no recipe names."""
+    try:
+        yield
+    except UserError as error:
+        changed = [replace(one, suggestion=(one.suggestion or "").replace(SKIP, remedy)) for one in error.problems]
+        raise UserError(changed) from error
 
 
 def _problem(bad: BadRow) -> Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.format_table import BY_NAME, WITH_TEMPLATE, formats_for
@@ -41,28 +41,35 @@ def recognise(
         UserError: no format fits, or the recipe's format or columns do not.
     """
     present, columns = _columns_of(records), dict(columns or {})
-    _check_mapped(columns, present, source)
+    kind = task_info(task).rows
+    absent = _absent_targets(columns, present, formats_for(kind)) if predicting else frozenset()
+    _check_mapped({ours: theirs for ours, theirs in columns.items() if ours not in absent}, present, source)
     parsed = RowTemplate.parse(template) if template else None
     if parsed:
         parsed.check(present, source)
-    kind = task_info(task).rows
     if wanted == "auto" and of_source is None and parsed and kind == "text":
         chosen = _templated(present, columns)
     elif wanted == "auto" and of_source is None:
         _check_ours(columns, task, formats_for(kind))
         for chosen in formats_for(kind):
-            if chosen.has_columns and _fits(chosen, records, present, columns, parsed, predicting):
+            if chosen.has_columns and _fits(chosen, records, present, columns, parsed, predicting, absent):
                 break
         else:
             raise _no_format(task, formats_for(kind), present, source)
     else:
         chosen = BY_NAME[of_source if wanted == "auto" and of_source else wanted]
     _check_serves(chosen, task, columns)
-    mapping = _map(chosen, present, columns)
+    mapping = _map(chosen, present, columns, absent)
     missing = _missing(chosen, mapping, parsed, predicting)
     if missing:
         raise UserError(_missing_problem(chosen, missing, present, source))
     return RecognisedFormat(chosen, kind, mapping, parsed, _evidence(chosen, mapping, records, parsed), predicting)
+
+
+def _absent_targets(columns: Mapping[str, str], present: Sequence[str], formats: Sequence[RowFormat]) -> frozenset[str]:
+    """Return our names of mapped columns that hold what is learnt in some format, and that the file lacks."""
+    targets = {column.name for known in formats for column in known.columns if column.target}
+    return frozenset(ours for ours, theirs in columns.items() if ours in targets and theirs not in present)
 
 
 def _columns_of(records: Sequence[Record]) -> list[str]:
@@ -79,11 +86,12 @@ def _fits(
     columns: Mapping[str, str],
     template: RowTemplate | None,
     predicting: bool,
+    absent: Collection[str],
 ) -> bool:
     """Whether a format's required columns are there, with values that look right, and it knows the mapped names."""
     if any(known.column(name) is None for name in columns):
         return False
-    mapping = _map(known, present, columns)
+    mapping = _map(known, present, columns, absent)
     return not _missing(known, mapping, template, predicting) and known.looks_right(mapping, records)
 
 
@@ -97,12 +105,18 @@ def _templated(present: Sequence[str], columns: Mapping[str, str]) -> RowFormat:
     return WITH_TEMPLATE[-1]
 
 
-def _map(known: RowFormat, present: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Return our name to the file's column: what the recipe says, else the name itself, else a synonym."""
-    mapping = {name: column for name, column in columns.items() if known.column(name)}
+def _map(
+    known: RowFormat, present: Sequence[str], columns: Mapping[str, str], absent: Collection[str] = ()
+) -> dict[str, str]:
+    """Return our name to the file's column: what the recipe says, else the name itself, else a synonym.
+
+    Args:
+        absent: mapped names that the file may lack and does: they have no column.
+    """
+    mapping = {name: column for name, column in columns.items() if known.column(name) and name not in absent}
     taken = set(mapping.values())
     for column in known.columns:
-        if column.name in mapping:
+        if column.name in mapping or column.name in absent:
             continue
         for name in (column.name, *column.synonyms):
             if name in present and name not in taken:

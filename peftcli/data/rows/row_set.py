@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from peftcli.data.encode.encoded import TRUNCATED
 from peftcli.data.store.labels import LabelSpec
 from peftcli.data.store.token_store import Store
 from peftcli.ignored_label import IGNORED
@@ -86,6 +87,18 @@ class StoredRows:
         source, number = store.place(row)
         types = None if store.types is None else np.array(store.types[start:end])
         return Row(ids, self._labels(row, start, end, ids), source, number, types)
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Whether each row lost tokens to max_length (or was split by it)."""
+        return np.asarray(self.store.raw("status")[self.store.origin[self.index]] == TRUNCATED, dtype=np.bool_)
+
+    @property
+    def words(self) -> npt.NDArray[np.int64] | None:
+        """Words of each row whose tags are to be predicted, None for other rows."""
+        if self.store.labels is None or self.store.value is None:
+            return None
+        return self.store.value[self.index].astype(np.int64)
 
     def label_counts(self) -> npt.NDArray[np.int64]:
         """Return how often each label of the model occurs in these rows: (labels,)."""

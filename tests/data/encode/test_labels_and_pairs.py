@@ -150,10 +150,10 @@ def test_labels_that_training_does_not_have(encoder: Any, tmp_path: Path) -> Non
 
 def test_evaluation_rows_use_the_runs_numbers(encoder: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "y"}])
-    rows = prepare_for_evaluation(
+    rows, notes = prepare_for_evaluation(
         str(path), DataSpec(path="x.jsonl"), TASK, encoder, LabelSpec("single_label", ("x", "y"))
     )
-    assert [row.labels for row in rows] == [1]
+    assert [row.labels for row in rows] == [1] and notes == []
 
 
 def test_prediction_rows_need_no_label(encoder: Any, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Rows from standard input, or from a pipe, as a file that can be read like any other."""
+
+from __future__ import annotations
+
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from peftcli.console.options import note
+from peftcli.errors import UserError
+
+NAMES = ("-", "/dev/stdin")
+_PACKED = {b"\x1f\x8b": "zcat", b"BZh": "bzcat", b"\xfd7zXZ": "xzcat", b"\x28\xb5\x2f\xfd": "zstdcat"}
+
+
+@contextmanager
+def rows_file(data: str, option: str) -> Iterator[str]:
+    """Yield the file of rows that an option names: itself, or for standard input and pipes a copy while inside.
+
+    Args:
+        data: what the option was given: `-` and /dev/stdin are standard input.
+
+    Raises:
+        UserError: standard input is empty or compressed; errors about the copy name standard input instead.
+    """
+    if data not in NAMES and not _is_pipe(Path(data)):
+        yield data
+        return
+    content = sys.stdin.buffer.read() if data in NAMES else Path(data).read_bytes()
+    title = "standard input" if data in NAMES else data
+    if not content.strip():
+        raise UserError(f"{option}: {title} is empty", suggestion="write rows to it: cat rows.jsonl | peft ...")
+    suffix = _suffix(content, option, title)
+    with tempfile.TemporaryDirectory(prefix="peft-") as directory:
+        file = Path(directory) / f"rows{suffix}"
+        file.write_bytes(content)
+        if suffix not in (".jsonl", ".json"):
+            note(f"{title} is read as {suffix}")
+        try:
+            yield str(file)
+        except UserError as error:
+            raise UserError(
+                replace(
+                    problem,
+                    file=title if problem.file == str(file) else problem.file,
+                    message=problem.message.replace(str(file), title),
+                )
+                for problem in error.problems
+            ) from error
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # not there, a hub id, or too long a name
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+
+
+def _suffix(content: bytes, option: str, title: str) -> str:
+    """Return the suffix of the format that the first bytes show.
+
+    Raises:
+        UserError: the rows are compressed.
+    """
+    for magic, program in _PACKED.items():
+        if content.startswith(magic):
+            raise UserError(
+                f"{option}: the rows from {title} are compressed", suggestion=f"unpack them first: {program} FILE | ..."
+            )
+    if content.startswith(b"PAR1"):
+        return ".parquet"
+    first, _, rest = content.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
+    if first.startswith(b"["):
+        return ".json"
+    if first.startswith(b"{"):
+        return ".jsonl" if first.rstrip().endswith(b"}") or not rest.strip() else ".json"
+    if b"\t" in first:
+        return ".tsv"
+    return ".csv" if b"," in first else ".txt"
