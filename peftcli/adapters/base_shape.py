@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,6 +78,19 @@ class BaseName:
         identity = identify(find_source(self.name), model, dtype, None, spec)
         return Base(model, read_anatomy(model), identity)
 
+    def config(self) -> dict[str, Any]:
+        """Return the base's config as plain data; empty where nobody named the base.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        from peftcli.models.load.load_model import load_config
+
+        if self.name is None:
+            return {}
+        found: dict[str, Any] = load_config(ModelSpec(name_or_path=self.name, revision=self.revision)).to_dict()
+        return found
+
 
 def check_config(meta: AdapterMeta, spec: ModelSpec, where: Path) -> None:
     """Refuse a base that the adapter was not made for, by its config alone: no weights are read.
@@ -131,6 +144,8 @@ def fit(base: Base, params: MethodParams, state: Mapping[str, Tensor], task: str
     except UserError as error:
         raise UserError(
             f"{where} does not fit {base.identity.name}: {error.problems[0].message}",
-            suggestion="name the model that it was trained on with --base MODEL",
+            suggestion=error.problems[0].suggestion
+            if "tied" in error.problems[0].message
+            else "name the model that it was trained on with --base MODEL",
         ) from None
     return describe(attachment, base.anatomy, task=task, base=base.identity)

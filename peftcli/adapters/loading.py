@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from peftcli.adapters.adapter_files import CONFIG, SIDECAR, WEIGHTS, read_json, read_tensors
 from peftcli.adapters.format import FORMAT_VERSION, OWN_TYPE, AdapterMeta, SavedAdapter
+from peftcli.adapters.label_names import with_label_names
 from peftcli.adapters.library_table import LIBRARIES, library_of
 from peftcli.errors import Problem, UserError
 from peftcli.protocol.registry import MethodRegistry, registry
@@ -35,7 +36,7 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
         config = directory / CONFIG
         if config.is_file() and read_json(config).get("peft_type") == OWN_TYPE:
             raise UserError(f"{directory / SIDECAR} is missing: the adapter's parameters are in it")
-        return library_of(directory).read(directory, None)
+        return with_label_names(library_of(directory).read(directory, None), directory)
     sidecar = read_json(directory / SIDECAR)
     params, meta = _records(sidecar, directory / SIDECAR, methods)
     tensors = read_tensors(directory / WEIGHTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peftcli import __version__
 from peftcli.adapters.adapter_files import CONFIG, SIDECAR
 from peftcli.adapters.base_shape import BaseName, fit, known_task
 from peftcli.adapters.format import AdapterMeta, SavedAdapter
+from peftcli.adapters.label_names import labels_or_placeholders, names_of_base, with_label_names, write_label_names
 from peftcli.adapters.library import Library, other_use
 from peftcli.adapters.library_table import LIBRARIES, library_named, library_of
 from peftcli.adapters.loading import load_adapter, run_adapter
@@ -82,6 +84,7 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
             suggestion=_elsewhere(saved.params, library),
         )
     notes = library.write(saved, directory, output, base=base, instead=instead)
+    write_label_names(output, saved.meta.labels)
     return _report(output, to, saved, base or saved.meta.base.get("name"), notes)
 
 
@@ -113,11 +116,13 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Tr
         )
     library = library_of(source)
     name = library.base_of(source) if base is None else BaseName(base)
-    saved = library.read(source, name)
+    saved = with_label_names(library.read(source, name), source)
     meta, notes = _on_base(saved, source, name, named=base is not None)
     if name.name is None:
         raise UserError(f"{source} does not name its base model", suggestion="name it with --base MODEL")
-    meta = replace(meta, labels=meta.labels or _labels(meta, saved.state), base={**meta.base, "name": name.name})
+    labels, note = (meta.labels, None) if meta.labels else _labels(meta, saved.state, name)
+    notes = (*notes, note) if note else notes
+    meta = replace(meta, labels=labels, base={**meta.base, "name": name.name})
     saved = replace(saved, meta=meta)
     _write_run(output, saved)
     return _report(output, "run", saved, name.name, (*saved.notes, *notes))
@@ -137,19 +142,21 @@ def _on_base(saved: SavedAdapter, where: Path, name: BaseName, *, named: bool) -
         return meta, (
             f"the base was not read, so the shapes were not checked ({reason}); --base MODEL says where it is",
         )
-    return replace(fit(found, saved.params, saved.state, meta.task, where), versions=meta.versions), ()
+    made = fit(found, saved.params, saved.state, meta.task, where)
+    return replace(made, versions=meta.versions, labels=meta.labels), ()
 
 
-def _labels(meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return placeholder names for the head's outputs, for files that hold no label names."""
-    kind = task_info(meta.task).label_kind
-    if kind is None:
-        return None
+def _labels(
+    meta: AdapterMeta, state: Mapping[str, Tensor], name: BaseName
+) -> tuple[Mapping[str, Any] | None, str | None]:
+    """Return labels for an adapter whose files hold no names: those of the base's config, or placeholders; a note."""
     heads = [tensor for key, tensor in state.items() if key.startswith((*meta.head, *meta.modules_to_save))]
     size = len(heads[-1]) if heads else 2
-    if size == 1:
-        return {"problem": "regression", "names": []}
-    return {"problem": kind, "names": [f"LABEL_{number}" for number in range(size)]}
+    names = None
+    if task_info(meta.task).has_labels:
+        with suppress(UserError):  # what is wrong with the base was told when its shapes were checked
+            names = names_of_base(name.config(), size)
+    return labels_or_placeholders(meta.task, size, names)
 
 
 def _write_run(output: Path, saved: SavedAdapter) -> None:

@@ -14,7 +14,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import Problem, UserError
 from peftcli.locations import resolve_location
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.load.head_rows import head_rows
+from peftcli.models.load.head_rows import head_rows, unnamed_labels
 from peftcli.models.load.load_model import Loaded
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
@@ -71,12 +71,12 @@ def _with_head_by_name(
     rows_of = [name for name in base.label_parameters if name in earlier.state]
     if not rows_of:
         return earlier.state, False, None
-    known = earlier.meta.label_spec
-    if labels is None or not labels.names or known is None or not known.names:
+    if labels is None or not labels.names:
         return earlier.state, True, None
-    rows = head_rows(labels.names, known.names)
-    if any(len(earlier.state[name]) != len(known.names) for name in rows_of):
-        return earlier.state, True, None  # not the head of these labels: its shape is refused where it does not fit
+    size = len(earlier.state[rows_of[0]])
+    known = earlier.meta.label_spec
+    names = known.names if known is not None and len(known.names) == size else unnamed_labels(size)
+    rows = head_rows(labels.names, names)
     own = attachment.head_tensors()
     placed = {name: rows.place(own[name], earlier.state[name]) for name in rows_of if name in own}
     return {**earlier.state, **placed}, True, rows.note("the adapter of method.init_from")

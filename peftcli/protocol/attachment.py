@@ -107,9 +107,11 @@ class Attachment:
         """Copy saved tensors into place; strict.
 
         Raises:
-            UserError: a key is missing or unexpected, or a shape differs; names the first few of each.
+            UserError: a key is missing or unexpected, or a shape differs; names the first few of each. Or tables that
+                this model ties have different values, or only one of them has any.
         """
         own = {**self.adapter_tensors(), **self.head_tensors()}
+        _refuse_untied(own, state)
         wrong = [f"missing {key}" for key in own if key not in state]
         wrong += [f"unexpected {key}" for key in state if key not in own]
         wrong += [
@@ -199,3 +201,20 @@ class Attachment:
         """Switch the parts on or off; unfrozen base parameters are not affected."""
         for placed in self.placed:
             placed.part.enabled = on
+
+
+def _refuse_untied(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors for one table of the model that are two tables in the adapter, as HF peft trains tied ones."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        names.setdefault(id(tensor), []).append(name)
+    for tied in names.values():
+        saved = [state[name] for name in tied if name in state]
+        if not saved or (len(saved) == len(tied) and all(torch.equal(saved[0], other) for other in saved[1:])):
+            continue
+        what = "has two different ones" if len(saved) == len(tied) else "changes one of them alone"
+        raise UserError(
+            f"{' and '.join(tied)} are one table in this model (their weights are tied), and the adapter {what}",
+            suggestion="save the base with the tables untied: load it in transformers, give lm_head a copy of the "
+            "weight, set config.tie_word_embeddings = False, save_pretrained(DIR); then name DIR as the base",
+        )

@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PLACEHOLDER = re.compile(r"LABEL_(\d+)")
 _NUMBER = re.compile(r"\d+")
@@ -50,10 +51,9 @@ class HeadRows:
             earlier: (earlier labels, ...).
         """
         placed = fresh.detach().clone()
-        with torch.no_grad():
-            for new, old in enumerate(self.rows):
-                if old is not None:
-                    placed[new] = earlier[old].to(placed)
+        for new, old in enumerate(self.rows):
+            if old is not None:
+                placed[new] = earlier[old].detach().to(placed)
         return placed
 
     def note(self, whose: str) -> str | None:
@@ -65,8 +65,8 @@ class HeadRows:
         if self.nameless:
             return (
                 f"the task head of {whose} has no names for its labels ({_some(self.held)}): its rows are taken in the "
-                f"order of the data's labels, {_some(self.wanted)}; if that is not their order, write id2label into "
-                "its config.json"
+                f"order of the data's labels, {_some(self.wanted)}; if that is not their order, name them (id2label in "
+                "a model's config.json, labels.json beside an adapter)"
             )
         if self.unchanged:
             return None
@@ -84,6 +84,16 @@ class HeadRows:
         return "; ".join(parts)
 
 
+def unnamed_labels(size: int) -> tuple[str, ...]:
+    """Return transformers' placeholders for labels without names."""
+    return tuple(f"LABEL_{number}" for number in range(size))
+
+
+def has_names(labels: Sequence[str]) -> bool:
+    """Tell whether labels have names of their own, not transformers' placeholders alone."""
+    return not all(_PLACEHOLDER.fullmatch(name) for name in labels)
+
+
 def head_rows(wanted: Sequence[str], held: Sequence[str]) -> HeadRows:
     """Match the labels of the data with those of an earlier head.
 
@@ -92,7 +102,7 @@ def head_rows(wanted: Sequence[str], held: Sequence[str]) -> HeadRows:
     names of their own take the rows in order, for want of better, and the note says so.
     """
     places = {name: number for number, name in enumerate(held) if held.count(name) == 1}
-    if all(_PLACEHOLDER.fullmatch(name) for name in held) and set(wanted) != set(held):
+    if not has_names(held) and set(wanted) != set(held):
         if len(wanted) != len(held):
             return HeadRows(tuple(wanted), tuple(held), (None,) * len(wanted))
         numbers = [int(name) for name in wanted if _NUMBER.fullmatch(name)]
