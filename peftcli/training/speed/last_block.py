@@ -1,9 +1,9 @@
 """A classifier's last block at the position that its head reads.
 
-Saves about a sixth of a step of a six-layer encoder, a twelfth of a twelve-layer one. Attention asks for one query
-instead of all, and what follows (output projection, feed-forward part, norms, dropout) gets one position of each row.
-Only where the live model, parts attached, gives the same logits: its head reads the first position, its attention is
-torch's, and no part behind the attention mixes positions.
+This saves about a sixth of a step of a six-layer encoder, and a twelfth of a twelve-layer one. Attention is computed
+for one query instead of all, and what follows (output projection, feed-forward part, norms, dropout) for one position
+of each row. It is done only if the model with its parts then gives the same logits: if its head reads the first
+position, its attention is torch's, and no part after the attention mixes positions.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from peftcli.layers.cpu.first_query import FirstQuery
 from peftcli.models.anatomy import Anatomy
 
-TOLERANCE = 0.02  # of what other tokens change: bfloat16 rounds to a hundredth of that, a wrong position changes all
+TOLERANCE = 0.02  # of the change that other tokens make; rounding to bfloat16 changes a hundredth of that
 LENGTHS = (9, 6)
-"""Tokens of the probe's rows; the second one is padded."""
+"""Tokens of the two rows that are tried; the second one is padded."""
 
 
 class LastBlock:
     """Computes a block for the first position only, from its attention on, within `cut`.
 
-    Hooks on the block's modules, which the anatomy names, keep the first position. A residual sum of one position and
-    all of them broadcasts, and the hook behind it keeps the first position of the sum.
+    Hooks on the modules of the block, which the anatomy names, keep the first position. A residual sum of one position
+    and all positions broadcasts to all, and the hook on the module that reads the sum keeps its first position.
 
     Args:
         model: the live model, parts attached.
         attention: path of the block's attention.
-        inputs: paths of the modules behind the attention that get the first position, (batch, 1, width).
-        outputs: paths of the modules whose output is the first position: the output projection, since parts beside
-            it may have seen all positions, and the block itself.
+        inputs: paths of the modules after the attention whose input is cut to (batch, 1, width).
+        outputs: paths of the modules whose output is cut: the output projection, because a part parallel to it may
+            have computed all positions, and the block itself.
 
     Attributes:
-        taken: attention calls that were cut.
+        taken: number of attention calls that were cut.
     """
 
     def __init__(self, model: nn.Module, attention: str, inputs: list[str], outputs: list[str]) -> None:
@@ -46,7 +46,7 @@ class LastBlock:
         before = model.get_submodule(attention).register_forward_pre_hook(self._expect)
         after = model.get_submodule(attention).register_forward_hook(self._expect_no_more)
         self._handles = [before, after]
-        for path in inputs:  # in front of other hooks: a part's input is the first position, too
+        for path in inputs:  # before other hooks, so that parts get the first position, too
             self._handles.append(model.get_submodule(path).register_forward_pre_hook(self._cut_input, prepend=True))
         for path in outputs:
             self._handles.append(model.get_submodule(path).register_forward_hook(self._cut_output))
@@ -58,7 +58,7 @@ class LastBlock:
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Be in a context where the block computes the first position: of one forward pass, or one recomputation."""
+        """Return a context for one forward pass, or for its recomputation, in which the block is cut."""
         before, self._mode = self._mode, FirstQuery()
         try:
             with self._mode:
@@ -89,17 +89,16 @@ class LastBlock:
 def _first_position(x: Tensor) -> Tensor:
     """Return the first position of x: (batch, positions, width), (batch, 1, width); x itself where it has only one.
 
-    A view of a single position would be another node between a value and its uses, and their gradients would be summed
-    in another order.
+    Another view would be another autograd node between x and its uses, and gradients would be summed in another order.
     """
     return x if x.shape[1] == 1 else x.narrow(1, 0, 1).contiguous()
 
 
 def last_block(model: Any, anatomy: Anatomy, prepare: Callable[..., dict[str, Any]]) -> LastBlock | None:
-    """Return the cut of an encoder's last block if its logits stay what they are, tried on the model itself.
+    """Return the cut of an encoder's last block if the logits stay the same, which is tried on the model.
 
     Args:
-        model: live, parts attached; it is left as it was, but for the cut's hooks.
+        model: with its parts attached; only the hooks of the cut are added to it.
         prepare: `Attachment.prepare_inputs`.
     """
     last = _hooked(model, anatomy)
@@ -118,7 +117,7 @@ def last_block(model: Any, anatomy: Anatomy, prepare: Callable[..., dict[str, An
 
 
 def _hooked(model: nn.Module, anatomy: Anatomy) -> LastBlock | None:
-    """Return the last block with its hooks, None where the anatomy does not name its modules or a part forbids it."""
+    """Return the last block with its hooks, or None if the anatomy lacks a module or a part mixes positions."""
     blocks = anatomy.layers.get("encoder", ())
     if len(anatomy.layers) != 1 or not blocks:
         return None
@@ -142,7 +141,7 @@ def _hooked(model: nn.Module, anatomy: Anatomy) -> LastBlock | None:
 
 
 def _agrees(model: Any, last: LastBlock, prepare: Callable[..., dict[str, Any]]) -> bool:
-    """Whether two rows have the same logits with the block cut as without; the second is padded."""
+    """Tell whether two rows, one of them padded, have the same logits with and without the cut."""
     ids, mask = _rows(model)
 
     def logits(ids: Tensor) -> Tensor:
@@ -154,13 +153,13 @@ def _agrees(model: Any, last: LastBlock, prepare: Callable[..., dict[str, Any]])
         change = (full - logits(ids.flip(1))).abs().max()
         with last.cut():
             cut = logits(ids)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # each family fails in its own way
+    except (TypeError, ValueError, RuntimeError, IndexError):  # models fail in different ways
         return False
     return last.taken == 1 and cut.shape == full.shape and bool((cut - full).abs().max() <= TOLERANCE * change)
 
 
 def _rows(model: Any) -> tuple[Tensor, Tensor]:
-    """Return token ids of rows of different length, and their mask."""
+    """Return token ids of rows of different lengths, and their mask."""
     config = model.config.get_text_config()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -175,7 +174,7 @@ def _rows(model: Any) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _without_zeros(model: nn.Module) -> Iterator[None]:
-    """Fill trained parameters that start at zero, which hide what they multiply, for a while."""
+    """Fill trained parameters that are all zero within the context, because zeros hide what they are multiplied by."""
     zeros = [p for p in model.parameters() if p.requires_grad and p.is_floating_point() and not bool(p.any())]
     generator = torch.Generator().manual_seed(0)
     for parameter in zeros:

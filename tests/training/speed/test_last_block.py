@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftcli.methods.lora import LoraParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
@@ -147,6 +148,23 @@ def test_logits_and_gradients_agree_whatever_sizes_coincide(family: str, params:
         attach_parts(model, anatomy, params)
     found = last_block(model, anatomy, unprepared)
     assert found is not None
+    compare_whatever_sizes_coincide(model, found)
+
+
+@pytest.mark.parametrize("family", ["camembert", "roberta-prelayernorm"])
+def test_families_that_are_found_by_their_structure_are_no_other_case(family: str) -> None:
+    """Their norms have no role, so that the residual sums have all positions."""
+    config = AutoConfig.for_model(family, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS,
+                                  intermediate_size=48, vocab_size=128, pad_token_id=0)  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config).double().eval()
+    anatomy = read_anatomy(model, None)
+    assert anatomy.origin == "structure"
+    found = last_block(model, anatomy, unprepared)
+    assert found is not None
+    compare_whatever_sizes_coincide(model, found)
+
+
+def compare_whatever_sizes_coincide(model: Any, found: LastBlock) -> None:
     for rows, length in COINCIDENCES:
         lengths = torch.arange(length, length - rows, -1).clamp(min=1)  # padded rows among them
         mask = (torch.arange(length) < lengths[:, None]).long()
