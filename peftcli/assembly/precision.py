@@ -1,9 +1,9 @@
 """In which dtype a run computes.
 
 The frozen weights keep the dtype that they were loaded with. Training computes in bfloat16 when the recipe says
-so, when the weights are bfloat16, or when a probe on this machine finds it clearly faster and sound; float16 with loss
-scaling on CUDA. Evaluation, prediction and merge verification compute in the weights' dtype. Adapters and a trained
-head stay float32.
+so, when the weights are bfloat16, or when a probe on this machine found it clearly faster and sound (its first answer
+is kept, see `machine_answers`); in float16 on CUDA only, and only with loss scaling. Evaluation, prediction and merge
+verification compute in the weights' dtype. Adapters and a trained head stay float32.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, machine
+from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.dtypes import dtype_named
 from peftcli.recipe.schema import TrainingSpec
 
 PROBE_MARGIN = 1.25
 """How much faster bfloat16 must be on a block of the model's width: below, rounding is not worth it."""
+PROBE_WIDTH = 2048
+"""Largest width that is tried: enough to reach full speed."""
 PROBE_ERROR = 0.05
 """Largest relative error of bfloat16 in the probe's output and gradient; the format's own rounding gives about 0.01."""
 
@@ -84,7 +88,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def decide_precision(
-    spec: TrainingSpec, weights: torch.dtype, device: torch.device, *, width: int, recorded: str | None = None
+    spec: TrainingSpec,
+    weights: torch.dtype,
+    device: torch.device,
+    *,
+    width: int,
+    recorded: str | None = None,
+    world: World | None = None,
 ) -> Precision:
     """Return the precision of a run.
 
@@ -93,25 +103,38 @@ def decide_precision(
         width: hidden size of the model, the probe's size.
         recorded: `float32`, `bfloat16` or `float16`, what an earlier part of the same run computed in; a probe may
             answer differently on a busy machine, and a resumed run must not.
+        world: of several processes the main one decides for all.
 
     Raises:
-        UserError: bf16 and fp16 together, or fp16 without CUDA.
+        UserError: bf16 and fp16 together, or fp16 without CUDA, where no loss is scaled.
     """
     if spec.fp16:
         return _float16(spec, weights, device)
     if spec.bf16 is True:
         return Precision(torch.bfloat16, weights, False, "training.bf16")
-    if spec.bf16 is False or weights in (torch.bfloat16, torch.float16, torch.float64):
+    if weights == torch.float16:
+        return _float16_weights(device)
+    if spec.bf16 is False or weights in (torch.bfloat16, torch.float64):
         reason = "training.bf16 is off" if spec.bf16 is False else "as the weights"
         return Precision(weights, weights, False, reason)
     if recorded is not None:
         return Precision(dtype_named(recorded), weights, False, "as before the stop")
     if device.type == "mps":
         return Precision(weights, weights, False, "as the weights")
-    faster, ratio = probe_bfloat16(device.type, width)
-    if faster:
-        return Precision(torch.bfloat16, weights, False, f"a probe found it {ratio:.1f}x as fast here")
-    return Precision(weights, weights, False, "as the weights")
+    if world is None or world.size == 1:
+        faster, found = _probed(device, width)
+    else:
+        faster, found = world.broadcast(_probed(device, width) if world.is_main else None)
+    return Precision(torch.bfloat16 if faster else weights, weights, False, found)
+
+
+def _probed(device: torch.device, width: int) -> tuple[bool, str]:
+    """Return whether bfloat16 is faster on this machine, and the reason to show; measured once a machine."""
+    question = {"asked": "bfloat16", **machine(device), "width": str(min(width, PROBE_WIDTH))}
+    answer, when = kept_answer(question), "an earlier probe"
+    if answer is None:
+        answer, when = keep_answer(question, Answer(*probe_bfloat16(device.type, width))), "a probe"
+    return answer.faster, f"{when} found it {answer.ratio:.1f}x as fast here" if answer.faster else "as the weights"
 
 
 def _float16(spec: TrainingSpec, weights: torch.dtype, device: torch.device) -> Precision:
@@ -128,6 +151,21 @@ def _float16(spec: TrainingSpec, weights: torch.dtype, device: torch.device) -> 
     return Precision(torch.float16, weights, True, "training.fp16")
 
 
+def _float16_weights(device: torch.device) -> Precision:
+    """Return float16 with loss scaling, for weights that are float16.
+
+    Raises:
+        UserError: the device is not CUDA: small gradients would become zero, and nothing would show it.
+    """
+    if device.type != "cuda":
+        problem = (
+            f"float16 weights would be trained without loss scaling, which needs CUDA; the device is {device.type}"
+        )
+        remedy = "use auto, float32 or bfloat16, or set training.bf16: true"
+        raise UserError(Problem(problem, key="model.dtype", suggestion=remedy))
+    return Precision(torch.float16, torch.float16, True, "as the weights, with loss scaling")
+
+
 @cache
 def probe_bfloat16(device_type: str, width: int) -> tuple[bool, float]:
     """Return whether bfloat16 trains a feed-forward block of this width clearly faster and soundly, and the ratio.
@@ -135,7 +173,7 @@ def probe_bfloat16(device_type: str, width: int) -> tuple[bool, float]:
     It takes some 50 ms, once per process. The best of several short runs counts, so that other load decides nothing.
     """
     device = torch.device(device_type)
-    width = min(width, 2048)  # enough to reach full speed
+    width = min(width, PROBE_WIDTH)
     state = torch.random.get_rng_state()  # the probe must not move the run's random numbers
     try:
         block = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width), nn.LayerNorm(width))

@@ -67,6 +67,13 @@ class Part(nn.Module):
         """Initialise the weight (1, width) of a gate that is put in place of `scale`; by default as nn.Linear does."""
         nn.init.kaiming_uniform_(weight, a=5**0.5)
 
+    def multiplicative(self) -> list[nn.Parameter]:
+        """Return the trained numbers that multiply what is there; by default those of a gate in place of `scale`.
+
+        Weight decay leaves them alone: zero, to which it draws, is not where they do nothing.
+        """
+        return list(self.scale.parameters()) if isinstance(self.scale, nn.Module) else []
+
     def start_from_base(self) -> None:
         """Set what depends on values of the base, such as DoRA's magnitudes; by default nothing does.
 

@@ -92,6 +92,12 @@ class Attachment:
         yield from self.shared.items()
         yield from self._base([*self.unfrozen, *self.head, *self.to_save]).items()
 
+    @combined(inherited)
+    def multiplicative(self) -> set[str]:
+        """Return the names of trainable parameters that multiply what is there (`Part.multiplicative`)."""
+        mine = {id(parameter) for placed in self.placed for parameter in placed.part.multiplicative()}
+        return {name for name, parameter in self.trainable_parameters().items() if id(parameter) in mine}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the adapter file holds, detached: the method's tensors, the head, `modules_to_save`."""
         return {key: tensor.detach() for key, tensor in {**self.adapter_tensors(), **self.head_tensors()}.items()}
@@ -161,7 +167,11 @@ class Attachment:
 
     @combined(each)
     def after_optimizer_step(self, step: int, total_steps: int) -> None:
-        """Run once per step taken, before gradients are cleared; `step` counts from 1."""
+        """Run once per step, before gradients are cleared; `step` counts from 1.
+
+        Where float16 gradients overflowed, the step was not taken and no parameter has a gradient: what the schedule
+        asks for at this step (AdaLoRA's last pruning) must happen all the same.
+        """
 
     @combined(every)
     def settled(self, step: int, total_steps: int) -> bool:

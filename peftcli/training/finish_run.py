@@ -15,8 +15,14 @@ from peftcli.training.watch.curves import write_plots
 
 
 def finish(session: Session, milestones: Milestones) -> Summary:
-    """Put the best adapter in place, write the artifact, plots and summary."""
+    """Put the best adapter in place, write the artifact, plots and summary.
+
+    Raises:
+        UserError: the weights are not finite.
+    """
     state, directory, world = session.state, session.directory, session.world
+    milestones.meter.close()
+    milestones.require_finite("nothing was written as its result")
     if state.best_step is not None and state.best_step != state.step:
         session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
     milestones.tick()

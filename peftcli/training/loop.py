@@ -12,6 +12,7 @@ from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
 from peftcli.training.optim.learning_rate import set_learning_rates
 from peftcli.training.session import Session
+from peftcli.training.watch.first_gradients import untouched
 
 Upcoming = Iterator[list[Batch]]
 """This process's micro-batches of each step that is left."""
@@ -37,6 +38,7 @@ def train_steps(
                 terms = session.task.loss(session.model, batch.to(world.device))
             torch.autograd.backward(session.scaler.scale(terms.loss_sum / count.clamp_min(1e-9)))
             meter.add(terms.loss_sum, batch)
+        _name_what_was_not_reached(session)
 
         # the method's own loss, once a step
         extra = session.attachment.extra_loss() if world.is_main else None
@@ -48,15 +50,17 @@ def train_steps(
         session.scaler.unscale_(session.optimizer)
         limit = spec.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=world.device.type != "mps")
+        meter.see(norm)
 
-        # step; a step whose float16 gradients overflowed is not taken
+        # step; a step whose float16 gradients overflowed is not taken, and the method then sees none
         set_learning_rates(session.optimizer, session.rate_factor(state.step))
         session.scaler.step(session.optimizer)
         scale = session.scaler.get_scale()
         session.scaler.update()
         state.step += 1
-        if session.scaler.get_scale() >= scale:
-            session.attachment.after_optimizer_step(state.step, plan.total_steps)
+        if session.scaler.get_scale() < scale:
+            session.optimizer.zero_grad(set_to_none=True)
+        session.attachment.after_optimizer_step(state.step, plan.total_steps)
 
         # clear
         session.optimizer.zero_grad(set_to_none=True)
@@ -74,6 +78,18 @@ def train_steps(
         if asked:
             return False
     return True
+
+
+def _name_what_was_not_reached(session: Session) -> None:
+    """After the first step's backward passes, tell which trained tensors have no gradient.
+
+    Raises:
+        UserError: none has one.
+    """
+    if session.state.step == 0:
+        note = untouched(session.attachment.trainable_parameters(), session.world)
+        if note is not None:
+            session.reporter.note(note)
 
 
 def _asked(session: Session, stop: StopRequest) -> bool:

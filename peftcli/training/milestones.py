@@ -11,7 +11,9 @@ from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.random_state import random_states, restore_random_states
+from peftcli.training.best_value import judge
 from peftcli.training.session import Session
+from peftcli.training.watch.finite import require_finite
 from peftcli.training.watch.meter import Meter
 
 
@@ -25,6 +27,7 @@ class Milestones:
         self.meter = Meter(session)
         self._clock = time.perf_counter()
         self._saved_at: int | None = None
+        self._finite_at: int | None = None
 
     def evaluate_first(self) -> None:
         """Evaluate before the first step, for the closing table."""
@@ -39,6 +42,7 @@ class Milestones:
         last = state.step >= plan.total_steps
         if not self.session.validation or not (last or (interval and state.step % interval == 0)):
             return
+        self.require_finite("it was not evaluated")
         found = self.session.evaluate()
         metrics = found.metrics
         line = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **metrics}
@@ -58,16 +62,20 @@ class Milestones:
             )  # fmt: skip
         value = float(metrics[name])
         greater = greater_is_better(name) if spec.greater_is_better is None else spec.greater_is_better
-        gain = math.inf if state.best_value is None else (value - state.best_value) * (1 if greater else -1)
-        better = gain > 0 or (state.best_value is None and not math.isnan(value))
-        enough = gain > spec.early_stopping_threshold
-        state.bad_evaluations = 0 if enough else state.bad_evaluations + 1
         settled = self.session.attachment.settled(state.step, self.session.plan.total_steps)
-        if settled and not state.best_settled:  # the first adapter in its final form, whatever came before
-            better = not math.isnan(value)
-        if better or state.best_step is None:
+        verdict = judge(
+            value,
+            state.best_value,
+            greater=greater,
+            threshold=spec.early_stopping_threshold,
+            settled=settled,
+            best_settled=state.best_settled,
+        )
+        if verdict.counts:
+            state.bad_evaluations = 0 if verdict.improved else state.bad_evaluations + 1
+        if verdict.keep:
             state.best_settled = settled
-            state.best_value, state.best_step = value, state.step
+            state.best_value, state.best_step = (None if math.isnan(value) else value), state.step
             state.best_metrics = metrics
             if self.session.world.is_main:
                 self.checkpoints.save_best(state.step, {"adapter": self.session.attachment.state_dict()})
@@ -85,7 +93,12 @@ class Milestones:
             self.save()
 
     def save(self) -> None:
-        """Write everything that a resumed run needs."""
+        """Write everything that a resumed run needs.
+
+        Raises:
+            UserError: a loss, a gradient or a parameter is not finite; the checkpoints that are there stay.
+        """
+        self.require_finite("no checkpoint was written")
         self._saved_at = self.session.state.step
         self.tick()
         self.meter.freeze()
@@ -93,6 +106,22 @@ class Milestones:
         if self.session.world.is_main:
             self.checkpoints.save(self.session.state.step, self.session.checkpoint_tree(states))
         self.session.world.wait()
+
+    def require_finite(self, what: str) -> None:
+        """Refuse to keep anything of a run whose numbers are not finite any more.
+
+        Args:
+            what: is not done, for the message.
+
+        Raises:
+            UserError: names the step, and the parameter if one holds such numbers.
+        """
+        session = self.session
+        if self._finite_at == session.state.step:
+            return
+        self.meter.finite.check()
+        require_finite(session.attachment.trainable_parameters(), session.state.step, session.world, what)
+        self._finite_at = session.state.step
 
     def resume(self, tree: dict[str, Any]) -> None:
         """Go on from a checkpoint: state, weights, optimizer, method, random numbers."""

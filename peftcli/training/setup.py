@@ -70,7 +70,7 @@ def build_session(
     attached = attach_method(recipe, base, known.tokenizer, data.labels)
     attachment, anatomy = attached.attachment, attached.anatomy
     precision = decide_precision(
-        spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype
+        spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )
     paths = _bind(recipe, base, attached, task, precision, world, reporter)
     computing = Computing(precision, paths, world.device)
@@ -184,6 +184,7 @@ def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, device: torc
         rate,
         head=attachment.head,
         ratios=attachment.learning_rate_ratios(),
+        multiplicative=attachment.multiplicative(),
     )
     optimizer = make_optimizer(recipe.training, groups, rate, device)
     keep_peak_rates(optimizer)

@@ -31,9 +31,10 @@ class TrainingChecks(FurtherChecks):
         training = recipe.training
         problems = [*optimizer_problems(training, device.type), *tracker_problems(training.report_to)]
         problems += [*hub_problems(training.push_to_hub), *compile_problems(training.torch_compile, device.type)]
-        if training.fp16:
+        if training.fp16 or recipe.model.dtype == "float16":
+            weights = torch.float16 if recipe.model.dtype == "float16" else torch.float32
             with collecting(problems):
-                decide_precision(training, torch.float32, device, width=1)  # refuses fp16 without a probe
+                decide_precision(training, weights, device, width=1)  # refuses float16 without a probe
         return problems
 
     def of_model(self, recipe: Recipe, meta: PreTrainedModel) -> list[Problem]:

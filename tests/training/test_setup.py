@@ -50,7 +50,8 @@ def test_neftune_noise_is_bounded_and_only_while_training() -> None:
     assert torch.equal(embeddings.eval()(ids), plain)
 
 
-def test_precision_follows_the_recipe_then_the_weights_then_the_probe(monkeypatch) -> None:
+def test_precision_follows_the_recipe_then_the_weights_then_the_probe(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "first"))  # where a probe's answer is kept
     cpu = torch.device("cpu")
 
     def decided(weights: torch.dtype, recorded: str | None = None, **options: object) -> torch.dtype:
@@ -65,6 +66,7 @@ def test_precision_follows_the_recipe_then_the_weights_then_the_probe(monkeypatc
     assert decided(torch.bfloat16) == torch.bfloat16
     assert decided(torch.bfloat16, bf16=False) == torch.bfloat16
     monkeypatch.setattr(precision, "probe_bfloat16", lambda *_: (False, 0.9))
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "second"))
     assert decided(torch.float32) == torch.float32
     assert decided(torch.float32, bf16=True) == torch.bfloat16
     with pytest.raises(UserError, match="fp16 needs CUDA"):

@@ -70,6 +70,10 @@ class DoraDelta(LoraDelta):
         self._norm = None
         self.lora_magnitude_vector.copy_(torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1))
 
+    def multiplicative(self) -> list[nn.Parameter]:
+        """Return the magnitude: at the norm of the weight it does nothing."""
+        return [self.lora_magnitude_vector, *super().multiplicative()]
+
     def learnt_magnitude(self) -> Tensor:
         """Return the magnitude, (d_out,)."""
         return self.lora_magnitude_vector

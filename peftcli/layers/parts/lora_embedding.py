@@ -54,6 +54,10 @@ class EmbeddingLoraDelta(Part):
         """Return the factors of the change of the table, (vocab, k) and (k, d)."""
         return self.lora_embedding_A.T, self.lora_embedding_B.T
 
+    def multiplicative(self) -> list[nn.Parameter]:
+        """Return the magnitude, if there is one."""
+        return [*([self.lora_magnitude_vector] if self.magnitude else []), *super().multiplicative()]
+
     def learnt_magnitude(self) -> Tensor | None:
         """Return the magnitude, (d,), or None without one."""
         return self.lora_magnitude_vector if self.magnitude else None

@@ -36,6 +36,10 @@ class Rescale(Part):
             return (y * factor).to(y.dtype)
         return self.slice.put(y, (self.slice.take(y) * factor).to(y.dtype))
 
+    def multiplicative(self) -> list[nn.Parameter]:
+        """Return the vector: at one it does nothing."""
+        return [self.ia3_l, *super().multiplicative()]
+
     @property
     def _scaled(self) -> bool:
         return not (isinstance(self.scale, float) and self.scale == 1.0)

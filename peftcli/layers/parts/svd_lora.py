@@ -73,6 +73,10 @@ class SvdDelta(Part):
         """Return the three trained tensors by name; a gate in the part's scale is not among them."""
         return [(name, self.get_parameter(name)) for name in TRIPLET]
 
+    def multiplicative(self) -> list[nn.Parameter]:
+        """Return the singular values; which of them become zero is for the allocator to say."""
+        return [self.lora_E, *super().multiplicative()]
+
     def allotted_rank(self) -> int:
         """Return how many triplets there were before any was pruned."""
         return self.lora_E.numel()

@@ -88,3 +88,7 @@ class VeraDelta(Part):
         hidden = F.linear(x, a) * self.vera_lambda_d.to(y.dtype)
         delta = F.linear(hidden, b) * self.vera_lambda_b.to(y.dtype) * self.scale_of(x)
         return y + delta if self.slice is None else self.slice.add(y, delta)
+
+    def multiplicative(self) -> list[nn.Parameter]:
+        """Return both vectors."""
+        return [self.vera_lambda_b, self.vera_lambda_d, *super().multiplicative()]

@@ -19,30 +19,34 @@ def parameter_groups(
     *,
     head: Iterable[str] = (),
     ratios: Mapping[str, float] | None = None,
+    multiplicative: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Return optimizer groups: parameters that share a learning rate and a decay.
 
     The rate of a parameter is that of the first expression in `lr_groups` that matches its name, else the head's, else
-    the peak rate times the method's ratio. Biases, norms and other vectors do not decay.
+    the peak rate times the method's ratio. Biases, norms, other vectors and
+    whatever multiplies what is there do not decay.
 
     Args:
         parameters: every trainable parameter by name.
         learning_rate: the peak rate.
         head: names of the task head's parameters.
         ratios: the method's own factors by name (LoRA+).
+        multiplicative: names of parameters that multiply (`Attachment.multiplicative`), whatever their shape.
 
     Raises:
         UserError: an expression does not compile or matches no name.
     """
     patterns = _patterns(spec.lr_groups, parameters)
-    head, ratios = set(head), ratios or {}
+    head, ratios, multiplicative = set(head), ratios or {}, set(multiplicative)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         rate = learning_rate * ratios.get(name, 1.0)
         if name in head and spec.head_learning_rate is not None:
             rate = spec.head_learning_rate
         rate = next((own for pattern, own in patterns if pattern.search(name)), rate)
-        decay = spec.weight_decay if parameter.ndim >= 2 and not name.endswith("bias") else 0.0
+        matrix = parameter.ndim >= 2 and not name.endswith("bias") and name not in multiplicative
+        decay = spec.weight_decay if matrix else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import torch
 from torch import Tensor
 
-from peftcli.errors import UserError
 from peftcli.tasks.task import Batch
 from peftcli.training.session import Session
+from peftcli.training.watch.finite import FiniteWatch
 from peftcli.training.watch.reporting import StepRecord
 
 
@@ -22,6 +21,7 @@ class Meter:
         self._loss = torch.zeros((), device=session.world.device)
         self._loss += session.state.window.get("loss_sum", 0.0)
         self._started = 0.0
+        self.finite = FiniteWatch(session.world, norms=not session.precision.scaled)
 
     def freeze(self) -> None:
         """Put what is on the device into the state, for a checkpoint."""
@@ -37,6 +37,19 @@ class Meter:
         self._loss += loss_sum.detach()
         for key, value in (("count", batch.count), ("tokens", batch.tokens), ("supervised", batch.supervised)):
             state.window[key] = state.window.get(key, 0.0) + value
+
+    def see(self, norm: Tensor) -> None:
+        """Look at the loss and the gradient of a step that is about to be taken.
+
+        Raises:
+            UserError: one is not finite, and asking does not slow the device down.
+        """
+        self.finite.see(self._loss, norm, self._session.state.step + 1)
+
+    def close(self) -> None:
+        """Count the steps since the last logged one, where a run ended between two (early stopping)."""
+        if any(self._session.world.gather(bool(self._session.state.window))):
+            self._empty_window()
 
     def finish_step(self, norm: Tensor) -> None:
         """Record a step: a line of metrics.jsonl at logged ones, progress at every one."""
@@ -68,31 +81,23 @@ class Meter:
 
     def _logged(self, norm: Tensor) -> StepRecord:
         """Read the device and empty the window."""
-        session, state, window = self._session, self._session.state, self._session.state.window
+        self.finite.check()
         waiting = time.perf_counter()
-        loss_sum = self._loss.double().cpu() if self._loss.device.type != "mps" else self._loss.cpu().double()
-        keys = ("count", "tokens", "supervised")
-        own = torch.tensor([float(loss_sum), *(window.get(key, 0.0) for key in keys)])
+        seconds = self._session.state.window.get("seconds", 0.0)
+        loss, tokens = self._empty_window()
+        seconds += time.perf_counter() - waiting
+        rate = tokens / seconds if seconds else 0.0
+        return self._record(loss=loss, grad_norm=float(norm), tokens_per_second=round(rate, 1))
+
+    def _empty_window(self) -> tuple[float, float]:
+        """Add the window, over all processes, to the run's sums; return its mean loss and its tokens."""
+        session, state, window = self._session, self._session.state, self._session.state.window
+        own = torch.tensor([float(self._loss), *(window.get(key, 0.0) for key in ("count", "tokens", "supervised"))])
+        if session.world.device.type != "mps":  # which has no float64; float32 counts exactly to 16.7 million
+            own = own.double()
         total, count, tokens, supervised = session.world.sum(own.to(session.world.device)).tolist()
-        seconds = window.get("seconds", 0.0) + time.perf_counter() - waiting
-        loss = total / count if count else 0.0
-        check_finite(loss, float(norm), state.step, fp16=session.precision.scaled)
         state.loss_sum, state.loss_count = state.loss_sum + total, state.loss_count + count
         state.tokens, state.supervised_tokens = state.tokens + int(tokens), state.supervised_tokens + int(supervised)
         state.window = {}
         self._loss.zero_()
-        rate = tokens / seconds if seconds else 0.0
-        return self._record(loss=loss, grad_norm=float(norm), tokens_per_second=round(rate, 1))
-
-
-def check_finite(loss: float, norm: float, step: int, *, fp16: bool) -> None:
-    """Stop a run whose loss or gradient is not finite: every later step would be wasted.
-
-    Raises:
-        UserError: with what usually helps.
-    """
-    if math.isfinite(loss) and (math.isfinite(norm) or fp16):
-        return
-    what = "loss" if not math.isfinite(loss) else "gradient"
-    remedy = "lower training.learning_rate, add training.warmup_steps, or set training.bf16: false"
-    raise UserError(f"the {what} is not finite at step {step}", suggestion=remedy)
+        return (total / count if count else 0.0), tokens

@@ -1,0 +1,47 @@
+"""Whether an evaluation is the best so far, and whether it counts against the patience of early stopping."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an evaluation means for the run.
+
+    Args:
+        keep: whether this adapter replaces the one that is kept as the best.
+        improved: whether the metric improved by more than the threshold: the count of bad evaluations starts again.
+        counts: whether early stopping looks at it at all.
+    """
+
+    keep: bool
+    improved: bool
+    counts: bool
+
+
+def judge(
+    value: float, best: float | None, *, greater: bool, threshold: float, settled: bool, best_settled: bool
+) -> Verdict:
+    """Compare an evaluation with the best so far.
+
+    A value that is no number (an undefined metric) is never better than a number; where there was no number yet, the
+    latest adapter is kept. The first settled adapter is better than all that were not, whatever they reached, and
+    evaluations before it count for nothing: while a method prunes, the loss is expected to rise.
+
+    Args:
+        value: of the metric now.
+        best: of the adapter that is kept; None or no number where there is none.
+        greater: whether a larger value is better.
+        threshold: the smallest change that is an improvement.
+        settled: whether the adapter has its final form now.
+        best_settled: whether the one that is kept has.
+    """
+    known = best is not None and not math.isnan(best)
+    if math.isnan(value):
+        return Verdict(keep=not known and settled >= best_settled, improved=False, counts=settled)
+    if not known or (settled and not best_settled):
+        return Verdict(keep=True, improved=True, counts=settled)
+    gain = (value - float(best or 0.0)) * (1 if greater else -1)
+    return Verdict(keep=gain > 0 and settled >= best_settled, improved=gain > threshold, counts=settled)

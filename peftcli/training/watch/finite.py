@@ -1,0 +1,90 @@
+"""Numbers that are not finite: found before anything is kept of them.
+
+Losses and gradient norms are watched at every step, parameters before an evaluation, a checkpoint and the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from peftcli.distributed.processes import World
+from peftcli.errors import UserError
+
+REMEDY = "lower training.learning_rate, add training.warmup_steps, or set training.bf16: false"
+
+
+class FiniteWatch:
+    """Remembers the first step whose loss or gradient norm was not finite; on CUDA without waiting for the device.
+
+    Args:
+        world: of the run; its processes stop together.
+        norms: whether a norm that is not finite counts; with loss scaling (float16) such a step is skipped instead.
+    """
+
+    def __init__(self, world: World, *, norms: bool) -> None:
+        self._world, self._norms = world, norms
+        self._first = torch.zeros(2, device=world.device)  # the steps of the loss and of the gradient; 0: none
+
+    def see(self, loss: Tensor, norm: Tensor, step: int) -> None:
+        """Look at a step before it is taken.
+
+        Args:
+            loss: sum of the losses since the last logged step, on the device.
+            norm: of the gradient, the same on every process.
+            step: counted from 1.
+
+        Raises:
+            UserError: one is not finite, on a CPU, where asking is free; elsewhere `check` raises it.
+        """
+        bad = torch.stack([~torch.isfinite(loss), ~torch.isfinite(norm.to(loss)) & self._norms])
+        self._first = torch.where((self._first == 0) & bad, float(step), self._first)
+        if loss.device.type == "cpu" and (self._world.size == 1 or (self._norms and not math.isfinite(float(norm)))):
+            self._raise()
+
+    def check(self) -> None:
+        """Look at what was seen; every process must call this.
+
+        Raises:
+            UserError: a loss or a gradient was not finite; names the step.
+        """
+        if self._world.any(bool(self._first.any())):
+            self._raise(always=True)
+
+    def _raise(self, *, always: bool = False) -> None:
+        found = [
+            (int(step), what) for step, what in zip(self._first.tolist(), ("loss", "gradient"), strict=True) if step
+        ]
+        if found or always:
+            step, what = min(found, key=lambda one: one[0]) if found else (None, "loss of another process")
+            where = "" if step is None else f" at step {step}"
+            raise UserError(f"the {what} is not finite{where}", suggestion=REMEDY)
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None; waits for the device once."""
+    named = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not named:
+        return None
+    finite = torch.stack([torch.isfinite(tensor.detach()).all().cpu() for tensor in named.values()])
+    return None if bool(finite.all()) else list(named)[int((~finite).int().argmax())]
+
+
+def require_finite(tensors: Mapping[str, Tensor], step: int, world: World, what: str) -> None:
+    """Refuse to go on with tensors that are not finite; every process must call this.
+
+    Args:
+        tensors: by name.
+        step: after which they were looked at.
+        what: is not done, such as `no checkpoint was written`.
+
+    Raises:
+        UserError: names the step and the first tensor.
+    """
+    name = first_not_finite(tensors)
+    if world.any(name is not None):
+        holder = f"the parameter {name}" if name is not None else "a parameter of another process"
+        raise UserError(f"{holder} is not finite after step {step}: {what}", suggestion=REMEDY)
