@@ -29,6 +29,20 @@ def test_an_early_stopped_run_counts_every_step_whatever_is_logged(recipe) -> No
     assert other.tokens_per_second > 0
 
 
+def test_tokens_are_counted_exactly(recipe, tmp_path) -> None:
+    """Beyond 2^24, the largest count up to which float32 holds every number."""
+    from peftcli.record.run_directory import RunDirectory
+    from peftcli.record.train_state import TrainState
+    from peftcli.training.setup import build_session
+    from peftcli.training.watch.meter import Meter
+    from peftcli.training.watch.reporting import Silent
+
+    window = {"loss_sum": 1.0, "count": 2.0, "tokens": 2.0**24 + 1, "supervised": 2.0**24 + 3}
+    state = TrainState(window=window)
+    Meter(build_session(recipe(), WORLD, RunDirectory(tmp_path / "built"), Silent(), state)).close()
+    assert (state.tokens, state.supervised_tokens) == (2**24 + 1, 2**24 + 3)
+
+
 def parameters(*reached: bool) -> dict[str, nn.Parameter]:
     found = {}
     for index, has in enumerate(reached):

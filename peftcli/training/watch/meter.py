@@ -92,9 +92,9 @@ class Meter:
     def _empty_window(self) -> tuple[float, float]:
         """Add the window, over all processes, to the run's sums; return its mean loss and its tokens."""
         session, state, window = self._session, self._session.state, self._session.state.window
-        own = torch.tensor([float(self._loss), *(window.get(key, 0.0) for key in ("count", "tokens", "supervised"))])
-        if session.world.device.type != "mps":  # which has no float64; float32 counts exactly to 16.7 million
-            own = own.double()
+        exact = torch.float32 if session.world.device.type == "mps" else torch.float64  # float32 counts to 16.7 million
+        tokens_seen = torch.tensor([window.get(key, 0.0) for key in ("tokens", "supervised")], dtype=exact)
+        own = torch.cat([torch.tensor([float(self._loss), window.get("count", 0.0)]).to(exact), tokens_seen])
         total, count, tokens, supervised = session.world.sum(own.to(session.world.device)).tolist()
         state.loss_sum, state.loss_count = state.loss_sum + total, state.loss_count + count
         state.tokens, state.supervised_tokens = state.tokens + int(tokens), state.supervised_tokens + int(supervised)
