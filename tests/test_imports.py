@@ -17,6 +17,7 @@ FLOORS = (
     ("protocol",),
     ("attachments",),
     ("methods", "data"),
+    ("deliverables",),
     ("adapters",),
     ("record",),
     ("assembly",),

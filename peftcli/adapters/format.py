@@ -73,6 +73,8 @@ class AdapterMeta:
         places: keys below which the method's parts are saved, in the model's order; a flat file is split by them.
         stacks: which of encoder and decoder the base has.
         prefix_route: `Anatomy.prefix_route` of the base.
+        texts: `deliverables.learnt_texts.LearntTexts.as_dict()`: chat template and ends of an answer; None where it is
+            not recorded.
     """
 
     task: str
@@ -87,6 +89,7 @@ class AdapterMeta:
     places: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
     prefix_route: str | None = None
+    texts: Mapping[str, Any] | None = None
 
     @property
     def label_spec(self) -> LabelSpec | None:
@@ -140,6 +143,7 @@ def describe(
     base: BaseIdentity,
     labels: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
+    texts: Mapping[str, Any] | None = None,
 ) -> AdapterMeta:
     """Return the record of a live attachment.
 
@@ -150,6 +154,7 @@ def describe(
         base: the base's identity.
         labels: `LabelSpec.as_dict()`.
         versions: of the libraries.
+        texts: `LearntTexts.as_dict()`.
     """
     targets = tuple(
         SavedTarget(
@@ -176,6 +181,7 @@ def describe(
         places=tuple(placed.key for placed in attachment.placed),
         stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
         prefix_route=anatomy.prefix_route,
+        texts=None if texts is None else dict(texts),
     )
 
 

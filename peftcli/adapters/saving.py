@@ -15,6 +15,8 @@ from peftcli.adapters.library import RunFiles
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.adapters.model_card import adapter_card
 from peftcli.atomic import new_directory
+from peftcli.deliverables.leaving_model import LeavingModel
+from peftcli.deliverables.write_beside import write_beside_adapter
 from peftcli.recipe.method_params import MethodParams
 
 
@@ -25,8 +27,9 @@ def save_adapter(
     params: MethodParams,
     meta: AdapterMeta,
     metrics: Mapping[str, float] | None = None,
+    leaving: LeavingModel | None = None,
 ) -> None:
-    """Write adapter_config.json, adapter_model.safetensors, peftcli.json and the model card.
+    """Write adapter_config.json, adapter_model.safetensors, peftcli.json, the model card, and what the base lacks.
 
     Uses the layout of the first library with a `run_layout` that can hold this adapter (HF peft), else our own.
 
@@ -36,6 +39,7 @@ def save_adapter(
         params: the method's hyper-parameters.
         meta: `format.describe(...)`.
         metrics: final evaluation numbers for the model card.
+        leaving: says which tokenizer and chat template belong beside the adapter; None where they are not known.
     """
     layout, files = _library_files(params, meta, attachment_state)
     sidecar = {
@@ -51,6 +55,8 @@ def save_adapter(
         write_json(partial / SIDECAR, sidecar)
         card = adapter_card(params, meta, use=files.use if files else None, metrics=metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
+        if leaving is not None:
+            write_beside_adapter(partial, leaving)
 
 
 def _library_files(params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[str, RunFiles | None]:

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peftcli.atomic import new_directory
+from peftcli.deliverables.config_file import CONFIG, make_readable
+from peftcli.deliverables.leaving_model import leaving_model
+from peftcli.deliverables.write_beside import write_beside_weights, write_config
 from peftcli.errors import UserError
-from peftcli.merging.files_beside_weights import merged_config, write_config, write_files_beside
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.merged_card import merged_card
+from peftcli.merging.merged_config import merged_config
 from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
 from peftcli.merging.sum_adapters import sum_adapters
 from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
@@ -99,7 +102,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     output = options.output
     for text in run.notes:
         note(text)
-    files, tensors = base_tensors(run, note)
+    tensors = base_tensors(run, note)
     plan = plan_merge(run.model, tensors, run.rules(), options.dtype)
     refuse_small_disk(output, plan.size)
     report = MergeReport(
@@ -111,17 +114,20 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
         size=plan.size,
         notes=[*run.notes, *_plan_notes(plan)],
     )
-    config = merged_config(run, plan)
+    leaving = leaving_model(run.spec, run.recipe.task, run.tokenizer, run.texts)
+    config = merged_config(run, plan, leaving)
     with writing(output) as partial:
         write_weights(partial, plan.outputs, options.limit)
-        write_files_beside(partial, run, files)
+        report.notes += write_beside_weights(partial, leaving, run.model)
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
             verify_merge(partial, run, config, plan.dtype, report, size)
         card = merged_card(run.recipe.model.name_or_path, run.recipe.task, report)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        if not options.requantize:  # it has written the quantised model's own config
-            write_config(partial, config)
+        if options.requantize:  # it has written the quantised model's own config
+            make_readable(partial / CONFIG, config, leaving)
+        else:
+            write_config(partial, config, leaving)
     return report
 
 
@@ -149,14 +155,13 @@ def write_weights(directory: Path, outputs: list[MergedTensor], limit: int) -> N
         write_index(directory, names, sum(output.planned.nbytes for output in outputs))
 
 
-def base_tensors(run: RunToMerge, note: Note) -> tuple[Path | None, dict[str, Source]]:
-    """Return the directory of the base's files (None for a GGUF file) and its tensors."""
+def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:
+    """Return the base's tensors by their names in its files."""
     if run.source.kind != "gguf":
-        files = base_directory(run.source, run.spec.revision)
-        return files, stored_tensors(files)
+        return stored_tensors(base_directory(run.source, run.spec.revision))
     note("a GGUF base is dequantised in memory, and becomes float32 safetensors unless --dtype says otherwise")
     loaded = load_model(run.spec, run.recipe.task, labels=run.labels, seed=run.recipe.seed)
-    return None, held_tensors(loaded.model.state_dict())
+    return held_tensors(loaded.model.state_dict())
 
 
 def _plan_notes(plan: MergePlan) -> list[str]:

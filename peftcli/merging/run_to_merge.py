@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from peftcli.adapters.format import SavedAdapter, check_base
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.data.store.labels import LabelSpec
+from peftcli.deliverables.learnt_texts import LearntTexts, learnt_texts_of_recipe
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
@@ -45,6 +46,7 @@ class RunToMerge:
         model: the task model on the meta device, fitted to the tokenizer, without parts.
         anatomy: its roles.
         tokenizer: the run's.
+        texts: what it learnt of texts.
         notes: what the user should know.
     """
 
@@ -57,6 +59,7 @@ class RunToMerge:
     model: PreTrainedModel
     anatomy: Anatomy
     tokenizer: Any
+    texts: LearntTexts = field(default_factory=LearntTexts)
     notes: list[str] = field(default_factory=list)
 
     def rules(self) -> dict[str, MergeRule]:
@@ -161,7 +164,19 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     )
     fit_to_tokenizer(model, tokenizer)
     anatomy = read_anatomy(model, recipe.model.anatomy)
-    return RunToMerge(directory, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, notes)
+    texts, unknown = _texts(recipe, adapter, tokenizer)
+    return RunToMerge(
+        directory, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, texts, [*notes, *unknown]
+    )
+
+
+def _texts(recipe: Recipe, adapter: SavedAdapter | None, tokenizer: Any) -> tuple[LearntTexts, list[str]]:
+    """Return what the run learnt of texts, and notes; a complete model's own files hold it."""
+    if adapter is None:
+        return LearntTexts(), []
+    if adapter.meta.texts is not None:
+        return LearntTexts.from_dict(adapter.meta.texts), []
+    return learnt_texts_of_recipe(recipe, tokenizer)
 
 
 def _compare_base(adapter: SavedAdapter, identity: BaseIdentity, directory: Path) -> list[str]:

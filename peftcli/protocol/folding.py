@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
 from peftcli.protocol.method import MergeRule
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ def _on_rows(change: Change, role: LinearRole | None, transposed: bool) -> Chang
             changed = change(rows)
             return changed.T if transposed else changed
         features = rows.T  # (in, out): slices are of the last axis
-        own = change(role.slice.take(features).T.contiguous())
+        # a copy, even where the slice is whole rows and so contiguous already: the change may work in place
+        own = change(role.slice.take(features).T.clone(memory_format=torch.contiguous_format))
         role.slice.part(features).copy_(role.slice.split(own.T, role.slice.size))
         return weight
 

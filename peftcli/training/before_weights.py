@@ -14,6 +14,9 @@ from peftcli.assembly.recipe_task import make_task
 from peftcli.data.overlap import overlap_notes
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet
+from peftcli.deliverables.generation_file import generation_notes
+from peftcli.deliverables.learnt_texts import learnt_texts
+from peftcli.deliverables.leaving_model import LeavingModel, leaving_model
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import metric_problems, wanted_metrics
@@ -33,6 +36,7 @@ class BeforeWeights:
     Args:
         validation: the sets that hold rows.
         metrics: those to compute on them.
+        leaving: the description of the model that the run will leave.
     """
 
     known: Outline
@@ -41,6 +45,7 @@ class BeforeWeights:
     validation: dict[str, RowSet]
     task: Task
     metrics: list[str]
+    leaving: LeavingModel
 
 
 def prepare_once(loaded: LoadedRecipe) -> None:
@@ -68,9 +73,10 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter) -> Be
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
     compiling = [NOTE] if recipe.training.torch_compile else []
     shared = overlap_notes(data, recipe.data) if recipe.data is not None else []
-    for note in [*known.notes, *compiling, *data.report.notes, *shared]:
+    leaving = leaving_model(known.spec, recipe.task, known.tokenizer, learnt_texts(recipe, data, known.tokenizer))
+    for note in [*known.notes, *generation_notes(leaving), *compiling, *data.report.notes, *shared]:
         reporter.note(note)
-    return BeforeWeights(known, data, plan, validation, task, metrics)
+    return BeforeWeights(known, data, plan, validation, task, metrics, leaving)
 
 
 def _check_with_data(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory
+from peftcli.deliverables.config_file import CONFIG, make_readable, restore_padding
+from peftcli.deliverables.generation_file import make_savable
+from peftcli.deliverables.write_beside import write_beside_weights
 from peftcli.process_state import quiet_transformers
 from peftcli.record.run_summary import Summary
 from peftcli.training.hub_upload import push
@@ -42,11 +47,10 @@ def finish(session: Session, milestones: Milestones) -> Summary:
 
 def save_artifact(session: Session, summary: Summary) -> None:
     """Write adapter/, or model/ for methods whose artifact is a complete model."""
-    path = session.directory.path
+    path, leaving = session.directory.path, session.leaving
     if session.info.artifact == "model":
-        with new_directory(path / "model") as partial, quiet_transformers():
-            session.model.save_pretrained(partial)  # type: ignore[operator]  # every task model has it
-            session.tokenizer.save_pretrained(partial)
+        with new_directory(path / "model") as partial:
+            _write_model(partial, session)
         return
     labels = session.data.labels
     meta = describe(
@@ -56,6 +60,7 @@ def save_artifact(session: Session, summary: Summary) -> None:
         base=session.base.identity,
         labels=labels.as_dict() if labels is not None else None,
         versions=summary.versions,
+        texts=leaving.texts.as_dict(),
     )
     numbers = {key: value for key, value in (summary.eval or {}).items() if isinstance(value, float)}
     save_adapter(
@@ -64,4 +69,16 @@ def save_artifact(session: Session, summary: Summary) -> None:
         params=session.recipe.method,
         meta=meta,
         metrics=numbers,
+        leaving=leaving,
     )
+
+
+def _write_model(directory: Path, session: Session) -> None:
+    """Write a complete model: transformers writes the weights, the rest is as for a merged model."""
+    model, leaving = session.base.model, session.leaving
+    make_savable(model)
+    restore_padding(model.config, leaving)
+    with quiet_transformers():
+        model.save_pretrained(directory)
+    write_beside_weights(directory, leaving, model)
+    make_readable(directory / CONFIG, model.config, leaving)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from peftcli.assembly.precision import Precision
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet
+from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.distributed.processes import World
 from peftcli.inference.evaluator import Evaluation, Evaluator
 from peftcli.models.anatomy import Anatomy
@@ -46,6 +47,7 @@ class Session:
         batches: makes the micro-batches of each step.
         computing: makes the context of a training forward pass.
         compute_weights: the frozen matrices in the dtype of training, if they have another one.
+        leaving: the description of the model that the run will leave.
         learning_rate: the peak rate; `rate_factor` is its share at the step with a given index, counted from 0.
         state: counts, best evaluation, and what was decided for the whole run.
         trackers: of the recipe; none beside the main process.
@@ -68,6 +70,7 @@ class Session:
     computing: Computing
     compute_weights: ComputeWeights
     plan: StepPlan
+    leaving: LeavingModel
     learning_rate: float
     rate_factor: Callable[[int], float]
     optimizer: Optimizer

@@ -99,6 +99,7 @@ def build_session(
         computing=computing,
         compute_weights=_compute_weights(recipe, base.model, precision, state),
         plan=ready.plan,
+        leaving=ready.leaving,
         learning_rate=rate,
         rate_factor=learning_rate_factor(spec, ready.plan.total_steps, rate),
         optimizer=_optimizer(recipe, attachment, rate, world.device),

@@ -53,6 +53,28 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 def load_tokenizer_with_notes(spec: ModelSpec) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """Return the tokenizer as `load_tokenizer` does, and notes on what was decided."""
+    tokenizer = _from_files(spec)
+    notes = []
+    if spec.new_special_tokens:
+        added = _add_tokens(tokenizer, spec)
+        notes.append(f"{added} special tokens added to the vocabulary, which now has {len(tokenizer)}")
+    note = choose_padding(tokenizer)
+    tokenizer.padding_side = "right"
+    return tokenizer, [*notes, note] if note else notes
+
+
+def plain_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Return the base's tokenizer with `spec.new_special_tokens`, its padding as the base has it.
+
+    Raises:
+        UserError: there is none, or its files cannot be read.
+    """
+    tokenizer = _from_files(spec)
+    _add_tokens(tokenizer, spec)
+    return tokenizer
+
+
+def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     source = find_source(spec.name_or_path)
@@ -64,15 +86,17 @@ def load_tokenizer_with_notes(spec: ModelSpec) -> tuple[PreTrainedTokenizerBase,
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:
         raise UserError(_no_tokenizer(spec))
-    notes = []
-    if spec.new_special_tokens:
-        added = tokenizer.add_special_tokens(
-            {"additional_special_tokens": spec.new_special_tokens}, replace_extra_special_tokens=False
-        )
-        notes.append(f"{added} special tokens added to the vocabulary, which now has {len(tokenizer)}")
-    note = choose_padding(tokenizer)
-    tokenizer.padding_side = "right"
-    return tokenizer, [*notes, note] if note else notes
+    return tokenizer
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> int:
+    """Add the recipe's new tokens; return how many the vocabulary did not have."""
+    if not spec.new_special_tokens:
+        return 0
+    added: int = tokenizer.add_special_tokens(
+        {"additional_special_tokens": spec.new_special_tokens}, replace_extra_special_tokens=False
+    )
+    return added
 
 
 def _has_tokenizer_files(directory: Path) -> bool:

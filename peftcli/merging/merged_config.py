@@ -1,0 +1,25 @@
+"""The config of a merged model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from peftcli.deliverables.config_file import restore_padding
+from peftcli.deliverables.leaving_model import LeavingModel
+from peftcli.merging.merge_plan import MergePlan
+from peftcli.merging.run_to_merge import RunToMerge
+
+
+def merged_config(run: RunToMerge, plan: MergePlan, leaving: LeavingModel) -> Any:
+    """Return the config of the merged model: the task's class and labels, its dtype, its ties, no quantisation."""
+    config: Any = deepcopy(run.model.config)
+    config.architectures = [type(run.model).__name__]
+    config.dtype = plan.dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    restore_padding(config, leaving)
+    if plan.untied:
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            part.tie_word_embeddings = False
+    return config
