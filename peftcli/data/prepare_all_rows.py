@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from peftcli.data.chat.renderer import ChatRenderer
 from peftcli.data.chat.stop_tokens import stop_tokens
 from peftcli.data.encode.recipe_settings import check_data_block, recipe_settings
 from peftcli.data.prepared_data import PreparedData
@@ -18,7 +20,7 @@ from peftcli.data.rows.packing import PackedRows
 from peftcli.data.rows.row_selection import Index, limited, split_off, weighted, with_known_labels
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.store.build_store import Progress
-from peftcli.data.store.data_report import Counts, DataReport
+from peftcli.data.store.data_report import Counts, DataReport, unused_note
 from peftcli.data.store.label_form import LabelForm, alike
 from peftcli.data.store.labels import Kind, LabelSpec, check_names
 from peftcli.data.store.open_store import open_store
@@ -63,11 +65,17 @@ class RowPreparer:
         self._labels, self._progress, self._purpose = labels, progress, purpose
         self._skipped: list[dict[str, Any]] = []
         self._hits: list[bool] = []
+        self._unused: Counter[str] = Counter()
         length = spec.max_length
         if longest is not None and longest < length:
             self.notes.append(f"max_length {length} is cut to the model's {longest} positions")
             length = longest
         settings = recipe_settings(spec, task, tokenizer, length)
+        if settings.template and (text := ChatRenderer(tokenizer, settings.template, "all").text_after_answers):
+            self.notes.append(
+                f"the chat template ends an answer with {text!r}, which is no token of the tokenizer: generation writes"
+                " it out before it stops; add it with model.new_special_tokens, or set another data.chat_template"
+            )
         self.settings = replace(settings, kind=labels.problem if labels else kind)
 
     def run(self) -> PreparedData:
@@ -137,6 +145,9 @@ class RowPreparer:
         self._hits.append(hit)
         self.notes += store.meta["notes"]
         self._skipped += store.meta["skipped"]
+        self._unused.update(store.meta["unused"])
+        if store.meta["statistics"].get("calls_as_text"):
+            self.notes.append("the chat template shows no tool calls: they are written into the text as lines of JSON")
         checked, merged = (store.meta["statistics"].get(f"prefixes_{name}", 0) for name in ("checked", "disagreed"))
         if merged and self.settings.template is None:
             self.notes.append(
@@ -178,7 +189,7 @@ class RowPreparer:
             cache="hit" if all(self._hits) else "miss",
             cache_directory=str(pool.directory),
             skipped=self._skipped,
-            notes=self.notes,
+            notes=[*self.notes, *unused_note(self._unused)],
             train_rows=len(train),
             validation_rows={name: len(rows) for name, rows in validation.items()},
             tokens=int(lengths.sum()),
@@ -186,6 +197,7 @@ class RowPreparer:
             longest=int(lengths.max()) if len(lengths) else 0,
             packed_rows=packed_rows,
             checks=pool.meta["statistics"],
+            unused=dict(self._unused),
         )
 
 

@@ -64,7 +64,7 @@ class DataSource(Block):
     config: str | None = None
     """Configuration of a hub data set."""
     split: str | None = None
-    """Split of a hub data set or of a saved one."""
+    """Split of a data set: on the hub, or by the names of files, folders or lists of a JSON object; null chooses."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """How often rows are used: 0.5 uses half of them, 2 uses each twice. For a stream, how often it is drawn from."""
     format: FormatName | None = None
@@ -83,11 +83,11 @@ class DataSpec(Block):
     config: str | None = None
     """Configuration of a hub data set."""
     split: str | None = None
-    """Split of a hub data set or of a saved one."""
+    """Split of a data set: on the hub, or by the names of files, folders or lists of a JSON object; null chooses."""
     format: FormatName = "auto"
     """Format of the rows; auto infers it from the columns and prints how."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column names in the file, by the name that the format gives the column: {text: content, label: stars}."""
+    """Column names in the file, or dotted paths into columns, by the name that the format gives the column."""
     template: str | None = None
     """Text built from columns, such as 'Q: {question} A:', used as the prompt, or as the whole text."""
     val_set_size: Annotated[float, Field(ge=0.0)] = 0.1
@@ -108,6 +108,8 @@ class DataSpec(Block):
     """The tokens that are trained on: the assistant's turns or the completion, only the last turn, or all."""
     chat_template: str | None = None
     """Chat template: the name of a known one, a Jinja file, or none for plain text; null takes the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments that the chat template reads, such as {enable_thinking: false}; they become the template's defaults."""
     max_fully_masked: Fraction = 0.1
     """Stop if a larger share of the rows has no token to train on."""
     on_error: Literal["fail", "skip"] = "fail"

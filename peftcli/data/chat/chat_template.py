@@ -62,9 +62,20 @@ class FilledTemplate:
                 add_generation_prompt=generate,
                 **self._tokens,
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = " ".join(message["role"] for message in messages)
-            raise RowError(
-                f"the chat template refuses roles {roles}: {error}", "roles as the template wants them"
-            ) from error
+        # what a template can do wrong besides: divide by zero, count too far, call itself, read what is not there
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            roles = [str(message["role"]) for message in messages]
+            name = self._template.name
+            whose = "the tokenizer's chat template" if name == "tokenizer" else f"the chat template {name}"
+            message = f"{whose} refuses roles {' '.join(roles)}: {str(error) or type(error).__name__}"
+            raise RowError(message, _remedy(roles)) from error
         return str(texts[0]), [tuple(pair) for pair in indices[0]] if tags else []
+
+
+def _remedy(roles: Sequence[str]) -> str:
+    if "system" in roles:
+        return (
+            "roles as the template wants them: move the system text into the first user message, or set "
+            "data.chat_template: gemma, which does so"
+        )
+    return "roles as the template wants them; data.chat_template names another template"

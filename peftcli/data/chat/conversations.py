@@ -7,25 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftcli.data.chat.loss_flags import FLAGS, loss_flag
+from peftcli.data.chat.turn_roles import CALL, calls_in, role_of
+from peftcli.data.read.nested_values import structure
 from peftcli.data.read.records import Record, RowError
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-_KEPT = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
-_FLAGS = ("train", "weight")
 
 ALPACA_HEAD = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -41,16 +26,18 @@ class Conversation:
     """Messages in the form of transformers' chat templates.
 
     Args:
-        messages: each with role and content, and whatever else templates read.
+        messages: each with role and content, and whatever else its row holds, since templates may read it.
         trained: for each message whether its row says to train on it (None: the recipe decides).
         tools: JSON schemas of the tools, or None.
         plain: (prompt, completion) without a chat template, for formats that have a usual plain form.
+        unused: what of the row is not in the messages, for the report.
     """
 
     messages: tuple[dict[str, Any], ...]
     trained: tuple[bool | None, ...]
     tools: list[Any] | None = None
     plain: tuple[str, str | None] | None = None
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def single(cls, prompt: str, completion: str | None, plain: tuple[str, str | None] | None = None) -> Conversation:
@@ -61,34 +48,50 @@ class Conversation:
         return cls(tuple(turns), (None,) * len(turns), None, plain or (prompt, completion))
 
     @classmethod
-    def alpaca(cls, instruction: str, more: str, output: str | None, system: str = "") -> Conversation:
-        """Return an instruction with its optional input; plain, in the wording of Stanford Alpaca (2023)."""
-        if more.strip():
-            asked = f"{instruction}\n\n{more}"
-            head, body = ALPACA_HEAD_INPUT, f"### Instruction:\n{instruction}\n\n### Input:\n{more}"
-        else:
-            asked, head, body = instruction, ALPACA_HEAD, f"### Instruction:\n{instruction}"
-        plain = f"{system or head}\n\n{body}\n\n### Response:\n"
-        made = cls.single(asked, output, (plain, output))
-        if not system:
-            return made
-        first = {"role": "system", "content": system}
-        return cls((first, *made.messages), (None, *made.trained), None, made.plain)
+    def alpaca(
+        cls, instruction: str, more: str, output: str | None, system: str = "", history: Sequence[tuple[str, str]] = ()
+    ) -> Conversation:
+        """Return an instruction with its optional input; plain, in the wording of Stanford Alpaca (2023).
+
+        Args:
+            history: earlier rounds, (instruction, answer) each; in plain text they are context and are not learnt.
+        """
+        head, body = (ALPACA_HEAD_INPUT if more.strip() else ALPACA_HEAD), _asked(instruction, more)
+        rounds = "".join(f"### Instruction:\n{asked}\n\n### Response:\n{answer}\n\n" for asked, answer in history)
+        plain = f"{system or head}\n\n{rounds}{body}\n\n### Response:\n"
+        made = cls.single(f"{instruction}\n\n{more}" if more.strip() else instruction, output, (plain, output))
+        before: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        for asked, answer in history:
+            before += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return cls((*before, *made.messages), (*(None for _ in before), *made.trained), None, made.plain)
+
+
+def _asked(instruction: str, more: str) -> str:
+    asked = f"### Instruction:\n{instruction}"
+    return f"{asked}\n\n### Input:\n{more}" if more.strip() else asked
 
 
 def from_messages(
-    turns: Any, tools: Any, expected: str, *, completion: Any = None, predicting: bool = False
+    turns: Any,
+    tools: Any,
+    expected: str,
+    *,
+    system: Any = None,
+    completion: Any = None,
+    predicting: bool = False,
 ) -> Conversation:
     """Return a conversation from OpenAI's form.
 
     Args:
-        turns: list of messages.
+        turns: list of messages, or the JSON text of one.
+        system: text of a system turn in a column of its own; it is not used where the messages begin with one.
         completion: more messages, the only ones learnt (the conversational prompt/completion form).
         predicting: leave out a last answer, which is what would be predicted.
 
     Raises:
         RowError: a message is not as it should be.
     """
+    turns = structure(turns)
     if not isinstance(turns, list) or not turns:
         raise RowError("there are no messages", expected)
     messages, trained = [], []
@@ -96,19 +99,27 @@ def from_messages(
         message, flag = _message(turn, number, expected)
         messages.append(message)
         trained.append(flag)
+    unused = ["messages that a loss flag masks"] if False in trained else []
+    if isinstance(system, str) and system.strip():
+        if messages[0]["role"] != "system":
+            messages, trained = [{"role": "system", "content": system}, *messages], [None, *trained]
+        elif messages[0]["content"] != system:
+            unused.append("system (the messages begin with a system turn of their own)")
     if completion is not None:
+        completion = structure(completion)
         if isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
         answer = from_messages(completion, None, expected)
         trained = [False if message["role"] == "assistant" else None for message in messages]
         messages += answer.messages
         trained += answer.trained
+        unused += answer.unused
     if predicting and messages[-1]["role"] == "assistant":
         messages.pop()
         trained.pop()
         if not messages:
             raise RowError("there is no message before the answer", expected)
-    return Conversation(tuple(messages), tuple(trained), _tools(tools, expected))
+    return Conversation(tuple(messages), tuple(trained), _tools(tools, expected), None, tuple(unused))
 
 
 def from_sharegpt(turns: Any, system: Any, tools: Any, expected: str, *, predicting: bool = False) -> Conversation:
@@ -117,27 +128,41 @@ def from_sharegpt(turns: Any, system: Any, tools: Any, expected: str, *, predict
     Raises:
         RowError: a turn is not as it should be.
     """
+    turns = structure(turns)
     if not isinstance(turns, list) or not turns:
         raise RowError("there are no turns", expected)
     messages: list[dict[str, Any]] = []
-    if isinstance(system, str) and system.strip():
-        messages.append({"role": "system", "content": system})
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
             raise RowError(f"turn {number} has no from and value", expected)
-        speaker = turn["from"]
-        role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
-        if role is None:
-            raise RowError(f"turn {number} is from {speaker!r}", f"one of {', '.join(SHAREGPT_ROLES)}")
-        flags = {key: turn[key] for key in _FLAGS if key in turn}
-        messages.append({"role": role, "content": turn["value"], **flags})
-    return from_messages(messages, tools, expected, predicting=predicting)
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        messages.append({**rest, "role": turn["from"], "content": turn["value"]})
+    return from_messages(messages, tools, expected, system=system, predicting=predicting)
+
+
+def rounds_of(history: Any, expected: str) -> list[tuple[str, str]]:
+    """Return the earlier rounds of an instruction record: pairs of a question and its answer.
+
+    Raises:
+        RowError: it is something else.
+    """
+    found = structure(history)
+    if found is None or found == "":
+        return []
+    if not isinstance(found, list):
+        raise RowError("history is not a list of [question, answer]", expected)
+    out = []
+    for pair in found:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError("history is not a list of [question, answer]", expected)
+        out.append((pair[0], pair[1]))
+    return out
 
 
 def first_turn(records: Sequence[Record], column: str) -> Mapping[str, Any]:
     """Return the first turn of the first row with a list of objects in a column; empty without one."""
     for record in records:
-        turns = record.values.get(column)
+        turns = structure(record.values.get(column))
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):
             first: dict[str, Any] = turns[0]
             return first
@@ -145,20 +170,26 @@ def first_turn(records: Sequence[Record], column: str) -> Mapping[str, Any]:
 
 
 def _message(turn: Any, number: int, expected: str) -> tuple[dict[str, Any], bool | None]:
-    """Return a message with the keys that templates read, and its own training flag."""
+    """Return a message with every key of its row that has a value, loss flags aside, and its own training flag."""
     if not isinstance(turn, dict):
         raise RowError(f"message {number} is not an object", expected)
-    role = turn.get("role")
-    if role not in ROLES:
-        raise RowError(f"message {number} has the role {role!r}", f"one of {', '.join(ROLES)}")
-    message = {key: turn[key] for key in _KEPT if turn.get(key) is not None}
-    message["content"] = _content(turn.get("content"), number, "tool_calls" in message, expected)
+    role = role_of(turn.get("role"), number)
+    message = {key: value for key, value in turn.items() if value is not None and key not in FLAGS}
+    if role == CALL:
+        message["role"] = role = "assistant"
+        calls = calls_in(turn.get("content"))
+        if calls is not None:
+            message["content"], message["tool_calls"] = "", calls
+    message["role"] = role
+    if message.get("tool_calls") in (None, []):
+        message.pop("tool_calls", None)
+    message["content"] = _content(message.get("content"), number, "tool_calls" in message, expected)
     if "tool_calls" in message:
-        message["tool_calls"] = _calls(message["tool_calls"], number, expected)
-    flag = _flag(turn, number)
+        message["tool_calls"] = _calls(structure(message["tool_calls"]), number, expected)
+    flag = loss_flag(turn, number)
     if flag and role != "assistant":
         raise RowError(f"message {number} has train set, but its role is {role}", "train on assistant messages only")
-    return message, flag
+    return message, flag if role == "assistant" else None
 
 
 def _content(content: Any, number: int, has_calls: bool, expected: str) -> str:
@@ -194,31 +225,14 @@ def _calls(calls: Any, number: int, expected: str) -> list[Any]:
     return out
 
 
-def _flag(turn: dict[str, Any], number: int) -> bool | None:
-    """Return whether a message itself says to train on it or not: `train: false`, or OpenAI's `weight: 0`."""
-    flags = []
-    if turn.get("train") is not None:
-        if not isinstance(turn["train"], bool):
-            raise RowError(f"train of message {number} is {turn['train']!r}", "true or false")
-        flags.append(turn["train"])
-    if turn.get("weight") is not None:
-        if isinstance(turn["weight"], bool) or turn["weight"] not in (0, 1):
-            raise RowError(f"weight of message {number} is {turn['weight']!r}", "0 or 1")
-        flags.append(bool(turn["weight"]))
-    if len(set(flags)) > 1:
-        raise RowError(f"train and weight of message {number} disagree", "one of the two")
-    return flags[0] if flags else None
-
-
 def _tools(tools: Any, expected: str) -> list[Any] | None:
-    """Return tool schemas; a JSON text of them is read, since tables hold no nested values."""
+    """Return tool schemas; a JSON text of them, or of each, is read, since tables hold no nested values."""
     if tools is None or tools == "" or tools == []:
         return None
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RowError("tools is text that is not JSON", expected) from error
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    found = structure(tools)
+    if isinstance(found, str):
+        raise RowError("tools is text that is not JSON", expected)
+    found = [structure(tool) for tool in found] if isinstance(found, list) else found
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise RowError("tools is not a list of JSON schemas", expected)
-    return tools
+    return found or None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peftcli.data.chat.chat_template import ChatTemplate
+from peftcli.data.chat.template_arguments import with_arguments
 from peftcli.errors import Problem, UserError
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -19,15 +21,23 @@ def template_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.jinja"))
 
 
-def choose_template(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
+def choose_template(
+    wanted: str | None, tokenizer: Any, arguments: Mapping[str, Any] | None = None
+) -> ChatTemplate | None:
     """Return the chat template of a recipe, None for plain text.
 
     Args:
         wanted: None for the tokenizer's own (if it has one), `none`, a known name, or a Jinja file.
+        arguments: `data.chat_template_kwargs`.
 
     Raises:
-        UserError: a name that is neither known nor a file.
+        UserError: a name that is neither known nor a file, or an argument that the template does not read.
     """
+    found = _chosen(wanted, tokenizer)
+    return with_arguments(found, arguments) if arguments else found
+
+
+def _chosen(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
     if wanted == PLAIN:
         return None
     if wanted is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peftcli.data.chat.conversations import Conversation
+from peftcli.data.chat.left_out import parts_left_out, with_calls_as_text
 from peftcli.data.chat.rendered_text import Rendered, TrainOn
 from peftcli.data.read.records import RowError
 
@@ -28,6 +29,7 @@ def plain_text(conversation: Conversation, train_on: TrainOn, eos: str, *, predi
 
 
 def _spoken(conversation: Conversation, train_on: TrainOn, eos: str, predicting: bool) -> Rendered:
+    conversation = with_calls_as_text(conversation)
     text, spans, close = "", [], False
     last = max((i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"), default=-1)
     for number, message in enumerate(conversation.messages):
@@ -47,4 +49,4 @@ def _spoken(conversation: Conversation, train_on: TrainOn, eos: str, predicting:
         return Rendered(text + "Assistant:")
     if train_on == "all":
         spans = [(0, len(text))]
-    return Rendered(text, spans, close=close)
+    return Rendered(text, spans, close=close, unused=(*conversation.unused, *parts_left_out(conversation, text, None)))

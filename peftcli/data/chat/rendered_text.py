@@ -21,9 +21,11 @@ class Rendered:
         spans: characters to learn, in order.
         whole: whether the tokenizer's own first tokens and EOS belong around it (plain text, not a template's).
         close: append EOS, learnt, since nothing in the text ends the last answer.
+        unused: what of the row is not in the text, or not learnt although it could be.
     """
 
     text: str
     spans: list[Span] = field(default_factory=list)
     whole: bool = True
     close: bool = False
+    unused: tuple[str, ...] = ()

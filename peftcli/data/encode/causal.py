@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ class CausalEncoder:
                 out.append(item)
             elif isinstance(item, Rendered):
                 ids, spans = next(tokenised)
-                out.append(self._finish(*self._around(ids, spans, item), item))
+                made = self._finish(*self._around(ids, spans, item), item)
+                made.unused = item.unused
+                out.append(made)
             else:
                 assert isinstance(example, Tokens)  # _try_render makes a text of every other example
                 out.append(self._finish(*_given(example), None))
@@ -62,12 +65,18 @@ class CausalEncoder:
         if self._settings.overflow != "truncate" or self._settings.predicting or item.spans != [(0, len(item.text))]:
             return item
         text = beginning(item.text, self._settings.max_length)
-        return item if len(text) == len(item.text) else Rendered(text, [(0, len(text))], item.whole, item.close)
+        return item if len(text) == len(item.text) else replace(item, text=text, spans=[(0, len(text))])
 
     def statistics(self) -> dict[str, int]:
         """Return how the learnt tokens were found and checked."""
         found = {"prefixes_checked": self._tokens.checked, "prefixes_disagreed": self._tokens.disagreed}
-        return {**found, "prefix_rendered": self._chat.prefix_rendered} if self._chat else found
+        if self._chat is None:
+            return found
+        return {
+            **found,
+            "prefix_rendered": self._chat.prefix_rendered,
+            "calls_as_text": self._chat.calls_as_text,
+        }
 
     def _try_render(self, example: Example) -> Rendered | RowError | None:
         try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from peftcli.data.encode.causal import CausalEncoder
@@ -15,6 +15,7 @@ from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
 from peftcli.data.encode.pairs import PairEncoder
 from peftcli.data.encode.tags import TagEncoder
+from peftcli.data.read.nested_values import MISSING, value_at
 from peftcli.data.read.records import BadRow, Record, RowError
 from peftcli.data.recognition.examples import Example, Tokens
 from peftcli.data.recognition.row_format import RecognisedFormat
@@ -43,7 +44,7 @@ ENCODERS: dict[RowKind, Callable[[Any, EncodeSettings, Names], Encoder]] = {
 
 @dataclass(slots=True)
 class ChunkResult:
-    """What became of a chunk of rows."""
+    """What became of a chunk of rows; `unused` counts the rows by what of them is not used."""
 
     raw: RawRows
     rows: list[Encoded]
@@ -52,6 +53,7 @@ class ChunkResult:
     too_long: list[BadRow]
     reasons: Counter[str]
     names: list[str]
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 class Worker:
@@ -99,7 +101,12 @@ class Worker:
                 broken.setdefault(owner, outcome.at(kept[owner]))
             else:
                 outcomes[owner].append(outcome)
-        return self._collect(kept, groups, outcomes, broken, bad)
+        result = self._collect(kept, groups, outcomes, broken, bad)
+        if not self._settings.predicting:
+            for number, record in enumerate(kept):
+                columns = [] if number in broken else found.unused_columns(record)
+                result.unused.update(f"column {name}" for name in columns if name != self._group_by)
+        return result
 
     def _check_vocabulary(self, made: Sequence[Example]) -> None:
         """Raise a `RowError` for tokens that the tokenizer lacks; the embedding would fail on them much later."""
@@ -143,15 +150,18 @@ class Worker:
             classes.append(int(rows[0].value or 0) if single else -1)
             statuses.append(status)
             kept_groups.append(groups[owner])
+            if not self._settings.predicting:
+                result.unused.update({name for outcome in made for name in outcome.unused})
         result.raw = RawRows(sources, numbers, classes, kept_groups, statuses)
         return result
 
     def _group(self, record: Record) -> int:
         if self._group_by is None:
             return 0
-        if self._group_by not in record.values:
+        value = value_at(record.values, self._group_by)
+        if value is MISSING:
             raise RowError(f"no column {self._group_by!r} to group by", f"columns with {self._group_by!r}")
-        text = json.dumps(record.values[self._group_by], sort_keys=True, default=str)
+        text = json.dumps(value, sort_keys=True, default=str)
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -36,11 +36,16 @@ class Encoded:
 
 @dataclass(slots=True)
 class Outcome:
-    """What an encoder made of one example: rows, or the reason why there are none."""
+    """What an encoder made of one example: rows, or the reason why there are none.
+
+    Args:
+        unused: what of the example is not in the rows, or not learnt although it could be.
+    """
 
     rows: list[Encoded] = field(default_factory=list)
     status: int = KEPT
     reason: str = ""
+    unused: tuple[str, ...] = ()
 
 
 class Names:

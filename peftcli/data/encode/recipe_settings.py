@@ -34,7 +34,11 @@ def recipe_settings(
                 suggestion="choose a model with a tokenizer.json",
             )
         )
-    template = choose_template(spec.chat_template, tokenizer) if kind == "text" else None
+    if spec.chat_template_kwargs and kind != "text":
+        text = f"a chat template is for conversations of causal_lm, not {task}"
+        raise UserError(Problem(text, key="data.chat_template_kwargs", suggestion="leave it out"))
+    arguments = spec.chat_template_kwargs
+    template = choose_template(spec.chat_template, tokenizer, arguments) if kind == "text" else None
     adds = bool(template and template.name != "tokenizer" and added_in_front(tokenizer))
     return EncodeSettings(
         task, max_length, spec.overflow, spec.train_on, template=template, add_head=adds, predicting=predicting

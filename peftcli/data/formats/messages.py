@@ -13,7 +13,8 @@ from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFor
 
 def _conversation(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]:
     turns, tools = found.cell(values, "messages"), found.cell(values, "tools")
-    return [from_messages(turns, tools, found.format.expected, predicting=found.predicting)]
+    system = found.cell(values, "system")
+    return [from_messages(turns, tools, found.format.expected, system=system, predicting=found.predicting)]
 
 
 def _have_roles(columns: Mapping[str, str], records: Sequence[Record]) -> bool:
@@ -25,6 +26,7 @@ FORMAT = RowFormat(
     columns=(
         Column("messages", ("conversation", "conversations", "dialogue", "chat")),
         Column("tools", ("functions",), required=False),
+        Column("system", ("system_prompt",), required=False),
     ),
     expected='{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     makes={"text": _conversation},
@@ -39,6 +41,9 @@ FORMAT = RowFormat(
         },
     ),
     about="""\
-Roles: system, developer, user, assistant, tool. Only text. Training is on the assistant's messages; `"train": false` or
-`"weight": 0` on a message excludes it. `tools` holds JSON schemas, `tool_calls` the calls.""",
+Roles: system, developer, user, assistant, tool, and the names that other tools give them (human, gpt, model,
+observation, tool_response, ...). A turn of `function_call` or `tool_call` is a tool call of the assistant. Only text.
+Training is on the assistant's messages; `"train": false`, `"weight": 0`, `"loss": false` or `"mask": true` on a message
+excludes it. `tools` holds JSON schemas, `tool_calls` the calls; a template that shows no calls gets them as lines of
+JSON. `system` is the text of a system turn.""",
 )

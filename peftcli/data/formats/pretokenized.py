@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from peftcli.data.read.nested_values import structure
 from peftcli.data.read.records import RowError
 from peftcli.data.recognition.examples import Example, Tokens
 from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
@@ -41,7 +42,7 @@ def _tagged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]
 
 
 def _ids(found: RecognisedFormat, values: Mapping[str, Any]) -> list[int]:
-    ids = found.cell(values, "input_ids")
+    ids = structure(found.cell(values, "input_ids"))
     if not _is_ints(ids) or not ids:
         raise found.wrong("input_ids is not a list of token numbers")
     if min(ids) < 0:
@@ -57,7 +58,7 @@ def _label(found: RecognisedFormat, values: Mapping[str, Any]) -> Any:
 
 def _token_labels(found: RecognisedFormat, values: Mapping[str, Any], length: int | None) -> list[int]:
     """Return a list of labels; `length` is that of the row where each token has one."""
-    labels = _label(found, values)
+    labels = structure(_label(found, values))
     if not _is_ints(labels) or (length is not None and len(labels) != length):
         raise found.wrong("labels is not a list of numbers as long as input_ids")
     return list(labels)

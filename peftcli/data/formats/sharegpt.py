@@ -24,7 +24,7 @@ FORMAT = RowFormat(
     name="sharegpt",
     columns=(
         Column("conversations", ("conversation", "messages")),
-        Column("system", required=False),
+        Column("system", ("system_prompt",), required=False),
         Column("tools", required=False),
     ),
     expected='{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peftcli.data.read.nested_values import structure
 from peftcli.data.read.records import Record, RowError
 from peftcli.data.recognition.examples import Example, Tagged
 from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
 
 
 def _tagged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]:
-    words = found.cell(values, "tokens")
+    words = structure(found.cell(values, "tokens"))
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise found.wrong(f"{found.columns['tokens']!r} is not a list of words")
     if found.predicting:
         return [Tagged(words, None)]
-    tags = found.label(values, "tags")
+    tags = structure(found.label(values, "tags"))
     if not isinstance(tags, list) or len(tags) != len(words):
         count = len(tags) if isinstance(tags, list) else "no list of"
         raise RowError(f"{len(words)} tokens but {count} tags", "one tag for each token")
@@ -27,7 +28,7 @@ def _tagged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]
 
 
 def _has_lists(columns: Mapping[str, str], records: Sequence[Record]) -> bool:
-    return any(isinstance(record.values.get(columns["tokens"]), list) for record in records)
+    return any(isinstance(structure(record.values.get(columns["tokens"])), list) for record in records)
 
 
 FORMAT = RowFormat(

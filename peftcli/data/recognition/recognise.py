@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
+from peftcli.data.read.nested_values import structure, with_paths
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.format_table import BY_NAME, WITH_TEMPLATE, formats_for
 from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
@@ -12,6 +14,9 @@ from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TaskName
 from peftcli.suggestions import did_you_mean, nearest
 from peftcli.tasks.task_table import task_info
+
+_LOOKED_INTO = 20  # rows whose objects are looked into for a message
+_KEYS_SHOWN = 6  # keys of an object that a message names
 
 
 def recognise(
@@ -40,11 +45,15 @@ def recognise(
     Raises:
         UserError: no format fits, or the recipe's format or columns do not.
     """
-    present, columns = _columns_of(records), dict(columns or {})
+    columns = dict(columns or {})
     kind = task_info(task).rows
-    absent = _absent_targets(columns, present, formats_for(kind)) if predicting else frozenset()
-    _check_mapped({ours: theirs for ours, theirs in columns.items() if ours not in absent}, present, source)
     parsed = RowTemplate.parse(template) if template else None
+    paths = (*columns.values(), *(parsed.columns if parsed else ()))
+    records = [replace(record, values=dict(with_paths(record.values, paths))) for record in records]
+    present = _columns_of(records)
+    absent = _absent_targets(columns, present, formats_for(kind)) if predicting else frozenset()
+    mapped = {ours: theirs for ours, theirs in columns.items() if ours not in absent}
+    _check_mapped(mapped, present, source, _inside(records))
     if parsed:
         parsed.check(present, source)
     if wanted == "auto" and of_source is None and parsed and kind == "text":
@@ -55,7 +64,7 @@ def recognise(
             if chosen.has_columns and _fits(chosen, records, present, columns, parsed, predicting, absent):
                 break
         else:
-            raise _no_format(task, formats_for(kind), present, source)
+            raise _no_format(task, formats_for(kind), present, source, _inside(records))
     else:
         chosen = BY_NAME[of_source if wanted == "auto" and of_source else wanted]
     _check_serves(chosen, task, columns)
@@ -178,8 +187,14 @@ def _check_ours(columns: Mapping[str, str], task: TaskName, formats: Sequence[Ro
             )
 
 
-def _no_format(task: TaskName, formats: Sequence[RowFormat], present: Sequence[str], source: str) -> UserError:
+def _no_format(
+    task: TaskName, formats: Sequence[RowFormat], present: Sequence[str], source: str, inside: Sequence[str]
+) -> UserError:
     shapes = "\n    ".join(f"{known.name}: {known.expected}" for known in formats)
+    if separated := _other_separator(present):
+        shapes = f"{separated}\n    {shapes}"
+    if inside:
+        shapes = f"inside the columns are {', '.join(inside)}, which data.columns can name\n    {shapes}"
     return UserError(
         Problem(
             f"no format fits the columns {', '.join(present) or '(none)'}",
@@ -189,14 +204,35 @@ def _no_format(task: TaskName, formats: Sequence[RowFormat], present: Sequence[s
     )
 
 
-def _check_mapped(columns: Mapping[str, str], present: Sequence[str], source: str) -> None:
+def _other_separator(present: Sequence[str]) -> str:
+    """Return what to do about a header that was not parted, as office programs of many countries write it; or ''."""
+    if len(present) != 1 or not any(mark in present[0] for mark in ";\t|"):
+        return ""
+    return (
+        "the header looks separated by something else than a comma: write the file with commas as .csv, "
+        "or with tabs as .tsv"
+    )
+
+
+def _inside(records: Sequence[Record]) -> list[str]:
+    """Return some dotted paths into the columns of the first rows that hold objects."""
+    found: dict[str, None] = {}
+    for record in records[:_LOOKED_INTO]:
+        for column, value in record.values.items():
+            inner = structure(value)
+            if isinstance(inner, dict):
+                found.update(dict.fromkeys(f"{column}.{key}" for key in list(inner)[:_KEYS_SHOWN]))
+    return list(found)
+
+
+def _check_mapped(columns: Mapping[str, str], present: Sequence[str], source: str, inside: Sequence[str]) -> None:
     """Raise when the recipe names a column that the file does not have."""
     problems = [
         Problem(
             f"no column {theirs!r}; the columns are {', '.join(present) or '(none)'}",
             file=source or None,
             key=f"data.columns.{ours}",
-            suggestion=_question(theirs, present),
+            suggestion=_question(theirs, [*present, *inside]),
         )
         for ours, theirs in columns.items()
         if theirs not in present
@@ -210,8 +246,7 @@ def _missing_problem(known: RowFormat, missing: list[Column], present: list[str]
     near = _question(missing[0].name, present)
     joined = f"columns found: {', '.join(present) or '(none)'}"
     hint = f"data.columns: {{{missing[0].name}: <the file's column>}}"
-    if len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
-        hint = "the header looks separated by something else than a comma; write it as .csv or .tsv"
+    hint = _other_separator(present) or hint
     return Problem(
         f"format {known.name} needs the column{'s' if len(missing) > 1 else ''} {names}; {joined}",
         file=source or None,
@@ -229,7 +264,7 @@ def _evidence(
     """Return why the format was chosen, such as `conversations[].from/value -> sharegpt`."""
     parts = []
     for ours, theirs in mapping.items():
-        inside = next((record.values[theirs] for record in records if record.values.get(theirs)), None)
+        inside = structure(next((record.values[theirs] for record in records if record.values.get(theirs)), None))
         shown = theirs
         if isinstance(inside, list) and inside and isinstance(inside[0], dict):
             shown = f"{theirs}[].{'/'.join(str(key) for key in list(inside[0])[:3])}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftcli.data.read.nested_values import with_paths
 from peftcli.data.read.records import Record, RowError
 from peftcli.data.recognition.examples import Example
 from peftcli.data.recognition.row_template import RowTemplate
@@ -103,7 +104,20 @@ class RecognisedFormat:
         Raises:
             RowError: the row does not have the shape of the format.
         """
-        return self.format.makes[self.kind](self, record.values)
+        return self.format.makes[self.kind](self, with_paths(record.values, self.paths))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The columns, or dotted paths into them, from which examples are made."""
+        mapped = tuple(
+            column for ours, column in self.columns.items() if not self.template or ours != self.format.template_column
+        )
+        return (*mapped, *(self.template.columns if self.template else ()))
+
+    def unused_columns(self, record: Record) -> list[str]:
+        """Return the columns of a row that hold something and from which no example is made."""
+        used = {path if path in record.values else path.split(".")[0] for path in self.paths}
+        return [name for name, value in record.values.items() if name not in used and not _is_empty(value)]
 
     def wrong(self, message: str) -> RowError:
         """Return an error of a row that shows what the format expects."""
@@ -169,6 +183,10 @@ class RecognisedFormat:
 def cell(values: Mapping[str, Any], column: str | None) -> Any:
     """Return a value of a row, None when the column is absent."""
     return None if column is None else values.get(column)
+
+
+def _is_empty(value: Any) -> bool:
+    return _is_nothing(value) or (isinstance(value, str | list | dict) and not value)
 
 
 def _is_nothing(value: Any) -> bool:

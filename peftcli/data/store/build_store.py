@@ -16,10 +16,11 @@ from peftcli.data.encode.encode_parallel import encode_chunks
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encode_worker import ChunkResult
 from peftcli.data.encode.encoded import Names
+from peftcli.data.read.nested_values import MISSING, value_at
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.source_files import SourceFiles
-from peftcli.data.recognition.row_format import RecognisedFormat, cell
+from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.store.label_form import judge
 from peftcli.data.store.labels import Kind
 from peftcli.data.store.store_job import JUDGED, StoreJob
@@ -46,6 +47,7 @@ def build_store(
     counts: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
     statistics: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     names, settings, rows_read = Names(), job.settings, 0
     with StoreWriter(directory) as writer:
         for number, source in enumerate(job.sources):
@@ -67,6 +69,7 @@ def build_store(
                 writer.add(result.raw, result.rows, result.origins, number)
                 counts.update(result.raw.statuses)
                 reasons.update(result.reasons)
+                unused.update(result.unused)
                 rows_read += len(result.raw.rows)
                 if progress:
                     progress(rows_read)
@@ -81,6 +84,7 @@ def build_store(
                 "notes": notes,
                 "counts": {str(status): count for status, count in counts.items()},
                 "reasons": dict(reasons),
+                "unused": dict(unused),
                 "skipped": [bad.as_dict() for bad in errors.skipped],
                 "skipped_count": errors.count,
                 "statistics": dict(statistics),
@@ -115,8 +119,10 @@ def _with_kind(
         return replace(settings, kind="token")
     if settings.rows != "labelled" or settings.form is not None or settings.predicting:
         return settings
-    values = [cell(record.values, found.target_column) for record in islice(records, JUDGED)]
-    judged = judge([value for value in values if value not in (None, "")], settings.kind)
+    if found.target_column is None:
+        return settings
+    values = [value_at(record.values, found.target_column) for record in islice(records, JUDGED)]
+    judged = judge([value for value in values if value is not MISSING and value not in (None, "")], settings.kind)
     notes += judged.notes
     return replace(settings, kind=judged.kind, form=judged.form)
 

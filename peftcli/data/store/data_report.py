@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,6 +59,7 @@ class DataReport:
         longest: tokens of the longest training row.
         packed_rows: rows after packing, None without.
         checks: how many answers were found how, and how many prefixes were tokenised again.
+        unused: what of the rows is not used (columns, keys and turns of messages), and how many rows have it.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -76,6 +78,7 @@ class DataReport:
     longest: int = 0
     packed_rows: int | None = None
     checks: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for the run directory."""
@@ -107,3 +110,11 @@ class DataReport:
         if len(self.skipped) > 3:
             out.append(f"and {len(self.skipped) - 3} more skipped rows, listed in the run directory")
         return out + self.notes
+
+
+def unused_note(unused: Mapping[str, int]) -> list[str]:
+    """Return one note on what of the rows is not used, with counts; none where all is."""
+    if not unused:
+        return []
+    shown = [f"{name} ({count:,} {'row' if count == 1 else 'rows'})" for name, count in unused.items()]
+    return [f"not used: {', '.join(shown)}"]

@@ -83,8 +83,8 @@ def test_bad_messages_are_named(turns: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        ([{"from": "alien", "value": "x"}], "turn 1 is from 'alien'"),
-        ([{"from": ["x"], "value": "x"}], "turn 1 is from"),
+        ([{"from": "alien", "value": "x"}], "message 1 has the role 'alien'"),
+        ([{"from": ["x"], "value": "x"}], "message 1 has the role"),
         ([{"from": "human"}], "turn 1 has no from and value"),
         (None, "no turns"),
     ],
