@@ -154,7 +154,7 @@ class TestBrokenRows:
         good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         odd = [good[0], {"role": "tool", "content": "x"}, good[1]]
         path = write_jsonl(tmp_path / "a.jsonl", [{"messages": good}, {"messages": odd}])
-        with pytest.raises(UserError, match=r"a\.jsonl:2: the chat template refuses roles user tool assistant"):
+        with pytest.raises(UserError, match=r"a\.jsonl:2: the chat template gemma refuses roles user tool assistant"):
             ready(tokenizer, path, chat_template="gemma")
 
     @pytest.mark.parametrize("label", [None, float("nan"), "", " ", {"a": 1}])
