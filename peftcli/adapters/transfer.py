@@ -21,6 +21,7 @@ from peftcli.adapters.library_table import LIBRARIES, library_named, library_of
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory, write_text
+from peftcli.deliverables.carried_files import TEMPLATE_FILE, TOKENIZER_CONFIG, copy_files, tokenizer_files
 from peftcli.errors import UserError
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
@@ -85,7 +86,21 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
         )
     notes = library.write(saved, directory, output, base=base, instead=instead)
     write_label_names(output, saved.meta.labels)
+    notes = (*notes, *_carry_texts(directory, output))
     return _report(output, to, saved, base or saved.meta.base.get("name"), notes)
+
+
+def _carry_texts(directory: Path, output: Path) -> list[str]:
+    """Copy the tokenizer and the chat template that a run left beside its adapter, and say what they are for."""
+    files = tokenizer_files(directory)
+    copy_files(directory, files, output)
+    names = {file.name for file in files}
+    if TOKENIZER_CONFIG in names:
+        return [
+            "the run added tokens to the vocabulary: its tokenizer is beside the adapter, and the base's embeddings "
+            "need as many rows before the adapter loads (model.resize_token_embeddings(len(tokenizer)))"
+        ]
+    return [f"{TEMPLATE_FILE} is the chat template that was trained with"] if TEMPLATE_FILE in names else []
 
 
 def _elsewhere(params: MethodParams, library: Library) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,8 @@ def _rotary_names(parameters: Any) -> dict[str, Any]:
 
 def _same_model(config: PretrainedConfig, better: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
     """Tell whether transformers reads both files as the same settings, the added names aside."""
-    mine, theirs = (type(config).from_dict(dict(data)).to_dict() for data in (written, better))
+    # copies: transformers changes the dictionaries that it reads
+    mine, theirs = (type(config).from_dict(deepcopy(dict(data))).to_dict() for data in (written, better))
     return bool(_without_added(theirs, mine) == mine)
 
 
