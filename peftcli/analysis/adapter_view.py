@@ -87,7 +87,7 @@ def _view_adapter(directory: Path, spec: ModelSpec | None, task: TaskName | None
 def _meta_model(spec: ModelSpec, task: TaskName, labels: LabelSpec | None) -> tuple[nn.Module, Anatomy]:
     config = load_config(spec)
     configure_head(config, task, labels, spec)
-    model = build_meta(config, task, config.num_labels)
+    model = build_meta(config, task, config.num_labels, trust_remote_code=spec.trust_remote_code)
     fit_to_tokenizer(model, load_tokenizer(spec))
     return model, read_anatomy(model, spec.anatomy)
 
@@ -104,7 +104,7 @@ def _view_model(run: Path, recipe: Recipe) -> AdapterView:
     if not path.is_dir():
         raise UserError(f"{run} holds no model yet", suggestion="finish the training: peft train RECIPE --resume")
     config = load_config(saved_model_spec(recipe.model, path))
-    model = build_meta(config, recipe.task, config.num_labels)
+    model = build_meta(config, recipe.task, config.num_labels, trust_remote_code=recipe.model.trust_remote_code)
     anatomy = read_anatomy(model, recipe.model.anatomy)
     trained = FileWeights(model, path)
     base, reason = base_weights(model, recipe.model)

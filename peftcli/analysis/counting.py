@@ -66,6 +66,7 @@ def count_params(recipe: Recipe, *, methods: MethodRegistry = registry) -> Count
         num_labels=recipe.model.num_labels or 2,
         train_head=recipe.training.train_head,
         anatomy_overrides=recipe.model.anatomy,
+        trust_remote_code=recipe.model.trust_remote_code,
         methods=methods,
     )
 
@@ -78,6 +79,7 @@ def count_method(
     num_labels: int = 2,
     train_head: bool = True,
     anatomy_overrides: dict[str, str | list[str]] | None = None,
+    trust_remote_code: bool = False,
     methods: MethodRegistry = registry,
 ) -> Counts:
     """Count one method on one model, from the model's config.
@@ -89,11 +91,12 @@ def count_method(
         num_labels: outputs of a classification head.
         train_head: as in `training`.
         anatomy_overrides: `model.anatomy` of the recipe.
+        trust_remote_code: run the code that came with the model.
 
     Raises:
         UserError: the model cannot do the task, or the method does not fit it.
     """
-    model = build_meta(config, task, num_labels)
+    model = build_meta(config, task, num_labels, trust_remote_code=trust_remote_code)
     anatomy = read_anatomy(model, anatomy_overrides)
     return count_attachment(apply_method(model, anatomy, params, train_head=train_head, methods=methods), params)
 

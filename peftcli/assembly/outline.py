@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from peftcli.assembly.collect_problems import collecting, located
+from peftcli.assembly.vocabulary_notes import vocabulary_notes
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
+from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
+from peftcli.models.load.weight_damage import check_weight_files
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
@@ -85,11 +88,13 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device)]
     anatomies: list[Anatomy] = []
     with collecting(problems):
-        meta = build_meta(config, recipe.task, spec.num_labels or 2)
+        check_weight_files(find_source(spec.name_or_path))
+        meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
         problems += further.of_model(recipe, meta)
         anatomy = read_anatomy(meta, recipe.model.anatomy)
         attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
         problems += further.of_parameters(recipe, attachment)
+        notes += vocabulary_notes(meta, tokenizer, spec, attachment, anatomy)
         anatomies.append(anatomy)
     if problems:
         raise UserError(located(loaded, problems))

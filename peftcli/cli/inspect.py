@@ -70,7 +70,9 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
         raise UserError(loaded.problem("data", "the recipe has no data block"))
     task, model = loaded.recipe.task, loaded.recipe.model
     tokenizer = load_tokenizer(model)
-    anatomy = read_anatomy(build_meta(load_config(model), task), model.anatomy)
+    anatomy = read_anatomy(
+        build_meta(load_config(model), task, trust_remote_code=model.trust_remote_code), model.anatomy
+    )
     longest = positions_left(anatomy, loaded.recipe.method)
     spec = spec.model_copy(update={"streaming": False})  # what is read row by row can be counted all the same
     data = prepare(

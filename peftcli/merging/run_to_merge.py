@@ -157,7 +157,7 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     labels = None if adapter is None else adapter.meta.label_spec
     configure_head(config, recipe.task, labels, spec)
     tokenizer = load_tokenizer(spec)
-    model = build_meta(config, recipe.task, config.num_labels)
+    model = build_meta(config, recipe.task, config.num_labels, trust_remote_code=spec.trust_remote_code)
     source = find_source(spec.name_or_path)
     notes = (
         [] if adapter is None else _compare_base(adapter, identify(source, model, torch.float32, None, spec), directory)

@@ -70,6 +70,14 @@ class PrefixTuningMethod(Method[PrefixTuningParams]):
         if anatomy.prefix_route is None or not anatomy.attentions:
             reason = anatomy.prefix_reason or "no attention was found that keys and values could be put before"
             return [f"{reason}; use prompt_tuning, or lora on attn.k and attn.v"]
+        without = anatomy.blocks_without_attention()
+        if without:
+            blocks = sum(len(paths) for paths in anatomy.layers.values())
+            return [
+                f"{len(without)} of this model's {blocks} blocks have no attention that keys and values could be put "
+                f"before ({', '.join(without[:3])}{', ...' if len(without) > 3 else ''}): they are linear attention, a "
+                "state space model or the like; use lora or another method that changes projections"
+            ]
         if not self.positions_taken(anatomy, params):
             return []
         return _too_many(params, anatomy.max_positions)

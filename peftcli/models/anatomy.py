@@ -185,6 +185,21 @@ class Anatomy:
     biases: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def blocks_without_attention(self) -> list[str]:
+        """Return the blocks that have no attention, where others have one: linear attention, state space models.
+
+        A block whose attention has a query counts as one with attention, also if it shares keys with another block.
+        """
+        with_query = {(linear.stack, linear.layer) for linear in self.linears if linear.role == "attn.q"}
+        with_attention = with_query | {(role.stack, role.layer) for role in self.attentions}
+        stacks = {stack for stack, _ in with_attention}
+        return [
+            path
+            for stack, paths in self.layers.items()
+            for layer, path in enumerate(paths)
+            if stack in stacks and (stack, layer) not in with_attention
+        ]
+
     def roles(self) -> list[str]:
         """Return the linear roles that this model has, in the order of `LINEAR_ROLES`."""
         present = {linear.role for linear in self.linears}

@@ -13,6 +13,8 @@ from peftcli.tasks.task_table import TASKS, task_info
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_SHOWN = 6
+
 
 def possible_tasks(config: PretrainedConfig) -> list[TaskName]:
     """Return the tasks that a model's architecture can be trained for."""
@@ -30,15 +32,32 @@ def check_task(config: PretrainedConfig, task: TaskName) -> None:
     reason = _why_not(config, info)
     if reason is None and _has_class(config, info):
         return
-    reason = reason or "transformers has no such class for it"
-    others = ", ".join(possible_tasks(config)) or "none of the tasks here"
-    raise UserError(
-        Problem(
-            f"a {config.model_type} model cannot do {task}: {reason}",
-            key="task",
-            suggestion=f"it can do: {others}",
-        )
-    )
+    others = ", ".join(possible_tasks(config))
+    remedy = f"it can do: {others or 'none of the tasks here'}"
+    if reason is None:
+        reason = "transformers has no such class for it"
+        if _has_images(config):
+            reason = f"it is a vision-language model, and transformers has no class that loads its text part for {task}"
+            remedy = "name a text-only checkpoint of its family as the base" + (f"; {remedy}" if others else "")
+            trainable = ", ".join(_text_inside(info)[:_SHOWN])
+            remedy += f"; the text part can be trained here in models such as {trainable}" if trainable else ""
+    raise UserError(Problem(f"a {config.model_type} model cannot do {task}: {reason}", key="task", suggestion=remedy))
+
+
+def _has_images(config: PretrainedConfig) -> bool:
+    """Tell whether transformers loads a model for text with images, or its config describes a tower beside the text."""
+    from transformers.models.auto import modeling_auto
+
+    names = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return config.model_type in names or any(name in config.sub_configs for name in ("vision_config", "audio_config"))
+
+
+def _text_inside(info: TaskInfo) -> list[str]:
+    """Return the model types with images that transformers also loads for a text task."""
+    from transformers.models.auto import modeling_auto
+
+    images = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return [name for name in getattr(modeling_auto, f"{info.mapping}_NAMES") if name in images]
 
 
 def auto_class(task: str) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.methods.prefix_tuning import METHOD, PrefixTuningParams
+from peftcli.models.load.meta_model import build_meta
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.attachment import Attachment
 from tests.methods import harness
@@ -314,3 +315,17 @@ def test_positions_go_on_behind_a_cache_without_a_mask() -> None:
         first = model(input_ids=ids[:, :3], past_key_values=cache).logits
         last = model(input_ids=ids[:, 3:], past_key_values=cache).logits
     torch.testing.assert_close(torch.cat([first, last], dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_blocks_without_attention_is_refused_from_its_structure() -> None:
+    from transformers import Qwen3_5TextConfig
+
+    config = Qwen3_5TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, linear_conv_kernel_dim=2, layer_types=["linear_attention"] * 3 + ["full_attention"],
+    )  # fmt: skip
+    anatomy = read_anatomy(build_meta(config, "causal_lm"))
+    assert len(anatomy.blocks_without_attention()) == 3
+    reasons = METHOD.check(anatomy, PrefixTuningParams())
+    assert "3 of this model's 4 blocks have no attention" in reasons[0]

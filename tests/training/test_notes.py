@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.training.run import train
 from tests.recipes import chat_rows
 
@@ -12,3 +13,27 @@ def test_validation_rows_that_are_training_rows_are_told(recipe, recorder) -> No
     rows = chat_rows(8) * 2
     train(recipe("llama", "causal_lm", rows, data__val_set_size=0.5, training__max_steps=1), reporter=recorder)
     assert len([note for note in recorder.notes if "training rows too" in note]) == 1
+
+
+def test_new_tokens_that_are_not_trained_are_told_with_the_remedy(recipe, recorder) -> None:
+    tokens = ["<a>", "<b>"]
+    train(recipe(name="frozen", training__max_steps=1, model__new_special_tokens=tokens), reporter=recorder)
+    told = [note for note in recorder.notes if "not trained" in note]
+    assert len(told) == 1
+    assert "the new tokens <a>, <b>" in told[0]
+    assert "method.modules_to_save: [embed_tokens, lm_head]" in told[0]
+    assert any("embeddings grown" in note for note in recorder.notes)
+    trained = recipe(name="trained", training__max_steps=1, model__new_special_tokens=tokens,
+                     method__modules_to_save=["embed_tokens", "lm_head"])  # fmt: skip
+    recorder.notes.clear()
+    train(trained, reporter=recorder)
+    assert not [note for note in recorder.notes if "not trained" in note]
+
+
+def test_notes_of_loading_reach_those_who_use_the_run(recipe) -> None:
+    loaded = recipe(training__max_steps=1, data__val_set_size=4, model__new_special_tokens=["<a>"])
+    train(loaded)
+    notes: list[str] = []
+    evaluate_run(loaded.recipe.output_dir, note=notes.append)
+    assert any("1 special tokens added" in note for note in notes)
+    assert any("embeddings grown" in note for note in notes)

@@ -22,6 +22,7 @@ from peftcli.models.load.identity import BaseIdentity, fingerprint
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
+from peftcli.models.load.weight_damage import check_weight_files, refuse_broken_numbers
 from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec, TaskName
@@ -108,6 +109,7 @@ def load_model(
     source = find_source(spec.name_or_path)
     config = _config_from(source, spec)
     check_task(config, task)
+    check_weight_files(source)
     held = held_labels(config)
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
@@ -139,6 +141,7 @@ def load_model(
         notes += more
     elif not _placed_by_transformers(words):
         model.to(device)
+    refuse_broken_numbers(model, spec.name_or_path)
     compute_head_in_float32(model)
     model.eval()
     identity = identify(source, model, dtype, quantization, spec)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from peftcli.errors import UserError
 from peftcli.models.load.tensor_header import read_header
+from peftcli.models.load.weight_damage import wrong_start
 
 STORED_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -132,6 +133,9 @@ def tensors_of_file(file: Path) -> dict[str, Stored]:
         UserError: the file is no complete safetensors file, or holds a type that is not known here.
     """
     found = {}
+    wrong = wrong_start(file)
+    if wrong is not None:
+        raise UserError(f"{file} {wrong[0]}", suggestion=wrong[1])
     try:
         for name, entry in read_header(file).items():
             if entry.dtype not in STORED_DTYPES:

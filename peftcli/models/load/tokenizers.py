@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.model_files import find_source
+from peftcli.models.load.weight_damage import refuse_pointers
 from peftcli.recipe.schema import ModelSpec
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
     # Without these files transformers silently returns a tokenizer that has only special tokens.
     if source.kind == "directory" and source.path is not None and not _has_tokenizer_files(source.path):
         raise UserError(_no_tokenizer(spec))
+    if source.kind == "directory" and source.path is not None:
+        refuse_pointers(source.path, _TOKENIZER_FILES)
     with explain_load_errors(source, spec):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:

@@ -1,0 +1,141 @@
+"""Weight files that are no weights, and weights that are no numbers: said in words before they are used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from peftcli.errors import Problem, UserError
+from peftcli.models.load.model_files import ModelSource
+from peftcli.models.load.tensor_header import read_header
+
+_KEY = "model.name_or_path"
+_AGAIN = "copy or download it again"
+_LFS = b"version https://git-lfs"
+_SHOWN = 4
+_STARTS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    (
+        (_LFS,),
+        "is a pointer of git-lfs, not the file itself",
+        "run `git lfs install && git lfs pull` in its directory, or download it from the hub",
+    ),
+    (
+        (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--"),
+        "is a web page, not weights: the download gave an answer in place of the file",
+        "download it again; a gated model needs `hf auth login`",
+    ),
+    (
+        (b"PK\x03\x04", b"\x80\x02", b"\x80\x04"),
+        "is a pickle or archive under another name",
+        "convert it to safetensors",
+    ),
+    ((b"GGUF",), "is a GGUF file under another name", "name it .gguf"),
+)
+
+
+def wrong_start(file: Path) -> tuple[str, str] | None:
+    """Return what a file is by its first bytes, and what to do, if it is no weights at all; None otherwise."""
+    with file.open("rb") as stream:
+        first = stream.read(256)
+    if first[8:9] == b"{":  # the header of safetensors, whatever its length looks like
+        return None
+    if not first.strip(b"\0"):
+        return ("is empty" if not first else "begins with zero bytes only"), _AGAIN
+    text = first.lstrip().lower()
+    for starts, what, remedy in _STARTS:
+        if first.startswith(starts) or text.startswith(starts):
+            return (what, remedy) if file.suffix != ".gguf" or starts != (b"GGUF",) else None
+    return None
+
+
+def check_weight_files(source: ModelSource) -> None:
+    """Look at the first bytes, the header and the size of a local model's weight files; their values are not read.
+
+    Raises:
+        UserError: names each file that holds no weights or not all of them, and what to do.
+    """
+    if source.path is None:
+        return
+    directory = source.kind == "directory"
+    files = _files_of(source.path) if directory else [source.path]
+    problems = []
+    for file in files:
+        found = wrong_start(file)
+        if found is None and file.suffix == ".gguf":
+            with file.open("rb") as stream:
+                found = None if stream.read(4) == b"GGUF" else ("is no GGUF file", _AGAIN)
+        if found is None and directory:
+            try:
+                read_header(file)
+            except ValueError as error:
+                found = f"is no complete safetensors file ({error})", _AGAIN
+        if found is not None:
+            problems.append(Problem(f"{file} {found[0]}", key=_KEY, suggestion=found[1]))
+    if problems:
+        raise UserError(problems)
+
+
+def _files_of(directory: Path) -> list[Path]:
+    """Return the weight files of a directory that loading reads, as far as they are there."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return sorted(directory.glob("*.safetensors"))
+    return [directory / name for name in sorted(map(str, names)) if (directory / name).is_file()]
+
+
+def refuse_pointers(directory: Path, patterns: tuple[str, ...]) -> None:
+    """Refuse files of a tokenizer that are pointers of git-lfs.
+
+    Raises:
+        UserError: names each of them.
+    """
+    files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
+    found = [(file, wrong_start(file)) for file in files]
+    lfs = [
+        Problem(f"{file} {what[0]}", key=_KEY, suggestion=what[1])
+        for file, what in found
+        if what and "git-lfs" in what[0]
+    ]
+    if lfs:
+        raise UserError(lfs)
+
+
+def refuse_broken_numbers(model: nn.Module, name: str) -> None:
+    """Refuse weights with NaN or infinity: every loss and every output would be NaN.
+
+    One pass over the weights, without a copy: a sum is not finite if one of its terms is not. Quantised weights are
+    whole numbers and are passed over.
+
+    Args:
+        model: with its values loaded.
+        name: of the base, for the message.
+
+    Raises:
+        UserError: names the tensors.
+    """
+    sums = [
+        (path, tensor, tensor.detach().sum(dtype=torch.float32))
+        for path, tensor in model.named_parameters()
+        if tensor.is_floating_point() and tensor.device.type != "meta" and tensor.dtype.itemsize > 1
+    ]
+    suspects = [(path, tensor) for path, tensor, total in sums if not bool(total.isfinite())]
+    broken = [(path, tensor.isnan().any()) for path, tensor in suspects if not bool(tensor.isfinite().all())]
+    if not broken:
+        return
+    shown = ", ".join(f"{path} ({'NaN' if nan else 'infinity'})" for path, nan in broken[:_SHOWN])
+    more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+    raise UserError(
+        Problem(
+            f"the weights of {name!r} are not all numbers: {shown}{more}",
+            key=_KEY,
+            suggestion="download it again, or take another checkpoint: this one was damaged, or saved after its "
+            "training had diverged",
+        )
+    )
