@@ -103,7 +103,7 @@ def load_model(
 
     Raises:
         UserError: the model is missing, cannot do the task, holds pickles only, lacks weights other than the task head,
-            or cannot be quantised.
+            has weights that are no numbers or files that are no weights, or cannot be quantised.
     """
     device = torch.device(device)
     source = find_source(spec.name_or_path)
@@ -115,12 +115,7 @@ def load_model(
     dtype, note = choose_dtype(spec, config, source, device)
     notes = [note] if note else []
     notes += _refuse_or_note_gguf(spec, source)
-    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    words |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, "config": config}
-    if spec.attn_implementation != "auto":
-        words["attn_implementation"] = spec.attn_implementation
-    if source.kind != "gguf":
-        words["use_safetensors"] = True
+    words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
     with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
         torch.manual_seed(seed)
@@ -131,8 +126,8 @@ def load_model(
     head_note = found.head
     if labels is not None and labels.names and follows:
         rows = head_rows(labels.names, held)
-        if keep_head_rows(model, follows, report, rows, lambda: _directory(source, spec), seed):
-            head_note = rows.note("the checkpoint")
+        kept = keep_head_rows(model, follows, report, rows, lambda: _directory(source, spec), seed)
+        head_note = rows.note("the checkpoint") if kept else head_note
     quantization = None
     if quantised:
         from peftcli.models.load.quantization import finish_quantised
@@ -146,6 +141,16 @@ def load_model(
     model.eval()
     identity = identify(source, model, dtype, quantization, spec)
     return Loaded(model, model.config, identity, dtype, notes, head_note, follows)
+
+
+def _loading_words(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:
+    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    words |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if spec.attn_implementation != "auto":
+        words["attn_implementation"] = spec.attn_implementation
+    if source.kind != "gguf":
+        words["use_safetensors"] = True
+    return words
 
 
 def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:
