@@ -69,24 +69,6 @@ def _context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device to compute on; `auto` takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        UserError: the named device is not there.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        there = ", ".join(kind for kind, found in available.items() if found)
-        problem = Problem(
-            f"this machine has no {name} device", key="training.device", suggestion=f"here: auto, {there}"
-        )
-        raise UserError(problem)
-    return torch.device(name)
-
-
 def decide_precision(
     spec: TrainingSpec,
     weights: torch.dtype,

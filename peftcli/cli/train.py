@@ -89,7 +89,7 @@ def train(
 
 def _set_allocator(spec: TrainingSpec) -> None:
     """Let the C library keep freed memory for the next step: on a CPU, if the recipe leaves that on."""
-    from peftcli.assembly.precision import pick_device
+    from peftcli.distributed.devices import pick_device
 
     if spec.fast_paths.allocator and pick_device(spec.device).type == "cpu":
         keep_freed_memory()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.assembly.outline import outline
-from peftcli.assembly.precision import pick_device
 from peftcli.assembly.recipe_data import prepare_data
 from peftcli.data.other_file import said
 from peftcli.data.prepare import prepare_for_evaluation
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.store.data_report import Counts
+from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.open_run import open_run, opened, with_text_length

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from peftcli.adapters.base_shape import check_config
@@ -15,9 +14,10 @@ from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter
 from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
-from peftcli.assembly.precision import Precision, pick_device
+from peftcli.assembly.precision import Precision
 from peftcli.assembly.recipe_task import make_task
 from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.opened_run import OpenedRun
@@ -157,14 +157,6 @@ def trained_format(directory: RunDirectory) -> str | None:
         return None
     name = data.get("format") if isinstance(data, dict) else None
     return name if isinstance(name, str) and name in NAMES.formats else None
-
-
-def usable_device(name: str) -> torch.device:
-    """Return the device of training if this machine has it, else the best that it has: using a run needs no other."""
-    try:
-        return pick_device(name)
-    except UserError:
-        return pick_device("auto")
 
 
 def _find_adapter(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None) -> FoundRun:

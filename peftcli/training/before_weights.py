@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from peftcli.assembly.collect_problems import collecting, located
 from peftcli.assembly.outline import Outline, outline
 from peftcli.assembly.positions_left import positions_left
-from peftcli.assembly.precision import pick_device
 from peftcli.assembly.recipe_data import prepare_data
 from peftcli.assembly.recipe_task import make_task
 from peftcli.data.overlap import overlap_notes
@@ -17,6 +16,7 @@ from peftcli.data.rows.row_set import RowSet
 from peftcli.deliverables.generation_file import generation_notes
 from peftcli.deliverables.learnt_texts import learnt_texts
 from peftcli.deliverables.leaving_model import LeavingModel, leaving_model
+from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import metric_problems, wanted_metrics

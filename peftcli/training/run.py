@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from peftcli.assembly.precision import pick_device
+from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Stopped, UserError
 from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision, stop_on_signal

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
 
 from peftcli import __version__
+from peftcli.distributed.devices import peak_memory
 from peftcli.installed_versions import installed_versions
 from peftcli.record.run_summary import Summary
 from peftcli.training.run_header import parameter_counts
@@ -46,18 +46,6 @@ def summarise(session: Session) -> Summary:
         stopped_early=state.stopped_early,
         data=session.data.report.for_summary(),
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that the run held: allocated on CUDA, else resident in this process (0: unknown)."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if os.name == "nt":
-        return 0
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024  # kilobytes, but for macOS
 
 
 def versions() -> dict[str, str]:

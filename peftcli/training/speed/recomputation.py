@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
+from peftcli.distributed.devices import free_bytes
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.protocol.attachment import Attachment
@@ -28,8 +27,6 @@ STATES = 3
 """Values for each trainable one: its gradient, and what AdamW remembers."""
 SHARE = 0.9
 """Of the free memory that a step may fill."""
-CGROUP = Path("/sys/fs/cgroup")
-"""Where a container's limit is, on Linux."""
 
 
 @dataclass(frozen=True)
@@ -124,29 +121,3 @@ def largest_micro_batch(batches: StepBatches, longest: int) -> tuple[float, int]
     if not batches.collator.joins_rows:
         fitting = int(fitting)
     return min(fitting, size), longest
-
-
-def free_bytes(device: torch.device, processes: int = 1) -> int | None:
-    """Return the memory that a process can still take, None where nothing tells.
-
-    Args:
-        processes: that share a CPU's memory.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    if device.type != "cpu":
-        return None
-    import psutil  # comes with accelerate
-
-    return min(int(psutil.virtual_memory().available), _left_in_container()) // processes
-
-
-def _left_in_container() -> int:
-    """Return what a container's limit leaves, a huge number without one; files that were read give way."""
-    try:
-        limit, current = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        found = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        return max(0, limit - current + int(found["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no such files, or "max"
-        return 2**63

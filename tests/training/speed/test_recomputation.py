@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from peftcli.distributed import devices
+from peftcli.distributed.devices import free_bytes
 from peftcli.distributed.processes import World
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
@@ -15,7 +17,7 @@ from peftcli.training.run import train
 from peftcli.training.setup import build_session
 from peftcli.training.speed import recomputation
 from peftcli.training.speed.activation_memory import activation_cost
-from peftcli.training.speed.recomputation import Need, free_bytes, need_of
+from peftcli.training.speed.recomputation import Need, need_of
 from peftcli.training.watch.reporting import Silent
 
 CPU = torch.device("cpu")
@@ -128,7 +130,7 @@ def test_the_need_is_that_of_the_largest_micro_batch(recipe, tmp_path) -> None:
 def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
     whole = free_bytes(CPU)
     assert whole is not None
-    monkeypatch.setattr(recomputation, "CGROUP", tmp_path)
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
