@@ -83,9 +83,12 @@ class IA3Method(Method[IA3Params]):
         """Return rules that scale rows and bias (output vectors) or columns (input vectors)."""
         folding = Folding(anatomy)
         for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
-            vector = tensors["ia3_l"].float()  # (out, 1) or (1, in): broadcasts over the weight (out, in)
-            folding.change_weight(key, _times(vector))
-            if vector.shape[0] != 1 and folding.has_bias(key):
+            vector = tensors["ia3_l"].float()
+            if vector.shape[0] == 1:  # (1, in)
+                folding.scale_input(key, vector.flatten())
+                continue
+            folding.change_weight(key, _times(vector))  # (out, 1)
+            if folding.has_bias(key):
                 folding.change_bias(key, _times(vector.flatten()))
         return folding.rules()
 

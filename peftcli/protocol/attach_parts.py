@@ -44,7 +44,7 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
 def _refuse_shared_places(whole: CompositeAttachment) -> None:
     """Refuse two parts of one kind at one place, and any other change of a projection that DoRA rescales."""
     taken: dict[tuple[str, type], str] = {}
-    by_key: dict[str, list[tuple[str, Placed]]] = {}
+    every: list[tuple[str, Placed]] = []
     for label, part in whole.parts.items():
         for placed in part.placed:
             other = taken.setdefault((placed.key, type(placed.part)), label)
@@ -53,16 +53,24 @@ def _refuse_shared_places(whole: CompositeAttachment) -> None:
                     f"the parts {other} and {label} cannot share a place: both are at {placed.key}",
                     suggestion="give them different targets, or one of them a larger size in place of both",
                 )
-            by_key.setdefault(placed.key, []).append((label, placed))
-    for key, here in by_key.items():
-        alone = next((label for label, placed in here if placed.part.exclusive), None)
-        company = next((label for label, placed in here if label != alone and placed.part.stage == 0), None)
-        if alone is not None and company is not None:
+            every.append((label, placed))
+    for alone, rescaling in every:
+        if not rescaling.part.exclusive:
+            continue
+        key = rescaling.key
+        near = (label for label, placed in every if placed.part.stage == 0 and _overlap(key, placed.key))
+        company = next((label for label in near if label != alone), None)
+        if company is not None:
             raise UserError(
                 f"the parts {alone} and {company} cannot share a place: {alone} rescales the whole of {key} by the "
                 f"norm of its weight, which {company} changes too",
                 suggestion="give them different targets, or leave use_dora out",
             )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether two keys name the same outputs: the same place, or a fused projection and a role inside it."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _put_gate(model: nn.Module, anatomy: Anatomy, label: str, placed: Placed, padding: PaddingMask) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.protocol.combining import Ask, answers_for_parts
 from peftcli.protocol.composition import SEPARATOR, CompositeParams
+from peftcli.protocol.folding import rule_of
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
@@ -67,7 +68,10 @@ class CompositeMethod(Method[CompositeParams]):
     def merge_rules(
         self, anatomy: Anatomy, params: CompositeParams, state: Mapping[str, Tensor]
     ) -> dict[str, MergeRule]:
-        """Return the rules of all parts; where two change one tensor, in the order of the parts."""
+        """Return the rules of all parts; where two change one tensor, in the order of the parts.
+
+        What replaces a tensor comes first and what scales its input last, as on the live model.
+        """
         combined: dict[str, MergeRule] = {}
         plain = {key: value for key, value in state.items() if SEPARATOR not in key}
         for spec in params.specs:
@@ -87,11 +91,5 @@ def _ask(hook: str, whole: CompositeParams, own: MethodParams, *args: Any, **kwa
 
 
 def _after(first: MergeRule, second: MergeRule) -> MergeRule:
-    if second.replaces:
-        first, second = second, first
     kind = first.kind if first.kind != "change" else second.kind
-
-    def apply(base: Tensor | None) -> Tensor:
-        return second.apply(first.apply(base))
-
-    return MergeRule(apply, kind, first.replaces)
+    return rule_of([*first.in_steps(), *second.in_steps()], kind, first.replaces or second.replaces)

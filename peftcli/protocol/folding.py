@@ -6,12 +6,10 @@ role lies in the base's tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from peftcli.protocol.method import MergeRule
+from peftcli.protocol.method import CHANGES, REPLACES, SCALES_INPUT, MergeRule, MergeStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +32,7 @@ class Folding:
         self._roles: dict[str, LinearRole] = {linear.key: linear for linear in anatomy.linears}
         self._transposed = {linear.module for linear in anatomy.linears if linear.transposed}
         self._biases = set(anatomy.biases)
-        self._changes: dict[str, list[Change]] = {}
+        self._steps: dict[str, list[MergeStep]] = {}
         self._untied: set[str] = set()
         self._replaced: set[str] = set()
 
@@ -52,6 +50,16 @@ class Folding:
             self._untied.add(f"{module}.weight")
         self._append(f"{module}.weight", _on_rows(change, role, module in self._transposed))
 
+    def scale_input(self, key: str, factor: Tensor) -> None:
+        """Multiply the input of the module that an adapter key names by `factor`, (in,), before anything else sees it.
+
+        A role of a fused projection shares its input with the others: all their columns are multiplied.
+        """
+        role = self._roles.get(key)
+        module = role.module if role else key
+        columns = factor[:, None] if module in self._transposed else factor
+        self._append(f"{module}.weight", lambda weight: weight.mul_(columns), SCALES_INPUT)
+
     def change_bias(self, key: str, change: Change) -> None:
         """Apply `change` to the bias that an adapter key names, as (out,)."""
         role = self._roles.get(key)
@@ -61,7 +69,7 @@ class Folding:
         """Replace the base parameter `name` by `value`; changes of the same parameter apply to that."""
         self._replaced.add(name)
         # a copy: the next change may work in place, and `value` is the adapter's own
-        self._changes.setdefault(name, []).insert(0, lambda _base: value.float().clone())
+        self._append(name, lambda _base: value.float().clone(), REPLACES)
 
     def has_bias(self, key: str) -> bool:
         """Return whether the projection that `key` names has a bias."""
@@ -71,12 +79,26 @@ class Folding:
     def rules(self) -> dict[str, MergeRule]:
         """Return the rules by name of the base parameter."""
         return {
-            name: MergeRule(_chain(changes), "untie" if name in self._untied else "change", name in self._replaced)
-            for name, changes in self._changes.items()
+            name: rule_of(steps, "untie" if name in self._untied else "change", name in self._replaced)
+            for name, steps in self._steps.items()
         }
 
-    def _append(self, name: str, change: Change) -> None:
-        self._changes.setdefault(name, []).append(change)
+    def _append(self, name: str, change: Change, stage: int = CHANGES) -> None:
+        self._steps.setdefault(name, []).append(MergeStep(_of_base(change), stage))
+
+
+def rule_of(steps: Sequence[MergeStep], kind: Literal["change", "add", "untie"], replaces: bool) -> MergeRule:
+    """Return one rule that takes these steps: by stage, then in their order."""
+    ordered = tuple(sorted(steps, key=lambda step: step.stage))
+
+    def apply(base: Tensor | None) -> Tensor:
+        value = base
+        for step in ordered:
+            value = step.apply(value)
+        assert value is not None  # there is a step
+        return value
+
+    return MergeRule(apply, kind, replaces, ordered)
 
 
 def _on_rows(change: Change, role: LinearRole | None, transposed: bool) -> Change:
@@ -87,7 +109,7 @@ def _on_rows(change: Change, role: LinearRole | None, transposed: bool) -> Chang
             return changed.T if transposed else changed
         features = rows.T  # (in, out): slices are of the last axis
         # a copy, even where the slice is whole rows and so contiguous already: the change may work in place
-        own = change(role.slice.take(features).T.clone(memory_format=torch.contiguous_format))
+        own = change(role.slice.take(features).T.clone().contiguous())
         role.slice.part(features).copy_(role.slice.split(own.T, role.slice.size))
         return weight
 
@@ -105,13 +127,11 @@ def _on_features(change: Change, role: LinearRole | None) -> Change:
     return apply
 
 
-def _chain(changes: list[Change]) -> Callable[[Tensor | None], Tensor]:
+def _of_base(change: Change) -> Callable[[Tensor | None], Tensor]:
     def apply(base: Tensor | None) -> Tensor:
         if base is None:
             raise ValueError("this rule changes a tensor that the base must have")
-        for change in changes:
-            base = change(base)
-        return base
+        return change(base)
 
     return apply
 

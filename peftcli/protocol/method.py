@@ -50,6 +50,19 @@ class MethodInfo:
     tasks: frozenset[str] = frozenset()
 
 
+REPLACES, CHANGES, SCALES_INPUT = range(3)
+"""When a step of a merge applies, whatever the order of the methods: a replaced tensor is what all others change; a
+factor on a projection's input multiplies the columns of everything that sees this input."""
+
+
+@dataclass(frozen=True)
+class MergeStep:
+    """One step of a rule: what it does to the float32 tensor, and when among the steps of all methods."""
+
+    apply: Callable[[Tensor | None], Tensor]
+    stage: int = CHANGES
+
+
 @dataclass(frozen=True)
 class MergeRule:
     """How one base parameter changes when an adapter is folded in.
@@ -61,11 +74,17 @@ class MergeRule:
             another.
         replaces: whether the base's values do not matter: other rules for the same tensor apply after this one,
             whatever the order of the methods, since what they add sits behind the base.
+        steps: what `apply` does, in order, where it is made of several steps.
     """
 
     apply: Callable[[Tensor | None], Tensor]
     kind: Literal["change", "add", "untie"] = "change"
     replaces: bool = False
+    steps: tuple[MergeStep, ...] = ()
+
+    def in_steps(self) -> tuple[MergeStep, ...]:
+        """Return the steps, or the one that the whole rule is."""
+        return self.steps or (MergeStep(self.apply, REPLACES if self.replaces else CHANGES),)
 
 
 Params = TypeVar("Params", bound=MethodParams)

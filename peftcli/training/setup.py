@@ -20,6 +20,7 @@ from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.packed_documents import PackingRoute, packing_route
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.mergeability import merge_note
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.random_state import seed_everything
@@ -71,6 +72,8 @@ def build_session(
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )
+    if (note := merge_note(anatomy, recipe.method, attachment)) is not None:
+        reporter.note(note)
     paths = _bind(recipe, base, attached, task, precision, world, reporter)
     computing = Computing(precision, paths, world.device)
 

@@ -73,6 +73,26 @@ def test_a_run_names_a_tensor_that_the_loss_does_not_reach(recipe, recorder, mon
 
 
 @pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ({"name": "vera", "r": 4, "target_modules": ["lm_head"]}, "VeRA at lm_head"),
+        ({"name": "compose", "parts": [{"name": "ia3"}, {"name": "prompt_tuning"}]}, "the part prompt_tuning"),
+        ({"name": "prompt_tuning"}, None),  # no one expects that it merges
+        ({"name": "ia3"}, None),
+    ],
+    ids=["vera at the head", "compose", "prompt_tuning", "ia3"],
+)
+def test_what_will_not_merge_is_said_before_training(recipe, tmp_path, recorder, method, reason) -> None:
+    from peftcli.record.run_directory import RunDirectory
+    from peftcli.record.train_state import TrainState
+    from peftcli.training.setup import build_session
+
+    build_session(recipe(method=method), WORLD, RunDirectory(tmp_path / "built"), recorder, TrainState())
+    said = [note for note in recorder.notes if "peft merge" in note]
+    assert [reason in note for note in said] == ([] if reason is None else [True])
+
+
+@pytest.mark.parametrize(
     ("method", "factors"),
     [
         ({"name": "ia3"}, "ia3_l"),
