@@ -72,8 +72,6 @@ def build_session(
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )
-    if (note := merge_note(anatomy, recipe.method, attachment)) is not None:
-        reporter.note(note)
     paths = _bind(recipe, base, attached, task, precision, world, reporter)
     computing = Computing(precision, paths, world.device)
 
@@ -134,6 +132,8 @@ def _bind(
     reporter: Reporter,
 ) -> FastPaths:
     """Let the task look at the live model, tell the notes, and try which faster paths the model allows."""
+    if (unmerged := merge_note(attached.anatomy, recipe.method, attached.attachment)) is not None:
+        reporter.note(unmerged)
     with precision.inference(world.device):
         for note in [*attached.notes, *task.bind(base.model, attached.attachment.prepare_inputs)]:
             reporter.note(note)
