@@ -87,6 +87,7 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     tokenizer, notes = load_tokenizer_with_notes(spec)
     problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device)]
     anatomies: list[Anatomy] = []
+    of_method: list[str] = []
     with collecting(problems):
         check_weight_files(find_source(spec.name_or_path))
         meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
@@ -96,10 +97,12 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
         problems += further.of_parameters(recipe, attachment)
         notes += vocabulary_notes(meta, tokenizer, spec, attachment, anatomy)
         anatomies.append(anatomy)
+        of_method += attachment.notes
     if problems:
         raise UserError(located(loaded, problems))
     anatomy = anatomies[0]
-    notes = [*notes, *anatomy.notes, *(f"{path} is left out: {why}" for path, why in anatomy.left_out)]
+    left_out = [f"{path} is left out: {why}" for path, why in anatomy.left_out]
+    notes = [*notes, *anatomy.notes, *left_out, *of_method]
     return Outline(info, spec, tokenizer, anatomy, tuple(notes))
 
 

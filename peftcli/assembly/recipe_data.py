@@ -37,6 +37,8 @@ def prepare_data(
     if spec is None:
         raise UserError(loaded.problem("data", "the recipe has no data block"))
     training = recipe.training
+    if training.eval_strategy == "no":  # no rows are kept from training; those of data.validation are still there
+        spec = spec.model_copy(update={"val_set_size": 0.0})
     step_rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * world.size
     stream_rows = step_rows * training.max_steps if spec.streaming and training.max_steps else None
     return world.main_first(

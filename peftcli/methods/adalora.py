@@ -115,18 +115,24 @@ class AdaLoraMethod(Method[AdaLoraParams]):
         from peftcli.attachments.adalora import AdaLoraAttachment
         from peftcli.layers.parts.svd_lora import SvdDelta
         from peftcli.layers.site import output_site
+        from peftcli.protocol.narrow_layers import without_narrow
         from peftcli.protocol.projections import projections
 
         places = projections(model, anatomy, params)
+        targets = [target for target, _ in places]
+        kept, notes = without_narrow(model, targets, lambda _target: params.init_r, params.target_modules)
+        keys = {target.key for target in kept}
+        places = [(target, view) for target, view in places if target.key in keys]
         attachment = AdaLoraAttachment(
             model,
-            targets=[target for target, _ in places],
+            targets=kept,
             init_r=params.init_r,
             target_r=params.target_r,
             betas=(params.beta1, params.beta2),
             orthogonality=params.orth_reg_weight,
             phases=params.phases,
         )
+        attachment.notes += notes
         for target, view in places:
             largest = min(view.in_features, view.out_features)
             if params.init_r > largest:

@@ -146,21 +146,27 @@ class LoraMethod(Method[LoraParams]):
     )
 
     def check(self, anatomy: Anatomy, params: LoraParams) -> list[str]:
-        """Return why these hyper-parameters do not fit: a rank above the smaller side of a matrix."""
+        """Return why these hyper-parameters do not fit: a rank above the smaller side of a matrix.
+
+        Narrow matrices that a group such as `all-linear` brings along are left out when the method is attached.
+        """
         from peftcli.attachments.lora import rank_above_matrix
         from peftcli.models.anatomy import BLOCK_ROLES
+        from peftcli.protocol.narrow_layers import is_group
 
         entries = [params.target_modules] if isinstance(params.target_modules, str) else params.target_modules
         reasons: dict[str, None] = {}
+        fits = False
         for linear in anatomy.linears:
             block = linear.role.split(".")[0]
             named = linear.role in entries or (block in BLOCK_ROLES and block in entries) or "all-linear" in entries
             if named or any(linear.module == entry or linear.module.endswith(f".{entry}") for entry in entries):
                 rank = params.rank_of(linear.role, linear.key)
                 reason = rank_above_matrix(rank, linear.out_features, linear.in_features, linear.role)
+                fits = fits or reason is None
                 if reason:
                     reasons[reason] = None
-        return list(reasons)
+        return [] if fits and is_group(params.target_modules) else list(reasons)
 
     def check_config(self, config: Mapping[str, Any], params: LoraParams) -> list[str]:
         """Return the ranks that no projection of this model can carry: each has the residual width on one side."""
@@ -183,12 +189,16 @@ class LoraMethod(Method[LoraParams]):
         """
         from peftcli.attachments.lora import LoraPlace, LoraVariant, attach_lora
         from peftcli.models.target_modules import resolve_targets
+        from peftcli.protocol.narrow_layers import without_narrow
         from peftcli.protocol.trained_biases import train_biases
 
         targets = resolve_targets(
             model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
         )
         _refuse_idle_patterns(targets, params)
+        targets, notes = without_narrow(
+            model, targets, lambda target: params.rank_of(target.role, target.key), params.target_modules
+        )
         places = []
         for target in targets:
             rank = params.rank_of(target.role, target.key)
@@ -203,6 +213,7 @@ class LoraMethod(Method[LoraParams]):
             b_ratio=params.loraplus_lr_ratio,
         )
         attachment = attach_lora(model, places, variant)
+        attachment.notes += notes
         if params.bias == "all":
             train_biases(attachment, anatomy.biases)
         return attachment

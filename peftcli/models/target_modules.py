@@ -92,13 +92,13 @@ def resolve_targets(
 def summarise_targets(targets: Iterable[Target]) -> str:
     """Describe targets, such as `attn.q x 12, attn.v x 12 (12 layers matched)`."""
     targets = list(targets)
-    names = Counter(target.role or _short(target.module) for target in targets)
+    names = Counter(target.role or short_path(target.module) for target in targets)
     blocks = {(target.stack, target.layer) for target in targets if target.layer is not None}
     counts = ", ".join(f"{name} x {count}" for name, count in names.items())
     return f"{counts} ({len(blocks)} layer{'s' * (len(blocks) != 1)} matched)" if blocks else counts
 
 
-def _short(module: str) -> str:
+def short_path(module: str) -> str:
     """Return the part of a path after its last block number."""
     return re.sub(r"^.*\.\d+\.", "", module)
 
@@ -216,7 +216,7 @@ class _Search:
         """Return the problem of an entry that matches nothing, with similar names."""
         roles = f"roles of this model: {', '.join(self._roles())}"
         if entry in ROLE_WORDS:
-            reasons = "; ".join(sorted({f"{_short(path)}: {reason}" for path, reason in self.anatomy.left_out}))
+            reasons = "; ".join(sorted({f"{short_path(path)}: {reason}" for path, reason in self.anatomy.left_out}))
             message = f"this {self.anatomy.family} model has no {entry}" + (f" ({reasons})" if reasons else "")
             return Problem(message, key=key, suggestion=roles)
         if is_pattern:
@@ -226,7 +226,9 @@ class _Search:
         named = [name for name in self.all_modules if name == entry or name.endswith(f".{entry}")]
         if named:
             return self._not_linear(entry, named[0], key, roles)
-        candidates = sorted({_short(name) for name in self.kinds} | {name.rpartition(".")[2] for name in self.kinds})
+        candidates = sorted(
+            {short_path(name) for name in self.kinds} | {name.rpartition(".")[2] for name in self.kinds}
+        )
         near_names = nearest(entry, [*candidates, *self._roles()], most=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near_names)}" if near_names else f"module names: {', '.join(candidates[:12])}"
         return Problem(f"no module is named {entry!r}", key=key, suggestion=f"{hint}; {roles}")

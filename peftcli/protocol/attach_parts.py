@@ -38,6 +38,7 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
         whole.unfrozen += [name for name in part.unfrozen if name not in whole.unfrozen]
         whole.shared.update(part.shared)
         whole.targets += part.targets
+        whole.notes += part.notes
     return whole
 
 

@@ -37,6 +37,7 @@ class Attachment:
         head: names of the task head's parameters, trained beside every method.
         to_save: names of parameters below `modules_to_save`.
         targets: the projections that the method chose, where it chooses some; they are recorded beside the adapter.
+        notes: what the user should know of where the method went.
         undo: what `detach` runs after the parts are gone (hooks, the attention implementation).
     """
 
@@ -47,6 +48,7 @@ class Attachment:
     head: list[str] = field(default_factory=list)
     to_save: list[str] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
     @combined(inherited)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases.renamed_keys import Change, upgrade_tree_
-from peftcli.recipe.checks import check_recipe
+from peftcli.recipe.checks.check_recipe import check_recipe
 from peftcli.recipe.data_to_recipe import Builder
 from peftcli.recipe.pydantic_messages import Finding
 from peftcli.recipe.recipe_overrides import apply_overrides
@@ -174,6 +175,8 @@ def _in_order(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _with_output_dir(recipe: Recipe, file: str) -> Recipe:
-    if recipe.output_dir is not None:
-        return recipe
-    return recipe.model_copy(update={"output_dir": f"runs/{Path(file).stem}"})
+    """Return the recipe with the directory of its run: by default runs/ and the file's name; `~` is the home."""
+    given = f"runs/{Path(file).stem}" if recipe.output_dir is None else recipe.output_dir
+    with suppress(RuntimeError):  # the home of a user who does not exist: refused by a check
+        given = str(Path(given).expanduser()) if given.startswith("~") else given
+    return recipe.model_copy(update={"output_dir": given})

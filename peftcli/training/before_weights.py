@@ -20,7 +20,9 @@ from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import metric_problems, wanted_metrics
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
+from peftcli.recipe.checks.idle_keys import KnownRows, idle_keys
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.tasks.task import Task
 from peftcli.training.speed.compiled_blocks import NOTE
@@ -68,13 +70,17 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter) -> Be
     recipe = loaded.recipe
     known = outline(loaded, world.device, TrainingChecks())
     data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
-    validation = {name: rows for name, rows in data.validation.items() if len(rows)}
+    evaluates = recipe.training.eval_strategy != "no"
+    validation = {name: rows for name, rows in data.validation.items() if len(rows) and evaluates}
     plan = make_plan(recipe.training, len(data.train), world.size, evaluates=bool(validation))
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
     compiling = [NOTE] if recipe.training.torch_compile else []
     shared = overlap_notes(data, recipe.data) if recipe.data is not None else []
     leaving = leaving_model(known.spec, recipe.task, known.tokenizer, learnt_texts(recipe, data, known.tokenizer))
-    for note in [*known.notes, *generation_notes(leaving), *compiling, *data.report.notes, *shared]:
+    problem = data.labels.problem if data.labels else None
+    rows = KnownRows(data.report.format, problem, sum(map(len, validation.values())))
+    of_recipe = [*compiling, *idle_keys(loaded, NAMES, rows)]
+    for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
         reporter.note(note)
     return BeforeWeights(known, data, plan, validation, task, metrics, leaving)
 

@@ -112,9 +112,9 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 def test_the_checks_before_a_model_is_loaded() -> None:
     anatomy = read_anatomy(tiny_model("llama"))
     assert METHOD.check(anatomy, LoraParams(r=16)) == []
-    assert METHOD.check(anatomy, LoraParams(r=20, target_modules="all-linear"))[0].startswith(
-        "rank 20 is above the matrix"
-    )
+    for entries in (["attn.v"], ["v_proj", "attn.k"]):
+        assert METHOD.check(anatomy, LoraParams(r=20, target_modules=entries))[0].startswith("rank 20 is above")
+    assert METHOD.check(anatomy, LoraParams(r=20, target_modules="all-linear")) == []  # attn.k and attn.v are left out
     config = tiny_config("llama").to_dict()
     assert METHOD.check_config(config, LoraParams(r=32)) == []
     assert METHOD.check_config(config, LoraParams(r=33)) == [
@@ -298,3 +298,27 @@ def test_pissa_holds_the_principal_part_of_conv1d_weights_too() -> None:
     values = torch.linalg.svdvals(host.weight)
     product = part.scale * part.lora_B.weight @ part.lora_A.weight
     torch.testing.assert_close(torch.linalg.svdvals(product)[:4], values[:4], atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("entries", "left_out"),
+    [
+        ("all-linear", ["attn.k", "attn.v"]),
+        (["attn"], ["attn.k", "attn.v"]),
+        (r".*_proj", ["attn.k", "attn.v"]),
+        (["attn.o", "all-linear"], ["attn.k", "attn.v"]),
+    ],
+)
+def test_a_group_leaves_narrow_layers_out_and_says_so(entries: list[str] | str, left_out: list[str]) -> None:
+    model = tiny_model("llama")  # keys and values are 16 x 32
+    attachment = apply_method(model, read_anatomy(model), LoraParams(r=20, target_modules=entries))
+    assert {target.role for target in attachment.targets}.isdisjoint(left_out) and attachment.targets
+    rank = "rank 20 is above its 16 x 32"
+    assert attachment.notes == [f"target_modules leaves {role} out (2 layers): {rank}" for role in left_out]
+
+
+@pytest.mark.parametrize("entries", [["all-linear", "attn.v"], ["attn.k"], ["attn", "v_proj"]])
+def test_a_narrow_layer_that_is_named_is_refused(entries: list[str]) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(UserError, match="rank 20 is above the matrix"):
+        apply_method(model, read_anatomy(model), LoraParams(r=20, target_modules=entries))

@@ -54,7 +54,10 @@ AT_VALIDATE = {
 
 BEFORE_WEIGHTS = {
     "rank of a narrow matrix": ("{name: lora, r: 20, target_modules: [attn.k]}", "largest useful r is 16"),
-    "first rank of a narrow matrix": ("{name: adalora, init_r: 20, target_r: 8}", "at most 16"),
+    "first rank of a narrow matrix": (
+        "{name: adalora, init_r: 20, target_modules: [attn.v]}",
+        "at most 16",
+    ),
     "no biases": ("{name: bitfit}", "use lora"),
     "phases of counted rows": ("{name: adalora, tinit: 5, tfinal: 5}", "but the run has 4 optimizer steps"),
 }

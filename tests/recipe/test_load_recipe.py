@@ -218,3 +218,11 @@ def test_condition_over_two_keys_is_placed_at_the_key_it_names(problems: Problem
 def test_parsing_is_quick_for_a_hostile_text() -> None:
     deep = "{a: " * 30 + "1" + "}" * 30
     assert parse_yaml(deep, {}).data
+
+
+def test_the_home_directory_in_output_dir(load, problems, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert load(GOOD, "output_dir=~/runs/a").recipe.output_dir == "/somewhere/runs/a"
+    assert load(GOOD, "output_dir=a~b").recipe.output_dir == "a~b"
+    (problem,) = problems(GOOD, "output_dir=~nobody-of-this-name/a")
+    assert "no home directory ~nobody-of-this-name" in problem.message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.training.run import train
-from tests.recipes import chat_rows
+from tests.recipes import chat_rows, write_jsonl
 
 
 def test_validation_rows_that_are_training_rows_are_told(recipe, recorder) -> None:
@@ -37,3 +37,15 @@ def test_notes_of_loading_reach_those_who_use_the_run(recipe) -> None:
     evaluate_run(loaded.recipe.output_dir, note=notes.append)
     assert any("1 special tokens added" in note for note in notes)
     assert any("embeddings grown" in note for note in notes)
+
+
+def test_without_evaluation_every_row_is_trained_on_and_nothing_is_evaluated(recipe, recorder, tmp_path) -> None:
+    """`eval_strategy: no`, with rows to split off and with a validation file."""
+    own = write_jsonl(tmp_path / "v.jsonl", chat_rows(4))
+    for number, data in enumerate(({"data__val_set_size": 4}, {"data__validation": {"path": str(own)}})):
+        loaded = recipe("llama", name=f"run{number}", training__eval_strategy="no", training__max_steps=1, **data)
+        summary = train(loaded, reporter=recorder)
+        assert summary.data["train_rows"] == 16 and summary.eval is None and summary.eval_before is None
+        assert recorder.evaluations == [] and recorder.facts["rows"].startswith("16 train, 0 validation")
+    named = "data.val_set_size has no effect: training.eval_strategy is no, so all rows are trained on"
+    assert recorder.notes.count(named) == 1

@@ -1,9 +1,15 @@
-"""Trackers (TensorBoard, Weights & Biases, MLflow) through Accelerate; none unless `training.report_to` names them."""
+"""Trackers (TensorBoard, Weights & Biases, MLflow) through Accelerate; none unless `training.report_to` names them.
+
+Project or experiment, and the run in it, are named after the run directory where the tracker's own variables of the
+environment (WANDB_PROJECT, WANDB_NAME, MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID, ...) say nothing else.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,17 +62,28 @@ class Trackers:
             tracker.log(numbers, step=step)
 
 
-def _start(name: str, directory: Path) -> Any:
-    from accelerate import tracking
+def _mlflow_experiment() -> str | None:
+    """Return the name of the experiment whose number MLFLOW_EXPERIMENT_ID holds; None without one."""
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if not number:
+        return None
+    mlflow = import_module("mlflow")
+    return str(mlflow.get_experiment(number).name)
 
+
+def _start(name: str, directory: Path) -> Any:
+    from accelerate import PartialState, tracking
+
+    PartialState()  # the trackers write to Accelerate's log, which asks for the state of the processes
     logs = directory / "logs"
     if name == "tensorboard":
         logs.mkdir(parents=True, exist_ok=True)
         tracker: Any = tracking.TensorBoardTracker(directory.name, logging_dir=logs)
     elif name == "wandb":
-        tracker = tracking.WandBTracker(directory.name)
-    else:
-        tracker = tracking.MLflowTracker(directory.name)
+        named = {} if os.environ.get("WANDB_NAME") else {"name": directory.name}
+        tracker = tracking.WandBTracker(os.environ.get("WANDB_PROJECT") or directory.name, **named)
+    else:  # Accelerate itself looks at MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID and MLFLOW_TAGS
+        tracker = tracking.MLflowTracker(_mlflow_experiment() or directory.name)
     if hasattr(tracker, "start"):  # accelerate 1.x made connecting a step of its own
         tracker.start()
     return tracker

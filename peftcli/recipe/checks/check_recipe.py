@@ -6,12 +6,13 @@ passes as the original did. A check names the keys it is about; it is held back 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from peftcli.recipe.data_checks import check_data
-from peftcli.recipe.method_checks import check_methods
-from peftcli.recipe.metric_checks import check_metrics
+from peftcli.recipe.checks.data_checks import check_data
+from peftcli.recipe.checks.method_checks import check_methods
+from peftcli.recipe.checks.metric_checks import check_metrics
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.pydantic_messages import Finding, choice_hint
 from peftcli.recipe.schema import Recipe
@@ -118,6 +119,9 @@ def _numbers(recipe: Recipe, _names: Names) -> Iterator[Finding]:
         yield Finding(("training", "push_to_hub"), f"{training.push_to_hub!r} is no hub repository", "write user/name")
     if recipe.output_dir is not None and not recipe.output_dir.strip():
         yield Finding(("output_dir",), "output_dir is empty", "leave it out for runs/ and the recipe's name")
+    if recipe.output_dir is not None and os.path.expanduser(recipe.output_dir).startswith("~"):
+        name = recipe.output_dir.split("/")[0]
+        yield Finding(("output_dir",), f"output_dir = {recipe.output_dir!r}; there is no home directory {name}")
 
 
 def _head(recipe: Recipe, names: Names) -> Iterator[Finding]:

@@ -1,0 +1,69 @@
+"""Layers that are too narrow for a rank: left out, with a note, where the recipe names a group and not the layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+
+from peftcli.layers.base_linear import base_linear
+from peftcli.models.anatomy import BLOCK_ROLES
+from peftcli.models.target_modules import ALL_LINEAR, ROLE_WORDS, Target, short_path
+
+
+def is_group(entries: Sequence[str] | str) -> bool:
+    """Tell whether an entry of `target_modules` is there that stands for several kinds of layers.
+
+    Such are `all-linear`, a branch (`ffn`), and a regular expression.
+    """
+    return any(_is_group(entry, entries) for entry in _listed(entries))
+
+
+def without_narrow(
+    model: nn.Module, targets: Sequence[Target], rank_of: Callable[[Target], int], entries: Sequence[str] | str
+) -> tuple[list[Target], list[str]]:
+    """Return the targets without those that a group brought along and whose matrix is below the rank, and notes.
+
+    A layer that is named itself stays, and is refused by its method; so do all, where none is wide enough.
+
+    Args:
+        rank_of: the rank that the recipe gives a target.
+        entries: `target_modules`.
+    """
+    narrow: dict[str, str] = {}
+    kinds: Counter[str] = Counter()
+    for target in targets:
+        if target.kind == "embedding" or _is_named(target, entries):
+            continue
+        view = base_linear(model.get_submodule(target.module), target.slice)
+        rank = rank_of(target)
+        if rank > min(view.out_features, view.in_features):
+            size = f"rank {rank} is above its {view.out_features} x {view.in_features}"
+            narrow[target.key] = f"{target.role or short_path(target.module)}: {size}"
+            kinds[narrow[target.key]] += 1
+    kept = [target for target in targets if target.key not in narrow]
+    if not kept:
+        return list(targets), []
+    return kept, [_note(text, count) for text, count in kinds.items()]
+
+
+def _note(text: str, count: int) -> str:
+    name, _, why = text.partition(": ")
+    layers = "1 layer" if count == 1 else f"{count} layers"
+    return f"target_modules leaves {name} out ({layers}): {why}"
+
+
+def _is_named(target: Target, entries: Sequence[str] | str) -> bool:
+    """Tell whether some entry names the target by its role or its module's name."""
+    named = [entry for entry in _listed(entries) if not _is_group(entry, entries)]
+    return any(entry == target.role or target.module == entry or target.module.endswith(f".{entry}") for entry in named)
+
+
+def _is_group(entry: str, entries: Sequence[str] | str) -> bool:
+    is_pattern = isinstance(entries, str) and entry not in ROLE_WORDS
+    return is_pattern or entry == ALL_LINEAR or entry in BLOCK_ROLES
+
+
+def _listed(entries: Sequence[str] | str) -> Iterable[str]:
+    return [entries] if isinstance(entries, str) else entries

@@ -1,0 +1,1 @@
+"""What a well-formed recipe is checked for: contradictions, which are refused, and idle keys, which are named."""
