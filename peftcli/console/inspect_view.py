@@ -98,6 +98,9 @@ def _lengths(console: Console, found: Inspection) -> None:
         return
     quantiles = ", ".join(f"{name} {number}" for name, number in found.length_quantiles.items())
     console.print(f"lengths in tokens: {quantiles}; max_length {found.max_length}", soft_wrap=True)
+    if found.uncut_quantiles != found.length_quantiles:
+        uncut = ", ".join(f"{name} {number}" for name, number in found.uncut_quantiles.items())
+        console.print(f"before cutting: {uncut}", soft_wrap=True)
     most = max(rows for _, _, rows in found.lengths)
     digits = len(str(found.lengths[-1][1]))
     for first, last, rows in found.lengths:

@@ -49,6 +49,8 @@ class Inspection:
     Args:
         counts: rows, kept, truncated, dropped, fully_masked, skipped.
         lengths: (first, last, rows) of each bar; lengths from `first` to `last` inclusive.
+        length_quantiles: shortest, median, 95% quantile and longest of the training rows as they are used.
+        uncut_quantiles: the same of every row of the training files before anything is cut, split or left out.
         duplicates: training rows with the same tokens as an earlier one; the pairs name some of them.
         overlap: by validation set, its rows that are also training rows.
         labels: label to its share of rows, by set.
@@ -65,6 +67,7 @@ class Inspection:
     overlap: dict[str, int]
     overlap_pairs: list[tuple[str, str]]
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    uncut_quantiles: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: `counts` and `examples` as DESIGN.md has them, and the rest beside them."""
@@ -83,20 +86,25 @@ def inspect_data(data: PreparedData, tokenizer: Any, task: TaskName, *, rows: in
     duplicates, duplicate_pairs = _duplicates(train)
     overlap, overlap_pairs = _overlap(train, data.validation)
     counts: dict[str, int] = asdict(data.report.counts)
-    quantiles = np.quantile(lengths, [0.0, 0.5, 0.95, 1.0]).astype(int).tolist() if len(lengths) else [0] * 4
     return Inspection(
         data.report.as_dict(),
         counts,
         max_length,
         [show(row, tokenizer, task, data.labels) for row in _first(data.train, rows)],
         histogram(lengths),
-        dict(zip(("shortest", "median", "p95", "longest"), quantiles, strict=True)),
+        _quantiles(lengths),
         duplicates,
         duplicate_pairs,
         overlap,
         overlap_pairs,
         _balance(data),
+        _quantiles(train.store.raw("length")),
     )
+
+
+def _quantiles(lengths: npt.NDArray[np.int32]) -> dict[str, int]:
+    found = np.quantile(lengths, [0.0, 0.5, 0.95, 1.0]).astype(int).tolist() if len(lengths) else [0] * 4
+    return dict(zip(("shortest", "median", "p95", "longest"), found, strict=True))
 
 
 def show(row: Row, tokenizer: Any, task: TaskName, labels: LabelSpec | None) -> Example:

@@ -22,6 +22,7 @@ CHOICE_OF_ROWS: Mapping[str, Any] = {
     "config": None,
     "split": None,
     "val_set_size": 0.0,
+    "split_rule": 2,
     "validation": None,
     "stratify": None,
     "group_by": None,

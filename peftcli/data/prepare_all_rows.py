@@ -17,7 +17,7 @@ from peftcli.data.read.row_errors import SHOWN_ERRORS
 from peftcli.data.read.sources import data_sources, source_keys
 from peftcli.data.read.splits import Purpose
 from peftcli.data.rows.packing import PackedRows
-from peftcli.data.rows.row_selection import Index, limited, split_off, weighted, with_known_labels
+from peftcli.data.rows.row_selection import Index, limited, missing_rows_note, split_off, weighted, with_known_labels
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.store.build_store import Progress
 from peftcli.data.store.data_report import Counts, DataReport, unused_note
@@ -90,6 +90,7 @@ class RowPreparer:
         self.settings = replace(self.settings, kind=pool.meta["kind"], form=form)
         check_learning(pool, self.spec)
         train, held_out = split_off(pool, self.spec, self.settings.kind, self.seed)
+        self.notes += missing_rows_note(pool, self.spec, held_out)
         labels = self._labels or label_spec(pool, train, self.settings.kind)
         if labels is not None and self._labels is None:
             check_names(labels)

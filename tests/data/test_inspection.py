@@ -100,3 +100,24 @@ def test_the_page_escapes_what_it_shows(tokenizer: Any, tmp_path: Path) -> None:
     text = page(inspect_data(data, tokenizer, "causal_lm", rows=1, max_length=64), title="a <b>")
     assert "<script" not in text and "&amp;" in text and "<title>a &lt;b&gt;</title>" in text
     assert "class='learnt'" in text and "src=" not in text and "href=" not in text
+
+
+def test_lengths_before_cutting_are_those_of_the_whole_rows(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(cls=True)
+    for overflow in ("truncate", "drop"):
+        rows = [{"text": "word " * n, "label": "ab"[n % 2]} for n in range(1, 41)]
+        data = ready(
+            tokenizer,
+            write_jsonl(tmp_path / "a.jsonl", rows),
+            "sequence_classification",
+            max_length=12,
+            overflow=overflow,
+        )
+        found = inspect_data(data, tokenizer, "sequence_classification", rows=1, max_length=12)
+        whole = sorted(len(tokenizer(row["text"])["input_ids"]) for row in rows)
+        assert found.uncut_quantiles["longest"] == whole[-1] and found.uncut_quantiles["shortest"] == whole[0]
+        assert found.length_quantiles["longest"] <= 12
+    long = write_jsonl(tmp_path / "b.jsonl", [{"text": "word " * 9000}])
+    found = inspect_data(ready(tokenizer, long, max_length=12), tokenizer, "causal_lm", rows=1, max_length=12)
+    exact = len(tokenizer("word " * 9000)["input_ids"])
+    assert abs(found.uncut_quantiles["longest"] - exact) < 0.1 * exact

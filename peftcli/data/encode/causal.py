@@ -42,23 +42,33 @@ class CausalEncoder:
             if isinstance(item, RowError):
                 out.append(item)
             elif isinstance(item, Rendered):
-                ids, spans = next(tokenised)
-                made = self._finish(*self._around(ids, spans, item), item)
-                made.unused = item.unused
+                ids, spans, left = next(tokenised)
+                full, mask = self._around(ids, spans, item)
+                made = self._finish(full, mask, item)
+                made.unused, made.tokens = item.unused, len(full) + left
                 out.append(made)
             else:
                 assert isinstance(example, Tokens)  # _try_render makes a text of every other example
-                out.append(self._finish(*_given(example), None))
+                made = self._finish(*_given(example), None)
+                made.tokens = len(example.input_ids)
+                out.append(made)
         return out
 
-    def _tokenised(self, items: Sequence[Rendered]) -> list[tuple[Ints, list[Span]]]:
-        """Tokenise texts; of a document that will be cut only the beginning, which may have ten million characters."""
+    def _tokenised(self, items: Sequence[Rendered]) -> list[tuple[Ints, list[Span], int]]:
+        """Tokenise texts; of a document that will be cut only the beginning, which may have ten million characters.
+
+        The number is a guess at the tokens that were left out so.
+        """
         shortened = [self._shortened(item) for item in items]
         found = self._tokens.encode([item.text for item in shortened], [item.spans for item in shortened])
-        for place, (item, short) in enumerate(zip(items, shortened, strict=True)):
-            if short is not item and len(found[place][0]) < self._settings.max_length + MARGIN:
-                found[place] = self._tokens.encode([item.text], [item.spans])[0]
-        return found
+        out = []
+        for (ids, spans), item, short in zip(found, items, shortened, strict=True):
+            if short is not item and len(ids) < self._settings.max_length + MARGIN:
+                out.append((*self._tokens.encode([item.text], [item.spans])[0], 0))
+            else:
+                left = len(item.text) - len(short.text)
+                out.append((ids, spans, round(left * len(ids) / max(1, len(short.text)))))
+        return out
 
     def _shortened(self, item: Rendered) -> Rendered:
         """Return an item whose text is learnt from its first character and can only lose its end, shortened."""

@@ -34,6 +34,7 @@ class ClassificationEncoder:
             if isinstance(value, RowError):
                 out.append(value)
                 continue
+            made.value = value if isinstance(value, float) else None
             for row in made.rows:
                 row.value, row.labels = value if isinstance(value, tuple) else (value, None)
             out.append(made)
@@ -70,7 +71,14 @@ class ClassificationEncoder:
             [example.pair or "" for example in examples] if pairs else None,
             settings.max_length if cut else None,
         )
-        return [self._outcome(pieces) for pieces in found]
+        made = []
+        for pieces, example in zip(found, examples, strict=True):
+            outcome = self._outcome(pieces)
+            cut = len(pieces) > 1
+            pair = (example.pair or "") if pairs else None
+            outcome.tokens = self._framed.count(example.text, pair) if cut else len(pieces[0].ids)
+            made.append(outcome)
+        return made
 
     def _outcome(self, pieces: Sequence[Piece]) -> Outcome:
         """Return the row of a text, of which only the first piece is kept."""
@@ -89,6 +97,7 @@ class ClassificationEncoder:
         ids = np.array(example.input_ids, dtype=np.int32)
         longest = self._settings.max_length
         if len(ids) > longest and self._settings.overflow in ("drop", "error"):
-            return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
+            reason = f"{len(ids)} tokens, more than max_length {longest}"
+            return Outcome(status=DROPPED, reason=reason, tokens=len(ids))
         cut = len(ids) > longest
-        return Outcome([Encoded(ids[:longest], truncated=cut)], status=TRUNCATED if cut else KEPT)
+        return Outcome([Encoded(ids[:longest], truncated=cut)], status=TRUNCATED if cut else KEPT, tokens=len(ids))

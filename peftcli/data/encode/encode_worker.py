@@ -17,7 +17,7 @@ from peftcli.data.encode.pairs import PairEncoder
 from peftcli.data.encode.tags import TagEncoder
 from peftcli.data.read.nested_values import MISSING, value_at
 from peftcli.data.read.records import BadRow, Record, RowError
-from peftcli.data.recognition.examples import Example, Tokens
+from peftcli.data.recognition.examples import Example, Tokens, check_characters
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.store.token_store import RawRows
 from peftcli.tasks.task_info import RowKind
@@ -109,8 +109,9 @@ class Worker:
         return result
 
     def _check_vocabulary(self, made: Sequence[Example]) -> None:
-        """Raise a `RowError` for tokens that the tokenizer lacks; the embedding would fail on them much later."""
+        """Raise a `RowError` for what a tokenizer cannot read, and for tokens that it lacks: both would fail later."""
         for example in made:
+            check_characters(example)
             if isinstance(example, Tokens) and max(example.input_ids) >= self._vocabulary:
                 message = f"input_ids holds {max(example.input_ids)}, but there are {self._vocabulary} tokens"
                 raise RowError(message, "rows made with this model's tokenizer")
@@ -124,13 +125,15 @@ class Worker:
         bad: list[BadRow],
     ) -> ChunkResult:
         """Put the outcomes of a chunk's rows together."""
-        raw = RawRows([], [], [], [], [])
+        raw = RawRows([], [], [], [], [], [], [])
         result = ChunkResult(raw, [], [], bad + list(broken.values()), [], Counter(), self._names.all())
         sources: list[str] = []
         numbers: list[int] = []
         classes: list[int] = []
         statuses: list[int] = []
         kept_groups: list[int] = []
+        lengths: list[int] = []
+        identities: list[int] = []
         for owner, (record, made) in enumerate(zip(records, outcomes, strict=True)):
             if owner in broken:
                 continue
@@ -146,13 +149,15 @@ class Worker:
             result.origins += [len(sources)] * len(rows)
             sources.append(record.source)
             numbers.append(record.row)
-            single = self._settings.kind == "single_label" and rows and rows[0].value is not None
-            classes.append(int(rows[0].value or 0) if single else -1)
+            single = self._settings.kind == "single_label" and made and made[0].value is not None
+            classes.append(int(made[0].value or 0) if single else -1)
+            lengths.append(max([*(outcome.tokens for outcome in made), *(len(row.ids) for row in rows)], default=0))
+            identities.append(0 if self._settings.predicting else _hash(record.values))
             statuses.append(status)
             kept_groups.append(groups[owner])
             if not self._settings.predicting:
                 result.unused.update({name for outcome in made for name in outcome.unused})
-        result.raw = RawRows(sources, numbers, classes, kept_groups, statuses)
+        result.raw = RawRows(sources, numbers, classes, kept_groups, statuses, lengths, identities)
         return result
 
     def _group(self, record: Record) -> int:
@@ -161,8 +166,13 @@ class Worker:
         value = value_at(record.values, self._group_by)
         if value is MISSING:
             raise RowError(f"no column {self._group_by!r} to group by", f"columns with {self._group_by!r}")
-        text = json.dumps(value, sort_keys=True, default=str)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        return _hash(value)
+
+
+def _hash(value: Any) -> int:
+    """Return 64 bits that stand for a value: equal values have equal ones, wherever they are read."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _status(made: Sequence[Outcome]) -> int:

@@ -40,12 +40,16 @@ class Outcome:
 
     Args:
         unused: what of the example is not in the rows, or not learnt although it could be.
+        tokens: how long the example is before anything is cut; estimated for the longest texts.
+        value: number into the chunk's label names of an example with one class, also where no row is left.
     """
 
     rows: list[Encoded] = field(default_factory=list)
     status: int = KEPT
     reason: str = ""
     unused: tuple[str, ...] = ()
+    tokens: int = 0
+    value: float | None = None
 
 
 class Names:

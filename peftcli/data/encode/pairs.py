@@ -49,12 +49,12 @@ class PairEncoder:
         longest = self._settings.max_length
         most = max(len(ids), len(target or ()))
         if most > longest and self._settings.overflow in ("drop", "error") and not self._settings.predicting:
-            return Outcome(status=DROPPED, reason=f"{most} tokens, more than max_length {longest}")
+            return Outcome(status=DROPPED, reason=f"{most} tokens, more than max_length {longest}", tokens=most)
         if target is not None and all(label == IGNORED for label in target):
-            return Outcome(status=MASKED, reason="the target has no token")
+            return Outcome(status=MASKED, reason="the target has no token", tokens=most)
         labels = None if target is None else _cut(target, longest)
         row = Encoded(_cut(ids, longest), labels=labels, truncated=most > longest)
-        return Outcome([row], status=TRUNCATED if row.truncated else 0)
+        return Outcome([row], status=TRUNCATED if row.truncated else 0, tokens=most)
 
 
 def _cut(ids: list[int], longest: int) -> Ints:

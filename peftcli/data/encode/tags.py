@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,11 @@ class TagEncoder:
         )
         owners = encoded.get("overflow_to_sample_mapping") or range(len(examples))
         out = [Outcome() for _ in examples]
+        around = self._tokenizer.num_special_tokens_to_add()
+        lengths = [around] * len(examples)
         for place, owner in enumerate(owners):
             made = out[owner]
+            lengths[owner] += len(encoded["input_ids"][place]) - around
             if made.rows:
                 made.status = TRUNCATED
                 made.rows[0].truncated = True
@@ -63,7 +67,7 @@ class TagEncoder:
             tags = examples[owner].tags
             count = float(len(examples[owner].tokens)) if tags is None else None
             made.rows.append(Encoded(ids, labels=self._labels(words, tags, done), value=count))
-        return [self._limit(made) for made in out]
+        return [replace(self._limit(made), tokens=length) for made, length in zip(out, lengths, strict=True)]
 
     def _labels(self, words: Sequence[int | None], tags: Sequence[Any] | None, done: int) -> Any:
         """Return a label for each token: the word's tag on its first token, else -100.

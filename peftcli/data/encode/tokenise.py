@@ -17,6 +17,7 @@ SAMPLE = 32  # rows of one encoder whose prefixes are tokenised again to check t
 
 
 CHARS = 12  # characters of a token at most, as a guess that is checked: English has four to five
+COUNTED = 100_000  # characters of a text that are tokenised to say how long it is
 MARGIN = 8  # tokens beyond the limit that a shortened text must give: its last ones may not be those of the whole
 
 
@@ -146,6 +147,16 @@ class FramedTokens:
             if len(short) < len(text) and sum(len(piece.ids) for piece in out[place]) < (longest or 0) + MARGIN:
                 out[place] = self._fast([text], None, longest)[0]  # its tokens are longer than was guessed
         return out
+
+    def count(self, text: str, pair: str | None) -> int:
+        """Return the tokens of a text or pair that is not cut; of very long ones a guess by their beginnings."""
+        short = text[:COUNTED], None if pair is None else pair[:COUNTED]
+        if self._tokenizer.is_fast:
+            found = len(self._fast([short[0]], None if short[1] is None else [short[1]], None)[0][0].ids)
+        else:
+            found = len(self._tokenizer(short[0], short[1], verbose=False)["input_ids"])
+        whole, seen = len(text) + len(pair or ""), len(short[0]) + len(short[1] or "")
+        return found if whole == seen else round(found * whole / seen)
 
     def _fast(self, texts: Sequence[str], pairs: Sequence[str] | None, longest: int | None) -> list[list[Piece]]:
         backend = self._tokenizer.backend_tokenizer

@@ -15,6 +15,10 @@ LISTED_SKIPS = 10_000  # skipped rows that are listed by name; the rest is only 
 SKIP = "data.on_error: skip leaves broken rows out and lists them in the run directory"
 
 
+NOT_UTF8 = "not UTF-8"
+"""Begins the message of a row whose bytes are no text in UTF-8."""
+
+
 class Errors:
     """Broken rows as they come: collected and raised together, or skipped and listed."""
 
@@ -43,8 +47,9 @@ class Errors:
     def raise_if_any(self) -> None:
         """Raise a `UserError` with every row that was broken."""
         if self._fatal:
-            shown = self._fatal[:SHOWN_ERRORS]
-            problems = [_problem(bad) for bad in shown]
+            problems = [*_other_encodings(self._fatal)]
+            rest = [bad for bad in self._fatal if not bad.message.startswith(NOT_UTF8)]
+            problems += [_problem(bad) for bad in rest[: SHOWN_ERRORS - len(problems)]]
             last = problems[-1]
             problems[-1] = replace(last, suggestion=f"{last.suggestion}\n    {SKIP}" if last.suggestion else SKIP)
             raise UserError(problems)
@@ -58,6 +63,22 @@ def remedy_for_rows(remedy: str) -> Iterator[None]:
     except UserError as error:
         changed = [replace(one, suggestion=(one.suggestion or "").replace(SKIP, remedy)) for one in error.problems]
         raise UserError(changed) from error
+
+
+def _other_encodings(bad: Iterable[BadRow]) -> Iterator[Problem]:
+    """Yield one problem for each file that is not UTF-8, with what to do: a file has one encoding, not each row."""
+    first: dict[str, BadRow] = {}
+    for one in bad:
+        if one.message.startswith(NOT_UTF8):
+            first.setdefault(one.source, one)
+    for one in first.values():
+        remedy = (
+            "files of office programs are often in Windows-1252: save the file as UTF-8 (`CSV UTF-8`), "
+            f"or convert it: iconv -f WINDOWS-1252 -t UTF-8 {one.source}"
+        )
+        yield replace(
+            _problem(one), message=f"the file is {one.message}", suggestion=f"row: {one.excerpt}\n    {remedy}"
+        )
 
 
 def _problem(bad: BadRow) -> Problem:

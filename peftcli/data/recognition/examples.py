@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from peftcli.data.chat.conversations import Conversation
+from peftcli.data.read.records import RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +52,32 @@ class Tokens:
 
 
 Example = Text | Conversation | Labelled | Tagged | InputTarget | Tokens
+
+
+def check_characters(example: Example) -> None:
+    """Raise a `RowError` for a lone surrogate: half of a character, which no tokenizer reads."""
+    for text in _texts(example):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"half a character at position {error.start + 1}: a \\ud800 to \\udfff that stands alone"
+            raise RowError(message, "both halves, or none") from error
+
+
+def _texts(example: Example) -> Iterator[str]:
+    if isinstance(example, Text):
+        yield example.text
+    elif isinstance(example, Labelled):
+        yield example.text
+        yield example.pair or ""
+    elif isinstance(example, Tagged):
+        yield "".join(example.tokens)
+    elif isinstance(example, InputTarget):
+        yield example.input
+        yield example.target or ""
+    elif isinstance(example, Conversation):
+        plain = example.plain
+        yield from (plain[0], plain[1] or "") if plain else ()
+        for message in example.messages:
+            yield json.dumps(message, ensure_ascii=False, default=str) if len(message) > 2 else message["content"]
+        yield json.dumps(example.tools, ensure_ascii=False, default=str) if example.tools else ""

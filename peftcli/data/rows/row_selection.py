@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.read.records import BadRow
-from peftcli.data.rows.split import split_rows
+from peftcli.data.rows.content_split import split_by_content
+from peftcli.data.rows.split import split_rows, validation_count
 from peftcli.data.store.labels import Kind, LabelSpec
 from peftcli.data.store.stored_labels import names_of, rows_of_raw, rows_with_other_names
 from peftcli.data.store.token_store import Store
+from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec
 
 Index = npt.NDArray[np.int64]
@@ -25,15 +27,23 @@ def split_off(store: Store, spec: DataSpec, kind: Kind | None, seed: int) -> tup
         kind: kind of the labels, None without labels.
         seed: the split is the same for the same seed.
     """
-    raw = np.unique(store.origin)
     if spec.validation is not None or spec.val_set_size == 0:
         return np.arange(len(store), dtype=np.int64), np.empty(0, dtype=np.int64)
+    # rule 1 split the rows that were left, so that another length limit or base had other validation rows
+    raw = np.unique(store.origin) if spec.split_rule == 1 else np.arange(len(store.raw("status")), dtype=np.int64)
     single = kind == "single_label"
     stratified = single and spec.group_by is None if spec.stratify is None else spec.stratify
     classes = store.raw("class")[raw] if stratified else None
     groups = store.raw("group")[raw] if spec.group_by else None
-    mine, theirs = split_rows(raw, spec.val_set_size, seed, classes=classes, groups=groups)
+    if spec.split_rule == 1:
+        mine, theirs = split_rows(raw, spec.val_set_size, seed, classes=classes, groups=groups)
+    else:
+        identities = store.raw("identity")
+        mine, theirs = split_by_content(identities, spec.val_set_size, seed, classes=classes, groups=groups)
     train, held_out = rows_of_raw(store, mine), rows_of_raw(store, theirs)
+    if not len(train):
+        text = "every row that is left was split off for validation, so that none is left to train on"
+        raise UserError(Problem(text, key="data.val_set_size", suggestion="make it smaller, or 0 for no validation"))
     if kind in (None, "regression"):
         return train, held_out
     # a row whose label would then be unknown stays with the training rows
@@ -42,6 +52,20 @@ def split_off(store: Store, spec: DataSpec, kind: Kind | None, seed: int) -> tup
         moved = np.isin(store.origin[held_out], store.origin[unknown])
         train, held_out = np.sort(np.concatenate((train, held_out[moved]))), held_out[~moved]
     return train, held_out
+
+
+def missing_rows_note(store: Store, spec: DataSpec, held_out: Index) -> list[str]:
+    """Return a note where fewer rows are split off than the recipe asks for; groups are never parted, so they may."""
+    if spec.validation is not None or not spec.val_set_size or spec.group_by:
+        return []
+    asked = validation_count(spec.val_set_size, len(store.raw("status")))
+    given = len(np.unique(store.origin[held_out]))
+    if given >= asked:
+        return []
+    return [
+        f"data.val_set_size asks for {asked:,} validation rows, of which {given:,} can be split off: "
+        "the others are needed to train (the last row of a class, the only rows of a label), or were left out"
+    ]
 
 
 def with_known_labels(store: Store, rows: Index, labels: LabelSpec | None) -> tuple[Index, list[BadRow]]:

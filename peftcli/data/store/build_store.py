@@ -24,7 +24,7 @@ from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.store.label_form import judge
 from peftcli.data.store.labels import Kind
 from peftcli.data.store.store_job import JUDGED, StoreJob
-from peftcli.data.store.token_store import RawRows, StoreWriter
+from peftcli.data.store.token_store import StoreWriter
 from peftcli.errors import Problem, UserError
 
 CHUNK_ROWS = 1000  # rows of a chunk: enough to keep every core busy in one batched call
@@ -140,7 +140,7 @@ def _renumber(result: ChunkResult, names: Names, kind: Kind | None) -> None:
     if kind == "single_label":
         old = result.raw
         classes = [int(numbers[number]) if number >= 0 else -1 for number in old.classes]
-        result.raw = RawRows(old.sources, old.rows, classes, old.groups, old.statuses)
+        result.raw = replace(old, classes=classes)
 
 
 def _no_rows(files: SourceFiles, errors: Errors) -> UserError:

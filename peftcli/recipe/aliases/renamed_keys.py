@@ -30,6 +30,7 @@ class Change:
         value: makes the new value from the old one.
         harmless: values of a removed key that can be ignored, such as its default.
         remedy: what to do if a removed key has any other value.
+        absent: for a key that is new (old and new are the same path): what versions without it did.
     """
 
     version: str
@@ -39,6 +40,7 @@ class Change:
     value: Callable[[Any], Any] = _same
     harmless: tuple[Any, ...] = ()
     remedy: str = ""
+    absent: Any = None
 
 
 CHANGES: tuple[Change, ...] = (
@@ -48,6 +50,7 @@ CHANGES: tuple[Change, ...] = (
         "training.train_sampling_strategy",
         value=lambda grouped: "group_by_length" if grouped else "random",
     ),
+    Change("0.1.0", "data.split_rule", "data.split_rule", absent=1),
 )
 """In the order of the versions."""
 
@@ -77,6 +80,8 @@ def upgrade_(data: dict[str, Any], changes: Sequence[Change]) -> tuple[list[tupl
             *parents, last = change.old.split(".")
             parent = _mapping(block, parents)
             if parent is None or last not in parent:
+                if parent is not None and change.absent is not None:
+                    parent[last] = change.absent
                 continue
             old, value = (*place, *parents, last), parent.pop(last)
             if change.new is not None:

@@ -125,7 +125,7 @@ def test_tags_need_a_tokenizer_that_knows_its_words(tmp_path: Path) -> None:
 
 def test_a_prompt_is_checked(tmp_path: Path) -> None:
     spec = DataSpec(path="x.jsonl", chat_template="gemma")
-    for role, message in (("robot", "message 1 has the role 'robot'"), ("tool", "the chat template refuses")):
+    for role, message in (("robot", "message 1 has the role 'robot'"), ("tool", "the chat template gemma refuses")):
         path = write_jsonl(tmp_path / f"{role}.jsonl", [{"messages": [{"role": role, "content": "x"}]}])
         with pytest.raises(UserError, match=message):
             prepare_for_prediction(str(path), spec, "causal_lm", chat_tokenizer())

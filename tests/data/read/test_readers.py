@@ -16,6 +16,8 @@ from peftcli.data.read.text_files import read_csv, read_jsonl, read_tsv, read_tx
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSource
 from tests.data.read.reading import rows, values
+from tests.data.tools import ready
+from tests.tiny import tiny_tokenizer
 
 
 def test_jsonl_numbers_are_physical_lines_with_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
@@ -245,3 +247,26 @@ def test_fingerprints_follow_content_not_place(tmp_path: Path) -> None:
         (tmp_path / name).write_text('{"text": "x"}\n' if name != "c.jsonl" else '{"text": "y"}\n', encoding="utf-8")
     a, b, c = (resolve_source(DataSource(path=str(tmp_path / f"{n}.jsonl"))).fingerprint() for n in "abc")
     assert a == b != c
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "txt"])
+def test_a_file_of_another_encoding_is_one_error_with_a_remedy(tmp_path: Path, suffix: str) -> None:
+    rows = {"csv": "text,label\n", "tsv": "text\tlabel\n"}.get(suffix, "")
+    line = {"csv": "café {},{}\n", "tsv": "café {}\t{}\n", "jsonl": '{{"text": "café {}", "label": "{}"}}\n'}
+    rows += "".join(line.get(suffix, "café {} {}\n").format(n, "ab"[n % 2]) for n in range(30))
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(rows.encode("cp1252"))
+    task = "causal_lm" if suffix == "txt" else "sequence_classification"
+    with pytest.raises(UserError) as caught:
+        ready(tiny_tokenizer(cls=True), path, task)
+    assert str(caught.value).count("not UTF-8") == 1 and f"iconv -f WINDOWS-1252 -t UTF-8 {path}" in str(caught.value)
+
+
+@pytest.mark.parametrize("cell", ['"\\ud83d x"', '"[{\\"role\\": \\"user\\", \\"content\\": \\"\\\\ud83d\\"}]"'])
+def test_half_a_character_is_a_bad_row(tmp_path: Path, cell: str) -> None:
+    column = "text" if "role" not in cell else "messages"
+    good = '{"text": "x"}' if column == "text" else '{"messages": [{"role": "user", "content": "x"}]}'
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{good}\n{{"{column}": {cell}}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: half a character"):
+        ready(tiny_tokenizer(), path, max_fully_masked=1.0, train_on="all")
