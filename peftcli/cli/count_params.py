@@ -1,4 +1,4 @@
-"""`peft count-params`: what methods train, of how much, from the model's config alone."""
+"""`peft count-params`: how many parameters methods train, from the model's config alone."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ def evaluate(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_RECIPE", help="A run directory, or a recipe for its untrained base.", show_default=False
+            metavar="RUN_OR_RECIPE",
+            help="A run directory; or a recipe, to evaluate its untrained base.",
+            show_default=False,
         ),
     ],
     data: Annotated[

@@ -28,7 +28,7 @@ def export(
         typer.Option(
             "--to",
             metavar=f"<{'|'.join(LIBRARIES)}>",
-            help=f"Whose files: {', or '.join(library.files for library in LIBRARIES.values())}.",
+            help=f"The library to write for: {', or '.join(library.files for library in LIBRARIES.values())}.",
             autocompletion=lambda: list(LIBRARIES),
         ),
     ] = "hf-peft",

@@ -23,11 +23,11 @@ def inspect(
         int | None, typer.Option("--width", min=40, help="Columns of the output; the terminal's by default.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead, to send to a colleague.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page to this file instead.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the rows as the model will see them: learnt tokens coloured, special tokens visible, lengths, duplicates.
+    """Show the rows as the model will see them: tokens that are trained on, special tokens, lengths.
 
     Example: peft inspect configs/lora.yaml -n 2
     """

@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
 
 def inspect_adapter(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run, or an adapter directory of this or HF peft's format.")
+        Path,
+        typer.Argument(metavar="RUN", help="A run, or an adapter directory in this project's or HF peft's format."),
     ],
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (SVG) to this file.")

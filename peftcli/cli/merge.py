@@ -46,10 +46,16 @@ def merge(
         str | None, typer.Option("--weights", help="Weights of several LoRA runs of one base, such as 0.7,0.3.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Cut the sum of several adapters to this rank; exact without.")
+        int | None,
+        typer.Option(
+            "--rank", min=1, help="Reduce the sum of several adapters to this rank; the sum is exact without it."
+        ),
     ] = None,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Write the merged model in 4 bits: lossy, and the loss is printed.")
+        bool,
+        typer.Option(
+            "--requantize", help="Write the merged model in 4 bits; this loses accuracy, and prints how much."
+        ),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,

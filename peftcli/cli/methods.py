@@ -27,7 +27,7 @@ def methods(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="M", help="Say which methods fit this model; reads no weights."),
+        typer.Option("--model", metavar="M", help="Show which methods work with this model; reads no weights."),
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="The task for --model.")] = None,
     as_json: Json = False,

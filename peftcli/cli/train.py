@@ -1,4 +1,4 @@
-"""`peft train RECIPE [key=value ...]`: train what a recipe says."""
+"""`peft train RECIPE [key=value ...]`: train an adapter from a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NoLock = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("train", short_help="Train an adapter as a recipe says.")(train)
+    app.command("train", short_help="Train an adapter from a recipe.")(train)
 
 
 def train(
@@ -32,20 +32,20 @@ def train(
         str | None,
         typer.Option("--output", "-o", metavar="DIR", help="Directory of the run, instead of output_dir."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
     num_processes: Annotated[
         int | None,
         typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine, each on its own device."),
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Write a trace of a few steps, and where their time and memory went.")
+        bool, typer.Option("--profile", help="Profile a few steps: write a trace, and show where time and memory went.")
     ] = False,
     no_lock: NoLock = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter as a recipe says, and leave it in a run directory.
+    """Train an adapter from a recipe and write it to a run directory.
 
     Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
     """

@@ -1,4 +1,4 @@
-"""`peft validate RECIPE [key=value ...]`: say everything that is wrong with a recipe, at once and without torch."""
+"""`peft validate RECIPE [key=value ...]`: report all mistakes in a recipe together, without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An inspection on the terminal: learnt tokens in colour, special tokens in brackets of their own colour."""
+"""An inspection on the terminal: tokens that are trained on in colour, special tokens in brackets of another colour."""
 
 from __future__ import annotations
 

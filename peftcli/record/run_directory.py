@@ -109,7 +109,7 @@ class RunDirectory:
         if status is RunStatus.UNFINISHED and not resume:
             raise UserError(
                 f"output_dir {self.path} holds an unfinished run of this recipe",
-                suggestion="go on with --resume, or start again with --overwrite",
+                suggestion="continue it with --resume, or start again with --overwrite",
             )
         return status
 
@@ -176,7 +176,7 @@ class RunDirectory:
         if self.summary_file.is_file():
             return f"stopped while loading; the finished run in {self.path} is as it was"
         if self.checkpoints().steps():
-            return "stopped without saving; go on from the last checkpoint with --resume"
+            return "stopped without saving; --resume continues from the last checkpoint"
         if self._steps():
             return "stopped before anything was saved; start again with --overwrite"
         return "stopped before the first step: nothing was trained and nothing is kept; the same command starts again"

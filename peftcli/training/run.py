@@ -172,7 +172,7 @@ def _run(session: Session, milestones: Milestones, after_step: Callable[[], None
         done = train_steps(session, milestones, upcoming, stop, after_step)
     if not done:
         raise Stopped(
-            f"stopped after step {session.state.step} of {session.plan.total_steps}; its state is saved, "
-            "go on with --resume"
+            f"stopped after step {session.state.step} of {session.plan.total_steps}; its state is saved. "
+            f"Continue with: peft train {session.directory.path / 'recipe.yaml'} --resume"
         )
     return finish(session, milestones)
