@@ -25,7 +25,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="RUN_OR_RECIPE",
-            help="A run directory; or a recipe, to evaluate its untrained base.",
+            help="A run, or a recipe to evaluate its untrained base.",
             show_default=False,
         ),
     ],

@@ -30,9 +30,7 @@ def import_(
     ],
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base", metavar="MODEL", help="The base model, if the adapter does not name it, or it has moved."
-        ),
+        typer.Option("--base", metavar="MODEL", help="The base model, if the adapter names none or it has moved."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,

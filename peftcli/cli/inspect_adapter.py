@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def inspect_adapter(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run, or an adapter directory in this project's or HF peft's format."),
+        typer.Argument(metavar="RUN", help="A run, or an adapter directory of this project or HF peft."),
     ],
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (SVG) to this file.")

@@ -47,15 +47,11 @@ def merge(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(
-            "--rank", min=1, help="Reduce the sum of several adapters to this rank; the sum is exact without it."
-        ),
+        typer.Option("--rank", min=1, help="Reduce the sum of several adapters to this rank."),
     ] = None,
     requantize: Annotated[
         bool,
-        typer.Option(
-            "--requantize", help="Write the merged model in 4 bits; this loses accuracy, and prints how much."
-        ),
+        typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs."),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
