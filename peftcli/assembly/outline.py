@@ -22,7 +22,8 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.schema import ModelSpec, Recipe
+from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
+from peftcli.tasks.task_table import task_info
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,6 +94,7 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
         meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
         problems += further.of_model(recipe, meta)
         anatomy = read_anatomy(meta, recipe.model.anatomy)
+        problems += _kind_problems(anatomy, recipe.task)
         attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
         problems += further.of_parameters(recipe, attachment)
         notes += vocabulary_notes(meta, tokenizer, spec, attachment, anatomy)
@@ -104,6 +106,15 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     left_out = [f"{path} is left out: {why}" for path, why in anatomy.left_out]
     notes = [*notes, *anatomy.notes, *left_out, *of_method]
     return Outline(info, spec, tokenizer, anatomy, tuple(notes))
+
+
+def _kind_problems(anatomy: Anatomy, task: TaskName) -> list[Problem]:
+    """Return that a family outside the table sees later tokens, and so cannot do a task that asks for none of that."""
+    refusal = task_info(task).refused.get("encoder")
+    if refusal is None or anatomy.origin != "structure" or set(anatomy.layers) != {"encoder"}:
+        return []
+    reason = f"a {anatomy.family} model cannot do {task}: tried, its tokens see later ones; {refusal.reason}"
+    return [Problem(reason, key="task", suggestion=refusal.remedy)]
 
 
 def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec) -> list[Problem]:

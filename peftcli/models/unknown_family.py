@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Literal
 
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import UserError
 from peftcli.layers.base_linear import linear_widths
 from peftcli.models.anatomy import Stack
 from peftcli.models.families.family_row import AttentionRow, BranchRow, FamilyRow, StackRow
+from peftcli.models.later_tokens import attention_is_causal, sees_later_tokens
 from peftcli.models.module_view import ModuleView, hidden_size, module_kind
 
 # Usual names of the projections, by role: the last part of a module's path.
@@ -121,7 +122,7 @@ def _stack(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[Stack
         else:
             linears[role] = (relative,)
     _drop_doubtful(view, blocks, linears, left_out)
-    which: Stack = "encoder" if _is_encoder(spec, config) else "decoder"
+    which: Stack = "encoder" if _is_encoder(view, blocks, spec, config) else "decoder"
     found = ", ".join(f"{role} = {paths[0]}" for role, paths in linears.items()) or "no projection with a known role"
     row = StackRow(
         stack=which,
@@ -212,10 +213,17 @@ def _branches(view: ModuleView, blocks: list[str], linears: dict[str, tuple[str,
     return tuple(rows)
 
 
-def _is_encoder(spec: str, config: PretrainedConfig) -> bool:
-    if "decoder" in spec:
-        return False
-    return "encoder" in spec or not (getattr(config, "is_decoder", False) or getattr(config, "use_cache", False))
+def _is_encoder(view: ModuleView, blocks: list[str], spec: str, config: PretrainedConfig) -> bool:
+    """Tell whether a stack sees later tokens: by its name beside another stack, else tried, else as its modules say."""
+    if view.model.config.is_encoder_decoder:
+        return "encoder" in spec and "decoder" not in spec
+    owners = [module for name, module in view.modules.items() if blocks[0].startswith(f"{name}." if name else "")]
+    owner = next(module for module in reversed(owners) if isinstance(module, PreTrainedModel))
+    tried = sees_later_tokens(owner)
+    if tried is not None:
+        return tried
+    causal = attention_is_causal(view.modules[block] for block in blocks[:1])
+    return not causal if causal is not None else not getattr(config, "is_decoder", True)
 
 
 def _embedding_path(view: ModuleView) -> str:

@@ -113,7 +113,10 @@ def test_an_import_gives_hf_pefts_logits(case: str, models: Path, tmp_path: Path
     assert (theirs - logits(tiny_model(family, task))).abs().max() > 1e-3
     done = import_adapter(tmp_path / "hf", tmp_path / "run")
     # HF peft saves the embedding table itself beside its adapter
-    assert [note for note in done.notes if "copy of the base's own embedding" not in note] == []
+    notes = [note for note in done.notes if "copy of the base's own embedding" not in note]
+    # and it saves no names of labels
+    unnamed = ["names of the labels are unknown" in note for note in notes]
+    assert unnamed == ([True] if task_info(task).has_labels else [])
     assert done.task == task
     saved = load_adapter(tmp_path / "run/adapter")
     assert saved.meta.family == family and saved.meta.base["shape"]["vocab_size"] == 128

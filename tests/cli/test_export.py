@@ -28,7 +28,7 @@ def test_a_run_goes_out_and_comes_back(run: Path, workspace: Workspace, cli: Cli
     done = cli("export", run, "-o", tmp_path / "hf", "--to", "hf-peft", "--json")
     assert done.code == 0 and done.json["kind"] == "hf-peft" and done.json["method"] == "lora"
     written = sorted(path.name for path in (tmp_path / "hf").iterdir())
-    assert written == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert written == ["README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json"]
     back = cli("import", tmp_path / "hf", "-o", tmp_path / "back")
     assert back.code == 0 and str(tmp_path / "back") in back.out and back.err == ""
     after = cli("predict", tmp_path / "back", "--input", rows)

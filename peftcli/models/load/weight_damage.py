@@ -43,7 +43,7 @@ def wrong_start(file: Path) -> tuple[str, str] | None:
     if first[8:9] == b"{":  # the header of safetensors, whatever its length looks like
         return None
     if not first.strip(b"\0"):
-        return ("is empty" if not first else "begins with zero bytes only"), _AGAIN
+        return ("is empty: no complete safetensors file" if not first else "begins with zero bytes only"), _AGAIN
     text = first.lstrip().lower()
     for starts, what, remedy in _STARTS:
         if first.startswith(starts) or text.startswith(starts):

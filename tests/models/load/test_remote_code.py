@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ class OwnForCausalLM(LlamaForCausalLM):
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from transformers import dynamic_module_utils
 
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+    path = [entry for entry in sys.path if not (Path(entry) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", path)  # without the caches of earlier tests
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     base = save_tiny(tmp_path / "own", "llama")
     (base / "configuration_own.py").write_text(CONFIG)
