@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peftcli.errors import UserError
 from peftcli.merging.tensor_writer import Planned
@@ -108,7 +110,7 @@ class MergePlan:
 
 
 def plan_merge(
-    model: nn.Module,
+    model: PreTrainedModel,
     stored: Mapping[str, Source],
     rules: Mapping[str, MergeRule],
     dtype: torch.dtype | None,
@@ -134,7 +136,7 @@ def plan_merge(
     outputs = [builder.copied(entry) for parts in files.values() for entry in parts]
     written = {output.planned.name for output in outputs}
     outputs += [output for output in builder.added() if output.planned.name not in written]
-    builder.refuse_gaps()
+    builder.refuse_gaps(computed_names(model, parameters))
     return MergePlan(outputs, usual, sorted(builder.untied), left_out)
 
 
@@ -174,6 +176,12 @@ def tied_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_identity.setdefault(id(parameter), []).append(name)
     return {name: tuple(group) for group in by_identity.values() if len(group) > 1 for name in group}
+
+
+def computed_names(model: PreTrainedModel, names: list[str]) -> set[str]:
+    """Return the parameters that the model computes and no file holds, such as Marian's sinusoidal positions."""
+    patterns = [*(model._keys_to_ignore_on_save or ()), *(model._keys_to_ignore_on_load_missing or ())]
+    return {name for name in names if any(re.search(str(pattern), name) for pattern in patterns)}
 
 
 def _usual_dtype(tensors: Any) -> torch.dtype:
@@ -219,9 +227,11 @@ class _Builder:
             elif name in self.rules and not self._rule_of_group_used(name):
                 yield self._output(name, name, None)
 
-    def refuse_gaps(self) -> None:
-        """Raise if neither the files nor a rule supply a parameter."""
+    def refuse_gaps(self, computed: set[str]) -> None:
+        """Raise if neither the files nor a rule supply a parameter that the model does not compute."""
         for name in self.parameters:
+            if name in computed:
+                continue
             names = (name, *self.groups.get(name, ()))
             if not any(twin in self.files or twin in self.rules for twin in names):
                 raise UserError(f"the base's files lack {name}", suggestion="name the complete base model with --base")

@@ -162,6 +162,7 @@ class Anatomy:
         max_positions: number of learned positions, or None without that limit.
         takes_tokens: whether the model's main input is token ids, which a prompt can be put in front of.
         biases: names of the bias parameters (of linears, norms, the pooler, ...), without those of the head.
+        transposed: paths of the modules whose weight is stored (in, out), those without a role included.
         notes: remarks for the user.
     """
 
@@ -183,6 +184,7 @@ class Anatomy:
     max_positions: int | None = None
     takes_tokens: bool = True
     biases: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def blocks_without_attention(self) -> list[str]:

@@ -99,6 +99,7 @@ class _Reader:
             takes_tokens=self.view.model.main_input_name == "input_ids",
             max_positions=self.row.positions(self.config) if self.row.positions else None,
             biases=_biases(self.view, head),
+            transposed=tuple(name for name, live in self.view.modules.items() if module_kind(live) == "conv1d"),
             notes=tuple(notes),
         )
 

@@ -30,7 +30,7 @@ class Folding:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self._roles: dict[str, LinearRole] = {linear.key: linear for linear in anatomy.linears}
-        self._transposed = {linear.module for linear in anatomy.linears if linear.transposed}
+        self._transposed = set(anatomy.transposed)
         self._biases = set(anatomy.biases)
         self._steps: dict[str, list[MergeStep]] = {}
         self._untied: set[str] = set()
