@@ -1,0 +1,77 @@
+"""Merging where a layout is unusual: slices of fused projections, computed positions, weights stored (in, out)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from peftcli.merging.merge_run import merge_run
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.folding import Folding
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from tests.merging.runs import make_recipe, make_run, save_random_adapter
+from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
+
+LORA: dict[str, Any] = {"name": "lora", "r": 4}
+FUSED = [
+    ("phi3", LORA),
+    ("phi3", {**LORA, "target_modules": ["ffn.up"]}),
+    ("phi3", {**LORA, "use_dora": True}),
+    ("phi3", {"name": "ia3"}),
+    ("falcon", LORA),
+    ("modernbert", LORA),
+]
+
+
+@pytest.mark.parametrize(("family", "method"), FUSED)
+def test_slices_of_fused_projections_merge(family: str, method: dict[str, Any], tmp_path: Path) -> None:
+    task = "sequence_classification" if family == "modernbert" else "causal_lm"
+    run = make_run(tmp_path, family, task, method, base_class="base" if family == "modernbert" else task)
+    report = merge_run(run, tmp_path / "merged")
+    assert report.verified and report.adapter_effect
+
+
+def test_a_change_that_works_in_place_changes_its_own_rows_only() -> None:
+    anatomy = read_anatomy(tiny_model("phi3", "causal_lm"))
+    role = next(linear for linear in anatomy.linears if linear.role == "attn.k")
+    assert role.slice is not None and role.slice.groups == 1  # whole rows of the weight: contiguous as they are
+
+    def doubled(weight: Tensor) -> Tensor:
+        return weight.mul_(2)
+
+    folding = Folding(anatomy)
+    folding.change_weight(role.key, doubled)
+    before = torch.ones(role.slice.width, role.in_features)
+    after = folding.rules()[f"{role.module}.weight"].apply(before.clone())
+    rows = slice(role.slice.start, role.slice.start + role.slice.size)
+    assert (after[rows] == 2).all() and after.sum() == before.sum() + before[rows].sum()
+
+
+TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MARIAN = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "decoder_start_token_id": 0,
+}  # fmt: skip
+OPENAI_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+
+
+@pytest.mark.parametrize("method", [{**LORA, "target_modules": "all-linear"}, {"name": "bitfit"}])
+@pytest.mark.parametrize(("family", "sizes"), [("marian", MARIAN), ("openai-gpt", OPENAI_GPT)])
+def test_families_outside_the_table_merge(
+    family: str, sizes: dict[str, Any], method: dict[str, Any], tmp_path: Path
+) -> None:
+    """Marian computes its positions, and no file holds them; OpenAI GPT has Conv1D modules without a role."""
+    task, auto = ("seq2seq_lm", AutoModelForSeq2SeqLM) if family == "marian" else ("causal_lm", AutoModelForCausalLM)
+    auto.from_config(AutoConfig.for_model(family, **TOKENS, **sizes)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(add_eos=family == "marian").save_pretrained(tmp_path / "model")
+    recipe = make_recipe(tmp_path, task, method, tmp_path / "model")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    save_random_adapter(run / "adapter", recipe, None, size=0.05, seed=1)
+    assert merge_run(run, tmp_path / "merged").verified
