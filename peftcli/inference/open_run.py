@@ -19,7 +19,7 @@ from peftcli.assembly.recipe_task import make_task
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
@@ -31,6 +31,7 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.run_paths import homes
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.record.random_state import random_numbers_kept
@@ -118,7 +119,20 @@ def find_run(run: Path | str, base_dtype: DTypeName | None = None, max_new_token
     loaded = with_text_length(load_stored_recipe(file, NAMES), max_new_tokens)
     if registry.info(loaded.recipe.method.name).artifact == "model":
         return _find_model(directory, loaded, base_dtype)
-    return _find_adapter(directory, loaded, base_dtype)
+    try:
+        return _find_adapter(directory, loaded, base_dtype)
+    except UserError as error:
+        about = _relative_base(directory.path, loaded.recipe)
+        raise UserError([*error.problems, *about]) from error
+
+
+def _relative_base(run: Path, recipe: Recipe) -> list[Problem]:
+    """Say what the base's path was relative to, where it is one that is not here."""
+    name, places = recipe.model.name_or_path, homes(run, recipe)
+    if Path(name).is_absolute() or name.startswith(("package:", "~")) or Path(name).exists() or not places:
+        return []
+    where = " or ".join(map(str, places))
+    return [Problem(f"if {name!r} is a directory: it was relative to {where}, where the run was trained")]
 
 
 @random_numbers_kept()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases import renamed_keys
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.recipe.run_paths import with_found_paths
 from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -70,7 +72,7 @@ def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
         UserError: it was changed or damaged, or its version cannot be read.
     """
     try:
-        return load_recipe(file, [], names, need_data=False, upgrades=renamed_keys.CHANGES)
+        loaded = load_recipe(file, [], names, need_data=False, upgrades=renamed_keys.CHANGES)
     except UserError as error:
         about = Problem(
             "this recipe is that of a run, which must not be edited",
@@ -79,3 +81,4 @@ def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
             "summary.json)",
         )
         raise UserError([*error.problems, about]) from error
+    return replace(loaded, recipe=with_found_paths(loaded.recipe, file.parent))

@@ -16,6 +16,7 @@ class Summary:
         eval_before: the same before the first step.
         train_runtime: seconds of the loop, evaluation and checkpoints included, over all resumed parts.
         tokens_per_second: non-padding training tokens over the time spent in training steps.
+        working_directory: where `peft train` ran: what relative paths of the recipe are relative to.
         data: what became of the rows: counts, format, evidence, template, cache.
     """
 
@@ -43,6 +44,7 @@ class Summary:
     versions: dict[str, str]
     artifact: str = "adapter"
     stopped_early: bool = False
+    working_directory: str = ""
     notes: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -44,6 +45,7 @@ def summarise(session: Session) -> Summary:
         versions=versions(),
         artifact=session.info.artifact,
         stopped_early=state.stopped_early,
+        working_directory=str(Path.cwd()),
         data=session.data.report.for_summary(),
     )
 

@@ -142,3 +142,26 @@ def test_lines_are_strict_json(recipe, tmp_path: Path) -> None:
     out = train(recipe("llama", training__max_steps=1, training__max_new_tokens=2)).output_dir
     (line,) = predict_run(out, str(write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the cat"}])))
     assert set(json.loads(json.dumps(line))) == {"prediction", "scores", "finish_reason"}
+
+
+@pytest.mark.parametrize("output", ["runs/one", "absolute"])
+def test_a_run_with_relative_paths_works_from_another_directory(recipe, tmp_path: Path, monkeypatch, output) -> None:
+    from tests.tiny import save_tiny
+
+    project, other = tmp_path / "project", tmp_path / "other"
+    project.mkdir(), other.mkdir()
+    save_tiny(project / "base", "llama", "causal_lm")
+    write_jsonl(project / "rows.jsonl", chat_rows(8))
+    monkeypatch.chdir(project)
+    out = str(tmp_path / "elsewhere") if output == "absolute" else output
+    loaded = recipe("llama", model="base", training__max_steps=1, training__max_new_tokens=2, data__path="rows.jsonl",
+                    data__val_set_size=2, output_dir=out)  # fmt: skip
+    train(loaded)
+    run = (project / out).absolute()
+    monkeypatch.chdir(other)
+    assert len(list(predict_run(run, str(project / "rows.jsonl")))) == 8
+    assert evaluate_run(run)["eval_rows"] == 2  # the data's path is relative, too
+    (project / "base").rename(project / "gone")
+    with pytest.raises(UserError) as error:
+        predict_run(run, str(project / "rows.jsonl"))
+    assert f"relative to {project}" in str(error.value)
