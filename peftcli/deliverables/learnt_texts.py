@@ -52,7 +52,7 @@ def learnt_texts_of_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
         return LearntTexts(), []
     wanted = recipe.data.chat_template
     try:
-        template = choose_template(wanted, tokenizer)
+        template = choose_template(wanted, tokenizer, recipe.data.chat_template_kwargs)
     except UserError:
         return LearntTexts(), [f"the chat template {wanted} is no longer there: the result has the base's"]
     stops = stop_tokens(tokenizer, end_of_turn(tokenizer, template))

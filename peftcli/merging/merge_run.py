@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peftcli.atomic import new_directory
+from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import CONFIG, make_readable
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
@@ -119,6 +120,8 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     with writing(output) as partial:
         write_weights(partial, plan.outputs, options.limit)
         report.notes += write_beside_weights(partial, leaving, run.model)
+        if options.verify:
+            check_files(partial, config, leaving)
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
             verify_merge(partial, run, config, plan.dtype, report, size)

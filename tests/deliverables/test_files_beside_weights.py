@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
+from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import make_readable
 from peftcli.deliverables.generation_file import generation_notes, repaired, why_not_valid
 from peftcli.deliverables.learnt_texts import LearntTexts
 from peftcli.deliverables.leaving_model import LeavingModel, leaving_model
 from peftcli.deliverables.write_beside import write_beside_adapter, write_beside_weights, write_config
+from peftcli.errors import VerificationFailed
 from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.recipe.schema import ModelSpec, TaskName
 from tests.tiny import save_tiny, tiny_config, tiny_model, tiny_tokenizer
@@ -208,3 +210,25 @@ def test_what_training_changed_is_not_taken_from_the_base(tmp_path: Path) -> Non
     write_config(tmp_path / "out", changed, described(base))
     again = AutoConfig.from_pretrained(tmp_path / "out")
     assert again.tie_word_embeddings is False and again.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("chat_template.jinja", "another", "another chat template"),
+        ("generation_config.json", '{"eos_token_id": 2}', "does not stop at <mask>"),
+        ("tokenizer.json", None, "makes other tokens"),
+    ],
+)
+def test_files_are_read_before_they_appear(file: str, content: str | None, words: str, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    leaving = described(base, LearntTexts(TEMPLATE, (2, 4)))
+    written(leaving, tmp_path / "out")
+    config = AutoConfig.from_pretrained(base)
+    check_files(tmp_path / "out", config, leaving)
+    if content is None:
+        tiny_tokenizer(add_bos=True).save_pretrained(tmp_path / "other")
+        content = (tmp_path / "other" / file).read_text()
+    (tmp_path / "out" / file).write_text(content)
+    with pytest.raises(VerificationFailed, match=words):
+        check_files(tmp_path / "out", config, leaving)
