@@ -139,7 +139,8 @@ def test_a_summary_is_that_of_predict(recipe: Recipes, models: Any, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.skipif(not OLDER, reason="PEFTCLI_TRANSFORMERS4_PYTHON names no Python with transformers 4.57")
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize(("family", "method"), [("llama", LORA), ("qwen2", {"name": "full"}), ("phi3", LORA)])
+# not qwen2: transformers 5 reads its tokenizer with a class of its own, which differs from the tiny tokenizer.json
+@pytest.mark.parametrize(("family", "method"), [("llama", LORA), ("granite", {"name": "full"}), ("phi3", LORA)])
 def test_transformers_4_computes_the_same(
     family: str, method: dict[str, Any], old: bool, recipe: Recipes, tmp_path: Path
 ) -> None:
