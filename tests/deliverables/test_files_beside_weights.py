@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,15 @@ def test_files_are_read_before_they_appear(file: str, content: str | None, words
     (tmp_path / "out" / file).write_text(content)
     with pytest.raises(VerificationFailed, match=words):
         check_files(tmp_path / "out", config, leaving)
+
+
+def test_a_base_that_vanished_while_training_loses_no_work(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    leaving = described(base, LearntTexts(TEMPLATE, (2, 4)))
+    shutil.rmtree(base)
+    (tmp_path / "out").mkdir()
+    model = tiny_model("llama", "causal_lm")
+    write_beside_weights(tmp_path / "out", leaving, model)
+    write_config(tmp_path / "out", model.config, leaving)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [2, 4]
