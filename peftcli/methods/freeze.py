@@ -31,6 +31,10 @@ class FreezeParams(MethodParams):
     num_layers: Annotated[int, Field(ge=1)] = 2
     """How many blocks, counted from the output, with `trainable: last_layers`; one that runs n times counts n."""
 
+    def idle_keys(self) -> dict[str, str]:
+        """Return the number of blocks, where norms are trained."""
+        return {"num_layers": "trainable is norms"} if self.trainable == "norms" else {}
+
 
 class FreezeMethod(Method[FreezeParams]):
     """Partial fine-tuning."""

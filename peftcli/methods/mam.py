@@ -40,6 +40,11 @@ class MamParams(CompositeParams):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout on the bottleneck's activations."""
 
+    def idle_keys(self) -> dict[str, str]:
+        """Return the keys of the network, where there is none."""
+        without = "prefix_projection is false, so there is no network"
+        return {} if self.prefix_projection else {"encoder_hidden_size": without, "projection_lr_ratio": without}
+
     @property
     def specs(self) -> list[PartSpec]:
         """The two parts."""

@@ -50,6 +50,11 @@ class PrefixTuningParams(MethodParams):
     shift_positions: bool | None = None
     """Count positions from num_virtual_tokens; null does so in decoder-only models, as HF peft."""
 
+    def idle_keys(self) -> dict[str, str]:
+        """Return the keys of the network, where there is none."""
+        without = "prefix_projection is false, so there is no network"
+        return {} if self.prefix_projection else {"encoder_hidden_size": without, "projection_lr_ratio": without}
+
 
 class PrefixTuningMethod(Method[PrefixTuningParams]):
     """Prefix tuning."""

@@ -52,6 +52,11 @@ class PromptTuningParams(MethodParams):
             raise ValueError("prompt_tuning_init_text has no effect without prompt_tuning_init: text")
         return self
 
+    def idle_keys(self) -> dict[str, str]:
+        """Return the size of a sample that is not drawn."""
+        drawn = self.prompt_tuning_init == "sample_vocab"
+        return {} if drawn else {"sample_vocab_size": f"prompt_tuning_init is {self.prompt_tuning_init}"}
+
 
 class PromptTuningMethod(Method[PromptTuningParams]):
     """Prompt tuning."""

@@ -31,6 +31,10 @@ class MethodParams(Block):
     init_from: str | None = None
     """A run or an adapter directory whose weights this training starts from."""
 
+    def idle_keys(self) -> dict[str, str]:
+        """Return the keys that have no effect beside the others, each with the reason; they are named if written."""
+        return {}
+
 
 AnyMethod = SerializeAsAny[MethodParams]
 """A field of a composition that takes any method: written as a block with the method's `name`, read by the registry."""

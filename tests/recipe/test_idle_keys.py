@@ -33,6 +33,11 @@ CASES = [
     ("sequence_classification", ["training.max_new_tokens=5"], "training.max_new_tokens"),
     ("causal_lm", ["training.optim=sgd", "training.adam_beta1=0.8"], "training.adam_beta1"),
     ("causal_lm", ["training.optim=lion_8bit", "training.adam_epsilon=0.1"], "training.adam_epsilon"),
+    ("causal_lm", ["method={name: freeze, trainable: norms, num_layers: 3}"], "method.num_layers"),
+    ("causal_lm", ["method={name: compose, parts: [{name: prefix_tuning, prefix_projection: false, "
+                   "encoder_hidden_size: 9}]}"], "method.parts.0.encoder_hidden_size"),
+    ("causal_lm", ["method={name: prompt_tuning, prompt_tuning_init: random, sample_vocab_size: 9}"],
+     "method.sample_vocab_size"),
     *(("sequence_classification", ["data.val_set_size=0", f"training.{key}"], f"training.{key.partition('=')[0]}")
       for key in ("metrics=[f1_macro]", "eval_steps=2", "per_device_eval_batch_size=2", "greater_is_better=true")),
 ]  # fmt: skip

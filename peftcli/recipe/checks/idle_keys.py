@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from peftcli.recipe.checks.method_checks import methods_of
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.schema import DataSource, DataSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import Names
+from peftcli.recipe.yaml.value_tree import dotted
 
 Reasons = Mapping[str, str | None]
 """Dotted key to the reason why it has no effect; None where it has one."""
@@ -146,6 +148,14 @@ def _training(recipe: Recipe, names: Names, rows: KnownRows | None) -> Reasons:
     }
 
 
+def _method(recipe: Recipe, _names: Names, _rows: KnownRows | None) -> Reasons:
+    return {
+        dotted((*key, name)): reason
+        for key, params in methods_of(recipe.method)
+        for name, reason in params.idle_keys().items()
+    }
+
+
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _OF_EVALUATIONS = (
     "eval_steps",
@@ -169,4 +179,4 @@ def _optimizer_ignores(training: TrainingSpec, key: str) -> str | None:
 
 
 Rule = Callable[[Recipe, Names, KnownRows | None], Reasons]
-_RULES: tuple[Rule, ...] = (_model, _data, _training)
+_RULES: tuple[Rule, ...] = (_model, _data, _method, _training)

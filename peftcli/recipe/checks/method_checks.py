@@ -15,7 +15,7 @@ def check_methods(recipe: Recipe, names: Names) -> Iterator[Finding]:
     """Yield where a method does not go with the task or with a quantised base."""
     model, registry = recipe.model, names.methods
     forced = False
-    for key, params in _methods_of(recipe.method):
+    for key, params in methods_of(recipe.method):
         if registry.params_model(params.name) is None:
             continue  # named already
         name, info = params.name, registry.info(params.name)
@@ -33,7 +33,7 @@ def check_methods(recipe: Recipe, names: Names) -> Iterator[Finding]:
     yield from _quantisation(recipe, forced)
 
 
-def _methods_of(params: MethodParams, key: Key = ("method",)) -> Iterator[tuple[Key, MethodParams]]:
+def methods_of(params: MethodParams, key: Key = ("method",)) -> Iterator[tuple[Key, MethodParams]]:
     """Yield a method and, of a composition, the methods inside it, each with its key."""
     yield key, params
     for field in type(params).model_fields:
@@ -41,7 +41,7 @@ def _methods_of(params: MethodParams, key: Key = ("method",)) -> Iterator[tuple[
         inner = enumerate(value) if isinstance(value, list) else [(None, value)]
         for index, part in inner:
             if isinstance(part, MethodParams):
-                yield from _methods_of(part, (*key, field) if index is None else (*key, field, index))
+                yield from methods_of(part, (*key, field) if index is None else (*key, field, index))
 
 
 def _quantisation(recipe: Recipe, forced: bool) -> Iterator[Finding]:

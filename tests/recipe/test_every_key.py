@@ -1,0 +1,165 @@
+"""Each key of a recipe does something: two values of it differ in what a session is built from, or there is a reason.
+
+A key that comes later fails here until it has an example, or the name of what shows its effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peftcli.distributed.processes import World
+from peftcli.errors import UserError
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.record.run_directory import RunDirectory
+from peftcli.record.train_state import TrainState
+from peftcli.training.run_header import header
+from peftcli.training.setup import build_session
+from tests.recipes import Recorder, chat_rows, class_rows, write_jsonl
+
+CLASSES = "sequence_classification"
+Example = tuple[str, dict[str, Any], Any, Any]
+"""Task, other keys (two underscores for a dot), and two values of the key."""
+
+EXAMPLES: dict[str, Example] = {
+    "seed": ("causal_lm", {}, 0, 1),
+    "model.dtype": ("causal_lm", {}, "float32", "bfloat16"),
+    "model.problem_type": (CLASSES, {"data__path": "numbers"}, "single_label", "regression"),
+    "model.new_special_tokens": ("causal_lm", {}, [], ["<a>"]),
+    "data.columns": ("causal_lm", {}, {"prompt": "prompt"}, {"prompt": "completion", "completion": "prompt"}),
+    "data.format": ("causal_lm", {}, "prompt_completion", "question_answer"),
+    "data.template": ("causal_lm", {}, None, "{prompt}: "),
+    "data.val_set_size": ("causal_lm", {}, 0, 4),
+    "data.validation": ("causal_lm", {}, None, {"path": "rows"}),
+    "data.stratify": (CLASSES, {"data__val_set_size": 8}, True, False),
+    "data.group_by": ("causal_lm", {"data__val_set_size": 4}, None, "completion"),
+    "data.max_length": ("causal_lm", {}, 48, 6),
+    "data.overflow": ("causal_lm", {"data__max_length": 6}, "truncate", "drop"),
+    "data.packing": ("causal_lm", {}, False, True),
+    "data.train_on": ("causal_lm", {}, "completions", "all"),
+    "data.chat_template": ("causal_lm", {}, None, "chatml"),
+    "data.streaming": ("causal_lm", {}, False, True),
+    "data.max_rows": ("causal_lm", {}, None, 5),
+    "training.learning_rate": ("causal_lm", {}, 1e-3, 1e-2),
+    "training.head_learning_rate": (CLASSES, {}, None, 0.5),
+    "training.lr_groups": ("causal_lm", {}, {}, {"lora_B": 0.5}),
+    "training.train_head": (CLASSES, {}, True, False),
+    "training.num_train_epochs": ("causal_lm", {"training__max_steps": None}, 1.0, 2.0),
+    "training.max_steps": ("causal_lm", {}, 6, 7),
+    "training.per_device_train_batch_size": ("causal_lm", {}, 4, 2),
+    "training.per_device_eval_batch_size": ("causal_lm", {}, 4, 2),
+    "training.gradient_accumulation_steps": ("causal_lm", {}, 1, 2),
+    "training.max_tokens_per_micro_batch": ("causal_lm", {}, None, 16),
+    "training.optim": ("causal_lm", {}, "adamw_torch", "sgd"),
+    "training.weight_decay": ("causal_lm", {}, 0.0, 0.1),
+    "training.adam_beta1": ("causal_lm", {}, 0.9, 0.8),
+    "training.adam_beta2": ("causal_lm", {}, 0.9, 0.8),
+    "training.adam_epsilon": ("causal_lm", {}, 1e-8, 1e-6),
+    "training.lr_scheduler_type": ("causal_lm", {}, "constant", "linear"),
+    "training.warmup_steps": ("causal_lm", {"training__lr_scheduler_type": "linear"}, 0, 2),
+    "training.warmup_ratio": ("causal_lm", {"training__lr_scheduler_type": "linear"}, 0.0, 0.5),
+    "training.bf16": ("causal_lm", {}, False, True),
+    "training.gradient_checkpointing": ("causal_lm", {}, False, True),
+    "training.train_sampling_strategy": ("causal_lm", {}, "random", "sequential"),
+    "training.eval_strategy": ("causal_lm", {"data__val_set_size": 4}, "auto", "no"),
+    "training.eval_steps": ("causal_lm", {"data__val_set_size": 4}, None, 2),
+    "training.save_strategy": ("causal_lm", {}, "auto", "no"),
+    "training.save_steps": ("causal_lm", {}, None, 2),
+    "training.metrics": ("causal_lm", {"data__val_set_size": 4}, [], ["exact_match"]),
+    "training.metric_for_best_model": (CLASSES, {"data__val_set_size": 4}, "eval_loss", "eval_mcc"),
+    "training.eval_generate": ("causal_lm", {"data__val_set_size": 4}, 0, 2),
+    "training.fast_paths.head_loss": ("causal_lm", {}, True, False),
+    "training.fast_paths.padding_free": ("causal_lm", {}, True, False),
+}
+
+ELSEWHERE = {
+    "tests of loading": "model.name_or_path model.revision model.attn_implementation model.trust_remote_code "
+    "model.anatomy model.num_labels model.load_in_4bit model.load_in_8bit model.bnb_4bit_quant_type "
+    "model.bnb_4bit_use_double_quant model.bnb_4bit_compute_dtype model.min_quantized_share",
+    "tests of data": "data.path data.datasets data.config data.split data.split_rule data.chat_template_kwargs "
+    "data.on_error data.max_fully_masked data.num_proc data.cache_dir",
+    "tests of the loop and of options": "training.max_grad_norm training.label_smoothing_factor training.class_weights "
+    "training.neftune_noise_alpha training.fp16 training.tf32 training.save_total_limit training.logging_steps "
+    "training.greater_is_better training.early_stopping_patience training.early_stopping_threshold "
+    "training.max_new_tokens training.dataloader_num_workers training.torch_compile training.device "
+    "training.report_to training.push_to_hub",
+    "tests of speed: the same numbers, faster": "training.fast_paths.lowrank training.fast_paths.attention "
+    "training.fast_paths.dropout training.fast_paths.last_block training.fast_paths.compute_weights "
+    "training.fast_paths.allocator",
+    "what each run is": "task output_dir",
+}
+"""Keys whose effect needs a loaded checkpoint of some kind, steps, a device or a network; where it is shown."""
+
+
+def test_each_key_has_an_example_or_a_reason() -> None:
+    blocks = {"model.": ModelSpec, "data.": DataSpec, "training.": TrainingSpec, "training.fast_paths.": FastPathsSpec}
+    keys = {f"{prefix}{name}" for prefix, block in blocks.items() for name in block.model_fields}
+    keys |= set(Recipe.model_fields)
+    keys -= {"model", "data", "training", "method", "training.fast_paths"}  # blocks
+    listed = [*EXAMPLES, *(key for text in ELSEWHERE.values() for key in text.split())]
+    assert sorted(listed) == sorted(keys)
+    assert set(DataSource.model_fields) - set(DataSpec.model_fields) == {"name", "weight"}  # tests of the data
+
+
+def _built(loaded: LoadedRecipe, path: Path) -> Mapping[str, str]:
+    """Return what a session is built from, as text that can be compared; the recipe itself is left out."""
+    reporter = Recorder()
+    session = build_session(loaded, World(torch.device("cpu")), RunDirectory(path), reporter, TrainState())
+    digest = hashlib.sha256()
+    for parameter in session.attachment.trainable_parameters().values():
+        digest.update(parameter.detach().float().numpy().tobytes())
+    shown = {**header(session), "output_dir": "", "data": "", "precision": str(session.precision.compute)}
+    shares = [session.batches.read(index) for index in range(2)]
+    paths = session.computing.fast_paths
+    found = {
+        "plan": session.plan,
+        "header": {**shown, "rows": str(shown["rows"]).split("; cache")[0]},
+        "steps": [[[(row.input_ids.tolist(), str(row.labels)) for row in share] for share in step] for step in shares],
+        "validation": {name: [row.row for row in rows] for name, rows in session.validation.items()},
+        "groups": [{**group, "params": len(group["params"])} for group in session.optimizer.param_groups],
+        "rates": [session.rate_factor(index) for index in range(6)],
+        "evaluator": (session.evaluator.metrics, session.evaluator.batch_size, session.evaluator.samples),
+        "base": (session.base.dtype, len(session.tokenizer), session.state.recomputes),
+        "paths": (paths.by_document, getattr(session.task, "route", None) is None),
+        "weights": digest.hexdigest(),
+    }  # fmt: skip
+    return {name: str(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize(("family", "task"), [("llama", "causal_lm"), ("bert", CLASSES)])
+def test_the_same_recipe_gives_the_same(recipe, tmp_path: Path, family: str, task: str) -> None:
+    found = [_built(recipe(family, task, data__val_set_size=4), tmp_path / str(number)) for number in range(2)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_two_values_differ(recipe, tmp_path: Path, key: str) -> None:
+    task, others, *values = EXAMPLES[key]
+    rows = chat_rows(16) if task == "causal_lm" else class_rows(24)
+    files = {"rows": rows, "numbers": [{**row, "label": number % 3} for number, row in enumerate(rows)]}
+    for name, content in files.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", content)
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict) and "path" in value:
+            return {**value, "path": str(tmp_path / f"{value['path']}.jsonl")}
+        return value
+
+    found: list[Any] = []
+    for number, value in enumerate(values):
+        changes = {name: str(tmp_path / f"{other}.jsonl") if name == "data__path" else other
+                   for name, other in others.items()}  # fmt: skip
+        changes[key.replace(".", "__")] = placed(value)
+        try:
+            loaded = recipe("llama" if task == "causal_lm" else "bert", task, rows, name="run", **changes)
+            found.append(_built(loaded, tmp_path / str(number)))
+        except UserError as error:  # a refusal is a difference, too: the key was read
+            found.append(str(error))
+    assert found[0] != found[1]
+    assert not isinstance(found[0], str), found[0]
