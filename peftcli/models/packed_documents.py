@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 PackingRoute = Literal["positions", "bool_mask", "float_mask"]
 DOCUMENTS = (5, 7, 6)
 """Tokens of the documents that are tried. The lengths differ, so that a wrong position is noticed."""
-TOLERANCE = 0.1  # of the mean change if documents attend to each other; rounding in bf16 changes a few hundredths
+ROUNDED = 0.1
+"""Largest difference between packed and alone where products are rounded (half precision, or CUDA's TensorFloat-32), as
+a share of the mean change if documents attend to each other. Rounding changes a few hundredths of that."""
+EXACT = 1e-3
+"""The same in float32 on a CPU, and everywhere for what other tokens in the first document change behind it."""
 
 
 def packing_route(model: PreTrainedModel) -> PackingRoute:
@@ -43,9 +47,12 @@ def packing_route(model: PreTrainedModel) -> PackingRoute:
         with torch.no_grad():
             alone = torch.cat([_logits(model, input_ids=ids, use_cache=False) for ids in documents], dim=1)
             leak = _difference(alone, _logits(model, input_ids=torch.cat(documents, dim=1), use_cache=False))
+            rounds = device.type != "cpu" or next(model.parameters()).dtype != torch.float32
             for route in _routes(model):
                 packed = _packed(model, documents, route)
-                if packed is not None and _difference(alone, packed) <= TOLERANCE * leak:
+                if packed is None or _difference(alone, packed) > (ROUNDED if rounds else EXACT) * leak:
+                    continue
+                if _seen_from_behind(model, documents, packed, route) <= EXACT * leak:
                     return route
     finally:
         model.train(was_training)
@@ -96,6 +103,24 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
         return _logits(model, use_cache=False, **words)
     except (TypeError, ValueError, RuntimeError, IndexError):  # models refuse it in different ways
         return None
+
+
+def _seen_from_behind(model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute) -> float:
+    """Return the mean change of the logits behind the first document if that one has other tokens.
+
+    Both rows have one shape, so what is not attended to changes nothing, not even by rounding. Only where tokens decide
+    what is computed together (experts) does rounding differ. How much is seen in the first document when those behind
+    it have other tokens, which it cannot attend to; three times that is subtracted.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    first, *rest = documents
+    other = [(ids + vocabulary // 2) % vocabulary for ids in documents]
+    ahead, behind = _packed(model, [other[0], *rest], route), _packed(model, [first, *other[1:]], route)
+    if ahead is None or behind is None:
+        return float("inf")
+    border = DOCUMENTS[0]
+    noise = float((packed[:, :border] - behind[:, :border]).abs().mean())
+    return max(0.0, _difference(packed, ahead) - 3 * noise)
 
 
 def _difference(alone: Tensor, packed: Tensor) -> float:

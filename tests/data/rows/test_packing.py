@@ -21,6 +21,43 @@ from tests.tiny import tiny_model, tiny_tokenizer
 ISOLATING = ("gpt2", "llama", "qwen2", "qwen3", "gemma3", "mistral", "opt")
 
 
+def decoder_of(family: str) -> Any:
+    """Return a tiny decoder without dropout whose documents attend to each other a little if only positions restart."""
+    import transformers
+
+    torch.manual_seed(0)
+    if family == "xglm":
+        config: Any = transformers.XGLMConfig(
+            vocab_size=90, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=64
+        )
+        return transformers.XGLMForCausalLM(config).eval()
+    config = transformers.BertConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, is_decoder=True
+    )
+    return transformers.BertLMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["xglm", "bert"])
+def test_a_small_leak_is_a_leak(family: str, dtype: torch.dtype) -> None:
+    """About a hundredth of a full leak if positions restart; a mask keeps documents apart, or packing is refused."""
+    from peftcli.models.packed_documents import _packed
+
+    model = decoder_of(family).to(dtype)
+    try:
+        route = packing_route(model)
+    except UserError as error:
+        assert family in str(error)
+        return
+    assert route != "positions"
+    documents = [torch.arange(5, 5 + n)[None] for n in (30, 20, 12)]
+    with torch.no_grad():
+        packed = _packed(model, documents, route)
+        alone = torch.cat([model(input_ids=ids).logits for ids in documents], dim=1).float()
+    assert packed is not None
+    torch.testing.assert_close(packed, alone, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
 def text_rows(path: Path, count: int = 12) -> Path:
     return write_jsonl(path, [{"prompt": "Hello " * (n % 5 + 1), "completion": "you are fine"} for n in range(count)])
 
