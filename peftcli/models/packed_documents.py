@@ -22,7 +22,7 @@ ROUNDED = 0.1
 """Largest difference between packed and alone where products are rounded (half precision, or CUDA's TensorFloat-32), as
 a share of the mean change if documents attend to each other. Rounding changes a few hundredths of that."""
 EXACT = 1e-3
-"""The same in float32 on a CPU, and everywhere for what other tokens in the first document change behind it."""
+"""The same in float32 on a CPU, and everywhere for what the tokens of one document change in another."""
 
 
 def packing_route(model: PreTrainedModel) -> PackingRoute:
@@ -52,7 +52,7 @@ def packing_route(model: PreTrainedModel) -> PackingRoute:
                 packed = _packed(model, documents, route)
                 if packed is None or _difference(alone, packed) > (ROUNDED if rounds else EXACT) * leak:
                     continue
-                if _seen_from_behind(model, documents, packed, route) <= EXACT * leak:
+                if _seen_elsewhere(model, documents, packed, route) <= EXACT * leak:
                     return route
     finally:
         model.train(was_training)
@@ -105,13 +105,15 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
         return None
 
 
-def _seen_from_behind(model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute) -> float:
-    """Return the mean change of the logits behind the first document if that one has other tokens.
+def _seen_elsewhere(model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute) -> float:
+    """Return the mean change of the logits of documents whose own tokens stay while those of others are replaced.
 
-    Both rows have one shape, so what is not attended to changes nothing, not even by rounding. Only where tokens decide
-    what is computed together (experts) does rounding differ. How much is seen in the first document when those behind
-    it have other tokens, which it cannot attend to; three times that is subtracted.
+    The rows have one shape, so what is not attended to changes nothing, not even by rounding. Only where tokens decide
+    what is computed together (experts) does rounding differ. How much is seen in a plain causal row, at the tokens in
+    front of what is replaced; three times that is subtracted.
     """
+    import torch
+
     vocabulary = int(model.config.get_text_config().vocab_size)
     first, *rest = documents
     other = [(ids + vocabulary // 2) % vocabulary for ids in documents]
@@ -119,8 +121,11 @@ def _seen_from_behind(model: PreTrainedModel, documents: list[Tensor], packed: T
     if ahead is None or behind is None:
         return float("inf")
     border = DOCUMENTS[0]
-    noise = float((packed[:, :border] - behind[:, :border]).abs().mean())
-    return max(0.0, _difference(packed, ahead) - 3 * noise)
+    rows = (torch.cat([first, *tail], dim=1) for tail in (rest, other[1:]))
+    plain, replaced = (_logits(model, input_ids=ids, use_cache=False)[:, :border] for ids in rows)
+    noise = float((plain - replaced).abs().mean())
+    backwards = float((packed[:, :border] - behind[:, :border]).abs().mean())
+    return max(_difference(packed, ahead), backwards) - 3 * noise
 
 
 def _difference(alone: Tensor, packed: Tensor) -> float:
