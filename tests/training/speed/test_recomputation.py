@@ -88,7 +88,8 @@ def test_checkpointing_is_on_where_it_does_not_and_changes_nothing(recipe, recor
     summary = train(recipe(name="recomputed", **switches), reporter=recorder)
     notes = [note for note in recorder.notes if "gradient checkpointing is on" in note]
     assert len(notes) == 1 and "GiB of activations" in notes[0] and "are free" in notes[0]
-    assert recorder.losses == pytest.approx(losses, rel=1e-5)
+    # free memory differs from run to run: what it decides must not move a number
+    assert recorder.losses == (losses if fast else pytest.approx(losses, rel=1e-5))
     state = next(Path(summary.output_dir).glob("checkpoints/step-*/state.json"))
     assert '["recomputes", true]' in json.dumps(json.loads(state.read_text()))
 
