@@ -9,7 +9,7 @@ from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.sources import data_sources, source_keys
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import ListedRows, StreamedRows, StreamSource, stream_rows
-from peftcli.data.store.data_report import Counts, DataReport
+from peftcli.data.store.data_report import Counts, DataReport, unused_note
 from peftcli.data.store.store_job import SourceJob, source_jobs
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec, TaskName
@@ -57,7 +57,12 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         evidence=evidence,
         template=template.name if template else None,
         cache="streaming",
-        notes=[*preparer.notes, "rows are read while training goes on: they are neither counted nor cached"],
+        notes=[
+            *preparer.notes,
+            *(f"{note} of the rows at the head of the stream" for note in unused_note(rows.unused)),
+            "rows are read while training goes on: they are neither counted nor cached",
+        ],
+        unused=dict(rows.unused),
         train_rows=count,
         validation_rows={name: len(part) for name, part in validation.items()},
         longest=len(first.input_ids),

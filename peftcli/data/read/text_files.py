@@ -81,20 +81,32 @@ def read_tsv(path: Path, name: str) -> Rows:
 
 
 def read_csv(path: Path, name: str) -> Rows:
-    """Yield the rows of a comma-separated file with a header, after RFC 4180; a row's number is its first line."""
+    """Yield the rows of a comma-separated file with a header, after RFC 4180; a row's number is its first line.
+
+    Office programs of many countries separate with semicolons, and some say so in a first line such as `sep=;`.
+    """
     lines = _CsvLines(path, name)
-    reader = csv.reader(lines, strict=True)
+    separator, head = _separator(path, name)
+    for _ in range(head):
+        next(lines)
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     any_size = CellsOfAnySize()
     header: list[str] = []
     while True:
-        first = reader.line_num + 1
+        first = reader.line_num + 1 + head
         try:
             with any_size:
                 cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(name, first, f"broken CSV: {error}", excerpt(lines.last), "quotes closed, and doubled inside")
+            message, expected = f"broken CSV: {error}", "quotes closed, and doubled inside"
+            if "new-line character" in str(error):
+                message, expected = (
+                    "the lines end with carriage returns alone",
+                    "other line ends (mac2unix)",
+                )
+            yield BadRow(name, first, message, excerpt(lines.last), expected)
             lines.take_bad()
             if lines.done:  # an open quote swallowed the rest of the file
                 return
@@ -109,6 +121,19 @@ def read_csv(path: Path, name: str) -> Rows:
             yield _ragged(name, first, len(cells), header, lines.last)
         else:
             yield Record(name, first, dict(zip(header, cells, strict=True)))
+
+
+def _separator(path: Path, name: str) -> tuple[str, int]:
+    """Return what separates the cells, and how many lines come before the header.
+
+    It is the comma, except where the first line names another one or the header has semicolons or tabs and no comma.
+    """
+    _, first = next(text_lines(path, name), (1, b""))
+    line = first.decode("utf-8", "replace").strip("\r\n")
+    if line.startswith("sep=") and len(line) == 5:
+        return line[4], 1
+    others = [mark for mark in ";\t" if mark in line and "," not in line and '"' not in line]
+    return (others[0] if others else ","), 0
 
 
 class _CsvLines:

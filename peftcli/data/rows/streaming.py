@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -46,6 +46,9 @@ class StreamedRows:
         count: rows that will be asked for.
         skip: rows of the first source that belong to the validation set.
         on_error: fail or skip; skipped rows are counted in `skipped`.
+
+    Attributes:
+        unused: what of the rows that were read so far is not used, with the number of rows.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class StreamedRows:
         self._sources, self._tokenizer, self._settings = sources, tokenizer, settings
         self._count, self._seed, self._skip = count, seed, skip
         self._errors = Errors(on_error)
+        self.unused: Counter[str] = Counter()
         self._rewind()
 
     def __len__(self) -> int:
@@ -119,7 +123,8 @@ class StreamedRows:
     def _endless(self, job: SourceJob, skip: int) -> Iterator[Row]:
         while True:
             found = 0
-            for row in stream_rows(job, self._tokenizer, self._settings, self._errors, skip=skip):
+            arguments = (job, self._tokenizer, self._settings, self._errors)
+            for row in stream_rows(*arguments, skip=skip, unused=self.unused):
                 found += 1
                 yield row
             if not found:
@@ -153,12 +158,14 @@ def stream_rows(
     skip: int = 0,
     only: int | None = None,
     started: Callable[[RecognisedFormat], None] | None = None,
+    unused: Counter[str] | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one pass over a source, each as it is encoded.
 
     Args:
         skip, only: readable rows of the file that are left out at its head, and how many of the rest to read.
         started: called once the format is recognised.
+        unused: counts what of the rows is not used.
 
     Raises:
         UserError: broken rows (with on_error: fail), or a format that does not fit.
@@ -175,6 +182,8 @@ def stream_rows(
     rest = islice(_chained(head, records), skip, None if only is None else skip + only)
     while chunk := list(islice(rest, CHUNK)):
         result = worker(found, chunk)
+        if unused is not None:
+            unused.update(result.unused)
         errors.add(result.bad)
         errors.add(result.too_long, always=True)
         errors.raise_if_any()

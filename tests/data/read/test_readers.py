@@ -270,3 +270,19 @@ def test_half_a_character_is_a_bad_row(tmp_path: Path, cell: str) -> None:
     path.write_text(f'{good}\n{{"{column}": {cell}}}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.jsonl:2: half a character"):
         ready(tiny_tokenizer(), path, max_fully_masked=1.0, train_on="all")
+
+
+@pytest.mark.parametrize("head", ["text;label\n", "sep=;\ntext;label\n", "text\tlabel\r\n"])
+def test_csv_files_of_office_programs(tmp_path: Path, head: str) -> None:
+    separator = "\t" if "\t" in head else ";"
+    path = tmp_path / "a.csv"
+    path.write_bytes(f'{head}"a, b"{separator}x\nc d{separator}y\n'.encode())
+    first = head.count("\n") + 1
+    assert values(path) == [(first, {"text": "a, b", "label": "x"}), (first + 1, {"text": "c d", "label": "y"})]
+
+
+def test_lines_that_end_with_carriage_returns_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,label\ra,x\rb,y\r")
+    assert [row.message for row in rows(tmp_path / "a.csv") if isinstance(row, BadRow)] == [
+        "the lines end with carriage returns alone"
+    ]

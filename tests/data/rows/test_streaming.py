@@ -129,3 +129,10 @@ def test_packed_length_is_not_asked_of_a_stream(tokenizer: Any, tmp_path: Path) 
     assert np.array_equal(rows.lengths, np.ones(7))
     with pytest.raises(IndexError):
         rows[7]
+
+
+def test_what_a_stream_does_not_use_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"row {n}", "id": n + 1} for n in range(30)])
+    spec = DataSpec(path=str(path), val_set_size=0.0, streaming=True)
+    data = prepare(spec, "causal_lm", tokenizer, seed=0, stream_rows=8)
+    assert "column id" in data.report.unused and any("not used: column id" in note for note in data.report.notes)
