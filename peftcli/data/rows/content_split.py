@@ -18,8 +18,8 @@ def split_by_content(
 ) -> tuple[Index, Index]:
     """Return (training, validation) of rows by number, each in order: rule 2 of `data.split_rule`.
 
-    Each row has a rank that its content and the seed decide alone; the first ones are held out. Equal rows have equal
-    ranks and lie on one side, except where the number that is wanted parts them.
+    Each row has a rank that its content and the seed decide alone; the first ones are held out. Of equal rows each has
+    a rank of its own: `data.group_by` keeps them on one side.
 
     Args:
         identities: hash of each row's values in the file.
@@ -31,6 +31,7 @@ def split_by_content(
     count = validation_count(size, len(rows))
     if not count:
         return rows, rows[:0]
+    identities = _with_copies(identities)
     chosen = np.zeros(len(rows), dtype=np.bool_)
     if groups is not None:
         names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -43,6 +44,17 @@ def split_by_content(
     else:
         chosen[_order(identities, seed)[:count]] = True
     return rows[~chosen], rows[chosen]
+
+
+def _with_copies(identities: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return hashes that differ for equal rows: the number of the copy is part of them."""
+    order = np.argsort(identities, kind="stable")
+    ordered = identities[order]
+    first = np.searchsorted(ordered, ordered)
+    copy = np.empty(len(identities), dtype=np.uint64)
+    copy[order] = (np.arange(len(identities)) - first).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        return identities + copy * np.uint64(0xD1B54A32D192ED03)
 
 
 def _order(hashes: npt.NDArray[np.uint64], seed: int) -> Index:

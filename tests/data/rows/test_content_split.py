@@ -35,6 +35,11 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     assert set(HASHES[order][split_by_content(HASHES[order], 20, 3)[1]].tolist()) == first
 
 
+def test_copies_of_a_row_are_rows_of_their_own() -> None:
+    held_out = split_by_content(np.repeat(HASHES[:4], 50), 60, 0)[1]
+    assert all(5 < count < 45 for count in np.bincount(held_out // 50, minlength=4))
+
+
 def test_classes_keep_their_shares_and_groups_their_side() -> None:
     classes = np.array([0] * 80 + [1] * 20, dtype=np.int32)
     held_out = split_by_content(HASHES, 20, 0, classes=classes)[1]
