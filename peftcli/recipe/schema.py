@@ -93,7 +93,7 @@ class DataSpec(Block):
     val_set_size: Annotated[float, Field(ge=0.0)] = 0.1
     """Rows held out for validation: a share below 1, or a number of rows; 0 holds out none."""
     split_rule: Literal[1, 2] = 2
-    """How rows are held out: 2 by what they hold and the seed, whatever is cut; 1 as runs of earlier versions did."""
+    """How rows are held out: 2 among all rows of the files; 1 among those that max_length left, as old runs did."""
     validation: DataSource | list[DataSource] | None = None
     """Separate validation rows, instead of rows held out from the training data."""
     stratify: bool | None = None

@@ -125,7 +125,7 @@ class Worker:
         bad: list[BadRow],
     ) -> ChunkResult:
         """Put the outcomes of a chunk's rows together."""
-        raw = RawRows([], [], [], [], [], [], [])
+        raw = RawRows([], [], [], [], [], [])
         result = ChunkResult(raw, [], [], bad + list(broken.values()), [], Counter(), self._names.all())
         sources: list[str] = []
         numbers: list[int] = []
@@ -133,7 +133,6 @@ class Worker:
         statuses: list[int] = []
         kept_groups: list[int] = []
         lengths: list[int] = []
-        identities: list[int] = []
         for owner, (record, made) in enumerate(zip(records, outcomes, strict=True)):
             if owner in broken:
                 continue
@@ -152,12 +151,11 @@ class Worker:
             single = self._settings.kind == "single_label" and made and made[0].value is not None
             classes.append(int(made[0].value or 0) if single else -1)
             lengths.append(max([*(outcome.tokens for outcome in made), *(len(row.ids) for row in rows)], default=0))
-            identities.append(0 if self._settings.predicting else _hash(record.values))
             statuses.append(status)
             kept_groups.append(groups[owner])
             if not self._settings.predicting:
                 result.unused.update({name for outcome in made for name in outcome.unused})
-        result.raw = RawRows(sources, numbers, classes, kept_groups, statuses, lengths, identities)
+        result.raw = RawRows(sources, numbers, classes, kept_groups, statuses, lengths)
         return result
 
     def _group(self, record: Record) -> int:
@@ -166,13 +164,8 @@ class Worker:
         value = value_at(record.values, self._group_by)
         if value is MISSING:
             raise RowError(f"no column {self._group_by!r} to group by", f"columns with {self._group_by!r}")
-        return _hash(value)
-
-
-def _hash(value: Any) -> int:
-    """Return 64 bits that stand for a value: equal values have equal ones, wherever they are read."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        text = json.dumps(value, sort_keys=True, default=str)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _status(made: Sequence[Outcome]) -> int:

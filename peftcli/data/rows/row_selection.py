@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.read.records import BadRow
-from peftcli.data.rows.content_split import split_by_content
 from peftcli.data.rows.split import split_rows, validation_count
 from peftcli.data.store.labels import Kind, LabelSpec
 from peftcli.data.store.stored_labels import names_of, rows_of_raw, rows_with_other_names
@@ -35,11 +34,7 @@ def split_off(store: Store, spec: DataSpec, kind: Kind | None, seed: int) -> tup
     stratified = single and spec.group_by is None if spec.stratify is None else spec.stratify
     classes = store.raw("class")[raw] if stratified else None
     groups = store.raw("group")[raw] if spec.group_by else None
-    if spec.split_rule == 1:
-        mine, theirs = split_rows(raw, spec.val_set_size, seed, classes=classes, groups=groups)
-    else:
-        identities = store.raw("identity")
-        mine, theirs = split_by_content(identities, spec.val_set_size, seed, classes=classes, groups=groups)
+    mine, theirs = split_rows(raw, spec.val_set_size, seed, classes=classes, groups=groups)
     train, held_out = rows_of_raw(store, mine), rows_of_raw(store, theirs)
     if not len(train):
         text = "every row that is left was split off for validation, so that none is left to train on"

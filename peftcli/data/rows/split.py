@@ -73,47 +73,22 @@ def split_rows(
 def _by_classes(classes: npt.NDArray[np.int32], count: int, random: np.random.Generator) -> npt.NDArray[np.bool_]:
     """Choose rows so that every class gives its share, rounded by largest remainder; one row of each stays behind."""
     names, sizes = np.unique(classes, return_counts=True)
+    exact = sizes * (count / len(classes))
+    take = np.floor(exact).astype(int)  # below the size, since some row always stays for training
+    for place in np.argsort(-(exact - np.floor(exact)), kind="stable"):
+        if take.sum() < count and take[place] < sizes[place] - 1:
+            take[place] += 1
     chosen = np.zeros(len(classes), dtype=np.bool_)
-    for name, wanted in zip(names, class_shares(sizes, count), strict=True):
+    for name, wanted in zip(names, take, strict=True):
         members = np.flatnonzero(classes == name)
         chosen[random.permutation(members)[:wanted]] = True
     return chosen
 
 
-def class_shares(sizes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return how many rows of each class are split off; a row of each stays behind.
-
-    Args:
-        sizes: rows of each class.
-        count: rows to split off in all.
-    """
-    exact = sizes * (count / sizes.sum())
-    take: npt.NDArray[np.int64] = np.floor(exact).astype(
-        np.int64
-    )  # below the size, since some row always stays for training
-    for place in np.argsort(-(exact - np.floor(exact)), kind="stable"):
-        if take.sum() < count and take[place] < sizes[place] - 1:
-            take[place] += 1
-    return take
-
-
 def _by_groups(groups: npt.NDArray[np.uint64], count: int, random: np.random.Generator) -> npt.NDArray[np.bool_]:
     """Choose whole groups, in random order, while that brings the number of rows nearer to the one wanted."""
     names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    return np.isin(inverse, whole_groups(sizes, count, random.permutation(len(names))))
-
-
-def whole_groups(sizes: npt.NDArray[np.int64], count: int, order: Index) -> list[int]:
-    """Return the groups to split off, taken in an order while that brings the rows nearer to the number wanted.
-
-    Args:
-        sizes: rows of each group.
-        count: rows to split off in all.
-
-    Raises:
-        UserError: there is one group only.
-    """
-    if len(sizes) < 2:
+    if len(names) < 2:
         raise UserError(
             Problem(
                 "all rows are in one group, so none can be split off",
@@ -123,8 +98,10 @@ def whole_groups(sizes: npt.NDArray[np.int64], count: int, order: Index) -> list
         )
     taken: list[int] = []
     total = 0
-    for place in order.tolist():
-        if len(taken) < len(sizes) - 1 and abs(total + sizes[place] - count) < abs(total - count):
+    for place in random.permutation(len(names)):
+        if len(taken) < len(names) - 1 and abs(total + sizes[place] - count) < abs(total - count):
             taken.append(int(place))
             total += int(sizes[place])
-    return taken or [int(np.argmin(sizes))]
+    if not taken:
+        taken = [int(np.argmin(sizes))]
+    return np.isin(inverse, taken)

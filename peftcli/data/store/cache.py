@@ -16,7 +16,7 @@ from peftcli.data.store.token_store import META, Store
 from peftcli.errors import UserError
 from peftcli.file_lock import NoLocks, file_lock
 
-VERSION = 3  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
+VERSION = 4  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
 
 
 def cache_directory(named: str | None) -> Path:

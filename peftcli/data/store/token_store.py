@@ -36,7 +36,6 @@ COLUMNS: dict[str, type[np.generic]] = {
     "raw_group": np.uint64,  # hash of its group's value
     "raw_status": np.uint8,  # what became of it
     "raw_length": np.int32,  # its tokens before anything was cut
-    "raw_identity": np.uint64,  # hash of its values in the file, for splits
 }
 
 
@@ -50,7 +49,6 @@ class RawRows:
     groups: Sequence[int]
     statuses: Sequence[int]
     lengths: Sequence[int]
-    identities: Sequence[int]
 
 
 class StoreWriter:
@@ -82,7 +80,6 @@ class StoreWriter:
         self._put("raw_group", raw.groups)
         self._put("raw_status", raw.statuses)
         self._put("raw_length", raw.lengths)
-        self._put("raw_identity", raw.identities)
         if rows:
             self._put("ids", np.concatenate([row.ids for row in rows]))
             self._put("lengths", [len(row.ids) for row in rows])
