@@ -51,7 +51,7 @@ class ModelSpec(Block):
     anatomy: dict[str, str | list[str]] | None = None
     """Where the parts of an unknown model family are: {attn.q: 'self_attn.q_proj', ...}, as paths within a block."""
     new_special_tokens: list[str] = Field(default_factory=list)
-    """Tokens to add to the vocabulary."""
+    """Tokens to add to the vocabulary; modules_to_save with the embeddings trains their rows."""
 
 
 class DataSource(Block):
