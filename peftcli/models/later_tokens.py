@@ -40,9 +40,9 @@ def sees_later_tokens(model: PreTrainedModel) -> bool | None:
 
 def _small(config: PretrainedConfig) -> PretrainedConfig:
     small = type(config).from_dict(config.to_dict())
-    small.num_hidden_layers = 1
-    small.vocab_size = _VOCABULARY
-    small.pad_token_id, small.bos_token_id, small.eos_token_id = 0, 1, 2
+    small.update(
+        {"num_hidden_layers": 1, "vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    )
     if getattr(small, "layer_types", None):
         small.layer_types = list(small.layer_types)[:1]
     return small

@@ -59,7 +59,7 @@ def test_eval_repeats_the_summary_and_predict_keeps_the_order(recipe, tmp_path) 
     assert again["eval_loss"] == summary.eval["eval_loss"]
     prompts = [{"prompt": "the cat " + "and " * (i % 7)} for i in range(9)]
     together = list(predict_run(loaded.recipe.output_dir, str(write_jsonl(tmp_path / "in.jsonl", prompts))))
-    assert len(together) == 9 and set(together[0]) == {"prediction", "scores"}
+    assert len(together) == 9 and set(together[0]) == {"prediction", "scores", "finish_reason"}
     for index in (0, 6):  # padding changes nothing
         alone = write_jsonl(tmp_path / f"{index}.jsonl", [prompts[index]])
         (one,) = predict_run(loaded.recipe.output_dir, str(alone))

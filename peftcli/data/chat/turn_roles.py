@@ -9,7 +9,7 @@ from typing import Any
 from peftcli.data.read.nested_values import structure
 from peftcli.data.read.records import RowError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 """The roles that chat templates know."""
 
 CALL = "call"
