@@ -69,10 +69,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU.
 
     Raises:
-        UserError: it is missing (a pickled one is never read) or damaged.
+        UserError: it is missing (a pickled one is never read) or damaged, or holds NaN or infinity.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from peftcli.layers.finite_tensors import first_not_finite
 
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
@@ -83,6 +85,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             suggestion="save the adapter again with safe_serialization=True",
         )
     try:
-        return dict(load_file(path))
+        tensors = dict(load_file(path))
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}", suggestion="copy the file again, or train again") from None
+    broken = first_not_finite(tensors)
+    if broken is not None:
+        reason = f"{path} holds numbers that are not finite (NaN or infinity), first in {broken}"
+        raise UserError(reason, suggestion="a diverged training or a damaged file: train again, or copy it again")
+    return tensors

@@ -213,3 +213,15 @@ def test_an_adapter_of_an_earlier_version_is_read_by_its_old_names(
     _rewrite(saved / "peftcli.json", method={**method, "rank": rank, "turbo": True})
     with pytest.raises(UserError, match=r"method\.turbo = True: this key was removed in peftcli 9\.0\n +train again"):
         load_adapter(saved)
+
+
+def test_an_adapter_of_nan_is_refused_with_the_tensor(saved: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = saved / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = list(tensors)[1]
+    tensors[name][0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=f"not finite .* first in {name}"):
+        load_adapter(saved)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import Stopped
+from peftcli.record.run_directory import RunDirectory
 from peftcli.training import run as running
 from peftcli.training.milestones import Milestones
 from peftcli.training.run import train
@@ -57,3 +58,16 @@ def test_a_second_press_names_the_way_on(recipe, every: int, way: str) -> None:
     with pytest.raises(Stopped, match=way):
         train(loaded, reporter=Twice())
     assert train(loaded, resume=way == "--resume", overwrite=way == "--overwrite").steps == 6
+
+
+def test_a_run_that_ended_early_is_finished_by_resume_without_another_step(recipe, monkeypatch) -> None:
+    loaded = recipe(training__max_steps=20, training__eval_steps=1, training__eval_strategy="steps",
+                    training__save_steps=1, training__save_strategy="steps", training__early_stopping_patience=1,
+                    training__early_stopping_threshold=9.0, data__val_set_size=0.25)  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "finish", interrupt)
+        with pytest.raises(Stopped):
+            train(loaded)
+    steps = max(RunDirectory(Path(loaded.recipe.output_dir)).checkpoints().steps())
+    summary = train(loaded, resume=True)
+    assert (summary.status, summary.steps) == ("early_stopped", steps)

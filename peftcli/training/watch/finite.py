@@ -13,6 +13,7 @@ from torch import Tensor
 
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
+from peftcli.layers.finite_tensors import first_not_finite
 
 REMEDY = "lower training.learning_rate, add training.warmup_steps, or set training.bf16: false"
 
@@ -62,15 +63,6 @@ class FiniteWatch:
             step, what = min(found, key=lambda one: one[0]) if found else (None, "loss of another process")
             where = "" if step is None else f" at step {step}"
             raise UserError(f"the {what} is not finite{where}", suggestion=REMEDY)
-
-
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity, or None; waits for the device once."""
-    named = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
-    if not named:
-        return None
-    finite = torch.stack([torch.isfinite(tensor.detach()).all().cpu() for tensor in named.values()])
-    return None if bool(finite.all()) else list(named)[int((~finite).int().argmax())]
 
 
 def require_finite(tensors: Mapping[str, Tensor], step: int, world: World, what: str) -> None:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
+from peftcli.layers.finite_tensors import first_not_finite
 from peftcli.training.run import train
-from peftcli.training.watch.finite import FiniteWatch, first_not_finite, require_finite
+from peftcli.training.watch.finite import FiniteWatch, require_finite
 
 WORLD = World(torch.device("cpu"))
 
