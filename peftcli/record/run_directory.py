@@ -102,9 +102,11 @@ class RunDirectory:
         different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
         if different:
             shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+            start = f" (method.init_from={self.path} starts from what it learnt)"
             raise UserError(
                 f"output_dir {self.path} holds a run of another recipe; they differ in {shown}",
-                suggestion="choose another output_dir, or replace that run with --overwrite",
+                suggestion=f"choose another output_dir{start if status is RunStatus.FINISHED else ''}, "
+                "or replace that run with --overwrite",
             )
         if status is RunStatus.UNFINISHED and not resume:
             raise UserError(

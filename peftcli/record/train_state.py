@@ -22,6 +22,7 @@ class TrainState:
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
         recomputes: whether by gradient checkpointing; free memory could decide otherwise after a resume.
+        rows: the fingerprint of the training rows; None of a stream, and in checkpoints of earlier versions.
         done: whether training ended, by steps or early.
         stopped_early: whether early stopping ended it.
     """
@@ -42,6 +43,7 @@ class TrainState:
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None
     recomputes: bool | None = None
+    rows: str | None = None
     done: bool = False
     stopped_early: bool = False
 

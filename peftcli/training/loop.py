@@ -23,8 +23,6 @@ def train_steps(
 ) -> bool:
     """Take every remaining step; return whether the run is done (False: asked to stop, state saved)."""
     state, plan, world, spec = session.state, session.plan, session.world, session.recipe.training
-    if state.done:  # stopped early, and killed before the results were written
-        return True
     parameters = list(session.attachment.trainable_parameters().values())
     session.model.train()
     meter = milestones.meter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftcli.errors import Stopped
+from peftcli.errors import Stopped, UserError
 from peftcli.record.run_directory import RunDirectory
 from peftcli.training import run as running
 from peftcli.training.milestones import Milestones
@@ -71,3 +71,18 @@ def test_a_run_that_ended_early_is_finished_by_resume_without_another_step(recip
     steps = max(RunDirectory(Path(loaded.recipe.output_dir)).checkpoints().steps())
     summary = train(loaded, resume=True)
     assert (summary.status, summary.steps) == ("early_stopped", steps)
+
+
+def test_resume_refuses_rows_that_changed(recipe, monkeypatch) -> None:
+    loaded = recipe(training__max_steps=4, training__save_steps=2, training__save_strategy="steps")
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "finish", interrupt)
+        with pytest.raises(Stopped):
+            train(loaded)
+    data = Path(loaded.recipe.data.path)
+    text = data.read_text(encoding="utf-8")
+    data.write_text("".join(reversed(text.splitlines(keepends=True))), encoding="utf-8")
+    with pytest.raises(UserError, match="the training rows changed"):
+        train(loaded, resume=True)
+    data.write_text(text, encoding="utf-8")
+    assert train(loaded, resume=True).status == "finished"
