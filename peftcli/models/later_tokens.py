@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from peftcli.layers.seeded import seeded
+
 _VOCABULARY = 64
 _LARGEST = 60_000_000
 """Parameters of the copy with one block beyond which the trial would take seconds and gigabytes."""
@@ -27,8 +29,7 @@ def sees_later_tokens(model: PreTrainedModel) -> bool | None:
             size = sum(parameter.numel() for parameter in type(model)(config).parameters())
         if size > _LARGEST:
             return None
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+        with seeded(0), torch.no_grad():
             copy = type(model)(config).float().eval()
             ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]])
             first = copy(input_ids=ids)[0][:, 0].float()

@@ -79,10 +79,6 @@ SETTERS = {
 }  # fmt: skip
 """Calls that set something of the process; with a dot, only when they are written like this."""
 RESTORED_ON_THE_SPOT = {
-    ("models/load/load_model.py", "torch.manual_seed"),  # in torch.random.fork_rng
-    ("models/load/heads.py", "torch.manual_seed"),
-    ("models/later_tokens.py", "torch.manual_seed"),
-    ("models/load/tokenizers.py", "torch.manual_seed"),
     ("tasks/metric_table.py", "simplefilter"),  # in warnings.catch_warnings
     ("training/watch/profiling.py", "filterwarnings"),
 }

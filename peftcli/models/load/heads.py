@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.seeded import seeded
 from peftcli.models.load.base_files import stored_tensors
 from peftcli.models.load.checkpoint_names import CheckpointNames
 from peftcli.models.load.head_rows import HeadRows
@@ -125,9 +126,7 @@ def keep_head_rows(
 def _start_anew(model: PreTrainedModel, follows: Sequence[str], seed: int) -> None:
     """Give the head's last layer the random values that the family gives a new one."""
     owners = dict.fromkeys(name.rpartition(".")[0] for name in follows)
-    devices = {model.get_parameter(name).device for name in follows if model.get_parameter(name).device.type == "cuda"}
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed, {model.get_parameter(name).device for name in follows}), torch.no_grad():
         for owner in owners:
             module = model.get_submodule(owner)
             for parameter in module.parameters():

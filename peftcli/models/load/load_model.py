@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import Problem, UserError
 from peftcli.installed_versions import installed_versions
+from peftcli.layers.seeded import seeded
 from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.head_rows import head_rows
@@ -117,8 +118,7 @@ def load_model(
     notes += _refuse_or_note_gguf(spec, source)
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
-    with quiet_transformers(), explain_load_errors(source, spec), torch.random.fork_rng(_random_devices(device)):
-        torch.manual_seed(seed)
+    with quiet_transformers(), explain_load_errors(source, spec), seeded(seed, [device]):
         model, report = auto_class(task).from_pretrained(source.location(), **words)
     found = check_loading(model, report, spec.name_or_path)
     notes += found.others
@@ -191,10 +191,6 @@ def _add_placement(
 
 def _placed_by_transformers(words: Mapping[str, Any]) -> bool:
     return "device_map" in words
-
-
-def _random_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
 
 
 def identify(

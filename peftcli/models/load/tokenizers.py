@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.seeded import seeded
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.weight_damage import refuse_pointers
@@ -156,8 +157,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             if table is not None and table.weight.shape[0] == len(tokenizer):
