@@ -16,6 +16,8 @@ from peftcli.errors import UserError
 from peftcli.suggestions import did_you_mean, nearest
 
 PREFIX = "package:"
+CACHE_VARIABLE = "PEFTCLI_CACHE"
+"""Environment variable that names the directory of what this program keeps between runs."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -39,6 +41,14 @@ _DATA_SUFFIXES = (
     ".zst",
 )
 _LOCAL_SUFFIXES = frozenset([*_DATA_SUFFIXES, ".zip", ".gguf", ".safetensors", ".bin", ".yaml", ".yml"])
+
+
+def user_cache() -> Path | None:
+    """Return this program's part of the user's cache directory; None for a user without a home directory."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "peftcli"
+    except RuntimeError:  # what `expanduser` raises then
+        return None
 
 
 def resolve_location(text: str) -> Path | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from peftcli.atomic import PARTIAL
+from peftcli.locations import CACHE_VARIABLE, user_cache
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,9 @@ class Answer:
 
 def answers_directory() -> Path | None:
     """Return where answers are kept: in $PEFTCLI_CACHE or the user's cache directory; None where there is none."""
-    if given := os.environ.get("PEFTCLI_CACHE"):
-        return Path(given) / "machine"
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a user without a home directory
-        return None
-    return base / "peftcli" / "machine"
+    given = os.environ.get(CACHE_VARIABLE)
+    cache = Path(given) if given else user_cache()
+    return None if cache is None else cache / "machine"
 
 
 def machine(device: torch.device) -> dict[str, str]:

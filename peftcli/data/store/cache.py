@@ -15,18 +15,26 @@ from typing import Any
 from peftcli.data.store.token_store import META, Store
 from peftcli.errors import UserError
 from peftcli.file_lock import NoLocks, file_lock
+from peftcli.locations import CACHE_VARIABLE, user_cache
 
 VERSION = 4  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
 
 
 def cache_directory(named: str | None) -> Path:
-    """Return the directory of prepared rows: the recipe's, $PEFTCLI_CACHE, or the user's cache directory."""
+    """Return the directory of prepared rows: the recipe's, $PEFTCLI_CACHE, or the user's cache directory.
+
+    Raises:
+        UserError: none is named, and the user has no home directory.
+    """
     if named:
         return Path(named).expanduser()
-    if from_environment := os.environ.get("PEFTCLI_CACHE"):
+    if from_environment := os.environ.get(CACHE_VARIABLE):
         return Path(from_environment)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "peftcli" / "data"
+    cache = user_cache()
+    if cache is None:
+        remedy = f"name a directory: data.cache_dir, or the environment variable {CACHE_VARIABLE}"
+        raise UserError("there is no place for prepared rows: this user has no home directory", suggestion=remedy)
+    return cache / "data"
 
 
 def key_of(facts: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from peftcli.data.prepare import prepare
-from peftcli.data.store.cache import cached_store, tokenizer_fingerprint
+from peftcli.data.store.cache import cache_directory, cached_store, tokenizer_fingerprint
+from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSpec
 from tests.data.tools import chat_tokenizer, ready, write_jsonl
 
@@ -129,3 +130,11 @@ def test_processes_give_the_same_rows_in_the_same_order(tokenizer: Any, tmp_path
         assert np.array_equal(one.train[index].input_ids, two.train[index].input_ids)
         assert (one.train[index].labels, one.train[index].row) == (two.train[index].labels, two.train[index].row)
     assert seen == [1000, 2000, 2500] * 2
+
+
+def test_a_user_without_a_home_is_told_what_to_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PEFTCLI_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~no-such-user-here/cache")  # `expanduser` fails as without a home
+    with pytest.raises(UserError, match="no home directory"):
+        cache_directory(None)
+    assert cache_directory(str(tmp_path)) == tmp_path
