@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from peftcli.data.rows.row_fingerprint import row_fingerprint
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Stopped, UserError
@@ -130,7 +129,6 @@ def _start(
     tree = directory.checkpoints().latest(reporter.note) if status is RunStatus.UNFINISHED else None
     state = TrainState(**tree["progress"]) if tree else TrainState()
     session = build_session(loaded, world, directory, reporter, state)
-    _same_rows(session)
     milestones = Milestones(session)
     if tree is not None:
         milestones.resume(tree)
@@ -142,23 +140,6 @@ def _start(
     world.wait()
     reporter.header(header(session))
     return session, milestones
-
-
-def _same_rows(session: Session) -> None:
-    """Record what the training rows are, or compare them with what an earlier part of this run recorded.
-
-    Raises:
-        UserError: they changed.
-    """
-    state, rows = session.state, row_fingerprint(session.data.train)
-    if state.rows is not None and rows != state.rows:
-        raise UserError(
-            "the training rows changed since this run was stopped: the data files, or the tokenizer or template that "
-            "turns them into tokens",
-            suggestion="put the files back, or start again with --overwrite; to keep what was learnt, train into "
-            "another output_dir with method.init_from",
-        )
-    state.rows = rows
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def build_session(
     """
     recipe, spec = loaded.recipe, loaded.recipe.training
     seed_everything(recipe.seed)
-    ready = before_weights(loaded, world, reporter)
+    ready = before_weights(loaded, world, reporter, state)
     known, data, task = ready.known, ready.data, ready.task
     base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
     route = _packing_route(loaded, base.model)

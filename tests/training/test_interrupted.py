@@ -9,6 +9,7 @@ import pytest
 from peftcli.errors import Stopped, UserError
 from peftcli.record.run_directory import RunDirectory
 from peftcli.training import run as running
+from peftcli.training import setup
 from peftcli.training.milestones import Milestones
 from peftcli.training.run import train
 from tests.recipes import Recorder
@@ -82,7 +83,9 @@ def test_resume_refuses_rows_that_changed(recipe, monkeypatch) -> None:
     data = Path(loaded.recipe.data.path)
     text = data.read_text(encoding="utf-8")
     data.write_text("".join(reversed(text.splitlines(keepends=True))), encoding="utf-8")
-    with pytest.raises(UserError, match="the training rows changed"):
-        train(loaded, resume=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(setup, "load_model", interrupt)  # refused before weights load
+        with pytest.raises(UserError, match="the training rows changed"):
+            train(loaded, resume=True)
     data.write_text(text, encoding="utf-8")
     assert train(loaded, resume=True).status == "finished"
