@@ -19,6 +19,7 @@ from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.metrics_file import MetricsFile, finite
 from peftcli.record.recipe_changes import changed_keys
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
+from peftcli.typed_record import read_object
 
 OWN_ENTRIES = (
     "recipe.yaml",
@@ -203,10 +204,4 @@ class RunDirectory:
         Raises:
             UserError: it was damaged.
         """
-        try:
-            data = json.loads(self.summary_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{self.summary_file} cannot be read: {error}", suggestion=TRAIN_AGAIN) from error
-        if not isinstance(data, dict):
-            raise UserError(f"{self.summary_file} does not hold a mapping", suggestion=TRAIN_AGAIN)
-        return data
+        return read_object(self.summary_file, suggestion=TRAIN_AGAIN)
