@@ -1,16 +1,15 @@
 """Read a JSON file into plain data or a typed record, or say what is wrong with it.
 
-A file between two commands can be cut, edited or damaged. Whoever reads one gets a `UserError` that names the file and the
-key: to show, or to catch where the way on does not need the file.
+A file between two commands can be cut, edited or damaged. Whoever reads one gets a `UserError` that names the file and
+the key: to show, or to catch where the way on does not need the file.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -86,7 +85,7 @@ def record_of(
     """
     try:
         # as JSON: strict about numbers and text, and a list is what JSON has for a tuple
-        return cast(_Record, _adapter(kind).validate_json(json.dumps(data), strict=True))
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         problems = [
             Problem(_lower(each["msg"]), file=str(path), key=_dotted(key, each["loc"]), suggestion=suggestion)
@@ -98,11 +97,6 @@ def record_of(
 def read_record(kind: type[_Record], path: Path, *, suggestion: str | None = None) -> _Record:
     """Return what a JSON file holds as a record: `read_object`, then `record_of`."""
     return record_of(kind, read_object(path, suggestion=suggestion), path, suggestion=suggestion)
-
-
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _dotted(key: str, location: tuple[int | str, ...]) -> str:
