@@ -6,6 +6,7 @@ A key that comes later fails here until it has an example, or the name of what s
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
+from peftcli.training.run import train
 from peftcli.training.run_header import header
 from peftcli.training.setup import build_session
 from tests.recipes import Recorder, chat_rows, class_rows, write_jsonl
 
 CLASSES = "sequence_classification"
+EVALUATED = {"data__val_set_size": 4, "training__eval_steps": 1}
 Example = tuple[str, dict[str, Any], Any, Any]
 """Task, other keys (two underscores for a dot), and two values of the key."""
 
@@ -78,23 +81,56 @@ EXAMPLES: dict[str, Example] = {
     "training.fast_paths.padding_free": ("causal_lm", {}, True, False),
 }
 
+TRAINED: dict[str, Example] = {
+    "training.max_grad_norm": ("causal_lm", {}, 1.0, 1e-3),
+    "training.label_smoothing_factor": ("causal_lm", {}, 0.0, 0.3),
+    "training.class_weights": (CLASSES, {}, None, [1.0, 2.0, 5.0]),
+    "training.neftune_noise_alpha": ("causal_lm", {}, None, 50.0),
+    "training.save_total_limit": ("causal_lm", {"training__save_steps": 1}, 2, 4),
+    "training.logging_steps": ("causal_lm", {}, 1, 3),
+    "training.greater_is_better": (CLASSES, EVALUATED, False, True),
+    "training.early_stopping_patience": ("causal_lm", {**EVALUATED, "training__greater_is_better": True}, None, 1),
+    "training.early_stopping_threshold": (
+        "causal_lm", {**EVALUATED, "training__early_stopping_patience": 1}, 0.0, 100.0,
+    ),
+    "training.max_new_tokens": (
+        "causal_lm", {"data__val_set_size": 4, "training__eval_generate": 1}, 1, 3,
+    ),
+    "training.report_to": ("causal_lm", {}, [], ["tensorboard"]),
+    "data.on_error": ("causal_lm", {"data__path": "spoilt"}, "skip", "error"),
+    "model.attn_implementation": ("causal_lm", {}, "eager", "sdpa"),
+    "training.push_to_hub": ("causal_lm", {}, None, "not/a/name"),
+    "training.fp16": ("causal_lm", {}, False, True),
+    "training.device": ("causal_lm", {}, "cpu", "cuda"),
+}  # fmt: skip
+"""Keys whose effect shows only when a run is made: in its losses, files, notes or refusal."""
+
 ELSEWHERE = {
-    "tests of loading": "model.name_or_path model.revision model.attn_implementation model.trust_remote_code "
-    "model.anatomy model.num_labels model.load_in_4bit model.load_in_8bit model.bnb_4bit_quant_type "
+    "test_preflight.py": "model.revision",
+    "models/load/test_loading.py": "model.name_or_path model.num_labels",
+    "models/load/test_remote_code.py": "model.trust_remote_code",
+    "models/test_unknown_family.py": "model.anatomy",
+    "models/load/test_quantization.py": "model.load_in_4bit model.load_in_8bit model.bnb_4bit_quant_type "
     "model.bnb_4bit_use_double_quant model.bnb_4bit_compute_dtype model.min_quantized_share",
-    "tests of data": "data.path data.datasets data.config data.split data.split_rule data.chat_template_kwargs "
-    "data.on_error data.max_fully_masked data.num_proc data.cache_dir",
-    "tests of the loop and of options": "training.max_grad_norm training.label_smoothing_factor training.class_weights "
-    "training.neftune_noise_alpha training.fp16 training.tf32 training.save_total_limit training.logging_steps "
-    "training.greater_is_better training.early_stopping_patience training.early_stopping_threshold "
-    "training.max_new_tokens training.dataloader_num_workers training.torch_compile training.device "
-    "training.report_to training.push_to_hub",
-    "tests of speed: the same numbers, faster": "training.fast_paths.lowrank training.fast_paths.attention "
-    "training.fast_paths.dropout training.fast_paths.last_block training.fast_paths.compute_weights "
-    "training.fast_paths.allocator",
-    "what each run is": "task output_dir",
+    "data/read/test_splits.py": "data.split",
+    "data/rows/test_row_selection.py": "data.datasets data.path",
+    "data/encode/test_causal.py": "data.max_fully_masked",
+    "data/rows/test_split_rules.py": "data.split_rule",
+    "data/test_unused.py": "data.chat_template_kwargs",
+    "data/store/test_cache.py": "data.cache_dir data.num_proc",
+    "training/test_step_batches.py": "training.dataloader_num_workers",
+    "training/test_process_state.py": "training.fast_paths.allocator",
+    "training/speed/test_compile.py": "training.torch_compile",
+    "training/speed/test_computing.py": "training.fast_paths.attention training.fast_paths.dropout "
+    "training.fast_paths.compute_weights",
+    "training/speed/test_last_block.py": "training.fast_paths.last_block",
+    "layers/parts/test_lowrank.py": "training.fast_paths.lowrank",
+    "recipes.py": "task output_dir",
 }
-"""Keys whose effect needs a loaded checkpoint of some kind, steps, a device or a network; where it is shown."""
+"""Keys whose effect is speed, or needs another base or other files: the test file that shows it, and names the key."""
+
+UNSEEN = {"data.config": "names a part of a data set of the hub", "training.tf32": "concerns CUDA devices"}
+"""Keys whose effect nothing shows on a CPU without a network, and why; that they are read is tested."""
 
 
 def test_each_key_has_an_example_or_a_reason() -> None:
@@ -102,9 +138,15 @@ def test_each_key_has_an_example_or_a_reason() -> None:
     keys = {f"{prefix}{name}" for prefix, block in blocks.items() for name in block.model_fields}
     keys |= set(Recipe.model_fields)
     keys -= {"model", "data", "training", "method", "training.fast_paths"}  # blocks
-    listed = [*EXAMPLES, *(key for text in ELSEWHERE.values() for key in text.split())]
+    listed = [*EXAMPLES, *TRAINED, *UNSEEN, *(key for text in ELSEWHERE.values() for key in text.split())]
     assert sorted(listed) == sorted(keys)
     assert set(DataSource.model_fields) - set(DataSpec.model_fields) == {"name", "weight"}  # tests of the data
+
+
+@pytest.mark.parametrize(("file", "keys"), ELSEWHERE.items())
+def test_a_file_named_as_showing_a_key_names_it(file: str, keys: str) -> None:
+    text = (Path(__file__).parent.parent / file).read_text(encoding="utf-8")
+    assert [key for key in keys.split() if not re.search(rf"(\b|__){key.rpartition('.')[2]}\b", text)] == []
 
 
 def _built(loaded: LoadedRecipe, path: Path) -> Mapping[str, str]:
@@ -138,12 +180,27 @@ def test_the_same_recipe_gives_the_same(recipe, tmp_path: Path, family: str, tas
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("key", EXAMPLES)
+def _trained(loaded: LoadedRecipe, path: Path) -> Mapping[str, str]:
+    """Return what a run showed, wrote and kept, as text that can be compared."""
+    reporter = Recorder()
+    summary = train(loaded, reporter=reporter)
+    run = Path(str(loaded.recipe.output_dir))
+    found = {
+        "losses": reporter.losses,
+        "gradients": [record.grad_norm for record in reporter.steps],
+        "kept": (summary.steps, summary.best_step, summary.data.get("rows")),
+        "header": reporter.facts.get("attention"),
+        "files": sorted(str(file.parent.relative_to(run)) for file in run.rglob("*") if file.is_file()),
+        "samples": (run / "samples.jsonl").read_text() if (run / "samples.jsonl").exists() else "",
+    }
+    return {name: str(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("key", [*EXAMPLES, *TRAINED])
 def test_two_values_differ(recipe, tmp_path: Path, key: str) -> None:
-    task, others, *values = EXAMPLES[key]
+    task, others, *values = EXAMPLES.get(key) or TRAINED[key]
     rows = chat_rows(16) if task == "causal_lm" else class_rows(24)
-    files = {"rows": rows, "numbers": [{**row, "label": number % 3} for number, row in enumerate(rows)]}
-    for name, content in files.items():
+    for name, content in _files(rows).items():
         write_jsonl(tmp_path / f"{name}.jsonl", content)
 
     def placed(value: Any) -> Any:
@@ -156,10 +213,20 @@ def test_two_values_differ(recipe, tmp_path: Path, key: str) -> None:
         changes = {name: str(tmp_path / f"{other}.jsonl") if name == "data__path" else other
                    for name, other in others.items()}  # fmt: skip
         changes[key.replace(".", "__")] = placed(value)
+        observe = _built if key in EXAMPLES else _trained
         try:
-            loaded = recipe("llama" if task == "causal_lm" else "bert", task, rows, name="run", **changes)
-            found.append(_built(loaded, tmp_path / str(number)))
+            loaded = recipe("llama" if task == "causal_lm" else "bert", task, rows, name=f"run{number}", **changes)
+            found.append(observe(loaded, tmp_path / str(number)))
         except UserError as error:  # a refusal is a difference, too: the key was read
             found.append(str(error))
     assert found[0] != found[1]
     assert not isinstance(found[0], str), found[0]
+
+
+def _files(rows: list[dict[str, str]]) -> dict[str, list[dict[str, Any]]]:
+    """Return file name -> rows that examples name."""
+    return {
+        "rows": [*rows],
+        "numbers": [{**row, "label": number % 3} for number, row in enumerate(rows)],
+        "spoilt": [*rows[:6], {"prompt": None, "completion": 3}, *rows[6:]],
+    }

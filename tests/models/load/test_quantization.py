@@ -68,6 +68,14 @@ def test_an_evaluation_pass_leaves_gradients_and_weights_as_they_were(tmp_path: 
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_computes_in_the_type_that_is_asked_for(tmp_path: Path, dtype: str) -> None:
+    loaded = _load(tmp_path, bnb_4bit_compute_dtype=dtype)
+    assert f"computes in {dtype}" in str(loaded.identity.quantization)
+    kinds = {str(module.compute_dtype) for module in loaded.model.modules() if is_quantised(module)}
+    assert kinds == {f"torch.{dtype}"}
+
+
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="bitsandbytes repacks only on CPUs with AVX512-BF16")
 def test_the_guard_is_needed(tmp_path: Path) -> None:
     """Without it an evaluation pass cuts the gradients: the test above would fail."""
