@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy, LinearRole
-from peftcli.models.load.base_files import stored_tensors
-from peftcli.models.load.checkpoint_names import CheckpointNames
 from peftcli.models.load.model_files import find_source
-from peftcli.models.load.tensor_source import Source
+from peftcli.models.weights.base_files import stored_tensors
+from peftcli.models.weights.checkpoint_names import CheckpointNames
+from peftcli.models.weights.tensor_source import Source
 from peftcli.recipe.schema import ModelSpec
 
 

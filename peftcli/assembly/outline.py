@@ -15,8 +15,8 @@ from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
-from peftcli.models.load.weight_damage import check_weight_files
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.weights.weight_damage import check_weight_files
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo

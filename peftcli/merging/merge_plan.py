@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from peftcli.errors import UserError
 from peftcli.merging.tensor_writer import Planned
-from peftcli.models.load.checkpoint_names import CheckpointNames, FileTensor
 from peftcli.models.load.dtypes import dtype_name
-from peftcli.models.load.tensor_source import CHUNK_BYTES, Source
+from peftcli.models.weights.checkpoint_names import CheckpointNames, FileTensor
+from peftcli.models.weights.tensor_source import CHUNK_BYTES, Source
 from peftcli.protocol.method import MergeRule
 
 

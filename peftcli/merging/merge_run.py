@@ -21,10 +21,10 @@ from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
 from peftcli.merging.sum_adapters import sum_adapters
 from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
 from peftcli.merging.verify_merge import verify_merge
-from peftcli.models.load.base_files import base_directory, stored_tensors
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_model import load_model
-from peftcli.models.load.tensor_source import Source, held_tensors
+from peftcli.models.weights.base_files import base_directory, stored_tensors
+from peftcli.models.weights.tensor_source import Source, held_tensors
 from peftcli.record.random_state import random_numbers_kept
 
 Note = Callable[[str], None]

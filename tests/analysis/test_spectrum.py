@@ -52,8 +52,8 @@ def test_ranks_of_known_spectra() -> None:
 def merged_change(run: Path) -> dict[str, Any]:
     """Return, per weight of the base, the change that a merge would make: the slow way."""
     from peftcli.merging.run_to_merge import open_run_to_merge
-    from peftcli.models.load.base_files import stored_tensors
-    from peftcli.models.load.checkpoint_names import CheckpointNames
+    from peftcli.models.weights.base_files import stored_tensors
+    from peftcli.models.weights.checkpoint_names import CheckpointNames
 
     subject = open_run_to_merge(run, None)
     names = CheckpointNames(subject.model)

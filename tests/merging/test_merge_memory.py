@@ -20,8 +20,8 @@ from peftcli.merging.merge_run import merge_run
 from peftcli.merging.tensor_writer import Planned, shard_names, shards, write_file, write_index
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.meta_model import build_meta
-from peftcli.models.load.tensor_source import CHUNK_BYTES
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.weights.tensor_source import CHUNK_BYTES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.merging.runs import make_recipe

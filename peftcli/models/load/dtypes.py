@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from peftcli.errors import Problem, UserError
-from peftcli.models.load.tensor_header import read_header
+from peftcli.models.weights.tensor_header import read_header
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.layers.seeded import seeded
-from peftcli.models.load.base_files import stored_tensors
-from peftcli.models.load.checkpoint_names import CheckpointNames
 from peftcli.models.load.head_rows import HeadRows
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules
+from peftcli.models.weights.base_files import stored_tensors
+from peftcli.models.weights.checkpoint_names import CheckpointNames
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_info import LabelKind
 from peftcli.tasks.task_table import task_info

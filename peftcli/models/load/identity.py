@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from peftcli.models.load.tensor_header import header_bytes
+from peftcli.models.weights.tensor_header import header_bytes
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096

@@ -23,8 +23,8 @@ from peftcli.models.load.identity import BaseIdentity, fingerprint
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
-from peftcli.models.load.weight_damage import check_weight_files, refuse_broken_numbers
 from peftcli.models.model_tasks import auto_class, check_task
+from peftcli.models.weights.weight_damage import check_weight_files, refuse_broken_numbers
 from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec, TaskName
 

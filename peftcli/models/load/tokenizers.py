@@ -9,7 +9,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.model_files import find_source
-from peftcli.models.load.weight_damage import refuse_pointers
+from peftcli.models.weights.weight_damage import refuse_pointers
 from peftcli.recipe.schema import ModelSpec
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from peftcli.errors import UserError
-from peftcli.models.load.tensor_header import read_header
-from peftcli.models.load.weight_damage import wrong_start
+from peftcli.models.weights.tensor_header import read_header
+from peftcli.models.weights.weight_damage import wrong_start
 
 STORED_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

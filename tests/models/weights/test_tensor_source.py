@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from peftcli.errors import UserError
-from peftcli.models.load import tensor_source
-from peftcli.models.load.tensor_header import read_header
-from peftcli.models.load.tensor_source import tensors_of_file
+from peftcli.models.weights import tensor_source
+from peftcli.models.weights.tensor_header import read_header
+from peftcli.models.weights.tensor_source import tensors_of_file
 
 TENSORS = {
     "matrix": torch.arange(35, dtype=torch.float32).view(5, 7),

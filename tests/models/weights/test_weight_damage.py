@@ -13,7 +13,7 @@ from peftcli.errors import UserError
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer
-from peftcli.models.load.weight_damage import check_weight_files, wrong_start
+from peftcli.models.weights.weight_damage import check_weight_files, wrong_start
 from peftcli.recipe.schema import ModelSpec
 from tests.tiny import save_tiny
 

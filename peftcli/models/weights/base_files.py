@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peftcli.errors import UserError
 from peftcli.models.load.model_files import ModelSource
-from peftcli.models.load.tensor_source import Source, tensors_of_file
+from peftcli.models.weights.tensor_source import Source, tensors_of_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

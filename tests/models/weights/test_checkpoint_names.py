@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from peftcli.models.load.checkpoint_names import CheckpointNames
+from peftcli.models.weights.checkpoint_names import CheckpointNames
 from tests.tiny import _AUTO, DECODERS, ENCODERS, SEQ2SEQ, save_tiny, tiny_model
 
 PAIRS = [

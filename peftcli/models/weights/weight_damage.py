@@ -10,7 +10,7 @@ from torch import nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.model_files import ModelSource
-from peftcli.models.load.tensor_header import read_header
+from peftcli.models.weights.tensor_header import read_header
 
 _KEY = "model.name_or_path"
 _AGAIN = "copy or download it again"
