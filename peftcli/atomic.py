@@ -1,64 +1,164 @@
-"""Write files and directories so that a crash leaves them complete or absent: write beside, sync, rename."""
+"""Write files and directories so that a crash leaves them complete or absent: write beside, sync, rename.
+
+What the system refuses (a full disk, a directory without permission) is a `CannotWrite`; nothing half written is left
+then, and what was there before is there still.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+from peftcli.write_errors import writing
 
 PARTIAL = ".partial-"
 """Prefix of what is being written. Anything with this prefix after a crash can be deleted."""
 
+_LONGEST_NAME = 255
+"""Bytes that common file systems take as one name."""
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text`, in UTF-8; after a crash it has the old or the new text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{PARTIAL}{path.name}"
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+
+def write_text(path: Path, text: str, *, instead: str = "write to another place") -> None:
+    """Replace a file by `text`, in UTF-8; after a crash it has the old or the new text. A link is replaced, too.
+
+    Raises:
+        CannotWrite: the system refuses; `instead` is what the user can do.
+    """
+    with writing(path, instead), _parents_made(path), _replaced(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+
+def append_text(path: Path, text: str, *, instead: str = "write to another place") -> None:
+    """Add `text` at the end of a file, in UTF-8, or leave the file as it was.
+
+    Raises:
+        CannotWrite: the system refuses; `instead` is what the user can do.
+    """
+    with writing(path, instead):
+        size = path.stat().st_size if path.is_file() else None
+        try:
+            with open(path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+        except OSError:
+            with suppress(OSError):
+                path.unlink(missing_ok=True) if size is None else os.truncate(path, size)
+            raise
+
+
+@contextmanager
+def new_file(path: Path, *, instead: str) -> Iterator[IO[str]]:
+    """Yield a text file that the user named, to be written: it has its new text when the block ends without an error.
+
+    A link is followed. A device or a pipe is written as it is.
+
+    Raises:
+        CannotWrite: the system refuses; `instead` is what the user can do.
+    """
+    with writing(path, instead), _parents_made(path):
+        target = Path(os.path.realpath(path))
+        device = target.exists() and not target.is_file()
+        with open(target, "w", encoding="utf-8", newline="\n") if device else _replaced(target) as file:
+            yield file
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[str]]:
+    """Yield a text file beside `path`, which is renamed to `path` when the block ends without an error."""
+    partial = _beside(path)
+    try:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     sync_directory(path.parent)
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, instead: str = "write to another place") -> Iterator[Path]:
     """Yield an empty directory beside `path`, which is renamed to `path` when the block ends without an error.
 
     A directory that exists is replaced. That takes two renames; a crash between them leaves nothing at `path`, and the
     new directory under its partial name.
+
+    Raises:
+        CannotWrite: the system refuses; `instead` is what the user can do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = path.parent / f"{PARTIAL}{path.name}", path.parent / f"{PARTIAL}old-{path.name}"
-    for stale in (partial, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        sync_tree(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
+    with writing(path, instead), _parents_made(path):
+        partial, old = _beside(path), _beside(path, "old-")
+        for stale in (partial, old):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            sync_tree(partial)
+            _put_in_place(partial, path, old)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_directory(path.parent)
+        if old.is_symlink():
+            old.unlink()  # and keep the directory that it points at
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path, old: Path) -> None:
+    """Rename `partial` to `path`; what was there becomes `old`, and comes back if that fails."""
+    replaced = path.exists()
+    if replaced:
         os.rename(path, old)
-    os.rename(partial, path)
-    sync_directory(path.parent)
-    if old.is_symlink():
-        old.unlink()  # and keep the directory that it points at
-    else:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        if replaced:
+            os.rename(old, path)
+        raise
+
+
+@contextmanager
+def _parents_made(path: Path) -> Iterator[None]:
+    """Make the directories that lead to `path`; after an error remove those that were made and hold nothing."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _beside(path: Path, kind: str = "") -> Path:
+    """Return the partial name of a path: its own name behind the prefix, a hash of it where that is too long."""
+    name = f"{PARTIAL}{kind}{path.name}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f"{PARTIAL}{kind}{hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}"
+    return path.parent / name
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory. A crash leaves it complete, or under a partial name."""
+    """Remove a directory. A crash leaves it complete, or under a partial name.
+
+    Raises:
+        CannotWrite: the system refuses.
+    """
     if path.exists():
-        doomed = path.parent / f"{PARTIAL}old-{path.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        with writing(path, "give this user the right to write there", verb="removed"):
+            doomed = _beside(path, "old-")
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_partial(directory: Path) -> None:

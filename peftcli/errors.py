@@ -2,6 +2,7 @@
 
 PeftCliError            1   a bug, unless a subclass says otherwise
 ├── UserError           2   the input is wrong or the request is impossible
+│   └── OutOfResources   2   the machine lacks room on a disk, the right to write, or memory
 ├── VerificationFailed  3   a merged model does not agree with base + adapter
 └── Stopped           130   the user stopped it; the message says what is saved
 """
@@ -9,7 +10,7 @@ PeftCliError            1   a bug, unless a subclass says otherwise
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,16 @@ class UserError(PeftCliError):
             problems = (problems,)
         self.problems: tuple[Problem, ...] = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class OutOfResources(UserError):
+    """The machine did not give what was needed: room on a disk, the right to write, memory."""
+
+    def with_what_is_left(self, text: str) -> OutOfResources:
+        """Return the same error, which also says what is kept and how to go on."""
+        *others, last = self.problems
+        suggestion = f"{last.suggestion}\n    {text}" if last.suggestion else text
+        return type(self)([*others, replace(last, suggestion=suggestion)])
 
 
 class VerificationFailed(PeftCliError):

@@ -93,7 +93,7 @@ class Library(ABC):
         Args:
             saved: the adapter.
             source: its directory, for messages.
-            output: a new directory; what is there is replaced.
+            output: an empty directory.
             base: where the base model lies now; None where the adapter says.
             instead: one of `self.instead`: the method as which it is written.
 

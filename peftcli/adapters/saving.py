@@ -18,6 +18,7 @@ from peftcli.atomic import new_directory
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.deliverables.write_beside import write_beside_adapter
 from peftcli.recipe.method_params import MethodParams
+from peftcli.write_errors import OTHER_RUN
 
 
 def save_adapter(
@@ -49,7 +50,7 @@ def save_adapter(
         "method": params.model_dump(mode="json"),
         "meta": meta.as_dict(),
     }
-    with new_directory(Path(directory)) as partial:
+    with new_directory(Path(directory), instead=OTHER_RUN) as partial:
         write_tensors(partial / WEIGHTS, files.tensors if files else attachment_state)
         write_json(partial / CONFIG, files.config if files else own_config(params))
         write_json(partial / SIDECAR, sidecar)

@@ -28,6 +28,7 @@ from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import stored_recipe
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.tasks.task_table import task_info
+from peftcli.write_errors import OTHER_OUTPUT
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
             f"{directory}: {saved.params.name} cannot be exported: {library.lacks}",
             suggestion=_elsewhere(saved.params, library),
         )
-    notes = library.write(saved, directory, output, base=base, instead=instead)
-    write_label_names(output, saved.meta.labels)
-    notes = (*notes, *_carry_texts(directory, output))
+    with new_directory(output, instead=OTHER_OUTPUT) as partial:
+        notes = library.write(saved, directory, partial, base=base, instead=instead)
+        write_label_names(partial, saved.meta.labels)
+        notes = (*notes, *_carry_texts(directory, partial))
     return _report(output, to, saved, base or saved.meta.base.get("name"), notes)
 
 
@@ -190,7 +192,7 @@ def _write_run(output: Path, saved: SavedAdapter) -> None:
         "versions": {**meta.versions, "peftcli": __version__},
         "artifact": "adapter",
     }
-    with new_directory(output) as partial:
+    with new_directory(output, instead=OTHER_OUTPUT) as partial:
         save_adapter(partial / "adapter", attachment_state=state, params=params, meta=meta)
         write_text(partial / "recipe.yaml", dump_recipe(recipe))
         write_text(partial / "summary.json", json.dumps(summary, indent=2) + "\n")

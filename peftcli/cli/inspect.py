@@ -38,10 +38,11 @@ def inspect(
 
     found = _inspect(recipe, overrides or [], rows)
     if html is not None:
-        from peftcli.atomic import write_text
+        from peftcli.atomic import new_file
         from peftcli.console.inspect_html import page
 
-        write_text(html, page(found, title=str(recipe)))
+        with new_file(html, instead="choose another --html") as file:
+            file.write(page(found, title=str(recipe)))
         typer.echo(f"written: {html}", err=True)
     if as_json:
         print_json(found.as_dict())

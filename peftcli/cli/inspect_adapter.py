@@ -65,15 +65,11 @@ def _refuse_other_kinds(plot: Path | None) -> None:
 
 def _write_plot(file: Path, view: AdapterView, run: Path) -> None:
     from peftcli.analysis.adapter_plot import adapter_svg
-    from peftcli.atomic import write_text
-    from peftcli.errors import UserError
+    from peftcli.atomic import new_file
 
     drawn = adapter_svg(view.rows, run.resolve().name)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, drawn)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+    with new_file(file, instead="choose another --plot") as stream:
+        stream.write(drawn)
     note(f"the picture is in {file}")
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
 
+from peftcli.atomic import new_file
 from peftcli.console.options import BaseDtype, MaxNewTokens, about_option, note, refuse_directory, refuse_nothing
 from peftcli.console.output import json_line
 from peftcli.console.standard_input import rows_file
 from peftcli.errors import UserError
+from peftcli.write_errors import OTHER_OUTPUT
 
 
 def register(app: typer.Typer) -> None:
@@ -69,24 +69,9 @@ def predict(
         if output is None:
             _write(rows, sys.stdout)
             return
-        written = _write_file(rows, output)
-    print(f"{written} predictions in {output}", file=sys.stderr)
-
-
-def _write_file(rows: Iterable[dict[str, Any]], output: Path) -> int:
-    """Write beside and rename, so that an error leaves no half file; return the number of rows."""
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8", newline="\n") as stream:
+        with new_file(output, instead=OTHER_OUTPUT) as stream:
             written = _write(rows, stream)
-        beside.replace(output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}", suggestion="give another --output") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-    return written
+    print(f"{written} predictions in {output}", file=sys.stderr)
 
 
 def _write(rows: Iterable[dict[str, Any]], stream: IO[str]) -> int:

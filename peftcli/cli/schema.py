@@ -26,17 +26,15 @@ def schema(
     """
     import json
 
-    from peftcli.errors import UserError
+    from peftcli.atomic import new_file
     from peftcli.names import NAMES
     from peftcli.recipe.json_schema import recipe_schema
+    from peftcli.write_errors import OTHER_OUTPUT
 
     text = json.dumps(recipe_schema(NAMES), indent=2)
     if output is None:
         print(text)
         return
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        reason = f"cannot write {output}: {error.strerror}"
-        raise UserError(reason, suggestion="name a file in a directory that exists") from error
+    with new_file(output, instead=OTHER_OUTPUT) as file:
+        file.write(text + "\n")
     typer.echo(f"wrote {output}", err=True)

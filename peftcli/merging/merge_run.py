@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from peftcli.atomic import new_directory
@@ -11,7 +10,6 @@ from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import CONFIG, make_readable
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
-from peftcli.errors import UserError
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
 from peftcli.merging.merge_report import MergeReport
@@ -26,6 +24,7 @@ from peftcli.models.load.load_model import load_model
 from peftcli.models.weights.base_files import base_directory, stored_tensors
 from peftcli.models.weights.tensor_source import Source, held_tensors
 from peftcli.record.random_state import random_numbers_kept
+from peftcli.write_errors import OTHER_OUTPUT
 
 Note = Callable[[str], None]
 
@@ -117,7 +116,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     )
     leaving = leaving_model(run.spec, run.recipe.task, run.tokenizer, run.texts)
     config = merged_config(run, plan, leaving)
-    with writing(output) as partial:
+    with new_directory(output, instead=OTHER_OUTPUT) as partial:
         write_weights(partial, plan.outputs, options.limit)
         report.notes += write_beside_weights(partial, leaving, run.model)
         if options.verify:
@@ -132,18 +131,6 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
         else:
             write_config(partial, config, leaving)
     return report
-
-
-@contextmanager
-def writing(output: Path) -> Iterator[Path]:
-    """Yield a directory beside `output` that becomes it; report errors of the file system as the user's."""
-    try:
-        with new_directory(output) as partial:
-            yield partial
-    except OSError as error:
-        raise UserError(
-            f"{output} cannot be written: {error.strerror or error}", suggestion="choose another --output"
-        ) from error
 
 
 def write_weights(directory: Path, outputs: list[MergedTensor], limit: int) -> None:

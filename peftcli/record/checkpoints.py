@@ -17,6 +17,7 @@ from typing import Any
 from peftcli.atomic import new_directory, remove_directory, remove_partial
 from peftcli.errors import UserError
 from peftcli.record.tensor_tree import load_tree, save_tree
+from peftcli.write_errors import OTHER_RUN
 
 FORMAT = 1
 
@@ -92,7 +93,7 @@ class Checkpoints:
 
     def _write(self, name: str, tree: Any) -> Path:
         path = self.directory / name
-        with new_directory(path) as partial:
+        with new_directory(path, instead=OTHER_RUN) as partial:
             save_tree(partial, tree)
             best = tree.get("progress", {}).get("best_step") if isinstance(tree, dict) else None
             (partial / "manifest.json").write_text(json.dumps(_manifest(partial, best), indent=2), encoding="utf-8")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftcli.atomic import write_text
+from peftcli.atomic import append_text, write_text
+from peftcli.write_errors import OTHER_RUN
 
 
 class MetricsFile:
@@ -18,8 +19,7 @@ class MetricsFile:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+        append_text(self.path, json.dumps(finite(line), allow_nan=False) + "\n", instead=OTHER_RUN)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all lines; a last one that a crash cut off is left out."""
@@ -36,7 +36,7 @@ class MetricsFile:
     def cut(self, step: int) -> None:
         """Drop what was written after `step`: a resumed run writes it again."""
         kept = [line for line in self.lines() if line.get("step", 0) <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept), instead=OTHER_RUN)
 
 
 def finite(value: Any) -> Any:

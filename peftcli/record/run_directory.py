@@ -20,6 +20,7 @@ from peftcli.record.metrics_file import MetricsFile, finite
 from peftcli.record.recipe_changes import changed_keys
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
 from peftcli.typed_record import read_object
+from peftcli.write_errors import OTHER_RUN, writing
 
 OWN_ENTRIES = (
     "recipe.yaml",
@@ -139,14 +140,11 @@ class RunDirectory:
             UserError: another process holds it, it cannot be made, or its file system has no locks.
         """
         with ExitStack() as stack:
-            try:
+            with writing(self.path, OTHER_RUN):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.callback(self._remove_if_empty)
                 if lock:
                     stack.enter_context(run_lock(self.path))
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise UserError(f"output_dir {self.path}: {reason}", suggestion="choose another output_dir") from error
             yield
 
     def _remove_if_empty(self) -> None:
@@ -156,7 +154,7 @@ class RunDirectory:
     def begin(self, recipe_text: str) -> None:
         """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on."""
         self._clear()
-        write_text(self.recipe_file, recipe_text)
+        write_text(self.recipe_file, recipe_text, instead=OTHER_RUN)
 
     def _clear(self) -> None:
         for name in OWN_ENTRIES:
@@ -184,6 +182,17 @@ class RunDirectory:
             return "stopped before anything was saved; start again with --overwrite"
         return "stopped before the first step: nothing was trained and nothing is kept; the same command starts again"
 
+    def what_is_left(self) -> str:
+        """Say what a run that the machine ended left, and how to go on once that is mended."""
+        steps = self.checkpoints().steps()
+        if self.summary_file.is_file():
+            return f"the finished run in {self.path} is as it was"
+        if steps:
+            return f"the state of step {steps[-1]} is saved: --resume goes on from there"
+        if self._steps():
+            return "no checkpoint was saved yet: --resume starts again at the first step"
+        return "no step was taken yet: the same command starts again"
+
     def _steps(self) -> int:
         """Return how many steps are known to have been taken here."""
         return max([0, *self.checkpoints().steps(), *(int(line.get("step", 0)) for line in self.metrics.lines())])
@@ -192,11 +201,12 @@ class RunDirectory:
         """List the broken rows that were passed over, if there are any: source, row, message, excerpt, expectation."""
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(self.path / "skipped_rows.jsonl", lines)
+            write_text(self.path / "skipped_rows.jsonl", lines, instead=OTHER_RUN)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; it is the last file of a run and marks it finished."""
-        write_text(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        write_text(self.summary_file, text, instead=OTHER_RUN)
 
     def summary(self) -> dict[str, Any]:
         """Return summary.json.

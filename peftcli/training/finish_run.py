@@ -17,6 +17,7 @@ from peftcli.training.milestones import Milestones
 from peftcli.training.session import Session
 from peftcli.training.summarise import summarise
 from peftcli.training.watch.curves import write_plots
+from peftcli.write_errors import OTHER_RUN
 
 
 def finish(session: Session, milestones: Milestones) -> Summary:
@@ -49,7 +50,7 @@ def save_artifact(session: Session, summary: Summary) -> None:
     """Write adapter/, or model/ for methods whose artifact is a complete model."""
     path, leaving = session.directory.path, session.leaving
     if session.info.artifact == "model":
-        with new_directory(path / "model") as partial:
+        with new_directory(path / "model", instead=OTHER_RUN) as partial:
             _write_model(partial, session)
         return
     labels = session.data.labels

@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any
 
+from peftcli.atomic import append_text
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoints import Checkpoints
@@ -15,6 +16,7 @@ from peftcli.training.best_value import judge
 from peftcli.training.session import Session
 from peftcli.training.watch.finite import require_finite
 from peftcli.training.watch.meter import Meter
+from peftcli.write_errors import OTHER_RUN
 
 
 class Milestones:
@@ -155,9 +157,9 @@ class Milestones:
         rows = sorted((row for share in shares for row in share), key=lambda row: row["row"])
         if not rows or not self.session.world.is_main:
             return
-        with open(self.session.directory.path / "samples.jsonl", "a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"step": self.session.state.step, **row}, ensure_ascii=False) + "\n")
+        step = self.session.state.step
+        lines = "".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+        append_text(self.session.directory.path / "samples.jsonl", lines, instead=OTHER_RUN)
         first = rows[0]
         self.session.reporter.note(f"sample: {_short(first['prompt'])} -> {_short(first['prediction'])}")
 

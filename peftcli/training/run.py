@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
-from peftcli.errors import Stopped, UserError
+from peftcli.errors import OutOfResources, Stopped, UserError
 from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision, stop_on_signal
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import TrainingSpec
@@ -79,13 +79,19 @@ def train(
 
 @contextmanager
 def _interruptible(directory: RunDirectory, world: World) -> Iterator[None]:
-    """Say what an interrupt left where no state could be saved: while loading, or when it was pressed twice.
+    """Say what is left where no state could be saved: an interrupt while loading, a second one, a full disk.
 
     Raises:
         Stopped: in place of the interrupt.
+        OutOfResources: with what is left.
     """
     try:
         yield
+    except OutOfResources as error:
+        if world.is_main:
+            with suppress(OutOfResources):
+                directory.discard_start()
+        raise error.with_what_is_left(directory.what_is_left()) from error
     except KeyboardInterrupt:
         if world.is_main:
             directory.discard_start()

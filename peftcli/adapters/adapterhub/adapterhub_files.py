@@ -23,7 +23,6 @@ from peftcli.adapters.adapterhub.hub_format import HUB_FORMATS
 from peftcli.adapters.adapterhub.hub_places import NAME, VERSION
 from peftcli.adapters.base_shape import Base, BaseName, fit
 from peftcli.adapters.format import AdapterMeta, SavedAdapter, check_base
-from peftcli.atomic import new_directory
 from peftcli.errors import UserError
 from peftcli.tasks.task_table import TASKS, task_info
 
@@ -37,7 +36,7 @@ def write(saved: SavedAdapter, source: Path, output: Path, base: str | None = No
     Args:
         saved: the adapter, of a method in `HUB_FORMATS`.
         source: its directory, for messages.
-        output: a new directory; what is there is replaced.
+        output: an empty directory.
         base: where the base lies now; by default where the adapter says. Only its config is read.
 
     Returns:
@@ -92,12 +91,11 @@ def _write_files(
     head_config: dict[str, Any],
     head: Mapping[str, Tensor],
 ) -> None:
-    with new_directory(out) as partial:
-        write_tensors(partial / WEIGHTS, tensors)
-        write_json(partial / CONFIG, config)
-        if head:
-            write_tensors(partial / HEAD_WEIGHTS, head)
-            write_json(partial / HEAD_CONFIG, head_config)
+    write_tensors(out / WEIGHTS, tensors)
+    write_json(out / CONFIG, config)
+    if head:
+        write_tensors(out / HEAD_WEIGHTS, head)
+        write_json(out / HEAD_CONFIG, head_config)
 
 
 def read(where: Path, base: BaseName) -> SavedAdapter:

@@ -11,7 +11,6 @@ from peftcli.adapters.hf.hf_format import HfFiles
 from peftcli.adapters.hf.hf_table import FORMATS
 from peftcli.adapters.library import other_use
 from peftcli.adapters.model_card import adapter_card
-from peftcli.atomic import new_directory
 from peftcli.errors import UserError
 
 
@@ -21,7 +20,7 @@ def write(saved: SavedAdapter, source: Path, output: Path, instead: str | None) 
     Args:
         saved: an adapter of one of `FORMATS`.
         source: its directory, for messages.
-        output: a new directory; what is there is replaced.
+        output: an empty directory.
         instead: `lora` writes an AdaLoRA as the plain LoRA that is equal to it.
 
     Returns:
@@ -32,10 +31,9 @@ def write(saved: SavedAdapter, source: Path, output: Path, instead: str | None) 
     """
     files = hf_peft_files(saved, source, instead)
     use = hf_use(saved.meta, FORMATS[saved.params.name].note)
-    with new_directory(output) as partial:
-        write_tensors(partial / WEIGHTS, files.tensors)
-        write_json(partial / CONFIG, files.config)
-        (partial / CARD).write_text(adapter_card(saved.params, saved.meta, use=use), encoding="utf-8")
+    write_tensors(output / WEIGHTS, files.tensors)
+    write_json(output / CONFIG, files.config)
+    (output / CARD).write_text(adapter_card(saved.params, saved.meta, use=use), encoding="utf-8")
     return files.notes
 
 

@@ -16,7 +16,9 @@ from peftcli.data.store.token_store import META, Store
 from peftcli.errors import UserError
 from peftcli.file_lock import NoLocks, file_lock
 from peftcli.locations import CACHE_VARIABLE, user_cache
+from peftcli.write_errors import writing
 
+OTHER_CACHE = f"name another cache directory: data.cache_dir in the recipe, or ${CACHE_VARIABLE}"
 VERSION = 4  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
 
 
@@ -70,7 +72,7 @@ def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[S
         build: writes a store into an empty directory.
 
     Raises:
-        UserError: the file system of `root` has no locks.
+        UserError: the file system of `root` has no locks, or is full.
     """
     final = root / key
     if (final / META).exists():
@@ -80,7 +82,7 @@ def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[S
         tempfile.TemporaryFile(dir=root).close()
     except OSError:  # a read-only home directory: the rows live as long as the system's temporary files
         return cached_store(Path(tempfile.mkdtemp(prefix="peftcli-data-")), key, build)
-    with _lock(root / f"{key}.lock"):
+    with writing(root, OTHER_CACHE), _lock(root / f"{key}.lock"):
         if (final / META).exists():
             return Store(final), True
         for left in root.glob(f".{key}-*"):  # of a run that was killed: whoever builds holds the lock
@@ -104,6 +106,6 @@ def _lock(path: Path) -> Iterator[None]:
         except NoLocks:
             raise UserError(
                 f"the cache directory {path.parent} is on a file system without locks",
-                suggestion="name a directory on another one: data.cache_dir in the recipe, or $PEFTCLI_CACHE",
+                suggestion=OTHER_CACHE,
             ) from None
         yield

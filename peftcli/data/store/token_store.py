@@ -111,7 +111,7 @@ class StoreWriter:
     def _put(self, column: str, values: Any) -> None:
         if column not in self._files:
             self._files[column] = self._stack.enter_context(open(self.directory / f"{column}.bin", "wb"))  # noqa: SIM115  the stack closes it
-        np.asarray(values, dtype=COLUMNS[column]).tofile(self._files[column])
+        self._files[column].write(np.ascontiguousarray(values, dtype=COLUMNS[column]).data)
 
 
 class Store:

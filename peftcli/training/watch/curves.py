@@ -9,21 +9,22 @@ from typing import Any
 
 from peftcli.atomic import write_text
 from peftcli.svg import Points, document, line_panel
+from peftcli.write_errors import OTHER_RUN
 
 
 def write_plots(directory: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Draw metrics.jsonl: plots/loss.svg, plots/learning_rate.svg, and a file for each other evaluation metric."""
     evaluations = [line for line in lines if "eval_loss" in line]
     loss = {"train": _points(lines, "loss"), "eval": _points(evaluations, "eval_loss")}
-    write_text(directory / "loss.svg", curves_svg("loss", loss))
-    write_text(
-        directory / "learning_rate.svg", curves_svg("learning rate", {"learning rate": _points(lines, "learning_rate")})
-    )
+    plots = {"loss": curves_svg("loss", loss)}
+    plots["learning_rate"] = curves_svg("learning rate", {"learning rate": _points(lines, "learning_rate")})
     numbers = {
         key for line in evaluations for key, value in line.items() if key.startswith("eval_") and _is_number(value)
     }
     for key in sorted(numbers - {"eval_loss", "eval_runtime", "eval_rows"}):
-        write_text(directory / f"{key}.svg", curves_svg(key, {key: _points(evaluations, key)}))
+        plots[key] = curves_svg(key, {key: _points(evaluations, key)})
+    for name, plot in plots.items():
+        write_text(directory / f"{name}.svg", plot, instead=OTHER_RUN)
 
 
 def _is_number(value: Any) -> bool:
