@@ -48,10 +48,12 @@ class BaseName:
     Args:
         name: hub id or path; None if nobody said.
         revision: of the hub.
+        trust_code: let the Python code that comes with it run, as the person who types the command says.
     """
 
     name: str | None
     revision: str | None = None
+    trust_code: bool = False
 
     def read(self, task: str, tensors: Mapping[str, Tensor]) -> Base:
         """Return the base model on the meta device.
@@ -72,8 +74,9 @@ class BaseName:
 
         if self.name is None:
             raise UserError("the adapter does not name its base model", suggestion="name it with --base MODEL")
-        spec = ModelSpec(name_or_path=self.name, revision=self.revision)
-        model = build_meta(load_config(spec), known_task(task), _number_of_labels(tensors))
+        spec = self._spec(self.name)
+        labels = _number_of_labels(tensors)
+        model = build_meta(load_config(spec), known_task(task), labels, trust_remote_code=self.trust_code)
         dtype = getattr(model.config, "dtype", None) or torch.float32  # the checkpoint's: nobody recorded another
         identity = identify(find_source(self.name), model, dtype, None, spec)
         return Base(model, read_anatomy(model), identity)
@@ -88,8 +91,11 @@ class BaseName:
 
         if self.name is None:
             return {}
-        found: dict[str, Any] = load_config(ModelSpec(name_or_path=self.name, revision=self.revision)).to_dict()
+        found: dict[str, Any] = load_config(self._spec(self.name)).to_dict()
         return found
+
+    def _spec(self, name: str) -> ModelSpec:
+        return ModelSpec(name_or_path=name, revision=self.revision, trust_remote_code=self.trust_code)
 
 
 def check_config(meta: AdapterMeta, spec: ModelSpec, where: Path) -> None:

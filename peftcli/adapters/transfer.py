@@ -113,13 +113,14 @@ def _elsewhere(params: MethodParams, library: Library) -> str:
     return other_use(params)
 
 
-def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Transfer:
+def import_adapter(source: Path, output: Path, *, base: str | None = None, trust_code: bool = False) -> Transfer:
     """Turn an adapter that another library saved into a finished run.
 
     Args:
         source: its directory.
         output: must not exist, or be empty.
         base: the base model, if the files do not name it or it lies elsewhere.
+        trust_code: let the Python code that comes with the base run.
 
     Raises:
         UserError: the files are of no known library, cannot be expressed here, or do not fit the base.
@@ -132,7 +133,7 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Tr
             f"{source} is an adapter of this project already", suggestion="use it as it is; method.init_from reads it"
         )
     library = library_of(source)
-    name = library.base_of(source) if base is None else BaseName(base)
+    name = replace(library.base_of(source) if base is None else BaseName(base), trust_code=trust_code)
     saved = with_label_names(library.read(source, name), source)
     meta, notes = _on_base(saved, source, name, named=base is not None)
     if name.name is None:
@@ -141,7 +142,7 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None) -> Tr
     notes = (*notes, note) if note else notes
     meta = replace(meta, labels=labels, base={**meta.base, "name": name.name})
     saved = replace(saved, meta=meta)
-    _write_run(output, saved)
+    _write_run(output, saved, trust_code)
     return _report(output, "run", saved, name.name, (*saved.notes, *notes))
 
 
@@ -176,11 +177,16 @@ def _labels(
     return labels_or_placeholders(meta.task, size, names)
 
 
-def _write_run(output: Path, saved: SavedAdapter) -> None:
+def _write_run(output: Path, saved: SavedAdapter, trust_code: bool) -> None:
     """Write a run directory that `predict`, `eval --data`, `merge` and `export` open."""
     params, state, meta = saved.params, saved.state, saved.meta
     size = len(meta.labels["names"]) or 1 if meta.labels else None
-    spec = ModelSpec(name_or_path=str(meta.base["name"]), revision=meta.base.get("revision"), num_labels=size)
+    spec = ModelSpec(
+        name_or_path=str(meta.base["name"]),
+        revision=meta.base.get("revision"),
+        num_labels=size,
+        trust_remote_code=trust_code,
+    )
     recipe = Recipe(model=spec, task=known_task(meta.task), method=params, output_dir=str(output))
     summary = {
         "status": "imported",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.analysis.base_weights import FileWeights, base_weights
 from peftcli.analysis.module_change import ModuleChange, weight_change
@@ -23,6 +24,7 @@ from peftcli.models.load.heads import configure_head
 from peftcli.models.load.load_model import load_config, saved_model_spec
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
@@ -48,31 +50,34 @@ class AdapterView:
     notes: list[str] = field(default_factory=list)
 
 
-def view_adapter(path: Path) -> AdapterView:
+def view_adapter(path: Path, trust_code: bool = False) -> AdapterView:
     """Measure the adapter or model of a run, or an adapter directory.
 
     Args:
         path: what `peft train` left, or a directory with adapter_config.json.
+        trust_code: let the Python code that comes with the model run.
 
     Raises:
         UserError: neither is there, or the base's config is out of reach.
     """
     if (path / "recipe.yaml").is_file():
-        recipe = load_stored_recipe(path / "recipe.yaml", NAMES).recipe
+        loaded = load_stored_recipe(path / "recipe.yaml", NAMES, trust_code=trust_code)
+        recipe = with_allowed_code(loaded).recipe
         if registry.info(recipe.method.name).artifact == "model":
+            with_allowed_code(loaded, saved_model_spec(recipe.model, path / "model"))
             return _view_model(path, recipe)
-        return _view_adapter(run_adapter(path), recipe.model, recipe.task)
+        return _view_adapter(load_adapter(run_adapter(path)), recipe.model, recipe.task)
     if (path / "adapter_config.json").is_file():
-        return _view_adapter(path, None, None)
+        saved = load_adapter(path)
+        spec = ModelSpec(name_or_path=str(saved.meta.base["name"]), trust_remote_code=trust_code)
+        return _view_adapter(saved, spec, saved.meta.task)
     raise UserError(
         f"{path} is neither a run directory nor an adapter", suggestion="name what `peft train` left, or an adapter/"
     )
 
 
-def _view_adapter(directory: Path, spec: ModelSpec | None, task: TaskName | None) -> AdapterView:
-    saved = load_adapter(directory)
-    spec = spec or ModelSpec(name_or_path=str(saved.meta.base["name"]))
-    model, anatomy = _meta_model(spec, task or saved.meta.task, saved.meta.label_spec)
+def _view_adapter(saved: SavedAdapter, spec: ModelSpec, task: TaskName) -> AdapterView:
+    model, anatomy = _meta_model(spec, task, saved.meta.label_spec)
     base, reason = base_weights(model, spec)
     rules = _rules(anatomy, saved.params, saved.state)
     attachment = apply_method(model, anatomy, saved.params)

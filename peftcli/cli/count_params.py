@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.console.options import Json
+from peftcli.console.options import Json, TrustRemoteCode
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def count_params(
         list[str] | None,
         typer.Option("--method", metavar="NAME[:KEY=VALUE,...]", help="A method, with --model; may be repeated."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Compare how many parameters methods train, save and add, without loading any weights.
@@ -40,7 +41,7 @@ def count_params(
     """
     from peftcli.console.output import print_json
 
-    loaded = _recipes(recipes or [], model, task, method or [])
+    loaded = _recipes(recipes or [], model, task, method or [], trust_remote_code)
 
     from peftcli.analysis.counting import count_params as count
 
@@ -51,9 +52,12 @@ def count_params(
         _print([each.path for each in loaded], rows)
 
 
-def _recipes(files: list[Path], model: str | None, task: str | None, methods: list[str]) -> list[LoadedRecipe]:
+def _recipes(
+    files: list[Path], model: str | None, task: str | None, methods: list[str], trust_code: bool
+) -> list[LoadedRecipe]:
+    from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
-    from peftcli.recipe.load_recipe import load_recipe, recipe_from_overrides
+    from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe, recipe_from_overrides
 
     named = {"--model": model, "--task": task, "--method": methods}
     given = [option for option, value in named.items() if value]
@@ -64,15 +68,21 @@ def _recipes(files: list[Path], model: str | None, task: str | None, methods: li
         )
     if not files and not given:
         raise UserError("nothing to count", suggestion="name recipes, or --model M --task T --method NAME")
+    typed = [TRUST_REMOTE_CODE] if trust_code else []
     problems: list[Problem] = []
     loaded = []
     for file in files:
         try:
-            loaded.append(load_recipe(file, [], NAMES, need_data=False))
+            loaded.append(with_allowed_code(load_recipe(file, typed, NAMES, need_data=False)))
         except UserError as error:
             problems += error.problems
     for text in methods:
-        changes = [f"model.name_or_path={_quoted(str(model))}", f"task={_quoted(str(task))}", *method_overrides(text)]
+        changes = [
+            f"model.name_or_path={_quoted(str(model))}",
+            f"task={_quoted(str(task))}",
+            *method_overrides(text),
+            *typed,
+        ]
         try:
             loaded.append(recipe_from_overrides(f"--method {text}", changes, NAMES))
         except UserError as error:

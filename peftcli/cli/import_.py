@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peftcli.adapters.library_table import LIBRARIES
-from peftcli.console.options import Json, Quiet, note
+from peftcli.console.options import Json, Quiet, TrustRemoteCode, note
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +32,7 @@ def import_(
         str | None,
         typer.Option("--base", metavar="MODEL", help="The base model, if the adapter names none or it has moved."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def import_(
     from peftcli.adapters.transfer import import_adapter
     from peftcli.console.output import print_json
 
-    done = import_adapter(directory, output, base=base)
+    done = import_adapter(directory, output, base=base, trust_code=trust_remote_code)
     for text in [] if quiet else done.notes:
         note(text)
     if as_json:

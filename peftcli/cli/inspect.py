@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.console.options import Json, Overrides, RecipePath, refuse_directory
+from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, refuse_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +25,7 @@ def inspect(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page to this file instead.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Show the rows as the model will see them: tokens that are trained on, special tokens, lengths.
@@ -35,8 +36,10 @@ def inspect(
         refuse_directory(html, "--html")
 
     from peftcli.console.output import print_json
+    from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE
 
-    found = _inspect(recipe, overrides or [], rows)
+    typed = [TRUST_REMOTE_CODE] if trust_remote_code else []
+    found = _inspect(recipe, [*(overrides or []), *typed], rows)
     if html is not None:
         from peftcli.atomic import new_file
         from peftcli.console.inspect_html import page
@@ -61,11 +64,12 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.models.load.load_model import load_config
     from peftcli.models.load.meta_model import build_meta
     from peftcli.models.load.tokenizers import load_tokenizer
+    from peftcli.models.own_code import with_allowed_code
     from peftcli.models.read_anatomy import read_anatomy
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import load_recipe
 
-    loaded = load_recipe(path, overrides, NAMES)
+    loaded = with_allowed_code(load_recipe(path, overrides, NAMES))
     spec = loaded.recipe.data
     if spec is None:
         raise UserError(loaded.problem("data", "the recipe has no data block"))

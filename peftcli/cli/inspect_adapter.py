@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import Json, note
+from peftcli.console.options import Json, TrustRemoteCode, note
 
 if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView
@@ -27,6 +27,7 @@ def inspect_adapter(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (SVG) to this file.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Show per module how much an adapter changed, its singular values, and whether the rank is too high or too low.
@@ -38,7 +39,7 @@ def inspect_adapter(
     from peftcli.analysis.adapter_view import view_adapter
     from peftcli.analysis.rank_verdict import judge
 
-    view = view_adapter(run)
+    view = view_adapter(run, trust_remote_code)
     verdict = judge(view.rows, view.params)
     if plot is not None:
         _write_plot(plot, view, run)

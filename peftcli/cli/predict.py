@@ -10,7 +10,15 @@ from typing import IO, Annotated, Any
 import typer
 
 from peftcli.atomic import new_file
-from peftcli.console.options import BaseDtype, MaxNewTokens, about_option, note, refuse_directory, refuse_nothing
+from peftcli.console.options import (
+    BaseDtype,
+    MaxNewTokens,
+    TrustRemoteCode,
+    about_option,
+    note,
+    refuse_directory,
+    refuse_nothing,
+)
 from peftcli.console.output import json_line
 from peftcli.console.standard_input import rows_file
 from peftcli.errors import UserError
@@ -44,6 +52,7 @@ def predict(
     ] = None,
     max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
 
@@ -63,9 +72,9 @@ def predict(
 
     with about_option("--input"), rows_file(data, "--input") as file:
         if len(runs) == 1:
-            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens)
+            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code)
         else:
-            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens)
+            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code)
         if output is None:
             _write(rows, sys.stdout)
             return

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import Json, Overrides, Quiet, RecipePath, refuse_nothing
+from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode, refuse_nothing
 from peftcli.errors import Stopped
 from peftcli.process_state import keep_freed_memory, quiet_profiler
 
 if TYPE_CHECKING:
+    from peftcli.recipe.load_recipe import LoadedRecipe
     from peftcli.recipe.schema import TrainingSpec
 
 NoLock = Annotated[
@@ -42,6 +44,7 @@ def train(
         bool, typer.Option("--profile", help="Profile a few steps: write a trace, and show where time and memory went.")
     ] = False,
     no_lock: NoLock = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -49,14 +52,10 @@ def train(
 
     Example: peft train configs/lora.yaml method.r=16 training.num_train_epochs=2
     """
-    from peftcli.names import NAMES
-    from peftcli.preflight import check_surroundings
-    from peftcli.recipe.load_recipe import load_recipe
-
     if output is not None:
         refuse_nothing(output, "--output")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
-    loaded = load_recipe(recipe, changes, NAMES, surroundings=check_surroundings)  # before torch is imported
+    loaded = _load(recipe, changes, trust_remote_code)
     if profile:
         quiet_profiler()
 
@@ -67,7 +66,7 @@ def train(
 
         prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
-        flags |= {"--no-lock": no_lock, "--json": as_json}
+        flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
         raise typer.Exit(launch(["train", str(recipe), *changes, *_given(flags)], num_processes))
 
     from peftcli.console.display import RunDisplay
@@ -85,6 +84,17 @@ def train(
         )
     if as_json and is_main_process():
         print_json(summary.as_dict())
+
+
+def _load(recipe: Path, changes: list[str], trust_code: bool) -> LoadedRecipe:
+    """Read and check the recipe, before torch is imported."""
+    from peftcli.models.own_code import with_allowed_code
+    from peftcli.names import NAMES
+    from peftcli.preflight import check_surroundings
+    from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
+
+    changes = [*changes, TRUST_REMOTE_CODE] if trust_code else changes
+    return with_allowed_code(load_recipe(recipe, changes, NAMES, surroundings=check_surroundings))
 
 
 def _set_allocator(spec: TrainingSpec) -> None:

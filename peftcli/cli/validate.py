@@ -25,12 +25,14 @@ def validate(recipe: RecipePath, overrides: Overrides = None, as_json: Json = Fa
     Example: peft validate configs/lora.yaml method.r=16
     """
     from peftcli.errors import UserError
+    from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
     from peftcli.preflight import check_surroundings
     from peftcli.recipe.load_recipe import load_recipe
 
     try:
         loaded = load_recipe(recipe, overrides or [], NAMES, surroundings=check_surroundings)
+        loaded = with_allowed_code(loaded)
     except UserError as error:
         if not as_json:
             raise

@@ -33,6 +33,15 @@ BaseDtype = Annotated[
 ]
 
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python code that comes with the model. What a run's recipe.yaml says of it counts for nothing.",
+    ),
+]
+
+
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(

@@ -19,10 +19,11 @@ from peftcli.inference.open_run import open_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
+from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.attachment import Attachment
-from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DTypeName
 from peftcli.record.random_state import random_numbers_kept
 
@@ -35,6 +36,7 @@ def evaluate_run(
     base_dtype: DTypeName | None = None,
     note: Note = lambda _text: None,
     max_new_tokens: int | None = None,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Return `eval_*` metrics of a run, or of a recipe's untrained base.
 
@@ -43,6 +45,7 @@ def evaluate_run(
         data: labelled rows to use instead of the validation rows.
         note: receives what the user should know, such as another base dtype than in training, and rows that were cut.
         max_new_tokens: longest generated text in tokens, where a metric needs texts; None is the recipe's.
+        trust_code: let the Python code that comes with the model run; a recipe that is no run's may say so, too.
 
     Raises:
         UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
@@ -51,8 +54,9 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
-        return _evaluate_recipe(load_recipe(path, [], NAMES), data, base_dtype, note, max_new_tokens)
-    run = open_run(path, base_dtype, max_new_tokens=max_new_tokens)
+        loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES))
+        return _evaluate_recipe(loaded, data, base_dtype, note, max_new_tokens)
+    run = open_run(path, base_dtype, max_new_tokens=max_new_tokens, trust_code=trust_code)
     for text in run.notes:
         note(text)
     if data is not None:

@@ -25,6 +25,7 @@ from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
+from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
@@ -89,6 +90,7 @@ def open_run(
     base_dtype: DTypeName | None = None,
     bases: Bases | None = None,
     max_new_tokens: int | None = None,
+    trust_code: bool = False,
 ) -> OpenedRun:
     """Return a finished run's model on its base.
 
@@ -97,14 +99,20 @@ def open_run(
         base_dtype: hold the frozen weights in this dtype instead of the one in training; results then differ.
         bases: keeps the base for the next run; `close` this one first.
         max_new_tokens: longest generated text in tokens; None is the recipe's.
+        trust_code: let the Python code that comes with the model run; the run's own recipe does not decide that.
 
     Raises:
         UserError: it is no finished run, or its base is gone or is another model.
     """
-    return load_run(find_run(run, base_dtype, max_new_tokens), bases)
+    return load_run(find_run(run, base_dtype, max_new_tokens, trust_code), bases)
 
 
-def find_run(run: Path | str, base_dtype: DTypeName | None = None, max_new_tokens: int | None = None) -> FoundRun:
+def find_run(
+    run: Path | str,
+    base_dtype: DTypeName | None = None,
+    max_new_tokens: int | None = None,
+    trust_code: bool = False,
+) -> FoundRun:
     """Check everything about a run but the weights of its base: recipe, adapter, config, tokenizer.
 
     Args: as those of `open_run`.
@@ -116,7 +124,7 @@ def find_run(run: Path | str, base_dtype: DTypeName | None = None, max_new_token
     file = stored_recipe(directory.path)
     if directory.status() is RunStatus.UNFINISHED:
         raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
-    loaded = with_text_length(load_stored_recipe(file, NAMES), max_new_tokens)
+    loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=trust_code), max_new_tokens)
     if registry.info(loaded.recipe.method.name).artifact == "model":
         return _find_model(directory, loaded, base_dtype)
     try:
@@ -174,6 +182,7 @@ def trained_format(directory: RunDirectory) -> str | None:
 
 
 def _find_adapter(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None) -> FoundRun:
+    loaded = with_allowed_code(loaded)
     recipe = loaded.recipe
     saved = load_adapter(directory.path / "adapter")
     labels = saved.meta.label_spec
@@ -206,7 +215,9 @@ def _load_adapter(found: FoundRun, saved: SavedAdapter, world: World, bases: Bas
 
 def _find_model(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None) -> FoundRun:
     """Find a run whose artifact is a complete model: nothing will be attached."""
-    spec = saved_model_spec(loaded.recipe.model, directory.path / "model")
+    model = directory.path / "model"
+    loaded = with_allowed_code(loaded, saved_model_spec(loaded.recipe.model, model))
+    spec = saved_model_spec(loaded.recipe.model, model)
     notes = []
     if base_dtype is not None:
         spec = spec.model_copy(update={"dtype": base_dtype})

@@ -38,6 +38,7 @@ def merge_run(
     *,
     dtype: str | None = None,
     base: str | None = None,
+    trust_code: bool = False,
     max_shard_size: str = "5GB",
     verify: bool = True,
     requantize: bool = False,
@@ -53,6 +54,7 @@ def merge_run(
         output: of the merged model; must not exist.
         dtype: auto (the base's own), float32, bfloat16 or float16.
         base: name or path of the base, if it is no longer where the run found it.
+        trust_code: let the Python code that comes with the model run.
         max_shard_size: of a weight file, such as 5GB or 500MB.
         verify: compare with base + adapter on rows of the run's data.
         requantize: write the result in 4 bits, and say what that costs.
@@ -63,7 +65,7 @@ def merge_run(
         VerificationFailed: the merged model does not agree with base + adapter.
     """
     options = merge_options(output, dtype, max_shard_size, verify, requantize)
-    return merge_opened(open_run_to_merge(Path(run), base), options, note)
+    return merge_opened(open_run_to_merge(Path(run), base, trust_code), options, note)
 
 
 def merge_runs(
@@ -74,6 +76,7 @@ def merge_runs(
     rank: int | None = None,
     dtype: str | None = None,
     base: str | None = None,
+    trust_code: bool = False,
     max_shard_size: str = "5GB",
     verify: bool = True,
     note: Note = lambda _text: None,
@@ -84,7 +87,8 @@ def merge_runs(
         runs: their directories.
         weights: one for each.
         rank: cut the summed change of every matrix to this rank; None keeps it exact.
-        output, dtype, base, max_shard_size, verify, note: as for one run; it is verified against base + summed adapter.
+        output, dtype, base, trust_code, max_shard_size, verify, note: as for one run; it is verified against base +
+            summed adapter.
 
     Raises:
         UserError: as for one run, or the runs cannot be summed.
@@ -92,7 +96,7 @@ def merge_runs(
     """
     options = merge_options(output, dtype, max_shard_size, verify, requantize=False)
     return merge_opened(
-        sum_adapters([open_run_to_merge(Path(run), base) for run in runs], weights, rank), options, note
+        sum_adapters([open_run_to_merge(Path(run), base, trust_code) for run in runs], weights, rank), options, note
     )
 
 

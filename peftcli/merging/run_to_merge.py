@@ -23,11 +23,13 @@ from peftcli.models.load.load_model import identify, load_config, saved_model_sp
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
+from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 
@@ -95,26 +97,30 @@ def placed(value: Tensor) -> MergeRule:
     return MergeRule(lambda _base: value.float().clone(), "add", replaces=True)
 
 
-def open_run_to_merge(directory: Path, base: str | None) -> RunToMerge:
+def open_run_to_merge(directory: Path, base: str | None, trust_code: bool = False) -> RunToMerge:
     """Open a run that trained an adapter.
 
     Args:
         directory: of the run.
         base: name or path of the base, if not the recipe's.
+        trust_code: let the Python code that comes with the model run.
 
     Raises:
         UserError: no finished run is there, its method does not merge, or its adapter does not fit the base.
     """
-    recipe = read_recipe(directory)
+    loaded = load_stored_recipe(stored_recipe(directory), NAMES, trust_code=trust_code)
+    recipe = loaded.recipe
     if (directory / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
-        return _open_model(directory, recipe, base)
+        return _open_model(directory, loaded, base)
     adapter = load_adapter(run_adapter(directory))
     reason = registry.method(adapter.params.name).why_not_mergeable(adapter.params)
     if reason is not None:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
-    spec = unquantised(recipe.model, base)
     if base is None:
-        _refuse_missing_base(spec.name_or_path)
+        _refuse_missing_base(recipe.model.name_or_path)
+    loaded = with_allowed_code(loaded, unquantised(recipe.model, base))
+    recipe = loaded.recipe
+    spec = unquantised(recipe.model, base)
     run = _on_meta(directory, recipe, spec, adapter)
     _refuse_misfit(run.model, run.anatomy, adapter)
     run.notes += _notes(recipe, spec, base)
@@ -131,14 +137,17 @@ def _refuse_missing_base(name: str) -> None:
         ) from error
 
 
-def _open_model(directory: Path, recipe: Recipe, base: str | None) -> RunToMerge:
+def _open_model(directory: Path, loaded: LoadedRecipe, base: str | None) -> RunToMerge:
     """Open a run whose artifact is a complete model: it is its own base."""
+    recipe = loaded.recipe
     if base is not None:
         raise UserError(
             f"{recipe.method.name} trained the whole model: there is no base to merge into",
             suggestion="leave --base out",
         )
-    spec = saved_model_spec(recipe.model, directory / "model").model_copy(update={"dtype": "auto"})
+    model = directory / "model"
+    recipe = with_allowed_code(loaded, saved_model_spec(recipe.model, model)).recipe
+    spec = saved_model_spec(recipe.model, model).model_copy(update={"dtype": "auto"})
     return _on_meta(directory, recipe, spec, None)
 
 
@@ -186,15 +195,6 @@ def _compare_base(adapter: SavedAdapter, identity: BaseIdentity, directory: Path
     if not recorded or recorded == identity.fingerprint:
         return []
     return [f"the files of {identity.name} are not those that the adapter was trained on"]
-
-
-def read_recipe(directory: Path) -> Recipe:
-    """Return the resolved recipe of a run.
-
-    Raises:
-        UserError: the directory is no run.
-    """
-    return load_stored_recipe(stored_recipe(directory), NAMES).recipe
 
 
 def unquantised(spec: ModelSpec, base: str | None) -> ModelSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
@@ -14,6 +14,7 @@ from peftcli.recipe.checks.check_recipe import check_recipe
 from peftcli.recipe.data_to_recipe import Builder
 from peftcli.recipe.pydantic_messages import Finding
 from peftcli.recipe.recipe_overrides import apply_overrides
+from peftcli.recipe.run_paths import lies_in_run
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
@@ -32,12 +33,15 @@ class LoadedRecipe:
         path: the file, as the user named it.
         tree: the data as it was written, with the line of each value.
         wrong: dotted keys that are wrong and left out of `recipe`; empty except in a `SurroundingsCheck`.
+        unasked_code: the file is a run's and sets `model.trust_remote_code`, which therefore is off in `recipe`: only
+            the person who types the command says whether code runs.
     """
 
     recipe: Recipe
     path: str
     tree: Tree
     wrong: frozenset[str] = frozenset()
+    unasked_code: bool = False
 
     @property
     def lines(self) -> dict[str, int]:
@@ -94,7 +98,24 @@ def load_recipe(
     document = _parse(file, read_recipe_text(Path(path)), variables)
     tree = Tree.from_document(file, document)
     remarks = [*document.remarks, *upgrade_tree_(tree, upgrades)]
-    return _checked(tree, remarks, overrides, names, need_data, variables, surroundings)
+    loaded = _checked(tree, remarks, overrides, names, need_data, variables, surroundings)
+    return without_unasked_code(loaded) if lies_in_run(Path(path)) else loaded
+
+
+TRUST_REMOTE_CODE = "model.trust_remote_code=true"
+"""The override that the option --trust-remote-code stands for."""
+
+
+def without_unasked_code(loaded: LoadedRecipe) -> LoadedRecipe:
+    """Return a run's recipe with `model.trust_remote_code` off, unless an override set it.
+
+    Whoever wrote the file is not the person who types the command.
+    """
+    typed = {("model",), ("model", "trust_remote_code")} & loaded.tree.overridden.keys()
+    if typed or not loaded.recipe.model.trust_remote_code:
+        return loaded
+    model = loaded.recipe.model.model_copy(update={"trust_remote_code": False})
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}), unasked_code=True)
 
 
 def recipe_from_overrides(source: str, overrides: Sequence[str], names: Names) -> LoadedRecipe:

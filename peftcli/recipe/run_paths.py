@@ -1,4 +1,4 @@
-"""Relative paths of a recipe that a run stored, found again from another working directory.
+"""Whether a recipe is a run's, and its relative paths, found again from another working directory.
 
 They are relative to the directory in which `peft train` ran. The run's summary has it; a run whose `output_dir` is
 relative lies below it, also after both were moved together.
@@ -15,6 +15,18 @@ from peftcli.recipe.schema import DataSource, DataSpec, Recipe
 
 WORKING_DIRECTORY = "working_directory"
 """Key of a run's summary.json: the absolute directory in which it was trained."""
+
+
+STORED = "recipe.yaml"
+"""The recipe's file in a run directory."""
+
+_RUN_FILES = ("summary.json", "metrics.jsonl", "checkpoints", "adapter")
+
+
+def lies_in_run(file: Path) -> bool:
+    """Tell whether a recipe's file stands in a run directory: one with recipe.yaml and with other files of a run."""
+    places = {file.parent, file.resolve().parent}  # a link to a run's recipe is a run's recipe
+    return any((place / STORED).is_file() and any((place / name).exists() for name in _RUN_FILES) for place in places)
 
 
 def homes(run: Path, recipe: Recipe) -> list[Path]:

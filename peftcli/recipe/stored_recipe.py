@@ -7,13 +7,11 @@ from pathlib import Path
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases import renamed_keys
-from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
-from peftcli.recipe.run_paths import with_found_paths
+from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe, without_unasked_code
+from peftcli.recipe.run_paths import STORED, with_found_paths
+from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
 from peftcli.suggestions import did_you_mean, nearest
-
-STORED = "recipe.yaml"
-"""The file's name in a run directory."""
 
 
 def stored_recipe(run: Path) -> Path:
@@ -61,18 +59,21 @@ def _other_than_a_run(path: Path) -> tuple[str, str]:
     return f"it has no {STORED}", _NAME_A_RUN
 
 
-def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
+def load_stored_recipe(file: Path, names: Names, *, trust_code: bool = False) -> LoadedRecipe:
     """Read a run's recipe.yaml. Keys that an earlier version wrote get their present names.
 
     Args:
         file: recipe.yaml of a run; an imported adapter's has no `data`.
         names: what a recipe can name.
+        trust_code: the person who types the command lets the model's own code run. What the file says of it counts for
+            nothing (`LoadedRecipe.unasked_code`).
 
     Raises:
         UserError: it was changed or damaged, or its version cannot be read.
     """
     try:
-        loaded = load_recipe(file, [], names, need_data=False, upgrades=renamed_keys.CHANGES)
+        typed = [TRUST_REMOTE_CODE] if trust_code else []
+        loaded = load_recipe(file, typed, names, need_data=False, upgrades=renamed_keys.CHANGES)
     except UserError as error:
         about = Problem(
             "this recipe is that of a run, which must not be edited",
@@ -81,4 +82,18 @@ def load_stored_recipe(file: Path, names: Names) -> LoadedRecipe:
             "summary.json)",
         )
         raise UserError([*error.problems, about]) from error
+    loaded = without_unasked_code(loaded)
     return replace(loaded, recipe=with_found_paths(loaded.recipe, file.parent))
+
+
+def recipe_as_written(file: Path, names: Names) -> Recipe:
+    """Return a run's recipe with the `trust_remote_code` that its file holds: to compare, not to load a model.
+
+    Raises:
+        UserError: as `load_stored_recipe`.
+    """
+    loaded = load_stored_recipe(file, names)
+    if not loaded.unasked_code:
+        return loaded.recipe
+    model = loaded.recipe.model.model_copy(update={"trust_remote_code": True})
+    return loaded.recipe.model_copy(update={"model": model})

@@ -14,7 +14,7 @@ from peftcli.atomic import remove_partial, write_text
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.stored_recipe import load_stored_recipe
+from peftcli.recipe.stored_recipe import recipe_as_written
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.metrics_file import MetricsFile, finite
 from peftcli.record.recipe_changes import changed_keys
@@ -124,7 +124,7 @@ class RunDirectory:
             UserError: it was damaged or changed, or another version wrote it.
         """
         try:
-            return load_stored_recipe(self.recipe_file, NAMES).recipe
+            return recipe_as_written(self.recipe_file, NAMES)
         except UserError as error:
             replace = Problem(f"output_dir {self.path} holds a run", suggestion="replace it with --overwrite")
             raise UserError([*error.problems, replace]) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import OutOfResources, Stopped, UserError
+from peftcli.models.own_code import remember_allowed_code
 from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision, stop_on_signal
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import TrainingSpec
@@ -64,6 +65,7 @@ def train(
     status = RunStatus.EMPTY
     if world.is_main:
         status = directory.check(recipe, resume=resume, overwrite=overwrite)
+        remember_allowed_code(loaded)
     status = world.broadcast(status)
     if status is RunStatus.FINISHED:
         return _already_finished(directory, reporter)

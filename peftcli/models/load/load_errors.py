@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.model_files import ModelSource, hub_is_reachable, is_offline, local_near_misses
+from peftcli.models.own_code import OPTION, own_code
 from peftcli.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def _problem(error: Exception, source: ModelSource, spec: ModelSpec) -> Problem:
         )
     if "trust_remote_code" in lower:
         return Problem(
-            f"{source.name!r} comes with Python code of its own",
+            f"{source.name!r} comes with Python code of its own: {own_code(spec) or 'see its config.json'}",
             key="model.trust_remote_code",
-            suggestion="read that code; model.trust_remote_code: true runs it",
+            suggestion=f"read that code; {OPTION}, or model.trust_remote_code: true in a recipe of yours, runs it",
         )
     if source.kind == "hub":
         return _hub_problem(text, lower, source, spec)

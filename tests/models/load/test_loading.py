@@ -311,7 +311,9 @@ def test_code_beside_a_model_runs_only_where_the_recipe_says_so(
     if asked:
         assert load_config(_spec(model, trust_remote_code=True)).model_type == "mine"
     else:
-        with pytest.raises(UserError, match=r"read that code; model\.trust_remote_code: true runs it"):
+        with pytest.raises(
+            UserError, match=r"of its own: configuration\.py in .*\n.*read that code; --trust-remote-code"
+        ):
             load_config(_spec(model))
     assert ran.exists() == asked
 
