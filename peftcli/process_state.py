@@ -8,6 +8,7 @@ processes, and the attention function that prefix tuning registers with transfor
 
 from __future__ import annotations
 
+import atexit
 import csv
 import logging
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -54,9 +55,50 @@ def quiet_profiler() -> None:
 
 
 def become_encoder() -> None:
-    """Make this process a worker that encodes rows: it leaves Ctrl-C to its parent, and takes one thread."""
+    """Make this process a worker that encodes rows: it leaves Ctrl-C to its parent, and takes one thread.
+
+    It ends with its parent, however that ends.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what it left
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process, which `multiprocessing` started, as soon as its parent has ended, also by SIGKILL."""
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()  # waits at a pipe whose other end the parent holds
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def run_at_end(action: Callable[[], None]) -> None:
+    """Run an action when this process ends: by itself, after an error or Ctrl-C, or by SIGTERM.
+
+    Processes that are forked from it do not run it.
+    """
+    owner = os.getpid()
+
+    def run() -> None:
+        if os.getpid() == owner:
+            action()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        run()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    atexit.register(run)
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # who has a handler ends the program in order
+        signal.signal(signal.SIGTERM, handle)
 
 
 # --- for a while -----------------------------------------------------------------------------------------------------

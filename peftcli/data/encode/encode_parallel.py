@@ -86,12 +86,16 @@ def _in_processes(
     try:
         # spawn: a forked child would inherit the tokenizer's and torch's threads in whatever state they are
         with ProcessPoolExecutor(processes, get_context("spawn"), _start, (arguments,)) as pool:
-            for chunk in chunks:
-                waiting.append(pool.submit(_encode, found, chunk))
-                if len(waiting) > 2 * processes:
+            try:
+                for chunk in chunks:
+                    waiting.append(pool.submit(_encode, found, chunk))
+                    if len(waiting) > 2 * processes:
+                        yield first()
+                while waiting:
                     yield first()
-            while waiting:
-                yield first()
+            except BaseException:  # Ctrl-C or a broken row: what was not begun is not done
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool as error:
         text = "a process that prepared rows was killed, perhaps because memory ran out"
         raise UserError(Problem(text, key="data.num_proc", suggestion="set data.num_proc: 1")) from error

@@ -107,6 +107,11 @@ class SourceFiles:
                     total.update(block)
         return total.hexdigest()
 
+    def state(self) -> list[tuple[int, ...]]:
+        """Return what the file system says of each file; it differs after a file was written, put back or replaced."""
+        found = [path.stat() for path in self.files]
+        return [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found]
+
     @property
     def format(self) -> str | None:
         """The format of the rows where the kind of source decides it: that of class folders."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import date
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def build_store(
         UserError: broken rows, a format that does not fit, or no rows at all.
     """
     errors = Errors(job.on_error)
-    notes: list[str] = []
+    notes = _of_dates(job.settings)
     evidence: list[str] = []
     formats: list[str] = []
     counts: Counter[int] = Counter()
@@ -92,6 +93,16 @@ def build_store(
                 "end_of_turn": end_of_turn(tokenizer, job.settings.template),
             }
         )
+
+
+def _of_dates(settings: EncodeSettings) -> list[str]:
+    """Return a note if the rows can hold the date of today: stored rows keep it."""
+    if settings.template is None or "strftime_now" not in settings.template.text:
+        return []
+    return [
+        "the chat template can print the date (strftime_now): these rows were prepared on "
+        f"{date.today().isoformat()} and hold that of this day; data.chat_template_kwargs can set another"
+    ]
 
 
 def _chunks(rows: Iterable[Record | BadRow], errors: Errors) -> Iterator[list[Record]]:

@@ -2,100 +2,147 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from peftcli.data.store.token_store import META, Store
+from peftcli.data.store.cache_limit import LIMIT_VARIABLE, mark_used, remove_oldest, size_limit
+from peftcli.data.store.file_digests import DamagedStore, check_files
+from peftcli.data.store.temporary_cache import temporary_cache
+from peftcli.data.store.token_store import Store
 from peftcli.errors import UserError
 from peftcli.file_lock import NoLocks, file_lock
 from peftcli.locations import CACHE_VARIABLE, user_cache
 from peftcli.write_errors import writing
 
 OTHER_CACHE = f"name another cache directory: data.cache_dir in the recipe, or ${CACHE_VARIABLE}"
-VERSION = 4  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
+KEEPS = f"data.cache_dir or the environment variable {CACHE_VARIABLE} names a directory that keeps them"
 
 
-def cache_directory(named: str | None) -> Path:
+@dataclass(frozen=True)
+class Found:
+    """A store, from the cache or made now.
+
+    Args:
+        store: its files are what was written.
+        hit: whether it was there already.
+        notes: what a user should know of the cache.
+    """
+
+    store: Store
+    hit: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def cache_directory(named: str | None) -> Path | None:
     """Return the directory of prepared rows: the recipe's, $PEFTCLI_CACHE, or the user's cache directory.
 
-    Raises:
-        UserError: none is named, and the user has no home directory.
+    None where none is named, and the user has no home directory.
     """
     if named:
         return Path(named).expanduser()
     if from_environment := os.environ.get(CACHE_VARIABLE):
         return Path(from_environment)
     cache = user_cache()
-    if cache is None:
-        remedy = f"name a directory: data.cache_dir, or the environment variable {CACHE_VARIABLE}"
-        raise UserError("there is no place for prepared rows: this user has no home directory", suggestion=remedy)
-    return cache / "data"
+    return None if cache is None else cache / "data"
 
 
-def key_of(facts: dict[str, Any]) -> str:
-    """Return the name of the entry for everything that decides its content."""
-    text = json.dumps({"version": VERSION, **facts}, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a hash of what a tokenizer does to text; its chat template is hashed apart, if it is used."""
-    total = hashlib.blake2b(digest_size=16)
-    total.update(type(tokenizer).__name__.encode())
-    if tokenizer.is_fast:
-        # serialised without truncation and padding: those are settings of the last call
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-        total.update(tokenizer.backend_tokenizer.to_str().encode())
-    else:
-        total.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-        total.update(json.dumps(tokenizer.encode("A test, 1 2  3!\n x")).encode())
-    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
-    total.update(json.dumps([special, tokenizer.truncation_side, tokenizer.model_input_names]).encode())
-    return total.hexdigest()
-
-
-def cached_store(root: Path, key: str, build: Callable[[Path], None]) -> tuple[Store, bool]:
-    """Return the store of a key, and whether it was there already.
+def cached_store(root: Path | None, key: str, build: Callable[[Path], None]) -> Found:
+    """Return the store of a key.
 
     Of several processes that want the same key at once one builds it and the others wait for it; an entry that
-    is not finished has another name and is never used.
+    is not finished has another name and is never used. One that is damaged is made again.
 
     Args:
+        root: directory of the cache; None has the rows live as long as this process.
         build: writes a store into an empty directory.
 
     Raises:
         UserError: the file system of `root` has no locks, or is full.
     """
-    final = root / key
-    if (final / META).exists():
-        return Store(final), True
+    limit = size_limit()
+    if root is None:
+        return _temporary(key, build, "this user has no home directory")
+    final, notes = root / key, list[str]()
+    store = _whole(final, notes)
+    if store is not None:
+        return Found(store, True)
     try:
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
-    except OSError:  # a read-only home directory: the rows live as long as the system's temporary files
-        return cached_store(Path(tempfile.mkdtemp(prefix="peftcli-data-")), key, build)
+    except OSError as error:
+        return _temporary(key, build, f"the cache {root} cannot be written ({error.strerror or error})", notes)
     with writing(root, OTHER_CACHE), _lock(root / f"{key}.lock"):
-        if (final / META).exists():
-            return Store(final), True
-        for left in root.glob(f".{key}-*"):  # of a run that was killed: whoever builds holds the lock
-            shutil.rmtree(left, ignore_errors=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+        store = _whole(final, [])
+        if store is not None:  # another process made it meanwhile
+            return Found(store, True)
         try:
-            build(building)
-            if final.exists():  # without its meta file: somebody removed a part of it
-                shutil.rmtree(final)
-            os.replace(building, final)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return Store(final), False
+            _remove(root.glob(f".{key}-*"))  # of a run that was killed: whoever builds holds the lock
+            _remove([final] if final.exists() else [])
+        except OSError as error:
+            return _temporary(key, build, f"{error.filename} cannot be removed ({error.strerror or error})", notes)
+        made = _built(root, key, build)
+    if removed := remove_oldest(root, limit):
+        notes.append(
+            f"{len(removed)} of the entries in {root} that were unused for longest were removed: {LIMIT_VARIABLE} is "
+            f"{limit / 1e9:g} GB"
+        )
+    return Found(made, False, notes)
+
+
+def _whole(entry: Path, notes: list[str]) -> Store | None:
+    """Return the store of an entry, marked as in use; None where there is none, or a damaged one, which is noted."""
+    if not entry.exists():
+        return None
+    in_use = mark_used(entry)
+    try:
+        check_files(entry)
+        return _held(entry, in_use)
+    except DamagedStore as damage:
+        notes.append(f"the prepared rows in {entry} were damaged and are made again: {damage}")
+        if in_use is not None:
+            in_use.close()
+        return None
+
+
+def _built(root: Path, key: str, build: Callable[[Path], None]) -> Store:
+    """Return the store that `build` makes, under its name; nothing is left of one that fails."""
+    building = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+    try:
+        build(building)
+        in_use = mark_used(building)
+        os.replace(building, root / key)
+        return _held(root / key, in_use)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _held(entry: Path, in_use: IO[bytes] | None) -> Store:
+    """Return the store of an entry that nobody removes while the store is there."""
+    store = Store(entry)
+    if in_use is not None:
+        weakref.finalize(store, in_use.close)
+    return store
+
+
+def _temporary(key: str, build: Callable[[Path], None], reason: str, notes: list[str] | None = None) -> Found:
+    """Return a store that lives as long as this process, with a note that says why."""
+    found = [*(notes or []), f"{reason}: prepared rows are kept until this command ends; {KEEPS}"]
+    root = temporary_cache()
+    store = _whole(root / key, found)
+    with writing(root, OTHER_CACHE):
+        return Found(store or _built(root, key, build), store is not None, found)
+
+
+def _remove(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory)
 
 
 @contextmanager

@@ -8,10 +8,18 @@ from typing import Any, Literal
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.read.splits import Purpose
 from peftcli.data.store.build_store import Progress, build_store
-from peftcli.data.store.cache import cache_directory, cached_store, key_of, tokenizer_fingerprint
+from peftcli.data.store.cache import Found, cache_directory, cached_store
+from peftcli.data.store.cache_key import key_of, tokenizer_fingerprint
 from peftcli.data.store.store_job import StoreJob, source_jobs
 from peftcli.data.store.token_store import Store
+from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec
+
+ATTEMPTS = 3  # to prepare rows whose files are written meanwhile
+
+
+class _Changed(Exception):
+    """The files were written while their rows were prepared: what was made is of no one content."""
 
 
 def open_store(
@@ -39,13 +47,39 @@ def open_store(
         UserError: anything wrong with the rows.
     """
     group_by = spec.group_by if spec.validation is None else None
-    job = StoreJob(source_jobs(spec, sources, keys, purpose), settings, on_error, group_by)
-    key = key_of({**job.facts(), "tokenizer": tokenizer_fingerprint(tokenizer)})
+    of_tokenizer, notes = tokenizer_fingerprint(tokenizer), list[str]()
+    for _ in range(ATTEMPTS):
+        job = StoreJob(source_jobs(spec, sources, keys, purpose), settings, on_error, group_by)
+        try:
+            found = _prepared(job, spec, tokenizer, of_tokenizer, progress)
+        except _Changed:
+            notes = [f"{job.input_names()[0]} was written while its rows were prepared: they were prepared again"]
+            continue
+        found.store.rename(job.input_names())
+        of_files = [note for source in job.sources for note in source.files.notes]
+        found.store.meta["notes"] = [*notes, *found.notes, *of_files, *found.store.meta["notes"]]
+        return found.store, found.hit
+    raise UserError(
+        Problem(
+            f"the file was written each of the {ATTEMPTS} times that its rows were prepared",
+            file=job.input_names()[0],
+            suggestion="wait until whatever writes it is done, or copy it",
+        )
+    )
+
+
+def _prepared(job: StoreJob, spec: DataSpec, tokenizer: Any, of_tokenizer: str, progress: Progress | None) -> Found:
+    """Return the store of a job from the cache, or made now.
+
+    Raises:
+        _Changed: the key and the rows are not of the same bytes.
+    """
+    state, facts = job.files_state(), job.facts()
 
     def build(directory: Path) -> None:
         build_store(directory, job, tokenizer, processes=spec.num_proc, progress=progress)
+        # the state finds files that were put back meanwhile, the facts what a coarse clock of the file system hides
+        if job.files_state() != state or job.facts() != facts:
+            raise _Changed
 
-    store, hit = cached_store(cache_directory(spec.cache_dir), key, build)
-    store.rename(job.input_names())
-    store.meta["notes"] = [*(note for source in job.sources for note in source.files.notes), *store.meta["notes"]]
-    return store, hit
+    return cached_store(cache_directory(spec.cache_dir), key_of({**facts, "tokenizer": of_tokenizer}), build)

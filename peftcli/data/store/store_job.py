@@ -74,6 +74,10 @@ class StoreJob:
             "group_by": self.group_by,
         }
 
+    def files_state(self) -> list[tuple[int, ...]]:
+        """Return what the file system says of all files; see `SourceFiles.state`."""
+        return [one for source in self.sources for one in source.files.state()]
+
     def input_names(self) -> list[str]:
         """Return the names under which rows can appear, in a fixed order."""
         return [name for source in self.sources for name in (source.files.title, *map(str, source.files.files))]

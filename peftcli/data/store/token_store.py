@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.encode.encoded import Encoded
+from peftcli.data.store.file_digests import GrowingDigest, write_record
 
 META = "meta.json"
 COLUMNS: dict[str, type[np.generic]] = {
@@ -59,6 +60,7 @@ class StoreWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._stack = ExitStack()
         self._files: dict[str, IO[bytes]] = {}
+        self._digests: dict[str, GrowingDigest] = {}
         self._sources: dict[str, int] = {}
         self._raw = 0
 
@@ -90,11 +92,16 @@ class StoreWriter:
         self._raw += len(sources)
 
     def finish(self, meta: dict[str, Any]) -> None:
-        """Write what is not an array; the store can be read from then on."""
+        """Write what is not an array, and the digests of all files; the store can be read from then on."""
         for handle in self._files.values():
             handle.flush()
         full = {**meta, "sources": list(self._sources), "columns": sorted(self._files)}
-        (self.directory / META).write_text(json.dumps(full), encoding="utf-8")
+        text = json.dumps(full).encode()
+        (self.directory / META).write_bytes(text)
+        of_meta = GrowingDigest()
+        of_meta.add(text)
+        digests = {f"{column}.bin": digest for column, digest in self._digests.items()} | {META: of_meta}
+        write_record(self.directory, {name: digest.value for name, digest in digests.items()})
 
     def _optional(self, rows: Sequence[Encoded]) -> None:
         if rows[0].mask is not None:
@@ -111,11 +118,18 @@ class StoreWriter:
     def _put(self, column: str, values: Any) -> None:
         if column not in self._files:
             self._files[column] = self._stack.enter_context(open(self.directory / f"{column}.bin", "wb"))  # noqa: SIM115  the stack closes it
-        self._files[column].write(np.ascontiguousarray(values, dtype=COLUMNS[column]).data)
+            self._digests[column] = GrowingDigest()
+        data = np.ascontiguousarray(values, dtype=COLUMNS[column]).data
+        self._files[column].write(data)
+        self._digests[column].add(data)
 
 
 class Store:
-    """The rows of a directory that `StoreWriter` finished; arrays are mapped, not read."""
+    """The rows of a directory that `StoreWriter` finished; arrays are mapped, not read.
+
+    Args:
+        directory: its files are what was written; `file_digests.check_files` finds out.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

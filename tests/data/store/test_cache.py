@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 
 from peftcli.data.prepare import prepare
-from peftcli.data.store.cache import cache_directory, cached_store, tokenizer_fingerprint
-from peftcli.errors import UserError
+from peftcli.data.store.cache import cache_directory, cached_store
+from peftcli.data.store.cache_key import tokenizer_fingerprint
 from peftcli.recipe.schema import DataSpec
 from tests.data.tools import chat_tokenizer, ready, write_jsonl
 
@@ -132,9 +134,51 @@ def test_processes_give_the_same_rows_in_the_same_order(tokenizer: Any, tmp_path
     assert seen == [1000, 2000, 2500] * 2
 
 
-def test_a_user_without_a_home_is_told_what_to_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_user_without_a_home_has_rows_until_the_command_ends(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("PEFTCLI_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "~no-such-user-here/cache")  # `expanduser` fails as without a home
-    with pytest.raises(UserError, match="no home directory"):
-        cache_directory(None)
-    assert cache_directory(str(tmp_path)) == tmp_path
+    assert cache_directory(None) is None and cache_directory(str(tmp_path)) == tmp_path
+    data = ready(tokenizer, write_jsonl(tmp_path / "a.jsonl", ROWS))
+    assert len(data.train) == 20 and "no home directory" in str(data.report.notes)
+
+
+_KILLED = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+if __name__ == "__main__":
+    from peftcli.data.prepare import prepare
+    from peftcli.recipe.schema import DataSpec
+    from tests.data.tools import chat_tokenizer
+    pids = set()
+    def seen(_rows):
+        from multiprocessing import active_children
+        if not pids:
+            pids.update(child.pid for child in active_children())
+            print(*pids, flush=True)
+            sys.stdin.readline()
+    prepare(DataSpec(path=sys.argv[1], num_proc=2), "causal_lm", chat_tokenizer(), seed=0, progress=seen)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes that are not its children")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent_and_temporary_rows_with_sigterm(tmp_path: Path, how: int) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS * 500)
+    script = tmp_path / "run.py"
+    script.write_text(_KILLED, encoding="utf-8")
+    (tmp_path / "t").mkdir()
+    environment = {**os.environ, "PEFTCLI_CACHE": "/proc/nowhere", "TMPDIR": str(tmp_path / "t")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, script, path], env=environment, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        workers = [os.pidfd_open(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2 and list((tmp_path / "t").glob("peftcli-data-*"))
+        process.send_signal(how)
+        assert process.wait(timeout=60) == -how
+    for worker in workers:
+        assert select.select([worker], [], [], 60)[0], "the worker lives on"
+        os.close(worker)
+    if how == signal.SIGTERM:
+        assert not list((tmp_path / "t").glob("peftcli-data-*"))
