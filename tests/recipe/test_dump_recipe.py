@@ -11,9 +11,7 @@ from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.recipe.conftest import GOOD, Load
-
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*.yaml")])
+from tests.recipe.pieces import SHIPPED
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from peftcli.names import NAMES
 from peftcli.recipe.json_schema import recipe_schema
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from tests.recipe.conftest import GOOD, SMALL
-from tests.recipe.test_dump_recipe import SHIPPED
+from tests.recipe.pieces import SHIPPED
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_origin
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from peftcli.errors import UserError
 from peftcli.names import NAMES
-from peftcli.recipe.field_descriptions import choices, members, unwrap
 from peftcli.recipe.load_recipe import load_recipe
-from peftcli.recipe.schema import DataSpec, ModelSpec, TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
-from peftcli.recipe.yaml.yaml_lines import parse_yaml
-from tests.recipe.test_dump_recipe import SHIPPED
-
-TEXTS = [path.read_text(encoding="utf-8") for path in SHIPPED]
-TREES = [parse_yaml(text, {}).data for text in TEXTS]
+from tests.recipe.pieces import KEYS, ODD_TEXTS, TEXTS, TREES, WELL_TYPED, places
 
 EXAMPLES = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
@@ -37,9 +28,7 @@ scalars = st.one_of(
     st.integers(min_value=-(10**400), max_value=10**400),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(
-        ["yes", "1e-4", "${HOME}", "${", "$${x}", "*", "&a", "lora", "auto", "steps", "0x1F", "\ud7ff", "\U0001d54f"]
-    ),
+    st.sampled_from(ODD_TEXTS),
 )
 values = st.recursive(
     scalars,
@@ -59,41 +48,6 @@ plausible = st.one_of(
     st.none(),
     st.lists(st.sampled_from(["attn.q", "ffn", "f1", "wandb"]), max_size=2),
 )
-
-
-def places(tree: Any, key: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the path of every mapping and list in a tree."""
-    if isinstance(tree, dict):
-        yield key
-        for name, value in tree.items():
-            yield from places(value, (*key, name))
-    elif isinstance(tree, list):
-        yield key
-
-
-BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
-KEYS = [name for block in BLOCKS.values() for name in block.model_fields] + ["r", "target_modules", "rank_pattern"]
-
-
-def typed(annotation: Any) -> list[str]:
-    """Return values, as YAML, that a field's type allows."""
-    found = [f"'{word}'" for word in choices(annotation)]
-    for member in members(annotation):
-        plain, _ = unwrap(member)
-        found += {bool: ["true", "false"], int: ["1", "2", "7"], float: ["0.5", "1"], str: ["x", "eval_f1"]}.get(
-            plain, []
-        )
-        origin = get_origin(plain)
-        found += ["null"] if plain is type(None) else ["[]"] if origin is list else ["{}"] if origin is dict else []
-    return found
-
-
-WELL_TYPED = [
-    f"{head}.{name}={value}"
-    for head, block in BLOCKS.items()
-    for name, field in block.model_fields.items()
-    for value in typed(field.annotation)
-]
 
 
 def check(text: str, overrides: list[str] | None = None) -> str:
