@@ -30,6 +30,7 @@ from peftcli.models.model_tasks import auto_class
 from peftcli.process_state import quiet_transformers
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.schema import ModelSpec
+from peftcli.tasks.generation import stop_tokens
 from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import task_info
 
@@ -131,10 +132,17 @@ def coarsest(*dtypes: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Reference:
-    """Outputs of base + adapter, and of the base alone where the adapter can be switched off."""
+    """What base + adapter gives.
+
+    Args:
+        adapted: its outputs.
+        effect: mean difference that the adapter makes to the base's outputs, where it can be switched off.
+        stops: tokens at which the base ends a text; empty for a model that generates none.
+    """
 
     adapted: Tensor
     effect: float | None
+    stops: tuple[int, ...]
 
 
 def reference_outputs(
@@ -154,8 +162,9 @@ def reference_outputs(
     loaded = load_model(spec, run.recipe.task, labels=run.labels, device=device, seed=run.recipe.seed)
     model = loaded.model
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
+    stops = tuple(stop_tokens(model, run.tokenizer)) if model.can_generate() else ()
     if run.adapter is None:
-        return Reference(outputs(model, rows, run, device, loaded.dtype), None)
+        return Reference(outputs(model, rows, run, device, loaded.dtype), None, stops)
     attachment = apply_method(model, run.anatomy, run.adapter.params, masters=False)
     attachment.load_state_dict(run.adapter.state)
     adapted = outputs(model, rows, run, device, loaded.dtype, attachment.prepare_inputs)
@@ -164,13 +173,17 @@ def reference_outputs(
         attachment.enable(False)
         plain = outputs(model, rows, run, device, loaded.dtype)
         effect = float((adapted - plain).abs().mean())
-    return Reference(adapted, effect)
+    return Reference(adapted, effect, stops)
 
 
-def merged_outputs(
-    directory: Path, run: RunToMerge, config: Any, rows: list[Row], device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return the merged model's outputs. Its config comes from memory: config.json is not written yet."""
+def open_merged(
+    directory: Path, run: RunToMerge, config: Any, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Load the merged model. Its config comes from memory: config.json is not written yet.
+
+    Raises:
+        UserError: its weights are not those that transformers looks for.
+    """
     with quiet_transformers():
         model, report = auto_class(run.recipe.task).from_pretrained(
             directory,
@@ -184,8 +197,8 @@ def merged_outputs(
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise UserError(f"the merged model does not load: {sorted(map(str, wrong))[:3]}", suggestion="report this")
-    model.eval().to(device)
-    return outputs(model, rows, run, device, dtype)
+    loaded: PreTrainedModel = model.eval().to(device)
+    return loaded
 
 
 @torch.no_grad()

@@ -26,27 +26,32 @@ class MergeOptions:
         output: directory that does not exist yet.
         dtype: of the result, None for the base's own.
         limit: bytes of a weight file.
-        verify, requantize: as in `merge_run`.
+        verify, use_alone, requantize: as in `merge_run`.
     """
 
     output: Path
     dtype: torch.dtype | None
     limit: int
     verify: bool
+    use_alone: bool
     requantize: bool
 
 
-def merge_options(output: Path, dtype: str | None, max_shard_size: str, verify: bool, requantize: bool) -> MergeOptions:
+def merge_options(
+    output: Path, dtype: str | None, max_shard_size: str, *, verify: bool, use_alone: bool, requantize: bool = False
+) -> MergeOptions:
     """Return the options that the user gave, checked.
 
     Args:
-        output, dtype, max_shard_size, verify, requantize: as in `merge_run`.
+        output, dtype, max_shard_size, verify, use_alone, requantize: as in `merge_run`.
 
     Raises:
         UserError: a size or type that is none, or an output that exists.
     """
     refuse_existing(Path(output))
-    return MergeOptions(Path(output), output_dtype(dtype), parse_size(max_shard_size), verify, requantize)
+    return MergeOptions(
+        Path(output), output_dtype(dtype), parse_size(max_shard_size), verify, verify and use_alone, requantize
+    )
 
 
 def output_dtype(name: str | None) -> torch.dtype | None:

@@ -10,6 +10,7 @@ from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import CONFIG, make_readable
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
+from peftcli.merging.check_use import check_use
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
 from peftcli.merging.merge_report import MergeReport
@@ -41,6 +42,7 @@ def merge_run(
     trust_code: bool = False,
     max_shard_size: str = "5GB",
     verify: bool = True,
+    use_alone: bool = True,
     requantize: bool = False,
     note: Note = lambda _text: None,
 ) -> MergeReport:
@@ -57,6 +59,7 @@ def merge_run(
         trust_code: let the Python code that comes with the model run.
         max_shard_size: of a weight file, such as 5GB or 500MB.
         verify: compare with base + adapter on rows of the run's data.
+        use_alone: a part of that: use the result in a process with transformers alone, which loads it once more.
         requantize: write the result in 4 bits, and say what that costs.
         note: receives what the user should know while it runs.
 
@@ -64,7 +67,7 @@ def merge_run(
         UserError: the method does not merge, something is missing or does not fit, or the disk is too small.
         VerificationFailed: the merged model does not agree with base + adapter.
     """
-    options = merge_options(output, dtype, max_shard_size, verify, requantize)
+    options = merge_options(output, dtype, max_shard_size, verify=verify, use_alone=use_alone, requantize=requantize)
     return merge_opened(open_run_to_merge(Path(run), base, trust_code), options, note)
 
 
@@ -79,6 +82,7 @@ def merge_runs(
     trust_code: bool = False,
     max_shard_size: str = "5GB",
     verify: bool = True,
+    use_alone: bool = True,
     note: Note = lambda _text: None,
 ) -> MergeReport:
     """Merge the weighted sum of several LoRA runs of one base.
@@ -87,14 +91,14 @@ def merge_runs(
         runs: their directories.
         weights: one for each.
         rank: cut the summed change of every matrix to this rank; None keeps it exact.
-        output, dtype, base, trust_code, max_shard_size, verify, note: as for one run; it is verified against base +
-            summed adapter.
+        output, dtype, base, trust_code, max_shard_size, verify, use_alone, note: as for one run; what it is verified
+            against is base + summed adapter.
 
     Raises:
         UserError: as for one run, or the runs cannot be summed.
         VerificationFailed: the merged model does not agree with base + adapter.
     """
-    options = merge_options(output, dtype, max_shard_size, verify, requantize=False)
+    options = merge_options(output, dtype, max_shard_size, verify=verify, use_alone=use_alone)
     return merge_opened(
         sum_adapters([open_run_to_merge(Path(run), base, trust_code) for run in runs], weights, rank), options, note
     )
@@ -127,13 +131,15 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             check_files(partial, config, leaving)
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
-            verify_merge(partial, run, config, plan.dtype, report, size)
+            usage = verify_merge(partial, run, config, plan.dtype, report, size)
         card = merged_card(run.recipe.model.name_or_path, run.recipe.task, report)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if options.requantize:  # it has written the quantised model's own config
             make_readable(partial / CONFIG, config, leaving)
         else:
             write_config(partial, config, leaving)
+            if options.use_alone:
+                check_use(usage)
     return report
 
 

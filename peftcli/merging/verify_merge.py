@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from peftcli.errors import VerificationFailed
+from peftcli.merging.check_use import Usage, use_here
 from peftcli.merging.compare_outputs import (
     Comparison,
     coarsest,
     compare,
     compute_dtype,
     free_memory,
-    merged_outputs,
+    open_merged,
+    outputs,
     reference_outputs,
     sample_rows,
 )
@@ -33,7 +35,7 @@ def verify_merge(
     dtype: torch.dtype,
     report: MergeReport,
     requantise_in: int | None = None,
-) -> None:
+) -> Usage:
     """Compare the merged model with base + adapter, and write the numbers into the report.
 
     Args:
@@ -44,6 +46,9 @@ def verify_merge(
         report: filled in.
         requantise_in: quantise the model to 4 bits afterwards, in files of this many bytes.
 
+    Returns:
+        What the merged model answers, for `check_use` when all files are written.
+
     Raises:
         VerificationFailed: they differ by more than the tolerance.
     """
@@ -52,7 +57,10 @@ def verify_merge(
     computed = compute_dtype(dtype, device)
     reference = reference_outputs(run, run.spec, rows, device, computed)
     free_memory()
-    merged = merged_outputs(directory, run, config, rows, device, computed)
+    model = open_merged(directory, run, config, device, computed)
+    merged = outputs(model, rows, run, device, computed)
+    usage = use_here(model, rows, run, reference.stops, directory)
+    del model
     free_memory()
     report.rows = len(rows)
     _judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
@@ -70,6 +78,7 @@ def verify_merge(
             "agreement": cost.agreement,
         }
         report.notes.append(_cost_of_quantising(cost.mean_abs_diff, reference.effect))
+    return usage
 
 
 def _judge(result: Comparison, effect: float | None, report: MergeReport) -> None:

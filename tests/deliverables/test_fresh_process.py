@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from peftcli.adapters.transfer import export_run
+from peftcli.deliverables import use_alone
+from peftcli.inference.open_run import open_run
 from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
 from peftcli.recipe.load_recipe import LoadedRecipe
@@ -24,7 +27,7 @@ from peftcli.training.run import train
 from tests.recipes import WORDS, write_jsonl
 from tests.tiny import save_tiny, tiny_tokenizer
 
-SCRIPT = Path(__file__).with_name("fresh_process.py")
+SCRIPT = Path(__file__).with_name("adapter_alone.py")
 OLDER = os.environ.get("PEFTCLI_TRANSFORMERS4_PYTHON")
 NEW_TOKENS = 12
 QUESTIONS = [f"the {word} {other}" for word, other in zip(WORDS, WORDS[3:], strict=False)][:4]
@@ -33,13 +36,11 @@ MARKS = ["<|im_start|>", "<|im_end|>"]
 Recipes = Callable[..., LoadedRecipe]
 
 
-def use(folder: Path, python: str = sys.executable, **request: Any) -> dict[str, Any]:
-    """Use a directory in a process of its own, which sees nothing of this project."""
-    file = folder / "request.json"
-    file.write_text(
-        json.dumps({"new_tokens": NEW_TOKENS, **{k: str(v) if isinstance(v, Path) else v for k, v in request.items()}})
-    )
-    done = subprocess.run([python, "-I", str(SCRIPT), str(file)], capture_output=True, text=True, check=False)
+def use(python: str = sys.executable, **request: Any) -> dict[str, Any]:
+    """Use a directory in a process of its own, which imports nothing of this project."""
+    asked = {"new_tokens": NEW_TOKENS, **{k: str(v) if isinstance(v, Path) else v for k, v in request.items()}}
+    done = subprocess.run([python, "-I", str(SCRIPT), use_alone.__file__], input=json.dumps(asked), capture_output=True,
+                          text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -61,14 +62,14 @@ def chat_base(folder: Path, family: str, *, old: bool = False) -> Path:
 
 def _as_saved_by_4(base: Path) -> None:
     config = json.loads((base / "config.json").read_text())
-    parameters = config.pop("rope_parameters", {})
+    if config.pop("rope_parameters", None):
+        config |= {"rope_theta": 123456.0, "rope_scaling": None}
     config.pop("dtype", None)
-    config |= {"rope_theta": 123456.0, "rope_scaling": None, "torch_dtype": "float32", "transformers_version": "4.45.0"}
-    assert parameters
+    config |= {"torch_dtype": "float32", "transformers_version": "4.45.0"}
     (base / "config.json").write_text(json.dumps(config))
     file = base / "tokenizer_config.json"
     tokens = json.loads(file.read_text())
-    tokens["additional_special_tokens"] = tokens.pop("extra_special_tokens")
+    tokens["additional_special_tokens"] = tokens.pop("extra_special_tokens", [])
     file.write_text(json.dumps({**tokens, "tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
@@ -108,7 +109,7 @@ def test_a_chat_model_answers_as_predict_does(
     if method is LORA:
         model = tmp_path / "merged"
         merge_run(run, model)
-    check(use(tmp_path, auto="AutoModelForCausalLM", model=model, conversations=CONVERSATIONS), predicted)
+    check(use(auto="AutoModelForCausalLM", model=model, conversations=CONVERSATIONS), predicted)
 
 
 def test_an_export_brings_what_hf_peft_needs(recipe: Recipes, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_an_export_brings_what_hf_peft_needs(recipe: Recipes, tmp_path: Path) ->
     run, predicted = trained(recipe, base, method, model__new_special_tokens=MARKS)
     export_run(run, tmp_path / "exported", to="hf-peft")
     request = {"model": base, "adapter": tmp_path / "exported", "tokenizer": tmp_path / "exported"}
-    found = use(tmp_path, auto="AutoModelForCausalLM", conversations=CONVERSATIONS, **request)
+    found = use(auto="AutoModelForCausalLM", conversations=CONVERSATIONS, **request)
     width = min(len(answer) for answer in found["answers"])  # an adapter has no stop list
     assert [answer[:4] for answer in found["answers"]] == [row["prediction"] for row in predicted] and width >= 4
 
@@ -132,8 +133,44 @@ def test_a_summary_is_that_of_predict(recipe: Recipes, models: Any, tmp_path: Pa
     asked = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": text, "completion": ""} for text in QUESTIONS])
     predicted = list(predict_run(run, str(asked)))
     merge_run(run, tmp_path / "merged")
-    found = use(tmp_path, auto="AutoModelForSeq2SeqLM", model=tmp_path / "merged", texts=QUESTIONS)
+    found = use(auto="AutoModelForSeq2SeqLM", model=tmp_path / "merged", texts=[f"{text}</s>" for text in QUESTIONS])
     assert found["answers"] == [row["prediction"] for row in predicted]
+
+
+def classified(folder: Path, recipe: Recipes, method: dict[str, Any]) -> tuple[Path, Path, list[str], torch.Tensor]:
+    """Train a classifier; return its run, its base, texts with their marks, and the logits of the live model."""
+    base = save_tiny(folder / "base", "bert", "base")
+    loaded = recipe("bert", "sequence_classification", model=base, method=method, training__learning_rate=2e-2)
+    train(loaded)
+    run = open_run(Path(str(loaded.recipe.output_dir)))
+    texts = [f"[CLS]{text}[SEP]" for text in QUESTIONS]
+    encoded = [run.tokenizer(text, return_tensors="pt", add_special_tokens=False) for text in texts]
+    with torch.no_grad():
+        logits = torch.cat([run.model(input_ids=one["input_ids"]).logits for one in encoded])
+    return Path(str(loaded.recipe.output_dir)), base, texts, logits
+
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+
+
+def test_a_classifier_computes_the_same(recipe: Recipes, tmp_path: Path) -> None:
+    run, _base, texts, expected = classified(tmp_path, recipe, {"name": "lora", "r": 4})
+    merge_run(run, tmp_path / "merged")
+    found = use(auto=CLASSIFIER, model=tmp_path / "merged", texts=texts)
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=1e-4)
+    assert found["labels"] == ["class0", "class1", "class2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OLDER, reason="PEFTCLI_TRANSFORMERS4_PYTHON names no Python with AdapterHub's library")
+@pytest.mark.parametrize("method", [{"name": "lora", "r": 4}, {"name": "adapter", "placement": "pfeiffer"}])
+def test_adapterhubs_library_computes_the_same(method: dict[str, Any], recipe: Recipes, tmp_path: Path) -> None:
+    run, base, texts, expected = classified(tmp_path, recipe, method)
+    _as_saved_by_4(base)
+    export_run(run, tmp_path / "exported", to="adapterhub")
+    found = use(str(OLDER), auto=CLASSIFIER, model=base, adapterhub=tmp_path / "exported", num_labels=3,
+                texts=texts)  # fmt: skip
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -151,7 +188,7 @@ def test_transformers_4_computes_the_same(
         merge_run(run, model)
     assert OLDER is not None
     here, there = (
-        use(tmp_path, python, auto="AutoModelForCausalLM", model=model, conversations=CONVERSATIONS)
+        use(python, auto="AutoModelForCausalLM", model=model, conversations=CONVERSATIONS)
         for python in (sys.executable, OLDER)
     )
     assert there["transformers"].startswith("4.") and here["transformers"].startswith("5.")

@@ -55,7 +55,7 @@ def run_and_merge(folder: Path, family: str, method: dict[str, Any], **options: 
     if "dtype_of_base" in making:
         making["dtype"] = making.pop("dtype_of_base")
     run = make_run(folder, family, task, method, base_class=base, **making)
-    return run, merge_run(run, folder / "merged", **options)
+    return run, merge_run(run, folder / "merged", **{"use_alone": False, **options})
 
 
 @pytest.mark.parametrize(("name", "family"), CASES, ids=lambda value: value)
@@ -163,6 +163,21 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(merging, "plan_merge", without_one_rule)
     with pytest.raises(VerificationFailed, match="differs from base"):
+        merge_run(run, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
+
+
+def test_files_that_others_read_differently_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
+    real = merging.write_config
+
+    def another_norm(directory: Path, config: Any, leaving: Any) -> None:
+        real(directory, config, leaving)
+        file = directory / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.5}))
+
+    monkeypatch.setattr(merging, "write_config", another_norm)
+    with pytest.raises(VerificationFailed, match="transformers alone makes something else of the merged model"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
 

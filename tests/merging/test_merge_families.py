@@ -32,7 +32,7 @@ FUSED = [
 def test_slices_of_fused_projections_merge(family: str, method: dict[str, Any], tmp_path: Path) -> None:
     task = "sequence_classification" if family == "modernbert" else "causal_lm"
     run = make_run(tmp_path, family, task, method, base_class="base" if family == "modernbert" else task)
-    report = merge_run(run, tmp_path / "merged")
+    report = merge_run(run, tmp_path / "merged", use_alone=False)
     assert report.verified and report.adapter_effect
 
 
@@ -74,4 +74,4 @@ def test_families_outside_the_table_merge(
     run.mkdir()
     (run / "recipe.yaml").write_text(dump_recipe(recipe))
     save_random_adapter(run / "adapter", recipe, None, size=0.05, seed=1)
-    assert merge_run(run, tmp_path / "merged").verified
+    assert merge_run(run, tmp_path / "merged", use_alone=False).verified

@@ -31,7 +31,7 @@ def test_a_quantised_run_merges_into_the_16_bit_base(
 ) -> None:
     base = "base" if family == "bert" else task
     run = make_run(tmp_path, family, task, method, base_class=base, dtype=torch.bfloat16, config=SIZES[family], **model)
-    report = merge_run(run, tmp_path / "merged")
+    report = merge_run(run, tmp_path / "merged", use_alone=False)
     assert report.verified and report.dtype == "bfloat16"
     assert report.quantization_agreement is not None and 0.0 <= report.quantization_agreement <= 1.0
     assert any("merged into the unquantised" in note for note in report.notes)
@@ -45,7 +45,7 @@ def test_quantising_again_is_measured_and_loads(tmp_path: Path) -> None:
     run = make_run(
         tmp_path, "llama", "causal_lm", method, base_class="causal_lm", dtype=torch.bfloat16, config=SIZES["llama"]
     )
-    report = merge_run(run, tmp_path / "merged", requantize=True)
+    report = merge_run(run, tmp_path / "merged", use_alone=False, requantize=True)
     assert report.verified and report.requantized is not None and report.mean_abs_diff is not None
     assert report.requantized["mean_abs_diff"] > 2 * report.mean_abs_diff  # rounding to 4 bits, not to bfloat16
     assert any("quantising again changed the outputs by" in note for note in report.notes)
@@ -59,9 +59,9 @@ def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path) -> None:
     run = make_run(
         tmp_path, "llama", "causal_lm", method, base_class="causal_lm", dtype=torch.bfloat16, config=SIZES["llama"]
     )
-    merge_run(run, tmp_path / "merged", requantize=True)
+    merge_run(run, tmp_path / "merged", use_alone=False, requantize=True)
     with pytest.raises(UserError, match="is stored quantised"):
-        merge_run(run, tmp_path / "again", base=str(tmp_path / "merged"))
+        merge_run(run, tmp_path / "again", use_alone=False, base=str(tmp_path / "merged"))
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_gguf_base_becomes_safetensors(tmp_path: Path) -> None:
     run.mkdir()
     (run / "recipe.yaml").write_text(dump_recipe(recipe))
     save_random_adapter(run / "adapter", recipe, None, size=0.02, seed=7)
-    report = merge_run(run, tmp_path / "merged", dtype="bfloat16")
+    report = merge_run(run, tmp_path / "merged", use_alone=False, dtype="bfloat16")
     assert report.verified and report.changed == 60
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]

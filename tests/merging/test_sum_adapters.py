@@ -32,9 +32,9 @@ def merged_changes(folder: Path, base: dict[str, torch.Tensor], *runs: Path, **o
     """Return what merging some runs adds to the base."""
     output = folder / f"merged-{len(list(folder.glob('merged-*')))}"
     if len(runs) == 1:
-        merge_run(runs[0], output, verify=False)
+        merge_run(runs[0], output, use_alone=False, verify=False)
     else:
-        report = merge_runs(runs, output, **options)
+        report = merge_runs(runs, output, use_alone=False, **options)
         assert report.verified
     after = load_file(output / "model.safetensors")
     return {name: after[name] - tensor for name, tensor in base.items() if name in after}
@@ -72,7 +72,7 @@ def test_the_cut_to_a_rank_is_the_best_one(tmp_path: Path) -> None:
 
 def test_heads_are_averaged(tmp_path: Path) -> None:
     one, two, _ = two_runs(tmp_path, "bert", "sequence_classification", {"r": 4}, {"r": 4})
-    report = merge_runs([one, two], tmp_path / "merged", weights=[3.0, 1.0])
+    report = merge_runs([one, two], tmp_path / "merged", use_alone=False, weights=[3.0, 1.0])
     assert report.verified and any("the sum of 2 adapters" in note for note in report.notes)
     heads = [load_file(run / "adapter/adapter_model.safetensors") for run in (one, two)]
     own, other = (next(value for key, value in head.items() if key.endswith("classifier.weight")) for head in heads)
@@ -94,7 +94,7 @@ def test_what_cannot_be_summed_is_refused(
 ) -> None:
     one, two, _ = two_runs(tmp_path, "llama", "causal_lm", {"r": 4}, second)
     with pytest.raises(UserError, match=message):
-        merge_runs([one, two], tmp_path / "merged", weights=weights)
+        merge_runs([one, two], tmp_path / "merged", use_alone=False, weights=weights)
     assert not (tmp_path / "merged").exists()
 
 
@@ -102,4 +102,4 @@ def test_runs_of_two_bases_are_refused(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", "llama", "causal_lm", {"name": "lora", "r": 4}, base_class="causal_lm")
     two = make_run(tmp_path / "two", "llama", "causal_lm", {"name": "lora", "r": 4}, base_class="causal_lm")
     with pytest.raises(UserError, match="differ in base"):
-        merge_runs([one, two], tmp_path / "merged", weights=[1.0, 1.0])
+        merge_runs([one, two], tmp_path / "merged", use_alone=False, weights=[1.0, 1.0])

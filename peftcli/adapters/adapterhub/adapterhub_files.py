@@ -5,8 +5,8 @@ adapter.safetensors        keys hold the adapter's name and, unlike HF peft's, n
 head_config.json,          of a task head, by the model's own names
 model_head.safetensors
 
-Loading them there: `model.load_adapter(DIR, use_safetensors=True)`. Written against its sources; that library pins an
-older transformers, so that no test runs it.
+Loading them there: `model.load_adapter(DIR, use_safetensors=True)`. That library pins an older transformers, so that
+the test which loads exports with it needs an environment of its own, and is marked slow.
 """
 
 from __future__ import annotations
