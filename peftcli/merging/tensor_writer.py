@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from peftcli.models.weights.base_files import INDEX, SINGLE
 from peftcli.models.weights.tensor_source import STORED_DTYPES
+from peftcli.models.weights.weight_index import INDEX, SINGLE
 
 _NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 

@@ -25,6 +25,7 @@ from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.models.weights.weight_damage import check_weight_files, refuse_broken_numbers
+from peftcli.models.weights.weight_index import check_hub_index
 from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec, TaskName
 
@@ -119,6 +120,8 @@ def load_model(
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
     with quiet_transformers(), explain_load_errors(source, spec), seeded(seed, [device]):
+        if source.kind == "hub":
+            check_hub_index(source, spec.revision)
         model, report = auto_class(task).from_pretrained(source.location(), **words)
     found = check_loading(model, report, spec.name_or_path)
     notes += found.others

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from peftcli.errors import UserError
 from peftcli.models.load.model_files import ModelSource
 from peftcli.models.weights.tensor_source import Source, tensors_of_file
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-"""Which file holds which tensor, where there are several."""
+from peftcli.models.weights.weight_index import INDEX, SINGLE, files_by_tensor, weight_files
 
 
 def base_directory(source: ModelSource, revision: str | None) -> Path:
@@ -43,23 +39,24 @@ def stored_tensors(directory: Path) -> dict[str, Source]:
     Raises:
         UserError: there are no safetensors files, or some of them are missing or damaged.
     """
-    if (directory / SINGLE).is_file():
-        return dict(tensors_of_file(directory / SINGLE))
-    if not (directory / INDEX).is_file():
+    files = weight_files(directory)
+    if not files:
         raise UserError(
             f"{directory} has neither {SINGLE} nor {INDEX}",
             suggestion="merging reads safetensors; save the base model in that format and name it with --base",
         )
-    names: dict[str, str] = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    missing = sorted({file for file in names.values() if not (directory / file).is_file()})
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(
             f"{directory} lacks {len(missing)} of its weight files, such as {missing[0]}",
             suggestion="copy or download the model again",
         )
     found: dict[str, Source] = {}
-    for file in sorted(set(names.values())):
-        found.update(tensors_of_file(directory / file))
+    for file in files:
+        found.update(tensors_of_file(file))
+    if (directory / SINGLE).is_file():
+        return found
+    names = files_by_tensor(directory / INDEX)
     absent = sorted(set(names) - set(found))
     if absent:
         raise UserError(f"{directory}: {absent[0]} is in {INDEX} but in no file", suggestion="download the model again")

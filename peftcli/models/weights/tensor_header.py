@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 LENGTH_BYTES = 8
 """Bytes in front of the header, which hold its length."""
@@ -63,17 +63,29 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
         ValueError: the file is no complete safetensors file.
     """
     text = header_bytes(file)
-    size = file.stat().st_size
-    header: Any = json.loads(text)
-    found = {}
+    first, size = LENGTH_BYTES + len(text), file.stat().st_size
     try:
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = (LENGTH_BYTES + len(text) + int(offset) for offset in entry["data_offsets"])
-            if not LENGTH_BYTES + len(text) <= start <= end <= size:
-                raise ValueError(f"{name} does not fit into the file")
-            found[name] = HeaderEntry(str(entry["dtype"]), tuple(entry["shape"]), start, end)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the header is not of the format: {error!r}") from error
-    return found
+        header: Any = json.loads(text)
+    except RecursionError:
+        raise ValueError("the header is not of the format: nested too deeply") from None
+    if not isinstance(header, dict):
+        raise ValueError("the header is not of the format: no JSON object")
+    return {name: _entry(name, entry, first, size) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _entry(name: str, entry: Any, first: int, size: int) -> HeaderEntry:
+    """Return what a header says of one tensor, whose bytes lie between `first` and `size` in the file."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"the header is not of the format: {name} is no object")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"the header is not of the format: dtype, shape and data_offsets of {name}")
+    start, end = (first + offset for offset in offsets)
+    if not first <= start <= end <= size:
+        raise ValueError(f"{name} does not fit into the file")
+    return HeaderEntry(dtype, tuple(shape), start, end)
+
+
+def _counts(value: Any) -> TypeGuard[list[int]]:
+    """Tell whether a value is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

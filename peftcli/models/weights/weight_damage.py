@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.model_files import ModelSource
 from peftcli.models.weights.tensor_header import read_header
+from peftcli.models.weights.weight_index import weight_files
 
 _KEY = "model.name_or_path"
 _AGAIN = "copy or download it again"
@@ -60,8 +60,11 @@ def check_weight_files(source: ModelSource) -> None:
     if source.path is None:
         return
     directory = source.kind == "directory"
-    files = _files_of(source.path) if directory else [source.path]
-    problems = []
+    named = weight_files(source.path) if directory else [source.path]
+    files = [file for file in named if file.is_file()]
+    # a directory with an index alone serves what needs no weights; one with a part of them is half copied
+    lacks = [file for file in named if file not in files] if files else []
+    problems = [Problem(f"{file} is missing, and the index names it", key=_KEY, suggestion=_AGAIN) for file in lacks]
     for file in files:
         found = wrong_start(file)
         if found is None and file.suffix == ".gguf":
@@ -76,18 +79,6 @@ def check_weight_files(source: ModelSource) -> None:
             problems.append(Problem(f"{file} {found[0]}", key=_KEY, suggestion=found[1]))
     if problems:
         raise UserError(problems)
-
-
-def _files_of(directory: Path) -> list[Path]:
-    """Return the weight files of a directory that loading reads, as far as they are there."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return sorted(directory.glob("*.safetensors"))
-    return [directory / name for name in sorted(map(str, names)) if (directory / name).is_file()]
 
 
 def refuse_pointers(directory: Path, patterns: tuple[str, ...]) -> None:

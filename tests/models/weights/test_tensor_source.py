@@ -49,7 +49,11 @@ def test_damaged_files_are_refused(damage: bytes, tmp_path: Path) -> None:
     [
         (b"[1]", "not of the format"),
         (b'{"x": {"dtype": "F32", "shape": [1]}}', "not of the format"),
-        (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "x does not fit"),
+        (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "not of the format"),
+        (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', "x does not fit"),
+        (b'{"x": {"dtype": "F32", "shape": [1e30], "data_offsets": [0, 0]}}', "not of the format"),
+        (b'{"x": {"dtype": 5, "shape": [1], "data_offsets": [0, 4]}}', "not of the format"),
+        (b'{"x": ' + b"[" * 3000 + b"]" * 3000 + b"}", "nested too deeply"),
         (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 40]}}', "x does not fit"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_file_cut_short_and_a_pointer_among_shards_are_named(tmp_path: Path) -
     (tmp_path / "model-00002-of-00002.safetensors").write_bytes(POINTER)
     (tmp_path / "unused.safetensors").write_bytes(POINTER)
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     with pytest.raises(UserError) as error:
         check_weight_files(find_source(str(tmp_path)))
     assert [problem.message for problem in error.value.problems] == [
