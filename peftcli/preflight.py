@@ -5,7 +5,6 @@ Only local files are checked; hub ids are looked up when training starts. Proble
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location, resolve_location
 from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_model_type
+from peftcli.models.load.config_file import CONFIG, checked_config
 from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.method_facts import Registry
@@ -58,24 +58,15 @@ def _model(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
         )
     if source.kind != "directory" or source.path is None:
         return
-    config = _config(source.path)
-    if isinstance(config, str):
-        yield loaded.problem("model.name_or_path", f"{spec.name_or_path}: {config}")
+    try:
+        config = checked_config(source.path / CONFIG)
+    except UserError as error:
+        yield from error.problems
         return
     if not any((source.path / file).exists() for file in _TOKENIZERS):
         remedy = f"expected one of {', '.join(_TOKENIZERS)}"
         yield loaded.problem("model.name_or_path", f"{spec.name_or_path} contains no tokenizer", remedy)
     yield from _config_problems(loaded, registry, config)
-
-
-def _config(path: Path) -> Mapping[str, Any] | str:
-    """Return a model directory's config, or the reason why it cannot be read."""
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"config.json cannot be read: {error}"
-    return config if isinstance(config, dict) else "config.json does not contain a mapping"
 
 
 def _config_problems(loaded: LoadedRecipe, registry: Registry, config: Mapping[str, Any]) -> Iterator[Problem]:

@@ -73,7 +73,7 @@ def _integer(config: Config, name: str) -> int | None:
 
 def kind_of(config: Config) -> ModelKind | None:
     """Return whether the model is an encoder, a decoder or both, or None where the config does not tell."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if config.get("is_encoder_decoder") is True or model_type in SEQ2SEQ_FAMILIES:
         return "encoder_decoder"
     if model_type in ENCODER_FAMILIES or model_type in _MORE_ENCODERS:

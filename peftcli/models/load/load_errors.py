@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,16 @@ _KEY = "model.name_or_path"
 
 
 @contextmanager
-def explain_load_errors(source: ModelSource, spec: ModelSpec) -> Iterator[None]:
-    """Raise a `UserError` for every failure to load that is not a bug of ours."""
+def explain_load_errors(
+    source: ModelSource, spec: ModelSpec, shape: Callable[[], object] | None = None
+) -> Iterator[None]:
+    """Raise a `UserError` for every failure to load; only libraries' code belongs into the block.
+
+    Args:
+        source: where the files are.
+        spec: of the recipe.
+        shape: builds the model without weights, and says which key of its config is to blame if that fails, too.
+    """
     _refuse_pickles(source)
     try:
         yield
@@ -27,12 +35,14 @@ def explain_load_errors(source: ModelSource, spec: ModelSpec) -> Iterator[None]:
         raise
     except ImportError as error:  # a missing package: flash-attn, gguf, sentencepiece, a remote model's own
         raise UserError(Problem(_first_lines(error), key="model", suggestion="install the package it names")) from error
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # damaged files make libraries raise errors of every kind
+        if shape is not None:
+            shape()
         raise UserError(_problem(error, source, spec)) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "huggingface_hub", "jinja2", "tokenizers")):
-            raise UserError(_problem(error, source, spec)) from error
-        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what Rust code raises; it is no Exception
+            raise
+        raise UserError(_problem(RuntimeError(str(error)), source, spec)) from error
 
 
 def _refuse_pickles(source: ModelSource) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from peftcli.errors import Problem, UserError
 from peftcli.installed_versions import installed_versions
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.checkpoint_report import check_loading
+from peftcli.models.load.config_errors import config_error
+from peftcli.models.load.config_file import CONFIG, checked_config, config_file
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.head_rows import head_rows
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head, held_labels, keep_head_rows
@@ -72,8 +77,21 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
 def _config_from(source: ModelSource, spec: ModelSpec) -> PretrainedConfig:
     words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     with explain_load_errors(source, spec):
-        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(source.location(), **words)
+        file = config_file(source, spec.revision)
+        settings = {} if file is None else checked_config(file)
+        try:
+            config: PretrainedConfig = transformers.AutoConfig.from_pretrained(source.location(), **words)
+        except Exception as error:
+            found = config_error(str(file), "transformers cannot read it", settings, _read_config, error)
+            raise error if found is None else found from error
     return config
+
+
+def _read_config(settings: dict[str, Any]) -> None:
+    """Read a config that differs from a base's file, to find what is wrong with it."""
+    with TemporaryDirectory() as directory:
+        (Path(directory) / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+        transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
 
 
 def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
@@ -119,7 +137,8 @@ def load_model(
     notes += _refuse_or_note_gguf(spec, source)
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
-    with quiet_transformers(), explain_load_errors(source, spec), seeded(seed, [device]):
+    shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
+    with quiet_transformers(), explain_load_errors(source, spec, shape), seeded(seed, [device]):
         if source.kind == "hub":
             check_hub_index(source, spec.revision)
         model, report = auto_class(task).from_pretrained(source.location(), **words)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from peftcli.models.load.config_errors import build_error
 from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_table import task_info
@@ -21,17 +24,23 @@ def build_meta(
         trust_remote_code: run the code that came with the model, as `model.trust_remote_code` allows.
 
     Raises:
-        UserError: the model cannot do the task.
+        UserError: the model cannot do the task, or transformers cannot build it; names the file and the key.
     """
     check_task(config, task)
-    name = config.name_or_path  # code that came with the model is found by it
-    config = type(config).from_dict(config.to_dict())
-    config.name_or_path = name
-    if task_info(task).has_labels:
-        config.num_labels = num_labels
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
-    return model
+
+    def build(settings: dict[str, Any]) -> PreTrainedModel:
+        own = type(config).from_dict(settings)
+        own.name_or_path = config.name_or_path  # code that came with the model is found by it
+        if task_info(task).has_labels:
+            own.num_labels = num_labels
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(task).from_config(own, trust_remote_code=trust_remote_code)
+        return model
+
+    try:
+        return build(config.to_dict())
+    except Exception as error:  # whatever a family's code raises for settings that it cannot use
+        raise build_error(config, build, error) from error
 
 
 def label_parameters(model: PreTrainedModel, task: TaskName, *, trust_remote_code: bool = False) -> list[str]:

@@ -38,6 +38,7 @@ def quantisation_words(
     """
     stored = getattr(config, "quantization_config", None)
     if _method(stored) not in (None, "bitsandbytes"):
+        _refuse_unknown_method(config, _method(stored))
         _refuse_second_quantisation(spec, _method(stored))
         return {"device_map": {"": device}}
     _check_bitsandbytes(spec, device)
@@ -60,6 +61,21 @@ def quantisation_words(
         llm_int8_skip_modules=kept or None,
     )
     return words
+
+
+def _refuse_unknown_method(config: PretrainedConfig, method: str | None) -> None:
+    """Refuse a quantiser that transformers lacks: it would load the packed numbers as if they were weights."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    if method not in AUTO_QUANTIZER_MAPPING:
+        raise UserError(
+            Problem(
+                f"transformers knows no quantiser {method!r}",
+                file=f"{config.name_or_path}/config.json",
+                key="quantization_config.quant_method",
+                suggestion=f"known are {', '.join(sorted(AUTO_QUANTIZER_MAPPING))}; a newer transformers may know it",
+            )
+        )
 
 
 def _refuse_second_quantisation(spec: ModelSpec, method: str | None) -> None:

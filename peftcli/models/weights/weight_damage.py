@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ _KEY = "model.name_or_path"
 _AGAIN = "copy or download it again"
 _LFS = b"version https://git-lfs"
 _SHOWN = 4
+_ADAPTER = "adapter_config.json"
 _STARTS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     (
         (_LFS,),
@@ -65,6 +67,10 @@ def check_weight_files(source: ModelSource) -> None:
     # a directory with an index alone serves what needs no weights; one with a part of them is half copied
     lacks = [file for file in named if file not in files] if files else []
     problems = [Problem(f"{file} is missing, and the index names it", key=_KEY, suggestion=_AGAIN) for file in lacks]
+    if directory and (source.path / _ADAPTER).is_file() and find_spec("peft") is not None:
+        reason = f"{source.path} holds a model and an adapter, and transformers would load both"
+        remedy = f"move {_ADAPTER} and its weights into a directory of their own; method.init_from starts from them"
+        problems.append(Problem(reason, key=_KEY, suggestion=remedy))
     for file in files:
         found = wrong_start(file)
         if found is None and file.suffix == ".gguf":

@@ -93,3 +93,11 @@ def test_large_finite_weights_are_no_infinity(tmp_path: Path) -> None:
     weights["model.norm.weight"].fill_(3e38)  # their sum is infinite in float32
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     load_model(ModelSpec(name_or_path=str(tmp_path)), "causal_lm")
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    """With HF peft installed transformers loads it in silence, from a pickle too."""
+    save_tiny(tmp_path, "llama")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="a model and an adapter"):
+        check_weight_files(find_source(str(tmp_path)))
