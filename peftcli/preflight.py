@@ -6,6 +6,7 @@ Only local files are checked; hub ids are looked up when training starts. Proble
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location, resolve_location
 from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_model_type
-from peftcli.models.load.config_file import CONFIG, checked_config
+from peftcli.models.load.config_limits import CONFIG, checked_config
 from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.method_facts import Registry
@@ -61,7 +62,9 @@ def _model(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
     try:
         config = checked_config(source.path / CONFIG)
     except UserError as error:
-        yield from error.problems
+        for problem in error.problems:
+            about = str(replace(problem, suggestion=None))
+            yield loaded.problem("model.name_or_path", about, problem.suggestion)
         return
     if not any((source.path / file).exists() for file in _TOKENIZERS):
         remedy = f"expected one of {', '.join(_TOKENIZERS)}"

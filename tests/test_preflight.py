@@ -67,8 +67,8 @@ def test_nothing_wrong(check: Check) -> None:
 @pytest.mark.parametrize(
     ("config", "overrides", "key", "words"),
     [
-        ("{", (), "model.name_or_path", "config.json cannot be read"),
-        ("[]", (), "model.name_or_path", "does not contain a mapping"),
+        ("{", (), "model.name_or_path", "is not JSON"),
+        ("[]", (), "model.name_or_path", "expected an object"),
         ({}, (), "model.name_or_path", "no model_type"),
         ({"model_type": "brt"}, (), "model.name_or_path", "knows no model_type 'brt'"),
         (BERT, ("task=causal_lm", "data.path=org/rows"), "task", "a bert model cannot do causal_lm: it is an encoder"),

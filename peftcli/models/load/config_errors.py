@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.models.load.config_file import CONFIG
+from peftcli.models.load.config_limits import CONFIG
 from peftcli.process_state import quiet_transformers
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from peftcli.installed_versions import installed_versions
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.config_errors import config_error
-from peftcli.models.load.config_file import CONFIG, checked_config, config_file
+from peftcli.models.load.config_limits import CONFIG, checked_config, config_file
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.head_rows import head_rows
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head, held_labels, keep_head_rows

@@ -12,7 +12,7 @@ from peftcli.analysis.counting import count_method
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.models.config_facts import number_of_layers, positions, task_refusal, unknown_model_type, width
-from peftcli.models.load.config_file import CONFIG, checked_config
+from peftcli.models.load.config_limits import CONFIG, checked_config
 from peftcli.models.load.dtypes import checkpoint_dtype
 from peftcli.models.load.heads import configure_head
 from peftcli.models.load.load_model import load_config, load_model, shape_of

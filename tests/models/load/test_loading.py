@@ -258,7 +258,7 @@ def test_directories_that_are_no_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON|cannot be loaded"),
+        ("{", "is not JSON"),
         ('{"model_type": "no_such_type"}', "does not know this model type"),
         ("{}", "does not know this model type"),
     ],
