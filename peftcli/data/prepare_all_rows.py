@@ -44,6 +44,7 @@ class RowPreparer:
     Attributes:
         settings: how examples become rows; the kind of label is filled in once it is known.
         notes: what a user should know.
+        contents: a hash of the bytes of each source by its title.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RowPreparer:
         check_data_block(spec, task)
         self.spec, self.task, self.tokenizer, self.seed = spec, task, tokenizer, seed
         self.notes: list[str] = []
+        self.contents: dict[str, str] = {}
         self._labels, self._progress, self._purpose = labels, progress, purpose
         self._skipped: list[dict[str, Any]] = []
         self._hits: list[bool] = []
@@ -119,6 +121,7 @@ class RowPreparer:
             template.name if template else None,
             template.text if template else None,
             stop_tokens(self.tokenizer, pool.meta["end_of_turn"]),
+            self.contents,
         )
 
     def own_validation(self, labels: LabelSpec | None, sets: dict[str, Counts]) -> dict[str, RowSet]:
@@ -144,6 +147,7 @@ class RowPreparer:
             progress=self._progress,
         )
         self._hits.append(hit)
+        self.contents |= store.meta["contents"]
         self.notes += store.meta["notes"]
         self._skipped += store.meta["skipped"]
         self._unused.update(store.meta["unused"])

@@ -41,13 +41,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         sets["validation"] = Counts(held_out, len(head))
     weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
     rows = StreamedRows(
-        weighted,
-        tokenizer,
-        settings,
-        count=count,
-        seed=preparer.seed,
-        skip=held_out,
-        on_error=spec.on_error,
+        weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, on_error=spec.on_error
     )
     first = rows[0]  # now, so that mistakes show before the model is loaded
     template = settings.template
@@ -75,6 +69,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         template.name if template else None,
         template.text if template else None,
         stop_tokens(tokenizer, end_of_turn(tokenizer, settings.template)),
+        preparer.contents | {job.files.title: found for job in jobs if (found := job.files.sampled_fingerprint())},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.data_report import DataReport
@@ -21,6 +21,8 @@ class PreparedData:
         template: name of the chat template, None for plain text.
         chat_template: its Jinja source, for whoever generates with the run.
         stop_token_ids: tokens at which generation should stop.
+        contents: a hash of the bytes of each source by its title, a stream's by samples; sources that are not on disk
+            are left out.
     """
 
     train: RowSet
@@ -30,3 +32,4 @@ class PreparedData:
     template: str | None = None
     chat_template: str | None = None
     stop_token_ids: tuple[int, ...] = ()
+    contents: dict[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.open_run import open_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
+from peftcli.inference.text_inputs import changed_validation
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.own_code import with_allowed_code
@@ -63,6 +64,8 @@ def evaluate_run(
         return _evaluate_file(run, data, run.trained_format, note)
     anatomy = read_anatomy(run.model, run.recipe.model.anatomy)
     prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
+    for text in changed_validation(path, prepared.validation):
+        note(text)
     return run.evaluate(_with_rows(prepared.validation, path, run.data_spec.max_length, note))
 
 

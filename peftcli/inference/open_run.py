@@ -21,6 +21,7 @@ from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.opened_run import OpenedRun
+from peftcli.inference.text_inputs import changed_texts
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
@@ -194,7 +195,8 @@ def _find_adapter(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTy
     spec, notes = _same_base(model_spec(recipe), saved, base_dtype)
     check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
-    return FoundRun(directory, loaded, saved, spec, labels, tokenizer, [*notes, *of_tokenizer])
+    of_texts = changed_texts(directory.path, recipe, tokenizer)
+    return FoundRun(directory, loaded, saved, spec, labels, tokenizer, [*notes, *of_tokenizer, *of_texts])
 
 
 def _load_adapter(found: FoundRun, saved: SavedAdapter, world: World, bases: Bases) -> OpenedRun:

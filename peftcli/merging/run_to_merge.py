@@ -16,6 +16,7 @@ from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.deliverables.learnt_texts import LearntTexts, learnt_texts_of_recipe
 from peftcli.errors import UserError
+from peftcli.inference.text_inputs import changed_texts
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
 from peftcli.models.load.identity import BaseIdentity
@@ -171,6 +172,7 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     notes = (
         [] if adapter is None else _compare_base(adapter, identify(source, model, torch.float32, None, spec), directory)
     )
+    notes += [] if adapter is None else changed_texts(directory, recipe, tokenizer)
     fit_to_tokenizer(model, tokenizer)
     anatomy = read_anatomy(model, recipe.model.anatomy)
     texts, unknown = _texts(recipe, adapter, tokenizer)

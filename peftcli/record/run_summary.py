@@ -18,6 +18,7 @@ class Summary:
         tokens_per_second: non-padding training tokens over the time spent in training steps.
         working_directory: where `peft train` ran: what relative paths of the recipe are relative to.
         data: what became of the rows: counts, format, evidence, template, cache.
+        inputs: `RunInputs.as_dict()`.
     """
 
     status: str
@@ -47,6 +48,7 @@ class Summary:
     working_directory: str = ""
     notes: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for summary.json and `--json`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -22,7 +23,7 @@ class TrainState:
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
         recomputes: whether by gradient checkpointing; free memory could decide otherwise after a resume.
-        rows: the fingerprint of the training rows; None of a stream, and in checkpoints of earlier versions.
+        inputs: `RunInputs.as_dict()`; None in checkpoints of earlier versions.
         done: whether training ended, by steps or early.
         stopped_early: whether early stopping ended it.
     """
@@ -43,9 +44,15 @@ class TrainState:
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None
     recomputes: bool | None = None
-    rows: str | None = None
+    inputs: dict[str, Any] | None = None
     done: bool = False
     stopped_early: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainState:
+        """Return the state that a checkpoint holds; keys of another version are passed over."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for the checkpoint."""

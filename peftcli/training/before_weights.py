@@ -12,7 +12,6 @@ from peftcli.assembly.recipe_data import prepare_data
 from peftcli.assembly.recipe_task import make_task
 from peftcli.data.overlap import overlap_notes
 from peftcli.data.prepared_data import PreparedData
-from peftcli.data.rows.row_fingerprint import row_fingerprint
 from peftcli.data.rows.row_set import RowSet
 from peftcli.deliverables.generation_file import generation_notes
 from peftcli.deliverables.learnt_texts import learnt_texts
@@ -27,6 +26,7 @@ from peftcli.recipe.checks.idle_keys import KnownRows, idle_keys
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.record.train_state import TrainState
 from peftcli.tasks.task import Task
+from peftcli.training.resuming.compare_inputs import compare_inputs, inputs_before_weights
 from peftcli.training.speed.compiled_blocks import NOTE
 from peftcli.training.step_plan import StepPlan, make_plan
 from peftcli.training.training_checks import TrainingChecks
@@ -72,9 +72,9 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     recipe = loaded.recipe
     known = outline(loaded, world.device, TrainingChecks())
     data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
-    _same_rows(data.train, state)
     evaluates = recipe.training.eval_strategy != "no"
     validation = {name: rows for name, rows in data.validation.items() if len(rows) and evaluates}
+    compare_inputs(inputs_before_weights(known, data, validation, world), state, reporter)
     plan = make_plan(recipe.training, len(data.train), world.size, evaluates=bool(validation))
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
     compiling = [NOTE] if recipe.training.torch_compile else []
@@ -86,23 +86,6 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
         reporter.note(note)
     return BeforeWeights(known, data, plan, validation, task, metrics, leaving)
-
-
-def _same_rows(train: RowSet, state: TrainState) -> None:
-    """Note in the run's state what the training rows are, or compare them with what the checkpoint's state says.
-
-    Raises:
-        UserError: they changed.
-    """
-    rows = row_fingerprint(train)
-    if state.rows is not None and rows != state.rows:
-        raise UserError(
-            "the training rows changed since this run was stopped: the data files, or the tokenizer or template that "
-            "turns them into tokens",
-            suggestion="put the files back, or start again with --overwrite; to keep what was learnt, train into "
-            "another output_dir with method.init_from",
-        )
-    state.rows = rows
 
 
 def _check_with_data(

@@ -135,7 +135,7 @@ def _start(
     """Build the session, and put it where an unfinished run left off."""
     text = dump_recipe(loaded.recipe)
     tree = directory.checkpoints().latest(reporter.note) if status is RunStatus.UNFINISHED else None
-    state = TrainState(**tree["progress"]) if tree else TrainState()
+    state = TrainState.from_dict(tree["progress"]) if tree else TrainState()
     session = build_session(loaded, world, directory, reporter, state)
     milestones = Milestones(session)
     if tree is not None:

@@ -25,6 +25,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.random_state import seed_everything
 from peftcli.record.run_directory import RunDirectory
+from peftcli.record.run_inputs import RunInputs
 from peftcli.record.train_state import TrainState
 from peftcli.tasks.task import Task
 from peftcli.training.before_weights import before_weights
@@ -33,6 +34,7 @@ from peftcli.training.optim.learning_rate import keep_peak_rates, learning_rate_
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
+from peftcli.training.resuming.compare_inputs import compare_inputs
 from peftcli.training.session import Session
 from peftcli.training.speed.compiled_blocks import compile_blocks
 from peftcli.training.speed.compute_weights import ComputeWeights
@@ -74,12 +76,12 @@ def build_session(
     )
     paths = _bind(recipe, base, attached, task, precision, world, reporter)
     computing = Computing(precision, paths, world.device)
-
     joins = paths.by_document and not (recipe.data is not None and recipe.data.packing)
     collator = Collator(known.tokenizer, task, route, joins)
     limit = token_limit(spec, world.device.type, anatomy.hidden_size)
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, task, batches, computing, state, reporter)
+    compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
     rate = peak_learning_rate(spec, known.info)
     session = Session(
         loaded=loaded,
@@ -109,6 +111,12 @@ def build_session(
     )
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return session
+
+
+def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:
+    """Return the base, and what was chosen here and is chosen again when a run goes on; `state` fixes the rest."""
+    own = {"the dtype of the frozen weights": dtype_name(base.dtype), "the tokens of a micro-batch": str(limit)}
+    return RunInputs(base=base.identity.fingerprint, decisions=own | paths.found())
 
 
 def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel) -> PackingRoute:

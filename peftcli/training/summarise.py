@@ -47,6 +47,7 @@ def summarise(session: Session) -> Summary:
         stopped_early=state.stopped_early,
         working_directory=str(Path.cwd()),
         data=session.data.report.for_summary(),
+        inputs=state.inputs or {},
     )
 
 

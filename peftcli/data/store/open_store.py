@@ -82,4 +82,6 @@ def _prepared(job: StoreJob, spec: DataSpec, tokenizer: Any, of_tokenizer: str, 
         if job.files_state() != state or job.facts() != facts:
             raise _Changed
 
-    return cached_store(cache_directory(spec.cache_dir), key_of({**facts, "tokenizer": of_tokenizer}), build)
+    found = cached_store(cache_directory(spec.cache_dir), key_of({**facts, "tokenizer": of_tokenizer}), build)
+    found.store.meta["contents"] = job.contents(facts)
+    return found

@@ -78,6 +78,10 @@ class StoreJob:
         """Return what the file system says of all files; see `SourceFiles.state`."""
         return [one for source in self.sources for one in source.files.state()]
 
+    def contents(self, facts: dict[str, Any]) -> dict[str, str]:
+        """Return a hash of every byte of each source, by its title; `facts` has them already."""
+        return {job.files.title: source[1] for job, source in zip(self.sources, facts["sources"], strict=True)}
+
     def input_names(self) -> list[str]:
         """Return the names under which rows can appear, in a fixed order."""
         return [name for source in self.sources for name in (source.files.title, *map(str, source.files.files))]

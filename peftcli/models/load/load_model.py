@@ -248,6 +248,16 @@ def shape_of(config: PretrainedConfig) -> dict[str, int]:
     return {key: int(value) for key, value in sizes.items() if value is not None}
 
 
+def base_fingerprint(spec: ModelSpec) -> str | None:
+    """Return the fingerprint of a base whose files are on this machine; None of one on the hub, not loaded yet.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    source = find_source(spec.name_or_path)
+    return None if source.kind == "hub" else _fingerprint(source, spec)
+
+
 def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:
     return fingerprint(source.path if source.kind == "gguf" and source.path else _directory(source, spec))
 

@@ -65,6 +65,11 @@ class FastPaths:
         self._allowed, self._last_block = allowed, last_block
         self._documents: DocumentAttention | None = None
 
+    def found(self) -> dict[str, str]:
+        """Return what this model was found to allow, in words, for the record of a run."""
+        both = {"joining rows without padding": self.by_document, "a short last block": self._last_block is not None}
+        return {name: "on" if on else "off" for name, on in both.items()}
+
     @contextmanager
     def __call__(self, documents: DocumentAttention | None = None) -> Iterator[None]:
         """Be in the context.
