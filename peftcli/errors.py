@@ -2,7 +2,8 @@
 
 PeftCliError            1   a bug, unless a subclass says otherwise
 ├── UserError           2   the input is wrong or the request is impossible
-│   └── OutOfResources   2   the machine lacks room on a disk, the right to write, or memory
+│   ├── OutOfResources   2   the machine lacks room on a disk, the right to write, or memory
+│   └── PeerLost         2   another process of the run has ended
 ├── VerificationFailed  3   a merged model does not agree with base + adapter
 └── Stopped           130   the user stopped it; the message says what is saved
 """
@@ -73,6 +74,10 @@ class OutOfResources(UserError):
         *others, last = self.problems
         suggestion = f"{last.suggestion}\n    {text}" if last.suggestion else text
         return type(self)([*others, replace(last, suggestion=suggestion)])
+
+
+class PeerLost(UserError):
+    """Another process of the run has ended or cannot be reached; why, only its own message says."""
 
 
 class VerificationFailed(PeftCliError):

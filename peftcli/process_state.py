@@ -8,18 +8,18 @@ processes, and the attention function that prefix tuning registers with transfor
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import csv
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 # --- for the command line -------------------------------------------------------------------------------------------
 
@@ -178,6 +178,18 @@ def quiet_transformers() -> Iterator[None]:
             disable_progress_bars()
 
 
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Put back the environment variables that a library sets inside."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 class CellsOfAnySize:
     """A context in which the csv module reads long documents; its own limit is 128 kB a cell.
 
@@ -193,54 +205,111 @@ class CellsOfAnySize:
         csv.field_size_limit(self._before)
 
 
+SAME_REQUEST = 1.0
+"""Seconds in which any number of signals are one request: systemd, Slurm and a terminal signal each process of a group,
+and launchers pass on what they get besides."""
+
+
 class StopRequest:
-    """Whether somebody asked to stop."""
+    """Whether somebody asked this process to stop, by whatever signals."""
+
+    _launched: ClassVar[bool] = False
+    _at_once: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.requested = False
+        self._at = 0.0
+
+    @classmethod
+    def from_launcher(cls, *, at_once: bool) -> None:
+        """Ask this process to stop because its launcher says so; from any thread.
+
+        From then on, the launcher alone tells a second request from the first one that arrives late.
+
+        Args:
+            at_once: without saving anything.
+        """
+        cls._launched, cls._at_once = True, cls._at_once or at_once
+        if os.name == "nt":
+            _thread.interrupt_main(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def again(self) -> bool:
+        """Take note of a signal; return whether it is another request than the one that is known."""
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._at = True, now
+            return self._at_once
+        return self._at_once if self._launched else now - self._at >= SAME_REQUEST
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Yield a request that SIGINT and SIGTERM set; the handlers of before are back afterwards.
+    """Yield a request that SIGINT, SIGTERM and SIGHUP set; the handlers of before are back afterwards.
 
-    The first Ctrl-C or SIGTERM is a request, the second acts as it would have without us. Signals reach the main thread
-    only; elsewhere nothing is installed. Windows delivers SIGINT (Ctrl-C) alone.
+    The first signal is a request, as are those that come with it; a later one acts as it would have without us.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        request.requested = True
-        signal.signal(number, before[signal.Signals(number)])
+        if request.again():
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
-    for name in (signal.SIGINT, signal.SIGTERM):
-        before[name] = signal.getsignal(name)
-        signal.signal(name, handle)
-    try:
+    with _handled(handle) as before:
         yield request
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 @contextmanager
-def signals_to_children() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Yield a list; SIGTERM to this process goes on to the children in it, Ctrl-C reaches them by itself."""
-    children: list[subprocess.Popen[bytes]] = []
+def interrupted_by_signals() -> Iterator[StopRequest]:
+    """Raise KeyboardInterrupt at SIGTERM and SIGHUP as at Ctrl-C inside, once for each request; yield the first.
 
-    def forward(number: int, _frame: object) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
+    A second signal of the same request does not disturb what the first one made the program tidy up. Ctrl-C counts even
+    where a shell starts a command in the background without job control, and has it ignored.
+    """
+    request = StopRequest()
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        known = request.requested
+        if request.again() or not known:
+            raise KeyboardInterrupt
+
+    with _handled(handle):
+        yield request
+
+
+@contextmanager
+def requests_passed_on(tell: Callable[[bool], None]) -> Iterator[StopRequest]:
+    """Call `tell` for each request to stop inside; with True for all but the first. Nothing else happens."""
+    request = StopRequest()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        known = request.requested
+        if (again := request.again()) or not known:
+            tell(again)
+
+    with _handled(handle):
+        yield request
+
+
+@contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Any]]:
+    """Handle the signals that ask to stop; yield the handlers of before, which are back afterwards.
+
+    Signals reach the main thread only; elsewhere nothing is installed. Windows delivers SIGINT (Ctrl-C) alone. A
+    process that was started to outlive its terminal (`nohup`) ignores SIGHUP, and goes on doing so.
+    """
+    before: dict[signal.Signals, Any] = {}
+    names = [signal.SIGINT, signal.SIGTERM]
+    if os.name != "nt" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        names.append(signal.SIGHUP)
     try:
-        yield children
+        if threading.current_thread() is threading.main_thread():
+            for name in names:
+                before[name] = signal.getsignal(name)
+                signal.signal(name, handle)
+        yield before
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

@@ -6,8 +6,10 @@ Nothing heavy is imported here or at the top of a command's module, so that `pef
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -15,8 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from peftcli import __version__
+from peftcli.distributed.launched_worker import LAUNCHED, PEER_LOST, LaunchedWorker
 from peftcli.errors import PeftCliError, Stopped, UserError
-from peftcli.process_state import libraries_quiet
+from peftcli.process_state import interrupted_by_signals, libraries_quiet
 
 COMMANDS = (
     "train",
@@ -47,7 +50,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Stopped("stopped before it was done; what it had not finished is not there") from None
+            raise Stopped(_STOPPED) from None
 
 
 def build_app() -> typer.Typer:
@@ -69,22 +72,35 @@ def build_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
-    try:
-        with libraries_quiet():
+    with interrupted_by_signals() as stop, libraries_quiet():
+        worker = LaunchedWorker() if LAUNCHED in os.environ else None
+        try:
             build_app()(arguments, prog_name="peft")
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except PeftCliError as error:
-        print(_message(error), file=sys.stderr)
+        except (Exception, KeyboardInterrupt) as error:
+            if worker is not None and worker.is_consequence(error):
+                sys.exit(PEER_LOST)
+            _end(Stopped(_STOPPED) if stop.requested and not isinstance(error, PeftCliError) else error)
+
+
+_STOPPED = "stopped before it was done; what it had not finished is not there"
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Show an error, and exit with its code."""
+    if isinstance(error, PeftCliError):
+        _say(_message(error))
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.filename is None and error.errno not in _FULL:
-            _report_bug()
-        print(f"error: {_of_the_file_system(error)}", file=sys.stderr)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
+        _say(f"error: {_of_the_file_system(error)}")
         sys.exit(2)
-    except Exception:
-        _report_bug()
+    _say("".join(traceback.format_exception(error)))
+    _say("This is a bug in peftcli, not in your input: please report it with the lines above.")
+    sys.exit(1)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal is closed, or the program that read this has ended
+        print(text, file=sys.stderr, flush=True)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
@@ -94,13 +110,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 def _of_the_file_system(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
     return f"{where}{error.strerror or error}\n    check that this path is of the right kind and may be written"
-
-
-def _report_bug() -> NoReturn:
-    """Show the traceback of the exception at hand, and exit."""
-    traceback.print_exc()
-    print("\nThis is a bug in peftcli, not in your input: please report it with the lines above.", file=sys.stderr)
-    sys.exit(1)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from peftcli.distributed.launching import is_launched
+from peftcli.distributed.launching import SIZES, is_launched
+from peftcli.errors import PeerLost
+from peftcli.process_state import environment_kept
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients are summed in flat buckets of this size: few messages, bounded memory."""
@@ -24,14 +31,16 @@ class World:
 
     Args:
         device: where this process computes; with several CUDA devices, each process takes its own.
+
+    Raises:
+        PeerLost: the processes that a launcher's variables tell of do not find each other; by each method that waits
+            for the others, too, when one of them has ended.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size, self.device = 0, 1, device
         if is_launched():
-            from accelerate import PartialState
-
-            self._state = PartialState(cpu=device.type == "cpu")
+            self._state = _join(device)
             self.rank, self.size = int(self._state.process_index), int(self._state.num_processes)
             self.device = self._state.device if device.type == "cuda" else device
 
@@ -43,7 +52,8 @@ class World:
     def wait(self) -> None:
         """Wait until every process has come to this point."""
         if self.size > 1:
-            self._state.wait_for_everyone()
+            with _among_others():
+                self._state.wait_for_everyone()
 
     def main_first(self, function: Callable[[], T]) -> T:
         """Return what a function gives: the main process calls it first, then the others do."""
@@ -57,7 +67,8 @@ class World:
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the processes."""
         if self.size > 1:
-            torch.distributed.all_reduce(value)
+            with _among_others():
+                torch.distributed.all_reduce(value)
         return value
 
     def any(self, flag: bool) -> bool:
@@ -72,7 +83,8 @@ class World:
             return [value]
         from accelerate.utils import gather_object
 
-        gathered: list[Any] = gather_object([value])
+        with _among_others():
+            gathered: list[Any] = gather_object([value])
         return gathered
 
     def broadcast(self, value: Any) -> Any:
@@ -81,10 +93,15 @@ class World:
             return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([value])[0]
+        with _among_others():
+            return broadcast_object_list([value])[0]
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over the processes, in flat buckets; a parameter without one counts as zero."""
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], ask: Tensor | None = None) -> None:
+        """Sum gradients over the processes, in flat buckets; a parameter without one counts as zero.
+
+        Args:
+            ask: one number that is summed besides, in place; it travels with the last bucket, in that one's dtype.
+        """
         if self.size == 1:
             return
         bucket: list[Tensor] = []
@@ -95,15 +112,56 @@ class World:
                 self._sum_bucket(bucket)
                 bucket = []
             bucket.append(parameter.grad)
+        if ask is not None:
+            bucket.append(ask)
         if bucket:
             self._sum_bucket(bucket)
 
-    def _sum_bucket(self, gradients: list[Tensor]) -> None:
-        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    def _sum_bucket(self, tensors: list[Tensor]) -> None:
+        flat = self.sum(torch.cat([tensor.flatten().to(tensors[0].dtype) for tensor in tensors]))
         start = 0
-        for gradient in gradients:
-            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-            start += gradient.numel()
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+
+def _join(device: torch.device) -> PartialState:
+    """Join the processes that a launcher started; the environment stays as the launcher made it."""
+    from accelerate import PartialState
+
+    try:
+        with environment_kept():
+            return PartialState(cpu=device.type == "cpu")
+    except (RuntimeError, ValueError) as error:
+        raise PeerLost(
+            f"the processes of this run do not find each other: {_first_line(error)}",
+            suggestion="start them with `torchrun`, or with `peft train --num-processes N`; for a run of one process, "
+            f"unset {', '.join(SIZES)}",
+        ) from error
+
+
+@contextmanager
+def _among_others() -> Iterator[None]:
+    """Translate what torch raises where another process has ended.
+
+    Raises:
+        PeerLost: says so; the process that ended knows why.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLost(
+            f"another process of this run has ended, or cannot be reached: {_first_line(error)}",
+            suggestion="look for its own message",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a library says, without the place in its sources."""
+    text = str(error).strip()
+    return re.sub(r"^\[\S+?:\d+\] ", "", text.splitlines()[0]) if text else type(error).__name__
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from peftcli.distributed.stop_vote import StopVote
 from peftcli.process_state import StopRequest
 from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
@@ -25,7 +26,7 @@ def train_steps(
     state, plan, world, spec = session.state, session.plan, session.world, session.recipe.training
     parameters = list(session.attachment.trainable_parameters().values())
     session.model.train()
-    meter = milestones.meter
+    meter, vote = milestones.meter, StopVote(world, stop)
     for batches in upcoming:
         meter.start_step()
 
@@ -46,7 +47,7 @@ def train_steps(
             torch.autograd.backward(session.scaler.scale(extra))
 
         # sum over processes, unscale, clip
-        world.sum_gradients(parameters)
+        world.sum_gradients(parameters, vote.cast())
         session.scaler.unscale_(session.optimizer)
         limit = spec.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=world.device.type != "mps")
@@ -71,7 +72,7 @@ def train_steps(
 
         # evaluate, save, stop
         milestones.evaluate_if_due()
-        asked = _asked(session, stop)
+        asked = vote.asked()
         milestones.save_if_due(at_once=asked)
         if state.done or state.step >= plan.total_steps:
             break
@@ -90,11 +91,3 @@ def _name_what_was_not_reached(session: Session) -> None:
         note = untouched(session.attachment.trainable_parameters(), session.world)
         if note is not None:
             session.reporter.note(note)
-
-
-def _asked(session: Session, stop: StopRequest) -> bool:
-    """Return whether to stop; with several processes they agree where they wait for each other anyway."""
-    if session.world.size == 1:
-        return stop.requested
-    due = session.state.step % session.recipe.training.logging_steps == 0
-    return due and session.world.any(stop.requested)
