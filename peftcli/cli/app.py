@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 from peftcli import __version__
 from peftcli.distributed.launched_worker import LAUNCHED, PEER_LOST, LaunchedWorker
 from peftcli.errors import PeftCliError, Stopped, UserError
-from peftcli.process_state import interrupted_by_signals, libraries_quiet
+from peftcli.process_state import libraries_quiet
+from peftcli.stop_signals import interrupted_by_signals
 
 COMMANDS = (
     "train",

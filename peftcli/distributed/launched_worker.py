@@ -10,7 +10,7 @@ import threading
 import time
 
 from peftcli.errors import PeerLost
-from peftcli.process_state import StopRequest
+from peftcli.stop_signals import StopRequest
 
 LAUNCHED = "PEFTCLI_LAUNCHED"
 """Environment variable that is set in the processes of `launch`."""

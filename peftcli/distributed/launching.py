@@ -22,7 +22,7 @@ from typing import IO
 
 from peftcli.distributed.launched_worker import END, GRACE_SECONDS, LAUNCHED, PEER_LOST, STOP
 from peftcli.errors import Stopped, UserError
-from peftcli.process_state import requests_passed_on
+from peftcli.stop_signals import requests_passed_on
 
 POLL_SECONDS = 0.2
 SAVING_SECONDS = 30.0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from peftcli.distributed.processes import World
-from peftcli.process_state import StopRequest
+from peftcli.stop_signals import StopRequest
 
 
 class StopVote:

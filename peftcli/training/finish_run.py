@@ -31,6 +31,7 @@ def finish(session: Session, milestones: Milestones) -> Summary:
     milestones.require_finite("nothing was written as its result")
     if state.best_step is not None and state.best_step != state.step:
         session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
+        world.wait()  # all have read it before it is removed below
     milestones.tick()
     summary = summarise(session)
     if world.is_main:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from peftcli.distributed.stop_vote import StopVote
-from peftcli.process_state import StopRequest
+from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
 from peftcli.training.optim.learning_rate import set_learning_rates

@@ -10,7 +10,7 @@ from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import OutOfResources, Stopped, UserError
 from peftcli.models.own_code import remember_allowed_code
-from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision, stop_on_signal
+from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
@@ -18,6 +18,7 @@ from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
 from peftcli.record.run_summary import Summary
 from peftcli.record.train_state import TrainState
+from peftcli.stop_signals import stop_on_signal
 from peftcli.training.finish_run import finish
 from peftcli.training.loop import train_steps
 from peftcli.training.milestones import Milestones
