@@ -45,7 +45,7 @@ from peftcli.training.speed.recomputation import need_of, set_up_recomputation
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import token_limit
 from peftcli.training.watch.reporting import Reporter
-from peftcli.training.watch.trackers import Trackers
+from peftcli.training.watch.trackers import Earlier, Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,7 +107,7 @@ def build_session(
         optimizer=_optimizer(recipe, attachment, rate, world.device),
         scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
         state=state,
-        trackers=Trackers(spec.report_to if world.is_main else (), directory.path, recipe.as_dict()),
+        trackers=_trackers(recipe, world, directory, reporter, state.step),
     )
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return session
@@ -117,6 +117,13 @@ def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> Run
     """Return the base, and what was chosen here and is chosen again when a run goes on; `state` fixes the rest."""
     own = {"the dtype of the frozen weights": dtype_name(base.dtype), "the tokens of a micro-batch": str(limit)}
     return RunInputs(base=base.identity.fingerprint, decisions=own | paths.found())
+
+
+def _trackers(recipe: Recipe, world: World, directory: RunDirectory, reporter: Reporter, step: int) -> Trackers:
+    """Return the recipe's trackers in the main process, none in the others; `step` is where the run goes on."""
+    names = recipe.training.report_to if world.is_main else ()
+    earlier = Earlier(step, directory.metrics.lines(), reporter.note) if step and names else None
+    return Trackers(names, directory.path, recipe.as_dict(), earlier)
 
 
 def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel) -> PackingRoute:
