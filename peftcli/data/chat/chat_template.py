@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftcli.data.chat.rendered_text import Span
 from peftcli.data.read.records import RowError
+from peftcli.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from peftcli.data.chat.compiled_template import CompiledTemplate
+
+KEY = "data.chat_template"
+_ANOTHER = "data.chat_template names another template"
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -31,11 +39,37 @@ class ChatTemplate:
         return bool(_GENERATION.search(self.text))
 
 
+def compiled(template: ChatTemplate) -> CompiledTemplate:
+    """Return a template's program.
+
+    Raises:
+        UserError: the text is no Jinja template; names it and the line.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    from peftcli.data.chat.compiled_template import compile_template
+
+    try:
+        return compile_template(template.text)
+    except TemplateSyntaxError as error:
+        own = template.name == "tokenizer"
+        text = f"{'the tokenizer has a chat template that is ' if own else ''}not a Jinja template: {error.message}"
+        file, line = (None, f", line {error.lineno}") if own else (template.name, "")
+        raise UserError(
+            Problem(f"{text}{line}", file=file, line=error.lineno, key=KEY if own else None, suggestion=_ANOTHER)
+        ) from error
+
+
 class FilledTemplate:
-    """A chat template with the special tokens of a tokenizer filled in."""
+    """A chat template with the special tokens of a tokenizer filled in.
+
+    Raises:
+        UserError: the text is no Jinja template.
+    """
 
     def __init__(self, template: ChatTemplate, tokenizer: Any) -> None:
         self._template = template
+        self._compiled = compiled(template)
         self._tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
 
     def render(
@@ -49,27 +83,33 @@ class FilledTemplate:
 
         Raises:
             RowError: the template refuses the messages.
+            UserError: it exceeds the limits on its work, its text or its time.
         """
         from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
 
+        from peftcli.data.chat.template_limits import TemplateLimit
+
+        given = {"tools": tools, "documents": None, "add_generation_prompt": generate, **self._tokens}
         try:
-            texts, indices = render_jinja_template(
-                conversations=[list(messages)],
-                tools=tools,
-                chat_template=self._template.text,
-                return_assistant_tokens_mask=tags,
-                add_generation_prompt=generate,
-                **self._tokens,
-            )
+            return self._compiled.render(messages, given, tags=tags)
+        except (TemplateLimit, MemoryError) as error:
+            reason = f"{str(error) or 'it takes all memory'}{_line(error)}"
+            raise UserError(Problem(f"{self._whose()} is refused: {reason}", key=KEY, suggestion=_ANOTHER)) from error
         # what a template can do wrong besides: divide by zero, count too far, call itself, read what is not there
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             roles = [str(message["role"]) for message in messages]
-            name = self._template.name
-            whose = "the tokenizer's chat template" if name == "tokenizer" else f"the chat template {name}"
-            message = f"{whose} refuses roles {' '.join(roles)}: {str(error) or type(error).__name__}"
-            raise RowError(message, _remedy(roles)) from error
-        return str(texts[0]), [tuple(pair) for pair in indices[0]] if tags else []
+            reason = f"{str(error) or type(error).__name__}{_line(error)}"
+            raise RowError(f"{self._whose()} refuses roles {' '.join(roles)}: {reason}", _remedy(roles)) from error
+
+    def _whose(self) -> str:
+        name = self._template.name
+        return "the tokenizer's chat template" if name == "tokenizer" else f"the chat template {name}"
+
+
+def _line(error: BaseException) -> str:
+    """Return `, line N` of the template in which an error was raised, '' where that is not known."""
+    lines = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == "<template>"]
+    return f" (line {lines[-1]} of it)" if lines else ""
 
 
 def _remedy(roles: Sequence[str]) -> str:

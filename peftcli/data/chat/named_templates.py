@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftcli.data.chat.chat_template import ChatTemplate
+from peftcli.data.chat.chat_template import KEY, ChatTemplate, compiled
 from peftcli.data.chat.template_arguments import with_arguments
 from peftcli.errors import Problem, UserError
 from peftcli.suggestions import did_you_mean, nearest
 
 FOLDER = Path(__file__).parent / "templates"
 PLAIN = "none"
-KEY = "data.chat_template"
 
 
 def template_names() -> list[str]:
@@ -44,12 +43,16 @@ def _chosen(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
         own = getattr(tokenizer, "chat_template", None)
         if isinstance(own, dict):  # several by name; transformers takes this one without tools
             own = own.get("default")
+        if own is not None and not isinstance(own, str):
+            raise UserError(
+                Problem("the tokenizer has a chat template that is no text", key=KEY, suggestion="name another one")
+            )
         return ChatTemplate("tokenizer", own) if own else None
     if wanted in template_names():
         return ChatTemplate(wanted, (FOLDER / f"{wanted}.jinja").read_text(encoding="utf-8"))
     path = Path(wanted).expanduser()
     if path.is_file():
-        return ChatTemplate(str(path), _parsed(path))
+        return _parsed(path)
     near = nearest(wanted, [*template_names(), PLAIN], most=2)
     raise UserError(
         Problem(
@@ -60,17 +63,11 @@ def _chosen(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
     )
 
 
-def _parsed(path: Path) -> str:
-    """Return the text of a Jinja file that can be parsed."""
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
+def _parsed(path: Path) -> ChatTemplate:
+    """Return the template of a Jinja file that can be parsed."""
     try:
-        text = path.read_text(encoding="utf-8")
+        found = ChatTemplate(str(path), path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(Problem(f"cannot be read as text: {error}", file=str(path), key=KEY)) from error
-    try:
-        render_jinja_template(conversations=[], chat_template=text)
-    except TemplateSyntaxError as error:
-        raise UserError(Problem(f"not a Jinja template: {error.message}", file=str(path), line=error.lineno)) from error
-    return text
+    compiled(found)
+    return found
