@@ -22,12 +22,14 @@ from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_texts
+from peftcli.models.load.dtypes import dtype_named
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.weights.wider_tensors import restore_wider
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
@@ -70,6 +72,8 @@ class FoundRun:
         spec: the model block that rebuilds its base, or loads the complete model.
         labels: of a classification task; None until it is loaded for a complete model.
         notes: what a user should know.
+        computes_in: dtype of the products; None is that of the weights. A complete model is kept in float32, and was
+            evaluated in its base's dtype.
     """
 
     directory: RunDirectory
@@ -79,6 +83,7 @@ class FoundRun:
     labels: LabelSpec | None
     tokenizer: PreTrainedTokenizerBase
     notes: list[str]
+    computes_in: DTypeName | None = None
 
     @property
     def trained_format(self) -> str | None:
@@ -225,13 +230,26 @@ def _find_model(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DType
         spec = spec.model_copy(update={"dtype": base_dtype})
         notes.append(f"weights held in {base_dtype}: results can differ from training")
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
-    return FoundRun(directory, loaded, None, spec, None, tokenizer, [*notes, *of_tokenizer])
+    computes_in = _evaluated_in(directory) if base_dtype is None else None
+    return FoundRun(directory, loaded, None, spec, None, tokenizer, [*notes, *of_tokenizer], computes_in)
+
+
+def _evaluated_in(directory: RunDirectory) -> DTypeName | None:
+    """Return the dtype that a run evaluated in, from its summary; None where that does not say."""
+    try:
+        name = directory.summary().get("weights_dtype")
+    except UserError:
+        return None
+    return name if name in ("float32", "bfloat16", "float16") else None
 
 
 def _load_model(found: FoundRun, world: World) -> OpenedRun:
     base = load_model(found.spec, found.loaded.recipe.task, device=world.device)
     labels = _labels_of(base.config, found.loaded.recipe)
     notes = [*found.notes, *base.all_notes]
+    if found.computes_in is not None:
+        restore_wider(base.model, found.directory.path / "model")
+        base = replace(base, dtype=dtype_named(found.computes_in))
     return opened(found.loaded, found.tokenizer, Attachment(base.model), labels, base, world, notes)
 
 

@@ -16,6 +16,7 @@ class Summary:
         eval_before: the same before the first step.
         train_runtime: seconds of the loop, evaluation and checkpoints included, over all resumed parts.
         tokens_per_second: non-padding training tokens over the time spent in training steps.
+        weights_dtype: of the frozen weights, in which evaluation computes.
         working_directory: where `peft train` ran: what relative paths of the recipe are relative to.
         data: what became of the rows: counts, format, evidence, template, cache.
         inputs: `RunInputs.as_dict()`.
@@ -43,6 +44,7 @@ class Summary:
     device: str
     precision: str
     versions: dict[str, str]
+    weights_dtype: str = ""
     artifact: str = "adapter"
     stopped_early: bool = False
     working_directory: str = ""

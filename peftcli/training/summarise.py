@@ -10,6 +10,7 @@ import torch
 from peftcli import __version__
 from peftcli.distributed.devices import peak_memory
 from peftcli.installed_versions import installed_versions
+from peftcli.models.load.dtypes import dtype_name
 from peftcli.record.run_summary import Summary
 from peftcli.training.run_header import parameter_counts
 from peftcli.training.session import Session
@@ -43,6 +44,7 @@ def summarise(session: Session) -> Summary:
         device=str(session.world.device),
         precision=str(session.precision),
         versions=versions(),
+        weights_dtype=dtype_name(session.precision.weights),
         artifact=session.info.artifact,
         stopped_early=state.stopped_early,
         working_directory=str(Path.cwd()),

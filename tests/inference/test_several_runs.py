@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import peftcli.inference.open_run as opening
+from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.predict_run import predict_run, predict_runs
 from peftcli.training.run import train
 from tests.recipes import chat_rows, class_rows, write_jsonl
@@ -47,3 +50,16 @@ def test_one_base_serves_every_run_in_turn(recipe, tmp_path, monkeypatch, family
     assert len(loads) == 1
     assert together == alone
     assert len({str(row["scores"]) for row in alone}) > len(rows)  # the runs do differ
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "freeze", "trainable": "norms"}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_complete_model_of_a_half_base_is_evaluated_as_in_training(recipe, family, method) -> None:
+    """What trained is kept in float32, and training computes in the base's type."""
+    loaded = recipe(family, "causal_lm", method=method, model__dtype="bfloat16", training__bf16="auto",
+                    data__val_set_size=4, training__learning_rate=0.05)  # fmt: skip
+    kept = train(loaded).eval
+    again = evaluate_run(Path(str(loaded.recipe.output_dir)))
+    assert kept is not None and again["eval_loss"] == kept["eval_loss"]
+    held = evaluate_run(Path(str(loaded.recipe.output_dir)), base_dtype="float32")
+    assert held["eval_loss"] != kept["eval_loss"]
