@@ -189,6 +189,7 @@ class RowPreparer:
             counts=sum(sets.values(), Counts()),
             sets=sets,
             format=pool.meta["formats"][0],
+            formats=[*dict.fromkeys(pool.meta["formats"])],
             evidence=evidence,
             template=self.settings.template.name if self.settings.template else None,
             cache="hit" if all(self._hits) else "miss",

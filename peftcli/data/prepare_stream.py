@@ -45,9 +45,12 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     )
     first = rows[0]  # now, so that mistakes show before the model is loaded
     template = settings.template
+    known = rows.formats if len(rows.formats) == len(jobs) else {}
     report = DataReport(
         counts=sum(sets.values(), Counts()),
         sets=sets,
+        format=next(iter(known.values()), ""),
+        formats=[*dict.fromkeys(known.values())],
         evidence=evidence,
         template=template.name if template else None,
         cache="streaming",

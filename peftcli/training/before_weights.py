@@ -81,7 +81,7 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     shared = overlap_notes(data, recipe.data) if recipe.data is not None else []
     leaving = leaving_model(known.spec, recipe.task, known.tokenizer, learnt_texts(recipe, data, known.tokenizer))
     problem = data.labels.problem if data.labels else None
-    rows = KnownRows(data.report.format, problem, sum(map(len, validation.values())))
+    rows = KnownRows(data.report.formats, problem, sum(map(len, validation.values())))
     of_recipe = [*compiling, *idle_keys(loaded, NAMES, rows)]
     for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
         reporter.note(note)

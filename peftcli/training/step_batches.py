@@ -17,6 +17,7 @@ from peftcli.data.rows.batching import batches as epoch_batches
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import longest_first, micro_batches
 from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.processes import World
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import Batch
@@ -46,15 +47,18 @@ class StepBatches:
     def read(self, step: int) -> list[list[Row]]:
         """Return the rows of each micro-batch of a step; one caller at a time, since a stream is read in order."""
         epoch, index = self._plan.position(step)
-        own = longest_first(self._epoch_rows(epoch)[index], self._lengths)[self.world.rank :: self.world.size]
+        numbers = self._epoch_rows(epoch)[index]
+        read = {number: self.rows[number] for number in sorted(numbers)} if isinstance(self.rows, StreamedRows) else {}
+        lengths = {number: len(row.input_ids) for number, row in read.items()} if read else self._lengths
+        own = longest_first(numbers, lengths)[self.world.rank :: self.world.size]
         shares = micro_batches(
             own,
-            self._lengths,
+            lengths,
             batch_size=self.spec.per_device_train_batch_size,
             max_tokens=self.max_tokens,
             joined=self.collator.joins_rows,
         )
-        return [[self.rows[number] for number in share] for share in shares]
+        return [[read.get(number) or self.rows[number] for number in share] for share in shares]
 
     def collate(self, shares: Sequence[Sequence[Row]]) -> list[Batch]:
         """Return rows as batches of the task; for any number of callers at a time."""

@@ -64,7 +64,7 @@ def test_what_is_not_written_is_not_named(tmp_path, task: str) -> None:
 
 
 def test_what_only_the_rows_tell(tmp_path) -> None:
-    rows = KnownRows("text", None, validation=0)
+    rows = KnownRows(["text"], None, validation=0)
     loaded = _load(tmp_path, "causal_lm", "data.chat_template=llama3", "training.early_stopping_patience=2")
     assert idle_keys(loaded, NAMES) == []
     assert idle_keys(loaded, NAMES, rows) == [
@@ -72,3 +72,6 @@ def test_what_only_the_rows_tell(tmp_path) -> None:
         "training.early_stopping_patience has no effect: there are no validation rows",
     ]
     assert idle_keys(_load(tmp_path, "causal_lm", "data.chat_template=none"), NAMES, rows) == []
+    template = _load(tmp_path, "causal_lm", "data.chat_template=llama3")
+    for formats in ([], ["text", "messages"]):  # a stream that is not read yet, and one source of two
+        assert idle_keys(template, NAMES, KnownRows(formats, None, validation=0)) == []

@@ -50,6 +50,21 @@ def test_steps_come_in_order_and_are_the_same_with_any_number_of_workers(recipe,
     assert seen[1:] == [seen[0]] * 3
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "stream"])
+def test_a_micro_batch_holds_rows_of_like_length_within_its_limit(recipe, tmp_path, streaming) -> None:
+    loaded = recipe("llama", "causal_lm", chat_rows(30), data__streaming=streaming, training__max_steps=20,
+                    training__per_device_train_batch_size=8, training__max_tokens_per_micro_batch=60,
+                    training__fast_paths={"padding_free": False})  # fmt: skip
+    batches, counts = batches_of(loaded, tmp_path), []
+    for step in range(20):
+        shares = [[len(row.input_ids) for row in share] for share in batches.read(step)]
+        flat = [length for share in shares for length in share]
+        assert len(flat) == 8 and flat == sorted(flat, reverse=True)
+        assert all(len(share) == 1 or len(share) * share[0] <= 60 for share in shares)
+        counts += map(len, shares)
+    assert max(counts) > 2
+
+
 class Counting(StepBatches):
     """Notes which steps are read, and how many are collated at once."""
 

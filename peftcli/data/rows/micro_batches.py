@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from peftcli.data.rows.packing import best_fit
 
-Lengths = npt.NDArray[np.int32]
+Lengths = npt.NDArray[np.int32] | Mapping[int, int]
 
 
 def micro_batches(
@@ -22,7 +22,7 @@ def micro_batches(
 
     Args:
         rows: row numbers, longest first.
-        lengths: tokens of every row of the set.
+        lengths: tokens of each row, by its number.
         batch_size: rows of a padded micro-batch at most.
         max_tokens: bound on a micro-batch's tokens, padding included; a single longer row stands alone.
         joined: whether a micro-batch's rows are put behind each other, without padding.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -66,6 +67,7 @@ class StreamedRows:
         self._count, self._seed, self._skip = count, seed, skip
         self._errors = Errors(on_error)
         self.unused: Counter[str] = Counter()
+        self.formats: dict[str, str] = {}
         self._rewind()
 
     def __len__(self) -> int:
@@ -73,8 +75,8 @@ class StreamedRows:
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Ones: the lengths of rows that are not read yet are not known, so batches keep the stream's order."""
-        return np.ones(self._count, dtype=np.int32)
+        """What a row can have at most: rows that are not read yet are not measured, and keep the stream's order."""
+        return np.full(self._count, self._settings.max_length, dtype=np.int32)
 
     @property
     def skipped(self) -> int:
@@ -120,11 +122,14 @@ class StreamedRows:
         while True:
             yield next(streams[int(random.choice(len(streams), p=weights / weights.sum()))])
 
+    def _started(self, job: SourceJob, recognised: RecognisedFormat) -> None:
+        self.formats[job.files.title] = recognised.format.name
+
     def _endless(self, job: SourceJob, skip: int) -> Iterator[Row]:
         while True:
             found = 0
             arguments = (job, self._tokenizer, self._settings, self._errors)
-            for row in stream_rows(*arguments, skip=skip, unused=self.unused):
+            for row in stream_rows(*arguments, skip=skip, unused=self.unused, started=partial(self._started, job)):
                 found += 1
                 yield row
             if not found:

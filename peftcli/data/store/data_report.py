@@ -48,7 +48,8 @@ class DataReport:
     Args:
         counts: over all sets.
         sets: counts of the training and of each validation set's files (a split-off set belongs to the first).
-        format: of the training rows.
+        format: of the training rows; of several sources the first one's.
+        formats: of all sources of training rows, each once; empty where they are not all known yet.
         evidence: for each source why its format was chosen.
         template: name of the chat template, None for plain text.
         cache: `hit` when all prepared rows were there already, else `miss`.
@@ -65,6 +66,7 @@ class DataReport:
     counts: Counts = field(default_factory=Counts)
     sets: dict[str, Counts] = field(default_factory=dict)
     format: str = ""
+    formats: list[str] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     template: str | None = None
     cache: str = "miss"

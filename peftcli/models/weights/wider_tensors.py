@@ -1,4 +1,4 @@
-"""Tensors that a file holds more precisely than the loaded model: what trained is kept in float32 beside a half base."""
+"""Tensors that a file holds more precisely than the loaded model: what trained stays float32 beside a half base."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ one that a run stored must stay readable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from peftcli.recipe.checks.method_checks import methods_of
@@ -28,12 +28,12 @@ class KnownRows:
     """What is known of the rows once they are prepared.
 
     Args:
-        format: of the training rows; empty where it is not known.
+        formats: of the training rows; empty where they are not known.
         problem: kind of label, None without labels.
         validation: validation rows.
     """
 
-    format: str
+    formats: Sequence[str]
     problem: str | None
     validation: int
 
@@ -91,8 +91,9 @@ def _data(recipe: Recipe, names: Names, rows: KnownRows | None) -> Reasons:
     kind = names.tasks[recipe.task].rows
     mixed = "each source of data.datasets has its own" if data.datasets else None
     streamed = "the rows are streamed" if data.streaming and data.validation is None else None
-    plain = rows is not None and rows.format in PLAIN_FORMATS
-    untemplated = f"rows of the format {rows.format} are no conversations" if rows is not None and plain else None
+    formats = [] if rows is None else rows.formats
+    plain = bool(formats) and set(formats) <= set(PLAIN_FORMATS)
+    untemplated = f"rows of the format {' and '.join(formats)} are no conversations" if plain else None
     templates = kind == "text" and data.chat_template != "none"
     return {
         "data.val_set_size": _why_not_split(recipe, data, own=True),

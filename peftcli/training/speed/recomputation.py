@@ -107,9 +107,10 @@ def need_of(batches: StepBatches, attachment: Attachment, task: Task, computing:
     free = free_bytes(batches.world.device, batches.world.size)
     if free is None:
         return None
-    longest = batches.rows[int(np.argmax(batches.rows.lengths))]
+    lengths = batches.rows.lengths
+    longest = batches.rows[int(np.argmax(lengths))]
     cost = activation_cost(attachment.model, task, batches.collator, longest, computing)
-    count, length = largest_micro_batch(batches, len(longest.input_ids))
+    count, length = largest_micro_batch(batches, int(lengths.max()))  # of a stream it is the limit
     trainable = attachment.trainable_parameters().values()
     return Need(count, length, cost.of(count, length), STATES * sum(p.nbytes for p in trainable), free)
 

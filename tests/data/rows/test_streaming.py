@@ -124,9 +124,9 @@ def test_classification_needs_all_labels_first(tokenizer: Any, tmp_path: Path) -
         )
 
 
-def test_packed_length_is_not_asked_of_a_stream(tokenizer: Any, tmp_path: Path) -> None:
-    rows = stream(tokenizer, numbered(tmp_path / "a.jsonl", 5), 7).train
-    assert np.array_equal(rows.lengths, np.ones(7))
+def test_lengths_of_a_stream_are_the_limit(tokenizer: Any, tmp_path: Path) -> None:
+    rows = stream(tokenizer, numbered(tmp_path / "a.jsonl", 5), 7, max_length=30).train
+    assert np.array_equal(rows.lengths, np.full(7, 30))
     with pytest.raises(IndexError):
         rows[7]
 
