@@ -14,6 +14,7 @@ from peftcli.process_state import quiet_transformers
 from peftcli.record.run_summary import Summary
 from peftcli.training.hub_upload import push
 from peftcli.training.milestones import Milestones
+from peftcli.training.run_header import parameter_counts
 from peftcli.training.session import Session
 from peftcli.training.summarise import summarise
 from peftcli.training.watch.curves import write_plots
@@ -29,11 +30,12 @@ def finish(session: Session, milestones: Milestones) -> Summary:
     state, directory, world = session.state, session.directory, session.world
     milestones.meter.close()
     milestones.require_finite("nothing was written as its result")
+    counts = parameter_counts(session)  # of what trained: loading the best can leave out what served training only
     if state.best_step is not None and state.best_step != state.step:
         session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
         world.wait()  # all have read it before it is removed below
     milestones.tick()
-    summary = summarise(session)
+    summary = summarise(session, counts)
     if world.is_main:
         save_artifact(session, summary)
         write_plots(directory.path / "plots", directory.metrics.lines())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,14 +14,12 @@ from peftcli.distributed.devices import peak_memory
 from peftcli.installed_versions import installed_versions
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.record.run_summary import Summary
-from peftcli.training.run_header import parameter_counts
 from peftcli.training.session import Session
 
 
-def summarise(session: Session) -> Summary:
-    """Return how the run ended."""
+def summarise(session: Session, counts: Mapping[str, Any]) -> Summary:
+    """Return how the run ended; `counts` are `parameter_counts` of what trained."""
     state, plan = session.state, session.plan
-    counts = parameter_counts(session)
     evaluated = None if state.best_metrics is None else dict(state.best_metrics)
     return Summary(
         status="early_stopped" if state.stopped_early else "finished",

@@ -127,3 +127,13 @@ def test_a_run_with_decay_leaves_ia3_where_its_gradients_put_it(recipe) -> None:
     loaded = recipe(method={"name": "ia3"}, training__learning_rate=1e-12, training__weight_decay=1e9)
     train(loaded)
     assert all(torch.allclose(t, torch.ones_like(t), atol=1e-6) for t in adapter(loaded.recipe.output_dir).values())
+
+
+@pytest.mark.parametrize("greater", [True, False])
+def test_the_number_of_trained_parameters_does_not_depend_on_the_best_step(recipe, greater) -> None:
+    """A prefix's network serves training only; the best prefix is loaded without it."""
+    loaded = recipe(method={"name": "prefix_tuning", "num_virtual_tokens": 3, "encoder_hidden_size": 8},
+                    data__val_set_size=4, training__eval_steps=1, training__greater_is_better=greater)  # fmt: skip
+    summary = train(loaded)
+    assert (summary.best_step == summary.steps) is not greater
+    assert summary.trainable > summary.saved
