@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.data.read.records import Record
+from peftcli.data.read.records import Record, RowError
+from peftcli.data.recognition.examples import Tokens
 from peftcli.data.recognition.recognise import recognise
 from peftcli.errors import UserError
 
@@ -122,3 +123,27 @@ def test_what_is_learnt_may_be_absent_when_predicting() -> None:
         assert recognise(one(values), task, predicting=True).predicting
         with pytest.raises(UserError):
             recognise(one(values), task)
+
+
+@pytest.mark.parametrize("labels", [None, [-100, -100, 7, 8, -100]])
+def test_padding_of_tokenised_rows_is_left_out(labels: list[int] | None) -> None:
+    values = {"input_ids": [0, 6, 7, 8, 0], "attention_mask": [0, 1, 1, 1, 0], "labels": labels}
+    values = {key: value for key, value in values.items() if value is not None}
+    (row,) = recognise(one(values), "causal_lm").examples(Record("a.jsonl", 1, values))
+    assert row == Tokens([6, 7, 8], labels and [-100, 7, 8])
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ([1, 0, 1], "hides token 2, between others"),
+        ([0, 0, 0], "hides all tokens"),
+        ([1, 1], "not a list of 0 and 1"),
+        ([1, 2, 1], "not a list of 0 and 1"),
+    ],
+)
+def test_a_mask_that_is_no_padding_is_refused(mask: list[int], says: str) -> None:
+    values = {"input_ids": [5, 6, 7], "attention_mask": mask}
+    plan = recognise(one({**values, "attention_mask": [1, 1, 1]}), "causal_lm")
+    with pytest.raises(RowError, match=says):
+        plan.examples(Record("a.jsonl", 1, values))
