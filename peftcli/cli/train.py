@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,8 @@ def train(
         prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
-        raise typer.Exit(launch(["train", str(recipe), *changes, *_given(flags)], num_processes))
+        command = [sys.executable, "-m", "peftcli", "train", str(recipe), *changes, *_given(flags)]
+        raise typer.Exit(launch(command, num_processes))
 
     from peftcli.console.display import RunDisplay
     from peftcli.console.output import print_json

@@ -62,14 +62,14 @@ def _number(name: str, default: int) -> int:
         raise UserError(f"the environment variable {name} is {value!r}, not a number", suggestion="unset it") from error
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `python -m peftcli ARGUMENTS` in several processes; return the command's exit code.
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run a command of this program in several processes; return its exit code.
 
     The first process has this one's output and says how a run ends. A request to stop goes to all processes once,
     however many signals bring it. When one fails the others are ended, and what the first to fail said is shown.
     """
     with ExitStack() as files:
-        crew = _Crew(arguments, processes, files)
+        crew = _Crew(command, processes, files)
         stop = files.enter_context(requests_passed_on(crew.tell))
         try:
             crew.start()
@@ -118,9 +118,8 @@ class _Worker:
 class _Crew:
     """The processes of a run, from the first one's start to the last one's end."""
 
-    def __init__(self, arguments: Sequence[str], processes: int, files: ExitStack) -> None:
-        self._files = files
-        self._command = [sys.executable, "-m", "peftcli", *arguments]
+    def __init__(self, command: Sequence[str], processes: int, files: ExitStack) -> None:
+        self._command, self._files = command, files
         self._size, self._port = processes, _port()
         self._workers: list[_Worker] = []
         self._word = b""
