@@ -96,7 +96,7 @@ def new_directory(path: Path, *, instead: str = "write to another place") -> Ite
     with writing(path, instead), _parents_made(path):
         partial, old = _beside(path), _beside(path, "old-")
         for stale in (partial, old):
-            shutil.rmtree(stale, ignore_errors=True)
+            _remove(stale)
         partial.mkdir()
         try:
             yield partial
@@ -106,10 +106,7 @@ def new_directory(path: Path, *, instead: str = "write to another place") -> Ite
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_directory(path.parent)
-        if old.is_symlink():
-            old.unlink()  # and keep the directory that it points at
-        else:
-            shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 def _put_in_place(partial: Path, path: Path, old: Path) -> None:
@@ -156,18 +153,23 @@ def remove_directory(path: Path) -> None:
     if path.exists():
         with writing(path, "give this user the right to write there", verb="removed"):
             doomed = _beside(path, "old-")
-            shutil.rmtree(doomed, ignore_errors=True)
+            _remove(doomed)
             os.rename(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            _remove(doomed)
 
 
 def remove_partial(directory: Path) -> None:
     """Remove the partial files and directories in `directory` that a crash left."""
     for entry in directory.glob(f"{PARTIAL}*"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a directory with all that it holds, or a link, and then not what it points at."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_tree(directory: Path) -> None:

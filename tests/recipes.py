@@ -109,23 +109,22 @@ def models(tmp_path_factory) -> Callable[[str, str], Path]:
     return directory
 
 
-@pytest.fixture
-def recipe(tmp_path, models) -> Callable[..., LoadedRecipe]:
-    """Write a recipe and load it; dotted keys are given with two underscores."""
+def recipes_in(folder: Path, models: Callable[..., Path]) -> Callable[..., LoadedRecipe]:
+    """Return what writes a recipe into `folder` and loads it; dotted keys are given with two underscores."""
 
     def make(family: str = "llama", task: str = "causal_lm", rows: Any = None, /, **changes: Any) -> LoadedRecipe:
         if rows is None:
             rows = chat_rows(16) if task == "causal_lm" else class_rows(24)
         name = changes.pop("name", "run")
-        data = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        data = write_jsonl(folder / f"{name}.jsonl", rows)
         tree: dict[str, Any] = {
             "model": {"name_or_path": str(changes.pop("model", models(family, task)))},
             "task": task,
-            "data": {"path": str(data), "val_set_size": 0, "max_length": 48, "cache_dir": str(tmp_path / "cache")},
+            "data": {"path": str(data), "val_set_size": 0, "max_length": 48, "cache_dir": str(folder / "cache")},
             "method": {"name": "lora", "r": 4, "target_modules": "all-linear"},
             "training": {"learning_rate": 5e-3, "max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 1,
                          "bf16": False, "device": "cpu", "lr_scheduler_type": "constant"},
-            "output_dir": str(tmp_path / "runs" / name),
+            "output_dir": str(folder / "runs" / name),
         }  # fmt: skip
         for key, value in changes.items():
             *parents, last = key.split("__")
@@ -133,8 +132,14 @@ def recipe(tmp_path, models) -> Callable[..., LoadedRecipe]:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
-        file = tmp_path / f"{name}.yaml"
+        file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(tree), encoding="utf-8")
         return load_recipe(file, [], NAMES)
 
     return make
+
+
+@pytest.fixture
+def recipe(tmp_path, models) -> Callable[..., LoadedRecipe]:
+    """Write a recipe and load it: see `recipes_in`."""
+    return recipes_in(tmp_path, models)

@@ -98,7 +98,7 @@ def duration(seconds: float) -> str:
 
 def metric(name: str, value: Any) -> str:
     """Return a metric for reading: shares as percentages, everything else to four digits."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > sys.float_info.max:
         return str(value)
     if any(part in name for part in ("accuracy", "f1", "precision", "recall", "exact_match")) and 0 <= value <= 1:
         return f"{100 * value:.1f}%"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def load_stored_recipe(file: Path, names: Names, *, trust_code: bool = False) ->
     try:
         typed = [TRUST_REMOTE_CODE] if trust_code else []
         loaded = load_recipe(file, typed, names, need_data=False, upgrades=renamed_keys.CHANGES)
+        _refuse_half(file)
     except UserError as error:
         about = Problem(
             "this recipe is that of a run, which must not be edited",
@@ -97,3 +99,14 @@ def recipe_as_written(file: Path, names: Names) -> Recipe:
         return loaded.recipe
     model = loaded.recipe.model.model_copy(update={"trust_remote_code": True})
     return loaded.recipe.model_copy(update={"model": model})
+
+
+def _refuse_half(file: Path) -> None:
+    """Refuse a recipe whose end is missing: what is left may be a recipe, too, with defaults for the rest.
+
+    Raises:
+        UserError: it ends within a line, and before the last key of a recipe, which every stored one has.
+    """
+    text = file.read_text(encoding="utf-8")
+    if not text.endswith("\n") and not re.search("^seed:", text, flags=re.MULTILINE):
+        raise UserError(Problem("the end of the recipe is missing", file=str(file), line=text.count("\n") + 1))

@@ -5,30 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from peftcli.atomic import remove_partial, write_text
+from peftcli.atomic import PARTIAL, remove_partial, write_text
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import recipe_as_written
 from peftcli.record.checkpoints import Checkpoints
-from peftcli.record.metrics_file import MetricsFile, finite
 from peftcli.record.recipe_changes import changed_keys
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
-from peftcli.typed_record import read_object
+from peftcli.record.run_summary import Summary
+from peftcli.record.step_lines import StepLines, finite, line_text
+from peftcli.typed_record import read_object, record_of
 from peftcli.write_errors import OTHER_RUN, writing
 
+ARTIFACTS = ("adapter", "model")
+"""What a finished run leaves, one or the other."""
+
 OWN_ENTRIES = (
-    "recipe.yaml",
-    "adapter",
-    "model",
+    "summary.json",
+    *ARTIFACTS,
     "checkpoints",
     "metrics.jsonl",
-    "summary.json",
     "plots",
     "samples.jsonl",
     "skipped_rows.jsonl",
@@ -36,8 +38,18 @@ OWN_ENTRIES = (
     "profile",
     LOCK_FILE,
     HOLDER_FILE,
+    "recipe.yaml",
 )
-"""What a run writes; `--overwrite` removes these and nothing else."""
+"""What a run writes; `--overwrite` removes these in this order and nothing else.
+
+The summary goes first and the recipe last: after a crash in between, the rest is an unfinished run.
+"""
+
+_TRAINED = ("summary.json", *ARTIFACTS, "checkpoints", "metrics.jsonl")
+"""What nobody wants to lose."""
+
+_WRITTEN_IN_PLACE = ("metrics.jsonl", "samples.jsonl", "plots", "logs", "profile", LOCK_FILE, HOLDER_FILE)
+"""What is not replaced as a whole: where one is a link, what it points at would be written to."""
 
 TRAIN_AGAIN = "train again with `peft train RECIPE --overwrite`"
 """What helps where a file of a run is damaged."""
@@ -61,7 +73,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
-        self.metrics = MetricsFile(path / "metrics.jsonl")
+        self.metrics = StepLines(path / "metrics.jsonl")
+        self.samples = StepLines(path / "samples.jsonl")
         self.summary_file = path / "summary.json"
 
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
@@ -72,20 +85,35 @@ class RunDirectory:
         """Return what the directory holds.
 
         Raises:
-            UserError: it is a file, or holds something that is not a run.
+            UserError: it is a file, or holds something that is not a run, or a run that lost its recipe.
+        """
+        entries = self._refuse_foreign()
+        if self.recipe_file.is_file():
+            return RunStatus.FINISHED if self.summary_file.is_file() else RunStatus.UNFINISHED
+        trained = [name for name in entries if name in _TRAINED]
+        if trained:
+            raise UserError(
+                f"output_dir {self.path} holds {', '.join(sorted(trained))} of a run, but not its recipe.yaml",
+                suggestion="put the file back, choose another output_dir, or replace what is there with --overwrite",
+            )
+        return RunStatus.EMPTY
+
+    def _refuse_foreign(self) -> list[str]:
+        """Return the names of what is there.
+
+        Raises:
+            UserError: it is a file, or there is something that is not a run's, and no run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"output_dir {self.path} is a file", suggestion="choose another output_dir")
-        if self.recipe_file.is_file():
-            return RunStatus.FINISHED if self.summary_file.is_file() else RunStatus.UNFINISHED
-        entries = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        entries = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         foreign = sorted(name for name in entries if name not in OWN_ENTRIES and not name.startswith("."))
-        if foreign:
+        if foreign and not self.recipe_file.is_file():
             raise UserError(
                 f"output_dir {self.path} holds files that are no run: {', '.join(foreign[:3])}",
                 suggestion="choose another output_dir, or empty this one",
             )
-        return RunStatus.EMPTY
+        return entries
 
     def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> RunStatus:
         """Return the status if training may go ahead (or is done already).
@@ -98,9 +126,12 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it", suggestion="give one of the two")
-        status = self.status()
-        if status is RunStatus.EMPTY or overwrite:
+        if overwrite:
+            self._refuse_foreign()
             return RunStatus.EMPTY
+        status = self.status()
+        if status is RunStatus.EMPTY:
+            return status
         different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
         if different:
             shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
@@ -108,7 +139,7 @@ class RunDirectory:
             raise UserError(
                 f"output_dir {self.path} holds a run of another recipe; they differ in {shown}",
                 suggestion=f"choose another output_dir{start if status is RunStatus.FINISHED else ''}, "
-                "or replace that run with --overwrite",
+                f"or replace that run with --overwrite; its recipe is in {self.recipe_file}",
             )
         if status is RunStatus.UNFINISHED and not resume:
             raise UserError(
@@ -143,9 +174,30 @@ class RunDirectory:
             with writing(self.path, OTHER_RUN):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.callback(self._remove_if_empty)
+                self._refuse_links()
                 if lock:
                     stack.enter_context(run_lock(self.path))
+                self._remove_partial()
             yield
+
+    def _remove_partial(self) -> None:
+        """Remove what a killed run was writing."""
+        for folder in self._written_to():
+            remove_partial(folder)
+
+    def _written_to(self) -> tuple[Path, ...]:
+        return self.path, self.path / "checkpoints", self.path / "plots"
+
+    def _refuse_links(self) -> None:
+        """Refuse to write through links that somebody put into the directory.
+
+        Raises:
+            UserError: what is written in place is a link.
+        """
+        links = [name for name in _WRITTEN_IN_PLACE if (self.path / name).is_symlink()]
+        if links:
+            problem = f"output_dir {self.path}: {links[0]} is a link, and what it points at is not written to"
+            raise UserError(problem, suggestion="remove the link, or choose another output_dir")
 
     def _remove_if_empty(self) -> None:
         if self.path.is_dir() and not any(self.path.iterdir()):
@@ -167,9 +219,21 @@ class RunDirectory:
                 entry.unlink(missing_ok=True)
         remove_partial(self.path)
 
+    def tidy(self) -> None:
+        """Remove what a finished run needs no more: the best adapters, which are in its artifact, and partial files."""
+        self._remove_partial()
+        self.checkpoints().remove_best()
+
+    def tidy_if_needed(self, lock: bool = True) -> None:
+        """Remove what a finished run left because it was killed; nothing while another process holds it."""
+        partial = [entry for folder in self._written_to() for entry in folder.glob(f"{PARTIAL}*")]
+        if partial or self.checkpoints().bests() or (self.path / LOCK_FILE).exists():
+            with suppress(UserError, OSError), self.locked(lock):  # it may be finishing now, or be read-only
+                self.tidy()
+
     def discard_start(self) -> None:
         """Remove what a run wrote that took no step: the same command then starts it again."""
-        if self.recipe_file.is_file() and not self.summary_file.is_file() and not self._steps():
+        if self.recipe_file.is_file() and not self.summary_file.is_file() and not self._was_trained():
             self._clear()
 
     def how_to_go_on(self) -> str:
@@ -178,7 +242,7 @@ class RunDirectory:
             return f"stopped while loading; the finished run in {self.path} is as it was"
         if self.checkpoints().steps():
             return "stopped without saving; --resume continues from the last checkpoint"
-        if self._steps():
+        if self._was_trained():
             return "stopped before anything was saved; start again with --overwrite"
         return "stopped before the first step: nothing was trained and nothing is kept; the same command starts again"
 
@@ -189,19 +253,21 @@ class RunDirectory:
             return f"the finished run in {self.path} is as it was"
         if steps:
             return f"the state of step {steps[-1]} is saved: --resume goes on from there"
-        if self._steps():
+        if self._was_trained():
             return "no checkpoint was saved yet: --resume starts again at the first step"
         return "no step was taken yet: the same command starts again"
 
-    def _steps(self) -> int:
-        """Return how many steps are known to have been taken here."""
-        return max([0, *self.checkpoints().steps(), *(int(line.get("step", 0)) for line in self.metrics.lines())])
+    def _was_trained(self) -> bool:
+        """Return whether anything here tells of a step; what cannot be read does."""
+        kept = [*self.checkpoints().steps(), *self.checkpoints().bests()]
+        if kept or any((self.path / name).exists() for name in ARTIFACTS):
+            return True
+        return self.metrics.damaged() or any(line["step"] > 0 for line in self.metrics.lines())
 
     def write_skipped_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """List the broken rows that were passed over, if there are any: source, row, message, excerpt, expectation."""
         if rows:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(self.path / "skipped_rows.jsonl", lines, instead=OTHER_RUN)
+            write_text(self.path / "skipped_rows.jsonl", "".join(map(line_text, rows)), instead=OTHER_RUN)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; it is the last file of a run and marks it finished."""
@@ -209,9 +275,18 @@ class RunDirectory:
         write_text(self.summary_file, text, instead=OTHER_RUN)
 
     def summary(self) -> dict[str, Any]:
-        """Return summary.json.
+        """Return summary.json as it is.
 
         Raises:
             UserError: it was damaged.
         """
         return read_object(self.summary_file, suggestion=TRAIN_AGAIN)
+
+    def summary_record(self) -> Summary:
+        """Return summary.json of a run that ended; the directory is the one where it is now.
+
+        Raises:
+            UserError: it was damaged, or a key has a value of another kind.
+        """
+        found = {"status": "already_finished", "output_dir": str(self.path)}  # it may have been moved since
+        return record_of(Summary, {**self.summary(), **found}, self.summary_file, suggestion=TRAIN_AGAIN)

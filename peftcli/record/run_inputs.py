@@ -6,10 +6,13 @@ A checkpoint and summary.json hold it, so that a run that goes on, or is used, i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from peftcli.data.rows.row_fingerprint import SAMPLE
+from peftcli.errors import UserError
+from peftcli.typed_record import record_of
 
 WRITERS = ("tokenizers", "transformers")
 """Libraries of which another version may write the same tokenizer in another way."""
@@ -51,9 +54,14 @@ class RunInputs:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any] | None) -> RunInputs:
-        """Return what `as_dict` gave; keys of a later version are passed over, those of an earlier one not known."""
-        known = {item.name for item in fields(cls)}
-        return cls(**{key: value for key, value in (data or {}).items() if key in known})
+        """Return what `as_dict` gave; keys of a later version are passed over, those of an earlier one not known.
+
+        Of a record with a value of another kind nothing is known: it was edited.
+        """
+        try:
+            return record_of(cls, data or {}, Path())
+        except UserError:
+            return cls()
 
 
 NO_TEMPLATE = "none"

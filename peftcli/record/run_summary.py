@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""What a file must hold where a number is: see `typed_record`."""
 
 
 @dataclass
@@ -26,26 +33,26 @@ class Summary:
     method: str
     task: str
     output_dir: str
-    trainable: int
-    saved: int
-    total: int
-    steps: int
-    total_steps: int
-    epochs: float
-    train_loss: float | None
+    trainable: Count
+    saved: Count
+    total: Count
+    steps: Count
+    total_steps: Count
+    epochs: Amount
+    train_loss: Finite | None
     eval: dict[str, Any] | None
     eval_before: dict[str, Any] | None
-    best_step: int | None
-    train_runtime: float
-    train_tokens: int
-    supervised_tokens: int
-    tokens_per_second: float
-    peak_memory_bytes: int
+    best_step: Count | None
+    train_runtime: Amount
+    train_tokens: Count
+    supervised_tokens: Count
+    tokens_per_second: Amount
+    peak_memory_bytes: Count
     device: str
     precision: str
     versions: dict[str, str]
     weights_dtype: str = ""
-    artifact: str = "adapter"
+    artifact: Literal["adapter", "model"] = "adapter"
     stopped_early: bool = False
     working_directory: str = ""
     notes: list[str] = field(default_factory=list)

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from peftcli.errors import UserError
+from peftcli.typed_record import read_json
+
+_PLAIN, _TENSORS = FILES = ("state.json", "state.safetensors")
+"""The files of a tree."""
 
 
 def save_tree(directory: Path, tree: Any) -> None:
@@ -23,14 +30,23 @@ def save_tree(directory: Path, tree: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     plain = _pack(tree, tensors)
-    save_file(tensors, directory / "state.safetensors")
-    (directory / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+    save_file(tensors, directory / _TENSORS)
+    (directory / _PLAIN).write_text(json.dumps(plain), encoding="utf-8")
 
 
 def load_tree(directory: Path) -> Any:
-    """Return what `save_tree` wrote; tensors on the CPU."""
-    tensors = load_file(directory / "state.safetensors")
-    return _unpack(json.loads((directory / "state.json").read_text(encoding="utf-8")), tensors)
+    """Return what `save_tree` wrote; tensors on the CPU.
+
+    Whatever the files hold becomes the types that `save_tree` lists, and nothing is looked up by name.
+
+    Raises:
+        UserError: they hold something else.
+    """
+    plain = read_json(directory / _PLAIN)
+    try:
+        return _unpack(plain, load_file(directory / _TENSORS))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{directory / _PLAIN} does not fit {_TENSORS} beside it: {error!r}") from error
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -60,7 +76,10 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "array" in value:
-        return tensors[value["array"]].numpy().astype(np.dtype(value["dtype"]))
+        dtype = np.dtype(value["dtype"])
+        if dtype.kind not in "biuf":
+            raise TypeError(f"an array of {dtype}")
+        return tensors[value["array"]].numpy().astype(dtype)
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "tuple" in value:

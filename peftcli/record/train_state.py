@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -47,12 +46,6 @@ class TrainState:
     inputs: dict[str, Any] | None = None
     done: bool = False
     stopped_early: bool = False
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TrainState:
-        """Return the state that a checkpoint holds; keys of another version are passed over."""
-        known = {item.name for item in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in known})
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for the checkpoint."""

@@ -40,7 +40,7 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         save_artifact(session, summary)
         write_plots(directory.path / "plots", directory.metrics.lines())
         directory.write_summary(summary.as_dict())
-        milestones.checkpoints.remove_best()
+        directory.tidy()
         session.reporter.finished(summary)
         if session.recipe.training.push_to_hub is not None:
             kind = "model" if session.info.artifact == "model" else "adapter"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from typing import Any
 
-from peftcli.atomic import append_text
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.random_state import random_states, restore_random_states
+from peftcli.record.run_directory import ARTIFACTS
 from peftcli.training.best_value import judge
 from peftcli.training.session import Session
 from peftcli.training.watch.finite import require_finite
 from peftcli.training.watch.meter import Meter
-from peftcli.write_errors import OTHER_RUN
 
 
 class Milestones:
@@ -138,7 +136,46 @@ class Milestones:
         self.meter = Meter(self.session)
         self._saved_at = self.session.state.step
         if world.is_main:
-            self.session.directory.metrics.cut(self.session.state.step)
+            self._cut_lines()
+
+    def _cut_lines(self) -> None:
+        """Drop what an interrupted run wrote after its checkpoint; tell what is damaged or missing before it."""
+        session, step = self.session, self.session.state.step
+        for lines in (session.directory.metrics, session.directory.samples):
+            if (damage := lines.cut(step)) is not None:
+                session.reporter.note(damage)
+        there = {line["step"] for line in session.directory.metrics.lines() if "loss" in line}
+        every = session.recipe.training.logging_steps
+        missing = [at for at in range(1, step + 1) if (at == 1 or at % every == 0) and at not in there]
+        if missing:
+            shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            session.reporter.note(f"{session.directory.metrics.path} has no line of step {shown}: it was damaged")
+
+    def find_best(self) -> None:
+        """Look whether the best adapter that a resumed run knows is whole, rather than when it ends.
+
+        If it is lost, this is told, and the adapter of the checkpoint becomes the best so far.
+
+        Raises:
+            UserError: it is lost, and the run has written a result, which would be replaced by a worse one.
+        """
+        session, state = self.session, self.session.state
+        if state.best_step is None:
+            return
+        lost = session.world.broadcast(self.checkpoints.find_best(state.best_step) if session.world.is_main else None)
+        if lost is None:
+            return
+        if any((session.directory.path / name).exists() for name in ARTIFACTS):
+            problem = f"{lost}; but {session.directory.path} holds a result already, without its summary.json"
+            raise UserError(problem, suggestion="copy summary.json back, or start again with --overwrite")
+        session.reporter.note(
+            f"{lost}: the best adapter so far (step {state.best_step}) is lost; the best one from step {state.step} on "
+            "is kept"
+        )
+        state.best_value = state.best_step = state.best_metrics = None
+        state.best_settled = False
+        if session.validation:
+            self._judge(session.evaluate().metrics)
 
     def tick(self) -> None:
         """Add the time since the last tick to the run's."""
@@ -157,9 +194,7 @@ class Milestones:
         rows = sorted((row for share in shares for row in share), key=lambda row: row["row"])
         if not rows or not self.session.world.is_main:
             return
-        step = self.session.state.step
-        lines = "".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
-        append_text(self.session.directory.path / "samples.jsonl", lines, instead=OTHER_RUN)
+        self.session.directory.samples.append(*({"step": self.session.state.step, **row} for row in rows))
         first = rows[0]
         self.session.reporter.note(f"sample: {_short(first['prompt'])} -> {_short(first['prediction'])}")
 

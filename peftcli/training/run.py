@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
@@ -29,6 +33,7 @@ from peftcli.training.speed.compiled_blocks import tracing_settings
 from peftcli.training.step_batches import prepared_ahead
 from peftcli.training.watch.profiling import profiled
 from peftcli.training.watch.reporting import Reporter, Silent
+from peftcli.typed_record import record_of
 
 
 def train(
@@ -69,6 +74,8 @@ def train(
         remember_allowed_code(loaded)
     status = world.broadcast(status)
     if status is RunStatus.FINISHED:
+        if world.is_main:
+            directory.tidy_if_needed(lock)
         return _already_finished(directory, reporter)
     with (
         directory.locked(lock) if world.is_main else nullcontext(),
@@ -116,13 +123,8 @@ def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
     Raises:
         UserError: the run was damaged since.
     """
-    found = {"status": "already_finished", "output_dir": str(directory.path)}  # it may have been moved since
-    try:
-        summary = Summary(**{**directory.summary(), **found})
-    except TypeError as error:
-        problem = f"{directory.summary_file} is not the summary of a run: {error}"
-        raise UserError(problem, suggestion=TRAIN_AGAIN) from error
-    if not any((directory.path / str(summary.artifact)).glob("*.safetensors")):
+    summary = directory.summary_record()
+    if not any((directory.path / summary.artifact).glob("*.safetensors")):
         problem = f"{directory.path} is marked as finished, but its {summary.artifact}/ holds no weights"
         raise UserError(problem, suggestion=f"copy them back, or {TRAIN_AGAIN}")
     reporter.note(f"{directory.path} holds this run, finished; --overwrite trains it again")
@@ -135,13 +137,16 @@ def _start(
 ) -> tuple[Session, Milestones]:
     """Build the session, and put it where an unfinished run left off."""
     text = dump_recipe(loaded.recipe)
-    tree = directory.checkpoints().latest(reporter.note) if status is RunStatus.UNFINISHED else None
-    state = TrainState.from_dict(tree["progress"]) if tree else TrainState()
+    unfinished = status is RunStatus.UNFINISHED
+    found = directory.checkpoints().latest(reporter.note, _checkpoint) if unfinished else None
+    state = found.state if found else TrainState()
     session = build_session(loaded, world, directory, reporter, state)
     milestones = Milestones(session)
-    if tree is not None:
-        milestones.resume(tree)
+    if found is not None:
         reporter.note(f"going on after step {state.step}")
+        with _fits(found.path):
+            milestones.resume(found.tree)
+        milestones.find_best()
     elif world.is_main:
         directory.begin(text)
     if world.is_main:
@@ -149,6 +154,41 @@ def _start(
     world.wait()
     reporter.header(header(session))
     return session, milestones
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint to go on from."""
+
+    path: Path
+    tree: dict[str, Any]
+    state: TrainState
+
+
+def _checkpoint(tree: Any, path: Path) -> _Found:
+    """Return a checkpoint with the state that it holds.
+
+    Raises:
+        UserError: something is missing.
+    """
+    with _fits(path):
+        return _Found(path, tree, record_of(TrainState, tree["progress"], path / "state.json", key="progress"))
+
+
+@contextmanager
+def _fits(checkpoint: Path) -> Iterator[None]:
+    """Say that a checkpoint does not hold what this run needs, although its files are what was written.
+
+    Raises:
+        UserError: in place of the errors of Python and torch about odd values.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        remedy = "it may be of another version; start again with --overwrite"
+        raise UserError(f"the checkpoint {checkpoint} does not fit this run: {error!r}", suggestion=remedy) from error
 
 
 @contextmanager
@@ -173,16 +213,16 @@ def _run(session: Session, milestones: Milestones, after_step: Callable[[], None
     milestones.evaluate_first()
     steps = range(session.state.step, session.plan.total_steps)
     workers = session.recipe.training.dataloader_num_workers
-    with (
-        session.compute_weights.in_place(),
-        stop_on_signal() as stop,  # from here on there is something to save
-        prepared_ahead(session.batches, steps, workers) as upcoming,
-    ):
-        # a run that ended early may have been killed before its results were written
-        done = session.state.done or train_steps(session, milestones, upcoming, stop, after_step)
-    if not done:
-        raise Stopped(
-            f"stopped after step {session.state.step} of {session.plan.total_steps}; its state is saved. "
-            f"Continue with: peft train {session.directory.path / 'recipe.yaml'} --resume"
-        )
-    return finish(session, milestones)
+    with stop_on_signal() as stop:  # from here on there is something to save
+        with (
+            session.compute_weights.in_place(),
+            prepared_ahead(session.batches, steps, workers) as upcoming,
+        ):
+            # a run that ended early may have been killed before its results were written
+            done = session.state.done or train_steps(session, milestones, upcoming, stop, after_step)
+        if not done:
+            raise Stopped(
+                f"stopped after step {session.state.step} of {session.plan.total_steps}; its state is saved. "
+                f"Continue with: peft train {session.directory.path / 'recipe.yaml'} --resume"
+            )
+        return finish(session, milestones)  # who asks to stop now gets the whole result, in a moment
