@@ -7,7 +7,7 @@ from statistics import median
 
 from peftcli.analysis.module_change import ModuleChange
 from peftcli.errors import UserError
-from peftcli.svg import document, heat_panel, line_panel
+from peftcli.record.svg import document, heat_panel, line_panel
 
 
 def adapter_svg(rows: Sequence[ModuleChange], title: str) -> str:

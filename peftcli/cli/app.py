@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from peftcli import __version__
+from peftcli.console.terminal import shown_streams
 from peftcli.distributed.launched_worker import LAUNCHED, PEER_LOST, LaunchedWorker
 from peftcli.errors import PeftCliError, Stopped, UserError
 from peftcli.process_state import libraries_quiet
@@ -73,7 +74,7 @@ def build_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
-    with interrupted_by_signals() as stop, libraries_quiet():
+    with shown_streams(), interrupted_by_signals() as stop, libraries_quiet():
         worker = LaunchedWorker() if LAUNCHED in os.environ else None
         try:
             build_app()(arguments, prog_name="peft")

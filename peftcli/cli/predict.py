@@ -21,6 +21,7 @@ from peftcli.console.options import (
 )
 from peftcli.console.output import json_line
 from peftcli.console.standard_input import rows_file
+from peftcli.console.terminal import data_stream
 from peftcli.errors import UserError
 from peftcli.write_errors import OTHER_OUTPUT
 
@@ -76,7 +77,7 @@ def predict(
         else:
             rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code)
         if output is None:
-            _write(rows, sys.stdout)
+            _write(rows, data_stream())
             return
         with new_file(output, instead=OTHER_OUTPUT) as stream:
             written = _write(rows, stream)

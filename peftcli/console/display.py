@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peftcli.console.output import byte_size, count, duration, metric, print_table, result_console, table
+from peftcli.console.terminal import safe_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,9 +159,7 @@ class _Nothing:
 
 def choose_view() -> View:
     """Return a live view if standard error is a terminal that can redraw, else plain lines."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = safe_console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         from peftcli.console.live import LiveView
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
+
+from peftcli.shown_text import escape
 
 if TYPE_CHECKING:
     from peftcli.data.inspection import Example, Inspection, Token

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from peftcli.console.output import count, print_table, table
+from peftcli.console.terminal import safe_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +23,7 @@ MARKS = ("\u27e6", "\u27e7")  # around learnt text where there are no colours
 
 def print_inspection(found: Inspection, width: int | None = None) -> None:
     """Print an inspection on standard output."""
-    from rich.console import Console
-
-    columns = width or (None if sys.stdout.isatty() else 100)
-    console = Console(width=columns, highlight=False)
+    console = safe_console(width=width or (None if sys.stdout.isatty() else 100))
     _examples(console, found)
     _facts(console, found)
     _lengths(console, found)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peftcli.console.terminal import data_stream, safe_console
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output; NaN and infinities, which JSON lacks, become null."""
-    print(json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=not _utf8()))
+    text = json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=not _utf8())
+    print(text, file=data_stream())
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -25,9 +28,8 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 def result_console() -> Console:
     """Return a console on standard output; without a terminal it never wraps or colours."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    return safe_console(width=None if terminal else 160, soft_wrap=not terminal)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Iterable[int] = ()) -> Table:

@@ -19,7 +19,7 @@ from peftcli.data.chat.named_templates import choose_template
 from peftcli.data.read.records import RowError
 from peftcli.data.rows.row_set import Row
 from peftcli.deliverables import use_alone
-from peftcli.errors import VerificationFailed
+from peftcli.errors import UserError, VerificationFailed
 from peftcli.ignored_label import IGNORED
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import dtype_name
@@ -153,7 +153,7 @@ def _add_greeting(run: RunToMerge, request: dict[str, Any], expected: dict[str, 
         rendered, _spans = FilledTemplate(ChatTemplate("tokenizer", text), run.tokenizer).render(
             _GREETING, None, generate=True
         )
-    except RowError:
+    except (RowError, UserError):
         return
     request["conversations"] = [_GREETING]
     expected["prompts"].append(rendered)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.atomic import write_text
-from peftcli.svg import Points, document, line_panel
+from peftcli.record.svg import Points, document, line_panel
 from peftcli.write_errors import OTHER_RUN
 
 _LARGEST = 1e100

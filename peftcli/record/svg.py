@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from peftcli.shown_text import escape
 
 Points = Sequence[tuple[float, float]]
 COLOURS = ("#1f6feb", "#d1570b", "#2da44e", "#8250df", "#bf3989", "#9a6700", "#1b7c83", "#57606a")

@@ -1,0 +1,90 @@
+"""The boundary to the terminal: whatever a command writes, text from files cannot steer the terminal.
+
+`shown_streams` puts a filter before standard output and standard error, so that no command has to think of it. Colours
+and the moving bar are drawn by rich, which writes past the filter on a terminal; there a hook filters the text of each
+piece before rich adds its own sequences.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from peftcli.shown_text import shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BARS = re.compile(r"(?:\x1b\[A)+")
+"""What progress bars of libraries (downloads of the hub) write beside a carriage return in front of their text."""
+
+
+class ShownStream:
+    """A text stream that writes out control characters, and what its encoding lacks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.behind = stream
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its length, as streams do."""
+        first = 1 if text.startswith("\r") else 0
+        safe = text if _BARS.fullmatch(text) else text[:first] + shown(text[first:])
+        encoding = self.behind.encoding or "utf-8"
+        try:
+            safe.encode(encoding)
+        except UnicodeEncodeError:
+            safe = safe.encode(encoding, "backslashreplace").decode(encoding)
+        self.behind.write(safe)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return everything else from the stream behind: flush, isatty, encoding, fileno."""
+        return getattr(self.behind, name)
+
+
+@contextmanager
+def shown_streams() -> Iterator[None]:
+    """Filter standard output and standard error within the context."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_filtered, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _filtered(stream: Any) -> Any:
+    return stream if stream is None or isinstance(stream, ShownStream) else ShownStream(stream)
+
+
+def data_stream() -> TextIO:
+    """Return standard output for JSON: as it is in a file or a pipe, filtered on a terminal."""
+    stream: Any = sys.stdout
+    return stream.behind if isinstance(stream, ShownStream) and not stream.isatty() else stream
+
+
+def safe_console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+    """Return a console on standard output or standard error whose texts are shown, and whose own sequences are sent.
+
+    Args:
+        stderr: standard error instead of standard output.
+        width: columns; None is the terminal's.
+        soft_wrap: never wrap lines.
+    """
+    from rich.console import Console
+
+    stream: Any = sys.stderr if stderr else sys.stdout
+    behind = stream.behind if isinstance(stream, ShownStream) and stream.isatty() else stream
+    console = Console(file=behind, width=width, highlight=False, soft_wrap=soft_wrap)
+    from peftcli.console.shown_segments import ShownSegments
+
+    console.push_render_hook(ShownSegments())
+    return console
