@@ -44,6 +44,8 @@ def _prints(name: str, state: str, *command: str) -> Scenario:
 
 
 _USES = tuple(SCENARIOS[name] for name in ("eval", "predict", "merge", "export-hf", "export-hub"))
+_REMEMBERED = ("config.json", "model.safetensors", "tokenizer*")
+"""Files of a base that a run knows again."""
 _AGAIN = Scenario("finished-again", "finished", ("train", "best.yaml"), ("run",))
 TARGETS = {
     target.name: target
@@ -62,7 +64,7 @@ TARGETS = {
                 _prints("inspect-cached", "cached", "inspect", "best.yaml"),
             ),
         ),
-        Target("base-of-a-run", (f"{DECODER}/*",), _USES),
+        Target("base-of-a-run", tuple(f"{DECODER}/{name}" for name in _REMEMBERED), _USES),
         Target("base", (f"{DECODER}/*",), (_prints("eval-base", "fresh", "eval", "best.yaml"),), written=False),
         *(
             Target(name, (f"{name}/*",), (_prints(f"eval-{name}", "left", "eval", f"{name}.yaml"),), written=False)
@@ -79,7 +81,7 @@ TARGETS = {
             for suffix in FORMATS
         ),
         Target("hf-adapter", ("hf/*",), (SCENARIOS["import"],), written=False),
-        Target("hub-adapter", ("hub/*",), (_prints("inspect-hub", "left", "inspect-adapter", "hub"),), written=False),
+        Target("hub-adapter", ("hub/*",), (SCENARIOS["import-hub"],), written=False),
     )
 }
 

@@ -39,7 +39,7 @@ def at_a_time(shop: Workshop, case: str) -> Outcome:
     """Kill a scenario at a random moment of the time that it takes."""
     draw = shop.draw(f"time/{case}")
     scenario = draw.choice(list(SCENARIOS.values()))
-    seconds = shop.reference(scenario).ended.seconds * draw.random()
+    seconds = shop.seconds(scenario) * draw.random()
     shop.start(scenario.state)
     return gone_on(shop, scenario, shop.peft(*scenario.command, kill_after=seconds))
 

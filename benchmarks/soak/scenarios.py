@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.soak.material import DECODER
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -51,6 +53,7 @@ SCENARIOS = {
         Scenario("export-hf", "finished", ("export", "run", "-o", "hf"), ("hf",)),
         Scenario("export-hub", "finished", ("export", "run", "-o", "hub", "--to", "adapterhub"), ("hub",)),
         Scenario("import", "left", ("import", "hf", "-o", "imported"), ("imported",)),
+        Scenario("import-hub", "left", ("import", "hub", "-o", "imported", "--base", DECODER), ("imported",)),
     )
 }
 """The first two are those of a sample."""

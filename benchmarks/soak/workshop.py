@@ -60,6 +60,7 @@ class Workshop:
         self._states = root / "states"
         self._states.mkdir()
         self._references: dict[str, Reference] = {}
+        self._seconds: dict[str, float] = {}
         self.log: list[object] = []
 
     def draw(self, case: str) -> random.Random:
@@ -99,6 +100,14 @@ class Workshop:
             made = Reference(ended, found, tuple(events), sum(sizes) - before, max(sizes))
             self._references[scenario.name] = made
         return self._references[scenario.name]
+
+    def seconds(self, scenario: Scenario) -> float:
+        """Return how long a scenario takes when all that it imports is imported."""
+        if scenario.name not in self._seconds:
+            self.reference(scenario)
+            self.start(scenario.state)
+            self._seconds[scenario.name] = peft(self.now, scenario.command).seconds
+        return self._seconds[scenario.name]
 
     def _measured(self, command: tuple[str, ...]) -> Ended:
         """Run a command with its events listed, then import here what it imported: its next run finds that done."""

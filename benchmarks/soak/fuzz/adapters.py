@@ -9,14 +9,15 @@ from pathlib import Path
 
 from benchmarks.soak.fuzz.changes import changed_bytes, changed_tree
 from benchmarks.soak.outcomes import Outcome, bad, well
+from benchmarks.soak.scenarios import SCENARIOS
 from benchmarks.soak.workshop import Workshop
 
 FILES = 2000
 COMMANDS = {
     "run": (("inspect-adapter", "run"), ("eval", "run"), ("merge", "run", "-o", "again", "--no-verify")),
     "run/adapter": (("inspect-adapter", "run/adapter"),),
-    "hf": (("inspect-adapter", "hf"), ("import", "hf", "-o", "again")),
-    "hub": (("inspect-adapter", "hub"), ("import", "hub", "-o", "again", "--base", "decoder-base")),
+    "hf": (("inspect-adapter", "hf"), SCENARIOS["import"].command),
+    "hub": (SCENARIOS["import-hub"].command,),
 }
 """Directory of an adapter: what reads it."""
 

@@ -37,7 +37,7 @@ def run(shop: Workshop, case: str) -> Outcome:
     except (OSError, ValueError, TypeError, OverflowError):  # the format cannot hold such rows
         raw = draw.randbytes(draw.randrange(400))
     path.write_bytes(changed_bytes(draw, raw) if draw.random() < 0.5 else raw)
-    options = [f"data.path={path.name}", f"data.on_error={draw.choice(('fail', 'skip'))}"]
+    options = [f"data.path={path.name}", "data.val_set_size=0", f"data.on_error={draw.choice(('fail', 'skip'))}"]
     if task == "causal_lm" and draw.random() < 0.5:
         options.append(f"data.chat_template={draw.choice(('chatml', 'gemma'))}")
     ended = shop.peft("inspect", RECIPE[task], *options)
