@@ -81,19 +81,26 @@ def expand_location(text: str) -> list[Path] | None:
     Raises:
         UserError: as `resolve_location`, or nothing matches the pattern.
     """
-    if not _PATTERN.search(text) or _exists(_expanded(text)):
+    if "\0" in text or not _PATTERN.search(text) or _exists(_expanded(text)):
         path = resolve_location(text)
         return None if path is None else [path]
     if text.startswith(PREFIX):
         name, _, pattern = text[len(PREFIX) :].partition("/")
-        found = [path for root in _package_roots(name) for path in root.glob(pattern)]
+        _refuse_outside(text, pattern)
+        found = [root / match for root in _package_roots(name) for match in _matches(pattern, root)]
     else:
-        import glob
-
-        found = [Path(path) for path in glob.glob(str(_expanded(text)), recursive=True)]
+        found = [Path(match) for match in _matches(str(_expanded(text)))]
     if not found:
         raise UserError(f"nothing matches {text!r}", suggestion="a pattern is relative to the current directory")
     return sorted(found)
+
+
+def _matches(pattern: str, root: Path | None = None) -> list[str]:
+    """Return the paths that a pattern matches, below `root` if it is given."""
+    import glob
+
+    once = re.sub(r"(\*\*/)+", "**/", pattern)  # each further one would look at every folder again
+    return glob.glob(once, root_dir=root, recursive=True)
 
 
 def _expanded(text: str) -> Path:
@@ -121,8 +128,7 @@ def _is_hub_id(text: str) -> bool:
 
 def _in_package(text: str) -> Path:
     name, _, inner = text[len(PREFIX) :].partition("/")
-    if ".." in PurePosixPath(inner).parts or "\\" in inner or inner.startswith("/"):
-        raise UserError(f"{text!r} is outside of its package", suggestion="write package:NAME/PATH, without ..")
+    _refuse_outside(text, inner)
     roots = _package_roots(name)
     for root in roots:
         if _exists(root / inner):
@@ -131,6 +137,11 @@ def _in_package(text: str) -> Path:
         f"the package {name} is installed, but has no {inner!r}",
         suggestion=_near_path(roots[0] / inner, shown_from=roots[0]) if roots else "it contains no files",
     )
+
+
+def _refuse_outside(text: str, inner: str) -> None:
+    if ".." in PurePosixPath(inner).parts or "\\" in inner or inner.startswith("/"):
+        raise UserError(f"{text!r} is outside of its package", suggestion="write package:NAME/PATH, without ..")
 
 
 def _package_roots(name: str) -> list[Path]:

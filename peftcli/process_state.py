@@ -193,12 +193,16 @@ class CellsOfAnySize:
     """A context in which the csv module reads long documents; its own limit is 128 kB a cell.
 
     A class, since it is entered for every row of a file.
+
+    Args:
+        most: characters of a cell.
     """
 
-    _LIMIT = 2**31 - 1
+    def __init__(self, most: int) -> None:
+        self._most = most
 
     def __enter__(self) -> None:
-        self._before = csv.field_size_limit(self._LIMIT)
+        self._before = csv.field_size_limit(self._most)
 
     def __exit__(self, *_error: object) -> None:
         csv.field_size_limit(self._before)

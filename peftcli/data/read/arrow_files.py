@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
+from pydantic import Field
 
-from peftcli.data.read.compressed import COMPRESSED, open_bytes
-from peftcli.data.read.records import Record
+from peftcli.data.read.compressed import COMPRESSED, check_expansion, read_bytes
+from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.text_files import Rows
 from peftcli.errors import Problem, UserError
+from peftcli.typed_record import read_object, read_record
 
 BATCH = 1000  # rows turned into Python objects at a time
+LARGEST = 2 * 2**30  # bytes of an arrow or parquet file inside gzip and the like, which is in memory as a whole
 ClassNames = Mapping[str, Any]
 """Column to the names of its classes, or to a mapping of the same kind where they are inside its objects."""
+
+_NOT_SAVED = "a saved data set is a directory that `save_to_disk` of the library `datasets` wrote"
+_UNREADABLE = (
+    *(pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError),
+    *(TypeError, AttributeError, SystemError, RecursionError),
+)
+"""What pyarrow, and Python's values in place of its, raise for a file that is damaged or not what it says."""
 
 
 def read_parquet(path: Path, name: str) -> Rows:
     """Yield the rows of a parquet file; row numbers count from 1."""
     with _explained(name):
-        file = pyarrow.parquet.ParquetFile(_opened(path))
-    yield from _records(_checked(file.iter_batches(batch_size=BATCH), name), name)
+        source = _opened(path, name)
+        file = pyarrow.parquet.ParquetFile(source)
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        check_expansion(sum(group.total_byte_size for group in groups), source.size(), name)
+        batches = file.iter_batches(batch_size=BATCH)
+    yield from _records(_checked(batches, name), name)
 
 
 def read_arrow(path: Path, name: str, class_names: ClassNames | None = None, first: int = 1) -> Rows:
@@ -35,25 +50,29 @@ def read_arrow(path: Path, name: str, class_names: ClassNames | None = None, fir
         class_names: column to names, for columns that hold numbers of classes.
         first: number of the first row.
     """
-    yield from _records(_checked(_arrow_batches(path, name), name), name, class_names, first)
+    yield from _records(_arrow_batches(path, name), name, class_names, first)
 
 
 def read_class_names(directory: Path) -> dict[str, Any]:
     """Return column to names of the class columns that a saved data set declares; see `class_columns`."""
+    info = read_object(directory / "dataset_info.json", suggestion=_NOT_SAVED)
     try:
-        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(Problem(f"not a saved data set: {error}", file=str(directory))) from error
-    return class_columns(info.get("features") or {})
+        return class_columns(info.get("features") or {})
+    except _UNREADABLE as error:
+        text = f"features are not those of a data set: {error}"
+        raise UserError(Problem(text, file=str(directory / "dataset_info.json"), suggestion=_NOT_SAVED)) from error
 
 
 def saved_files(directory: Path) -> tuple[Path, ...]:
     """Return the arrow files of a saved data set in the order of its rows."""
-    try:
-        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        return tuple(directory / entry["filename"] for entry in state["_data_files"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(Problem(f"not a saved data set: {error}", file=str(directory / "state.json"))) from error
+    path = directory / "state.json"
+    state = read_record(_SavedState, path, suggestion=_NOT_SAVED)
+    names = [entry.filename for entry in state.files]
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            text = f"_data_files names {name!r}, which is no file beside it"
+            raise UserError(Problem(text, file=str(path), suggestion=_NOT_SAVED))
+    return tuple(directory / name for name in names)
 
 
 def read_many(files: Sequence[Path], title: str, class_names: ClassNames) -> Rows:
@@ -72,29 +91,32 @@ def read_dataset(dataset: Any, title: str, class_names: ClassNames) -> Rows:
 
 def _arrow_batches(path: Path, name: str) -> Iterator[pa.RecordBatch]:
     with _explained(name):
-        source = _opened(path)
+        source = _opened(path, name)
         try:
             batches: Any = pyarrow.ipc.open_stream(source)
         except pa.ArrowInvalid:  # the other of the two formats, which says so in its first bytes
-            file = pyarrow.ipc.open_file(_opened(path))
+            source.seek(0)
+            file = pyarrow.ipc.open_file(source)
             batches = (file.get_batch(number) for number in range(file.num_record_batches))
-    for batch in batches:
+    for batch in _checked(batches, name):
         for start in range(0, batch.num_rows, BATCH):
             yield batch.slice(start, BATCH)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, name: str) -> Any:
+    """Return a file of pyarrow's. It is not mapped: a damaged offset would end the process by SIGBUS."""
     if path.suffix.lower() in COMPRESSED:
-        with open_bytes(path) as handle:
-            return pa.BufferReader(handle.read())
-    return pa.memory_map(str(path))
+        return pa.BufferReader(read_bytes(path, name, LARGEST))
+    return pa.OSFile(str(path))
 
 
 def _checked(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
-    """Yield batches; damage that shows only while reading is a `UserError` too."""
+    """Yield batches, every offset and text of which is valid; damage that shows only while reading is a `UserError`."""
     while True:
         with _explained(name):
             batch = next(batches, None)
+            if batch is not None:
+                batch.validate(full=True)  # pyarrow trusts them, and would read any memory
         if batch is None:
             return
         yield batch
@@ -103,9 +125,14 @@ def _checked(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
 def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | None = None, first: int = 1) -> Rows:
     number = first
     for batch in batches:
-        nested = [field.name for field in batch.schema if _holds_structs(field.type)]
-        classes = {**_class_names_of(batch.schema.metadata), **(names or {})}
-        for values in batch.to_pylist(maps_as_pydicts="lossy"):
+        with _explained(name):
+            nested = [field.name for field in batch.schema if _holds_structs(field.type)]
+            classes = {**_class_names_of(batch.schema.metadata), **(names or {})}
+        for values in _python_rows(batch):
+            if isinstance(values, Exception):
+                yield BadRow(name, number, f"a value cannot be read: {values}", expected="values that Python has")
+                number += 1
+                continue
             for column in nested:
                 values[column] = _without_nulls(values[column])
             for column, known in classes.items():
@@ -113,6 +140,20 @@ def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | N
                     values[column] = _named(values[column], known)
             yield Record(name, number, values)
             number += 1
+
+
+def _python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
+    """Yield the rows of a batch, or why one is no row: a date that Python does not have, say."""
+    try:
+        yield from batch.to_pylist(maps_as_pydicts="lossy")
+        return
+    except _UNREADABLE:  # before the first one
+        pass
+    for place in range(batch.num_rows):
+        try:
+            yield from batch.slice(place, 1).to_pylist(maps_as_pydicts="lossy")
+        except _UNREADABLE as error:
+            yield error
 
 
 def _holds_structs(kind: pa.DataType) -> bool:
@@ -138,7 +179,7 @@ def _class_names_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     try:
         info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
         return class_columns(info["info"]["features"])
-    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's key of that name
+    except _UNREADABLE:  # somebody else's key of that name
         return {}
 
 
@@ -178,6 +219,16 @@ def _named(value: Any, names: Any) -> Any:
     return None if value == -1 else value
 
 
+@dataclass(frozen=True)
+class _SavedFile:
+    filename: str
+
+
+@dataclass(frozen=True)
+class _SavedState:
+    files: Annotated[list[_SavedFile], Field(alias="_data_files")]
+
+
 class _explained:
     """Turns what pyarrow says of a damaged file into a `UserError`."""
 
@@ -188,6 +239,6 @@ class _explained:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError):
+        if isinstance(error, _UNREADABLE):
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(Problem(f"cannot be read: {first}", file=self._name)) from error

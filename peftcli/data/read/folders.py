@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftcli.data.read.compressed import open_bytes
+from peftcli.data.read.compressed import LONGEST_LINE, read_bytes
 from peftcli.data.read.records import BadRow, Record, excerpt
 from peftcli.data.read.text_files import Rows
 
@@ -20,8 +20,7 @@ def read_folders(base: Path, files: Sequence[Path], notes: list[str] | None = No
     other: list[str] = []
     for path in files:
         name = str(path)
-        with open_bytes(path) as handle:
-            raw = handle.read().removeprefix(codecs.BOM_UTF8)
+        raw = read_bytes(path, name, LONGEST_LINE).removeprefix(codecs.BOM_UTF8)
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:

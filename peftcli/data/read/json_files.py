@@ -12,13 +12,15 @@ from typing import Any
 
 import ijson
 
-from peftcli.data.read.compressed import text_lines
+from peftcli.data.read.compressed import LONGEST_LINE, text_lines
+from peftcli.data.read.half_characters import BOTH_HALVES, HALF, HalfCharacters
+from peftcli.data.read.nested_values import DEEPEST
 from peftcli.data.read.records import BadRow, Record, excerpt
 from peftcli.data.read.text_files import Rows, read_jsonl
 from peftcli.errors import Problem, UserError
 
 BLOCK = 1 << 16  # bytes parsed at a time
-DEEPEST = 500  # lists and objects inside each other in one row; Python's own JSON functions stop below 1,000
+OBJECT = 32  # bytes of memory that a number, a list or an object takes at least
 
 Event = tuple[str, Any]  # ijson's: what begins, ends or stands here, and the value or the key
 
@@ -35,11 +37,14 @@ def read_json(path: Path, name: str, part: str = "") -> Rows:
     if _is_json_lines(path, name):
         yield from read_jsonl(path, name)
         return
-    events = chain.from_iterable(_parsed(path, name))
+    halves = HalfCharacters()
+    events = chain.from_iterable(_parsed(path, name, halves))
     if not _skip_to_list(events, name, part):
         return
-    for number, value in enumerate(_elements(events, name), 1):
-        if isinstance(value, dict):
+    for number, (value, half) in enumerate(_elements(events, name, halves), 1):
+        if half:
+            yield BadRow(name, number, HALF, excerpt(json.dumps(value)), BOTH_HALVES)
+        elif isinstance(value, dict):
             yield Record(name, number, value)
         else:
             message = f"the element is a {type(value).__name__}"
@@ -48,28 +53,34 @@ def read_json(path: Path, name: str, part: str = "") -> Rows:
         pass
 
 
-def _parsed(path: Path, name: str) -> Iterator[list[Event]]:
+def _parsed(path: Path, name: str, halves: HalfCharacters) -> Iterator[list[Event]]:
     """Yield the events of a file, those of one line at most at a time, so that an error can name its line.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, or one value in it is too long.
     """
     events: Any = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events)
-    line, blank = 1, True
+    line, blank, since = 1, True, 0  # bytes since the last value was complete
     try:
         for line, raw in text_lines(path, name, BLOCK):
             blank = blank and raw.isspace()
             try:
-                parser.send(raw)
+                if piece := halves.marked(raw):  # an empty one would be the end
+                    parser.send(piece)
             # ijson hands on what Python raises for a number of thousands of digits
             except (ijson.JSONError, ValueError, ArithmeticError, SystemError) as error:
                 raise _broken(name, _reason(error), line, raw) from error
+            since = 0 if events else since + len(raw)
+            if since > LONGEST_LINE:
+                raise _broken(name, f"a value takes more than {LONGEST_LINE:,} bytes", line)
             yield events
             events.clear()
         if blank:
             return
         try:
+            if halves.held:
+                parser.send(halves.held)
             parser.close()
         except (ijson.JSONError, ValueError) as error:
             raise _broken(name, "the file ends too early", line) from error
@@ -87,7 +98,7 @@ def row_lists(path: Path, name: str) -> list[str]:
     """
     if _is_json_lines(path, name):
         return []
-    events = chain.from_iterable(_parsed(path, name))
+    events = chain.from_iterable(_parsed(path, name, HalfCharacters()))
     if next(events, ("", None))[0] != "start_map":
         return []
     found: list[str] = []
@@ -125,19 +136,22 @@ def _skip_to_list(events: Iterator[Event], name: str, part: str) -> bool:
     raise _broken(name, f"the object has no list of rows; its keys are {', '.join(keys) or 'none'}")
 
 
-def _elements(events: Iterator[Event], name: str) -> Iterator[Any]:
+def _elements(events: Iterator[Event], name: str, halves: HalfCharacters) -> Iterator[tuple[Any, bool]]:
     """Yield the elements of the list whose beginning was taken, and take its end.
 
     Numbers are those of Python's `json`: int, or float.
+
+    Yields:
+        the element, and whether half a character is in it.
     """
     rows: list[Any] = []
     inside: Any = rows  # the list or object that is being filled
     around: list[Any] = []  # the lists and objects that hold it, from the outermost
-    key = ""
-    number = 1
+    key, half, size, number = "", False, 0, 1
     for event, value in events:
         if event == "map_key":
             key = value
+            half = half or halves.are_in(value)
             continue
         if event == "end_map" or event == "end_array":
             if not around:
@@ -149,6 +163,10 @@ def _elements(events: Iterator[Event], name: str) -> Iterator[Any]:
                 value = {} if event == "start_map" else []
             elif type(value) is Decimal:
                 value = float(value)
+            elif type(value) is str:
+                half = half or halves.are_in(value)
+                size += len(value)
+            size += OBJECT
             if type(inside) is list:
                 inside.append(value)
             else:
@@ -158,9 +176,11 @@ def _elements(events: Iterator[Event], name: str) -> Iterator[Any]:
                 inside = value
                 if len(around) > DEEPEST:
                     raise _broken(name, f"row {number} is nested more than {DEEPEST} levels deep")
+            if size > LONGEST_LINE:
+                raise _broken(name, f"row {number} takes more than {LONGEST_LINE:,} bytes")
         if not around:
-            yield rows.pop()
-            number += 1
+            yield rows.pop(), half
+            number, half, size = number + 1, False, 0
 
 
 def _reason(error: Exception) -> str:
@@ -177,12 +197,19 @@ def _broken(name: str, message: str, line: int | None = None, raw: bytes = b"") 
 
 def _is_json_lines(path: Path, name: str) -> bool:
     """Whether the first line alone is a JSON object and another line follows it."""
-    lines = text_lines(path, name)
-    _, first = next(lines, (1, b""))
-    if not first.startswith(b"{") or not first.rstrip().endswith(b"}"):
-        return False
+    lines = text_lines(path, name, BLOCK)
+    first = bytearray()
+    for number, piece in lines:
+        if number > 1:
+            return _is_json(first) and any(not line.isspace() for line in chain([piece], (line for _, line in lines)))
+        first += piece
+        if not first.startswith(b"{") or len(first) > LONGEST_LINE:
+            return False
+    return False
+
+
+def _is_json(line: bytearray) -> bool:
     try:
-        json.loads(first)
+        return line.rstrip().endswith(b"}") and json.loads(line) is not None
     except (ValueError, RecursionError):
         return False
-    return any(not line.isspace() for _, line in lines)

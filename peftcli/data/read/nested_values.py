@@ -10,6 +10,26 @@ from typing import Any
 MISSING = object()
 """What a path that leads nowhere gives; null is a value."""
 
+DEEPEST = 500
+"""Lists and objects inside each other in one row; Python's own JSON functions stop below 1,000."""
+
+
+def too_deep(value: Any, text: str) -> bool:
+    """Whether lists and objects are nested more than `DEEPEST` levels deep in a value.
+
+    Args:
+        text: the JSON that it was read from.
+    """
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return False
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
 
 def structure(value: Any) -> Any:
     """Return the list or object that a text holds as JSON, or as Python writes it; any other value as it is."""
@@ -23,7 +43,7 @@ def structure(value: Any) -> Any:
             found = parse(bare)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return found if isinstance(found, list | dict) else value
+        return found if isinstance(found, list | dict) and not too_deep(found, bare) else value
     return value
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from peftcli.data.read.compressed import decode, text_lines
+from peftcli.data.read.compressed import LONGEST_LINE, decode, text_lines
+from peftcli.data.read.half_characters import BOTH_HALVES, HALF, holds_half_character
+from peftcli.data.read.nested_values import DEEPEST, too_deep
 from peftcli.data.read.records import BadRow, Record, excerpt
 from peftcli.errors import Problem, UserError
 from peftcli.process_state import CellsOfAnySize
@@ -30,23 +33,16 @@ def read_jsonl(path: Path, name: str) -> Rows:
         except (ValueError, RecursionError) as error:
             yield BadRow(name, number, f"broken JSON: {error}", excerpt(text.strip()), "one JSON object on the line")
             continue
-        if "\\ud" in text.lower() and _has_half_character(value):
-            message = "half a character: a \\ud800 to \\udfff that stands alone"
-            yield BadRow(name, number, message, excerpt(text.strip()), "both halves, or none")
+        if too_deep(value, text):
+            message = f"nested more than {DEEPEST} levels deep"
+            yield BadRow(name, number, message, excerpt(text.strip()), "a flatter object")
+        elif "\\ud" in text.lower() and holds_half_character(value):
+            yield BadRow(name, number, HALF, excerpt(text.strip()), BOTH_HALVES)
         elif isinstance(value, dict):
             yield Record(name, number, value)
         else:
             kind = type(value).__name__
             yield BadRow(name, number, f"the line holds a {kind}", excerpt(text.strip()), "one JSON object on the line")
-
-
-def _has_half_character(value: object) -> bool:
-    """Whether a value holds a lone surrogate: half of a character that JSON escapes in two parts."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def read_txt(path: Path, name: str) -> Rows:
@@ -90,7 +86,7 @@ def read_csv(path: Path, name: str) -> Rows:
     for _ in range(head):
         next(lines)
     reader = csv.reader(lines, strict=True, delimiter=separator)
-    any_size = CellsOfAnySize()
+    any_size = CellsOfAnySize(LONGEST_LINE)
     header: list[str] = []
     while True:
         first = reader.line_num + 1 + head
@@ -111,6 +107,7 @@ def read_csv(path: Path, name: str) -> Rows:
             if lines.done:  # an open quote swallowed the rest of the file
                 return
             continue
+        lines.begin_row()
         if bad := lines.take_bad():
             yield bad
         elif not cells:
@@ -141,6 +138,7 @@ class _CsvLines:
 
     def __init__(self, path: Path, name: str) -> None:
         self.name, self.last, self.done = name, "", False
+        self._begun, self._bytes = 1, 0  # line at which the row begins, and its bytes so far
         self._bad: BadRow | None = None
         self._lines = text_lines(path, name)
 
@@ -148,6 +146,10 @@ class _CsvLines:
         """Return the undecodable line among those since the last call, and forget it."""
         bad, self._bad = self._bad, None
         return bad
+
+    def begin_row(self) -> None:
+        """Count the bytes of the next row: quotes that stay open would take in the whole file."""
+        self._bytes = 0
 
     def __iter__(self) -> _CsvLines:
         return self
@@ -158,6 +160,13 @@ class _CsvLines:
         except StopIteration:
             self.done = True
             raise
+        self._begun = number if not self._bytes else self._begun
+        self._bytes += len(raw)
+        if self._bytes > LONGEST_LINE:
+            text = f"the row has more than {LONGEST_LINE:,} bytes"
+            raise UserError(
+                Problem(text, file=self.name, line=self._begun, suggestion="look for a quote that is not closed")
+            )
         try:
             self.last = decode(raw)
         except ValueError as error:
@@ -168,7 +177,7 @@ class _CsvLines:
 
 def _header(cells: list[str], name: str, line: int) -> list[str]:
     names = [cell.strip() for cell in cells]
-    twice = sorted({cell for cell in names if names.count(cell) > 1})
+    twice = sorted(cell for cell, times in Counter(names).items() if times > 1)
     if twice or "" in names:
         what = (
             f"the header names {', '.join(twice)} twice" if twice and twice != [""] else "the header has an empty name"
