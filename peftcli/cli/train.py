@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from peftcli.recipe.load_recipe import LoadedRecipe
     from peftcli.recipe.schema import TrainingSpec
 
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue this run from its last checkpoint; a finished one with more epochs."),
+]
+
 NoLock = Annotated[
     bool,
     typer.Option("--no-lock", help="Train without a lock on the output directory; for file systems that have none."),
@@ -35,7 +40,7 @@ def train(
         str | None,
         typer.Option("--output", "-o", metavar="DIR", help="Directory of the run, instead of output_dir."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its last checkpoint.")] = False,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
     num_processes: Annotated[
         int | None,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_COMPARED = ("output_dir",)
 """Keys in which two recipes may differ and still be the same run: a directory may be moved."""
+
+LENGTH = ("training.num_train_epochs", "training.max_steps")
+"""Keys of how long a run is: it can go on with larger ones."""
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -14,6 +17,11 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     left, right = _flat(old), _flat(new)
     keys = [key for key in {**right, **left} if left.get(key) != right.get(key)]
     return [key for key in keys if key.split(".")[0] not in NOT_COMPARED]
+
+
+def only_length(keys: Sequence[str]) -> bool:
+    """Return whether two recipes that differ in these keys can be those of one run and a longer one."""
+    return bool(keys) and set(keys) <= set(LENGTH)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import recipe_as_written
 from peftcli.record.checkpoints import Checkpoints
-from peftcli.record.recipe_changes import changed_keys
+from peftcli.record.recipe_changes import changed_keys, only_length
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
 from peftcli.record.run_summary import Summary
 from peftcli.record.step_lines import StepLines, finite, line_text
@@ -61,6 +61,8 @@ class RunStatus(Enum):
     EMPTY = "empty"
     UNFINISHED = "unfinished"
     FINISHED = "finished"
+    LONGER = "longer"
+    """A run of a recipe that differs in its length alone, to go on with; finished or not."""
 
 
 class RunDirectory:
@@ -133,12 +135,15 @@ class RunDirectory:
         if status is RunStatus.EMPTY:
             return status
         different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
+        if resume and only_length(different):
+            return RunStatus.LONGER
         if different:
             shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+            go_on = "go on with it for longer with --resume, " if only_length(different) else ""
             start = f" (method.init_from={self.path} starts from what it learnt)"
             raise UserError(
                 f"output_dir {self.path} holds a run of another recipe; they differ in {shown}",
-                suggestion=f"choose another output_dir{start if status is RunStatus.FINISHED else ''}, "
+                suggestion=f"{go_on}choose another output_dir{start if status is RunStatus.FINISHED else ''}, "
                 f"or replace that run with --overwrite; its recipe is in {self.recipe_file}",
             )
         if status is RunStatus.UNFINISHED and not resume:
@@ -202,6 +207,14 @@ class RunDirectory:
     def _remove_if_empty(self) -> None:
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def reopen(self, recipe_text: str) -> None:
+        """Make a run that is there an unfinished one of another recipe; what it left stays.
+
+        The summary goes first: after a crash in between, the rest is an unfinished run of the old recipe.
+        """
+        self.summary_file.unlink(missing_ok=True)
+        write_text(self.recipe_file, recipe_text, instead=OTHER_RUN)
 
     def begin(self, recipe_text: str) -> None:
         """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on."""

@@ -26,6 +26,7 @@ from peftcli.stop_signals import stop_on_signal
 from peftcli.training.finish_run import finish
 from peftcli.training.loop import train_steps
 from peftcli.training.milestones import Milestones
+from peftcli.training.resuming.longer_run import check_can_be_longer, lengthen
 from peftcli.training.run_header import header
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
@@ -127,7 +128,8 @@ def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
     if not any((directory.path / summary.artifact).glob("*.safetensors")):
         problem = f"{directory.path} is marked as finished, but its {summary.artifact}/ holds no weights"
         raise UserError(problem, suggestion=f"copy them back, or {TRAIN_AGAIN}")
-    reporter.note(f"{directory.path} holds this run, finished; --overwrite trains it again")
+    more = "--resume with a larger training.num_train_epochs or training.max_steps goes on with it"
+    reporter.note(f"{directory.path} holds this run, finished; {more}, --overwrite trains it again")
     reporter.finished(summary)
     return summary
 
@@ -137,16 +139,21 @@ def _start(
 ) -> tuple[Session, Milestones]:
     """Build the session, and put it where an unfinished run left off."""
     text = dump_recipe(loaded.recipe)
-    unfinished = status is RunStatus.UNFINISHED
-    found = directory.checkpoints().latest(reporter.note, _checkpoint) if unfinished else None
+    earlier = directory.recipe().training if status is RunStatus.LONGER else None
+    goes_on = status in (RunStatus.UNFINISHED, RunStatus.LONGER)
+    found = directory.checkpoints().latest(reporter.note, _checkpoint) if goes_on else None
     state = found.state if found else TrainState()
+    if earlier is not None:
+        check_can_be_longer(directory, found.state if found else None)
     session = build_session(loaded, world, directory, reporter, state)
     milestones = Milestones(session)
     if found is not None:
-        reporter.note(f"going on after step {state.step}")
+        reporter.note(f"going on after step {state.step}" if earlier is None else lengthen(session, earlier))
         with _fits(found.path):
             milestones.resume(found.tree)
         milestones.find_best()
+        if earlier is not None and world.is_main:
+            directory.reopen(text)
     elif world.is_main:
         directory.begin(text)
     if world.is_main:
