@@ -54,7 +54,10 @@ def run_adapter(run: Path) -> Path:
     """
     directory = run / "adapter"
     if not directory.is_dir():
-        raise UserError(f"{run} holds no adapter yet", suggestion="finish the training: peft train RECIPE --resume")
+        raise UserError(
+            f"{run} holds no adapter yet",
+            suggestion="finish it with `peft train RECIPE --resume`, or use --checkpoint last",
+        )
     return directory
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.console.options import BaseDtype, Json, MaxNewTokens, TrustRemoteCode, about_option, note, refuse_nothing
+from peftcli.console.options import (
+    BaseDtype,
+    CheckpointName,
+    Json,
+    MaxNewTokens,
+    TrustRemoteCode,
+    about_option,
+    note,
+    refuse_nothing,
+)
 from peftcli.console.standard_input import rows_file
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ def evaluate(
     ] = None,
     max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
+    checkpoint: CheckpointName = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +66,7 @@ def evaluate(
         if data is not None:
             stack.enter_context(about_option("--data"))
             data = stack.enter_context(rows_file(data, "--data"))
-        metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens, trust_remote_code)
+        metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
     if as_json:
         print_json(metrics)
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from peftcli.adapters.library_table import LIBRARIES
-from peftcli.console.options import Json, Quiet, RunPath, note
+from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, note
 
 _INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
 
@@ -46,6 +47,7 @@ def export(
         str | None,
         typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
     ] = None,
+    checkpoint: CheckpointName = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -55,8 +57,15 @@ def export(
     """
     from peftcli.adapters.transfer import export_run
     from peftcli.console.output import print_json
+    from peftcli.names import NAMES
+    from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
+    from peftcli.record.checkpoint_adapter import adapter_directory
 
-    done = export_run(run, output, to=to, instead=instead, base=base)
+    with ExitStack() as stack:
+        if checkpoint is not None:
+            recipe = load_stored_recipe(stored_recipe(run), NAMES).recipe
+            run = stack.enter_context(adapter_directory(run, recipe, checkpoint))
+        done = export_run(run, output, to=to, instead=instead, base=base)
     for text in [] if quiet else done.notes:
         note(text)
     if as_json:

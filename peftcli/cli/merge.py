@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import Json, Quiet, TrustRemoteCode, note
+from peftcli.console.options import CheckpointName, Json, Quiet, TrustRemoteCode, note
 from peftcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def merge(
         bool,
         typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs."),
     ] = False,
+    checkpoint: CheckpointName = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -72,7 +73,7 @@ def merge(
         merged = partial(merge_run, runs[0], output, requantize=requantize)
     else:
         merged = partial(merge_runs, runs, output, weights=shares, rank=rank)
-    merged = partial(merged, base=base, trust_code=trust_remote_code)
+    merged = partial(merged, base=base, trust_code=trust_remote_code, checkpoint=checkpoint)
     report = merged(dtype=dtype, max_shard_size=max_shard_size, verify=verify, note=told)
     for text in report.notes:
         told(text)

@@ -12,6 +12,7 @@ import typer
 from peftcli.atomic import new_file
 from peftcli.console.options import (
     BaseDtype,
+    CheckpointName,
     MaxNewTokens,
     TrustRemoteCode,
     about_option,
@@ -53,6 +54,7 @@ def predict(
     ] = None,
     max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
+    checkpoint: CheckpointName = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
@@ -73,9 +75,9 @@ def predict(
 
     with about_option("--input"), rows_file(data, "--input") as file:
         if len(runs) == 1:
-            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code)
+            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
         else:
-            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code)
+            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
         if output is None:
             _write(rows, data_stream())
             return

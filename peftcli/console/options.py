@@ -42,6 +42,17 @@ TrustRemoteCode = Annotated[
 ]
 
 
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="STEP",
+        help="Use a checkpoint, of a finished run or not: step-200, last, or best (the best evaluation so far).",
+        show_default=False,
+    ),
+]
+
+
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(

@@ -38,6 +38,7 @@ def evaluate_run(
     note: Note = lambda _text: None,
     max_new_tokens: int | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Return `eval_*` metrics of a run, or of a recipe's untrained base.
 
@@ -47,6 +48,7 @@ def evaluate_run(
         note: receives what the user should know, such as another base dtype than in training, and rows that were cut.
         max_new_tokens: longest generated text in tokens, where a metric needs texts; None is the recipe's.
         trust_code: let the Python code that comes with the model run; a recipe that is no run's may say so, too.
+        checkpoint: of a run: use this one (`checkpoint_adapter`), not the result of the finished run.
 
     Raises:
         UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
@@ -55,9 +57,11 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint is for a run directory; {path} is a recipe", suggestion="name the run")
         loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES))
         return _evaluate_recipe(loaded, data, base_dtype, note, max_new_tokens)
-    run = open_run(path, base_dtype, max_new_tokens=max_new_tokens, trust_code=trust_code)
+    run = open_run(path, base_dtype, None, max_new_tokens, trust_code, checkpoint)
     for text in run.notes:
         note(text)
     if data is not None:

@@ -38,6 +38,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.run_paths import homes
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
+from peftcli.record.checkpoint_adapter import checkpoint_adapter
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.tasks.task_table import task_info
@@ -97,8 +98,9 @@ def open_run(
     bases: Bases | None = None,
     max_new_tokens: int | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
 ) -> OpenedRun:
-    """Return a finished run's model on its base.
+    """Return a run's model on its base.
 
     Args:
         run: the run directory.
@@ -106,11 +108,12 @@ def open_run(
         bases: keeps the base for the next run; `close` this one first.
         max_new_tokens: longest generated text in tokens; None is the recipe's.
         trust_code: let the Python code that comes with the model run; the run's own recipe does not decide that.
+        checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
 
     Raises:
-        UserError: it is no finished run, or its base is gone or is another model.
+        UserError: it is no finished run, there is no such checkpoint, or its base is gone or is another model.
     """
-    return load_run(find_run(run, base_dtype, max_new_tokens, trust_code), bases)
+    return load_run(find_run(run, base_dtype, max_new_tokens, trust_code, checkpoint), bases)
 
 
 def find_run(
@@ -118,6 +121,7 @@ def find_run(
     base_dtype: DTypeName | None = None,
     max_new_tokens: int | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
 ) -> FoundRun:
     """Check everything about a run but the weights of its base: recipe, adapter, config, tokenizer.
 
@@ -128,13 +132,14 @@ def find_run(
     """
     directory = RunDirectory(Path(run))
     file = stored_recipe(directory.path)
-    if directory.status() is RunStatus.UNFINISHED:
-        raise UserError(f"the run {run} is not finished", suggestion="go on with `peft train RECIPE --resume`")
+    if checkpoint is None and directory.status() is RunStatus.UNFINISHED:
+        remedy = "go on with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
+        raise UserError(f"the run {run} is not finished", suggestion=remedy)
     loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=trust_code), max_new_tokens)
-    if registry.info(loaded.recipe.method.name).artifact == "model":
+    if checkpoint is None and registry.info(loaded.recipe.method.name).artifact == "model":
         return _find_model(directory, loaded, base_dtype)
     try:
-        return _find_adapter(directory, loaded, base_dtype)
+        return _find_adapter(directory, loaded, base_dtype, checkpoint)
     except UserError as error:
         about = _relative_base(directory.path, loaded.recipe)
         raise UserError([*error.problems, *about]) from error
@@ -187,10 +192,15 @@ def trained_format(directory: RunDirectory) -> str | None:
     return name if isinstance(name, str) and name in NAMES.formats else None
 
 
-def _find_adapter(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None) -> FoundRun:
+def _find_adapter(
+    directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTypeName | None, checkpoint: str | None
+) -> FoundRun:
     loaded = with_allowed_code(loaded)
     recipe = loaded.recipe
-    saved = load_adapter(directory.path / "adapter")
+    if checkpoint is None:
+        saved = load_adapter(directory.path / "adapter")
+    else:
+        saved = checkpoint_adapter(directory.path, recipe, checkpoint)
     labels = saved.meta.label_spec
     if labels is None and task_info(recipe.task).has_labels:
         raise UserError(
@@ -201,7 +211,7 @@ def _find_adapter(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DTy
     check_config(saved.meta, spec, directory.path)  # before seconds and gigabytes are spent on its weights
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
     of_texts = changed_texts(directory.path, recipe, tokenizer)
-    return FoundRun(directory, loaded, saved, spec, labels, tokenizer, [*notes, *of_tokenizer, *of_texts])
+    return FoundRun(directory, loaded, saved, spec, labels, tokenizer, [*saved.notes, *notes, *of_tokenizer, *of_texts])
 
 
 def _load_adapter(found: FoundRun, saved: SavedAdapter, world: World, bases: Bases) -> OpenedRun:

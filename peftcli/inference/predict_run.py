@@ -25,6 +25,7 @@ def predict_run(
     note: Note = lambda _text: None,
     max_new_tokens: int | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return predictions for a file, a line for each of its rows in order.
 
@@ -38,11 +39,12 @@ def predict_run(
         note: receives what the user should know; the number of rows that were cut comes at the end.
         max_new_tokens: longest generated text in tokens; None is the recipe's.
         trust_code: let the Python code that comes with the model run.
+        checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
 
     Raises:
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
-    opened_run = open_run(run, base_dtype, max_new_tokens=max_new_tokens, trust_code=trust_code)
+    opened_run = open_run(run, base_dtype, None, max_new_tokens, trust_code, checkpoint)
     for text in opened_run.notes:
         note(text)
     return _predict(opened_run, data, note)
@@ -55,18 +57,19 @@ def predict_runs(
     note: Note = lambda _text: None,
     max_new_tokens: int | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return predictions of several runs for one file, each with `run`; a base that they share is loaded once.
 
     Args:
         runs: run directories, in the order of the output: all rows of the first, then all of the second, ...
-        data, note, max_new_tokens, trust_code: as in `predict_run`.
+        data, note, max_new_tokens, trust_code, checkpoint: as in `predict_run`.
 
     Raises:
         UserError: anything about a run or the file is wrong; raised here, before the first prediction, but for what
             only the weights of a base can tell.
     """
-    found = [find_run(run, base_dtype, max_new_tokens, trust_code) for run in runs]
+    found = [find_run(run, base_dtype, max_new_tokens, trust_code, checkpoint) for run in runs]
     for one in found:  # the rows are kept prepared, so this is not done twice
         spec = one.loaded.recipe.data or DataSpec()
         prepare_for_prediction(data, spec, one.loaded.recipe.task, one.tokenizer, one.trained_format)

@@ -40,6 +40,7 @@ def merge_run(
     dtype: str | None = None,
     base: str | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
     max_shard_size: str = "5GB",
     verify: bool = True,
     use_alone: bool = True,
@@ -57,6 +58,7 @@ def merge_run(
         dtype: auto (the base's own), float32, bfloat16 or float16.
         base: name or path of the base, if it is no longer where the run found it.
         trust_code: let the Python code that comes with the model run.
+        checkpoint: merge this one (`checkpoint_adapter`), not the result of the finished run.
         max_shard_size: of a weight file, such as 5GB or 500MB.
         verify: compare with base + adapter on rows of the run's data.
         use_alone: a part of that: use the result in a process with transformers alone, which loads it once more.
@@ -68,7 +70,7 @@ def merge_run(
         VerificationFailed: the merged model does not agree with base + adapter.
     """
     options = merge_options(output, dtype, max_shard_size, verify=verify, use_alone=use_alone, requantize=requantize)
-    return merge_opened(open_run_to_merge(Path(run), base, trust_code), options, note)
+    return merge_opened(open_run_to_merge(Path(run), base, trust_code, checkpoint), options, note)
 
 
 def merge_runs(
@@ -80,6 +82,7 @@ def merge_runs(
     dtype: str | None = None,
     base: str | None = None,
     trust_code: bool = False,
+    checkpoint: str | None = None,
     max_shard_size: str = "5GB",
     verify: bool = True,
     use_alone: bool = True,
@@ -91,8 +94,8 @@ def merge_runs(
         runs: their directories.
         weights: one for each.
         rank: cut the summed change of every matrix to this rank; None keeps it exact.
-        output, dtype, base, trust_code, max_shard_size, verify, use_alone, note: as for one run; what it is verified
-            against is base + summed adapter.
+        output, dtype, base, trust_code, checkpoint, max_shard_size, verify, use_alone, note: as for one run; what it is
+            verified against is base + summed adapter.
 
     Raises:
         UserError: as for one run, or the runs cannot be summed.
@@ -100,7 +103,9 @@ def merge_runs(
     """
     options = merge_options(output, dtype, max_shard_size, verify=verify, use_alone=use_alone)
     return merge_opened(
-        sum_adapters([open_run_to_merge(Path(run), base, trust_code) for run in runs], weights, rank), options, note
+        sum_adapters([open_run_to_merge(Path(run), base, trust_code, checkpoint) for run in runs], weights, rank),
+        options,
+        note,
     )
 
 

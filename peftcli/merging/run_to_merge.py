@@ -33,6 +33,7 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
+from peftcli.record.checkpoint_adapter import checkpoint_adapter
 
 
 @dataclass
@@ -98,22 +99,29 @@ def placed(value: Tensor) -> MergeRule:
     return MergeRule(lambda _base: value.float().clone(), "add", replaces=True)
 
 
-def open_run_to_merge(directory: Path, base: str | None, trust_code: bool = False) -> RunToMerge:
+def open_run_to_merge(
+    directory: Path, base: str | None, trust_code: bool = False, checkpoint: str | None = None
+) -> RunToMerge:
     """Open a run that trained an adapter.
 
     Args:
         directory: of the run.
         base: name or path of the base, if not the recipe's.
         trust_code: let the Python code that comes with the model run.
+        checkpoint: take the adapter of this one.
 
     Raises:
-        UserError: no finished run is there, its method does not merge, or its adapter does not fit the base.
+        UserError: no finished run is there, or no such checkpoint, its method does not merge, or its adapter does not
+            fit the base.
     """
     loaded = load_stored_recipe(stored_recipe(directory), NAMES, trust_code=trust_code)
     recipe = loaded.recipe
-    if (directory / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
+    if checkpoint is None and (directory / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
         return _open_model(directory, loaded, base)
-    adapter = load_adapter(run_adapter(directory))
+    if checkpoint is None:
+        adapter = load_adapter(run_adapter(directory))
+    else:
+        adapter = checkpoint_adapter(directory, recipe, checkpoint)
     reason = registry.method(adapter.params.name).why_not_mergeable(adapter.params)
     if reason is not None:
         raise UserError(f"{adapter.params.name} cannot be merged: {reason}")
@@ -124,7 +132,7 @@ def open_run_to_merge(directory: Path, base: str | None, trust_code: bool = Fals
     spec = unquantised(recipe.model, base)
     run = _on_meta(directory, recipe, spec, adapter)
     _refuse_misfit(run.model, run.anatomy, adapter)
-    run.notes += _notes(recipe, spec, base)
+    run.notes += [*adapter.notes, *_notes(recipe, spec, base)]
     return run
 
 

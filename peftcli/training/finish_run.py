@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory
 from peftcli.deliverables.config_file import CONFIG, make_readable, restore_padding
@@ -12,6 +11,7 @@ from peftcli.deliverables.generation_file import make_savable
 from peftcli.deliverables.write_beside import write_beside_weights
 from peftcli.process_state import quiet_transformers
 from peftcli.record.run_summary import Summary
+from peftcli.training.adapter_record import adapter_record
 from peftcli.training.hub_upload import push
 from peftcli.training.milestones import Milestones
 from peftcli.training.run_header import parameter_counts
@@ -51,21 +51,12 @@ def finish(session: Session, milestones: Milestones) -> Summary:
 
 def save_artifact(session: Session, summary: Summary) -> None:
     """Write adapter/, or model/ for methods whose artifact is a complete model."""
-    path, leaving = session.directory.path, session.leaving
+    path = session.directory.path
     if session.info.artifact == "model":
         with new_directory(path / "model", instead=OTHER_RUN) as partial:
             _write_model(partial, session)
         return
-    labels = session.data.labels
-    meta = describe(
-        session.attachment,
-        session.anatomy,
-        task=session.recipe.task,
-        base=session.base.identity,
-        labels=labels.as_dict() if labels is not None else None,
-        versions=summary.versions,
-        texts=leaving.texts.as_dict(),
-    )
+    meta = adapter_record(session)
     numbers = {key: value for key, value in (summary.eval or {}).items() if isinstance(value, float)}
     save_adapter(
         path / "adapter",
@@ -73,7 +64,7 @@ def save_artifact(session: Session, summary: Summary) -> None:
         params=session.recipe.method,
         meta=meta,
         metrics=numbers,
-        leaving=leaving,
+        leaving=session.leaving,
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import greater_is_better
+from peftcli.record.checkpoint_adapter import ABOUT
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.random_state import random_states, restore_random_states
 from peftcli.record.run_directory import ARTIFACTS
+from peftcli.training.adapter_record import adapter_record
 from peftcli.training.best_value import judge
 from peftcli.training.session import Session
 from peftcli.training.watch.finite import require_finite
@@ -28,6 +30,7 @@ class Milestones:
         self._clock = time.perf_counter()
         self._saved_at: int | None = None
         self._finite_at: int | None = None
+        self._about: dict[str, Any] | None = None
 
     def evaluate_first(self) -> None:
         """Evaluate before the first step, for the closing table."""
@@ -104,7 +107,9 @@ class Milestones:
         self.meter.freeze()
         states = self.session.world.gather({"random": random_states(), "window": self.session.state.window})
         if self.session.world.is_main:
-            self.checkpoints.save(self.session.state.step, self.session.checkpoint_tree(states))
+            self._about = self._about or adapter_record(self.session).as_dict()
+            tree = {**self.session.checkpoint_tree(states), ABOUT: self._about}
+            self.checkpoints.save(self.session.state.step, tree)
         self.session.world.wait()
 
     def require_finite(self, what: str) -> None:

@@ -1,0 +1,70 @@
+"""A checkpoint is used as a run is: what was evaluated at its step is what it gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftcli.adapters.loading import load_adapter
+from peftcli.errors import Stopped, UserError
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.predict_run import predict_run
+from peftcli.merging.merge_run import merge_run
+from peftcli.record.checkpoint_adapter import checkpoint_adapter
+from peftcli.training.run import train
+from tests.command_line import Cli
+from tests.recipes import CtrlC, chat_rows, write_jsonl
+
+EVERY_STEP = {"data__val_set_size": 4, "training__eval_steps": 1, "training__save_steps": 1, "training__max_steps": 6}
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "lora", "r": 4}, {"name": "full"}, {"name": "prefix_tuning", "encoder_hidden_size": 8}]
+)
+def test_an_unfinished_run_is_used_at_its_steps(recipe, method) -> None:
+    loaded = recipe(method=method, training__learning_rate=0.05, training__greater_is_better=True,
+                    training__save_total_limit=5, **EVERY_STEP)  # fmt: skip
+    with pytest.raises(Stopped):
+        train(loaded, reporter=CtrlC(at=4))
+    run = Path(str(loaded.recipe.output_dir))
+    found = losses(run)
+    best = max((step for step in found if step), key=lambda step: (found[step], -step))
+    for which, step in (("last", 4), ("step-3", 3), ("000002", 2), ("best", best)):
+        assert evaluate_run(run, checkpoint=which)["eval_loss"] == found[step], which
+    with pytest.raises(UserError, match=r"not finished(.|\n)*--checkpoint last"):
+        evaluate_run(run)
+
+
+def test_predictions_merges_and_exports_of_a_checkpoint(recipe, tmp_path: Path, cli: Cli) -> None:
+    loaded = recipe(
+        training__learning_rate=0.05, training__max_new_tokens=3, training__save_total_limit=9, **EVERY_STEP
+    )
+    train(loaded)
+    run, rows = Path(str(loaded.recipe.output_dir)), write_jsonl(tmp_path / "in.jsonl", chat_rows(2))
+    early = list(predict_run(run, str(rows), checkpoint="step-1"))
+    assert early != list(predict_run(run, str(rows)))
+    assert list(predict_run(run, str(rows), checkpoint="best")) == list(predict_run(run, str(rows)))
+    printed = cli("predict", run, "-i", rows, "--checkpoint", "1").out
+    assert [json.loads(line) for line in printed.splitlines()] == early
+    assert merge_run(run, tmp_path / "merged", checkpoint="step-1", use_alone=False).verified
+    assert cli("export", run, "-o", tmp_path / "exported", "--checkpoint", "step-1").code == 0
+    state = checkpoint_adapter(run, loaded.recipe, "step-1").state
+    exported = load_adapter(tmp_path / "exported").state
+    assert state.keys() == exported.keys() and all(state[key].equal(exported[key]) for key in state)
+
+
+@pytest.mark.parametrize("command", [("eval",), ("merge", "-o", "m"), ("export", "-o", "e"), ("predict", "-i", "DATA")])
+def test_a_checkpoint_that_is_not_there_is_named(recipe, cli: Cli, command: tuple[str, ...]) -> None:
+    loaded = recipe(training__max_steps=2, training__save_steps=1)
+    train(loaded)
+    name, *given = [loaded.recipe.data.path if part == "DATA" else part for part in command]
+    for which in ("step-9", "first", "../step-1", "", "-1"):
+        done = cli(name, loaded.recipe.output_dir, *given, f"--checkpoint={which}")
+        assert done.code == 2 and "there are: step-1, step-2, last, best" in done.err, done.err
