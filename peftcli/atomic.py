@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from peftcli.write_errors import writing
 
@@ -42,7 +42,7 @@ def append_text(path: Path, text: str, *, instead: str = "write to another place
     with writing(path, instead):
         size = path.stat().st_size if path.is_file() else None
         try:
-            with open(path, "a", encoding="utf-8", newline="\n") as file:
+            with _open_text(path, "a") as file:
                 file.write(text)
         except OSError:
             with suppress(OSError):
@@ -62,8 +62,13 @@ def new_file(path: Path, *, instead: str) -> Iterator[IO[str]]:
     with writing(path, instead), _parents_made(path):
         target = Path(os.path.realpath(path))
         device = target.exists() and not target.is_file()
-        with open(target, "w", encoding="utf-8", newline="\n") if device else _replaced(target) as file:
+        with _open_text(target, "w") if device else _replaced(target) as file:
             yield file
+
+
+def _open_text(path: Path, mode: Literal["a", "w"]) -> IO[str]:
+    """Open a file of UTF-8. Half of a surrogate pair, which UTF-8 lacks, becomes what JSON writes for it: `\\ud83d`."""
+    return open(path, mode, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @contextmanager
@@ -71,7 +76,7 @@ def _replaced(path: Path) -> Iterator[IO[str]]:
     """Yield a text file beside `path`, which is renamed to `path` when the block ends without an error."""
     partial = _beside(path)
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        with _open_text(partial, "w") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -5,18 +5,17 @@ Nothing heavy is imported here or at the top of a command's module, so that `pef
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
-from contextlib import suppress
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from peftcli import __version__
+from peftcli.console.streams import ReaderLeft, fit_streams
 from peftcli.console.terminal import shown_streams
 from peftcli.distributed.launched_worker import LAUNCHED, PEER_LOST, LaunchedWorker
 from peftcli.errors import PeftCliError, Stopped, UserError
@@ -74,44 +73,49 @@ def build_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
-    with shown_streams(), interrupted_by_signals() as stop, libraries_quiet():
+    with fit_streams(), shown_streams(), interrupted_by_signals() as stop, libraries_quiet():
         worker = LaunchedWorker() if LAUNCHED in os.environ else None
         try:
-            build_app()(arguments, prog_name="peft")
+            code = _typed(arguments)
         except (Exception, KeyboardInterrupt) as error:
             if worker is not None and worker.is_consequence(error):
-                sys.exit(PEER_LOST)
-            _end(Stopped(_STOPPED) if stop.requested and not isinstance(error, PeftCliError) else error)
+                code = PEER_LOST
+            else:
+                code = _end(Stopped(_STOPPED) if stop.requested and not isinstance(error, PeftCliError) else error)
+    sys.exit(code)
 
 
 _STOPPED = "stopped before it was done; what it had not finished is not there"
 
 
-def _end(error: BaseException) -> NoReturn:
-    """Show an error, and exit with its code."""
+def _typed(arguments: list[str] | None) -> int:
+    """Run the command that was typed, and see to it that what it printed has arrived."""
+    try:
+        build_app()(arguments, prog_name="peft")
+    except SystemExit as end:  # typer's way to return
+        sys.stdout.flush()
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _end(error: BaseException) -> int:
+    """Show an error; return the exit code."""
+    if isinstance(error, ReaderLeft):
+        return error.exit_code
     if isinstance(error, PeftCliError):
         _say(_message(error))
-        sys.exit(error.exit_code)
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
-        _say(f"error: {_of_the_file_system(error)}")
-        sys.exit(2)
+        return error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        remedy = "check that this path is of the right kind, and that this user may use it"
+        _say(f"error: {error.filename}: {error.strerror or error}\n    {remedy}")
+        return 2
     _say("".join(traceback.format_exception(error)))
     _say("This is a bug in peftcli, not in your input: please report it with the lines above.")
-    sys.exit(1)
+    return 1
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # the terminal is closed, or the program that read this has ended
-        print(text, file=sys.stderr, flush=True)
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
-"""What an operation without a file's name can run into, and a user can change."""
-
-
-def _of_the_file_system(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}\n    check that this path is of the right kind and may be written"
+    print(text, file=sys.stderr, flush=True)
 
 
 def _print_version(wanted: bool) -> None:

@@ -263,7 +263,7 @@ class RunDirectory:
         """Say what a run that the machine ended left, and how to go on once that is mended."""
         steps = self.checkpoints().steps()
         if self.summary_file.is_file():
-            return f"the finished run in {self.path} is as it was"
+            return f"the run in {self.path} is finished and whole"
         if steps:
             return f"the state of step {steps[-1]} is saved: --resume goes on from there"
         if self._was_trained():

@@ -38,6 +38,7 @@ from peftcli.recipe.yaml.yaml_lines import MAX_DEPTH, parse_yaml
         ("2024-01-01", "2024-01-01"),
         ("'1e-4'", "1e-4"),
         ('"true"', "true"),
+        ('"\\ud83d\\ude00"', "\U0001f600"),  # as JSON writes it
         ("!!str 12", "12"),
         ("-.inf", -math.inf),
     ],

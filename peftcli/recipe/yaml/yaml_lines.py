@@ -83,6 +83,11 @@ def line_of(event: Event) -> int:
     return event.start_mark.line + 1
 
 
+def _joined(text: str) -> str:
+    """Return text in which the two halves that JSON writes for a character beyond the first 65,536 are one."""
+    return text if _is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
 def _is_unicode(text: str) -> bool:
     """Return whether a text can be encoded; an escape such as `\\ud800` is half a character."""
     try:
@@ -195,14 +200,15 @@ class _Composer:
             message = "the merge key `<<` is not read here"
             raise YamlProblem(message, line_of(event), "write the keys out (it left YAML in version 1.2)")
         self.count(1, event)
-        if not _is_unicode(event.value):
+        name = _joined(str(event.value))
+        if not _is_unicode(name):
             raise YamlProblem("a key with a character that is not Unicode", line_of(event), "remove it")
-        return str(event.value)
+        return name
 
     def scalar(self, event: Event, key: Key) -> Any:
         assert isinstance(event, ScalarEvent)  # the only node event left
         tag = self.tag(event, ("str", "int", "float", "bool", "null"))
-        text = self.expanded(str(event.value), key, line_of(event))
+        text = self.expanded(_joined(str(event.value)), key, line_of(event))
         if "\0" in text or not _is_unicode(text):
             raise YamlProblem("a control character, or one that is not Unicode", line_of(event), "remove it")
         plain = event.style is None
