@@ -6,6 +6,7 @@ then, and what was there before is there still.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -89,23 +90,32 @@ def _replaced(path: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def new_directory(path: Path, *, instead: str = "write to another place") -> Iterator[Path]:
+def new_directory(path: Path, *, instead: str = "write to another place", replace: bool = True) -> Iterator[Path]:
     """Yield an empty directory beside `path`, which is renamed to `path` when the block ends without an error.
 
     A directory that exists is replaced. That takes two renames; a crash between them leaves nothing at `path`, and the
     new directory under its partial name.
+
+    Args:
+        path: of the directory.
+        instead: what the user can do where the system refuses.
+        replace: False refuses to take the place of a directory that holds something.
 
     Raises:
         CannotWrite: the system refuses; `instead` is what the user can do.
     """
     with writing(path, instead), _parents_made(path):
         partial, old = _beside(path), _beside(path, "old-")
+        if not replace:
+            _require_free(path)
         for stale in (partial, old):
             _remove(stale)
         partial.mkdir()
         try:
             yield partial
             sync_tree(partial)
+            if not replace:
+                _require_free(path)
             _put_in_place(partial, path, old)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -116,15 +126,21 @@ def new_directory(path: Path, *, instead: str = "write to another place") -> Ite
 
 def _put_in_place(partial: Path, path: Path, old: Path) -> None:
     """Rename `partial` to `path`; what was there becomes `old`, and comes back if that fails."""
-    replaced = path.exists()
-    if replaced:
+    taken = path.exists()
+    if taken:
         os.rename(path, old)
     try:
         os.rename(partial, path)
     except OSError:
-        if replaced:
+        if taken:
             os.rename(old, path)
         raise
+
+
+def _require_free(path: Path) -> None:
+    """Refuse a name under which something lies; it may have come since the command began."""
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise FileExistsError(errno.EEXIST, "exists", str(path))
 
 
 @contextmanager

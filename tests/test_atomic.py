@@ -92,6 +92,23 @@ def test_what_was_there_stays(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "run"]
 
 
+def test_a_directory_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "missing" / ".." / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_text("theirs")
+    with pytest.raises(CannotWrite, match="in the way"), new_directory(output, replace=False):
+        pass  # what leads there through a directory that does not exist is seen only now
+    with pytest.raises(CannotWrite, match="in the way"), new_directory(tmp_path / "new", replace=False):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "a").write_text("theirs")
+    assert (tmp_path / "run" / "a").read_text() == (tmp_path / "new" / "a").read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == ["new", "run"]
+    (tmp_path / "empty").mkdir()
+    with new_directory(tmp_path / "empty", replace=False) as partial:
+        (partial / "a").write_text("ours")
+    assert (tmp_path / "empty" / "a").read_text() == "ours"
+
+
 @pytest.mark.parametrize("name", ["a" * 250, "run \U0001f600", "é" * 120, "-", "two\nlines"])
 def test_every_name_that_the_file_system_takes(name: str, tmp_path: Path) -> None:
     for _again in range(2):

@@ -85,7 +85,7 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
             f"{directory}: {saved.params.name} cannot be exported: {library.lacks}",
             suggestion=_elsewhere(saved.params, library),
         )
-    with new_directory(output, instead=OTHER_OUTPUT) as partial:
+    with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         notes = library.write(saved, directory, partial, base=base, instead=instead)
         write_label_names(partial, saved.meta.labels)
         notes = (*notes, *_carry_texts(directory, partial))
@@ -198,7 +198,7 @@ def _write_run(output: Path, saved: SavedAdapter, trust_code: bool) -> None:
         "versions": {**meta.versions, "peftcli": __version__},
         "artifact": "adapter",
     }
-    with new_directory(output, instead=OTHER_OUTPUT) as partial:
+    with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         save_adapter(partial / "adapter", attachment_state=state, params=params, meta=meta)
         write_text(partial / "recipe.yaml", dump_recipe(recipe))
         write_text(partial / "summary.json", json.dumps(summary, indent=2) + "\n")

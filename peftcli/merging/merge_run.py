@@ -129,7 +129,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     )
     leaving = leaving_model(run.spec, run.recipe.task, run.tokenizer, run.texts)
     config = merged_config(run, plan, leaving)
-    with new_directory(output, instead=OTHER_OUTPUT) as partial:
+    with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         write_weights(partial, plan.outputs, options.limit)
         report.notes += write_beside_weights(partial, leaving, run.model)
         if options.verify:

@@ -83,6 +83,10 @@ def train(
         _interruptible(directory, world),
         _borrowed(recipe.training, world),
     ):
+        if world.is_main and directory.check(recipe, resume=resume, overwrite=overwrite) is not status:
+            # another process was here, or the path leads through a directory that did not exist (`new/../run`)
+            remedy = "the same command finds out what is there"
+            raise UserError(f"{directory.path} holds a run since a moment ago", suggestion=remedy)
         session, milestones = _start(loaded, world, directory, reporter, status)
         with _watched(session, profile=profile) as after_step:
             return _run(session, milestones, after_step)
