@@ -21,7 +21,11 @@ def peft(*arguments: object, before: str = "", streams: str = "") -> subprocess.
     typed = " ".join([before, sys.executable, "-m", "peftcli", *map(str, arguments), streams])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", typed], env=environment, capture_output=True, encoding="utf-8"
+        ["bash", "-o", "pipefail", "-c", typed],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
 
 
@@ -48,12 +52,13 @@ def test_the_disk_of_the_output_is_full() -> None:
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_its_letters(encoding: str, recipe: Path) -> None:
-    done = peft("validate", recipe, "--json", before=f"PYTHONIOENCODING={encoding} LC_ALL=C")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    seen = "Zürich-\U0001f600" if encoding == "utf-8" else "rich-\\U0001f600"
-    assert seen in done.stdout + done.stderr
+    environment = f"PYTHONIOENCODING={encoding} LC_ALL=C"
+    done = peft("validate", recipe, before=environment)
+    assert done.returncode == 2 and "rich-\\U0001f600" in done.stderr and "Traceback" not in done.stderr
+    done = peft("validate", recipe, "--json", before=environment)
+    assert "Zürich-\U0001f600" in str(json.loads(done.stdout))
 
 
 def test_json_stays_json_in_every_encoding() -> None:
