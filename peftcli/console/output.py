@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peftcli.console.terminal import data_stream, safe_console
+from peftcli.shown_text import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output; NaN and infinities, which JSON lacks, become null."""
     text = json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=not _utf8())
-    print(text, file=data_stream())
+    print(without_secrets(text), file=data_stream())
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from peftcli.shown_text import shown
+from peftcli.shown_text import hide_nothing, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +55,7 @@ def shown_streams() -> Iterator[None]:
     """Filter standard output and standard error within the context."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_filtered, before)
+    hide_nothing()
     try:
         yield
     finally:

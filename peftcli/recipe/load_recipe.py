@@ -98,8 +98,14 @@ def load_recipe(
     document = _parse(file, read_recipe_text(Path(path)), variables)
     tree = Tree.from_document(file, document)
     remarks = [*document.remarks, *upgrade_tree_(tree, upgrades)]
+    if upgrades:  # a run without its training data can be used: whoever reads them says that they are not there
+        remarks = [one for one in remarks if not (one.unset and one.key[0] == "data" and one.key[-1] in _PLACES)]
     loaded = _checked(tree, remarks, overrides, names, need_data, variables, surroundings)
     return without_unasked_code(loaded) if lies_in_run(Path(path)) else loaded
+
+
+_PLACES = ("path", "cache_dir")
+"""Keys of the data block whose environment variables may be unset later on."""
 
 
 TRUST_REMOTE_CODE = "model.trust_remote_code=true"

@@ -39,11 +39,11 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
         return [Problem(error.message, file=where, key=path, suggestion=error.suggestion)]
     if document.remarks:
         return [Problem(remark.message, where, key=path, suggestion=remark.suggestion) for remark in document.remarks]
-    reason = _put(tree, parts, document.data, text)
+    reason = _put(tree, parts, document.data, text, document.references)
     return [Problem(reason, file=where, key=path)] if reason else []
 
 
-def _put(tree: Tree, parts: Sequence[str], value: Any, text: str) -> str | None:
+def _put(tree: Tree, parts: Sequence[str], value: Any, text: str, references: Mapping[Key, str]) -> str | None:
     """Set a value in place and make the mappings above it; return why that is impossible, or None."""
     current: Any = tree.data
     key: Key = ()
@@ -67,6 +67,8 @@ def _put(tree: Tree, parts: Sequence[str], value: Any, text: str) -> str | None:
         current = current[step]
     _forget_below(tree, key)
     tree.overridden[key] = text
+    tree.references.pop(key, None)
+    tree.references.update({(*key, *inner): written for inner, written in references.items()})
     return None
 
 
@@ -86,6 +88,7 @@ def _no_element(key: Key, part: str, length: int) -> str:
 
 def _forget_below(tree: Tree, key: Key) -> None:
     """Forget where replaced values were written, so that a problem names the override."""
-    for table in (tree.lines, tree.overridden):
+    tables: tuple[dict[Key, Any], ...] = (tree.lines, tree.overridden, tree.references)
+    for table in tables:
         for old in [old for old in table if len(old) > len(key) and old[: len(key)] == key]:
             del table[old]

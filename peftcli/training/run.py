@@ -142,7 +142,7 @@ def _start(
     loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, status: RunStatus
 ) -> tuple[Session, Milestones]:
     """Build the session, and put it where an unfinished run left off."""
-    text = dump_recipe(loaded.recipe)
+    text = dump_recipe(loaded.recipe, loaded.tree)
     earlier = directory.recipe().training if status is RunStatus.LONGER else None
     goes_on = status in (RunStatus.UNFINISHED, RunStatus.LONGER)
     found = directory.checkpoints().latest(reporter.note, _checkpoint) if goes_on else None

@@ -23,6 +23,7 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.mergeability import merge_note
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.yaml.dump_recipe import with_references
 from peftcli.record.random_state import seed_everything
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.run_inputs import RunInputs
@@ -107,7 +108,7 @@ def build_session(
         optimizer=_optimizer(recipe, attachment, rate, world.device),
         scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
         state=state,
-        trackers=_trackers(recipe, world, directory, reporter, state.step),
+        trackers=_trackers(loaded, world, directory, reporter, state.step),
     )
     seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
     return session
@@ -119,11 +120,11 @@ def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> Run
     return RunInputs(base=base.identity.fingerprint, decisions=own | paths.found())
 
 
-def _trackers(recipe: Recipe, world: World, directory: RunDirectory, reporter: Reporter, step: int) -> Trackers:
+def _trackers(loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, step: int) -> Trackers:
     """Return the recipe's trackers in the main process, none in the others; `step` is where the run goes on."""
-    names = recipe.training.report_to if world.is_main else ()
+    names = loaded.recipe.training.report_to if world.is_main else ()
     earlier = Earlier(step, directory.metrics.lines(), reporter.note) if step and names else None
-    return Trackers(names, directory.path, recipe.as_dict(), earlier)
+    return Trackers(names, directory.path, with_references(loaded.recipe, loaded.tree), earlier)
 
 
 def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel) -> PackingRoute:

@@ -96,10 +96,12 @@ def upgrade_(data: dict[str, Any], changes: Sequence[Change]) -> tuple[list[tupl
 def upgrade_tree_(tree: Tree, changes: Sequence[Change]) -> list[Remark]:
     """Rename the old keys of a parsed recipe and of its lines, in place; return a remark for each removed one."""
     moved, gone = upgrade_(tree.data, changes)
+    tables: tuple[dict[Key, Any], ...] = (tree.lines, tree.references)
     for old, new in moved:
-        for key, line in list(tree.lines.items()):
-            if key[: len(old)] == old:
-                tree.lines[(*new, *key[len(old) :])] = line
+        for table in tables:
+            for key, value in list(table.items()):
+                if key[: len(old)] == old:
+                    table[(*new, *key[len(old) :])] = value
     return [Remark(one.key, tree.lines.get(one.key, 1), one.message, one.remedy) for one in gone]
 
 

@@ -9,13 +9,77 @@ import yaml
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.yaml.environment_variables import escape
 from peftcli.recipe.yaml.scalars import read_scalar
+from peftcli.recipe.yaml.value_tree import Tree
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the YAML text of a recipe, in the order of the schema."""
-    return yaml.dump(
-        recipe.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
-    )
+class Reference(str):
+    """A value as it was written, with the names of environment variables in place of their values.
+
+    Args:
+        text: with `${NAME}`.
+        value: what it stood for; its type is kept.
+    """
+
+    tag: str
+
+    def __new__(cls, text: str, value: Any) -> Reference:
+        """Return the text with the YAML tag of the value's type."""
+        made = super().__new__(cls, text)
+        made.tag = f"tag:yaml.org,2002:{'null' if value is None else type(value).__name__}"
+        return made
+
+
+def dump_recipe(recipe: Recipe, written: Tree | None = None) -> str:
+    """Return the YAML text of a recipe, in the order of the schema.
+
+    Args:
+        written: the tree that it was read from: values of environment variables are written by name.
+    """
+    data = recipe.as_dict() if written is None else with_references(recipe, written)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def with_references(recipe: Recipe, written: Tree) -> dict[str, Any]:
+    """Return a recipe as plain data in which values of environment variables are `Reference`s.
+
+    Such a value can be a token or a password: whatever leaves the process has its name.
+    """
+    data = recipe.as_dict()
+    for key, text in written.references.items():
+        value = written.value(key)
+        if not isinstance(value, dict | list):
+            place, rest = _innermost(data, key)
+            found = _replaced(place, rest, value, Reference(text, value))
+            if not found and isinstance(value, str) and value:  # a short form that was written out elsewhere
+                _replaced(data, None, value, Reference(text, value))
+    return data
+
+
+def _innermost(data: Any, key: tuple[str | int, ...]) -> tuple[Any, str | int | None]:
+    """Return the innermost block on the way to a key, and what is left of the way: one part, or None for all below."""
+    for number, part in enumerate(key):
+        inner = data.get(part) if isinstance(data, dict) else data[part] if _holds(data, part) else None
+        if not isinstance(inner, dict | list):
+            return data, part if number == len(key) - 1 else None
+        data = inner
+    return data, None
+
+
+def _holds(data: Any, part: str | int) -> bool:
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
+
+
+def _replaced(block: Any, only: str | int | None, value: Any, reference: Reference) -> bool:
+    """Replace a value in a block, or below it if `only` is None; tell whether it was there."""
+    pairs = list(block.items() if isinstance(block, dict) else enumerate(block))
+    found = False
+    for name, inner in pairs:
+        if isinstance(inner, dict | list):
+            found |= only is None and _replaced(inner, None, value, reference)
+        elif (only is None or name == only) and inner == value and isinstance(inner, bool) == isinstance(value, bool):
+            block[name] = reference
+            found = True
+    return found
 
 
 class _Dumper(yaml.SafeDumper):
@@ -39,4 +103,9 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
 
 
+def _reference(dumper: yaml.SafeDumper, value: Reference) -> yaml.ScalarNode:
+    return dumper.represent_scalar(value.tag, str(value), style="'")
+
+
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(Reference, _reference)

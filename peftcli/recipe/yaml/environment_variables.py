@@ -48,6 +48,11 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     return _REFERENCE.sub(fill, text) if "${" in text else text
 
 
+def names_in(text: str) -> list[str]:
+    """Return the variables that a text refers to."""
+    return [match[2] for match in _REFERENCE.finditer(text) if not match[1]] if "${" in text else []
+
+
 def escape(text: str) -> str:
     """Return the text from which `expand` makes `text`."""
     return text.replace("${", "$${")

@@ -30,17 +30,19 @@ class Tree:
         data: the top-level mapping.
         lines: the 1-based line of each key and list element.
         overridden: the override, as it was typed, of each key that has one.
+        references: the text of each value that names environment variables, as it was written.
     """
 
     file: str
     data: dict[str, Any]
     lines: dict[Key, int] = field(default_factory=dict)
     overridden: dict[Key, str] = field(default_factory=dict)
+    references: dict[Key, str] = field(default_factory=dict)
 
     @classmethod
     def from_document(cls, file: str, document: Document) -> Tree:
         """Return the tree of a parsed file; its top level is a mapping."""
-        return cls(file, document.data, document.lines)
+        return cls(file, document.data, document.lines, references=document.references)
 
     def where(self, key: Key) -> tuple[str, int | None]:
         """Return where `key` or the block around it was written: (file, line), or (`override a.b=1`, None)."""

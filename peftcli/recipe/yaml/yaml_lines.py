@@ -26,9 +26,10 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from peftcli.recipe.yaml.environment_variables import MissingVariable, expand
+from peftcli.recipe.yaml.environment_variables import MissingVariable, expand, names_in
 from peftcli.recipe.yaml.scalars import read_scalar
 from peftcli.recipe.yaml.yaml_errors import YamlProblem, explain_yaml_error
+from peftcli.shown_text import hide
 
 MAX_NODES = 20_000  # a recipe has tens of values; aliases of aliases grow exponentially ("billion laughs")
 MAX_DEPTH = 40  # a recipe nests four deep
@@ -40,21 +41,27 @@ _TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "
 
 @dataclass(frozen=True)
 class Remark:
-    """A problem after which reading goes on: a duplicate key, a missing environment variable."""
+    """A problem after which reading goes on: a duplicate key, a missing environment variable (`unset`)."""
 
     key: Key
     line: int
     message: str
     suggestion: str | None = None
+    unset: bool = False
 
 
 @dataclass
 class Document:
-    """The data of a YAML text, the 1-based line of every key and element, and the problems."""
+    """The data of a YAML text, the 1-based line of every key and element, and the problems.
+
+    Args:
+        references: the text of each value that names environment variables, as it was written.
+    """
 
     data: Any
     lines: dict[Key, int] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
+    references: dict[Key, str] = field(default_factory=dict)
 
 
 def parse_yaml(text: str, environ: Mapping[str, str]) -> Document:
@@ -101,6 +108,7 @@ def _is_unicode(text: str) -> bool:
 class _Anchored:
     value: Any
     size: int
+    key: Key
 
 
 class _Composer:
@@ -129,7 +137,7 @@ class _Composer:
 
     def read(self, event: Event, key: Key, depth: int) -> Any:
         if isinstance(event, AliasEvent):
-            return self.alias(event)
+            return self.alias(event, key)
         self.count(1, event)
         if depth > MAX_DEPTH:
             raise YamlProblem(f"nested more than {MAX_DEPTH} deep", line_of(event), "a recipe nests about four deep")
@@ -142,7 +150,7 @@ class _Composer:
         else:
             value = self.scalar(event, key)
         if anchor is not None:
-            self.anchors[anchor] = _Anchored(value, self.nodes - before + 1)
+            self.anchors[anchor] = _Anchored(value, self.nodes - before + 1, key)
         return value
 
     def count(self, nodes: int, event: Event) -> None:
@@ -151,7 +159,7 @@ class _Composer:
             message = f"more than {MAX_NODES} values once aliases are filled in"
             raise YamlProblem(message, line_of(event), "a recipe has tens of values")
 
-    def alias(self, event: AliasEvent) -> Any:
+    def alias(self, event: AliasEvent, key: Key) -> Any:
         name = event.anchor
         if name not in self.anchors:
             raise YamlProblem(
@@ -163,6 +171,9 @@ class _Composer:
         if anchored is None:
             raise YamlProblem(f"*{name} refers to itself", line_of(event), "write the value out")
         self.count(anchored.size, event)
+        for place, text in list(self.document.references.items()):
+            if place[: len(anchored.key)] == anchored.key:
+                self.document.references[(*key, *place[len(anchored.key) :])] = text
         return copy.deepcopy(anchored.value)  # a copy, so that an override changes one place only
 
     def collection(self, event: CollectionStartEvent, key: Key, depth: int) -> Any:
@@ -222,9 +233,13 @@ class _Composer:
 
     def expanded(self, text: str, key: Key, line: int) -> str:
         try:
-            return expand(text, self.environ)
+            value = expand(text, self.environ)
+            for name in names_in(text):
+                self.document.references[key] = text
+                hide(name, self.environ[name])
+            return value
         except MissingVariable as error:
-            self.remark(key, line, error.message, error.suggestion)
+            self.document.remarks.append(Remark(key, line, error.message, error.suggestion, unset=True))
             return text
 
     def tag(self, event: Event, allowed: tuple[str, ...]) -> str | None:
