@@ -177,7 +177,7 @@ def test_a_file_beside_the_rooms_lifts_no_room() -> None:
 
 def test_recipe_imports_only_pydantic_and_yaml() -> None:
     allowed = set(sys.stdlib_module_names) | {"pydantic", "pydantic_core", "yaml"}
-    ours = ("peftcli.recipe", "peftcli.errors", "peftcli.suggestions")
+    ours = ("peftcli.recipe", "peftcli.errors", "peftcli.suggestions", "peftcli.shown_text")
     wrong = {
         (path.name, name)
         for path in (PACKAGE / "recipe").rglob("*.py")

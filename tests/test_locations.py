@@ -109,7 +109,7 @@ def test_packages_that_cannot_be_used(package: str, text: str, message: str, sug
     assert suggestion in str(caught.value.problems[0].suggestion)
 
 
-@pytest.mark.parametrize("pattern", ["../*/x", "/etc/*", "[.][.]/*", "**x/[", "**/**x", "a\0*"])
+@pytest.mark.parametrize("pattern", ["../*/x", "/etc/*", "[.][.]/*", "**x/[", "**/**x"])
 def test_a_pattern_stays_in_its_package(package: str, pattern: str) -> None:
     with pytest.raises(UserError, match=r"is outside of its package|nothing matches"):
         expand_location(f"package:{package}/{pattern}")
