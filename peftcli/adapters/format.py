@@ -21,6 +21,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.models.load.identity import BaseIdentity
+from peftcli.typed_record import record_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,6 +194,14 @@ def shortest_names(modules: set[str], everything: list[str]) -> list[str]:
         if {name for name in everything if f".{name}".endswith(suffixes)} == modules:
             return endings
     return sorted(modules)
+
+
+def base_of(meta: AdapterMeta) -> BaseIdentity | None:
+    """Return the base that an adapter was trained on; None where its files are not known (an imported adapter)."""
+    try:
+        return record_of(BaseIdentity, meta.base, Path())
+    except UserError:
+        return None
 
 
 def check_base(meta: AdapterMeta, base: BaseIdentity, where: Path | str) -> None:

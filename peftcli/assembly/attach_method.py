@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from peftcli.adapters.format import SavedAdapter
+from peftcli.adapters.format import SavedAdapter, base_of
 from peftcli.adapters.loading import load_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import Problem, UserError
@@ -57,6 +57,10 @@ def attach_method(
         earlier = load_adapter(_adapter_directory(recipe.method.init_from))
         state, brought, of_rows = _with_head_by_name(earlier, attachment, base, labels)
         attachment.load_state_dict(state)
+        if (trained_on := base_of(earlier.meta)) is not None and not trained_on.same_files(base.identity):
+            notes.append(
+                f"the adapter of method.init_from was trained on other weights than those of {base.identity.name}"
+            )
         head_note = of_rows if brought else head_note
     return Attached(attachment, anatomy, [*notes, head_note] if head_note else notes)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from peftcli.adapters.base_shape import check_config
-from peftcli.adapters.format import SavedAdapter
+from peftcli.adapters.format import SavedAdapter, base_of
 from peftcli.adapters.loading import load_adapter
 from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
@@ -24,7 +24,6 @@ from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_texts
 from peftcli.models.load.dtypes import dtype_named
 from peftcli.models.load.heads import PROBLEM_TYPES
-from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.own_code import with_allowed_code
@@ -304,8 +303,8 @@ def _same_base(spec: ModelSpec, saved: SavedAdapter, base_dtype: DTypeName | Non
 
 def _changed_base(saved: SavedAdapter, base: Loaded) -> list[str]:
     """Say when the base's files are not those of training."""
-    recorded = BaseIdentity.from_dict(saved.meta.base) if "fingerprint" in saved.meta.base else None
-    if recorded is None or recorded.fingerprint == base.identity.fingerprint:
+    recorded = base_of(saved.meta)
+    if recorded is None or recorded.same_files(base.identity):
         return []
     return [f"the files of {base.identity.name} changed since training: results can differ"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftcli.adapters.format import SavedAdapter, check_base
+from peftcli.adapters.format import SavedAdapter, base_of, check_base
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.deliverables.learnt_texts import LearntTexts, learnt_texts_of_recipe
@@ -201,8 +201,8 @@ def _texts(recipe: Recipe, adapter: SavedAdapter | None, tokenizer: Any) -> tupl
 def _compare_base(adapter: SavedAdapter, identity: BaseIdentity, directory: Path) -> list[str]:
     """Refuse a base of another shape, and say when its files are not those of training."""
     check_base(adapter.meta, identity, directory / "adapter")
-    recorded = adapter.meta.base.get("fingerprint")
-    if not recorded or recorded == identity.fingerprint:
+    recorded = base_of(adapter.meta)
+    if recorded is None or recorded.same_files(identity):
         return []
     return [f"the files of {identity.name} are not those that the adapter was trained on"]
 

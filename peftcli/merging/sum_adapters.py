@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from peftcli.adapters.format import SavedAdapter
+from peftcli.adapters.format import SavedAdapter, base_of
 from peftcli.errors import UserError
 from peftcli.merging.run_to_merge import RunToMerge, whole_tensors
 from peftcli.methods.lora import LoraParams
@@ -89,11 +89,26 @@ def _refuse_misfits(runs: Sequence[RunToMerge], weights: Sequence[float]) -> Non
             raise UserError(f"{run.directory} uses {option}: its change is no sum of low-rank products")
         for what, own, other in (
             ("task", run.recipe.task, first.recipe.task),
-            ("base", run.spec.name_or_path, first.spec.name_or_path),
             ("labels", run.labels, first.labels),
         ):
             if own != other:
                 raise UserError(f"{run.directory} and {first.directory} differ in {what}: {own} and {other}")
+        if not _same_base(run, first):
+            names = dict.fromkeys((run.spec.name_or_path, first.spec.name_or_path))
+            of = " and ".join(names) if len(names) > 1 else f"{next(iter(names))}, whose files changed in between"
+            raise UserError(
+                f"{run.directory} and {first.directory} differ in base: they were trained on {of}",
+                suggestion="adapters of one base can be summed: train one of them again",
+            )
+
+
+def _same_base(run: RunToMerge, other: RunToMerge) -> bool:
+    """Return whether two adapters were trained on the same weights, wherever they lay; by name if that is not known."""
+    assert run.adapter is not None and other.adapter is not None  # _refuse_misfits
+    own, others = base_of(run.adapter.meta), base_of(other.adapter.meta)
+    if own is None or others is None:
+        return run.spec.name_or_path == other.spec.name_or_path
+    return own.same_files(others)
 
 
 def _changes(runs: Sequence[RunToMerge], weights: Sequence[float]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -29,7 +29,7 @@ class RunInputs:
         contents: `PreparedData.contents`.
         tokenizer: `tokenizer_fingerprint`.
         template: a hash of the chat template that rows are made with, or `NO_TEMPLATE`.
-        base: `BaseIdentity.fingerprint`.
+        base: `both_fingerprints` of its files.
         processes: that train together.
         device: its name.
         versions: of peftcli and the libraries that compute.

@@ -17,6 +17,7 @@ from peftcli.errors import UserError
 from peftcli.inference.evaluator import make_evaluator
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.dtypes import dtype_name
+from peftcli.models.load.identity import both_fingerprints
 from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.packed_documents import PackingRoute, packing_route
 from peftcli.protocol.attachment import Attachment
@@ -117,7 +118,8 @@ def build_session(
 def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:
     """Return the base, and what was chosen here and is chosen again when a run goes on; `state` fixes the rest."""
     own = {"the dtype of the frozen weights": dtype_name(base.dtype), "the tokens of a micro-batch": str(limit)}
-    return RunInputs(base=base.identity.fingerprint, decisions=own | paths.found())
+    both = both_fingerprints(base.identity.fingerprint, base.identity.tensors)
+    return RunInputs(base=both, decisions=own | paths.found())
 
 
 def _trackers(loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, step: int) -> Trackers:

@@ -98,8 +98,14 @@ def test_what_cannot_be_summed_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_runs_of_two_bases_are_refused(tmp_path: Path) -> None:
-    one = make_run(tmp_path / "one", "llama", "causal_lm", {"name": "lora", "r": 4}, base_class="causal_lm")
-    two = make_run(tmp_path / "two", "llama", "causal_lm", {"name": "lora", "r": 4}, base_class="causal_lm")
-    with pytest.raises(UserError, match="differ in base"):
-        merge_runs([one, two], tmp_path / "merged", use_alone=False, weights=[1.0, 1.0])
+def test_bases_are_compared_by_their_files_not_by_name(tmp_path: Path) -> None:
+    changes = {"one": {}, "copy": {}, "other": {"rope_theta": 5.0}}
+    one, copy, other = (
+        make_run(tmp_path / name, "llama", "causal_lm", {"name": "lora"}, base_class="causal_lm", config=config)
+        for name, config in changes.items()
+    )
+    assert merge_runs([one, copy], tmp_path / "merged", use_alone=False, weights=[1.0, 1.0]).verified
+    recipe = other / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(tmp_path / "other"), str(tmp_path / "one")))  # of one name
+    with pytest.raises(UserError, match=r"differ in base: .* whose files changed in between"):
+        merge_runs([one, other], tmp_path / "again", use_alone=False, weights=[1.0, 1.0])

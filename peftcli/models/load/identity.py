@@ -7,13 +7,17 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from peftcli.models.weights.tensor_header import header_bytes
+from peftcli.models.weights.tensor_header import header_bytes, read_header
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
+_BUDGET, _LEAST, _MOST = 2**26, 2**12, 2**16
+"""Bytes that are read of all tensors together, and of one at least and at most."""
 # Keys that saving rewrites without changing the model.
 _VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
@@ -32,6 +36,8 @@ class BaseIdentity:
         versions: of the libraries that loaded it.
         shape: hidden_size, layers and vocab_size.
         source: `safetensors`, `gguf`, or `config` (no weights were read).
+        tensors: hash of samples of every tensor; see `tensors_fingerprint`. None of GGUF, and in earlier versions'
+            records.
     """
 
     name: str
@@ -43,6 +49,7 @@ class BaseIdentity:
     versions: dict[str, str]
     shape: dict[str, int] = field(default_factory=dict)
     source: str = "safetensors"
+    tensors: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -53,6 +60,11 @@ class BaseIdentity:
         """Return the identity that `as_dict` gave; keys of a later version are ignored."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
+
+    def same_files(self, other: BaseIdentity) -> bool:
+        """Return whether two bases have the same weights and config, as far as both records tell."""
+        tensors = None in (self.tensors, other.tensors) or self.tensors == other.tensors
+        return self.fingerprint == other.fingerprint and tensors
 
     def misfits(self, other: BaseIdentity) -> list[str]:
         """Return why an adapter trained on `self` cannot belong to `other`: architecture, width, depth, vocabulary."""
@@ -76,18 +88,49 @@ def fingerprint(path: str | Path) -> str:
     """
     path = Path(path)
     digest = hashlib.sha256()
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_"))
-    )
-    for file in files:
+    for file in [path] if path.is_file() else _weight_files(path):
         digest.update(file.name.encode() if path.is_dir() else b"gguf")
         _add_file(digest, file)
     config = path / "config.json"
     if path.is_dir() and config.is_file():
         digest.update(_stable_config(config))
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def both_fingerprints(of_files: str, of_tensors: str | None) -> str:
+    """Return what `fingerprint` and `tensors_fingerprint` gave as one text."""
+    return " ".join(filter(None, (of_files, of_tensors)))
+
+
+def tensors_fingerprint(path: Path) -> str | None:
+    """Return a hash of both ends of every tensor of a model, `sha256:...`; of small tensors, of the whole.
+
+    A tensor that was changed as a whole is found, however many there are. At most 64 MB are read, or 4 kB a tensor.
+
+    Args:
+        path: a directory with safetensors files; None is returned for a GGUF file, and where a header is damaged.
+    """
+    if path.is_file():
+        return None
+    try:
+        entries = [(file, entry) for file in _weight_files(path) for entry in read_header(file).values()]
+    except ValueError:
+        return None
+    half = max(_LEAST, min(_MOST, _BUDGET // max(1, len(entries)))) // 2
+    digest = hashlib.sha256()
+    for file, own in groupby(entries, key=itemgetter(0)):
+        with file.open("rb") as stream:
+            for _, entry in own:
+                stream.seek(entry.start)
+                digest.update(stream.read(min(half, entry.nbytes)))
+                tail = min(half, entry.nbytes - min(half, entry.nbytes))
+                stream.seek(entry.end - tail)
+                digest.update(stream.read(tail))
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("adapter_"))
 
 
 def _add_file(digest: hashlib._Hash, file: Path) -> None:

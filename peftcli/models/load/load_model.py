@@ -24,7 +24,7 @@ from peftcli.models.load.config_limits import CONFIG, checked_config, config_fil
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.head_rows import head_rows
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head, held_labels, keep_head_rows
-from peftcli.models.load.identity import BaseIdentity, fingerprint
+from peftcli.models.load.identity import BaseIdentity, both_fingerprints, fingerprint, tensors_fingerprint
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
@@ -219,11 +219,12 @@ def identify(
     source: ModelSource, model: PreTrainedModel, dtype: torch.dtype, quantization: str | None, spec: ModelSpec
 ) -> BaseIdentity:
     """Return the identity of a loaded base."""
+    files = _files(source, spec)
     commit = getattr(model.config, "_commit_hash", None)
     return BaseIdentity(
         name=spec.name_or_path,
         revision=commit if source.kind == "hub" else None,
-        fingerprint=_fingerprint(source, spec),
+        fingerprint=fingerprint(files),
         quantization=quantization,
         dtype=dtype_name(dtype),
         model_type=model.config.model_type,
@@ -234,6 +235,7 @@ def identify(
         },
         shape=shape_of(model.config),
         source="gguf" if source.kind == "gguf" else "safetensors",
+        tensors=tensors_fingerprint(files),
     )
 
 
@@ -249,17 +251,20 @@ def shape_of(config: PretrainedConfig) -> dict[str, int]:
 
 
 def base_fingerprint(spec: ModelSpec) -> str | None:
-    """Return the fingerprint of a base whose files are on this machine; None of one on the hub, not loaded yet.
+    """Return both fingerprints of a base whose files are on this machine; None of one on the hub, not loaded yet.
 
     Raises:
         UserError: there is no such model.
     """
     source = find_source(spec.name_or_path)
-    return None if source.kind == "hub" else _fingerprint(source, spec)
+    if source.kind == "hub":
+        return None
+    files = _files(source, spec)
+    return both_fingerprints(fingerprint(files), tensors_fingerprint(files))
 
 
-def _fingerprint(source: ModelSource, spec: ModelSpec) -> str:
-    return fingerprint(source.path if source.kind == "gguf" and source.path else _directory(source, spec))
+def _files(source: ModelSource, spec: ModelSpec) -> Path:
+    return source.path if source.kind == "gguf" and source.path else _directory(source, spec)
 
 
 def _directory(source: ModelSource, spec: ModelSpec) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from peftcli.models.load.identity import BaseIdentity, fingerprint
+from peftcli.models.load.identity import BaseIdentity, fingerprint, tensors_fingerprint
 from peftcli.models.load.load_model import load_model
 from peftcli.recipe.schema import ModelSpec
 from tests.tiny import save_tiny
@@ -34,6 +34,19 @@ def test_copies_agree_and_changes_are_seen(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
     save_file(tensors, file, metadata={"format": "pt"})
     assert fingerprint(first) != fingerprint(copy)
+
+
+def test_a_change_of_any_one_tensor_is_seen(tmp_path: Path) -> None:
+    file = save_tiny(tmp_path, "llama") / "model.safetensors"
+    tensors = load_file(file)
+    one = load_model(ModelSpec(name_or_path=str(tmp_path)), "causal_lm").identity
+    for name, value in tensors.items():
+        save_file({**tensors, name: value * 1.5 + 0.5}, file, metadata={"format": "pt"})
+        assert tensors_fingerprint(tmp_path) != one.tensors, name
+        assert not one.same_files(replace(one, tensors=tensors_fingerprint(tmp_path)))
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert tensors_fingerprint(tmp_path) == one.tensors
+    assert one.same_files(replace(one, tensors=None))  # the record of an earlier version
 
 
 def test_a_file_is_its_own_identity(tmp_path: Path) -> None:

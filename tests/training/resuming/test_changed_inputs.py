@@ -134,6 +134,17 @@ def test_who_uses_a_run_is_told_what_changed(own_recipe, tmp_path, name: str) ->
         assert [note for note in merging if note.startswith(f"{name} changed since training")]
 
 
+def test_an_adapter_of_other_weights_is_not_gone_on_with_in_silence(own_recipe, tmp_path) -> None:
+    first = train(own_recipe(training__max_steps=1)).output_dir
+    notes = []
+    for name in ("same", "changed"):
+        told = Recorder()
+        train(own_recipe(name=name, training__max_steps=1, method__init_from=first), reporter=told)
+        notes.append([note for note in told.notes if "trained on other weights" in note])
+        change_weights(tmp_path)
+    assert (len(notes[0]), len(notes[1])) == (0, 1)
+
+
 THEN = RunInputs("a", 10, {"": "b"}, {"d.jsonl": "c"}, "t", "none", "w", 1, "cpu", {"tokenizers": "1"}, {"x": "on"})
 
 
