@@ -86,6 +86,8 @@ def record_of(
     try:
         # as JSON: strict about numbers and text, and a list is what JSON has for a tuple
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except RecursionError:  # a reader of JSON may take deeper values than a writer
+        raise UserError(Problem("its values are nested too deeply", str(path), suggestion=suggestion)) from None
     except ValidationError as error:
         problems = [
             Problem(_lower(each["msg"]), file=str(path), key=_dotted(key, each["loc"]), suggestion=suggestion)

@@ -14,7 +14,7 @@ def changed(data: Any, others: Sequence[str] = OTHERS) -> Iterator[tuple[str, st
     """Yield (the last name on the way to a value, the text of the whole) for each value and each change of it.
 
     Args:
-        data: plain JSON data; of a list only the first element is changed.
+        data: plain JSON data; of a list only the first element is changed, of a nested object the first six keys.
         others: JSON texts to put in the place of a value.
     """
     for path in _paths(data):
@@ -24,7 +24,10 @@ def changed(data: Any, others: Sequence[str] = OTHERS) -> Iterator[tuple[str, st
 
 
 def _paths(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    parts = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
+    parts = (
+        list(data.items()) if isinstance(data, dict) else list(enumerate(data[:1])) if isinstance(data, list) else []
+    )
+    parts = parts if len(path) < 2 else parts[:6]
     for key, value in parts:
         if (*path, key) != (0,):
             yield (*path, key)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import UserError
+from peftcli.typed_record import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,10 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 SIDECAR = "peftcli.json"
 CARD = "README.md"
+LARGEST = 1e6
+"""What a weight of an adapter may be at most where nothing else tells whether its file is whole: one bit of a number's
+exponent makes it larger than that, or infinite.
+"""
 
 
 def json_ready(value: Any) -> Any:
@@ -43,18 +48,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is no JSON object.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         raise UserError(
             f"{path.parent} holds no adapter: {path.name} is missing",
             suggestion="name a run directory, or a directory with adapter_config.json and adapter_model.safetensors",
-        ) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data
+        )
+    return read_object(path, suggestion="copy or download the adapter again")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -65,16 +64,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(own, path, metadata={"format": "pt"})
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, *, recorded: bool = False) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU.
 
+    Args:
+        path: the file.
+        recorded: there is a hash to compare it with; without one, numbers that no training gives are refused, too.
+
     Raises:
-        UserError: it is missing (a pickled one is never read) or damaged, or holds NaN or infinity.
+        UserError: it is missing (a pickled one is never read) or damaged, or holds NaN, infinity, or numbers beyond
+            `LARGEST`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from peftcli.layers.finite_tensors import first_not_finite
+    from peftcli.layers.finite_tensors import first_beyond, first_not_finite
 
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
@@ -92,4 +96,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if broken is not None:
         reason = f"{path} holds numbers that are not finite (NaN or infinity), first in {broken}"
         raise UserError(reason, suggestion="a diverged training or a damaged file: train again, or copy it again")
+    huge = None if recorded else first_beyond(tensors, LARGEST)
+    if huge is not None:
+        reason = f"{path} holds numbers beyond {LARGEST:,.0f}, first in {huge}: no training gives such weights"
+        raise UserError(reason, suggestion="the file is damaged: copy or download it again")
     return tensors

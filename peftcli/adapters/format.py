@@ -98,18 +98,9 @@ class AdapterMeta:
         return None if self.labels is None else LabelSpec.from_dict(self.labels)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data that `from_dict` reads."""
+        """Return plain data, as peftcli.json holds it."""
         data: dict[str, Any] = json_ready(asdict(self))
         return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> AdapterMeta:
-        """Rebuild what `as_dict` returned."""
-        values = dict(data)
-        values["targets"] = tuple(_target(target) for target in values.get("targets", ()))
-        for name in ("target_names", "head", "modules_to_save", "places", "stacks"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -121,19 +112,14 @@ class SavedAdapter:
         state: what `Attachment.load_state_dict` takes, on the CPU.
         meta: how it was made, and for which base.
         notes: what was left out or assumed while reading another library's files.
+        recorded: whether a hash beside the weights was compared with them.
     """
 
     params: MethodParams
     state: dict[str, Tensor]
     meta: AdapterMeta
     notes: tuple[str, ...] = ()
-
-
-def _target(data: Mapping[str, Any]) -> SavedTarget:
-    values = dict(data)
-    rows = values.get("slice")
-    values["slice"] = None if rows is None else tuple(rows)
-    return SavedTarget(**values)
+    recorded: bool = False
 
 
 def describe(

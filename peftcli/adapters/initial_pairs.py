@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from peftcli.errors import UserError
+
 
 def stack_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Write B A - B0 A0 as one product: [B, -B0] [A; A0]."""
@@ -19,11 +21,18 @@ def stack_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `stack_initial`, bit for bit."""
+    """Undo `stack_initial`, bit for bit.
+
+    Raises:
+        UserError: a pair is not one of twice the rank.
+    """
     split = dict(state)
     for key in [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]:
-        a, a0 = state[f"{key}.lora_A.weight"].chunk(2)
-        b, b0 = state[f"{key}.lora_B.weight"].chunk(2, dim=1)
+        pair_a, pair_b = state[f"{key}.lora_A.weight"], state.get(f"{key}.lora_B.weight")
+        if pair_b is None or pair_b.shape[1:] != pair_a.shape[:1] or len(pair_a) % 2:
+            raise UserError(f"{key} has no pair of twice the rank, as init_lora_weights says")
+        a, a0 = pair_a.chunk(2)
+        b, b0 = pair_b.chunk(2, dim=1)
         split |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
         split |= {f"{key}.initial_A": a0, f"{key}.initial_B": -b0}
     return split

@@ -10,9 +10,9 @@ from typing import Any
 from peftcli.adapters.adapter_files import read_json, write_json
 from peftcli.adapters.format import SavedAdapter
 from peftcli.data.store.labels import LabelSpec
-from peftcli.errors import UserError
 from peftcli.models.load.head_rows import has_names, unnamed_labels
 from peftcli.tasks.task_table import task_info
+from peftcli.typed_record import record_of
 
 LABELS = "labels.json"
 """The kind of problem, and the names in the order of the head's rows."""
@@ -33,11 +33,8 @@ def with_label_names(saved: SavedAdapter, directory: Path) -> SavedAdapter:
     file = directory / LABELS
     if saved.meta.labels is not None or not file.is_file():
         return saved
-    try:
-        labels = LabelSpec.from_dict(read_json(file)).as_dict()
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no labels: {error!r}", suggestion="copy it again, or remove it") from None
-    return replace(saved, meta=replace(saved.meta, labels=labels))
+    labels = record_of(LabelSpec, read_json(file), file, suggestion="copy it again, or remove it")
+    return replace(saved, meta=replace(saved.meta, labels=labels.as_dict()))
 
 
 def names_of_base(config: Mapping[str, Any], size: int) -> list[str] | None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from peftcli.adapters.adapter_files import CONFIG, SIDECAR, WEIGHTS, read_json, read_tensors
-from peftcli.adapters.format import FORMAT_VERSION, OWN_TYPE, AdapterMeta, SavedAdapter
+from peftcli.adapters.adapter_record import read_adapter_record
+from peftcli.adapters.format import OWN_LAYOUT, OWN_TYPE, SavedAdapter
 from peftcli.adapters.label_names import with_label_names
 from peftcli.adapters.library_table import LIBRARIES, library_of
+from peftcli.deliverables.checksums import refuse_changed_files
 from peftcli.errors import Problem, UserError
 from peftcli.protocol.registry import MethodRegistry, registry
-from peftcli.recipe.aliases import renamed_keys
-from peftcli.recipe.method_params import MethodParams
 
 
 def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -> SavedAdapter:
@@ -37,13 +33,23 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
         if config.is_file() and read_json(config).get("peft_type") == OWN_TYPE:
             raise UserError(f"{directory / SIDECAR} is missing: the adapter's parameters are in it")
         return with_label_names(library_of(directory).read(directory, None), directory)
-    sidecar = read_json(directory / SIDECAR)
-    params, meta = _records(sidecar, directory / SIDECAR, methods)
-    tensors = read_tensors(directory / WEIGHTS)
+    record = read_adapter_record(directory, methods)
+    tensors = read_tensors(directory / WEIGHTS, recorded=WEIGHTS in record.digests)
+    refuse_changed_files(directory, [WEIGHTS], record.digests, directory / SIDECAR)
     layouts = {library.run_layout: library for library in LIBRARIES.values() if library.run_layout is not None}
-    library = layouts.get(str(sidecar.get("layout")))
-    state = tensors if library is None else library.run_state(directory, tensors, params, meta)
-    return SavedAdapter(params, state, meta)
+    params, meta = record.params, record.meta
+    if record.layout not in (*layouts, OWN_LAYOUT):
+        known = ", ".join(map(str, (*layouts, OWN_LAYOUT)))
+        reason = f"{record.layout!r:.60} is no layout of tensors that this version reads"
+        raise UserError(Problem(reason, str(directory / SIDECAR), key="layout", suggestion=f"known are {known}"))
+    library = layouts.get(record.layout)
+    try:
+        state = tensors if library is None else library.run_state(directory, tensors, params, meta)
+    except UserError as error:
+        about = f"{directory}: its {WEIGHTS} is not what {SIDECAR} and {CONFIG} describe"
+        found = [p if p.file else replace(p, message=f"{about}: {p.message}") for p in error.problems]
+        raise UserError(found) from None
+    return SavedAdapter(params, state, meta, recorded=WEIGHTS in record.digests)
 
 
 def run_adapter(run: Path) -> Path:
@@ -59,28 +65,3 @@ def run_adapter(run: Path) -> Path:
             suggestion="finish it with `peft train RECIPE --resume`, or use --checkpoint last",
         )
     return directory
-
-
-def _records(sidecar: Mapping[str, Any], path: Path, methods: MethodRegistry) -> tuple[MethodParams, AdapterMeta]:
-    version = sidecar.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} is of format version {version!r}, this peftcli reads {FORMAT_VERSION}",
-            suggestion=f"install the peftcli that wrote it: {sidecar.get('peftcli_version', 'unknown')}",
-        )
-    method = sidecar.get("method")
-    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
-        raise UserError(f"{path} names no method")
-    record = {"method": method}
-    _, gone = renamed_keys.upgrade_(record, renamed_keys.CHANGES)
-    if gone:
-        raise UserError([Problem(f"{path}: {one.message}", suggestion=one.remedy) for one in gone])
-    try:
-        # as JSON: strict parameters then take lists for tuples
-        params = methods.info(method["name"]).params.model_validate_json(json.dumps(record["method"]))
-        return params, AdapterMeta.from_dict(sidecar["meta"])
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise UserError(f"{path}: the parameters of {method['name']} are not valid: {found}") from None
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None

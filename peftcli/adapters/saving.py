@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from peftcli import __version__
 from peftcli.adapters.adapter_files import CARD, CONFIG, SIDECAR, WEIGHTS, write_json, write_tensors
+from peftcli.adapters.adapter_record import sidecar_of
 from peftcli.adapters.format import FORMAT_VERSION, OWN_LAYOUT, OWN_TYPE, AdapterMeta
 from peftcli.adapters.library import RunFiles
 from peftcli.adapters.library_table import LIBRARIES
@@ -43,21 +43,14 @@ def save_adapter(
         leaving: says which tokenizer and chat template belong beside the adapter; None where they are not known.
     """
     layout, files = _library_files(params, meta, attachment_state)
-    sidecar = {
-        "format_version": FORMAT_VERSION,
-        "peftcli_version": __version__,
-        "layout": layout,
-        "method": params.model_dump(mode="json"),
-        "meta": meta.as_dict(),
-    }
     with new_directory(Path(directory), instead=OTHER_RUN) as partial:
         write_tensors(partial / WEIGHTS, files.tensors if files else attachment_state)
         write_json(partial / CONFIG, files.config if files else own_config(params))
-        write_json(partial / SIDECAR, sidecar)
         card = adapter_card(params, meta, use=files.use if files else None, metrics=metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
         if leaving is not None:
             write_beside_adapter(partial, leaving)
+        write_json(partial / SIDECAR, sidecar_of(partial, params, meta, layout))
 
 
 def _library_files(params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[str, RunFiles | None]:

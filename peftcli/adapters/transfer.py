@@ -13,6 +13,7 @@ from torch import Tensor
 
 from peftcli import __version__
 from peftcli.adapters.adapter_files import CONFIG, SIDECAR
+from peftcli.adapters.adapter_record import refuse_changed_carried
 from peftcli.adapters.base_shape import BaseName, fit, known_task
 from peftcli.adapters.format import AdapterMeta, SavedAdapter
 from peftcli.adapters.label_names import labels_or_placeholders, names_of_base, with_label_names, write_label_names
@@ -95,6 +96,7 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
 def _carry_texts(directory: Path, output: Path) -> list[str]:
     """Copy the tokenizer and the chat template that a run left beside its adapter, and say what they are for."""
     files = tokenizer_files(directory)
+    refuse_changed_carried(directory, [file.as_posix() for file in files])
     copy_files(directory, files, output)
     names = {file.name for file in files}
     if TOKENIZER_CONFIG in names:

@@ -69,6 +69,9 @@ def view_adapter(path: Path, trust_code: bool = False) -> AdapterView:
         return _view_adapter(load_adapter(run_adapter(path)), recipe.model, recipe.task)
     if (path / "adapter_config.json").is_file():
         saved = load_adapter(path)
+        if not saved.meta.base.get("name"):
+            remedy = "turn it into a run with its base: peft import DIR -o RUN --base MODEL"
+            raise UserError(f"{path} does not name its base model", suggestion=remedy)
         spec = ModelSpec(name_or_path=str(saved.meta.base["name"]), trust_remote_code=trust_code)
         return _view_adapter(saved, spec, saved.meta.task)
     raise UserError(
@@ -84,6 +87,8 @@ def _view_adapter(saved: SavedAdapter, spec: ModelSpec, task: TaskName) -> Adapt
     attachment.load_state_dict(saved.state)  # on meta: names and shapes only
     changes = PartChanges(anatomy, base, rules, saved.state)
     notes = [*saved.notes, *([reason] if reason else [])]
+    if not saved.recorded:
+        notes.append("no hash lies beside the adapter's weights, so a damaged number would not be noticed")
     if attachment.head:
         notes.append("the task head, trained from scratch beside the method, is left out")
     return AdapterView(saved.params, list(changes.rows(attachment)), notes)

@@ -47,7 +47,7 @@ def test_names_that_are_nowhere_are_said_to_be_unknown_or_taken_from_the_base(re
     done = import_adapter(tmp_path / "exported", tmp_path / "again", base=str(tmp_path / "named"))
     assert [note for note in done.notes if "those of the base's config are used, no, yes" in note]
     (tmp_path / "exported" / LABELS).write_text('{"names": ["a", "b"]}')
-    with pytest.raises(UserError, match="holds no labels"):
+    with pytest.raises(UserError, match=r"labels\.json: problem: field required"):
         import_adapter(tmp_path / "exported", tmp_path / "third")
 
 

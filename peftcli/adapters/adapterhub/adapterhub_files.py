@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from peftcli.adapters.adapter_files import CONFIG, read_json, read_tensors, write_json, write_tensors
+from peftcli.adapters.adapter_files import CONFIG, read_tensors, write_json, write_tensors
+from peftcli.adapters.adapterhub.hub_config import HEAD_CONFIG, read_hub_config, read_labels
 from peftcli.adapters.adapterhub.hub_format import HUB_FORMATS
 from peftcli.adapters.adapterhub.hub_places import NAME, VERSION
 from peftcli.adapters.base_shape import Base, BaseName, fit
@@ -27,7 +28,7 @@ from peftcli.errors import UserError
 from peftcli.tasks.task_table import TASKS, task_info
 
 WEIGHTS = "adapter.safetensors"
-HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", "model_head.safetensors"
+HEAD_WEIGHTS = "model_head.safetensors"
 
 
 def write(saved: SavedAdapter, source: Path, output: Path, base: str | None = None) -> tuple[str, ...]:
@@ -108,11 +109,8 @@ def read(where: Path, base: BaseName) -> SavedAdapter:
     Raises:
         UserError: pickled weights, an architecture or option that has no equal here, or a base that does not fit.
     """
-    config = read_json(where / CONFIG)
-    inner = config["config"]
-    if not isinstance(inner, dict):
-        raise UserError(f"{where}: config is {inner!r}, expected the whole adapter configuration")
-    architecture = inner.get("architecture")
+    config = read_hub_config(where)
+    architecture = config["config"].get("architecture")
     kind = next((known for known in HUB_FORMATS if known.architecture == architecture), None)
     if kind is None:
         raise UserError(
@@ -158,9 +156,7 @@ def _head(where: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Return the task head's tensors and its label names, where the directory has them."""
     if not (where / HEAD_WEIGHTS).is_file():
         return {}, []
-    config = read_json(where / HEAD_CONFIG) if (where / HEAD_CONFIG).is_file() else {}
-    numbers = config.get("label2id") or {}
-    return read_tensors(where / HEAD_WEIGHTS), sorted(numbers, key=lambda name: int(numbers[name]))
+    return read_tensors(where / HEAD_WEIGHTS), read_labels(where)
 
 
 def _labelled(meta: AdapterMeta, names: list[str]) -> AdapterMeta:

@@ -38,12 +38,14 @@ class AdapterHub(Library):
 
     def base_of(self, directory: Path) -> BaseName:
         """Return the base that adapter_config.json names."""
+        from peftcli.adapters.adapterhub.hub_config import read_hub_config
         from peftcli.adapters.base_shape import BaseName
 
-        return BaseName(read_json(directory / CONFIG).get("model_name"))
+        return BaseName(read_hub_config(directory).get("model_name"))
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter and its task head; this always needs the base model."""
+        from peftcli.adapters.adapter_record import explained_params
         from peftcli.adapters.adapterhub.adapterhub_files import read
 
         if base is None:
@@ -51,7 +53,8 @@ class AdapterHub(Library):
                 f"{directory} is an adapter of AdapterHub's library, which cannot be read without its base model",
                 suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
             )
-        return read(directory, base)
+        with explained_params(directory / CONFIG):
+            return read(directory, base)
 
     def write(
         self, saved: SavedAdapter, source: Path, output: Path, *, base: str | None, instead: str | None

@@ -161,7 +161,7 @@ def read_lora(
         raise UserError(f"{where}: unexpected {', '.join(foreign[:3])}")
     rank = int(inner["r"])
     alpha, notes = _alpha(inner, str(config.get("version") or ""), rank)
-    matrices = [name for name in _FUSED_ORDER if name in inner.get("attn_matrices", ())]
+    matrices = [name for name in _FUSED_ORDER if name in (inner.get("attn_matrices") or ())]
     slices = {linear.module for linear in base.anatomy.linears if linear.slice is not None}
     state: dict[str, Tensor] = {}
     places: dict[str, None] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.format import AdapterMeta, SavedTarget
 from peftcli.adapters.model_card import Use
 from peftcli.errors import UserError
@@ -180,8 +181,8 @@ def task_of(config: Mapping[str, Any], where: Path) -> str:
             return name
     kinds = dict.fromkeys(task.info.hf_task_type for task in TASKS.values())
     raise UserError(
-        f"{where}: task_type is {config.get('task_type')!r}",
-        suggestion=f"write one of {', '.join(kinds)} into adapter_config.json",
+        f"{where / CONFIG}: task_type is {config.get('task_type')!r}",
+        suggestion=f"write one of {', '.join(kinds)} into it",
     )
 
 
@@ -193,7 +194,7 @@ def refuse_options(config: Mapping[str, Any], names: Iterable[str], where: Path)
     """
     used = [name for name in names if config.get(name) not in (None, False, "none", [], {})]
     if used:
-        raise UserError(f"{where} uses {', '.join(used)} of HF peft, which has no equal here")
+        raise UserError(f"{where / CONFIG} uses {', '.join(used)} of HF peft, which has no equal here")
 
 
 def number(config: Mapping[str, Any], name: str) -> int:

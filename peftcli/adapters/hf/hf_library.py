@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peftcli.adapters.adapter_files import CONFIG, WEIGHTS, read_json, read_tensors
 from peftcli.adapters.library import Library, RunFiles
@@ -41,15 +41,18 @@ class HfPeft(Library):
     def base_of(self, directory: Path) -> BaseName:
         """Return the base that adapter_config.json names."""
         from peftcli.adapters.base_shape import BaseName
+        from peftcli.adapters.hf.hf_config import read_hf_config
 
-        config = read_json(directory / CONFIG)
+        config = read_hf_config(directory)
         return BaseName(config.get("base_model_name_or_path"), config.get("revision"))
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter by its `peft_type`; a prefix or a prompt needs the base, since its file names no module."""
+        from peftcli.adapters.adapter_record import explained_params
+        from peftcli.adapters.hf.hf_config import read_hf_config
         from peftcli.adapters.hf.hf_table import format_of_type
 
-        config = read_json(directory / CONFIG)
+        config = read_hf_config(directory)
         found = format_of_type(config, directory)
         tensors = read_tensors(directory / WEIGHTS)
         if found.needs_base and base is None:
@@ -58,7 +61,8 @@ class HfPeft(Library):
                 "needs its base model",
                 suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
             )
-        return found.read(config, tensors, directory, base)
+        with explained_params(directory / CONFIG):
+            return found.read(config, tensors, directory, base)
 
     def write(
         self, saved: SavedAdapter, source: Path, output: Path, *, base: str | None, instead: str | None
@@ -82,6 +86,7 @@ class HfPeft(Library):
         self, directory: Path, tensors: Mapping[str, Tensor], params: MethodParams, meta: AdapterMeta
     ) -> dict[str, Tensor]:
         """Return the tensors of a run's adapter by our keys."""
+        from peftcli.adapters.hf.hf_config import read_hf_config
         from peftcli.adapters.hf.hf_table import FORMATS
 
         found = FORMATS.get(params.name)
@@ -89,5 +94,4 @@ class HfPeft(Library):
             raise UserError(
                 f"{directory}: {params.name} was saved in HF peft's layout, which this version does not read"
             )
-        config: dict[str, Any] = read_json(directory / CONFIG)
-        return found.from_file(tensors, params, meta, config)
+        return found.from_file(tensors, params, meta, read_hf_config(directory))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.hf.adalora import AdaLoraFormat
 from peftcli.adapters.hf.hf_format import HfFormat
 from peftcli.adapters.hf.ia3 import IA3Format
@@ -43,7 +44,7 @@ def format_of_type(config: Mapping[str, Any], where: Path) -> HfFormat[Any]:
     kind = str(config.get("peft_type"))
     if kind not in kinds:
         raise UserError(
-            f"{where} holds an adapter of peft_type {config.get('peft_type')!r}, which cannot be imported",
+            f"{where / CONFIG}: an adapter of peft_type {config.get('peft_type')!r}, cannot be imported",
             suggestion=f"kinds that can be: {', '.join(sorted(kinds))}",
         )
     return kinds[kind]

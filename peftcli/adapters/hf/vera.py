@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.base_shape import BaseName
 from peftcli.adapters.format import AdapterMeta, SavedAdapter
 from peftcli.adapters.hf import hf_files
@@ -58,8 +59,12 @@ class VeraFormat(HfFormat[VeraParams]):
         state, notes = hf_files.own_keys(rest, where)
         keys = hf_files.keys_of(state, _SUFFIXES, where)
         whole = hf_files.whole_modules((key for key in state if not key.endswith(_SUFFIXES)), config)
+        rank = int(config.get("r", 256))
+        others = [key for key in keys if len(state[f"{key}.vera_lambda_d"]) != rank]
+        if others:
+            raise UserError(f"{where / CONFIG}: r is {rank}, and {others[0]}.vera_lambda_d has another length")
         params = VeraParams(
-            r=int(config.get("r", 256)),
+            r=rank,
             projection_prng_key=seed,
             d_initial=float(config.get("d_initial", 0.1)),
             vera_dropout=float(config.get("vera_dropout") or 0.0),
