@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import UserError
-from peftcli.typed_record import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +47,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is no JSON object.
     """
+    from peftcli.typed_record import read_object  # pydantic: the commands' help needs this module, and no pydantic
+
     if not path.is_file():
         raise UserError(
             f"{path.parent} holds no adapter: {path.name} is missing",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from peftcli import __version__
 from peftcli.adapters.adapter_files import SIDECAR, WEIGHTS, json_ready
@@ -145,6 +145,26 @@ def _params(method: dict[str, Any], path: Path, methods: MethodRegistry) -> Meth
         return kind.model_validate_json(json.dumps(upgraded["method"]))
     except ValidationError as error:
         raise _invalid_params(error, path, name, "method.") from None
+
+
+def check_kinds(
+    kinds: Mapping[str, Any], required: Iterable[str], data: Mapping[str, Any], path: Path, *, key: str = ""
+) -> None:
+    """Check the values of another library's file, of which this project keeps no record of its own.
+
+    Args:
+        kinds: the types of the keys that are read; others are passed over.
+        required: those of them that are always there.
+        data: of the file, or a part of it.
+        path: the file.
+        key: of `data` in it, if it is a part.
+
+    Raises:
+        UserError: names the file and each key.
+    """
+    needed = frozenset(required)
+    members: dict[str, Any] = {name: (kind, ... if name in needed else None) for name, kind in kinds.items()}
+    record_of(create_model("Record", **members), data, path, key=key, suggestion="copy or download the adapter again")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from peftcli.adapters.adapter_files import CONFIG, read_json
+from peftcli.adapters.adapter_record import check_kinds
 from peftcli.typed_record import record_of
 
 HEAD_CONFIG = "head_config.json"
@@ -16,44 +17,41 @@ _AGAIN = "copy the adapter again"
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-@dataclass(frozen=True)
-class _HubConfig:
-    """adapter_config.json."""
-
-    config: dict[str, Any]
-    model_type: str
-    model_class: str
-    name: str
-    model_name: str | None = None
-    version: str | None = None
-
-
-@dataclass(frozen=True)
-class _Lora:
-    """The inner `config` of a LoRA."""
-
-    r: _Count
-    architecture: str | None = None
-    alpha: float = 1.0
-    dropout: Annotated[float, Field(ge=0, le=1)] | None = None
-    attn_matrices: list[str] | None = None
+_OUTER: dict[str, Any] = {
+    "config": dict[str, Any],
+    "model_type": str,
+    "model_class": str,
+    "name": str,
+    "model_name": str | None,
+    "version": str | None,
+}
+"""adapter_config.json."""
 
 
-@dataclass(frozen=True)
-class _Bottleneck:
-    """The inner `config` of a bottleneck adapter or Compacter."""
+_LORA: dict[str, Any] = {
+    "r": _Count,
+    "architecture": str | None,
+    "alpha": float,
+    "dropout": Annotated[float, Field(ge=0, le=1)] | None,
+    "attn_matrices": list[str] | None,
+}
+"""The inner `config` of a LoRA."""
 
-    non_linearity: str
-    mh_adapter: bool | None = None
-    output_adapter: bool | None = None
-    cross_adapter: bool | None = None
-    dropout: Annotated[float, Field(ge=0, le=1)] | None = None
-    scaling: float | str = 1.0
-    is_parallel: bool | None = None
-    phm_layer: bool | None = None
-    phm_dim: _Count = 4
-    phm_rank: _Count = 1
-    original_ln_before: bool | None = None
+
+_BOTTLENECK: dict[str, Any] = {
+    "non_linearity": str,
+    "mh_adapter": bool | None,
+    "output_adapter": bool | None,
+    "cross_adapter": bool | None,
+    "dropout": Annotated[float, Field(ge=0, le=1)] | None,
+    "scaling": float | str,
+    "is_parallel": bool | None,
+    "phm_layer": bool | None,
+    "phm_dim": _Count,
+    "phm_rank": _Count,
+    "original_ln_before": bool | None,
+}
+"""The inner `config` of a bottleneck adapter or Compacter."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,13 @@ def read_hub_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     config = read_json(path)
-    outer = record_of(_HubConfig, config, path, suggestion=_AGAIN)
-    architecture = outer.config.get("architecture")
-    kind = {None: _Bottleneck, "lora": _Lora}.get(architecture) if isinstance(architecture, str | None) else _Lora
-    if kind is not None:  # others are refused by name
-        record_of(kind, outer.config, path, key="config", suggestion=_AGAIN)
+    check_kinds(_OUTER, ("config", "model_type", "model_class", "name"), config, path)
+    inner = config["config"]
+    architecture = inner.get("architecture")
+    if architecture is None:
+        check_kinds(_BOTTLENECK, ("non_linearity",), inner, path, key="config")
+    elif architecture == "lora" or not isinstance(architecture, str):  # others are refused by name
+        check_kinds(_LORA, ("r",), inner, path, key="config")
     return config
 
 
