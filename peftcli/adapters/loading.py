@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from peftcli.adapters.adapter_files import CONFIG, SIDECAR, WEIGHTS, read_json, read_tensors
-from peftcli.adapters.adapter_record import read_adapter_record
 from peftcli.adapters.format import OWN_LAYOUT, OWN_TYPE, SavedAdapter
 from peftcli.adapters.label_names import with_label_names
 from peftcli.adapters.library_table import LIBRARIES, library_of
+from peftcli.adapters.sidecar import read_adapter_record
 from peftcli.deliverables.checksums import refuse_changed_files
 from peftcli.errors import Problem, UserError
 from peftcli.protocol.registry import MethodRegistry, registry

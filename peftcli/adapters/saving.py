@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from peftcli.adapters.adapter_files import CARD, CONFIG, SIDECAR, WEIGHTS, write_json, write_tensors
-from peftcli.adapters.adapter_record import sidecar_of
 from peftcli.adapters.format import FORMAT_VERSION, OWN_LAYOUT, OWN_TYPE, AdapterMeta
 from peftcli.adapters.library import RunFiles
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.adapters.model_card import adapter_card
+from peftcli.adapters.sidecar import sidecar_of
 from peftcli.atomic import new_directory
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.deliverables.write_beside import write_beside_adapter

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from peftcli import __version__
 from peftcli.adapters.adapter_files import CONFIG, SIDECAR
-from peftcli.adapters.adapter_record import refuse_changed_carried
 from peftcli.adapters.base_shape import BaseName, fit, known_task
 from peftcli.adapters.format import AdapterMeta, SavedAdapter
 from peftcli.adapters.label_names import labels_or_placeholders, names_of_base, with_label_names, write_label_names
@@ -21,6 +20,7 @@ from peftcli.adapters.library import Library, other_use
 from peftcli.adapters.library_table import LIBRARIES, library_named, library_of
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.adapters.saving import save_adapter
+from peftcli.adapters.sidecar import refuse_changed_carried
 from peftcli.atomic import new_directory, write_text
 from peftcli.deliverables.carried_files import TEMPLATE_FILE, TOKENIZER_CONFIG, copy_files, tokenizer_files
 from peftcli.errors import UserError

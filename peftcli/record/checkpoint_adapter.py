@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from peftcli.adapters.format import AdapterMeta, SavedAdapter
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.adapters.saving import save_adapter
+from peftcli.adapters.sidecar import meta_of
 from peftcli.deliverables.learnt_texts import LearntTexts
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.errors import UserError
@@ -52,7 +53,8 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
         if best is None:
             raise UserError(f"{run} was not evaluated yet, so no step is the best", suggestion="use --checkpoint last")
         state, name = checkpoints.load_best(best)["adapter"], f"step {best}, the best so far"
-    return SavedAdapter(recipe.method, state, AdapterMeta.from_dict(tree[ABOUT]), (f"the adapter of {name}",))
+    meta = meta_of(tree[ABOUT], directory / "state.json", ABOUT)
+    return SavedAdapter(recipe.method, state, meta, (f"the adapter of {name}",), recorded=True)
 
 
 @contextmanager

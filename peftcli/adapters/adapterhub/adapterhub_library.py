@@ -45,8 +45,8 @@ class AdapterHub(Library):
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter and its task head; this always needs the base model."""
-        from peftcli.adapters.adapter_record import explained_params
         from peftcli.adapters.adapterhub.adapterhub_files import read
+        from peftcli.adapters.sidecar import explained_params
 
         if base is None:
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from peftcli.adapters.adapter_files import CONFIG, read_json
-from peftcli.adapters.adapter_record import check_kinds
+from peftcli.adapters.sidecar import check_kinds
 from peftcli.typed_record import record_of
 
 HEAD_CONFIG = "head_config.json"

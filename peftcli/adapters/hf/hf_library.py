@@ -48,9 +48,9 @@ class HfPeft(Library):
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter by its `peft_type`; a prefix or a prompt needs the base, since its file names no module."""
-        from peftcli.adapters.adapter_record import explained_params
         from peftcli.adapters.hf.hf_config import read_hf_config
         from peftcli.adapters.hf.hf_table import format_of_type
+        from peftcli.adapters.sidecar import explained_params
 
         config = read_hf_config(directory)
         found = format_of_type(config, directory)

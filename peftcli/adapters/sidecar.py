@@ -94,7 +94,7 @@ def read_adapter_record(directory: Path, methods: MethodRegistry) -> AdapterReco
         remedy = f"install the peftcli that wrote it: {str(data.get('peftcli_version', 'unknown'))[:40]}"
         raise UserError(Problem(reason, str(path), key="format_version", suggestion=remedy))
     sidecar = record_of(_Sidecar, data, path, suggestion=_AGAIN)
-    record = AdapterRecord(_params(sidecar.method, path, methods), _meta(sidecar.meta, path), sidecar.layout)
+    record = AdapterRecord(_params(sidecar.method, path, methods), meta_of(sidecar.meta, path, "meta"), sidecar.layout)
     _refuse_changed_parts(sidecar, path)
     return AdapterRecord(record.params, record.meta, record.layout, sidecar.digests)
 
@@ -189,25 +189,34 @@ def _invalid_params(error: ValidationError, path: Path, method: str, prefix: str
     return UserError(problems[:5])
 
 
-def _meta(data: dict[str, Any], path: Path) -> AdapterMeta:
-    """Return the record of how an adapter was made, each part of it checked."""
-    meta = record_of(AdapterMeta, data, path, key="meta", suggestion=_AGAIN)
+def meta_of(data: Mapping[str, Any], path: Path, place: str) -> AdapterMeta:
+    """Return the record of how an adapter was made (`AdapterMeta.as_dict`), each part of it checked.
+
+    Args:
+        data: of a file.
+        path: the file.
+        place: the key of `data` in it.
+
+    Raises:
+        UserError: a value is missing or of another kind; names the file and the key.
+    """
+    meta = record_of(AdapterMeta, data, path, key=place, suggestion=_AGAIN)
     identified = "model_type" in meta.base or "fingerprint" in meta.base
-    record_of(BaseIdentity if identified else _NamedBase, meta.base, path, key="meta.base", suggestion=_AGAIN)
-    for kind, part, key in ((LabelSpec, meta.labels, "meta.labels"), (LearntTexts, meta.texts, "meta.texts")):
+    record_of(BaseIdentity if identified else _NamedBase, meta.base, path, key=f"{place}.base", suggestion=_AGAIN)
+    for kind, part, key in ((LabelSpec, meta.labels, "labels"), (LearntTexts, meta.texts, "texts")):
         if part is not None:
-            record_of(kind, part, path, key=key, suggestion=_AGAIN)
+            record_of(kind, part, path, key=f"{place}.{key}", suggestion=_AGAIN)
     problems = []
     if meta.task not in TASKS:
-        problems.append(("meta.task", f"{meta.task[:40]!r} is none of {', '.join(TASKS)}"))
+        problems.append(("task", f"{meta.task[:40]!r} is none of {', '.join(TASKS)}"))
     dtype = meta.base.get("dtype")
     if dtype is not None and dtype not in get_args(DTypeName):
-        problems.append(("meta.base.dtype", f"{dtype[:40]!r} is none of {', '.join(get_args(DTypeName))}"))
+        problems.append(("base.dtype", f"{dtype[:40]!r} is none of {', '.join(get_args(DTypeName))}"))
     for number, target in enumerate(meta.targets):
         if target.slice is not None and not _is_slice(target.slice):
-            problems.append((f"meta.targets.{number}.slice", f"{target.slice} is no part of a projection"))
+            problems.append((f"targets.{number}.slice", f"{target.slice} is no part of a projection"))
     if problems:
-        raise UserError([Problem(text, str(path), key=key, suggestion=_AGAIN) for key, text in problems[:5]])
+        raise UserError([Problem(text, str(path), key=f"{place}.{key}", suggestion=_AGAIN) for key, text in problems])
     return meta
 
 
