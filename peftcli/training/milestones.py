@@ -170,9 +170,12 @@ class Milestones:
         lost = session.world.broadcast(self.checkpoints.find_best(state.best_step) if session.world.is_main else None)
         if lost is None:
             return
-        if any((session.directory.path / name).exists() for name in ARTIFACTS):
-            problem = f"{lost}; but {session.directory.path} holds a result already, without its summary.json"
-            raise UserError(problem, suggestion="copy summary.json back, or start again with --overwrite")
+        results = [path for name in ARTIFACTS if (path := session.directory.path / name).exists()]
+        if results:
+            remedy = (
+                f"keep that result: move {results[0]} to another place, then --resume; or start again with --overwrite"
+            )
+            raise UserError(f"{lost}; a result of this run is in {results[0]}, and may be better", suggestion=remedy)
         session.reporter.note(
             f"{lost}: the best adapter so far (step {state.best_step}) is lost; the best one from step {state.step} on "
             "is kept"

@@ -154,6 +154,16 @@ def test_a_lost_best_adapter_is_told_first_and_the_run_is_finished(stopped) -> N
     assert summary.best_step == 5 and summary.eval["eval_loss"] > 0
 
 
+def test_a_result_is_not_replaced_by_a_worse_one(stopped, tmp_path: Path) -> None:
+    stopped.restored()
+    shutil.rmtree(stopped.out / BEST)
+    (stopped.out / "adapter").mkdir()
+    with pytest.raises(UserError, match=r"move .*adapter to another place, then --resume"):
+        train(stopped.loaded, resume=True)
+    shutil.move(stopped.out / "adapter", tmp_path)
+    assert train(stopped.loaded, resume=True).status == "finished"
+
+
 def test_a_damaged_recipe_is_named(stopped) -> None:
     for how in damages("recipe.yaml"):
         stopped.restored()
