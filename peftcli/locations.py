@@ -67,7 +67,7 @@ def resolve_location(text: str) -> Path | None:
         raise UserError(
             f"{text!r} is no path and no name", suggestion="a path, a hub id such as org/name, or package:NAME/PATH"
         )
-    path = _expanded(text)
+    path = expanded(text)
     if _exists(path):
         return path
     if _is_hub_id(text):
@@ -81,7 +81,7 @@ def expand_location(text: str) -> list[Path] | None:
     Raises:
         UserError: as `resolve_location`, or nothing matches the pattern.
     """
-    if "\0" in text or not _PATTERN.search(text) or _exists(_expanded(text)):
+    if "\0" in text or not _PATTERN.search(text) or _exists(expanded(text)):
         path = resolve_location(text)
         return None if path is None else [path]
     if text.startswith(PREFIX):
@@ -89,7 +89,7 @@ def expand_location(text: str) -> list[Path] | None:
         _refuse_outside(text, pattern)
         found = [root / match for root in _package_roots(name) for match in _matches(pattern, root)]
     else:
-        found = [Path(match) for match in _matches(str(_expanded(text)))]
+        found = [Path(match) for match in _matches(str(expanded(text)))]
     if not found:
         raise UserError(f"nothing matches {text!r}", suggestion="a pattern is relative to the current directory")
     return sorted(found)
@@ -103,7 +103,8 @@ def _matches(pattern: str, root: Path | None = None) -> list[str]:
     return glob.glob(once, root_dir=root, recursive=True)
 
 
-def _expanded(text: str) -> Path:
+def expanded(text: str) -> Path:
+    """Return a path with `~` as the home directory, as it is where there is no such user or no home."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # `~name`, and there is no such user

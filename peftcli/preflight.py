@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.locations import expand_location, resolve_location
+from peftcli.locations import expand_location, expanded, resolve_location
 from peftcli.models.config_facts import number_of_layers, task_refusal, unknown_model_type
 from peftcli.models.load.config_limits import CONFIG, checked_config
 from peftcli.models.load.model_files import find_source
@@ -131,7 +131,7 @@ def _chat_template(loaded: LoadedRecipe, wanted: str) -> Iterator[Problem]:
     from peftcli.data.chat.named_templates import PLAIN, template_names
 
     known = [*template_names(), PLAIN]
-    if wanted not in known and not Path(wanted).expanduser().is_file():
+    if wanted not in known and not expanded(wanted).is_file():
         remedy = did_you_mean(nearest(wanted, known), f"known: {', '.join(known)}; or a Jinja file")
         yield loaded.problem("data.chat_template", f"there is no chat template and no file {wanted!r}", remedy)
 

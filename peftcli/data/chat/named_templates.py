@@ -9,6 +9,7 @@ from typing import Any
 from peftcli.data.chat.chat_template import KEY, ChatTemplate, compiled
 from peftcli.data.chat.template_arguments import with_arguments
 from peftcli.errors import Problem, UserError
+from peftcli.locations import expanded
 from peftcli.suggestions import did_you_mean, nearest
 
 FOLDER = Path(__file__).parent / "templates"
@@ -50,7 +51,7 @@ def _chosen(wanted: str | None, tokenizer: Any) -> ChatTemplate | None:
         return ChatTemplate("tokenizer", own) if own else None
     if wanted in template_names():
         return ChatTemplate(wanted, (FOLDER / f"{wanted}.jinja").read_text(encoding="utf-8"))
-    path = Path(wanted).expanduser()
+    path = expanded(wanted)
     if path.is_file():
         return _parsed(path)
     near = nearest(wanted, [*template_names(), PLAIN], most=2)

@@ -16,7 +16,7 @@ from peftcli.data.store.cache_limit import LIMIT_VARIABLE, mark_used, remove_old
 from peftcli.data.store.file_digests import DamagedStore, check_files
 from peftcli.data.store.temporary_cache import temporary_cache
 from peftcli.data.store.token_store import Store
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.file_lock import NoLocks, file_lock
 from peftcli.locations import CACHE_VARIABLE, user_cache
 from peftcli.write_errors import writing
@@ -44,9 +44,16 @@ def cache_directory(named: str | None) -> Path | None:
     """Return the directory of prepared rows: the recipe's, $PEFTCLI_CACHE, or the user's cache directory.
 
     None where none is named, and the user has no home directory.
+
+    Raises:
+        UserError: the recipe names one in a home directory that does not exist.
     """
     if named:
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as error:
+            remedy = "write the path out, or leave it away"
+            raise UserError(Problem(f"{named}: {error}", key="data.cache_dir", suggestion=remedy)) from error
     if from_environment := os.environ.get(CACHE_VARIABLE):
         return Path(from_environment)
     cache = user_cache()
@@ -76,8 +83,9 @@ def cached_store(root: Path | None, key: str, build: Callable[[Path], None]) -> 
     try:
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
-    except OSError as error:
-        return _temporary(key, build, f"the cache {root} cannot be written ({error.strerror or error})", notes)
+    except (OSError, ValueError) as error:  # ValueError: the name has a NUL
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return _temporary(key, build, f"the cache {root} cannot be written ({reason})", notes)
     with writing(root, OTHER_CACHE), _lock(root / f"{key}.lock"):
         store = _whole(final, [])
         if store is not None:  # another process made it meanwhile

@@ -108,7 +108,7 @@ def _numbers(values: Sequence[Any], kind: Kind) -> tuple[Kind, list[str]]:
         return kind, []
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return kind, []
     if not all(number.is_integer() for number in numbers):
         return kind, []

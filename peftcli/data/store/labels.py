@@ -88,7 +88,7 @@ def label_number(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of hundreds of digits
         expected = "a number, as in most of the first rows (model.problem_type: single_label makes names of them)"
         raise RowError(f"the label {value!r} is not a number", expected) from None
     if not math.isfinite(number):

@@ -9,7 +9,9 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
+from peftcli.errors import UserError
 from peftcli.file_lock import LockIsHeld, NoLocks, file_lock
+from peftcli.locations import CACHE_VARIABLE
 from peftcli.process_state import run_at_end
 
 PREFIX = "peftcli-data-"
@@ -23,11 +25,18 @@ def temporary_cache() -> Path:
 
     It goes after an error, Ctrl-C and SIGTERM, too. What a process that was killed outright left is removed by the next
     one that needs such a directory.
+
+    Raises:
+        UserError: there is no temporary directory that can be written.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):
-            _remove_if_left(left)
-    made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    try:
+        for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            with suppress(OSError):
+                _remove_if_left(left)
+        made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    except OSError as error:
+        remedy = f"name a directory: data.cache_dir in the recipe, ${CACHE_VARIABLE}, or $TMPDIR"
+        raise UserError(f"there is no place for prepared rows: {error.strerror or error}", suggestion=remedy) from error
     held = ExitStack()
     with suppress(NoLocks):  # then a directory of a process that was killed stays
         held.enter_context(file_lock(made / _ALIVE, wait=False))

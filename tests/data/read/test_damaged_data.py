@@ -9,6 +9,7 @@ import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -20,6 +21,7 @@ from peftcli.data.read.nested_values import DEEPEST, structure, value_at
 from peftcli.data.read.records import BadRow, Record
 from peftcli.errors import UserError
 from tests.data.read.reading import rows, values
+from tests.data.tools import ready
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 LINES = b"".join(b'{"a": "%d"}\n' % (n * 7919) for n in range(3000))
@@ -179,6 +181,19 @@ def test_huge_numbers_are_rows_or_named(tmp_path: Path, name: str, number: str) 
         assert len(rows(path)) == 1
     except UserError as error:
         assert str(path) in str(error)
+
+
+def test_a_label_of_hundreds_of_digits_is_a_bad_row(tokenizer: Any, tmp_path: Path) -> None:
+    labels = ["0.5", "1.5", "2.5"] * 4 + ["1" + "0" * 400]
+    lines = "".join(f'{{"text": "a", "label": {label}}}\n' for label in labels)
+    with pytest.raises(UserError, match=r"a\.jsonl:13: the label 1000.* is not a number"):
+        ready(tokenizer, written(tmp_path / "a.jsonl", lines), "sequence_classification")
+
+
+def test_a_template_in_the_home_of_nobody_is_no_file(tokenizer: Any, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(UserError, match="no such file"):
+        ready(tokenizer, path, chat_template="~no-such-user-here/t.jinja")
 
 
 def test_very_many_columns_are_read_in_time(tmp_path: Path) -> None:

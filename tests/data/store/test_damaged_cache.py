@@ -200,3 +200,22 @@ def test_what_a_killed_process_left_in_the_temporary_directory_goes(
     (left / "ids.bin").touch()
     alive, made = temporary_cache.__wrapped__(), temporary_cache.__wrapped__()
     assert not left.exists() and alive.exists() and made.exists()
+
+
+@pytest.mark.parametrize("name", ["~no-such-user-here/cache", "a\0b"])
+def test_cache_directories_that_cannot_be(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    if name.startswith("~"):
+        with pytest.raises(UserError, match=r"data\.cache_dir: ~no-such-user-here"):
+            ready(tokenizer, path, cache_dir=name)
+    else:
+        assert "cannot be written" in str(ready(tokenizer, path, cache_dir=name).report.notes)
+
+
+def test_without_any_place_for_rows_the_message_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"no place for prepared rows.*\n.*TMPDIR"):
+        temporary_cache.__wrapped__()
