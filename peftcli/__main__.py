@@ -1,5 +1,17 @@
-"""`python -m peftcli` is `peft`."""
+"""`python -m peftcli` is `peft`; Ctrl-C is answered from the first import on."""
 
-from peftcli.cli.app import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from peftcli.cli.app import main as run
+    except KeyboardInterrupt:
+        print("stopped while loading, before anything was done", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

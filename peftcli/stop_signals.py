@@ -25,6 +25,8 @@ class StopRequest:
 
     _launched: ClassVar[bool] = False
     _at_once: ClassVar[bool] = False
+    saving: ClassVar[bool] = False
+    """Whether somebody takes requests who has something to save."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -68,7 +70,11 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.raise_signal(number)
 
     with _handled(handle) as before:
-        yield request
+        StopRequest.saving = True
+        try:
+            yield request
+        finally:
+            StopRequest.saving = False
 
 
 @contextmanager

@@ -53,15 +53,20 @@ class Recorder:
 
 
 class CtrlC(Recorder):
-    """Presses Ctrl-C while a step is recorded: a real SIGINT to this process."""
+    """Presses Ctrl-C while a step is recorded, or its evaluation: a real SIGINT to this process."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, *, evaluated: bool = False) -> None:
         super().__init__()
-        self.at = at
+        self.at, self.evaluated = at, evaluated
 
     def step(self, record: StepRecord) -> None:
         super().step(record)
-        if record.step == self.at:
+        if record.step == self.at and not self.evaluated:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def evaluation(self, metrics: dict[str, Any]) -> None:
+        super().evaluation(metrics)
+        if metrics["step"] == self.at and self.evaluated:
             os.kill(os.getpid(), signal.SIGINT)
 
 

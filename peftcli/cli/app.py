@@ -76,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     with fit_streams(), shown_streams(), interrupted_by_signals() as stop, libraries_quiet():
         worker = LaunchedWorker() if LAUNCHED in os.environ else None
         try:
+            if worker is not None:
+                worker.listen()
             code = _typed(arguments)
         except (Exception, KeyboardInterrupt) as error:
             if worker is not None and worker.is_consequence(error):

@@ -18,6 +18,8 @@ STOP, END = b"s", b"e"
 """What the launcher writes: stop, and save first; end at once."""
 GRACE_SECONDS = 4.0
 """How long a process that is to end may take to save and tidy up."""
+GRACE_WITHOUT_STATE = 1.0
+"""The same where there is nothing to save."""
 PEER_LOST = 75
 """Exit code for the launcher alone: this process ended because another one did."""
 
@@ -27,6 +29,9 @@ class LaunchedWorker:
 
     def __init__(self) -> None:
         self._released = False
+
+    def listen(self) -> None:
+        """Begin to listen; what was said before is heard now."""
         threading.Thread(target=self._listen, name="launcher", daemon=True).start()
 
     def _listen(self) -> None:
@@ -34,7 +39,8 @@ class LaunchedWorker:
             StopRequest.from_launcher(at_once=False)
         self._released = word != END
         StopRequest.from_launcher(at_once=word == END)
-        time.sleep(GRACE_SECONDS)  # the main thread may wait for a process that has ended, and hear nothing
+        # the main thread may wait for a process that has ended, and hear nothing
+        time.sleep(GRACE_SECONDS if StopRequest.saving and self._released else GRACE_WITHOUT_STATE)
         os._exit(PEER_LOST)
 
     def is_consequence(self, error: BaseException) -> bool:

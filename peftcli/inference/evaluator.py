@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -42,6 +43,14 @@ class Evaluation:
     samples: list[dict[str, Any]]
 
 
+class EvaluationStopped(Exception):
+    """A process was asked to stop before all rows were evaluated; every process raises this at the same point."""
+
+
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Everything that an evaluation needs, except the rows.
@@ -62,17 +71,23 @@ class Evaluator:
     batch_size: int
     samples: int = 0
 
-    def __call__(self, sets: Mapping[str, RowSet]) -> Evaluation:
+    def __call__(self, sets: Mapping[str, RowSet], stopping: Callable[[], bool] = _never) -> Evaluation:
         """Return the metrics over all sets.
 
         The model is left in the mode it was in; random numbers are not drawn. Compiled blocks run as they are.
+
+        Args:
+            stopping: whether this process was asked to stop; looked at before each batch.
+
+        Raises:
+            EvaluationStopped: a process was.
         """
         start = time.perf_counter()
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.context():
-                parts = {name: self._collect(rows) for name, rows in sets.items()}
+                parts = {name: self._collect(rows, stopping) for name, rows in sets.items()}
         finally:
             self.model.train(training)
         scores: dict[str, Any] = {}
@@ -97,14 +112,18 @@ class Evaluator:
             scores.update(compute_metrics(self.metrics, self.task.metric_kind, predictions, references))
         return scores
 
-    def _collect(self, rows: RowSet) -> _Collected:
-        """Evaluate this process's share of a set, and put all shares together in the order of the rows."""
+    def _collect(self, rows: RowSet, stopping: Callable[[], bool]) -> _Collected:
+        """Evaluate this process's share of a set, and put all shares together in the order of the rows.
+
+        Raises:
+            EvaluationStopped: a process was asked to stop.
+        """
         mine = longest_first(range(len(rows)), rows.lengths)[self.world.rank :: self.world.size]
         limit = EVAL_BATCH_TOKENS.get(self.world.device.type)
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
         found: list[Generated] = []
-        for chosen in split_by_tokens(mine, rows.lengths, self.batch_size, limit):
+        for chosen in _until(stopping, split_by_tokens(mine, rows.lengths, self.batch_size, limit)):
             batch = self.collator(rows, chosen).to(self.world.device)
             result = self.task.evaluate(self.model, batch)
             right = result.terms.loss_sum.new_zeros(()) if result.right is None else result.right.float()
@@ -112,11 +131,13 @@ class Evaluator:
             counts_right = counts_right or result.right is not None
             count += result.terms.count
             found += zip(chosen, result.predictions, result.references, strict=False)
-        generated, samples = self._generated(rows)
+        generated, samples = self._generated(rows, stopping)
         found += generated
         # read from the device once; summed in float64, so that the order of batches and shards makes no difference
-        own = (torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0], count, found)
+        own = (torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0], count, found, stopping())
         shares = self.world.gather(own)
+        if any(share[3] for share in shares):
+            raise EvaluationStopped
         ordered = sorted((item for share in shares for item in share[2]), key=lambda item: item[0])
         return _Collected(
             loss_sum=sum(share[0][0] for share in shares),
@@ -127,7 +148,7 @@ class Evaluator:
             samples=samples,
         )
 
-    def _generated(self, rows: RowSet) -> tuple[list[Generated], list[dict[str, Any]]]:
+    def _generated(self, rows: RowSet, stopping: Callable[[], bool]) -> tuple[list[Generated], list[dict[str, Any]]]:
         """Return this process's generated rows, all for a text metric and none otherwise, and the samples of them."""
         if not self.task.info.generates:
             return [], []
@@ -135,7 +156,7 @@ class Evaluator:
         mine = longest_first(range(wanted), rows.lengths)[self.world.rank :: self.world.size]
         found: list[Generated] = []
         samples: list[dict[str, Any]] = []
-        for chosen in split_by_tokens(mine, rows.lengths, self.batch_size, None):
+        for chosen in _until(stopping, split_by_tokens(mine, rows.lengths, self.batch_size, None)):
             batch, references, prompts = self.collator.prompts(rows, chosen)
             predicted = self.task.predict(self.model, batch.to(self.world.device))
             for row, out, reference, prompt in zip(chosen, predicted, references, prompts, strict=True):
@@ -144,6 +165,11 @@ class Evaluator:
                     sample = {"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference}
                     samples.append(sample)
         return found if self.metrics else [], samples
+
+
+def _until(stopping: Callable[[], bool], batches: Iterable[list[int]]) -> Iterator[list[int]]:
+    """Yield batches of rows until this process is asked to stop."""
+    return takewhile(lambda _batch: not stopping(), batches)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class TrainState:
         best_value, best_step, best_metrics: the best evaluation so far.
         best_settled: whether the adapter then had its final form (`Attachment.settled`).
         bad_evaluations: evaluations in a row without improvement.
+        evaluation_due: whether the evaluation after the last step was begun and not finished.
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
         recomputes: whether by gradient checkpointing; free memory could decide otherwise after a resume.
@@ -40,6 +41,7 @@ class TrainState:
     best_settled: bool = False
     best_metrics: dict[str, Any] | None = None
     bad_evaluations: int = 0
+    evaluation_due: bool = False
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None
     recomputes: bool | None = None

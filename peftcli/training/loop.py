@@ -71,10 +71,10 @@ def train_steps(
         after_step()
 
         # evaluate, save, stop
-        milestones.evaluate_if_due()
-        asked = vote.asked()
+        milestones.evaluate_if_due(stop)
+        asked = vote.asked() or state.evaluation_due
         milestones.save_if_due(at_once=asked)
-        if state.done or state.step >= plan.total_steps:
+        if not state.evaluation_due and (state.done or state.step >= plan.total_steps):
             break
         if asked:
             return False

@@ -7,11 +7,13 @@ import time
 from typing import Any
 
 from peftcli.errors import Problem, UserError
+from peftcli.inference.evaluator import EvaluationStopped
 from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoint_adapter import ABOUT
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.random_state import random_states, restore_random_states
 from peftcli.record.run_directory import ARTIFACTS
+from peftcli.stop_signals import StopRequest
 from peftcli.training.adapter_record import adapter_record
 from peftcli.training.best_value import judge
 from peftcli.training.session import Session
@@ -38,20 +40,34 @@ class Milestones:
             self.session.state.eval_before = self.session.evaluate().metrics
             self._log({"step": 0, "epoch": 0.0, **self.session.state.eval_before})
 
-    def evaluate_if_due(self) -> None:
-        """Evaluate at the recipe's interval and after the last step; keep the best, stop early."""
+    def evaluate_if_due(self, stop: StopRequest) -> None:
+        """Evaluate at the recipe's interval and after the last step; keep the best, stop early.
+
+        Args:
+            stop: ends the evaluation; it stays due (`TrainState.evaluation_due`), in every process alike.
+        """
         state, plan = self.session.state, self.session.plan
         interval = plan.eval_interval
         last = state.step >= plan.total_steps
-        if not self.session.validation or not (last or (interval and state.step % interval == 0)):
-            return
+        if self.session.validation and (last or (interval and state.step % interval == 0)):
+            self._evaluate(stop)
+
+    def _evaluate(self, stop: StopRequest) -> bool:
+        """Evaluate, judge and record; return False if a stop breaks it off."""
+        state, plan = self.session.state, self.session.plan
         self.require_finite("it was not evaluated")
-        found = self.session.evaluate()
+        state.evaluation_due = True
+        try:
+            found = self.session.evaluate(stop)
+        except EvaluationStopped:
+            return False
+        state.evaluation_due = False
         metrics = found.metrics
         line = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **metrics}
         best = self._judge(metrics)
         self._log({**line, "best": best})
         self._keep_samples(found.samples)
+        return True
 
     def _judge(self, metrics: dict[str, Any]) -> bool:
         """Compare with the best so far; return whether this is better."""
@@ -87,6 +103,15 @@ class Milestones:
         if patience is not None and state.bad_evaluations >= patience:
             state.done = state.stopped_early = True
         return state.best_step == state.step
+
+    def catch_up(self, stop: StopRequest) -> bool:
+        """Make up for the evaluation that a stop broke off; return False if another stop does so again."""
+        state = self.session.state
+        if state.evaluation_due and self.session.validation:
+            if not self._evaluate(stop):
+                return False
+            self.save()  # the checkpoint of this step was written without it
+        return True
 
     def save_if_due(self, *, at_once: bool = False) -> None:
         """Write a checkpoint at the recipe's interval, at the end, or because the user stops the run."""

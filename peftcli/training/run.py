@@ -230,7 +230,9 @@ def _run(session: Session, milestones: Milestones, after_step: Callable[[], None
             prepared_ahead(session.batches, steps, workers) as upcoming,
         ):
             # a run that ended early may have been killed before its results were written
-            done = session.state.done or train_steps(session, milestones, upcoming, stop, after_step)
+            done = milestones.catch_up(stop) and (
+                session.state.done or train_steps(session, milestones, upcoming, stop, after_step)
+            )
         if not done:
             raise Stopped(
                 f"stopped after step {session.state.step} of {session.plan.total_steps}; its state is saved. "

@@ -24,6 +24,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
+from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Task
 from peftcli.training.computing import Computing
 from peftcli.training.speed.compute_weights import ComputeWeights
@@ -93,10 +94,17 @@ class Session:
         """The dtype of training's products, and why."""
         return self.computing.precision
 
-    def evaluate(self) -> Evaluation:
-        """Return `eval_*` metrics over the validation sets, and generated samples."""
+    def evaluate(self, stop: StopRequest | None = None) -> Evaluation:
+        """Return `eval_*` metrics over the validation sets, and generated samples.
+
+        Args:
+            stop: looked at between batches; None to evaluate to the end.
+
+        Raises:
+            EvaluationStopped: some process was asked to stop.
+        """
         with self.compute_weights.set_aside():
-            return self.evaluator(self.validation)
+            return self.evaluator(self.validation, lambda: stop is not None and stop.requested)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Write a line of metrics.jsonl and hand it to the trackers."""

@@ -31,10 +31,10 @@ def ask_launcher(number=signal.SIGTERM):
     os.kill(os.getppid(), number)
 
 rank = int(os.environ["RANK"])
-worker = None
+worker = LaunchedWorker()
 try:
     with interrupted_by_signals():
-        worker = LaunchedWorker()
+        worker.listen()
         with stop_on_signal() as stop:
 {body}
 except KeyboardInterrupt as error:
@@ -75,6 +75,7 @@ def test_the_first_says_its_own_error_itself(outcome) -> None:
 if rank == 0:
     say("error: no such column")
     sys.exit(2)
+wait_for(lambda: stop.requested)
 say("error: lost the other one")
 sys.exit(PEER_LOST)
 """)

@@ -32,7 +32,7 @@ def test_an_unfinished_run_is_used_at_its_steps(recipe, method) -> None:
     loaded = recipe(method=method, training__learning_rate=0.05, training__greater_is_better=True,
                     training__save_total_limit=5, **EVERY_STEP)  # fmt: skip
     with pytest.raises(Stopped):
-        train(loaded, reporter=CtrlC(at=4))
+        train(loaded, reporter=CtrlC(at=4, evaluated=True))
     run = Path(str(loaded.recipe.output_dir))
     found = losses(run)
     best = max((step for step in found if step), key=lambda step: (found[step], -step))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from peftcli.data.rows.collation import Collator
 from peftcli.errors import Stopped, UserError
 from peftcli.record.run_directory import RunDirectory
 from peftcli.training import run as running
@@ -89,3 +94,38 @@ def test_resume_refuses_rows_that_changed(recipe, monkeypatch) -> None:
             train(loaded, resume=True)
     data.write_text(text, encoding="utf-8")
     assert train(loaded, resume=True).status == "finished"
+
+
+def test_an_evaluation_is_broken_off_and_made_up_for_when_the_run_goes_on(recipe, monkeypatch) -> None:
+    """One before the last, the same again while it is made up for, and the last one."""
+    options = {"training__max_steps": 4, "training__eval_steps": 2, "data__val_set_size": 4,
+               "training__per_device_eval_batch_size": 1}  # fmt: skip
+    whole, parts = recipe(name="whole", **options), recipe(name="parts", **options)
+    train(whole)
+    out, collate = Path(parts.recipe.output_dir), Collator.__call__
+    # four batches each: the one before the first step, the one after step 2, the one after step 4
+    for resume, batch, step in ((False, 4 + 3, 2), (True, 3, 2), (True, 4 + 2, 4)):
+        begun = count(1)
+
+        def stopped_at(self: Collator, *rows: object, at: int = batch, begun: Iterator[int] = begun) -> object:
+            if next(begun) == at:
+                signal.raise_signal(signal.SIGTERM)
+            return collate(self, *rows)
+
+        with monkeypatch.context() as patched, pytest.raises(Stopped, match=f"stopped after step {step} of 4"):
+            patched.setattr(Collator, "__call__", stopped_at)
+            train(parts, resume=resume)
+        assert next(begun) == batch + 1  # no further batch was evaluated
+        assert evaluated(out) == list(range(0, step, 2))
+    train(parts, resume=True)
+    assert evaluated(out) == [0, 2, 4]
+    one, other = (json.loads((Path(run.recipe.output_dir) / "summary.json").read_text()) for run in (whole, parts))
+    for found in (one, other):
+        del found["eval"]["eval_runtime"]
+    assert (one["eval"], one["best_step"]) == (other["eval"], other["best_step"])
+
+
+def evaluated(run: Path) -> list[int]:
+    """Return the steps whose evaluation is recorded."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["step"] for line in lines if "eval_loss" in line]
