@@ -85,6 +85,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "line", "words"),
     [
         (BOMB, 5, "values once aliases"),
+        ("a: &x " + "long " * 20_000 + "\nb: [" + "*x, " * 99 + "]", 2, "values once aliases"),
         ("a: &x\n  b: *x\n", 2, "refers to itself"),
         ("a: *nothing\n", 1, "not defined"),
         ("a: *.csv\n", 1, "starts with"),

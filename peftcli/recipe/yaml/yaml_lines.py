@@ -32,6 +32,7 @@ from peftcli.recipe.yaml.yaml_errors import YamlProblem, explain_yaml_error
 from peftcli.shown_text import hide
 
 MAX_NODES = 20_000  # a recipe has tens of values; aliases of aliases grow exponentially ("billion laughs")
+CHARACTERS_A_NODE = 50  # what counts as one more value of a long text
 MAX_DEPTH = 40  # a recipe nests four deep
 
 Key = tuple[str | int, ...]
@@ -108,7 +109,7 @@ def _is_unicode(text: str) -> bool:
 class _Anchored:
     value: Any
     size: int
-    key: Key
+    references: list[tuple[Key, str]]
 
 
 class _Composer:
@@ -120,6 +121,7 @@ class _Composer:
         self.events: Iterator[Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         self.anchors: dict[str, _Anchored | None] = {}  # None while the anchored collection is still open
         self.nodes = 0
+        self.referred: list[tuple[Key, str]] = []  # `document.references` in the order of the text
 
     def read_document(self) -> Any:
         next(self.events)  # stream start
@@ -142,7 +144,7 @@ class _Composer:
         if depth > MAX_DEPTH:
             raise YamlProblem(f"nested more than {MAX_DEPTH} deep", line_of(event), "a recipe nests about four deep")
         anchor = getattr(event, "anchor", None)
-        before = self.nodes
+        before, referred = self.nodes, len(self.referred)
         if anchor is not None:
             self.anchors[anchor] = None
         if isinstance(event, CollectionStartEvent):
@@ -150,7 +152,8 @@ class _Composer:
         else:
             value = self.scalar(event, key)
         if anchor is not None:
-            self.anchors[anchor] = _Anchored(value, self.nodes - before + 1, key)
+            inner = [(place[len(key) :], text) for place, text in self.referred[referred:]]
+            self.anchors[anchor] = _Anchored(value, self.nodes - before + 1, inner)
         return value
 
     def count(self, nodes: int, event: Event) -> None:
@@ -171,9 +174,8 @@ class _Composer:
         if anchored is None:
             raise YamlProblem(f"*{name} refers to itself", line_of(event), "write the value out")
         self.count(anchored.size, event)
-        for place, text in list(self.document.references.items()):
-            if place[: len(anchored.key)] == anchored.key:
-                self.document.references[(*key, *place[len(anchored.key) :])] = text
+        for place, text in anchored.references:
+            self.refer((*key, *place), text)
         return copy.deepcopy(anchored.value)  # a copy, so that an override changes one place only
 
     def collection(self, event: CollectionStartEvent, key: Key, depth: int) -> Any:
@@ -220,6 +222,7 @@ class _Composer:
         assert isinstance(event, ScalarEvent)  # the only node event left
         tag = self.tag(event, ("str", "int", "float", "bool", "null"))
         text = self.expanded(_joined(str(event.value)), key, line_of(event))
+        self.count(len(text) // CHARACTERS_A_NODE, event)  # a long text is repeated by aliases, too
         if "\0" in text or not _is_unicode(text):
             raise YamlProblem("a control character, or one that is not Unicode", line_of(event), "remove it")
         plain = event.style is None
@@ -235,12 +238,16 @@ class _Composer:
         try:
             value = expand(text, self.environ)
             for name in names_in(text):
-                self.document.references[key] = text
+                self.refer(key, text)
                 hide(name, self.environ[name])
             return value
         except MissingVariable as error:
             self.document.remarks.append(Remark(key, line, error.message, error.suggestion, unset=True))
             return text
+
+    def refer(self, key: Key, text: str) -> None:
+        self.document.references[key] = text
+        self.referred.append((key, text))
 
     def tag(self, event: Event, allowed: tuple[str, ...]) -> str | None:
         tag = getattr(event, "tag", None)
