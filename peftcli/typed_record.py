@@ -7,6 +7,7 @@ the key: to show, or to catch where the way on does not need the file.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,10 +34,12 @@ def read_json(path: Path, *, suggestion: str | None = None) -> Any:
     """
     line = None
     try:
-        size = path.stat().st_size
-        if size <= LARGEST:
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST:
             return json.loads(path.read_text(encoding="utf-8"))
-        reason = f"it has {size:,} bytes; a file of this kind has at most {LARGEST:,}"
+        reason = f"it has {found.st_size:,} bytes; a file of this kind has at most {LARGEST:,}"
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device could be read for ever
+            reason = "cannot be read: it is a directory, a pipe or a device"
     except FileNotFoundError:
         reason = "there is no such file"
     except OSError as error:

@@ -212,7 +212,7 @@ def read_verified(directory: Path) -> Any:
     for name, entry in _manifest(directory).files.items():
         path = directory / name
         try:
-            same = path.stat().st_size == entry.size and _sha256(path) == entry.sha256
+            same = path.is_file() and path.stat().st_size == entry.size and _sha256(path) == entry.sha256
         except OSError as error:
             reason = f"{name} cannot be read: {error.strerror or error}"
             raise UserError(f"the checkpoint {directory} is damaged: {reason}") from error

@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from peftcli.atomic import PARTIAL, remove_partial, write_text
+from peftcli.atomic import write_text
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import recipe_as_written
 from peftcli.record.checkpoints import Checkpoints
+from peftcli.record.own_entries import (
+    ARTIFACTS,
+    OWN_ENTRIES,
+    TRAINED,
+    clear,
+    partial_files,
+    refuse_links,
+    remove_partial_files,
+)
 from peftcli.record.recipe_changes import changed_keys, only_length
-from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE, run_lock
+from peftcli.record.run_lock import LOCK_FILE, run_lock
 from peftcli.record.run_summary import Summary
 from peftcli.record.step_lines import StepLines, finite, line_text
 from peftcli.typed_record import read_object, record_of
 from peftcli.write_errors import OTHER_RUN, writing
-
-ARTIFACTS = ("adapter", "model")
-"""What a finished run leaves, one or the other."""
-
-OWN_ENTRIES = (
-    "summary.json",
-    *ARTIFACTS,
-    "checkpoints",
-    "metrics.jsonl",
-    "plots",
-    "samples.jsonl",
-    "skipped_rows.jsonl",
-    "logs",
-    "profile",
-    LOCK_FILE,
-    HOLDER_FILE,
-    "recipe.yaml",
-)
-"""What a run writes; `--overwrite` removes these in this order and nothing else.
-
-The summary goes first and the recipe last: after a crash in between, the rest is an unfinished run.
-"""
-
-_TRAINED = ("summary.json", *ARTIFACTS, "checkpoints", "metrics.jsonl")
-"""What nobody wants to lose."""
-
-_WRITTEN_IN_PLACE = ("metrics.jsonl", "samples.jsonl", "plots", "logs", "profile", LOCK_FILE, HOLDER_FILE)
-"""What is not replaced as a whole: where one is a link, what it points at would be written to."""
 
 TRAIN_AGAIN = "train again with `peft train RECIPE --overwrite`"
 """What helps where a file of a run is damaged."""
@@ -92,7 +72,7 @@ class RunDirectory:
         entries = self._refuse_foreign()
         if self.recipe_file.is_file():
             return RunStatus.FINISHED if self.summary_file.is_file() else RunStatus.UNFINISHED
-        trained = [name for name in entries if name in _TRAINED]
+        trained = [name for name in entries if name in TRAINED]
         if trained:
             raise UserError(
                 f"output_dir {self.path} holds {', '.join(sorted(trained))} of a run, but not its recipe.yaml",
@@ -179,30 +159,11 @@ class RunDirectory:
             with writing(self.path, OTHER_RUN):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.callback(self._remove_if_empty)
-                self._refuse_links()
+                refuse_links(self.path)
                 if lock:
                     stack.enter_context(run_lock(self.path))
-                self._remove_partial()
+                remove_partial_files(self.path)
             yield
-
-    def _remove_partial(self) -> None:
-        """Remove what a killed run was writing."""
-        for folder in self._written_to():
-            remove_partial(folder)
-
-    def _written_to(self) -> tuple[Path, ...]:
-        return self.path, self.path / "checkpoints", self.path / "plots"
-
-    def _refuse_links(self) -> None:
-        """Refuse to write through links that somebody put into the directory.
-
-        Raises:
-            UserError: what is written in place is a link.
-        """
-        links = [name for name in _WRITTEN_IN_PLACE if (self.path / name).is_symlink()]
-        if links:
-            problem = f"output_dir {self.path}: {links[0]} is a link, and what it points at is not written to"
-            raise UserError(problem, suggestion="remove the link, or choose another output_dir")
 
     def _remove_if_empty(self) -> None:
         if self.path.is_dir() and not any(self.path.iterdir()):
@@ -216,38 +177,30 @@ class RunDirectory:
         self.summary_file.unlink(missing_ok=True)
         write_text(self.recipe_file, recipe_text, instead=OTHER_RUN)
 
-    def begin(self, recipe_text: str) -> None:
-        """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on."""
-        self._clear()
-        write_text(self.recipe_file, recipe_text, instead=OTHER_RUN)
+    def begin(self, recipe_text: str, *, keep: Sequence[str] = ()) -> None:
+        """Remove what an earlier run left, and write recipe.yaml: the directory is an unfinished run from here on.
 
-    def _clear(self) -> None:
-        for name in OWN_ENTRIES:
-            entry = self.path / name
-            if name in (LOCK_FILE, HOLDER_FILE):  # the process that clears holds them
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
-        remove_partial(self.path)
+        Args:
+            keep: names of `ARTIFACTS` that stay until the new run replaces them.
+        """
+        clear(self.path, keep)
+        write_text(self.recipe_file, recipe_text, instead=OTHER_RUN)
 
     def tidy(self) -> None:
         """Remove what a finished run needs no more: the best adapters, which are in its artifact, and partial files."""
-        self._remove_partial()
+        remove_partial_files(self.path)
         self.checkpoints().remove_best()
 
     def tidy_if_needed(self, lock: bool = True) -> None:
         """Remove what a finished run left because it was killed; nothing while another process holds it."""
-        partial = [entry for folder in self._written_to() for entry in folder.glob(f"{PARTIAL}*")]
-        if partial or self.checkpoints().bests() or (self.path / LOCK_FILE).exists():
+        if partial_files(self.path) or self.checkpoints().bests() or (self.path / LOCK_FILE).exists():
             with suppress(UserError, OSError), self.locked(lock):  # it may be finishing now, or be read-only
                 self.tidy()
 
     def discard_start(self) -> None:
         """Remove what a run wrote that took no step: the same command then starts it again."""
         if self.recipe_file.is_file() and not self.summary_file.is_file() and not self._was_trained():
-            self._clear()
+            clear(self.path)
 
     def how_to_go_on(self) -> str:
         """Say what an interrupted run left, and how to go on."""
@@ -256,7 +209,8 @@ class RunDirectory:
         if self.checkpoints().steps():
             return "stopped without saving; --resume continues from the last checkpoint"
         if self._was_trained():
-            return "stopped before anything was saved; start again with --overwrite"
+            there = [f"; {self.path / name} is the whole result" for name in ARTIFACTS if (self.path / name).exists()]
+            return f"stopped before its state was saved{''.join(there)}; start again with --overwrite"
         return "stopped before the first step: nothing was trained and nothing is kept; the same command starts again"
 
     def what_is_left(self) -> str:

@@ -56,10 +56,12 @@ class StepLines:
 
     def _read(self) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
         """Return the whole lines with their text, and the numbers of the others, from 1."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
+        if not self.path.exists():
             return [], []
+        try:
+            if not self.path.is_file():  # a pipe could be read for ever
+                raise OSError("it is no file")
+            content = self.path.read_bytes()
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
             raise UserError(Problem(reason, file=str(self.path), suggestion="move it out of the way")) from error

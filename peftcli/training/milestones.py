@@ -11,8 +11,8 @@ from peftcli.inference.evaluator import EvaluationStopped
 from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoint_adapter import ABOUT
 from peftcli.record.checkpoints import Checkpoints
+from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_states, restore_random_states
-from peftcli.record.run_directory import ARTIFACTS
 from peftcli.stop_signals import StopRequest
 from peftcli.training.adapter_record import adapter_record
 from peftcli.training.best_value import judge
@@ -176,7 +176,8 @@ class Milestones:
                 session.reporter.note(damage)
         there = {line["step"] for line in session.directory.metrics.lines() if "loss" in line}
         every = session.recipe.training.logging_steps
-        missing = [at for at in range(1, step + 1) if (at == 1 or at % every == 0) and at not in there]
+        logged = [1, *range(every, min(step, session.plan.total_steps) + 1, every)]
+        missing = [at for at in dict.fromkeys(logged) if at not in there]
         if missing:
             shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             session.reporter.note(f"{session.directory.metrics.path} has no line of step {shown}: it was damaged")

@@ -18,6 +18,7 @@ from peftcli.process_state import compiler_settings, libraries_quiet, matmul_pre
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
 from peftcli.record.run_summary import Summary
@@ -159,7 +160,9 @@ def _start(
         if earlier is not None and world.is_main:
             directory.reopen(text)
     elif world.is_main:
-        directory.begin(text)
+        if goes_on:
+            reporter.note("there is no checkpoint to go on from: the run starts again at the first step")
+        directory.begin(text, keep=ARTIFACTS if goes_on else ())
     if world.is_main:
         directory.write_skipped_rows(session.data.report.skipped)
     world.wait()
@@ -183,7 +186,10 @@ def _checkpoint(tree: Any, path: Path) -> _Found:
         UserError: something is missing.
     """
     with _fits(path):
-        return _Found(path, tree, record_of(TrainState, tree["progress"], path / "state.json", key="progress"))
+        state = record_of(TrainState, tree["progress"], path / "state.json", key="progress")
+    if path.name != f"step-{state.step:06d}":
+        raise UserError(f"the checkpoint {path} holds the state of another step ({state.step})")
+    return _Found(path, tree, state)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from peftcli.record.checkpoints import Checkpoints, read_verified
 from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.training import finish_run
 from peftcli.training import run as running
+from peftcli.training.milestones import Milestones
 from peftcli.training.run import train
 
 
@@ -67,14 +68,21 @@ def test_a_trained_run_is_never_removed(recipe, monkeypatch: pytest.MonkeyPatch,
 
     def end(*_arguments: object) -> None:
         if metrics != "as written":
-            (out / "metrics.jsonl").unlink()
+            (out / "metrics.jsonl").unlink(missing_ok=True)
         if metrics == "damaged":
             (out / "metrics.jsonl").write_text("null\n")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(finish_run, "write_plots", end)
-    with pytest.raises(Stopped, match="--overwrite"):
+    with pytest.raises(Stopped, match="adapter is the whole result; start again with --overwrite"):
         train(loaded)
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(running, "build_session", end)
+        train(loaded, resume=True)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(Milestones, "evaluate_first", end)
+        train(loaded, resume=True)  # it starts again, and the result stays until there is another
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -91,13 +99,15 @@ def test_one_interrupt_while_the_result_is_written_does_not_end_it(recipe, monke
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
-@pytest.mark.parametrize("name", [".lock", ".lock_holder", "metrics.jsonl", "samples.jsonl", "plots", "profile"])
+@pytest.mark.parametrize(
+    "name", [".lock", ".lock_holder", "metrics.jsonl", "samples.jsonl", "plots", "profile", "profile/table.txt"]
+)
 def test_nothing_is_written_through_a_link(recipe, tmp_path: Path, name: str) -> None:
     loaded = recipe(training__max_steps=1)
     out = Path(loaded.recipe.output_dir)
     precious = tmp_path / "precious"
     precious.mkdir() if name in ("plots", "profile") else precious.write_text("kept")
-    out.mkdir(parents=True)
+    (out / name).parent.mkdir(parents=True)
     (out / name).symlink_to(precious)
     with pytest.raises(UserError, match="is a link") as caught:
         train(loaded, overwrite=True)
@@ -117,6 +127,16 @@ def test_a_partial_file_that_is_a_link_is_removed_alone(recipe, tmp_path: Path) 
     assert train(loaded).status == "finished"
     assert (tmp_path / "file").read_text() == "kept" and (tmp_path / "folder").is_dir()
     assert left(out) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in directories")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    checkpoint = Checkpoints(tmp_path, None).save(1, {"progress": {"best_step": None}})
+    for path in (tmp_path / "metrics.jsonl", checkpoint / "state.json", checkpoint / "manifest.json"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with pytest.raises(UserError, match=path.name):
+            RunDirectory(tmp_path).metrics.lines() if path.parent == tmp_path else read_verified(checkpoint)
 
 
 @pytest.mark.parametrize("resume", [False, True])
