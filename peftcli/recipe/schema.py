@@ -43,7 +43,7 @@ class ModelSpec(Block):
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """The implementation of attention in transformers; auto also allows the faster ones of this project."""
     trust_remote_code: bool = False
-    """Allow Python code from the model's repository to run."""
+    """Allow Python code from the model's repository to run; in a run's own recipe.yaml it counts for nothing."""
     num_labels: Annotated[int, Field(ge=1)] | None = None
     """Number of classes; null counts them in the data."""
     problem_type: Literal["single_label", "multi_label", "regression"] | None = None

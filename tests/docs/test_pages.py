@@ -13,7 +13,7 @@ from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text_of
 
-DOCS = ["recipes", "models", "data", "methods", "devices", "performance", "coming-from"]
+DOCS = ["recipes", "models", "data", "methods", "devices", "performance", "security", "coming-from"]
 
 
 def test_every_page_is_there() -> None:
@@ -23,6 +23,17 @@ def test_every_page_is_there() -> None:
 def test_the_index_names_every_page() -> None:
     index = text_of("docs/README.md")
     assert [page for page in PAGES if page.startswith("docs/") and f"]({page[5:]})" not in index] == ["docs/README.md"]
+
+
+def test_every_promise_of_security_names_tests_that_are_there() -> None:
+    promises = [
+        line for line in text_of("docs/security.md").splitlines() if line.startswith("| ") and "held by" not in line
+    ]
+    assert len(promises) >= 12
+    for line in promises:
+        named = re.findall(r"`([\w/]+\.py|pyproject\.toml)`", line.rstrip("| ").rpartition("|")[2])
+        assert named, line
+        assert [one for one in named if not (ROOT / "tests" / one).exists() and not (ROOT / one).exists()] == []
 
 
 def test_every_recipe_on_a_page_is_valid(tmp_path: Path) -> None:
