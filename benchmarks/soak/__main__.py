@@ -24,6 +24,7 @@ import datetime
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,7 @@ def main() -> int:
     options = _options()
     if options.part is not None:
         return _case(options) if options.only else _share(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up
     if options.only:
         return max(_workers(1, None))
     journal = Journal(options.journal)

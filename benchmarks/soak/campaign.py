@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ def work(
 ) -> None:
     """Do one part of the cases: every `parts`-th one, of those that the journal lacks."""
     shop = Workshop(root, seed)
-    done = journal.outcomes()
+    done, parent = journal.outcomes(), os.getppid()
     for index, case in enumerate(cases(shop)):
+        if os.getppid() != parent:  # the campaign was killed
+            return
         if index % parts == part and case not in done:
             start = time.monotonic()
             journal.add(case, run_case(shop, case), time.monotonic() - start)
