@@ -20,6 +20,9 @@ from peftcli.write_errors import writing
 PARTIAL = ".partial-"
 """Prefix of what is being written. Anything with this prefix after a crash can be deleted."""
 
+_REPLACED = "old-"
+"""What follows the prefix in the name of a whole directory that is being replaced."""
+
 _LONGEST_NAME = 255
 """Bytes that common file systems take as one name."""
 
@@ -94,7 +97,7 @@ def new_directory(path: Path, *, instead: str = "write to another place", replac
     """Yield an empty directory beside `path`, which is renamed to `path` when the block ends without an error.
 
     A directory that exists is replaced. That takes two renames; a crash between them leaves nothing at `path`, and the
-    new directory under its partial name.
+    old directory under a partial name (`put_back`).
 
     Args:
         path: of the directory.
@@ -105,7 +108,7 @@ def new_directory(path: Path, *, instead: str = "write to another place", replac
         CannotWrite: the system refuses; `instead` is what the user can do.
     """
     with writing(path, instead), _parents_made(path):
-        partial, old = _beside(path), _beside(path, "old-")
+        partial, old = _beside(path), _beside(path, _REPLACED)
         if not replace:
             _require_free(path)
         for stale in (partial, old):
@@ -173,10 +176,19 @@ def remove_directory(path: Path) -> None:
     """
     if path.exists():
         with writing(path, "give this user the right to write there", verb="removed"):
-            doomed = _beside(path, "old-")
+            doomed = _beside(path, "gone-")
             _remove(doomed)
             os.rename(path, doomed)
             _remove(doomed)
+
+
+def put_back(directory: Path) -> None:
+    """Give what `new_directory` was replacing when it was killed, between its two renames, its name again."""
+    start = f"{PARTIAL}{_REPLACED}"
+    for entry in directory.glob(f"{start}*"):
+        place = directory / entry.name.removeprefix(start)
+        if not place.exists():
+            os.rename(entry, place)
 
 
 def remove_partial(directory: Path) -> None:

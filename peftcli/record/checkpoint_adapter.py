@@ -18,6 +18,8 @@ from peftcli.errors import UserError
 from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.recipe.schema import Recipe
 from peftcli.record.checkpoints import Checkpoints, read_verified
+from peftcli.record.train_state import TrainState
+from peftcli.typed_record import record_of
 
 BEST, LAST = "best", "last"
 ABOUT = "about"
@@ -42,14 +44,14 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
     step = _step(checkpoints.steps(), run, which)
     directory = checkpoints.directory / f"step-{step:06d}"
     tree = read_verified(directory)
-    if ABOUT not in tree:
+    if not isinstance(tree, dict) or {ABOUT, "adapter", "progress"} - tree.keys():
         raise UserError(
             f"{directory} does not say what its adapter belongs to: an earlier version wrote it",
             suggestion="go on with --resume, which writes checkpoints that do",
         )
     state, name = tree["adapter"], f"step {step}"
     if which == BEST:
-        best = tree["progress"]["best_step"]
+        best = record_of(TrainState, tree["progress"], directory / "state.json", key="progress").best_step
         if best is None:
             raise UserError(f"{run} was not evaluated yet, so no step is the best", suggestion="use --checkpoint last")
         state, name = checkpoints.load_best(best)["adapter"], f"step {best}, the best so far"

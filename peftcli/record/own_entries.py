@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftcli.atomic import PARTIAL, remove_partial
+from peftcli.atomic import PARTIAL, put_back, remove_partial
 from peftcli.errors import UserError
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE
 
@@ -77,8 +77,9 @@ def partial_files(run: Path) -> list[Path]:
 
 
 def remove_partial_files(run: Path) -> None:
-    """Remove what a killed run was writing."""
+    """Remove what a killed run was writing; what it was replacing is there again."""
     for folder in _written_to(run):
+        put_back(folder)
         remove_partial(folder)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from peftcli.atomic import remove_directory
 from peftcli.errors import Stopped, UserError
 from peftcli.record.checkpoints import Checkpoints, read_verified
 from peftcli.record.run_directory import RunDirectory, RunStatus
@@ -16,6 +17,7 @@ from peftcli.training import finish_run
 from peftcli.training import run as running
 from peftcli.training.milestones import Milestones
 from peftcli.training.run import train
+from tests import moments
 
 
 def leave_behind(out: Path) -> None:
@@ -168,6 +170,36 @@ def test_a_run_from_an_earlier_checkpoint_drops_the_damaged_later_ones(tmp_path:
     (checkpoints.directory / "step-000004-copy").mkdir()  # somebody's own
     checkpoints.save(3, tree)
     assert checkpoints.steps() == [3] and (checkpoints.directory / "step-000004-copy").is_dir()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_checkpoint_that_was_being_replaced_is_there_again(tmp_path: Path, at: int) -> None:
+    """A kill at either rename of the replacement: the first is still to come, or was done."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(4, {"progress": {"best_step": None}, "which": "old"})
+    seen = 0
+
+    def kill(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        seen += event == "os.rename" and "step-000004" in str(arguments)
+        if seen == at:
+            raise KeyboardInterrupt
+
+    with moments.listening(kill), pytest.raises(KeyboardInterrupt):
+        checkpoints.save(4, {"progress": {"best_step": None}, "which": "new"})
+    with RunDirectory(tmp_path).locked():
+        assert checkpoints.latest(str, lambda tree, _: tree)["which"] == "old"
+    assert left(tmp_path) == []
+
+
+def test_what_was_being_removed_is_not_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(4, {"progress": {"best_step": None}})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shutil.rmtree", interrupt)
+        remove_directory(checkpoints.directory / "step-000004")
+    with RunDirectory(tmp_path).locked():
+        assert checkpoints.steps() == [] and left(tmp_path / "checkpoints") == []
 
 
 def test_a_manifest_that_names_another_best_adapter_is_noticed(tmp_path: Path) -> None:
