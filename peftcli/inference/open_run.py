@@ -17,6 +17,7 @@ from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision
 from peftcli.assembly.recipe_task import make_task
 from peftcli.data.store.labels import LabelSpec
+from peftcli.deliverables.checksums import check_checksums
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
@@ -233,6 +234,7 @@ def _find_model(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DType
     """Find a run whose artifact is a complete model: nothing will be attached."""
     model = directory.path / "model"
     loaded = with_allowed_code(loaded, saved_model_spec(loaded.recipe.model, model))
+    check_checksums(directory.path / "model")
     spec = saved_model_spec(loaded.recipe.model, model)
     notes = []
     if base_dtype is not None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from peftcli.adapters.format import SavedAdapter, base_of, check_base
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.data.store.labels import LabelSpec
+from peftcli.deliverables.checksums import check_checksums
 from peftcli.deliverables.learnt_texts import LearntTexts, learnt_texts_of_recipe
 from peftcli.errors import UserError
 from peftcli.inference.text_inputs import changed_texts
@@ -156,6 +157,7 @@ def _open_model(directory: Path, loaded: LoadedRecipe, base: str | None) -> RunT
         )
     model = directory / "model"
     recipe = with_allowed_code(loaded, saved_model_spec(recipe.model, model)).recipe
+    check_checksums(directory / "model")
     spec = saved_model_spec(recipe.model, model).model_copy(update={"dtype": "auto"})
     return _on_meta(directory, recipe, spec, None)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory
+from peftcli.deliverables.checksums import write_checksums
 from peftcli.deliverables.config_file import CONFIG, make_readable, restore_padding
 from peftcli.deliverables.generation_file import make_savable
 from peftcli.deliverables.write_beside import write_beside_weights
@@ -77,3 +78,4 @@ def _write_model(directory: Path, session: Session) -> None:
         model.save_pretrained(directory)
     write_beside_weights(directory, leaving, model)
     make_readable(directory / CONFIG, model.config, leaving)
+    write_checksums(directory)

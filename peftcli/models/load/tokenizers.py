@@ -9,6 +9,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.model_files import find_source
+from peftcli.models.load.tokenizer_errors import check_tokenizer, tokenizer_error
 from peftcli.models.weights.weight_damage import refuse_pointers
 from peftcli.recipe.schema import ModelSpec
 
@@ -87,7 +88,12 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
     if source.kind == "directory" and source.path is not None:
         refuse_pointers(source.path, _TOKENIZER_FILES)
     with explain_load_errors(source, spec):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
+        except Exception as error:
+            found = tokenizer_error(source, error)
+            raise error if found is None else found from error
+    check_tokenizer(tokenizer, source)
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:
         raise UserError(_no_tokenizer(spec))
     return tokenizer
