@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.deliverables.carried_files import write_object
 from peftcli.deliverables.leaving_model import LeavingModel
+from peftcli.models.load.generation_settings import GENERATION_CONFIG, check_generation_config
 from peftcli.process_state import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GENERATION_CONFIG = "generation_config.json"
 _KEPT = re.compile(r".*_token_ids?$|^(do_sample|num_beams|max_new_tokens|max_length)$")
 
 
@@ -54,9 +54,15 @@ def repaired(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def generation_notes(leaving: LeavingModel) -> list[str]:
-    """Return what the user should know of the base's generation settings before training."""
+    """Return what the user should know of the base's generation settings before training.
+
+    Raises:
+        UserError: transformers cannot read them, so that the model would not load.
+    """
     if not leaving.info.generates:
         return []
+    if leaving.base is not None:
+        check_generation_config(leaving.base)
     lost = repaired(leaving.settings_of_base(GENERATION_CONFIG))[1]
     return [_note(lost)] if lost else []
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from peftcli.errors import UserError
 
 
 def generate(
@@ -38,12 +42,37 @@ def generate(
     )
     # token types are left out: `generate` would not lengthen them
     prompt = {key: inputs[key] for key in ("input_ids", "attention_mask", "inputs_embeds") if key in inputs}
-    output = model.generate(  # type: ignore[operator]  # a method of every generating model
-        **prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs])
-    )
+    call: Any = model.generate  # a method of every generating model
+    try:
+        output = call(**prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs]))
+    except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
+        _blame_settings(model, partial(call, **prompt, generation_config=settings), error)
+        raise
     start = prompt["input_ids"].shape[1] if "input_ids" in prompt else 0  # embeddings: only new tokens come back
     start = 1 if getattr(model.config, "is_encoder_decoder", False) else start
     return _rows(output[:, start:].cpu(), logprobs.chosen(), set(stops), tokenizer)
+
+
+def _blame_settings(model: nn.Module, again: Callable[[], Any], error: Exception) -> None:
+    """Refuse a model's own generation settings if they are why it cannot generate: they hold where ours are silent.
+
+    Raises:
+        UserError: without them it generates.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        again()
+    except Exception:
+        return
+    finally:
+        model.generation_config = own
+    raise UserError(
+        f"{getattr(model, 'name_or_path', '')}/generation_config.json: the model cannot generate with it: {error}",
+        suggestion="correct the value that this speaks of, or remove the file",
+    ) from error
 
 
 def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:

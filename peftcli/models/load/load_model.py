@@ -22,6 +22,7 @@ from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.config_errors import config_error
 from peftcli.models.load.config_limits import CONFIG, checked_config, config_file
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
+from peftcli.models.load.generation_settings import check_generation_config
 from peftcli.models.load.head_rows import head_rows
 from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head, held_labels, keep_head_rows
 from peftcli.models.load.identity import BaseIdentity, both_fingerprints, fingerprint, tensors_fingerprint
@@ -130,6 +131,8 @@ def load_model(
     config = _config_from(source, spec)
     check_task(config, task)
     check_weight_files(source)
+    if source.kind == "directory" and source.path is not None:
+        check_generation_config(source.path)
     held = held_labels(config)
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)

@@ -46,7 +46,7 @@ def unnamed(base: Path, name: str, texts: list[tuple[str, str]]) -> list[str]:
             try:
                 use(base)
             except UserError as error:  # any other exception fails the test
-                if name not in str(error):
+                if name not in str(error) and "the tokenizer has a chat template" not in str(error):
                     found.append(f"{key}: {error}")
     finally:
         file.unlink() if whole is None else file.write_bytes(whole)
