@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,15 @@ import pyarrow.ipc
 import pyarrow.parquet
 from pydantic import Field
 
-from peftcli.data.read.compressed import COMPRESSED, check_expansion, read_bytes
+from peftcli.data.read.compressed import COMPRESSED, read_bytes
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.text_files import Rows
 from peftcli.errors import Problem, UserError
 from peftcli.typed_record import read_object, read_record
 
 BATCH = 1000  # rows turned into Python objects at a time
+DECODED = 16  # rows of a parquet file decoded at a time, each with a copy of a value that the file may hold once
+IN_MEMORY = 2**29  # bytes of a batch as Python objects
 LARGEST = 2 * 2**30  # bytes of an arrow or parquet file inside gzip and the like, which is in memory as a whole
 ClassNames = Mapping[str, Any]
 """Column to the names of its classes, or to a mapping of the same kind where they are inside its objects."""
@@ -35,11 +38,8 @@ _UNREADABLE = (
 def read_parquet(path: Path, name: str) -> Rows:
     """Yield the rows of a parquet file; row numbers count from 1."""
     with _explained(name):
-        source = _opened(path, name)
-        file = pyarrow.parquet.ParquetFile(source)
-        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-        check_expansion(sum(group.total_byte_size for group in groups), source.size(), name)
-        batches = file.iter_batches(batch_size=BATCH)
+        # the sizes of its columns are not asked for: where their metadata is damaged, pyarrow ends the process
+        batches = pyarrow.parquet.ParquetFile(_opened(path, name)).iter_batches(batch_size=DECODED)
     yield from _records(_checked(batches, name), name)
 
 
@@ -127,8 +127,8 @@ def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | N
     for batch in batches:
         with _explained(name):
             nested = [field.name for field in batch.schema if _holds_structs(field.type)]
-            classes = {**_class_names_of(batch.schema.metadata), **(names or {})}
-        for values in _python_rows(batch):
+            classes = {**_class_names_of((batch.schema.metadata or {}).get(b"huggingface", b"{}")), **(names or {})}
+        for values in _python_rows(batch, name):
             if isinstance(values, Exception):
                 yield BadRow(name, number, f"a value cannot be read: {values}", expected="values that Python has")
                 number += 1
@@ -142,11 +142,16 @@ def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | N
             number += 1
 
 
-def _python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """Yield the rows of a batch, or why one is no row: a date that Python does not have, say."""
+def _python_rows(batch: pa.RecordBatch, name: str) -> Iterator[dict[str, Any] | Exception]:
+    """Yield the rows of a batch, or why one is no row: a date that Python does not have, say.
+
+    Raises:
+        UserError: there is not enough memory for a row.
+    """
     try:
-        yield from batch.to_pylist(maps_as_pydicts="lossy")
-        return
+        if _size_in_python(batch) <= IN_MEMORY:
+            yield from batch.to_pylist(maps_as_pydicts="lossy")
+            return
     except _UNREADABLE:  # before the first one
         pass
     for place in range(batch.num_rows):
@@ -154,6 +159,17 @@ def _python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
             yield from batch.slice(place, 1).to_pylist(maps_as_pydicts="lossy")
         except _UNREADABLE as error:
             yield error
+        except MemoryError as error:
+            text = "there is not enough memory for one of its rows"
+            raise UserError(Problem(text, file=name, suggestion="divide long rows into several")) from error
+
+
+def _size_in_python(batch: pa.RecordBatch) -> int:
+    """Return the bytes of a batch whose rows each hold values of their own, where Arrow keeps equal ones once."""
+    return sum(
+        column.nbytes if not pa.types.is_dictionary(column.type) else column.dictionary.nbytes * batch.num_rows
+        for column in batch.columns
+    )
 
 
 def _holds_structs(kind: pa.DataType) -> bool:
@@ -174,11 +190,11 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _class_names_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+@cache
+def _class_names_of(text: bytes) -> dict[str, Any]:
     """Return column to names from what `datasets` writes into the metadata of parquet and arrow files."""
     try:
-        info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-        return class_columns(info["info"]["features"])
+        return class_columns(json.loads(text)["info"]["features"])
     except _UNREADABLE:  # somebody else's key of that name
         return {}
 
@@ -239,6 +255,6 @@ class _explained:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _UNREADABLE):
+        if isinstance(error, (*_UNREADABLE, MemoryError)):
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(Problem(f"cannot be read: {first}", file=self._name)) from error

@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from peftcli.data.read import compressed, json_files, text_files
+from peftcli.data.read import arrow_files, compressed, json_files, text_files
 from peftcli.data.read.nested_values import DEEPEST, structure, value_at
 from peftcli.data.read.records import BadRow, Record
+from peftcli.data.read.source_files import READERS
 from peftcli.errors import UserError
 from tests.data.read.reading import rows, values
 from tests.data.tools import ready
@@ -234,6 +236,26 @@ def test_a_value_that_python_lacks_is_a_bad_row(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     found = rows(tmp_path / "a.parquet")
     assert [(type(row), row.row) for row in found] == [(Record, 1), (BadRow, 2), (Record, 3)]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_value_that_a_file_holds_once_for_many_rows_is_not_in_memory_as_often(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrow_files, "IN_MEMORY", 10**6)
+    codes = pa.array([0] * 200, pa.int32())
+    table = pa.table({"a": pa.DictionaryArray.from_arrays(codes, pa.array(["x" * 10**6]))})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table.cast(pa.schema({"a": pa.string()})), path)
+    else:
+        with pa.OSFile(str(path), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table)
+    tracemalloc.start()
+    lengths = [len(row.values["a"]) for row in READERS[f".{suffix}"](path, "a") if isinstance(row, Record)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lengths == [10**6] * 200 and peak < 2 * 10**7
 
 
 @pytest.mark.parametrize(
