@@ -49,7 +49,13 @@ def requantise(
     words = quantisation_words(spec, config, run.model, config.dtype, device)
     with quiet_transformers():
         model = auto_class(run.recipe.task).from_pretrained(
-            directory, config=config, dtype=config.dtype, local_files_only=True, use_safetensors=True, **words
+            directory,
+            config=config,
+            dtype=config.dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=run.spec.trust_remote_code,
+            **words,
         )
     keep_trainable(model)  # before the first pass: bitsandbytes repacks weights on some CPUs, and then saves nonsense
     model.eval()

@@ -92,7 +92,7 @@ def _read_config(settings: dict[str, Any]) -> None:
     """Read a config that differs from a base's file, to find what is wrong with it."""
     with TemporaryDirectory() as directory:
         (Path(directory) / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
-        transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+        transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
