@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from peftcli.data.chat.rendered_text import Span
@@ -61,16 +62,15 @@ def compiled(template: ChatTemplate) -> CompiledTemplate:
 
 
 class FilledTemplate:
-    """A chat template with the special tokens of a tokenizer filled in.
-
-    Raises:
-        UserError: the text is no Jinja template.
-    """
+    """A chat template with the special tokens of a tokenizer filled in."""
 
     def __init__(self, template: ChatTemplate, tokenizer: Any) -> None:
         self._template = template
-        self._compiled = compiled(template)
         self._tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
+
+    @cached_property
+    def _compiled(self) -> CompiledTemplate:
+        return compiled(self._template)  # at the first conversation: plain text needs none
 
     def render(
         self, messages: Sequence[dict[str, Any]], tools: list[Any] | None, *, generate: bool = False, tags: bool = False
@@ -83,7 +83,7 @@ class FilledTemplate:
 
         Raises:
             RowError: the template refuses the messages.
-            UserError: it exceeds the limits on its work, its text or its time.
+            UserError: it is no Jinja template, or exceeds the limits on its work, its text or its time.
         """
         from jinja2 import TemplateError
 

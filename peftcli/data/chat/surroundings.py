@@ -7,6 +7,7 @@ from typing import Any
 
 from peftcli.data.chat.chat_template import FilledTemplate
 from peftcli.data.read.records import RowError
+from peftcli.errors import UserError
 
 _PROBES = ("Qa7pX1", "Zk9wB2", "Qa7pX3", "Zk9wB4")  # words that no template holds
 
@@ -55,7 +56,7 @@ def learn_surroundings(template: FilledTemplate, turn_end: TurnEnd) -> Surroundi
     try:
         text, _ = template.render(turns, None)
         asked, _ = template.render(turns[:1], None, generate=True)
-    except RowError:
+    except (RowError, UserError):  # whoever has conversations is told
         return None
     places = [text.find(word) for word in _PROBES]
     begun = asked.find(_PROBES[0])

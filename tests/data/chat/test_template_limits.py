@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from peftcli.data.chat.chat_template import ChatTemplate, FilledTemplate
 from peftcli.data.chat.named_templates import FOLDER, choose_template, template_names
+from peftcli.data.chat.surroundings import learn_surroundings
 from peftcli.data.read.records import RowError
 from peftcli.errors import UserError
 
@@ -98,7 +99,12 @@ def test_a_template_that_fails_on_a_row_is_an_error_of_the_row(text: str) -> Non
 )  # fmt: skip
 def test_a_template_that_cannot_be_compiled_is_named(text: str) -> None:
     with pytest.raises(UserError, match=r"bomb\.jinja:1: not a Jinja template"):
-        filled(text)
+        filled(text).render(CHAT, None)
+
+
+def test_a_broken_template_hinders_no_plain_text() -> None:
+    for text in (BOMBS[3], "{% break %}"):
+        assert learn_surroundings(filled(text), SimpleNamespace()) is None
 
 
 def test_a_tokenizer_whose_template_is_no_text_is_named() -> None:
