@@ -6,6 +6,7 @@ The system closes the pipe however the launcher ends, by SIGKILL, too, on every 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -39,8 +40,11 @@ class LaunchedWorker:
             StopRequest.from_launcher(at_once=False)
         self._released = word != END
         StopRequest.from_launcher(at_once=word == END)
-        # the main thread may wait for a process that has ended, and hear nothing
-        time.sleep(GRACE_SECONDS if StopRequest.saving and self._released else GRACE_WITHOUT_STATE)
+        # the main thread may wait for a process that has ended, and hear nothing, or take the interpreter down
+        grace = GRACE_SECONDS if StopRequest.saving and self._released else GRACE_WITHOUT_STATE
+        if os.name != "nt":
+            signal.setitimer(signal.ITIMER_REAL, grace)  # the system ends the process
+        time.sleep(grace)
         os._exit(PEER_LOST)
 
     def is_consequence(self, error: BaseException) -> bool:

@@ -36,6 +36,7 @@ RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _STOPPED = Stopped.exit_code
 _ASKING = (-signal.SIGINT, -signal.SIGTERM, -1)
 """Exit codes of processes that a request to stop ended before they could listen; -1 is SIGHUP, which Windows lacks."""
+_ALARM = -int(getattr(signal, "SIGALRM", 0))  # Windows has none
 _LINES = 60
 """Of what a process said, at most so many are shown."""
 
@@ -93,8 +94,9 @@ class _Worker:
 
     @property
     def code(self) -> int:
-        """The exit code; negative where a signal ended it."""
-        return self.process.wait()
+        """The exit code; negative where a signal ended it, other than its own alarm."""
+        code = self.process.wait()
+        return PEER_LOST if code and code == _ALARM else code
 
     def tell(self, word: bytes) -> None:
         """Write a word to it, or close its standard input with none."""
