@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def trained(workspace: Workspace) -> Path:
     return workspace.run("trained")
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Have the default handlers, also where the tests run under `nohup`, which ignores SIGHUP."""
+    before = {number: signal.getsignal(number) for number in ASKING}
+    for number in set(ASKING) - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 MOMENTS = {
     "eval": ("open", "config.json", ()),
     "predict": ("open", "predictions.jsonl", ("--input", "{rows}", "-o", "{out}/predictions.jsonl")),
@@ -36,7 +48,7 @@ MOMENTS = {
 @pytest.mark.parametrize("command", MOMENTS)
 @pytest.mark.parametrize("number", ASKING)
 def test_a_command_leaves_nothing_half_written(
-    trained: Path, cli: Cli, tmp_path: Path, command: str, number: signal.Signals
+    trained: Path, cli: Cli, tmp_path: Path, heard: None, command: str, number: signal.Signals
 ) -> None:
     event, path, arguments = MOMENTS[command]
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "the cat red story 1"}])

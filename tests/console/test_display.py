@@ -134,7 +134,7 @@ def test_next_commands_leave_out_what_is_impossible() -> None:
 def test_a_combination_is_merged_only_where_its_parts_allow_it(tmp_path: Path, gates: str, merges: bool) -> None:
     method = f"{{name: unipelt, adapter: null, prefix: null, gates: {gates}}}"
     recipe = f"model: {{name_or_path: m}}\ntask: causal_lm\nmethod: {method}"
-    (tmp_path / "recipe.yaml").write_text(recipe)
+    (tmp_path / "recipe.yaml").write_text(recipe + "\n")
     commands = next_commands(summary(method="unipelt", output_dir=str(tmp_path)))
     assert any(command.startswith("peft merge") for command in commands) is merges
 

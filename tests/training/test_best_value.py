@@ -62,7 +62,9 @@ def test_an_undefined_metric_is_never_the_best(recipe, monkeypatch) -> None:
     from peftcli.training.session import Session
 
     values = iter([5.0, NAN, 0.1, 0.4, NAN, 0.3])
-    monkeypatch.setattr(Session, "evaluate", lambda _self: Evaluation({"eval_token_accuracy": next(values)}, []))
+    monkeypatch.setattr(
+        Session, "evaluate", lambda _self, _stop=None: Evaluation({"eval_token_accuracy": next(values)}, [])
+    )
     summary = train(recipe(data__val_set_size=4, training__max_steps=5, training__eval_steps=1,
                            training__metric_for_best_model="eval_token_accuracy"))  # fmt: skip
     assert summary.best_step == 3 and summary.eval == {"eval_token_accuracy": 0.4}

@@ -81,6 +81,7 @@ SETTERS = {
 RESTORED_ON_THE_SPOT = {
     ("tasks/metric_table.py", "simplefilter"),  # in warnings.catch_warnings
     ("training/watch/profiling.py", "filterwarnings"),
+    ("deliverables/use_alone.py", "set_verbosity_error"),  # a process of its own
 }
 FOR_GOOD = ("keep_freed_memory", "quiet_profiler")
 """What stays set."""
