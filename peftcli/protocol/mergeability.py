@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.weights.checkpoint_names import CheckpointNames
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
@@ -21,7 +24,14 @@ def merge_note(anatomy: Anatomy, params: MethodParams, attachment: Attachment) -
     reason = method.why_not_mergeable(params)
     if reason is None:
         try:
-            method.merge_rules(anatomy, params, attachment.state_dict())
+            rules = method.merge_rules(anatomy, params, attachment.state_dict())
+            reason = _in_pieces([*rules, *attachment.to_save, *attachment.unfrozen], attachment)
         except UserError as error:
             reason = error.problems[0].message
     return None if reason is None else f"`peft merge` will not fold this adapter into its base: {reason}"
+
+
+def _in_pieces(names: Iterable[str], attachment: Attachment) -> str | None:
+    """Return that the base's files hold a changed parameter as several tensors, None if they hold each whole."""
+    found = CheckpointNames(attachment.model).in_pieces(names)
+    return f"{found[0]} is stored in several pieces in the base's files" if found else None

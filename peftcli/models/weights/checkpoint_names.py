@@ -7,6 +7,8 @@ families joins or splits tensors (experts). A merge streams over files, so it ne
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +63,8 @@ class CheckpointNames:
             prefix = f"{self._prefix}."
             saved = saved.removeprefix(prefix) if bare == prefix + live else prefix + saved
         return FileTensor(file_name, live, saved, converter is not None)
+
+    def in_pieces(self, live_names: Iterable[str]) -> list[str]:
+        """Return the parameters that a checkpoint of this family holds in pieces, such as one for each expert."""
+        patterns = [str(pattern) for converter in self._converters for pattern in converter.target_patterns]
+        return [name for name in live_names if any(re.search(pattern, name) for pattern in patterns)]
