@@ -24,13 +24,18 @@ def template_fingerprint(text: str | None) -> str:
 
 
 def recorded_inputs(run: Path) -> RunInputs:
-    """Return what a finished run recorded of its inputs; nothing is known of an imported one, or an earlier version's.
+    """Return what a run recorded of its inputs: in summary.json, or in the last checkpoint of an unfinished one.
 
-    A summary.json that cannot be read records nothing either: whoever needs it says so.
+    Nothing is known of an imported run, or an earlier version's. A file that cannot be read records nothing either:
+    whoever needs it says so.
     """
+    directory = RunDirectory(run)
     try:
-        found = RunDirectory(run).summary().get("inputs")
-    except UserError:
+        if directory.summary_file.is_file():
+            found = directory.summary().get("inputs")
+        else:
+            found = directory.checkpoints().latest(lambda _damage: None, lambda tree, _path: tree["progress"]["inputs"])
+    except (UserError, KeyError, TypeError):
         return RunInputs()
     return RunInputs.from_dict(found if isinstance(found, Mapping) else None)
 

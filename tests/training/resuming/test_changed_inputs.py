@@ -134,6 +134,16 @@ def test_who_uses_a_run_is_told_what_changed(own_recipe, tmp_path, name: str) ->
         assert [note for note in merging if note.startswith(f"{name} changed since training")]
 
 
+def test_who_uses_an_unfinished_run_is_told_too(own_recipe, tmp_path) -> None:
+    loaded = own_recipe(training__max_steps=3)
+    with pytest.raises(Stopped):
+        train(loaded, reporter=CtrlC(2))
+    change_tokenizer(tmp_path)
+    notes: list[str] = []
+    evaluate_run(loaded.recipe.output_dir, note=notes.append, checkpoint="last")
+    assert [note for note in notes if note.startswith("the tokenizer changed since training")]
+
+
 def test_an_adapter_of_other_weights_is_not_gone_on_with_in_silence(own_recipe, tmp_path) -> None:
     first = train(own_recipe(training__max_steps=1)).output_dir
     notes = []
