@@ -20,7 +20,7 @@ from peftcli.write_errors import writing
 PARTIAL = ".partial-"
 """Prefix of what is being written. Anything with this prefix after a crash can be deleted."""
 
-_REPLACED = "old-"
+_REPLACED = "replaced-"
 """What follows the prefix in the name of a whole directory that is being replaced."""
 
 _LONGEST_NAME = 255
@@ -176,7 +176,7 @@ def remove_directory(path: Path) -> None:
     """
     if path.exists():
         with writing(path, "give this user the right to write there", verb="removed"):
-            doomed = _beside(path, "gone-")
+            doomed = _beside(path, "old-")
             _remove(doomed)
             os.rename(path, doomed)
             _remove(doomed)
