@@ -14,6 +14,7 @@ import csv
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,11 @@ def quiet_profiler() -> None:
     """Keep the profiler's own messages off the terminal, unless the user asks for them; before torch is imported."""
     for name, level in (("KINETO_LOG_LEVEL", "99"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(name, level)
+
+
+def quiet_exit() -> None:
+    """Show nothing of what fails while the interpreter ends: without memory, what libraries do there fails, too."""
+    sys.unraisablehook = lambda _what: None
 
 
 def become_encoder() -> None:

@@ -18,8 +18,9 @@ from peftcli import __version__
 from peftcli.console.streams import ReaderLeft, fit_streams
 from peftcli.console.terminal import shown_streams
 from peftcli.distributed.launched_worker import LAUNCHED, PEER_LOST, LaunchedWorker
+from peftcli.distributed.memory_errors import OTHER_MACHINE, OutOfMemory, is_out_of_memory, out_of_memory, release
 from peftcli.errors import PeftCliError, Stopped, UserError
-from peftcli.process_state import libraries_quiet
+from peftcli.process_state import libraries_quiet, quiet_exit
 from peftcli.stop_signals import interrupted_by_signals
 
 COMMANDS = (
@@ -104,9 +105,14 @@ def _end(error: BaseException) -> int:
     """Show an error; return the exit code."""
     if isinstance(error, ReaderLeft):
         return error.exit_code
+    if isinstance(error, OutOfMemory) or is_out_of_memory(error):
+        release(error)
+        quiet_exit()
     if isinstance(error, PeftCliError):
         _say(_message(error))
         return error.exit_code
+    if is_out_of_memory(error):  # it can run out anywhere; where something can be lowered, that is said there
+        return _end(out_of_memory(error, "in this command", OTHER_MACHINE))
     if isinstance(error, OSError) and error.filename is not None:
         remedy = "check that this path is of the right kind, and that this user may use it"
         _say(f"error: {error.filename}: {error.strerror or error}\n    {remedy}")

@@ -16,10 +16,14 @@ from peftcli.data.rows.row_set import StoredRows
 from peftcli.data.store.build_store import Progress
 from peftcli.data.store.labels import Kind, LabelSpec
 from peftcli.data.store.open_store import open_store
+from peftcli.distributed.memory_errors import OTHER_MACHINE, memory_for
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
 
 ENDLESS = 10**6  # rows of a stream when nobody says how many will be needed
+
+
+_FOR_ROWS = f"split the file, or shorten its longest rows; {OTHER_MACHINE}"
 
 
 class Places(Protocol):
@@ -30,6 +34,7 @@ class Places(Protocol):
         ...
 
 
+@memory_for("while rows were prepared", _FOR_ROWS)
 def prepare(
     spec: DataSpec,
     task: TaskName,
@@ -75,6 +80,7 @@ def prepare(
         raise UserError([_placed(problem, where) for problem in error.problems]) from error
 
 
+@memory_for("while rows were prepared", _FOR_ROWS)
 def prepare_for_prediction(
     path: str, spec: DataSpec, task: TaskName, tokenizer: Any, trained_format: str | None = None
 ) -> StoredRows:
@@ -96,6 +102,7 @@ def prepare_for_prediction(
     return StoredRows(store, np.arange(len(store), dtype=np.int64), None)
 
 
+@memory_for("while rows were prepared", _FOR_ROWS)
 def prepare_for_evaluation(
     path: str,
     spec: DataSpec,

@@ -16,6 +16,7 @@ from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import longest_first, split_by_tokens
 from peftcli.data.rows.row_set import RowSet
+from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.inference.metrics import compute_metrics
 from peftcli.recipe.schema import Recipe
@@ -24,6 +25,12 @@ from peftcli.tasks.task import Task
 EVAL_BATCH_TOKENS = {"cpu": 2048}
 """Padded tokens at once by kind of device; elsewhere the batch size alone decides."""
 
+
+FOR_EVALUATION = (
+    "lower training.per_device_eval_batch_size, data.max_length or training.max_new_tokens (--max-new-tokens), or hold "
+    "the base in fewer bits (--base-dtype bfloat16)"
+)
+"""What takes less memory where nothing is trained."""
 
 Generated = tuple[int, Any, Any]
 """Number of a row, what was predicted, and what should have been."""
@@ -71,6 +78,7 @@ class Evaluator:
     batch_size: int
     samples: int = 0
 
+    @memory_for("in an evaluation", FOR_EVALUATION)
     def __call__(self, sets: Mapping[str, RowSet], stopping: Callable[[], bool] = _never) -> Evaluation:
         """Return the metrics over all sets.
 

@@ -13,8 +13,9 @@ from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
-from peftcli.inference.evaluator import make_evaluator
+from peftcli.inference.evaluator import FOR_EVALUATION, make_evaluator
 from peftcli.inference.metrics import wanted_metrics
 from peftcli.models.load.load_model import Loaded
 from peftcli.process_state import libraries_quiet
@@ -81,7 +82,10 @@ class OpenedRun:
         Args:
             stop_ids: tokens that end a generated text, besides the model's own.
         """
-        task = self.task.stopping_at(stop_ids)
+        with memory_for("in a prediction", FOR_EVALUATION):
+            yield from self._predict(rows, self.task.stopping_at(stop_ids))
+
+    def _predict(self, rows: RowSet, task: Task) -> Iterator[dict[str, Any]]:
         collator = Collator(self.tokenizer, task)
         size = self.recipe.training.per_device_eval_batch_size
         for start in range(0, len(rows), WINDOW * size):

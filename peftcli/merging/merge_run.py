@@ -10,6 +10,7 @@ from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import CONFIG, make_readable
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
+from peftcli.distributed.memory_errors import OTHER_MACHINE, memory_for
 from peftcli.merging.check_use import check_use
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
@@ -110,6 +111,7 @@ def merge_runs(
 
 
 @random_numbers_kept()
+@memory_for("while merging", f"--no-verify needs less, since it loads no model; or {OTHER_MACHINE}")
 def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeReport:
     """Merge an opened run; see `merge_run`."""
     output = options.output

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from peftcli.distributed.devices import pick_device
+from peftcli.distributed.memory_errors import is_out_of_memory, memory_for
 from peftcli.distributed.processes import World
 from peftcli.errors import OutOfResources, Stopped, UserError
 from peftcli.models.own_code import remember_allowed_code
 from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.schema import TrainingSpec
+from peftcli.recipe.schema import Recipe, TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept
@@ -88,9 +87,23 @@ def train(
             # another process was here, or the path leads through a directory that did not exist (`new/../run`)
             remedy = "the same command finds out what is there"
             raise UserError(f"{directory.path} holds a run since a moment ago", suggestion=remedy)
-        session, milestones = _start(loaded, world, directory, reporter, status)
-        with _watched(session, profile=profile) as after_step:
+        with memory_for("before the first step", for_training(recipe)):
+            session, milestones = _start(loaded, world, directory, reporter, status)
+        with (
+            memory_for(lambda: f"at step {session.state.step + 1}", for_training(recipe)),
+            _watched(session, profile=profile) as after_step,
+        ):
             return _run(session, milestones, after_step)
+
+
+def for_training(recipe: Recipe) -> str:
+    """Return what takes less memory in training."""
+    training, data = recipe.training, recipe.data
+    lower = [f"training.per_device_train_batch_size (now {training.per_device_train_batch_size})"]
+    if data is not None:
+        lower.append(f"data.max_length (now {data.max_length})")
+    checkpointing = "" if training.gradient_checkpointing is True else ", set training.gradient_checkpointing: true"
+    return f"lower {' or '.join(lower)}{checkpointing}, or load the base in fewer bits (model.load_in_4bit: true)"
 
 
 @contextmanager
@@ -201,9 +214,9 @@ def _fits(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         remedy = "it may be of another version; start again with --overwrite"
         raise UserError(f"the checkpoint {checkpoint} does not fit this run: {error!r}", suggestion=remedy) from error
 

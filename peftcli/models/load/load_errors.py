@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from peftcli.distributed.memory_errors import is_out_of_memory
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.model_files import ModelSource, hub_is_reachable, is_offline, local_near_misses
 from peftcli.models.own_code import OPTION, own_code
@@ -27,22 +28,31 @@ def explain_load_errors(
         source: where the files are.
         spec: of the recipe.
         shape: builds the model without weights, and says which key of its config is to blame if that fails, too.
+
+    A failed allocation passes through: the caller says what to do.
     """
     _refuse_pickles(source)
     try:
         yield
     except UserError:
         raise
-    except ImportError as error:  # a missing package: flash-attn, gguf, sentencepiece, a remote model's own
-        raise UserError(Problem(_first_lines(error), key="model", suggestion="install the package it names")) from error
-    except Exception as error:  # damaged files make libraries raise errors of every kind
-        if shape is not None:
-            shape()
-        raise UserError(_problem(error, source, spec)) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise _explained(error, source, spec, shape) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # what Rust code raises; it is no Exception
             raise
         raise UserError(_problem(RuntimeError(str(error)), source, spec)) from error
+
+
+def _explained(error: Exception, source: ModelSource, spec: ModelSpec, shape: Callable[[], object] | None) -> UserError:
+    """Return the user's error for a library's; `shape` raises one of its own."""
+    if isinstance(error, ImportError):  # a missing package: flash-attn, gguf, sentencepiece, a remote model's own
+        return UserError(Problem(_first_lines(error), key="model", suggestion="install the package it names"))
+    if shape is not None:  # damaged files make libraries raise errors of every kind
+        shape()
+    return UserError(_problem(error, source, spec))
 
 
 def _refuse_pickles(source: ModelSource) -> None:
@@ -66,12 +76,6 @@ def _refuse_pickles(source: ModelSource) -> None:
 def _problem(error: Exception, source: ModelSource, spec: ModelSpec) -> Problem:
     text = _first_lines(error)
     lower = str(error).lower()
-    if "out of memory" in lower or "can't allocate memory" in lower:
-        return Problem(
-            f"{source.name!r} does not fit into memory: {text}",
-            key="model",
-            suggestion="model.load_in_4bit: true, model.dtype: bfloat16, or a smaller model",
-        )
     if "trust_remote_code" in lower:
         return Problem(
             f"{source.name!r} comes with Python code of its own: {own_code(spec) or 'see its config.json'}",

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from peftcli.distributed.memory_errors import memory_for
 from peftcli.errors import Problem, UserError
 from peftcli.installed_versions import installed_versions
 from peftcli.layers.seeded import seeded
@@ -34,6 +35,8 @@ from peftcli.models.weights.weight_damage import check_weight_files, refuse_brok
 from peftcli.models.weights.weight_index import check_hub_index
 from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec, TaskName
+
+_FOR_A_MODEL = "model.load_in_4bit: true, model.dtype: bfloat16, a smaller model, or a machine with more memory"
 
 
 @dataclass
@@ -106,6 +109,7 @@ def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
     return spec.model_copy(update=changes)
 
 
+@memory_for("while the base model was loaded", _FOR_A_MODEL)
 def load_model(
     spec: ModelSpec,
     task: TaskName,
