@@ -25,7 +25,7 @@ _TEXTS = re.compile(
     re.IGNORECASE,
 )
 _ASKED_BYTES = re.compile(r"tried to allocate (\d+) bytes|mmap (\d+) bytes")
-_ASKED_SIZE = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ [KMGT]i?B)", re.IGNORECASE)
+_ASKED_SIZE = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ [KMGTPE]i?B)", re.IGNORECASE)
 
 OTHER_MACHINE = "close other programs, raise the limit on memory, or use a machine with more"
 
