@@ -61,9 +61,9 @@ class Journal:
         elif (found := self._lines()[0]) != campaign:
             raise SystemExit(f"{self.path} holds outcomes of {found}, and this is {campaign}: name another file")
 
-    def add(self, case: str, outcome: Outcome, seconds: float) -> None:
+    def add(self, case: str, outcome: Outcome, cpu_seconds: float) -> None:
         """Append an outcome, by one call of the system."""
-        line = json.dumps({"case": case, **asdict(outcome), "seconds": round(seconds, 2)})
+        line = json.dumps({"case": case, **asdict(outcome), "cpu_seconds": round(cpu_seconds, 2)})
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             os.write(descriptor, f"{line}\n".encode())
