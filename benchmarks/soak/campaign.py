@@ -34,12 +34,12 @@ class Kind:
 KINDS = {
     "kill": Kind(kills.event_cases, kills.at_event, 4),
     "time": Kind(kills.time_cases, kills.at_a_time, 0),
-    "flip": Kind(damage.flips, damage.flip, 0),
-    "cut": Kind(damage.cuts, damage.cut, 0),
-    "disk": Kind(full_disk.cases, full_disk.run, 0),
-    "recipe": Kind(recipes.cases, recipes.run, 40),
-    "data": Kind(rows.cases, rows.run, 0),
-    "adapter": Kind(adapters.cases, adapters.run, 0),
+    "flip": Kind(damage.flips, damage.flip, 3),
+    "cut": Kind(damage.cuts, damage.cut, 1),
+    "disk": Kind(full_disk.cases, full_disk.run, 1),
+    "recipe": Kind(recipes.cases, recipes.run, 20),
+    "data": Kind(rows.cases, rows.run, 8),
+    "adapter": Kind(adapters.cases, adapters.run, 4),
 }
 
 

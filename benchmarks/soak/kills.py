@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.soak import faults, results
 from benchmarks.soak.child import Ended
 from benchmarks.soak.outcomes import Outcome, bad, well
-from benchmarks.soak.scenarios import SCENARIOS, Scenario
+from benchmarks.soak.scenarios import SCENARIOS, VERIFIED, Scenario
 from benchmarks.soak.workshop import Workshop
 
 RANDOM_TIMES = 200
@@ -38,7 +38,7 @@ def at_event(shop: Workshop, case: str) -> Outcome:
 def at_a_time(shop: Workshop, case: str) -> Outcome:
     """Kill a scenario at a random moment of the time that it takes."""
     draw = shop.draw(f"time/{case}")
-    scenario = draw.choice(list(SCENARIOS.values()))
+    scenario = draw.choice([*SCENARIOS.values(), VERIFIED])
     seconds = shop.seconds(scenario) * draw.random()
     shop.start(scenario.state)
     return gone_on(shop, scenario, shop.peft(*scenario.command, kill_after=seconds))

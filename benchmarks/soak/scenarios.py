@@ -37,26 +37,29 @@ def _train(name: str) -> Scenario:
     return Scenario(f"train-{name}", "fresh", ("train", f"{name}.yaml"), ("run",), resumed=True)
 
 
+_MERGE = ("merge", "run", "--no-verify", "-o")
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         _train("best"),
-        Scenario("merge", "finished", ("merge", "run", "-o", "merged"), ("merged",)),
+        Scenario("merge", "finished", (*_MERGE, "merged"), ("merged",)),
         _train("early"),
         _train("samples"),
         _train("full"),
         _train("classes"),
         Scenario("eval", "finished", ("eval", "run", "--json"), prints=True),
         Scenario("predict", "finished", ("predict", "run", "-i", "new.jsonl", "-o", "out.jsonl"), ("out.jsonl",)),
-        Scenario("merge-shards", "finished", ("merge", "run", "-o", "shards", "--max-shard-size", "30KB"), ("shards",)),
-        Scenario("merge-full", "finished-full", ("merge", "run", "-o", "merged"), ("merged",)),
+        Scenario("merge-shards", "finished", (*_MERGE, "shards", "--max-shard-size", "30KB"), ("shards",)),
+        Scenario("merge-full", "finished-full", (*_MERGE, "merged"), ("merged",)),
         Scenario("export-hf", "finished", ("export", "run", "-o", "hf"), ("hf",)),
         Scenario("export-hub", "finished", ("export", "run", "-o", "hub", "--to", "adapterhub"), ("hub",)),
         Scenario("import", "left", ("import", "hf", "-o", "imported"), ("imported",)),
         Scenario("import-hub", "left", ("import", "hub", "-o", "imported", "--base", DECODER), ("imported",)),
     )
 }
-"""The first two are those of a sample."""
+"""What is killed at every event; the first two are those of a sample."""
+VERIFIED = Scenario("merge-verified", "finished", ("merge", "run", "-o", "merged"), ("merged",))
+"""Verifying starts a process of several seconds: this one is killed at random times only."""
 
 Commands = tuple[tuple[tuple[str, ...], str], ...]
 STATES: dict[str, tuple[str, Commands, tuple[str, ...]]] = {
