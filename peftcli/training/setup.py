@@ -125,8 +125,8 @@ def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> Run
 def _trackers(loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, step: int) -> Trackers:
     """Return the recipe's trackers in the main process, none in the others; `step` is where the run goes on."""
     names = loaded.recipe.training.report_to if world.is_main else ()
-    earlier = Earlier(step, directory.metrics.lines(), reporter.note) if step and names else None
-    return Trackers(names, directory.path, with_references(loaded.recipe, loaded.tree), earlier)
+    earlier = Earlier(step, directory.metrics.lines()) if step and names else None
+    return Trackers(names, directory.path, with_references(loaded.recipe, loaded.tree), earlier, reporter.note)
 
 
 def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel) -> PackingRoute:

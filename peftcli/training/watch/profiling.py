@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from peftcli.atomic import write_text
 from peftcli.training.watch.profile_table import describe
+from peftcli.write_errors import OTHER_RUN, writing
 
 WARM_UP, MEASURED = 3, 3
 """Steps before measuring (allocators, kernels and caches settle), and measured ones, of a run that is long enough."""
@@ -47,12 +49,13 @@ def profiled(
             note("nothing was profiled: the run stopped before a step could be measured")
             return
         out = directory / "profile"
-        out.mkdir(parents=True, exist_ok=True)
-        done.export_chrome_trace(str(out / "trace.json"))
+        with writing(out, OTHER_RUN):
+            out.mkdir(parents=True, exist_ok=True)
+            done.export_chrome_trace(str(out / "trace.json"))
         before = f"after {warm_up} to warm up" if warm_up else "the first one, which also pays for warming up"
         head = f"profile of {count} step{'s' if count > 1 else ''}, {before}"
         table = describe(json.loads((out / "trace.json").read_text(encoding="utf-8")), cuda=cuda)
-        (out / "table.txt").write_text(f"{head}\n\n{table}\n", encoding="utf-8")
+        write_text(out / "table.txt", f"{head}\n\n{table}\n", instead=OTHER_RUN)
         note(f"{head}\n\n{table}\n\n{out / 'table.txt'}; a timeline: {out / 'trace.json'} (open in ui.perfetto.dev)")
 
     def after_step() -> None:

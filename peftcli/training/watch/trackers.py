@@ -46,12 +46,10 @@ class Earlier:
     Args:
         step: of the checkpoint from which it goes on.
         lines: of metrics.jsonl, those after the checkpoint among them.
-        note: says what is not continued.
     """
 
     step: int
     lines: Sequence[Mapping[str, Any]]
-    note: Callable[[str], None]
 
 
 class Trackers:
@@ -62,22 +60,33 @@ class Trackers:
         directory: the run's; local trackers write below `logs/`.
         config: the resolved recipe, stored with the run.
         earlier: of a run that goes on; None for a new one.
+        note: receives what is not continued, and which tracker failed: it gets nothing more, and the run goes on.
     """
 
     def __init__(
-        self, names: Sequence[str], directory: Path, config: Mapping[str, Any], earlier: Earlier | None = None
+        self,
+        names: Sequence[str],
+        directory: Path,
+        config: Mapping[str, Any],
+        earlier: Earlier | None = None,
+        note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._names, self._directory, self._config = tuple(dict.fromkeys(names)), directory, config
         self._earlier = earlier
         again = [] if earlier is None else [line for line in earlier.lines if line.get("step", 0) > earlier.step]
         self._shown = Counter(map(_kind, again))
-        self._running: list[Any] = []
-        self._continued: list[Any] = []
+        self._running: dict[str, Any] = {}
+        self._continued: set[str] = set()
         """Trackers whose run knows the steps that are taken again."""
+        self._note = note
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Connect inside; at the end, whatever ended it, files and connections are closed."""
+        """Connect inside; at the end, whatever ended it, files and connections are closed.
+
+        Raises:
+            UserError: a tracker cannot be started.
+        """
         try:
             ids = self._ids()
             for name in self._names:
@@ -87,20 +96,36 @@ class Trackers:
         finally:
             self._continued.clear()
             while self._running:
-                self._running.pop().finish()
+                name, tracker = self._running.popitem()
+                with self._unless_broken(name):
+                    tracker.finish()
+
+    @contextmanager
+    def _unless_broken(self, name: str) -> Iterator[None]:
+        """Let a tracker go that fails inside, and say so: a full disk or a lost connection there ends no training."""
+        try:
+            yield
+        except Exception as error:
+            self._running.pop(name, None)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._note(f"{name} failed and receives nothing more of this run ({reason}); metrics.jsonl has all of it")
 
     def _connect(self, name: str, identity: str | None) -> None:
         """Start a tracker, or go on with its run; a run that goes on has its configuration already."""
         earlier = self._earlier
-        tracker = _start(name, self._directory, identity, None if earlier is None else earlier.step + 1)
-        self._running.append(tracker)
+        try:
+            tracker = _start(name, self._directory, identity, None if earlier is None else earlier.step + 1)
+        except Exception as error:
+            problem, remedy = f"{name} cannot be started: {error}", "mend that, or leave it out"
+            raise UserError(Problem(problem, key="training.report_to", suggestion=remedy)) from error
+        self._running[name] = tracker
         if earlier is None or name == "wandb" or (name == "mlflow" and identity is None):
             tracker.store_init_configuration(_flat(self._config))
         if earlier is not None and name != "tensorboard":
             if identity is None:
-                earlier.note(f"{name} shows the rest of this run as a new one: the id of the first part was not kept")
+                self._note(f"{name} shows the rest of this run as a new one: the id of the first part was not kept")
             else:
-                self._continued.append(tracker)
+                self._continued.add(name)
 
     def _ids(self) -> dict[str, str]:
         """Return the ids that the first part of the run kept, by tracker; none of a new run, or if they are lost."""
@@ -110,12 +135,12 @@ class Trackers:
         try:
             found = read_object(file)
         except UserError as error:
-            self._earlier.note(str(error))
+            self._note(str(error))
             return {}
         return {name: value for name, value in found.items() if isinstance(value, str)}
 
     def _keep_ids(self) -> None:
-        found = {name: _identity(name, tracker) for name, tracker in zip(self._names, self._running, strict=True)}
+        found = {name: _identity(name, tracker) for name, tracker in self._running.items()}
         ids = {name: value for name, value in found.items() if value is not None}
         if ids:
             file = self._directory / IDS
@@ -128,9 +153,10 @@ class Trackers:
         known = self._shown[_kind(line)] > 0
         self._shown[_kind(line)] -= known
         step = int(numbers.pop("step", 0))
-        for tracker in self._running:
-            if not (known and tracker in self._continued):
-                tracker.log(numbers, step=step)
+        for name, tracker in list(self._running.items()):
+            if not (known and name in self._continued):
+                with self._unless_broken(name):
+                    tracker.log(numbers, step=step)
 
 
 def _kind(line: Mapping[str, Any]) -> tuple[int, bool]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from peftcli.errors import Stopped
+from peftcli.errors import Stopped, UserError
 from peftcli.training.run import train
 from peftcli.training.watch.trackers import IDS, Earlier, Trackers
 from tests.recipes import CtrlC
@@ -58,7 +58,7 @@ def test_a_resumed_run_goes_on_with_the_old_one_and_shows_each_step_once(started
     with Trackers(["wandb"], run, {}).running():
         pass
     started.clear()
-    again = Trackers(["wandb"], run, {}, Earlier(1, LINES, notes.append))
+    again = Trackers(["wandb"], run, {}, Earlier(1, LINES), notes.append)
     with again.running():
         for line in [*LINES[1:], {"step": 4, "loss": 4.0}]:
             again.log(line)
@@ -68,13 +68,13 @@ def test_a_resumed_run_goes_on_with_the_old_one_and_shows_each_step_once(started
 
 def test_a_run_whose_id_is_lost_is_said_to_be_shown_as_a_new_one(started, tmp_path: Path) -> None:
     run, notes = tmp_path / "exp", list[str]()
-    again = Trackers(["wandb"], run, {}, Earlier(1, LINES, notes.append))
+    again = Trackers(["wandb"], run, {}, Earlier(1, LINES), notes.append)
     with again.running():
         again.log(LINES[1])
     assert started == [{"project": "exp", "name": "exp"}, {"loss": 2.0, "step": 2}]
     assert ["as a new one" in note for note in notes] == [True]
     (run / IDS).write_text("{")
-    with Trackers(["wandb"], run, {}, Earlier(1, LINES, notes.append)).running():
+    with Trackers(["wandb"], run, {}, Earlier(1, LINES), notes.append).running():
         pass
     assert any(str(run / IDS) in note for note in notes[1:])
 
@@ -91,3 +91,22 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(recipe) -> None:
     shown = EventAccumulator(str(out / "logs" / out.name))
     shown.Reload()
     assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tracker_that_fails_ends_no_training(started, monkeypatch, recipe, recorder) -> None:
+    def full(self: Any, values: Any, step: int | None = None, **_words: Any) -> None:
+        if step == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", full)
+    loaded = recipe(training__max_steps=4, training__report_to=["tensorboard", "wandb"])
+    assert train(loaded, reporter=recorder).steps == 4
+    (note,) = [text for text in recorder.notes if "tensorboard failed" in text]
+    assert "No space left on device" in note and "metrics.jsonl has all of it" in note
+    assert [call["step"] for call in started if "loss" in call] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_cannot_be_started_is_named_before_the_first_step(started, monkeypatch, recipe) -> None:
+    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **_words: 1 / 0)
+    with pytest.raises(UserError, match=r"training\.report_to: wandb cannot be started: division by zero"):
+        train(recipe(training__report_to=["wandb"]))
