@@ -58,7 +58,7 @@ def main() -> int:
     start = time.monotonic()
     codes = _workers(options.jobs, journal)
     outcomes = journal.outcomes()
-    print(table(outcomes))
+    print(table(outcomes, options.seed))
     print(f"\n{_machine()}; {time.monotonic() - start:.0f} s with {options.jobs} workers, outcomes in {journal.path}")
     if any(codes):
         print("a worker failed: what is above is not all")

@@ -33,7 +33,9 @@ def _listening(act: Callable[[int, str], object]) -> Fault:
             nonlocal count
             if event == "open":
                 path, _, flags = arguments
-                if not isinstance(flags, int) or not flags & WRITES or path == os.devnull:
+                if not isinstance(path, str | bytes | os.PathLike) or path == os.devnull:  # a stream that is open
+                    return
+                if not isinstance(flags, int) or not flags & WRITES:
                     return
             elif event not in CHANGES:
                 return

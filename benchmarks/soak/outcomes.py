@@ -84,7 +84,7 @@ class Journal:
         return found
 
 
-def table(outcomes: dict[str, Outcome]) -> str:
+def table(outcomes: dict[str, Outcome], seed: int) -> str:
     """Return the table, and below it one case of each kind of bad end with the way to repeat it."""
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     failures: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -100,7 +100,7 @@ def table(outcomes: dict[str, Outcome]) -> str:
         how = "" if kind == "all" else ", ".join(f"{number} {end}" for end, number in ends.most_common() if end)
         lines.append(f"| {TITLES.get(kind, kind)} | {total:,} | {total - lost:,} | {how} | {lost:,} |")
     for (_, how), cases in sorted(failures.items(), key=lambda item: -len(item[1])):
-        lines.append(f"\n{len(cases)} x {how}\n    python -m benchmarks.soak --only {cases[0]}")
+        lines.append(f"\n{len(cases)} x {how}\n    python -m benchmarks.soak --seed {seed} --only {cases[0]}")
     return "\n".join(lines)
 
 

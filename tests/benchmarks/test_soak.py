@@ -64,10 +64,10 @@ def test_what_is_left_behind_is_found(tmp_path: Path) -> None:
 def test_the_table_counts_kinds_and_says_how_to_repeat_a_bad_end() -> None:
     found = {"kill/merge/1": well("the same after a kill"), "cut/base/2": bad("a traceback: 2")}
     found |= {"cut/base/3": bad("a traceback: 3"), "cut/base/4": well("refused")}
-    text = table(found)
+    text = table(found, 7)
     assert "| a cut file | 3 | 1 | 1 refused | 2 |" in text
     assert "| all | 4 | 2 |  | 2 |" in text
-    assert "2 x a traceback: N\n    python -m benchmarks.soak --only cut/base/2" in text
+    assert "2 x a traceback: N\n    python -m benchmarks.soak --seed 7 --only cut/base/2" in text
 
 
 def test_a_file_of_another_campaign_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -104,4 +104,4 @@ def test_a_sample_ends_well_and_goes_on_where_it_stopped(tmp_path: Path) -> None
     outcomes = journal.outcomes()
     assert len(outcomes) == sum(kind.sampled for kind in KINDS.values())
     assert outcomes[done] == Outcome(True, "known before") and torn in outcomes
-    assert ran.stdout.startswith(table(outcomes))
+    assert ran.stdout.startswith(table(outcomes, SEED))
