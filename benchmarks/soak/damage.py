@@ -157,7 +157,7 @@ def _judged(shop: Workshop, target: Target, reader: Scenario, path: Path, damage
         return well("the same result" if kept else "built again")
     if not target.written:
         return well("read as another whole file")
-    named = named or path.name.startswith(TOKENIZER) and TOKENIZER in said
+    named = named or (path.name.startswith(TOKENIZER) and TOKENIZER in said)
     return well("said, with another result") if named else bad(f"{name}: another result in silence: {different}")
 
 
