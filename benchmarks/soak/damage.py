@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,13 +132,17 @@ def _damaged(shop: Workshop, case: str, draw: random.Random, change: Change) -> 
     place = shop.start(reader.state)
     found = {path for pattern in target.files for path in place.glob(pattern) if path.is_file()}
     path = draw.choice(sorted(path for path in found if path.stat().st_size))
-    damaged = change(path.read_bytes())
+    whole = path.read_bytes()
+    damaged = change(whole)
     path.write_bytes(damaged)
     shop.log.append(f"{path.relative_to(place)} is damaged")
-    return _judged(shop, target, reader, path, damaged, shop.peft(*reader.command))
+    return _judged(shop, target, reader, path, (whole, damaged), shop.peft(*reader.command))
 
 
-def _judged(shop: Workshop, target: Target, reader: Scenario, path: Path, damaged: bytes, ended: Ended) -> Outcome:
+def _judged(
+    shop: Workshop, target: Target, reader: Scenario, path: Path, contents: tuple[bytes, bytes], ended: Ended
+) -> Outcome:
+    damaged = contents[1]
     name = path.relative_to(shop.now).as_posix()
     if fault := ended.fault():
         return bad(f"{name}: {fault}")
@@ -149,7 +154,11 @@ def _judged(shop: Workshop, target: Target, reader: Scenario, path: Path, damage
         return well("refused") if named else bad(f"{name}: refused without naming it: {said.strip()[:150]}")
     kept = path.exists() and path.read_bytes() == damaged
     expected, found = (
-        {key: value for key, value in one.items() if not (kept and key == name) and not _follows(key, name)}
+        {
+            key: value
+            for key, value in one.items()
+            if not (kept and key == name) and not _follows(key, name) and not _carried(shop.now / key, path, *contents)
+        }
         for one in (reference.result, results.result(shop.now, reader.outputs, ended if reader.prints else None))
     )
     different = results.difference(expected, found)
@@ -159,6 +168,20 @@ def _judged(shop: Workshop, target: Target, reader: Scenario, path: Path, damage
         return well("read as another whole file")
     named = named or (path.name.startswith(TOKENIZER) and TOKENIZER in said)
     return well("said, with another result") if named else bad(f"{name}: another result in silence: {different}")
+
+
+def _carried(output: Path, path: Path, whole: bytes, damaged: bytes) -> bool:
+    """Whether an output has the changes of a damaged JSON object that is one still: a base's files go with a merge."""
+    if output.name != path.name or path.suffix != ".json" or not output.is_file():
+        return False
+    try:
+        before, after, made = (json.loads(text) for text in (whole, damaged, output.read_bytes()))
+    except ValueError:
+        return False
+    if not all(isinstance(one, dict) for one in (before, after, made)):
+        return False
+    changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
+    return all(made.get(key) == after.get(key) for key in changed)
 
 
 def _follows(output: str, damaged: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from peftcli.adapters.format import AdapterMeta, check_base, describe
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.model_files import find_source
@@ -49,11 +49,13 @@ class BaseName:
         name: hub id or path; None if nobody said.
         revision: of the hub.
         trust_code: let the Python code that comes with it run, as the person who types the command says.
+        file: which should name it, for the message if nobody did.
     """
 
     name: str | None
     revision: str | None = None
     trust_code: bool = False
+    file: Path | None = None
 
     def read(self, task: str, tensors: Mapping[str, Tensor]) -> Base:
         """Return the base model on the meta device.
@@ -73,7 +75,9 @@ class BaseName:
         from peftcli.models.read_anatomy import read_anatomy
 
         if self.name is None:
-            raise UserError("the adapter does not name its base model", suggestion="name it with --base MODEL")
+            file = None if self.file is None else str(self.file)
+            reason = "the adapter does not name its base model"
+            raise UserError(Problem(reason, file=file, suggestion="name it with --base MODEL"))
         spec = self._spec(self.name)
         labels = _number_of_labels(tensors)
         model = build_meta(load_config(spec), known_task(task), labels, trust_remote_code=self.trust_code)

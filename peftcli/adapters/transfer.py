@@ -139,7 +139,7 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None, trust
     saved = with_label_names(library.read(source, name), source)
     meta, notes = _on_base(saved, source, name, named=base is not None)
     if name.name is None:
-        raise UserError(f"{source} does not name its base model", suggestion="name it with --base MODEL")
+        raise UserError(f"{source / CONFIG} does not name its base model", suggestion="name it with --base MODEL")
     labels, note = (meta.labels, None) if meta.labels else _labels(meta, saved.state, name)
     notes = (*notes, note) if note else notes
     meta = replace(meta, labels=labels, base={**meta.base, "name": name.name})

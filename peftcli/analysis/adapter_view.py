@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.analysis.base_weights import FileWeights, base_weights
@@ -67,11 +68,11 @@ def view_adapter(path: Path, trust_code: bool = False) -> AdapterView:
             with_allowed_code(loaded, saved_model_spec(recipe.model, path / "model"))
             return _view_model(path, recipe)
         return _view_adapter(load_adapter(run_adapter(path)), recipe.model, recipe.task)
-    if (path / "adapter_config.json").is_file():
+    if (path / CONFIG).is_file():
         saved = load_adapter(path)
         if not saved.meta.base.get("name"):
             remedy = "turn it into a run with its base: peft import DIR -o RUN --base MODEL"
-            raise UserError(f"{path} does not name its base model", suggestion=remedy)
+            raise UserError(f"{path / CONFIG} does not name its base model", suggestion=remedy)
         spec = ModelSpec(name_or_path=str(saved.meta.base["name"]), trust_remote_code=trust_code)
         return _view_adapter(saved, spec, saved.meta.task)
     raise UserError(

@@ -57,6 +57,7 @@ def inspect(
 
 def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     """Return the inspection of a recipe's data, prepared as `peft train` prepares it."""
+    from peftcli.assembly.collect_problems import located
     from peftcli.assembly.positions_left import positions_left
     from peftcli.data.inspection import inspect_data
     from peftcli.data.prepare import prepare
@@ -74,10 +75,12 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     if spec is None:
         raise UserError(loaded.problem("data", "the recipe has no data block"))
     task, model = loaded.recipe.task, loaded.recipe.model
-    tokenizer = load_tokenizer(model)
-    anatomy = read_anatomy(
-        build_meta(load_config(model), task, trust_remote_code=model.trust_remote_code), model.anatomy
-    )
+    try:
+        tokenizer = load_tokenizer(model)
+        meta = build_meta(load_config(model), task, trust_remote_code=model.trust_remote_code)
+        anatomy = read_anatomy(meta, model.anatomy)
+    except UserError as error:
+        raise UserError(located(loaded, error.problems)) from error
     longest = positions_left(anatomy, loaded.recipe.method)
     spec = spec.model_copy(update={"streaming": False})  # what is read row by row can be counted all the same
     data = prepare(

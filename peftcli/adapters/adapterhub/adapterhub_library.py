@@ -41,7 +41,7 @@ class AdapterHub(Library):
         from peftcli.adapters.adapterhub.hub_config import read_hub_config
         from peftcli.adapters.base_shape import BaseName
 
-        return BaseName(read_hub_config(directory).get("model_name"))
+        return BaseName(read_hub_config(directory).get("model_name"), file=directory / CONFIG)
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter and its task head; this always needs the base model."""

@@ -44,7 +44,7 @@ class HfPeft(Library):
         from peftcli.adapters.hf.hf_config import read_hf_config
 
         config = read_hf_config(directory)
-        return BaseName(config.get("base_model_name_or_path"), config.get("revision"))
+        return BaseName(config.get("base_model_name_or_path"), config.get("revision"), file=directory / CONFIG)
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter by its `peft_type`; a prefix or a prompt needs the base, since its file names no module."""

@@ -34,7 +34,7 @@ def split_off(store: Store, spec: DataSpec, kind: Kind | None, seed: int) -> tup
     stratified = single and spec.group_by is None if spec.stratify is None else spec.stratify
     classes = store.raw("class")[raw] if stratified else None
     groups = store.raw("group")[raw] if spec.group_by else None
-    mine, theirs = split_rows(raw, spec.val_set_size, seed, classes=classes, groups=groups)
+    mine, theirs = split_rows(raw, spec.val_set_size, seed, classes=classes, groups=groups, source=spec.path)
     train, held_out = rows_of_raw(store, mine), rows_of_raw(store, theirs)
     if not len(train):
         text = "every row that is left was split off for validation, so that none is left to train on"

@@ -12,11 +12,12 @@ from peftcli.errors import Problem, UserError
 Index = npt.NDArray[np.int64]
 
 
-def validation_count(size: float, rows: int) -> int:
+def validation_count(size: float, rows: int, source: str | None = None) -> int:
     """Return how many of `rows` rows are split off.
 
     Args:
         size: a share below 1, or a whole number of rows.
+        source: where the rows come from, for the message.
 
     Raises:
         UserError: a fraction above 1, or nothing is left to train on.
@@ -31,7 +32,7 @@ def validation_count(size: float, rows: int) -> int:
     if count >= rows:
         raise UserError(
             Problem(
-                f"{count} validation rows of {rows} leave none to train on",
+                f"{count} validation rows of {rows}{f' in {source}' if source else ''} leave none to train on",
                 key="data.val_set_size",
                 suggestion="make it smaller, 0 for no validation, or give more rows",
             )
@@ -46,6 +47,7 @@ def split_rows(
     *,
     classes: npt.NDArray[np.int32] | None = None,
     groups: npt.NDArray[np.uint64] | None = None,
+    source: str | None = None,
 ) -> tuple[Index, Index]:
     """Return (training, validation) of some row numbers, each in the order given.
 
@@ -54,8 +56,9 @@ def split_rows(
         size: a share below 1, or a whole number of rows.
         classes: class of each row; shares of the classes stay the same on both sides.
         groups: group of each row; a group stays on one side.
+        source: where the rows come from, for messages.
     """
-    count = validation_count(size, len(rows))
+    count = validation_count(size, len(rows), source)
     if not count:
         return rows, rows[:0]
     # a generator of its own kind: the split of a seed stays the same whatever else draws random numbers
