@@ -24,6 +24,7 @@ FROZEN = (AllowedPaths, BeforeWeights, Collator, Computing, Evaluation, Evaluato
           Session, StepPlan)  # fmt: skip
 ROOMS = ("assembly", "cli", "data/rows", "distributed", "inference", "record", "training")
 MOVES = {
+    "error.__traceback__",  # its frames hold the tensors of the step that did not fit
     "parameter.grad",  # a process without a gradient counts as zero
     "self.model.get_parameter(name).data",  # `OpenedRun.close` puts the base's own values back
     "self._mode.expected",
