@@ -19,7 +19,7 @@ from peftcli.analysis.base_weights import FileWeights, base_weights
 from peftcli.analysis.module_change import ModuleChange, weight_change
 from peftcli.analysis.part_changes import PartChanges
 from peftcli.data.store.labels import LabelSpec
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
 from peftcli.models.load.load_model import load_config, saved_model_spec
@@ -74,18 +74,28 @@ def view_adapter(path: Path, trust_code: bool = False) -> AdapterView:
             remedy = "turn it into a run with its base: peft import DIR -o RUN --base MODEL"
             raise UserError(f"{path / CONFIG} does not name its base model", suggestion=remedy)
         spec = ModelSpec(name_or_path=str(saved.meta.base["name"]), trust_remote_code=trust_code)
-        return _view_adapter(saved, spec, saved.meta.task)
+        try:
+            return _view_adapter(saved, spec, saved.meta.task)
+        except UserError as error:
+            raise UserError(_placed(path, problem) for problem in error.problems) from error
     raise UserError(
         f"{path} is neither a run directory nor an adapter", suggestion="name what `peft train` left, or an adapter/"
     )
 
 
+def _placed(path: Path, problem: Problem) -> Problem:
+    """Return a problem with the file that it is about: the adapter's config named the base, not a recipe."""
+    if problem.key == "model.name_or_path":
+        return replace(problem, key=None, file=str(path / CONFIG))
+    return problem if problem.file else replace(problem, file=str(path))
+
+
 def _view_adapter(saved: SavedAdapter, spec: ModelSpec, task: TaskName) -> AdapterView:
     model, anatomy = _meta_model(spec, task, saved.meta.label_spec)
     base, reason = base_weights(model, spec)
-    rules = _rules(anatomy, saved.params, saved.state)
     attachment = apply_method(model, anatomy, saved.params)
     attachment.load_state_dict(saved.state)  # on meta: names and shapes only
+    rules = _rules(anatomy, saved.params, saved.state)  # which take it for granted that nothing is missing
     changes = PartChanges(anatomy, base, rules, saved.state)
     notes = [*saved.notes, *([reason] if reason else [])]
     if not saved.recorded:
