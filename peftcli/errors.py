@@ -10,8 +10,10 @@ PeftCliError            1   a bug, unless a subclass says otherwise
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,19 @@ class Stopped(PeftCliError):
     """The user stopped what was running; the message says what is saved and how to go on."""
 
     exit_code = 130
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Let every problem of the context name a place: those that name none are about this file or directory.
+
+    Raises:
+        UserError: in place of one without a place.
+    """
+    try:
+        yield
+    except UserError as error:
+        if all(problem.file or str(path) in problem.message for problem in error.problems):
+            raise
+        placed = [p if p.file or str(path) in p.message else replace(p, file=str(path)) for p in error.problems]
+        raise UserError(placed) from error

@@ -11,7 +11,7 @@ from peftcli.adapters.label_names import with_label_names
 from peftcli.adapters.library_table import LIBRARIES, library_of
 from peftcli.adapters.sidecar import read_adapter_record
 from peftcli.deliverables.checksums import refuse_changed_files
-from peftcli.errors import Problem, UserError
+from peftcli.errors import Problem, UserError, about
 from peftcli.protocol.registry import MethodRegistry, registry
 
 
@@ -32,7 +32,9 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
         config = directory / CONFIG
         if config.is_file() and read_json(config).get("peft_type") == OWN_TYPE:
             raise UserError(f"{directory / SIDECAR} is missing: the adapter's parameters are in it")
-        return with_label_names(library_of(directory).read(directory, None), directory)
+        library = library_of(directory)
+        with about(directory):
+            return with_label_names(library.read(directory, None), directory)
     record = read_adapter_record(directory, methods)
     tensors = read_tensors(directory / WEIGHTS, recorded=WEIGHTS in record.digests)
     refuse_changed_files(directory, [WEIGHTS], record.digests, directory / SIDECAR)
@@ -42,12 +44,12 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
         known = ", ".join(map(str, (*layouts, OWN_LAYOUT)))
         reason = f"{record.layout!r:.60} is no layout of tensors that this version reads"
         raise UserError(Problem(reason, str(directory / SIDECAR), key="layout", suggestion=f"known are {known}"))
-    library = layouts.get(record.layout)
+    layout = layouts.get(record.layout)
     try:
-        state = tensors if library is None else library.run_state(directory, tensors, params, meta)
+        state = tensors if layout is None else layout.run_state(directory, tensors, params, meta)
     except UserError as error:
-        about = f"{directory}: its {WEIGHTS} is not what {SIDECAR} and {CONFIG} describe"
-        found = [p if p.file else replace(p, message=f"{about}: {p.message}") for p in error.problems]
+        wrong = f"{directory}: its {WEIGHTS} is not what {SIDECAR} and {CONFIG} describe"
+        found = [p if p.file else replace(p, message=f"{wrong}: {p.message}") for p in error.problems]
         raise UserError(found) from None
     return SavedAdapter(params, state, meta, recorded=WEIGHTS in record.digests)
 

@@ -23,7 +23,7 @@ from peftcli.adapters.saving import save_adapter
 from peftcli.adapters.sidecar import refuse_changed_carried
 from peftcli.atomic import new_directory, write_text
 from peftcli.deliverables.carried_files import TEMPLATE_FILE, TOKENIZER_CONFIG, copy_files, tokenizer_files
-from peftcli.errors import UserError
+from peftcli.errors import UserError, about
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import stored_recipe
@@ -136,7 +136,8 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None, trust
         )
     library = library_of(source)
     name = replace(library.base_of(source) if base is None else BaseName(base), trust_code=trust_code)
-    saved = with_label_names(library.read(source, name), source)
+    with about(source):
+        saved = with_label_names(library.read(source, name), source)
     meta, notes = _on_base(saved, source, name, named=base is not None)
     if name.name is None:
         raise UserError(f"{source / CONFIG} does not name its base model", suggestion="name it with --base MODEL")

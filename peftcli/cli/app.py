@@ -48,7 +48,16 @@ class _Commands(TyperGroup):
     """The commands; Ctrl-C ends each with a sentence, also where it left nothing to say."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was typed."""
+        """Run the command that was typed.
+
+        Raises:
+            UserError: the current directory was removed; libraries would end the process while they are imported.
+        """
+        try:
+            os.getcwd()
+        except OSError as error:
+            remedy = "change to a directory that exists, and try again"
+            raise UserError("the current directory does not exist any more", suggestion=remedy) from error
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -151,8 +151,9 @@ def test_missing_unexpected_and_misshapen_tensors(case: str, models: Path, tmp_p
 
     def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
         save_file(tensors, weights)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             import_adapter(tmp_path / "hf", tmp_path / "run")
+        assert str(tmp_path / "hf") in str(caught.value)
         assert not (tmp_path / "run").exists()
 
     refused({**whole, key: whole[key].new_zeros(2, 3)}, r"has shape")

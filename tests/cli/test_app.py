@@ -25,6 +25,17 @@ def test_version_and_help(cli: Cli) -> None:
         assert command_of(name) in help_text
 
 
+def test_a_current_directory_that_was_removed(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = cli("validate", tmp_path / "recipe.yaml")
+    assert done.code == 2
+    assert "current directory does not exist any more" in done.err
+    assert "Traceback" not in done.err
+    assert cli("--version").code == 0
+
+
 @pytest.mark.parametrize("command", [command_of(name) for name in app_module.COMMANDS])
 def test_every_command_explains_itself(cli: Cli, command: str) -> None:
     done = cli(command, "--help")
