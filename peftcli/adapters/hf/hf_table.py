@@ -1,4 +1,4 @@
-"""The methods that HF peft has. A new one needs a file in this folder and one line here.
+"""The methods that HF peft has. A new one needs a file in `layouts/` and one line here.
 
 Facts about the layout (read in its sources and checked by running it, 0.21): keys are
 `base_model.model.<path>.<parameter>`, the adapter's name never appears, a key that it does not expect is ignored in
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.adapter_files import CONFIG
-from peftcli.adapters.hf.adalora import AdaLoraFormat
 from peftcli.adapters.hf.hf_format import HfFormat
-from peftcli.adapters.hf.ia3 import IA3Format
-from peftcli.adapters.hf.lora import LoraFormat
-from peftcli.adapters.hf.prefix_tuning import PrefixTuningFormat
-from peftcli.adapters.hf.prompt_tuning import PromptTuningFormat
-from peftcli.adapters.hf.vera import VeraFormat
+from peftcli.adapters.hf.layouts.adalora import AdaLoraFormat
+from peftcli.adapters.hf.layouts.ia3 import IA3Format
+from peftcli.adapters.hf.layouts.lora import LoraFormat
+from peftcli.adapters.hf.layouts.prefix_tuning import PrefixTuningFormat
+from peftcli.adapters.hf.layouts.prompt_tuning import PromptTuningFormat
+from peftcli.adapters.hf.layouts.vera import VeraFormat
 from peftcli.errors import UserError
 
 FORMATS: Mapping[str, HfFormat[Any]] = {

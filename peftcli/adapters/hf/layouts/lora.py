@@ -14,7 +14,7 @@ from peftcli.adapters.base_shape import BaseName
 from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget
 from peftcli.adapters.hf import hf_files
 from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
-from peftcli.adapters.hf.lora_slices import pad_pairs
+from peftcli.adapters.hf.layouts.lora_slices import pad_pairs
 from peftcli.adapters.initial_pairs import split_initial, stack_initial
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams

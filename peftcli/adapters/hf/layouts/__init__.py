@@ -1,0 +1,1 @@
+"""The layout of each method that HF peft has: one file a method."""
