@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +64,7 @@ def train(
     if profile:
         quiet_profiler()
 
-    from peftcli.distributed.launching import is_launched, is_main_process, launch
+    from peftcli.distributed.launching import is_launched, is_main_process, launch_peft
 
     if num_processes is not None and num_processes > 1 and not is_launched():
         from peftcli.training.before_weights import prepare_once
@@ -73,8 +72,7 @@ def train(
         prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
-        command = [sys.executable, "-m", "peftcli", "train", str(recipe), *changes, *_given(flags)]
-        raise typer.Exit(launch(command, num_processes))
+        raise typer.Exit(launch_peft(["train", str(recipe), *changes, *_given(flags)], num_processes))
 
     from peftcli.console.display import RunDisplay
     from peftcli.console.output import print_json

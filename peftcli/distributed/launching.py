@@ -63,6 +63,18 @@ def _number(name: str, default: int) -> int:
         raise UserError(f"the environment variable {name} is {value!r}, not a number", suggestion="unset it") from error
 
 
+def launch_peft(arguments: Sequence[str], processes: int) -> int:
+    """Run `peft` with these arguments in several processes on this machine; return the exit code.
+
+    For every command with `--num-processes`: where `is_launched()` is false, it calls this with its own arguments and
+    ends with the code; each process that is started runs the same command, finds `is_launched()` true, and goes on.
+
+    Args:
+        arguments: of the command line, the command's name first; `--num-processes` may be among them.
+    """
+    return launch([sys.executable, "-m", "peftcli", *arguments], processes)
+
+
 def launch(command: Sequence[str], processes: int) -> int:
     """Run a command of this program in several processes; return its exit code.
 
