@@ -24,7 +24,7 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.composite_attachment import CompositeAttachment
 from peftcli.protocol.registry import registry
 from tests.methods import harness
-from tests.methods.test_prefix_tuning import loud
+from tests.methods.additive.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model
 
 TEXT = [*ENCODERS, *DECODERS, *SEQ2SEQ]

@@ -13,7 +13,7 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from tests.methods import harness
-from tests.methods.test_prefix_tuning import loud
+from tests.methods.additive.test_prefix_tuning import loud
 
 PLACES = ["attn.q", "attn.v", "ffn.up", "ffn.down"]
 VARIANTS: dict[str, dict[str, Any]] = {

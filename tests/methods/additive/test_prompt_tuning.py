@@ -12,7 +12,7 @@ from peftcli.attachments.prompt_tuning import PromptAttachment
 from peftcli.errors import UserError
 from peftcli.methods.prompt_tuning import METHOD, PromptTuningParams
 from tests.methods import harness
-from tests.methods.test_prefix_tuning import loud
+from tests.methods.additive.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model, tiny_tokenizer
 
 P = 4

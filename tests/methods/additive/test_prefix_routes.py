@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.methods import harness
-from tests.methods.test_prefix_tuning import P, loud, prefixed
+from tests.methods.additive.test_prefix_tuning import P, loud, prefixed
 from tests.tiny import tiny_model
 
 
