@@ -22,7 +22,15 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.field_descriptions import describe
 from peftcli.recipe.optimizer_table import OPTIMIZERS
-from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import (
+    DataSource,
+    DataSpec,
+    DistributedSpec,
+    FastPathsSpec,
+    ModelSpec,
+    Recipe,
+    TrainingSpec,
+)
 from peftcli.recipe.vocabulary import spelled_out
 
 DOCS = Path(__file__).resolve().parent
@@ -33,6 +41,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "source": DataSource,
     "training": TrainingSpec,
     "fast_paths": FastPathsSpec,
+    "distributed": DistributedSpec,
 }
 LISTED_ELSEWHERE = {
     describe(Literal[("auto", *NAMES.formats)]): "auto, or the name of a [row format](data.md#formats)",

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.distributed.launching import SIZES, is_launched
+from peftcli.distributed.strategy import Strategy, choose_strategy
 from peftcli.errors import PeerLost
 from peftcli.process_state import environment_kept
+from peftcli.recipe.schema import DistributedSpec
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -31,18 +33,23 @@ class World:
 
     Args:
         device: where this process computes; with several CUDA devices, each process takes its own.
+        spec: the recipe's `distributed` block; by default each process holds the whole base.
+
+    Attributes:
+        strategy: how the model lies in the processes.
 
     Raises:
         PeerLost: the processes that a launcher's variables tell of do not find each other; by each method that waits
             for the others, too, when one of them has ended.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, spec: DistributedSpec | None = None) -> None:
         self.rank, self.size, self.device = 0, 1, device
         if is_launched():
             self._state = _join(device)
             self.rank, self.size = int(self._state.process_index), int(self._state.num_processes)
             self.device = self._state.device if device.type == "cuda" else device
+        self.strategy = Strategy() if spec is None else choose_strategy(spec, self.size, device.type)
 
     @property
     def is_main(self) -> bool:

@@ -13,10 +13,10 @@ from pydantic.json_schema import models_json_schema
 from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.optimizer_table import OPTIMIZERS
-from peftcli.recipe.schema import DataSource, DataSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import DataSource, DataSpec, DistributedSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.vocabulary import Names, spelled_out
 
-_BLOCKS: tuple[type[BaseModel], ...] = (Recipe, ModelSpec, DataSpec, DataSource, TrainingSpec)
+_BLOCKS: tuple[type[BaseModel], ...] = (Recipe, ModelSpec, DataSpec, DataSource, TrainingSpec, DistributedSpec)
 _METHOD = MethodParams.__name__
 
 

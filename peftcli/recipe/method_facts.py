@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from peftcli.recipe.method_params import MethodParams
 
@@ -22,6 +22,10 @@ class MethodFacts(Protocol):
     @property
     def forces_4bit(self) -> bool:
         """Whether it implies a 4-bit base."""
+
+    @property
+    def artifact(self) -> Literal["adapter", "model"]:
+        """What a run leaves: `model` where the base itself is trained."""
 
     @property
     def summary(self) -> str:

@@ -245,6 +245,18 @@ class TrainingSpec(Block):
     """Repository on the hub to which the adapter is uploaded at the end."""
 
 
+class DistributedSpec(Block):
+    """How several processes share the work, in Accelerate's names. The result is the same with each value."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Whether each process holds the whole base (ddp) or a share of each block (fsdp); auto is ddp, unless Accelerate's
+    config asks for FSDP."""
+    cpu_offload: bool = False
+    """With fsdp, keep each GPU's share of the base in the memory of the host, and copy a block when it is needed."""
+    reshard_after_forward: bool = True
+    """With fsdp, let go of a block's other shares after its forward pass; false keeps them for the backward pass."""
+
+
 class Recipe(Block):
     """A recipe, checked and with every default filled in."""
 
@@ -258,6 +270,8 @@ class Recipe(Block):
     """The method: its name and its hyper-parameters."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     """How to train."""
+    distributed: DistributedSpec = Field(default_factory=DistributedSpec)
+    """How several processes share the work."""
     output_dir: str | None = None
     """Directory of the run; null is runs/ and the name of the recipe's file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

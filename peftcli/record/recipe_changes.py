@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NOT_COMPARED = ("output_dir",)
-"""Keys in which two recipes may differ and still be the same run: a directory may be moved."""
+NOT_COMPARED = ("output_dir", "distributed")
+"""Keys in which two recipes may differ and still be the same run: a directory may be moved, and how processes share the
+work does not change what comes out."""
 
 LENGTH = ("training.num_train_epochs", "training.max_steps")
 """Keys of how long a run is: it can go on with larger ones."""

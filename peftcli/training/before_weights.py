@@ -78,11 +78,12 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     plan = make_plan(recipe.training, len(data.train), world.size, evaluates=bool(validation))
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
     compiling = [NOTE] if recipe.training.torch_compile else []
+    sharing = [world.strategy.note] if world.strategy.note is not None else []
     shared = overlap_notes(data, recipe.data) if recipe.data is not None else []
     leaving = leaving_model(known.spec, recipe.task, known.tokenizer, learnt_texts(recipe, data, known.tokenizer))
     problem = data.labels.problem if data.labels else None
     rows = KnownRows(data.report.formats, problem, sum(map(len, validation.values())))
-    of_recipe = [*compiling, *idle_keys(loaded, NAMES, rows)]
+    of_recipe = [*compiling, *sharing, *idle_keys(loaded, NAMES, rows)]
     for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
         reporter.note(note)
     return BeforeWeights(known, data, plan, validation, task, metrics, leaving)

@@ -66,7 +66,7 @@ def train(
         Stopped: the user stopped it; a checkpoint holds its state.
     """
     recipe = loaded.recipe
-    world = World(pick_device(recipe.training.device))
+    world = World(pick_device(recipe.training.device), recipe.distributed)
     reporter = reporter if reporter is not None and world.is_main else Silent()
     directory = RunDirectory(Path(recipe.output_dir or "runs/run"))
     status = RunStatus.EMPTY

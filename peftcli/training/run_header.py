@@ -14,7 +14,9 @@ def header(session: Session) -> dict[str, Any]:
     recipe, plan, spec = session.recipe, session.plan, session.recipe.training
     counts = parameter_counts(session)
     validation = sum(len(rows) for rows in session.validation.values())
-    processes = f" x {session.world.size} processes" if session.world.size > 1 else ""
+    world = session.world
+    held = "each with a share of the base (fsdp)" if world.strategy.sharded else "each with the whole base (ddp)"
+    processes = f" x {world.size} processes, {held}" if world.size > 1 else ""
     return {
         "model": recipe.model.name_or_path,
         "task": recipe.task,
@@ -23,7 +25,7 @@ def header(session: Session) -> dict[str, Any]:
         "data": "\n".join(session.data.report.evidence),
         "rows": f"{len(session.data.train):,} train, {validation:,} validation ({session.data.report.summary()})",
         **{key: counts[key] for key in ("trainable", "total", "percent")},
-        "device": str(session.world.device) + processes,
+        "device": str(world.device) + processes,
         "precision": str(session.precision),
         "steps": plan.total_steps,
         "epochs": round(plan.epochs, 3),

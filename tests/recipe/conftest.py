@@ -71,6 +71,7 @@ class Facts:
     tasks: frozenset[str] = frozenset()
     quantised_base: bool = True
     forces_4bit: bool = False
+    artifact: Literal["adapter", "model"] = "adapter"
 
 
 class NoChecks:

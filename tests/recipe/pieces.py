@@ -9,14 +9,19 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 
 from peftcli.recipe.field_descriptions import choices, members, unwrap
-from peftcli.recipe.schema import DataSpec, ModelSpec, TrainingSpec
+from peftcli.recipe.schema import DataSpec, DistributedSpec, ModelSpec, TrainingSpec
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*.yaml")])
 TEXTS = [path.read_text(encoding="utf-8") for path in SHIPPED]
 TREES = [parse_yaml(text, {}).data for text in TEXTS]
-BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
+BLOCKS: dict[str, type[BaseModel]] = {
+    "model": ModelSpec,
+    "data": DataSpec,
+    "training": TrainingSpec,
+    "distributed": DistributedSpec,
+}
 KEYS = [name for block in BLOCKS.values() for name in block.model_fields] + ["r", "target_modules", "rank_pattern"]
 ODD_TEXTS = (
     "yes",

@@ -90,6 +90,11 @@ WRONG: list[tuple[tuple[str, ...], str, str]] = [
         "model.load_in_8bit",
         "the method budget cannot train",
     ),
+    (("distributed={strategy: ddp, cpu_offload: true}",), "distributed.cpu_offload", "strategy is ddp"),
+    (("distributed={strategy: ddp, reshard_after_forward: false}",), "distributed.reshard_after_forward", "is ddp"),
+    (("distributed.cpu_offload=true", "training.device=cpu"), "distributed.cpu_offload", "training.device is cpu"),
+    (("distributed.strategy=fsdp", "training.device=mps"), "distributed.strategy", "one device alone"),
+    (("distributed.strategy=fsdp", "model.load_in_8bit=true"), "distributed.strategy", "8-bit weights"),
     (("method={name: budget}",), "task", "the method budget does not serve the task causal_lm"),
     (
         (*CLASSIFY, "method={name: budget}", "model.load_in_4bit=true"),
@@ -126,6 +131,7 @@ def test_wrong_in_meaning(problems: Problems, changes: tuple[str, ...], key: str
         ("model.load_in_4bit=true", "model.bnb_4bit_quant_type=fp4"),
         ("training.push_to_hub=me/my-adapter",),
         ("training.optim=paged_adamw_8bit",),
+        ("distributed={strategy: fsdp, cpu_offload: true, reshard_after_forward: false}",),
     ],
     ids=str,
 )

@@ -17,7 +17,15 @@ import torch
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import (
+    DataSource,
+    DataSpec,
+    DistributedSpec,
+    FastPathsSpec,
+    ModelSpec,
+    Recipe,
+    TrainingSpec,
+)
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
 from peftcli.training.run import train
@@ -116,6 +124,7 @@ ELSEWHERE = {
     "data/rows/test_row_selection.py": "data.datasets data.path",
     "data/encode/test_causal.py": "data.max_fully_masked",
     "data/rows/test_split_rules.py": "data.split_rule",
+    "distributed/test_strategy.py": "distributed.strategy distributed.cpu_offload distributed.reshard_after_forward",
     "data/test_unused.py": "data.chat_template_kwargs",
     "data/store/test_cache.py": "data.cache_dir data.num_proc",
     "training/test_step_batches.py": "training.dataloader_num_workers",
@@ -134,10 +143,11 @@ UNSEEN = {"data.config": "names a part of a data set of the hub", "training.tf32
 
 
 def test_each_key_has_an_example_or_a_reason() -> None:
-    blocks = {"model.": ModelSpec, "data.": DataSpec, "training.": TrainingSpec, "training.fast_paths.": FastPathsSpec}
+    blocks = {"model.": ModelSpec, "data.": DataSpec, "training.": TrainingSpec}
+    blocks |= {"training.fast_paths.": FastPathsSpec, "distributed.": DistributedSpec}
     keys = {f"{prefix}{name}" for prefix, block in blocks.items() for name in block.model_fields}
     keys |= set(Recipe.model_fields)
-    keys -= {"model", "data", "training", "method", "training.fast_paths"}  # blocks
+    keys -= {"model", "data", "training", "method", "distributed", "training.fast_paths"}  # blocks
     listed = [*EXAMPLES, *TRAINED, *UNSEEN, *(key for text in ELSEWHERE.values() for key in text.split())]
     assert sorted(listed) == sorted(keys)
     assert set(DataSource.model_fields) - set(DataSpec.model_fields) == {"name", "weight"}  # tests of the data

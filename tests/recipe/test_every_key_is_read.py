@@ -11,18 +11,27 @@ from typing import Any
 import pytest
 
 import peftcli
-from peftcli.recipe.schema import DataSource, DataSpec, FastPathsSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import (
+    DataSource,
+    DataSpec,
+    DistributedSpec,
+    FastPathsSpec,
+    ModelSpec,
+    Recipe,
+    TrainingSpec,
+)
 from peftcli.training.run import train
 from tests.recipes import class_rows
 
 PACKAGE = Path(peftcli.__file__).parent
 BLOCKS = {Recipe: "", ModelSpec: "model.", DataSpec: "data.", TrainingSpec: "training.",
-          FastPathsSpec: "training.fast_paths.", DataSource: "data."}  # fmt: skip
+          FastPathsSpec: "training.fast_paths.", DataSource: "data.", DistributedSpec: "distributed."}  # fmt: skip
 WITHOUT_A_RUN = {
     "training.adam_beta1": "recipe/optimizer_table.py",
     "training.adam_beta2": "recipe/optimizer_table.py",
     "training.adam_epsilon": "recipe/optimizer_table.py",
     "training.fast_paths.allocator": "cli/train.py",
+    "distributed.reshard_after_forward": "distributed/strategy.py",
     "data.name": "data/prepare_all_rows.py",
 }
 """Keys that other parts read: the optimizers' table, the command line, and what has several validation sets."""

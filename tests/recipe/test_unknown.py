@@ -11,7 +11,7 @@ from peftcli.errors import Problem
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
-from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import DataSpec, DistributedSpec, ModelSpec, Recipe, TrainingSpec
 from tests.recipe.conftest import GOOD
 
 Problems = Callable[..., list[Problem]]
@@ -36,7 +36,12 @@ Problems = Callable[..., list[Problem]]
         ("training.resume_from_checkpoint", "--resume"),
         ("training.overwrite_output_dir", "--overwrite"),
         ("training.load_best_model_at_end", "the best evaluated adapter is kept"),
-        ("deepspeed", "command line"),
+        ("deepspeed", "distributed.strategy: fsdp divides the base"),
+        ("fsdp", "`distributed.strategy`"),
+        ("training.num_processes", "command line"),
+        ("training.cpu_offload", "`distributed.cpu_offload`"),
+        ("distributed.fsdp_offload_params", "`distributed.cpu_offload`"),
+        ("distributed.stratgy", "did you mean `strategy`?"),
         ("learning_rate", "`training.learning_rate`"),
         ("training.r", "`method.r`"),
         ("method.learning_rate", "`training.learning_rate`"),
@@ -101,6 +106,7 @@ def test_keys_of_the_example_recipes_of_other_tools_are_all_known(problems: Prob
 def test_aliases_lead_to_keys_that_exist() -> None:
     keys = set(Recipe.model_fields)
     blocks: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
+    blocks["distributed"] = DistributedSpec
     keys |= {f"{head}.{name}" for head, block in blocks.items() for name in block.model_fields}
     models = [registry.params_model(name) for name in registry.names()]
     keys |= {f"method.{name}" for model in models if model is not None for name in model.model_fields}

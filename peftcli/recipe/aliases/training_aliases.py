@@ -7,7 +7,6 @@ from peftcli.recipe.aliases.alias import AXOLOTL, LITGPT, LLAMA_FACTORY, TORCHTU
 _BEST = "not needed: the best evaluated adapter is kept whenever there are validation rows"
 _ORDER = "write group_by_length, random or sequential"
 _MODE = "not needed: choose the command (peft train, eval, predict, merge)"
-_LAUNCH = "not a recipe key: the number of processes is set on the command line (--num-processes, accelerate launch)"
 _RESUME = "not a recipe key: peft train RECIPE --resume"
 _OVERWRITE = "not a recipe key: peft train RECIPE --overwrite"
 _TRACKER = "list the tracker in report_to, and configure it by its environment variables"
@@ -138,18 +137,10 @@ TRAINING = {
     "auto_resume_from_checkpoints": Alias(AXOLOTL, None, _RESUME),
     "resume": Alias(LITGPT, None, _RESUME),
     "overwrite_output_dir": Alias(TRANSFORMERS, None, _OVERWRITE),
-    "deepspeed": Alias(f"{TRANSFORMERS}, {AXOLOTL}", None, _LAUNCH),
-    "fsdp": Alias(f"{TRANSFORMERS}, {AXOLOTL}", None, _LAUNCH),
-    "fsdp_config": Alias(f"{TRANSFORMERS}, {AXOLOTL}", None, _LAUNCH),
     "ddp_timeout": Alias(
         f"{TRANSFORMERS}, {LLAMA_FACTORY}", None, "not needed: rows are prepared before the processes start"
     ),
-    "ddp_find_unused_parameters": Alias(TRANSFORMERS, None, _LAUNCH),
-    "num_processes": Alias("accelerate", None, _LAUNCH),
-    "devices": Alias(LITGPT, None, _LAUNCH),
-    "gpus": Alias("other tools", None, _LAUNCH),
     "debug": Alias(AXOLOTL, None, "not a recipe key: peft validate RECIPE"),
-    "local_rank": Alias(f"{TRANSFORMERS}, {AXOLOTL}", None, _LAUNCH),
     "loss_watchdog_threshold": Alias(AXOLOTL, None, "use training.early_stopping_patience"),
     "loss_watchdog_patience": Alias(AXOLOTL, None, "use training.early_stopping_patience"),
     "save_only_model": Alias(

@@ -10,13 +10,18 @@ from pydantic import BaseModel
 from peftcli.recipe.aliases.all_aliases import ALIASES, Alias
 from peftcli.recipe.method_facts import Registry
 from peftcli.recipe.method_params import MethodParams
-from peftcli.recipe.schema import DataSpec, ModelSpec, Recipe, TrainingSpec
+from peftcli.recipe.schema import DataSpec, DistributedSpec, ModelSpec, Recipe, TrainingSpec
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import dotted
 from peftcli.recipe.yaml.yaml_lines import Key
 from peftcli.suggestions import did_you_mean, nearest
 
-_BLOCKS: dict[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
+_BLOCKS: dict[str, type[BaseModel]] = {
+    "model": ModelSpec,
+    "data": DataSpec,
+    "training": TrainingSpec,
+    "distributed": DistributedSpec,
+}
 _NEAR = 0.72  # difflib's ratio: `learning_rat`, `lora_aplha` and `bias_terms` are above, unrelated words below
 _NEAR_ELSEWHERE = 0.85  # a key of another block must be nearer
 

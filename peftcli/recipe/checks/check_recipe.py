@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from peftcli.recipe.checks.data_checks import check_data
+from peftcli.recipe.checks.distributed_checks import check_distributed
 from peftcli.recipe.checks.method_checks import check_methods
 from peftcli.recipe.checks.metric_checks import check_metrics
 from peftcli.recipe.optimizer_table import OPTIMIZERS
@@ -170,4 +171,14 @@ def _evaluation(recipe: Recipe, _names: Names) -> Iterator[Finding]:
             yield Finding(("training", key), reason, "give validation rows, or leave it out")
 
 
-_CHECKS: tuple[Check, ...] = (_model, check_data, _steps, _numbers, _head, _evaluation, check_metrics, check_methods)
+_CHECKS: tuple[Check, ...] = (
+    _model,
+    check_data,
+    _steps,
+    _numbers,
+    _head,
+    _evaluation,
+    check_metrics,
+    check_methods,
+    check_distributed,
+)
