@@ -195,6 +195,19 @@ def environment_kept() -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextmanager
+def environment_without(names: tuple[str, ...]) -> Iterator[None]:
+    """Hide environment variables inside; what is set inside is put back, too.
+
+    Args:
+        names: of variables, or how they begin.
+    """
+    with environment_kept():
+        for name in [name for name in os.environ if name.startswith(names)]:
+            del os.environ[name]
+        yield
+
+
 class CellsOfAnySize:
     """A context in which the csv module reads long documents; its own limit is 128 kB a cell.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, machine
+from peftcli.distributed.accelerate_engine import MixedPrecision
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.dtypes import dtype_named
@@ -29,6 +30,8 @@ PROBE_WIDTH = 2048
 """Largest width that is tried: enough to reach full speed."""
 PROBE_ERROR = 0.05
 """Largest relative error of bfloat16 in the probe's output and gradient; the format's own rounding gives about 0.01."""
+
+_MIXED: dict[torch.dtype, MixedPrecision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,10 @@ class Precision:
     scaled: bool
     reason: str
 
-    def training(self, device: torch.device) -> AbstractContextManager[object]:
-        """Return the context of a training forward pass."""
-        return _context(device, self.compute)
+    @property
+    def mixed(self) -> MixedPrecision:
+        """Accelerate's name for the dtype of training."""
+        return _MIXED.get(self.compute, "no")
 
     def inference(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of evaluation and prediction: the weights' dtype."""
@@ -64,8 +68,7 @@ class Precision:
 def _context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     if dtype in (torch.float32, torch.float64):
         return nullcontext()
-    # autocast, although the weights may have this dtype already: adapters and head are float32 beside them.
-    # Its weight cache holds casts of leaves that need a gradient, which live as long as the context.
+    # autocast, although the weights may have this dtype already: adapters and head are float32 beside them
     return torch.autocast(device.type, dtype=dtype)
 
 

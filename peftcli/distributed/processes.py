@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from peftcli.distributed.accelerate_engine import MixedPrecision, make_accelerator
 from peftcli.distributed.launching import SIZES, is_launched
 from peftcli.distributed.strategy import Strategy, choose_strategy
 from peftcli.errors import PeerLost
@@ -17,10 +19,14 @@ from peftcli.process_state import environment_kept
 from peftcli.recipe.schema import DistributedSpec
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
+    from accelerate import Accelerator, PartialState
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients are summed in flat buckets of this size: few messages, bounded memory."""
+
+GROUP_HOURS = 24.0
+"""How long processes wait for each other: one may prepare rows, write a model or upload it meanwhile. Torch's own 10 or
+30 minutes would end the run. A process that has ended is noticed at once, and a step has a bound of its own."""
 
 T = TypeVar("T")
 
@@ -29,7 +35,7 @@ class World:
     """One process among `size`.
 
     A process on its own starts nothing. Among several, Accelerate's `PartialState` joins the process group, which
-    stays for as long as the process lives.
+    stays for as long as the process lives. Who trains uses `accelerator`, which is made when it is first asked for.
 
     Args:
         device: where this process computes; with several CUDA devices, each process takes its own.
@@ -45,6 +51,8 @@ class World:
 
     def __init__(self, device: torch.device, spec: DistributedSpec | None = None) -> None:
         self.rank, self.size, self.device = 0, 1, device
+        self._precision: MixedPrecision = "no"
+        self._accelerator: Accelerator | None = None
         if is_launched():
             self._state = _join(device)
             self.rank, self.size = int(self._state.process_index), int(self._state.num_processes)
@@ -55,6 +63,17 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes and reports."""
         return self.rank == 0
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's engine: autocast, backward passes with loss scaling, the optimizer's steps, clipping."""
+        if self._accelerator is None:
+            self._accelerator = make_accelerator(self.device, self._precision, self.size)
+        return self._accelerator
+
+    def compute_in(self, precision: MixedPrecision) -> None:
+        """Decide the dtype of the products in a training step; a new `accelerator` computes in it."""
+        self._precision, self._accelerator = precision, None
 
     def wait(self) -> None:
         """Wait until every process has come to this point."""
@@ -135,10 +154,15 @@ class World:
 def _join(device: torch.device) -> PartialState:
     """Join the processes that a launcher started; the environment stays as the launcher made it."""
     from accelerate import PartialState
+    from accelerate.utils import InitProcessGroupKwargs
 
+    waits = InitProcessGroupKwargs(timeout=timedelta(hours=GROUP_HOURS)).to_kwargs()
     try:
         with environment_kept():
-            return PartialState(cpu=device.type == "cpu")
+            if device.type == "cuda" and not torch.distributed.is_initialized():
+                # gloo beside NCCL, for plain data and for weights that are kept in the host's memory
+                torch.distributed.init_process_group("cpu:gloo,cuda:nccl", **waits)
+            return PartialState(cpu=device.type == "cpu", **waits)
     except (RuntimeError, ValueError) as error:
         raise PeerLost(
             f"the processes of this run do not find each other: {_first_line(error)}",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from peftcli.assembly.precision import Precision
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.tasks.task import Batch
 from peftcli.training.speed.fast_paths import FastPaths
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,12 @@ class Computing:
 
     precision: Precision
     fast_paths: FastPaths
-    device: torch.device
+    accelerator: Accelerator
 
     @contextmanager
     def __call__(self, batch: Batch) -> Iterator[None]:
         """Be in the context of a forward pass of this batch."""
         documents = batch.documents() if self.fast_paths.by_document else ()
         attention = DocumentAttention(documents) if len(documents) > 1 else None
-        with self.precision.training(self.device), self.fast_paths(attention):
+        with self.accelerator.autocast(), self.fast_paths(attention):
             yield

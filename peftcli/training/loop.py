@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from peftcli.distributed.gradients import clip_gradients
 from peftcli.distributed.stop_vote import StopVote
 from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Batch
@@ -23,7 +24,8 @@ def train_steps(
     session: Session, milestones: Milestones, upcoming: Upcoming, stop: StopRequest, after_step: Callable[[], None]
 ) -> bool:
     """Take every remaining step; return whether the run is done (False: asked to stop, state saved)."""
-    state, plan, world, spec = session.state, session.plan, session.world, session.recipe.training
+    state, plan, spec = session.state, session.plan, session.recipe.training
+    world, accelerator = session.world, session.accelerator
     parameters = list(session.attachment.trainable_parameters().values())
     session.model.train()
     meter, vote = milestones.meter, StopVote(world, stop)
@@ -37,34 +39,30 @@ def train_steps(
         for batch in batches:
             with session.computing(batch):
                 terms = session.task.loss(session.model, batch.to(world.device))
-            torch.autograd.backward(session.scaler.scale(terms.loss_sum / count.clamp_min(1e-9)))
+            accelerator.backward(terms.loss_sum / count.clamp_min(1e-9))
             meter.add(terms.loss_sum, batch)
         _name_what_was_not_reached(session)
 
         # the method's own loss, once a step
         extra = session.attachment.extra_loss() if world.is_main else None
         if extra is not None:
-            torch.autograd.backward(session.scaler.scale(extra))
+            accelerator.backward(extra)
 
         # sum over processes, unscale, clip
         world.sum_gradients(parameters, vote.cast())
-        session.scaler.unscale_(session.optimizer)
-        limit = spec.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=world.device.type != "mps")
+        norm = clip_gradients(accelerator, parameters, spec.max_grad_norm or math.inf)
         meter.see(norm)
 
         # step; a step whose float16 gradients overflowed is not taken, and the method then sees none
         set_learning_rates(session.optimizer, session.rate_factor(state.step))
-        session.scaler.step(session.optimizer)
-        scale = session.scaler.get_scale()
-        session.scaler.update()
+        session.optimizer.step()
         state.step += 1
-        if session.scaler.get_scale() < scale:
-            session.optimizer.zero_grad(set_to_none=True)
+        if session.optimizer.step_was_skipped:
+            session.optimizer.zero_grad()
         session.attachment.after_optimizer_step(state.step, plan.total_steps)
 
         # clear
-        session.optimizer.zero_grad(set_to_none=True)
+        session.optimizer.zero_grad()
 
         # record
         meter.finish_step(norm)

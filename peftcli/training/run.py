@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftcli.distributed.accelerate_engine import accelerate_state_kept
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.memory_errors import is_out_of_memory, memory_for
 from peftcli.distributed.processes import World
@@ -132,7 +133,13 @@ def _borrowed(spec: TrainingSpec, world: World) -> Iterator[None]:
     """Set what a run needs of the whole process, and put it back."""
     precision = "high" if spec.tf32 and world.device.type == "cuda" else "highest"
     tracing = tracing_settings() if spec.torch_compile else {}
-    with random_numbers_kept(), matmul_precision(precision), compiler_settings(tracing), libraries_quiet():
+    with (
+        random_numbers_kept(),
+        accelerate_state_kept(),
+        matmul_precision(precision),
+        compiler_settings(tracing),
+        libraries_quiet(),
+    ):
         yield
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from peftcli.assembly.precision import Precision
 from peftcli.data.prepared_data import PreparedData
@@ -34,12 +33,14 @@ from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Trackers
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Session:
-    """One run. What moves is in the model's weights, the optimizer, the scaler and `state`.
+    """One run. What moves is in the model's weights, the optimizer, Accelerate's loss scaler and `state`.
 
     Args:
         loaded: the recipe and where its values are written.
@@ -74,8 +75,7 @@ class Session:
     leaving: LeavingModel
     learning_rate: float
     rate_factor: Callable[[int], float]
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
+    optimizer: AcceleratedOptimizer
     state: TrainState
     trackers: Trackers
 
@@ -88,6 +88,11 @@ class Session:
     def model(self) -> nn.Module:
         """The live model, parts attached."""
         return self.attachment.model
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's engine: autocast, backward passes, loss scaling, the optimizer's steps."""
+        return self.computing.accelerator
 
     @property
     def precision(self) -> Precision:
@@ -125,7 +130,7 @@ class Session:
             "adapter": self.attachment.state_dict(),
             "method": self.attachment.training_state(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
             "processes": processes,
         }
 
@@ -140,5 +145,5 @@ class Session:
             for name, parameter in self.attachment.trainable_parameters().items():
                 parameter.copy_(tree["parameters"][name])
         self.optimizer.load_state_dict(tree["optimizer"])
-        if self.precision.scaled:
-            self.scaler.load_state_dict(tree["scaler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(tree["scaler"])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from peftcli.assembly.attach_method import Attached, attach_method
 from peftcli.assembly.collect_problems import located
@@ -50,6 +48,7 @@ from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Earlier, Trackers
 
 if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
     from transformers import PreTrainedModel
 
 
@@ -77,7 +76,8 @@ def build_session(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )
     paths = _bind(recipe, base, attached, task, precision, world, reporter)
-    computing = Computing(precision, paths, world.device)
+    world.compute_in(precision.mixed)
+    computing = Computing(precision, paths, world.accelerator)
     joins = paths.by_document and not (recipe.data is not None and recipe.data.packing)
     collator = Collator(known.tokenizer, task, route, joins)
     limit = token_limit(spec, world.device.type, anatomy.hidden_size)
@@ -106,8 +106,7 @@ def build_session(
         leaving=ready.leaving,
         learning_rate=rate,
         rate_factor=learning_rate_factor(spec, ready.plan.total_steps, rate),
-        optimizer=_optimizer(recipe, attachment, rate, world.device),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=precision.scaled),
+        optimizer=_optimizer(recipe, attachment, rate, world),
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
     )
@@ -198,7 +197,7 @@ def _compute_weights(recipe: Recipe, model: nn.Module, precision: Precision, sta
     return ComputeWeights(model, compute if casts and spec.fast_paths.compute_weights else None)
 
 
-def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, device: torch.device) -> Optimizer:
+def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, world: World) -> AcceleratedOptimizer:
     groups = parameter_groups(
         attachment.trainable_parameters(),
         recipe.training,
@@ -207,6 +206,6 @@ def _optimizer(recipe: Recipe, attachment: Attachment, rate: float, device: torc
         ratios=attachment.learning_rate_ratios(),
         multiplicative=attachment.multiplicative(),
     )
-    optimizer = make_optimizer(recipe.training, groups, rate, device)
+    optimizer = make_optimizer(recipe.training, groups, rate, world.device)
     keep_peak_rates(optimizer)
-    return optimizer
+    return world.accelerator.prepare_optimizer(optimizer, device_placement=False)

@@ -1,0 +1,28 @@
+"""What happens to gradients between the backward passes and the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def clip_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Take the loss scale out of gradients and shorten them to a common norm; return the norm that they had.
+
+    Accelerate does both, for plain tensors and shards (DTensors) beside each other: it joins the norms of the two.
+
+    Args:
+        parameters: with the gradients of the whole step, summed over the processes.
+        limit: on the norm of all of them; infinity shortens nothing.
+
+    Returns:
+        The norm, a plain tensor, the same on every process.
+    """
+    norm: Tensor = accelerator.clip_grad_norm_(parameters, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
