@@ -184,6 +184,19 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
+def quiet_elastic() -> Iterator[None]:
+    """Keep what torch's launcher logs off the terminal: the processes themselves say what a user needs."""
+    logger, handler = logging.getLogger("torch.distributed.elastic"), logging.NullHandler()
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+@contextmanager
 def environment_kept() -> Iterator[None]:
     """Put back the environment variables that a library sets inside."""
     before = dict(os.environ)

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from peftcli import __version__
 from peftcli.console.streams import ReaderLeft, fit_streams
 from peftcli.console.terminal import shown_streams
-from peftcli.distributed.launched_worker import LAUNCHED, PEER_LOST, LaunchedWorker
+from peftcli.distributed.launched_worker import PEER_LOST, LaunchedWorker
 from peftcli.distributed.memory_errors import OTHER_MACHINE, OutOfMemory, is_out_of_memory, out_of_memory, release
 from peftcli.errors import PeftCliError, Stopped, UserError
 from peftcli.process_state import libraries_quiet, quiet_exit
@@ -84,7 +84,7 @@ def build_app() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
     with fit_streams(), shown_streams(), interrupted_by_signals() as stop, libraries_quiet():
-        worker = LaunchedWorker() if LAUNCHED in os.environ else None
+        worker = LaunchedWorker.of_environment()
         try:
             if worker is not None:
                 worker.listen()
@@ -94,6 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
                 code = PEER_LOST
             else:
                 code = _end(Stopped(_STOPPED) if stop.requested and not isinstance(error, PeftCliError) else error)
+        if worker is not None:
+            worker.leave(code)
     sys.exit(code)
 
 

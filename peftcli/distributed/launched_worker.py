@@ -1,45 +1,99 @@
-"""A process that `launching.launch` started: it hears its launcher through standard input and ends when that is closed.
+"""A process that a launcher started: it hears its launcher, and ends when the launcher does, however that ends.
 
-The system closes the pipe however the launcher ends, by SIGKILL, too, on every system.
+Processes of `launching.launch` have a connection to it, see `launcher_line`. Those of torchrun and `accelerate launch`
+watch whose child they are.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import threading
 import time
+from contextlib import suppress
 
-from peftcli.errors import PeerLost
+from peftcli.errors import PeerLost, Stopped
 from peftcli.stop_signals import StopRequest
 
 LAUNCHED = "PEFTCLI_LAUNCHED"
-"""Environment variable that is set in the processes of `launch`."""
+"""Environment variable that is set in the processes of `launch`: where the launcher listens, and its process id."""
+ELASTIC = "TORCHELASTIC_RUN_ID"
+"""Environment variable that torch's launcher sets, which is torchrun's and Accelerate's."""
 STOP, END = b"s", b"e"
-"""What the launcher writes: stop, and save first; end at once."""
+"""What the launcher says: stop, and save first; end at once. It closes its half: end, another process has failed."""
+INTRODUCTION = struct.Struct("!i")
+"""What a process says first: its rank."""
+FAREWELL = struct.Struct("!B")
+"""What it says last: the code that it exits with. One that cannot say it has failed."""
+GOOD_CODES = (0, Stopped.exit_code)
+"""Codes after which the others go on: done, or asked to stop, which the others are, too."""
 GRACE_SECONDS = 4.0
 """How long a process that is to end may take to save and tidy up."""
 GRACE_WITHOUT_STATE = 1.0
 """The same where there is nothing to save."""
+WORD_SECONDS = 0.5
+"""How long a process that a signal ends waits for the launcher's word on it: elastic ends processes by signals."""
+PARENT_SECONDS = 0.5
+"""How often a process looks whose child it is."""
 PEER_LOST = 75
 """Exit code for the launcher alone: this process ended because another one did."""
 
 
 class LaunchedWorker:
-    """Listens to the launcher from a thread."""
+    """Listens to a launcher from a thread."""
 
     def __init__(self) -> None:
         self._released = False
+        self._heard = threading.Event()
+        self._line: socket.socket | None = None
+        self._ours = _is_ours()
+
+    @classmethod
+    def of_environment(cls) -> LaunchedWorker | None:
+        """Return the listener of a process that a launcher started, None in any other."""
+        return cls() if _is_ours() or ELASTIC in os.environ else None
 
     def listen(self) -> None:
         """Begin to listen; what was said before is heard now."""
-        threading.Thread(target=self._listen, name="launcher", daemon=True).start()
+        if self._ours:
+            with suppress(OSError):  # the launcher has ended
+                port = int(os.environ[LAUNCHED].split(":")[0])
+                self._line = socket.create_connection(("127.0.0.1", port))
+                self._line.sendall(INTRODUCTION.pack(int(os.environ["RANK"])))
+        listen = self._listen if self._ours else self._watch_parent
+        threading.Thread(target=listen, args=(os.getppid(),), name="launcher", daemon=True).start()
 
-    def _listen(self) -> None:
-        while (word := os.read(0, 1)) == STOP:
+    def leave(self, code: int) -> None:
+        """Tell the launcher the code that this process exits with."""
+        if self._line is not None:
+            with suppress(OSError):
+                self._line.sendall(FAREWELL.pack(code & 0xFF))
+
+    def _listen(self, _parent: int) -> None:
+        while (word := self._word()) == STOP:
             StopRequest.from_launcher(at_once=False)
-        self._released = word != END
-        StopRequest.from_launcher(at_once=word == END)
+            self._heard.set()
+        self._end(at_once=word == END)
+
+    def _word(self) -> bytes:
+        """Wait for the launcher's next word; nothing where it has closed the connection, or has ended."""
+        try:
+            return self._line.recv(1) if self._line is not None else b""
+        except OSError:
+            return b""
+
+    def _watch_parent(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        self._end(at_once=False)
+
+    def _end(self, *, at_once: bool) -> None:
+        """End this process within the time of grace."""
+        self._released = not at_once
+        StopRequest.from_launcher(at_once=at_once)
+        self._heard.set()
         # the main thread may wait for a process that has ended, and hear nothing, or take the interpreter down
         grace = GRACE_SECONDS if StopRequest.saving and self._released else GRACE_WITHOUT_STATE
         if os.name != "nt":
@@ -49,4 +103,11 @@ class LaunchedWorker:
 
     def is_consequence(self, error: BaseException) -> bool:
         """Whether an error says only that another process, or the launcher, has ended."""
-        return self._released or (isinstance(error, PeerLost) and os.environ.get("RANK") == "0")
+        if self._ours and isinstance(error, (KeyboardInterrupt, Stopped)):
+            self._heard.wait(WORD_SECONDS)
+        return self._released or (self._ours and isinstance(error, PeerLost) and os.environ.get("RANK") == "0")
+
+
+def _is_ours() -> bool:
+    """Whether `launch` started this process; what a process of a run starts itself has the variable, too."""
+    return os.environ.get(LAUNCHED, "").endswith(f":{os.getppid()}")

@@ -14,6 +14,9 @@ from peftcli import stop_signals
 from peftcli.distributed.launching import is_launched, is_main_process, launch
 from peftcli.errors import UserError
 
+# torch's launcher leaves the files that it opens for the processes to the collector
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 PROGRAM = """
 import os, select, signal, sys
 from peftcli.distributed import launched_worker
@@ -31,7 +34,12 @@ def ask_launcher(number=signal.SIGTERM):
     os.kill(os.getppid(), number)
 
 rank = int(os.environ["RANK"])
-worker = LaunchedWorker()
+worker = LaunchedWorker.of_environment()
+
+def end(code):
+    worker.leave(code)
+    sys.exit(code)
+
 try:
     with interrupted_by_signals():
         worker.listen()
@@ -39,9 +47,9 @@ try:
 {body}
 except KeyboardInterrupt as error:
     if worker.is_consequence(error):
-        sys.exit(PEER_LOST)
+        end(PEER_LOST)
     say(f"interrupted {{rank}}")
-    sys.exit(130)
+    end(130)
 """
 
 
@@ -61,9 +69,9 @@ def test_the_words_of_the_one_that_failed_are_shown_and_the_other_is_ended(outco
     code, said = outcome("""
 if rank == 1:
     say("error: this device has fallen off the bus")
-    sys.exit(2)
-wait_for(lambda: stop.requested)  # its standard input was closed
-sys.exit(PEER_LOST)
+    end(2)
+wait_for(lambda: stop.requested)  # the launcher has seen that the other one failed
+end(PEER_LOST)
 """)
     assert code == 2
     assert said.count("fallen off the bus") == 1
@@ -74,10 +82,10 @@ def test_the_first_says_its_own_error_itself(outcome) -> None:
     code, said = outcome("""
 if rank == 0:
     say("error: no such column")
-    sys.exit(2)
+    end(2)
 wait_for(lambda: stop.requested)
 say("error: lost the other one")
-sys.exit(PEER_LOST)
+end(PEER_LOST)
 """)
     assert (code, said) == (2, "error: no such column\n")
 
@@ -105,7 +113,7 @@ if rank == 0:
 wait_for(lambda: stop._launched)  # the launcher's word has come
 os.kill(os.getpid(), signal.SIGTERM)
 say(f"saved {rank}")
-sys.exit(130)
+end(130)
 """)
     assert (code, said) == (130, "saved 0\n")
 
