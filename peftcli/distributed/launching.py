@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
-from peftcli.distributed.failed_processes import endings, exit_code
+from peftcli.distributed.launch.failed_processes import endings, exit_code
+from peftcli.distributed.launch.launcher_line import LauncherLine
 from peftcli.distributed.launched_worker import LAUNCHED
-from peftcli.distributed.launcher_line import LauncherLine
 from peftcli.errors import UserError
 from peftcli.process_state import environment_kept, quiet_elastic
 from peftcli.stop_signals import requests_passed_on
@@ -95,7 +95,7 @@ def _run(command: Sequence[str], processes: int, errors: Mapping[int, IO[bytes]]
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from peftcli.distributed.process_streams import ProcessStreams
+    from peftcli.distributed.launch.process_streams import ProcessStreams
 
     config = LaunchConfig(
         min_nodes=1,
