@@ -94,8 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
                 code = PEER_LOST
             else:
                 code = _end(Stopped(_STOPPED) if stop.requested and not isinstance(error, PeftCliError) else error)
-        if worker is not None:
-            worker.leave(code)
+    if worker is not None:
+        worker.leave(code)
     sys.exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def train(
     if output is not None:
         refuse_nothing(output, "--output")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
-    loaded = _load(recipe, changes, trust_remote_code)
+    loaded, notes = _load(recipe, changes, trust_remote_code)
     if profile:
         quiet_profiler()
 
@@ -84,6 +85,8 @@ def train(
             raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 
         _set_allocator(loaded.recipe.training)
+        for note in notes if is_main_process() else ():
+            display.note(note)
         summary = run_training(
             loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile, lock=not no_lock
         )
@@ -91,15 +94,20 @@ def train(
         print_json(summary.as_dict())
 
 
-def _load(recipe: Path, changes: list[str], trust_code: bool) -> LoadedRecipe:
-    """Read and check the recipe, before torch is imported."""
+def _load(recipe: Path, changes: list[str], trust_code: bool) -> tuple[LoadedRecipe, tuple[str, ...]]:
+    """Read and check the recipe, with what Accelerate's config adds, before torch is imported; return notes on it."""
+    from peftcli.distributed.launch.accelerate_config import for_recipe
     from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
     from peftcli.preflight import check_surroundings
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
 
     changes = [*changes, TRUST_REMOTE_CODE] if trust_code else changes
-    return with_allowed_code(load_recipe(recipe, changes, NAMES, surroundings=check_surroundings))
+    loaded = load_recipe(recipe, changes, NAMES, surroundings=check_surroundings)
+    config = for_recipe(loaded, os.environ)
+    if config.overrides:
+        loaded = load_recipe(recipe, [*changes, *config.overrides], NAMES, surroundings=check_surroundings)
+    return with_allowed_code(loaded), config.notes
 
 
 def _set_allocator(spec: TrainingSpec) -> None:

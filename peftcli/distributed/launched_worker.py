@@ -66,7 +66,12 @@ class LaunchedWorker:
         threading.Thread(target=listen, args=(os.getppid(),), name="launcher", daemon=True).start()
 
     def leave(self, code: int) -> None:
-        """Tell the launcher the code that this process exits with."""
+        """Tell the launcher the code that this process exits with; from now on no signal changes that code.
+
+        The launcher ends the others with a signal as soon as one has failed or stopped.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if self._line is not None:
             with suppress(OSError):
                 self._line.sendall(FAREWELL.pack(code & 0xFF))

@@ -103,6 +103,27 @@ wait_for(lambda: False)  # it hears that it is to end, and never looks
         assert words in said
 
 
+def test_arguments_arrive_as_they_are_and_the_environment_stays(capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch's launcher substitutes in arguments, and sets variables."""
+    before, said = dict(os.environ), "a$$b ${local_rank} $HOME"
+    assert launch([sys.executable, "-c", "import sys; print(sys.argv[1])", said], 2) == 0
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == (f"{said}\n", "")  # of the first process alone
+    assert dict(os.environ) == before
+
+
+def test_a_signal_to_a_process_that_has_said_how_it_ends_changes_nothing(outcome) -> None:
+    code, said = outcome("""
+if rank == 0:
+    say("stopped")
+    worker.leave(130)
+    os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(130)
+end(130)
+""")
+    assert (code, said) == (130, "stopped\n")
+
+
 def test_signals_to_everybody_are_one_request(outcome) -> None:
     """The launcher hears it last, as if it had been busy, and passes it on to processes that know it already."""
     code, said = outcome("""
