@@ -10,12 +10,39 @@ from typing import Any
 import numpy as np
 import torch
 
+from peftcli.layers.hashed_bits import Key
+from peftcli.layers.row_draws import DrawnRows
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def seed_pass(rows: DrawnRows, device: torch.device, *, by_rows: bool) -> None:
+    """Seed every generator for the forward pass of a micro-batch: what it draws is no matter of what was drawn before.
+
+    Most masks come from no generator (`layers.row_draws`). What is left is drawn for a whole micro-batch: layers that
+    are skipped, by (seed, step), so that all processes skip the same; and the masks of a GPU's attention kernels and of
+    compiled blocks, by (seed, step, first row).
+
+    Args:
+        by_rows: whether the base's dropout is drawn by rows; otherwise the CPU's generator draws it.
+    """
+    shared, own = rows.shared, rows.keys[0]
+    random.seed(shared[0])
+    np.random.seed(shared[0] % 2**32)
+    torch.default_generator.manual_seed(_seed(shared if by_rows else own))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(_seed(own))
+    elif device.type == "mps":
+        torch.mps.manual_seed(_seed(own))
+
+
+def _seed(key: Key) -> int:
+    return (key[0] % 2**31) << 32 | key[1] % 2**32
 
 
 def random_states(*, gpus: bool = True) -> dict[str, Any]:

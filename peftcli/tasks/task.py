@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from peftcli.layers.row_draws import DrawnRows
+
 
 # keys of a collated batch that describe the input; the rest are targets
 INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids")
@@ -56,6 +58,7 @@ class Batch:
         tokens: non-padding input tokens.
         supervised: supervised tokens or rows.
         rows: rows in it.
+        drawn: its rows, by which training draws random masks; None leaves them to torch's random state.
     """
 
     inputs: dict[str, Tensor]
@@ -64,6 +67,7 @@ class Batch:
     tokens: int
     supervised: int
     rows: int
+    drawn: DrawnRows | None = None
 
     def documents(self) -> tuple[int, ...]:
         """Return the lengths of the documents in the batch's one row; positions restart at each. Empty without."""

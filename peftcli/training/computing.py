@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.assembly.precision import Precision
 from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.record.random_state import seed_pass
 from peftcli.tasks.task import Batch
 from peftcli.training.speed.fast_paths import FastPaths
 
@@ -27,7 +28,9 @@ class Computing:
     @contextmanager
     def __call__(self, batch: Batch) -> Iterator[None]:
         """Be in the context of a forward pass of this batch."""
+        if batch.drawn is not None:
+            seed_pass(batch.drawn, self.accelerator.device, by_rows=self.fast_paths.draws_dropout)
         documents = batch.documents() if self.fast_paths.by_document else ()
         attention = DocumentAttention(documents) if len(documents) > 1 else None
-        with self.accelerator.autocast(), self.fast_paths(attention):
+        with self.accelerator.autocast(), self.fast_paths(attention, batch.drawn):
             yield

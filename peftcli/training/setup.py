@@ -85,7 +85,7 @@ def build_session(
     _change_for_training(anatomy, attachment, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
     rate = peak_learning_rate(spec, known.info)
-    session = Session(
+    return Session(
         loaded=loaded,
         world=world,
         directory=directory,
@@ -110,8 +110,6 @@ def build_session(
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
     )
-    seed_everything(recipe.seed + world.rank)  # dropout and NEFTune differ between processes, everything else is equal
-    return session
 
 
 def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:
@@ -154,7 +152,7 @@ def _bind(
     with precision.inference(world.device):
         for note in [*attached.notes, *task.bind(base.model, attached.attachment.prepare_inputs)]:
             reporter.note(note)
-        allowed = AllowedPaths.of(recipe, world.device)
+        allowed = AllowedPaths.of(recipe, world.device, base.model)
         by_document = rows_stay_apart(recipe, base.model, allowed)
         cuts = allowed.last_block and task.info.rows == "labelled"
         cut = last_block(base.model, attached.anatomy, task.prepare_inputs) if cuts else None

@@ -1,7 +1,7 @@
 """The micro-batches of every step, and threads that make those of the next steps ahead.
 
 The rows of a step do not depend on how the step is computed: the same ones in the same step, whether as one batch, as
-accumulated micro-batches, or on several processes. Only dropout then differs.
+accumulated micro-batches, or on several processes. Random masks are drawn by seed, step and row (`layers.row_draws`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
+
+import numpy as np
 
 from peftcli.data.rows.batching import batches as epoch_batches
 from peftcli.data.rows.collation import Collator
@@ -19,6 +22,7 @@ from peftcli.data.rows.micro_batches import longest_first, micro_batches
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.processes import World
+from peftcli.layers.row_draws import DrawnRows
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import Batch
 from peftcli.training.step_plan import StepPlan
@@ -44,7 +48,7 @@ class StepBatches:
         """Return the micro-batches of the step with this index, counted from 0, on the CPU."""
         return self.collate(self.read(step))
 
-    def read(self, step: int) -> list[list[Row]]:
+    def read(self, step: int) -> list[Share]:
         """Return the rows of each micro-batch of a step; one caller at a time, since a stream is read in order."""
         epoch, index = self._plan.position(step)
         numbers = self._epoch_rows(epoch)[index]
@@ -58,11 +62,25 @@ class StepBatches:
             max_tokens=self.max_tokens,
             joined=self.collator.joins_rows,
         )
-        return [[read.get(number) or self.rows[number] for number in share] for share in shares]
+        return [Share(step, share, [read.get(number) or self.rows[number] for number in share]) for share in shares]
 
-    def collate(self, shares: Sequence[Sequence[Row]]) -> list[Batch]:
+    def collate(self, shares: Sequence[Share]) -> list[Batch]:
         """Return rows as batches of the task; for any number of callers at a time."""
-        return [self.collator.micro_batch(share) for share in shares]
+        return [self._batch(share) for share in shares]
+
+    def _batch(self, share: Share) -> Batch:
+        batch = self.collator.micro_batch(share.rows)
+        documents = batch.documents() if batch.rows < len(share.rows) else ()
+        lengths, widths = _sequences(share.rows, batch)
+        batch.drawn = DrawnRows.of_step(
+            self._seed,
+            share.step,
+            share.numbers,
+            [documents] if documents else lengths,
+            widths,
+            joined=bool(documents),
+        )
+        return batch
 
     def _epoch_rows(self, epoch: int) -> list[list[int]]:
         """Return the rows of each step of an epoch; the same for every process and after a resume."""
@@ -71,6 +89,24 @@ class StepBatches:
             order = epoch_batches(self.rows, self._plan.step_rows, seed=self._seed, epoch=epoch, sampling=sampling)
             self._epoch = (epoch, order)
         return self._epoch[1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of one micro-batch of one process, and their numbers among the training rows."""
+
+    step: int
+    numbers: list[int]
+    rows: list[Row]
+
+
+def _sequences(rows: Sequence[Row], batch: Batch) -> tuple[list[list[int]], list[int]]:
+    """Return the tokens of each row, and those of the padded tensors, of each sequence that the model reads."""
+    given = {key: batch.inputs[key].shape[1] for key in ("input_ids", "decoder_input_ids") if key in batch.inputs}
+    own = {"input_ids": [len(row.input_ids) for row in rows]}
+    own["decoder_input_ids"] = [len(row.labels) if isinstance(row.labels, np.ndarray) else 0 for row in rows]
+    added = {key: width - max(own[key]) for key, width in given.items()}  # virtual tokens
+    return [[length + added[key] for length in own[key]] for key in given], list(given.values())
 
 
 @contextmanager

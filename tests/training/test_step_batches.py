@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from peftcli.data.rows.row_set import Row
 from peftcli.distributed.processes import World
 from peftcli.errors import Stopped, UserError
 from peftcli.record.run_directory import RunDirectory
@@ -16,7 +15,7 @@ from peftcli.record.train_state import TrainState
 from peftcli.tasks.task import Batch
 from peftcli.training.run import train
 from peftcli.training.setup import build_session
-from peftcli.training.step_batches import StepBatches, prepared_ahead
+from peftcli.training.step_batches import Share, StepBatches, prepared_ahead
 from peftcli.training.watch.reporting import Silent
 from tests.recipes import CtrlC, Recorder, chat_rows, write_jsonl
 
@@ -57,7 +56,7 @@ def test_a_micro_batch_holds_rows_of_like_length_within_its_limit(recipe, tmp_pa
                     training__fast_paths={"padding_free": False})  # fmt: skip
     batches, counts = batches_of(loaded, tmp_path), []
     for step in range(20):
-        shares = [[len(row.input_ids) for row in share] for share in batches.read(step)]
+        shares = [[len(row.input_ids) for row in share.rows] for share in batches.read(step)]
         flat = [length for share in shares for length in share]
         assert len(flat) in (6, 8) and flat == sorted(flat, reverse=True)
         assert all(len(share) == 1 or len(share) * share[0] <= 60 for share in shares)
@@ -73,11 +72,11 @@ class Counting(StepBatches):
         self.steps: list[int] = []
         self.meeting = threading.Barrier(at_once, timeout=60)
 
-    def read(self, step: int) -> list[list[Row]]:
+    def read(self, step: int) -> list[Share]:
         self.steps.append(step)
         return super().read(step)
 
-    def collate(self, shares: Sequence[Sequence[Row]]) -> list[Batch]:
+    def collate(self, shares: Sequence[Share]) -> list[Batch]:
         self.meeting.wait()  # for as many workers as were promised
         return super().collate(shares)
 
@@ -96,7 +95,7 @@ class Broken(StepBatches):
     def __init__(self, inner: StepBatches) -> None:
         self.__dict__.update(inner.__dict__)
 
-    def read(self, step: int) -> list[list[Row]]:
+    def read(self, step: int) -> list[Share]:
         if step == 5:
             raise UserError("row 7 is broken")
         return super().read(step)

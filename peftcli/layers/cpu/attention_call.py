@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peftcli.layers.dropout import dropout
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -45,6 +47,27 @@ class AttentionCall:
             replace(self, query=query, key=key, value=value, attn_mask=None, is_causal=True)
             for query, key, value in zip(*parts, strict=True)
         ]
+
+    def with_drawn_dropout(self) -> Tensor:
+        """Return the result by plain operations, the dropout of the probabilities drawn by rows.
+
+        Torch's function computes attention with dropout on a CPU in the same way.
+        """
+        query, key, value = (x.to(self.dtype) for x in (self.query, self.key, self.value))
+        if self.enable_gqa and key.shape[1] != query.shape[1]:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if self.scale is None else self.scale)
+        mask = self.attn_mask
+        if self.is_causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        elif mask is not None:
+            scores = scores + mask
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(self.dtype)
+        if mask is not None:
+            weights = weights.nan_to_num(0.0)  # positions that attend to nothing
+        return dropout(weights, self.dropout_p) @ value
 
     def by_torch(self) -> Tensor:
         """Return the result of torch's function, (batch, heads, length, d_value)."""

@@ -1,10 +1,11 @@
 """Attention on a CPU by matrix products and a softmax, where that is faster than torch's function.
 
 It is faster in two cases. With dropout on the probabilities, torch computes attention in many passes and draws the
-masks with `bernoulli_`, which takes twice the time. In causal attention of short rows in bfloat16, torch's kernel takes
-about three times as long for up to some 500 positions; it is faster in float32, and for longer rows. The memory cost is
-the probabilities: one value for each head and pair of positions, and with dropout two more bytes. Torch keeps more with
-dropout, and nothing without it; `LONGEST` limits that case. All other calls are left to torch.
+masks with `bernoulli_`, which takes twice the time; here they are drawn by rows, too. In causal attention of short rows
+in bfloat16, torch's kernel takes about three times as long for up to some 500 positions; it is faster in float32, and
+for longer rows. The memory cost is the probabilities: one value for each head and pair of positions, and with dropout
+two more bytes. Torch keeps more with dropout, and nothing without it; `LONGEST` limits that case. All other calls are
+left to torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peftcli.layers.cpu.attention_call import AttentionCall
-from peftcli.layers.cpu.dropout_bits import draw_bits, draw_seed, scaled_mask
+from peftcli.layers.dropout import scaled_mask
+from peftcli.layers.row_draws import Draw, draw_attention
 
 LONGEST = 512
 """Largest number of positions for which the products are faster without dropout; measured with 9 heads of 64, on a CPU
@@ -60,13 +62,14 @@ def cpu_attention(call: AttentionCall) -> Tensor:
     query, key, value = call.query.to(dtype), call.key.to(dtype), call.value.to(dtype)
     # the heads of a group are stacked as rows: one product computes all of them, without repeating the keys
     stacked = query.reshape(batch, groups, heads // groups * length, width)
-    seed = draw_seed() if call.dropout_p else 0
+    probabilities = (batch, groups, heads // groups, length, key.shape[2])
+    drawn = draw_attention(probabilities) if call.dropout_p else None
     scale = width**-0.5 if call.scale is None else call.scale
     hidden = _hidden(mask, length, key.shape[2], call.is_causal)
     added = None if mask is None or mask.dtype == torch.bool else mask.to(dtype)
     with torch.autocast("cpu", enabled=False):
         apply: Callable[..., Tensor] = _Attention.apply  # untyped in torch
-        out = apply(stacked, key, value, scale, hidden, added, length, call.dropout_p, seed)
+        out = apply(stacked, key, value, scale, hidden, added, length, call.dropout_p, drawn)
     return out.view(batch, heads, length, value.shape[-1])
 
 
@@ -93,7 +96,7 @@ class _Attention(torch.autograd.Function):
         added: Tensor | None,
         length: int,
         rate: float,
-        seed: int,
+        drawn: Draw | None,
     ) -> Tensor:
         scores = (query * scale) @ key.transpose(-1, -2)
         by_head = scores.view(*scores.shape[:2], -1, length, scores.shape[-1])
@@ -104,7 +107,7 @@ class _Attention(torch.autograd.Function):
         weights = torch.softmax(scores, -1)  # sums in float32 inside
         if (hidden is not None or added is not None) and not bool(torch.isfinite(weights[..., :1]).all()):
             weights = weights.nan_to_num_(0.0)  # positions that attend to nothing
-        bits = draw_bits(weights.shape, weights.device, seed) if rate else None
+        bits = None if drawn is None else drawn.bits(weights.device).view(weights.shape)
         ctx.save_for_backward(query, key, value, weights, bits)
         ctx.scale, ctx.rate = scale, rate
         dropped = weights if bits is None else scaled_mask(bits, rate, weights.dtype).mul_(weights)

@@ -1,4 +1,4 @@
-"""Replace calls of torch functions by this project's faster ones within a context, where they fit."""
+"""Replace calls of torch functions by this project's own within a context: faster ones, and dropout drawn by rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from peftcli.layers.cpu import cpu_attention, cpu_dropout
+from peftcli.layers.cpu import cpu_attention
 from peftcli.layers.cpu.attention_call import AttentionCall
 from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.layers.dropout import dropout as drop
+from peftcli.layers.row_draws import is_drawing
+
+SMALLEST = 4096
+"""Number of elements below which torch's dropout is faster; within a pass, rows decide and not speed."""
 
 
 class CpuPaths(TorchFunctionMode):
     """A context in which dropout and `scaled_dot_product_attention` are computed by this project's code where it fits.
 
-    It works with every model's code, because all of it calls these functions of torch.
+    It works with every model's code, because all of it calls these functions of torch. On a GPU the attention is
+    torch's, whose kernels draw their own masks.
 
     Args:
         attention, dropout: which of the two to replace.
@@ -29,9 +35,9 @@ class CpuPaths(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._documents = documents
-        self._attention = attention
+        self._attention, self._draws = attention, dropout
         self._swaps: dict[Callable[..., Any], Callable[..., Tensor | None]] = {}
-        if attention or documents is not None:
+        if attention or dropout or documents is not None:
             self._swaps[F.scaled_dot_product_attention] = self._attend
         if dropout:
             self._swaps[F.dropout] = _dropout
@@ -49,19 +55,23 @@ class CpuPaths(TorchFunctionMode):
             return out
         return func(*args, **(kwargs or {}))
 
-    def _attend(self, *args: Any, **kwargs: Any) -> Tensor | None:
+    def _attend(self, *args: Any, **kwargs: Any) -> Tensor:
         call = AttentionCall(*args, **kwargs)
         if self._documents is not None and (out := self._documents(call, self._one)) is not None:
             return out
-        return self._one(call) if self._fits(call) else None
+        return self._one(call)
 
     def _one(self, call: AttentionCall) -> Tensor:
-        return cpu_attention.cpu_attention(call) if self._fits(call) else call.by_torch()
-
-    def _fits(self, call: AttentionCall) -> bool:
-        return self._attention and cpu_attention.fits(call)
+        if self._attention and cpu_attention.fits(call):
+            return cpu_attention.cpu_attention(call)
+        drawn = self._draws and 0.0 < call.dropout_p < 1.0 and call.query.device.type == "cpu" and is_drawing()
+        return call.with_drawn_dropout() if drawn else call.by_torch()
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
     # torch's names, since they may be given by keyword
-    return cpu_dropout.cpu_dropout(input, p) if cpu_dropout.fits(input, p, training, inplace) else None
+    if not training or not 0.0 < p < 1.0 or not input.is_floating_point():
+        return None
+    if not is_drawing() and (inplace or input.device.type != "cpu" or input.numel() < SMALLEST):
+        return None
+    return input.copy_(drop(input, p)) if inplace else drop(input, p)

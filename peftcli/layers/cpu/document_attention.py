@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from peftcli.layers.cpu.attention_call import AttentionCall
+from peftcli.layers.row_draws import by_document
 
 
 class DocumentAttention:
@@ -45,7 +46,8 @@ class DocumentAttention:
             self.passed += 1
             return None
         self.taken += 1
-        return torch.cat([attention(part) for part in call.split(self.lengths)], 2)
+        parts = call.split(self.lengths)
+        return torch.cat([attention(parts[number]) for number in by_document(self.lengths)], 2)
 
     def _is_plain(self, mask: Tensor) -> bool:
         """Tell whether the mask hides other documents and later positions, and nothing else (a sliding window does)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.site import Part
 
 NonLinearity = Literal["relu", "gelu", "gelu_new", "silu", "tanh"]
@@ -111,9 +112,7 @@ class _Adapter(Part):
     def change(self, x: Tensor) -> Tensor:
         """Return the adapter's unscaled change for x: (..., d)."""
         hidden = self.act(self.down(x))
-        if self.dropout:
-            hidden = functional.dropout(hidden, self.dropout, self.training)
-        out: Tensor = self.up(hidden)
+        out: Tensor = self.up(drop(hidden, self.dropout, self.training))
         return out
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftcli.layers.base_linear import BaseLinear
+from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.parts.lora import LoraDelta
 from peftcli.layers.parts.lowrank import lowrank_add
 from peftcli.layers.site import Scale
@@ -41,7 +42,7 @@ class DoraDelta(LoraDelta):
         bias = self.base.bias()
         own = y if self.rows is None else self.rows.take(y)
         if dropout:
-            x_dropped = F.dropout(x, dropout)
+            x_dropped = drop(x, dropout)
             plain = F.linear(x_dropped.to(y.dtype), self.base.weight().to(y.dtype))
         else:
             x_dropped = x

@@ -2,7 +2,7 @@
 
 A chain of modules would also keep the product (twice with the scale), the dropped x and its mask, and copies in
 float32. Here one `addmm` adds the product into y, with the scale as its alpha; x A^T has only r features; the backward
-pass draws the dropout mask again from its seed; the factors are float32 and are cast to the dtype of y inside.
+pass makes the dropout mask again; the factors are float32 and are cast to the dtype of y inside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peftcli.layers.base_linear import Slice
-from peftcli.layers.cpu.dropout_bits import draw_bits, draw_seed, kept_share, threshold
+from peftcli.layers.dropout import dropout as drop
+from peftcli.layers.dropout import kept_share, threshold
+from peftcli.layers.row_draws import Draw, draw
 
 _plain = False
 
@@ -62,9 +64,9 @@ def lowrank_add(
     if isinstance(scale, Tensor) or not _fast(y):
         with _without_autocast(y.device.type):
             return _chain(y, x, a, b, scale, rows, dropout)
-    seed = draw_seed() if dropout else 0
+    drawn = draw(x.shape) if dropout else None
     apply: Callable[..., Tensor] = _LowRankAdd.apply  # untyped in torch
-    return apply(y, x, a, b, scale, rows, dropout, seed)
+    return apply(y, x, a, b, scale, rows, dropout, drawn)
 
 
 def _fast(y: Tensor) -> bool:
@@ -92,7 +94,7 @@ def _chain(
     dropout: float,
 ) -> Tensor:
     """Compute the sum by ordinary operations; y itself is left as it is."""
-    hidden = F.linear(F.dropout(x.to(y.dtype), dropout), a.to(y.dtype))
+    hidden = F.linear(drop(x.to(y.dtype), dropout), a.to(y.dtype))
     factor = scale.to(y.dtype) if isinstance(scale, Tensor) else scale
     if isinstance(factor, Tensor) and (factor.ndim == 0 or factor.shape[-1] == 1):
         delta = F.linear(hidden * factor, b.to(y.dtype))  # r wide, not d_out wide
@@ -122,19 +124,19 @@ class _LowRankAdd(torch.autograd.Function):
         scale: float,
         rows: Slice | None,
         dropout: float,
-        seed: int,
+        drawn: Draw | None,
     ) -> Tensor:
         out = y.detach()  # the same memory, and the same version counter: by it autograd notices the write
         with _without_autocast(y.device.type):
             inputs = _flat(x, y.dtype)
-            mask = _mask(inputs, dropout, seed)
+            mask = _mask(inputs, dropout, drawn)
             inputs = inputs if mask is None else inputs * mask
             alpha = scale / kept_share(dropout)
             # (r, n), not (n, r): the CPU's products of a wide matrix with a narrow one are up to four times slower
             hidden = a.to(y.dtype) @ inputs.T
             _add_product_(out, hidden.T, b.to(y.dtype), alpha, rows)
         ctx.save_for_backward(x, a, b, hidden)
-        ctx.alpha, ctx.rows, ctx.dropout, ctx.seed = alpha, rows, dropout, seed
+        ctx.alpha, ctx.rows, ctx.dropout, ctx.drawn = alpha, rows, dropout, drawn
         return out
 
     @staticmethod
@@ -150,7 +152,7 @@ class _LowRankAdd(torch.autograd.Function):
                 grad_b = (hidden @ own).T.to(b.dtype).mul_(ctx.alpha)
             if need_a or need_x:
                 small = (b.to(grad.dtype).T @ own.T).mul_(ctx.alpha)
-                mask = _mask(_flat(x, grad.dtype), ctx.dropout, ctx.seed)
+                mask = _mask(_flat(x, grad.dtype), ctx.dropout, ctx.drawn)
             if need_a:
                 inputs = _flat(x, grad.dtype)
                 grad_a = (small @ (inputs if mask is None else inputs * mask)).to(a.dtype)
@@ -164,9 +166,9 @@ def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
-def _mask(like: Tensor, rate: float, seed: int) -> Tensor | None:
-    """Draw the kept elements, (n, d_in) of bool and the same for the same seed; None where all are."""
-    return draw_bits(like.shape, like.device, seed) >= threshold(rate) if rate else None
+def _mask(like: Tensor, rate: float, drawn: Draw | None) -> Tensor | None:
+    """Return the kept elements, (n, d_in) of bool and the same for the same draw; None where all are."""
+    return None if drawn is None else (drawn.bits(like.device) >= threshold(rate)).view(like.shape)
 
 
 def _add_product_(out: Tensor, hidden: Tensor, b: Tensor, alpha: float, rows: Slice | None) -> None:

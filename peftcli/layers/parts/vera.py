@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftcli.layers.base_linear import Slice
+from peftcli.layers.dropout import dropout
 from peftcli.layers.site import Part
 
 
@@ -82,7 +83,7 @@ class VeraDelta(Part):
         self.vera_lambda_d = nn.Parameter(torch.full((r,), d_initial, device=device, dtype=torch.float32))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        x = F.dropout(x.to(y.dtype), self.dropout, self.training)
+        x = dropout(x.to(y.dtype), self.dropout, self.training)
         a = self.projections.A[:, : self.d_in].to(y.dtype)
         b = self.projections.B[: self.d_out].to(y.dtype)
         hidden = F.linear(x, a) * self.vera_lambda_d.to(y.dtype)

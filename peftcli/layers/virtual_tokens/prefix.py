@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from peftcli.layers.added_modules import ADDED
+from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.site import Part, PartList, first_tensor
 
 PREFIX_NAME = f"{ADDED}prefix"
@@ -71,7 +71,8 @@ class Prefix(Part):
 
     Args:
         shape: of the keys and values.
-        dropout: on keys and values while training (the official code's prefix_dropout).
+        dropout: on keys and values while training (the official code's prefix_dropout); one mask for all rows of a
+            step.
         network: produces them; None holds them as parameters, N(0, 1) as the official code's flat variant and HF peft.
     """
 
@@ -128,7 +129,7 @@ class Prefix(Part):
         """Return the keys and values of one depth, each (kv_heads, length, head_dim), with dropout while training."""
         key, value = self.states()
         if self.dropout and self.training:
-            key, value = functional.dropout(key, self.dropout), functional.dropout(value, self.dropout)
+            key, value = (drop(t, self.dropout, shared=True) for t in (key, value))
         return key[depth], value[depth]
 
     def gate_width(self) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from peftcli.layers.dropout import dropout
 from peftcli.layers.virtual_tokens.prefix import PrefixStates, find_prefix_site
 
 ATTENTION_NAME = "peft_prefix_attention"
@@ -122,7 +123,7 @@ def _weighed(
         scores = scores + options["position_bias"]
     scores = _masked(scores, mask)
     weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = functional.dropout(weights, options.get("dropout", 0.0), module.training)
+    weights = dropout(weights, options.get("dropout", 0.0), module.training)
     out = weights[..., length:] @ _per_head(value, groups)
     if states is not None and states.factor is not None:
         prefix_value = _per_head(states.value.expand(batch, -1, -1, -1), groups)

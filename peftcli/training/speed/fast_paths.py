@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.parts.lowrank import plain_lowrank
+from peftcli.layers.row_draws import DrawnRows, drawing, same_again
 from peftcli.recipe.schema import Recipe
 from peftcli.training.speed.last_block import LastBlock
 
@@ -22,7 +24,7 @@ class AllowedPaths:
     Args:
         lowrank: LoRA's products in one autograd node.
         attention: this project's attention on a CPU.
-        dropout: its dropout on a CPU.
+        dropout: its dropout, drawn by rows, in place of the base's own.
         by_document: attention document by document over rows that were joined (`training.speed.padding_free`).
         last_block: a classifier's last block cut to the position that its head reads (`training.speed.last_block`).
     """
@@ -34,19 +36,31 @@ class AllowedPaths:
     last_block: bool
 
     @classmethod
-    def of(cls, recipe: Recipe, device: torch.device) -> AllowedPaths:
+    def of(cls, recipe: Recipe, device: torch.device, model: nn.Module | None = None) -> AllowedPaths:
         """Return what a recipe allows: `attn_implementation: sdpa` keeps torch's attention, compiled blocks choose
-        for themselves."""
+        for themselves.
+
+        Args:
+            model: the base; on a GPU only a base that has dropout has it replaced, since looking at calls takes time.
+        """
         switches, compiled = recipe.training.fast_paths, recipe.training.torch_compile
         swaps = device.type == "cpu" and not compiled
         own = swaps and recipe.model.attn_implementation == "auto"
         return cls(
             lowrank=switches.lowrank,
             attention=own and switches.attention,
-            dropout=swaps and switches.dropout,
+            dropout=switches.dropout and (swaps or (not compiled and model is not None and _drops(model))),
             by_document=own and switches.padding_free,
             last_block=switches.last_block and not compiled,
         )
+
+
+def _drops(model: nn.Module) -> bool:
+    """Return whether a model has dropout of its own: a module that is one, or a rate in its config."""
+    config = getattr(model, "config", None)
+    rates = [value for key, value in config.to_dict().items() if "drop" in key] if config is not None else []
+    rates += [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 class FastPaths:
@@ -70,13 +84,24 @@ class FastPaths:
         both = {"joining rows without padding": self.by_document, "a short last block": self._last_block is not None}
         return {name: "on" if on else "off" for name, on in both.items()}
 
+    @property
+    def draws_dropout(self) -> bool:
+        """Whether the base's own dropout is drawn by rows."""
+        return self._allowed.dropout
+
     @contextmanager
-    def __call__(self, documents: DocumentAttention | None = None) -> Iterator[None]:
+    def __call__(self, documents: DocumentAttention | None = None, rows: DrawnRows | None = None) -> Iterator[None]:
         """Be in the context.
 
         Args:
             documents: of a row that several were joined to.
+            rows: for which random masks are drawn; None leaves them to torch's random state.
         """
+        with drawing(rows), self._paths(documents):
+            yield
+
+    @contextmanager
+    def _paths(self, documents: DocumentAttention | None) -> Iterator[None]:
         allowed = self._allowed
         with ExitStack() as stack:
             stack.enter_context(plain_lowrank(not allowed.lowrank))
@@ -93,4 +118,10 @@ class FastPaths:
 
     def again(self) -> AbstractContextManager[None]:
         """Return the present context once more, for recomputing later what is computed now."""
-        return self(self._documents)
+        return _both(same_again(), self._paths(self._documents))
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield

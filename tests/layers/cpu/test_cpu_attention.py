@@ -12,7 +12,8 @@ from peftcli.layers.cpu import cpu_attention as module
 from peftcli.layers.cpu.attention_call import AttentionCall
 from peftcli.layers.cpu.cpu_attention import fits
 from peftcli.layers.cpu.cpu_paths import CpuPaths
-from peftcli.layers.cpu.dropout_bits import draw_bits, scaled_mask
+from peftcli.layers.dropout import scaled_mask
+from peftcli.layers.row_draws import DrawnRows, draw, drawing
 
 
 def cpu_attention(*args: Any, **words: Any) -> torch.Tensor:
@@ -74,11 +75,13 @@ def test_gradcheck_with_dropout_and_padding() -> None:
     assert torch.autograd.gradcheck(seeded, operands(6, torch.float64, 4, 5))
 
 
-def test_dropout_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_the_formula() -> None:
     query, key, value = operands(6, torch.float64, 5, 9)
-    monkeypatch.setattr(module, "draw_seed", lambda: 11)
-    ours = cpu_attention(query, key, value, padding(9), 0.25)
-    mask = scaled_mask(draw_bits(torch.Size((2, 6, 5, 9)), query.device, 11), 0.25, torch.float64)
+    rows = DrawnRows.of_step(0, 0, [3, 8], [[5, 5]], [5])
+    with drawing(rows):
+        ours = cpu_attention(query, key, value, padding(9), 0.25)
+    with drawing(rows):
+        mask = scaled_mask(draw((2, 6, 1, 5, 9)).bits(query.device).view(2, 6, 5, 9), 0.25, torch.float64)
     assert 0.1 < float((mask == 0).double().mean()) < 0.4
     scores = (query @ key.mT / 8**0.5).masked_fill(~padding(9), -torch.inf)
     torch.testing.assert_close(ours, (scores.softmax(-1) * mask) @ value)

@@ -11,10 +11,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
+from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.parts.dora import DoraDelta
 from peftcli.layers.parts.lora import LoraDelta, lowrank_delta
 from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
 from peftcli.layers.parts.lora_init import gaussian_init, kaiming_init, orthogonal_init, random_init
+from peftcli.layers.row_draws import DrawnRows, drawing
 from peftcli.layers.site import Part, output_site
 from peftcli.models.anatomy import FusedSlice
 
@@ -286,8 +288,9 @@ def test_hf_pefts_layer_gives_the_same_on_the_same_weights(use_dora: bool, dropo
     _attach(host, part)
     x = torch.randn(3, 5)
     torch.testing.assert_close(host.eval()(x), theirs.eval()(x))
-    if dropout and use_dora:  # both draw their mask with F.dropout
-        torch.manual_seed(2)
-        ours = host.train()(x)
-        torch.manual_seed(2)
-        torch.testing.assert_close(ours, theirs.train()(x))
+    if dropout:
+        rows = DrawnRows.of_step(0, 0, [0, 1, 2], [[1, 1, 1]], [1])
+        with CpuPaths(), drawing(rows):
+            ours = host.train()(x)
+        with CpuPaths(), drawing(rows):
+            torch.testing.assert_close(ours, theirs.train()(x))

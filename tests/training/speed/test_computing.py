@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from peftcli.layers.cpu import cpu_attention, cpu_dropout
+from peftcli.layers.cpu import cpu_attention, cpu_paths
 from peftcli.training.run import train
 from peftcli.training.speed.compute_weights import ComputeWeights, frozen_projections
 from tests.tiny import tiny_model
@@ -28,8 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(module, name, counted)
 
     count(cpu_attention, "cpu_attention")
-    count(cpu_dropout, "cpu_dropout")
-    monkeypatch.setattr(cpu_dropout, "SMALLEST", 1)  # the tests' models are tiny
+    count(cpu_paths, "drop")
     return made
 
 
@@ -48,7 +47,7 @@ def test_each_switch_keeps_torchs_own(recipe, models, recorder, calls, off) -> N
     switches = {off: False} if off else {}
     loaded = recipe("bert", "sequence_classification", model=noisy, training__fast_paths=switches)
     train(loaded, reporter=recorder)
-    assert set(calls) == {"cpu_attention", "cpu_dropout"} - {f"cpu_{off}"}
+    assert set(calls) == {"cpu_attention", "drop"} - {{"attention": "cpu_attention", "dropout": "drop"}.get(off)}
 
 
 def test_float32_without_dropout_is_torchs_own(recipe, recorder, calls) -> None:
