@@ -165,7 +165,7 @@ def write_weights(directory: Path, outputs: list[MergedTensor], limit: int) -> N
 def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:
     """Return the base's tensors by their names in its files."""
     if run.source.kind != "gguf":
-        return stored_tensors(base_directory(run.source, run.spec.revision))
+        return {**stored_tensors(base_directory(run.source, run.spec.revision))}
     note("a GGUF base is dequantised in memory, and becomes float32 safetensors unless --dtype says otherwise")
     loaded = load_model(run.spec, run.recipe.task, labels=run.labels, seed=run.recipe.seed)
     return held_tensors(loaded.model.state_dict())

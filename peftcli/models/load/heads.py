@@ -149,6 +149,12 @@ def _stored(model: PreTrainedModel, follows: Sequence[str], directory: Path) -> 
     return found
 
 
+def head_parameters(model: PreTrainedModel) -> list[str]:
+    """Return the names of the task head's parameters."""
+    paths = tuple(f"{path}." for path in head_modules(ModuleView(model)))
+    return [name for name, _ in model.named_parameters() if name.startswith(paths)]
+
+
 def compute_head_in_float32(model: PreTrainedModel) -> None:
     """Hold the task head in float32 and feed it float32, whatever the frozen weights are.
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.distributed.memory_errors import memory_for
+from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.installed_versions import installed_versions
 from peftcli.layers.seeded import seeded
@@ -25,11 +26,25 @@ from peftcli.models.load.config_limits import CONFIG, checked_config, config_fil
 from peftcli.models.load.dtypes import choose_dtype, dtype_name
 from peftcli.models.load.generation_settings import check_generation_config
 from peftcli.models.load.head_rows import head_rows
-from peftcli.models.load.heads import Labels, compute_head_in_float32, configure_head, held_labels, keep_head_rows
+from peftcli.models.load.heads import (
+    Labels,
+    compute_head_in_float32,
+    configure_head,
+    head_parameters,
+    held_labels,
+    keep_head_rows,
+)
 from peftcli.models.load.identity import BaseIdentity, both_fingerprints, fingerprint, tensors_fingerprint
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
+from peftcli.models.load.unread_weights import (
+    UnreadWeights,
+    each_process_loads,
+    start_lacking,
+    unread_weights,
+    why_not_in_shares,
+)
 from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.models.weights.weight_damage import check_weight_files, refuse_broken_numbers
 from peftcli.models.weights.weight_index import check_hub_index
@@ -52,6 +67,7 @@ class Loaded:
         head_note: what the rows of the task head start from, where that is to be told; an adapter that brings a head
             makes it untrue.
         label_parameters: names of the head's parameters that have one row for each label; empty without such a head.
+        unread: what is still in the files, for a model on the meta device; None once there are values.
     """
 
     model: PreTrainedModel
@@ -61,6 +77,7 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     head_note: str | None = None
     label_parameters: list[str] = field(default_factory=list)
+    unread: UnreadWeights | None = None
 
     @property
     def all_notes(self) -> list[str]:
@@ -117,6 +134,8 @@ def load_model(
     labels: Labels | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    world: World | None = None,
+    in_shares: bool = False,
 ) -> Loaded:
     """Load the weights of a base model for a task.
 
@@ -125,6 +144,9 @@ def load_model(
         labels: of a classification task; None takes `spec.num_labels`, else the checkpoint's own.
         device: where the model ends up.
         seed: of a head that the checkpoint lacks; the caller's random state is left as it was.
+        world: the processes that load it together; the main one computes the fingerprints.
+        in_shares: leave the model on the meta device, so that each process of `world` reads its share once the model is
+            divided (`Loaded.unread.fill`); where its files do not allow that, it is loaded whole, and a note says so.
 
     Raises:
         UserError: the model is missing, cannot do the task, holds pickles only, lacks weights other than the task head,
@@ -145,12 +167,25 @@ def load_model(
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
     shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
-    with quiet_transformers(), explain_load_errors(source, spec, shape), seeded(seed, [device]):
+    why_whole = why_not_in_shares(source, quantised) if in_shares else None
+    unread = None
+    with quiet_transformers(), explain_load_errors(source, spec, shape), each_process_loads():
         if source.kind == "hub":
             check_hub_index(source, spec.revision)
-        model, report = auto_class(task).from_pretrained(source.location(), **words)
+        load = partial(auto_class(task).from_pretrained, source.location())
+        if in_shares and why_whole is None:
+            model, report = load(**words | {"device_map": {"": torch.device("meta")}})
+            unread, why_whole = unread_weights(model, _directory(source, spec), report, spec.name_or_path)
+        if unread is None:
+            with seeded(seed, [device]):
+                model, report = load(**words)
+        else:
+            start_lacking(model, unread, seed, device)
+    notes += [f"each process reads the whole base before it is divided: {why_whole}"] if why_whole else []
     found = check_loading(model, report, spec.name_or_path)
     notes += found.others
+    if unread is not None:
+        unread.fill_whole(model, head_parameters(model), device)
     follows = label_parameters(model, task, trust_remote_code=spec.trust_remote_code)
     head_note = found.head
     if labels is not None and labels.names and follows:
@@ -163,13 +198,13 @@ def load_model(
 
         quantization, more = finish_quantised(model, spec)
         notes += more
-    elif not _placed_by_transformers(words):
+    elif unread is None and not _placed_by_transformers(words):
         model.to(device)
     refuse_broken_numbers(model, spec.name_or_path)
     compute_head_in_float32(model)
     model.eval()
-    identity = identify(source, model, dtype, quantization, spec)
-    return Loaded(model, model.config, identity, dtype, notes, head_note, follows)
+    identity = identify(source, model, dtype, quantization, spec, world)
+    return Loaded(model, model.config, identity, dtype, notes, head_note, follows, unread)
 
 
 def _loading_words(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:
@@ -223,15 +258,28 @@ def _placed_by_transformers(words: Mapping[str, Any]) -> bool:
 
 
 def identify(
-    source: ModelSource, model: PreTrainedModel, dtype: torch.dtype, quantization: str | None, spec: ModelSpec
+    source: ModelSource,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    quantization: str | None,
+    spec: ModelSpec,
+    world: World | None = None,
 ) -> BaseIdentity:
-    """Return the identity of a loaded base."""
-    files = _files(source, spec)
+    """Return the identity of a loaded base; among the processes of `world`, the main one reads the files for it."""
+
+    def prints() -> tuple[str, str | None]:
+        files = _files(source, spec)
+        return fingerprint(files), tensors_fingerprint(files)
+
+    if world is None:
+        of_files, of_tensors = prints()
+    else:
+        of_files, of_tensors = world.broadcast(prints() if world.is_main else None)
     commit = getattr(model.config, "_commit_hash", None)
     return BaseIdentity(
         name=spec.name_or_path,
         revision=commit if source.kind == "hub" else None,
-        fingerprint=fingerprint(files),
+        fingerprint=of_files,
         quantization=quantization,
         dtype=dtype_name(dtype),
         model_type=model.config.model_type,
@@ -242,7 +290,7 @@ def identify(
         },
         shape=shape_of(model.config),
         source="gguf" if source.kind == "gguf" else "safetensors",
-        tensors=tensors_fingerprint(files),
+        tensors=of_tensors,
     )
 
 

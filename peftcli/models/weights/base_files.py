@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peftcli.errors import UserError
 from peftcli.models.load.model_files import ModelSource
-from peftcli.models.weights.tensor_source import Source, tensors_of_file
+from peftcli.models.weights.tensor_source import Stored, tensors_of_file
 from peftcli.models.weights.weight_index import INDEX, SINGLE, files_by_tensor, weight_files
 
 
@@ -33,7 +33,7 @@ def base_directory(source: ModelSource, revision: str | None) -> Path:
     return Path(found)
 
 
-def stored_tensors(directory: Path) -> dict[str, Source]:
+def stored_tensors(directory: Path) -> dict[str, Stored]:
     """Return the tensors of a model directory by their name in the file.
 
     Raises:
@@ -51,7 +51,7 @@ def stored_tensors(directory: Path) -> dict[str, Source]:
             f"{directory} lacks {len(missing)} of its weight files, such as {missing[0]}",
             suggestion="copy or download the model again",
         )
-    found: dict[str, Source] = {}
+    found: dict[str, Stored] = {}
     for file in files:
         found.update(tensors_of_file(file))
     if (directory / SINGLE).is_file():

@@ -109,12 +109,45 @@ class Stored:
             start += len(chunk)
         return whole.view(self.shape)
 
-    def chunks(self) -> Iterator[Tensor]:
-        """Yield the elements in order, flat, at most `CHUNK_BYTES` at a time."""
+    def chunks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """Yield the elements in order, flat, at most `CHUNK_BYTES` at a time.
+
+        Args:
+            first: number of the first element.
+            last: number of the element behind the last; None is the tensor's end.
+        """
         step = max(1, CHUNK_BYTES // self.dtype.itemsize)
+        end = self.numel if last is None else last
         with open(self.file, "rb") as stream:
-            for start in range(0, self.numel, step):
-                yield self._at(stream, start, min(step, self.numel - start))
+            for start in range(first, end, step):
+                yield self._at(stream, start, min(step, end - start))
+
+    @torch.no_grad()
+    def read_into(self, part: Tensor, region: tuple[slice, ...], dtype: torch.dtype) -> None:
+        """Read a region of the tensor, whole rows without the others.
+
+        Args:
+            part: takes the values, of the region's shape; on any device and of any type.
+            region: one slice for each dimension.
+            dtype: that the values have before they become `part`'s.
+        """
+        if part.numel() == 0:
+            return
+        rows = all((cut.start, cut.stop) == (0, size) for cut, size in zip(region[1:], self.shape[1:], strict=True))
+        if not rows or not part.is_contiguous():
+            part.copy_(self.read(dtype)[region])
+            return
+        flat, width = part.view(-1), math.prod(self.shape[1:])
+        first, start = (region[0].start * width if region else 0), 0
+        for chunk in self.chunks(first, first + flat.numel()):
+            flat[start : start + len(chunk)] = chunk.to(dtype)
+            start += len(chunk)
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """Return the whole tensor in another type, or its own, in memory of its own."""
+        whole = torch.empty(self.shape, dtype=dtype)
+        self.read_into(whole, tuple(slice(0, size) for size in self.shape), dtype)
+        return whole
 
     def _at(self, stream: BufferedReader, start: int, count: int) -> Tensor:
         if count == 0:

@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from peftcli.distributed.processes import World
+from peftcli.distributed.shares import own_share
 from peftcli.errors import Problem, UserError
+from peftcli.layers.site import base_parameters
 from peftcli.models.load.model_files import ModelSource
 from peftcli.models.weights.tensor_header import read_header
 from peftcli.models.weights.weight_index import weight_files
@@ -104,7 +107,7 @@ def refuse_pointers(directory: Path, patterns: tuple[str, ...]) -> None:
         raise UserError(lfs)
 
 
-def refuse_broken_numbers(model: nn.Module, name: str) -> None:
+def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = None) -> None:
     """Refuse weights with NaN or infinity: every loss and every output would be NaN.
 
     One pass over the weights, without a copy: a sum is not finite if one of its terms is not. Quantised weights are
@@ -113,17 +116,25 @@ def refuse_broken_numbers(model: nn.Module, name: str) -> None:
     Args:
         model: with its values loaded.
         name: of the base, for the message.
+        world: looks at the shares of all processes, each at its own; every process must call this.
 
     Raises:
-        UserError: names the tensors.
+        UserError: names the tensors; in every process of `world`.
     """
+    own = ((path, own_share(tensor)[0]) for path, tensor in base_parameters(model).items())
     sums = [
-        (path, tensor, tensor.detach().sum(dtype=torch.float32))
-        for path, tensor in model.named_parameters()
+        (path, tensor, tensor.sum(dtype=torch.float32))
+        for path, tensor in own
         if tensor.is_floating_point() and tensor.device.type != "meta" and tensor.dtype.itemsize > 1
     ]
     suspects = [(path, tensor) for path, tensor, total in sums if not bool(total.isfinite())]
-    broken = [(path, tensor.isnan().any()) for path, tensor in suspects if not bool(tensor.isfinite().all())]
+    found = {path: bool(tensor.isnan().any()) for path, tensor in suspects if not bool(tensor.isfinite().all())}
+    shares = [found] if world is None else world.gather(found)
+    broken = [
+        (path, any(share.get(path, False) for share in shares))
+        for path in base_parameters(model)
+        if any(path in share for share in shares)
+    ]
     if not broken:
         return
     shown = ", ".join(f"{path} ({'NaN' if nan else 'infinity'})" for path, nan in broken[:_SHOWN])
