@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,14 +38,14 @@ from peftcli.models.load.identity import BaseIdentity, both_fingerprints, finger
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
-from peftcli.models.load.unread_weights import (
+from peftcli.models.model_tasks import auto_class, check_task
+from peftcli.models.weights.unread_weights import (
     UnreadWeights,
     each_process_loads,
     start_lacking,
     unread_weights,
     why_not_in_shares,
 )
-from peftcli.models.model_tasks import auto_class, check_task
 from peftcli.models.weights.weight_damage import check_weight_files, refuse_broken_numbers
 from peftcli.models.weights.weight_index import check_hub_index
 from peftcli.process_state import quiet_transformers
@@ -166,32 +166,16 @@ def load_model(
     notes += _refuse_or_note_gguf(spec, source)
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
-    shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
-    why_whole = why_not_in_shares(source, quantised) if in_shares else None
-    unread = None
-    with quiet_transformers(), explain_load_errors(source, spec, shape), each_process_loads():
-        if source.kind == "hub":
-            check_hub_index(source, spec.revision)
-        load = partial(auto_class(task).from_pretrained, source.location())
-        if in_shares and why_whole is None:
-            model, report = load(**words | {"device_map": {"": torch.device("meta")}})
-            unread, why_whole = unread_weights(model, _directory(source, spec), report, spec.name_or_path)
-        if unread is None:
-            with seeded(seed, [device]):
-                model, report = load(**words)
-        else:
-            start_lacking(model, unread, seed, device)
-    notes += [f"each process reads the whole base before it is divided: {why_whole}"] if why_whole else []
+    whole_for = why_not_in_shares(source, quantised)
+    model, report, unread, why = _read(source, spec, task, words, seed, device, in_shares and whole_for is None)
+    if in_shares and unread is None:
+        notes.append(f"each process reads the whole base before it is divided: {whole_for or why}")
     found = check_loading(model, report, spec.name_or_path)
     notes += found.others
-    if unread is not None:
-        unread.fill_whole(model, head_parameters(model), device)
     follows = label_parameters(model, task, trust_remote_code=spec.trust_remote_code)
-    head_note = found.head
-    if labels is not None and labels.names and follows:
-        rows = head_rows(labels.names, held)
-        kept = keep_head_rows(model, follows, report, rows, lambda: _directory(source, spec), seed)
-        head_note = rows.note("the checkpoint") if kept else head_note
+    head_note = _head_by_label(
+        model, follows, report, labels, held, partial(_directory, source, spec), seed, found.head
+    )
     quantization = None
     if quantised:
         from peftcli.models.load.quantization import finish_quantised
@@ -205,6 +189,57 @@ def load_model(
     model.eval()
     identity = identify(source, model, dtype, quantization, spec, world)
     return Loaded(model, model.config, identity, dtype, notes, head_note, follows, unread)
+
+
+def _head_by_label(
+    model: PreTrainedModel,
+    follows: list[str],
+    report: Mapping[str, Any],
+    labels: Labels | None,
+    held: tuple[str, ...],
+    directory: Callable[[], Path],
+    seed: int,
+    note: str | None,
+) -> str | None:
+    """Put the head's rows where the data's labels want them; return the note on the head, `note` if that holds."""
+    if labels is None or not labels.names or not follows:
+        return note
+    rows = head_rows(labels.names, held)
+    kept = keep_head_rows(model, follows, report, rows, directory, seed)
+    return rows.note("the checkpoint") if kept else note
+
+
+def _read(
+    source: ModelSource,
+    spec: ModelSpec,
+    task: TaskName,
+    words: Mapping[str, Any],
+    seed: int,
+    device: torch.device,
+    in_shares: bool,
+) -> tuple[PreTrainedModel, Mapping[str, Any], UnreadWeights | None, str | None]:
+    """Read the files, or with `in_shares` their names and shapes alone.
+
+    Returns:
+        The model, transformers' loading info, what was left unread, and why nothing was although it was wanted.
+    """
+    config = words["config"]
+    shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
+    load = partial(auto_class(task).from_pretrained, source.location())
+    why_whole = None
+    with quiet_transformers(), explain_load_errors(source, spec, shape), each_process_loads():
+        if source.kind == "hub":
+            check_hub_index(source, spec.revision)
+        if in_shares:
+            model, report = load(**{**words, "device_map": {"": torch.device("meta")}})
+            unread, why_whole = unread_weights(model, _directory(source, spec), report, spec.name_or_path)
+            if unread is not None:
+                start_lacking(model, unread, seed, device)
+                unread.fill_whole(model, head_parameters(model), device)  # its rows follow the labels, below
+                return model, report, unread, None
+        with seeded(seed, [device]):
+            model, report = load(**words)
+    return model, report, None, why_whole
 
 
 def _loading_words(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One of several processes: it loads checkpoints in shares, and holds them against the whole load.
 
-`python -m tests.models.load.shares_worker DIRECTORY`, under a launcher's variables; each subdirectory has a checkpoint
-and `case.json` with the task and the `model` block's other keys. What was found goes to `rank-N.json`.
+`python -m tests.models.weights.shares_worker DIRECTORY`, under a launcher's variables; each subdirectory has a
+checkpoint and `case.json` with the task and the `model` block's other keys. What was found goes to `rank-N.json`.
 """
 
 from __future__ import annotations

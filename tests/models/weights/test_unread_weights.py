@@ -58,7 +58,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for name in CASES:
         write(home / name, name)
     shift_nan_into_last_row(write(home / "broken", "llama"))
-    assert launch([sys.executable, "-m", "tests.models.load.shares_worker", str(home)], 2) == 0
+    assert launch([sys.executable, "-m", "tests.models.weights.shares_worker", str(home)], 2) == 0
     return [json.loads((home / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
