@@ -162,8 +162,7 @@ def load_model(
     held = held_labels(config)
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
-    notes = [note] if note else []
-    notes += _refuse_or_note_gguf(spec, source)
+    notes = [*([note] if note else []), *_refuse_or_note_gguf(spec, source)]
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
     quantised = _add_placement(words, spec, task, config, dtype, device)
     whole_for = why_not_in_shares(source, quantised)
@@ -171,7 +170,6 @@ def load_model(
     if in_shares and unread is None:
         notes.append(f"each process reads the whole base before it is divided: {whole_for or why}")
     found = check_loading(model, report, spec.name_or_path)
-    notes += found.others
     follows = label_parameters(model, task, trust_remote_code=spec.trust_remote_code)
     head_note = _head_by_label(
         model, follows, report, labels, held, partial(_directory, source, spec), seed, found.head
@@ -188,7 +186,7 @@ def load_model(
     compute_head_in_float32(model)
     model.eval()
     identity = identify(source, model, dtype, quantization, spec, world)
-    return Loaded(model, model.config, identity, dtype, notes, head_note, follows, unread)
+    return Loaded(model, model.config, identity, dtype, [*notes, *found.others], head_note, follows, unread)
 
 
 def _head_by_label(
