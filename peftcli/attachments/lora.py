@@ -16,6 +16,7 @@ from peftcli.layers.parts.dora import DoraDelta
 from peftcli.layers.parts.lora import LoraDelta
 from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
 from peftcli.layers.parts.lora_init import (
+    Decomposition,
     Initialiser,
     embedding_init,
     embedding_random_init,
@@ -44,20 +45,20 @@ class LoraVariant:
     Args:
         dropout: of the low-rank branch's input.
         init: `init_lora_weights`.
-        pissa: whether `init` is one of PiSSA's.
-        svd_iterations: of PiSSA's fast decomposition; None for the exact one.
+        decomposition: of a weight, gives the initial pair (PiSSA, OLoRA); None without.
         dora: train magnitudes, too.
         biases: train the targets' biases, too.
         b_ratio: learning rate of B over that of A (LoRA+); None for the same.
+        freeze_a: train B alone (LoRA-FA).
     """
 
     dropout: float = 0.0
     init: bool | str = True
-    pissa: bool = False
-    svd_iterations: int | None = None
+    decomposition: Decomposition | None = None
     dora: bool = False
     biases: bool = False
     b_ratio: float | None = None
+    freeze_a: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def attach_lora(model: nn.Module, places: Iterable[LoraPlace], variant: LoraVari
 
 def _why_not(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> str | None:
     if place.target.kind == "embedding":
-        if variant.pissa or variant.init == "orthogonal":
+        if variant.decomposition is not None or variant.init == "orthogonal":
             return f"{variant.init} initialisation is not defined for the embedding {place.target.module}"
+        if variant.freeze_a:
+            return f"freeze_a leaves the embedding {place.target.module} as it is: its A starts at zero"
         table = BaseTable(host)
         return rank_above_matrix(place.rank, table.rows, table.width, place.name)
     base = base_linear(host, place.target.slice)
@@ -149,8 +152,8 @@ def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
         place.scale,
         dropout=variant.dropout,
         init=_LINEAR_INITS.get(variant.init, kaiming_init),
-        keep_initial=variant.pissa,
-        svd_iterations=variant.svd_iterations,
+        decomposition=variant.decomposition,
+        freeze_a=variant.freeze_a,
     )
 
 

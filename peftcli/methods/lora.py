@@ -10,6 +10,12 @@ Variants, and where they differ from their papers or from HF peft:
 - PiSSA (Meng et al. 2024): `init_lora_weights: pissa`. The base stays as it is, the initial product is subtracted
   beside it (HF peft rewrites the base). It is saved as a plain LoRA of rank 2r, [A; A0] and [B, -B0], that any loader
   can put on the original base, and splits again without loss.
+- OLoRA (Buyukakyuz 2024): `init_lora_weights: olora` starts from the QR decomposition of the weight, B = Q_r and
+  A = R_r; the rest is as with PiSSA. On Conv1D it decomposes the weight as (out, in), like any other (HF peft: as
+  stored, so that the factors have other shapes there).
+- LoRA-FA (Zhang et al. 2023): `freeze_a` trains B alone, so that a training step keeps r numbers of a projection's
+  input in place of all. HF peft has it as an optimizer, which also preconditions B's gradient; here it is the paper's
+  definition, and any optimizer.
 - LoRA+ (Hayou et al. 2024): `loraplus_lr_ratio` multiplies the learning rate of B and of one-dimensional parameters.
   The head keeps its own rate, and embedding factors the common one (the official code gives those 1e-6).
 - GPT-2's fused q, k, v: each role has a pair of its own on its slice, as in loralib's MergedLinear.
@@ -35,12 +41,15 @@ from peftcli.recipe.method_params import TargetedParams
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from peftcli.layers.parts.lora_init import Decomposition
     from peftcli.models.anatomy import Anatomy
     from peftcli.models.target_modules import Target
     from peftcli.protocol.attachment import Attachment
 
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[int | float, Field(gt=0)]
+INITS = ("gaussian", "orthogonal", "olora", "pissa")
+"""Words for `init_lora_weights`, besides `pissa_niter_N`."""
 Number = TypeVar("Number", int, float)
 
 
@@ -61,20 +70,22 @@ class LoraParams(TargetedParams):
     use_dora: bool = False
     """Train a magnitude per output feature beside the direction (DoRA)."""
     init_lora_weights: bool | str = True
-    """true, false (no identity at the start), gaussian, orthogonal, pissa, or pissa_niter_N (N rounds of fast SVD)."""
+    """true, false (no identity at the start), gaussian, orthogonal, olora, pissa, or pissa_niter_N (N fast rounds)."""
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
     """Other values of lora_alpha, likewise."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """LoRA+: learning rate of B over that of A; the paper recommends 16."""
+    freeze_a: bool = False
+    """Train B alone and keep A as it started (LoRA-FA): a step holds less of the activations."""
 
     @field_validator("init_lora_weights")
     @classmethod
     def _known_init(cls, value: bool | str) -> bool | str:
-        if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa") or pissa_iterations(value):
+        if isinstance(value, bool) or value in INITS or pissa_iterations(value):
             return value
-        raise ValueError(f"{value!r} is none of: true, false, gaussian, orthogonal, pissa, pissa_niter_N")
+        raise ValueError(f"{value!r} is none of: true, false, {', '.join(INITS)}, pissa_niter_N")
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
@@ -89,7 +100,9 @@ class LoraParams(TargetedParams):
     @model_validator(mode="after")
     def _agreeing(self) -> LoraParams:
         if self.use_dora and self.starts_from_base:
-            raise ValueError("use_dora and a pissa initialisation exclude each other: both redefine what is frozen")
+            raise ValueError(
+                "use_dora and a pissa or olora initialisation exclude each other: both redefine what is frozen"
+            )
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if self.init_lora_weights == "orthogonal" and odd:
             raise ValueError(f"orthogonal initialisation needs even ranks, not {odd[0]}")
@@ -97,8 +110,9 @@ class LoraParams(TargetedParams):
 
     @property
     def starts_from_base(self) -> bool:
-        """Whether the factors start from the base's singular vectors (PiSSA)."""
-        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith("pissa")
+        """Whether the factors start from the base's own weight (PiSSA, OLoRA), and are subtracted beside it."""
+        init = str(self.init_lora_weights)
+        return init == "olora" or init.startswith("pissa")
 
     def rank_of(self, role: str | None, module: str) -> int:
         """Return the rank of a target: its role, and its path (a slice's key)."""
@@ -120,6 +134,16 @@ def pissa_iterations(init: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def decomposition_of(params: LoraParams) -> Decomposition | None:
+    """Return how the initial pair is taken from a weight; None where it is not."""
+    from peftcli.layers.parts.lora_init import PrincipalPair, orthonormal_pair
+
+    if not params.starts_from_base:
+        return None
+    init = str(params.init_lora_weights)
+    return orthonormal_pair if init == "olora" else PrincipalPair(pissa_iterations(init))
+
+
 def pick(patterns: Mapping[str, Number], role: str | None, module: str, default: Number) -> Number:
     """Return the value of the first pattern that names a target, else the default."""
     return next((value for key, value in patterns.items() if names_target(key, role, module)), default)
@@ -133,12 +157,12 @@ def names_target(pattern: str, role: str | None, module: str) -> bool:
 
 
 class LoraMethod(Method[LoraParams]):
-    """LoRA, DoRA, rsLoRA, LoRA+ and PiSSA."""
+    """LoRA, DoRA, rsLoRA, LoRA+, PiSSA, OLoRA and LoRA-FA."""
 
     info = MethodInfo(
         name="lora",
         family="reparameterised",
-        summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, LoRA+ and PiSSA by option.",
+        summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, PiSSA and others by option.",
         paper="Hu et al. 2021, arXiv:2106.09685",
         params=LoraParams,
         # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
@@ -206,11 +230,11 @@ class LoraMethod(Method[LoraParams]):
         variant = LoraVariant(
             dropout=params.lora_dropout,
             init=params.init_lora_weights,
-            pissa=params.starts_from_base,
-            svd_iterations=pissa_iterations(str(params.init_lora_weights)),
+            decomposition=decomposition_of(params),
             dora=params.use_dora,
             biases=params.bias == "lora_only",
             b_ratio=params.loraplus_lr_ratio,
+            freeze_a=params.freeze_a,
         )
         attachment = attach_lora(model, places, variant)
         attachment.notes += notes

@@ -26,6 +26,7 @@ _BUILT_IN = (
     "parallel_adapter",
     "compacter",
     "bitfit",
+    "ln_tuning",
     "mam",
     "unipelt",
     "compose",

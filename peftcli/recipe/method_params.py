@@ -53,16 +53,7 @@ class TargetedParams(MethodParams):
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _names_something(cls, value: list[str] | str | None) -> list[str] | str | None:
-        if value is None:
-            return value
-        if not value or not all(value):
-            raise ValueError("names nothing; expected roles such as attn.q, module names, all-linear, or a pattern")
-        if isinstance(value, str):
-            try:
-                re.compile(value)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"{value!r} is not a regular expression: {error}") from error
-        return value
+        return names_something(value, "roles such as attn.q, module names, all-linear, or a pattern")
 
     @field_validator("layers_to_transform")
     @classmethod
@@ -70,3 +61,21 @@ class TargetedParams(MethodParams):
         if value == []:
             raise ValueError("an empty list leaves no block; leave the key out for all")
         return value
+
+
+def names_something(value: list[str] | str | None, expected: str) -> list[str] | str | None:
+    """Return names of modules, or one regular expression, as they are; null, too.
+
+    Raises:
+        ValueError: there is no name, or the expression cannot be read; says what is expected.
+    """
+    if value is None:
+        return value
+    if not value or not all(value):
+        raise ValueError(f"names nothing; expected {expected}")
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from error
+    return value

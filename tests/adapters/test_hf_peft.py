@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dora of conv1d": ("gpt2", "causal_lm", {"use_dora": True, "target_modules": ["c_attn"]}),
     "dora of embedding": ("bert", "sequence_classification", {"use_dora": True, "target_modules": ["embeddings"]}),
     "pissa": ("bert", "sequence_classification", {"init_lora_weights": "pissa"}),
+    "olora": ("llama", "causal_lm", {"init_lora_weights": "olora", "freeze_a": True}),
     "pissa, rslora, patterns": (
         "llama",
         "causal_lm",

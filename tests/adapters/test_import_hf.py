@@ -64,6 +64,8 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     ),
     "ia3, no feed-forward": ("IA3Config", "bert", SEQ_CLS, {"target_modules": ["key"], "feedforward_modules": []}),
+    "ln_tuning": ("LNTuningConfig", "llama", CAUSAL, {"target_modules": ["norm", "input_layernorm"]}),
+    "ln_tuning with a head": ("LNTuningConfig", "bert", SEQ_CLS, {"target_modules": ["LayerNorm"]}),
     "prefix": ("PrefixTuningConfig", "llama", CAUSAL, {"num_virtual_tokens": 3}),
     "prefix from its network": (
         "PrefixTuningConfig",

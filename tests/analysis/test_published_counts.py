@@ -151,6 +151,7 @@ PUBLISHED = [
     Published("BitFit: query and middle of the MLP", BERT, {"name": "bitfit", "terms": ["attn.q", "ffn.up"]},
               12 * (768 + 3072), "0.04%"),
     Published("LoRA, table 2: BitFit", ROBERTA, {"name": "bitfit"}, 102_144, "0.1M"),
+    Published("LayerNorm-simp., 7B", LLAMA_7B, {"name": "ln_tuning"}, 65 * 4096, "0.004%"),
     Published("Compacter", T5_BASE, {"name": "compacter"}, 114_112 + 62 * 768, "0.073%"),
     Published("Compacter++, abstract", T5_BASE, {"name": "compacter", "placement": "ffn"}, 57_088 + 62 * 768, "0.047%"),
     Published("prefix tuning, table-to-text", GPT2_MEDIUM, {"name": "prefix_tuning", "num_virtual_tokens": 5},

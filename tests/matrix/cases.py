@@ -66,6 +66,7 @@ CASES: dict[str, Case] = {
     "parallel_adapter": Case(2e-2, params={"reduction_factor": 4}),  # of width 2, relu dies
     "compacter": Case(4e-2),
     "bitfit": Case(3e-2, A_TENTH_LESS),
+    "ln_tuning": Case(3e-2, A_TENTH_LESS),
     "mam": Case(5e-3),
     "unipelt": Case(1e-2),
     "compose": Case(

@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "all-linear": {"name": "lora", "r": 4, "target_modules": "all-linear", "use_rslora": True},
     "dora": {"name": "lora", "r": 4, "use_dora": True},
     "pissa": {"name": "lora", "r": 4, "init_lora_weights": "pissa"},
+    "olora": {"name": "lora", "r": 4, "init_lora_weights": "olora", "freeze_a": True},
     "bias": {"name": "lora", "r": 4, "bias": "all"},
     "embedding": {"name": "lora", "r": 4, "target_modules": ["attn.q", "embeddings"]},
     "modules_to_save": {"name": "lora", "r": 4, "modules_to_save": ["FIRST_NORM"]},
@@ -31,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"name": "vera", "r": 16},
     "ia3": {"name": "ia3"},
     "bitfit": {"name": "bitfit"},
+    "ln_tuning": {"name": "ln_tuning"},
     # whatever the order of the parts, trained biases are the base's, and what IA3 scales comes after them
     "composed": {"name": "compose", "parts": [{"name": "ia3"}, {"name": "lora", "r": 4}, {"name": "bitfit"}]},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -108,6 +109,22 @@ def train_steps(attachment: Attachment, batch: dict[str, Any], steps: int = 3, l
         optimizer.zero_grad(set_to_none=True)
     attachment.model.eval()
     return moved
+
+
+def losses_of_steps(
+    model: nn.Module, trained: Iterable[nn.Parameter], batch: dict[str, Any], *, steps: int = 10, lr: float = 1e-2
+) -> list[float]:
+    """Return the loss before each of some AdamW steps, of a model of ours or of another library's."""
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+    losses = []
+    model.eval()  # no dropout: two libraries draw it at other moments
+    for _ in range(steps):
+        loss = model(**batch).loss
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses
 
 
 def frozen_without_gradient(attachment: Attachment) -> bool:

@@ -39,6 +39,7 @@ LORA: dict[str, Example] = {
     "rank_pattern": ({}, {}, {"q_proj": 2}),
     "alpha_pattern": ({}, {}, {"q_proj": 2}),
     "loraplus_lr_ratio": ({}, None, 16.0),
+    "freeze_a": ({}, False, True),
 }
 PREFIX: dict[str, Example] = {
     "num_virtual_tokens": ({}, 4, 5),
@@ -106,6 +107,10 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "phm_rank": ({}, 1, 2),
         "placement": ({}, "both", "ffn"),
         "train_layer_norm": ({}, True, False),
+    },
+    "ln_tuning": {
+        "target_modules": ({}, ["input_layernorm"], ["norm"]),
+        "exclude_modules": ({}, None, ["norm"]),
     },
     "bitfit": {"terms": ({}, "all", ["attn.q"])},
     "mam": {**PREFIX, "bottleneck_size": ({}, 4, 6), "scaling": ({}, 1.0, 4.0), "dropout": ({}, 0.0, 0.5)},

@@ -21,12 +21,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora, biases": {"r": 2, "target_modules": PLACES, "bias": "lora_only", "use_rslora": True},
     "lora, all biases": {"r": 2, "target_modules": ["attn.q"], "bias": "all"},
     "lora, dora": {"r": 2, "target_modules": PLACES, "use_dora": True},
+    "lora, olora": {"r": 2, "target_modules": PLACES, "init_lora_weights": "olora", "freeze_a": True},
     "lora, pissa": {"r": 2, "target_modules": PLACES, "init_lora_weights": "pissa"},
     "adalora": {"init_r": 3, "target_r": 2, "target_modules": PLACES},
     "vera": {"r": 4, "target_modules": PLACES},
     "ia3": {"target_modules": PLACES},
     "ia3, outputs": {"target_modules": PLACES, "feedforward_modules": []},
     "bitfit": {},
+    "ln_tuning": {},
     "bitfit, roles": {"terms": ["attn.q", "ffn.down"]},
 }
 FUSED: dict[str, dict[str, Any]] = {

@@ -16,6 +16,7 @@ from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.hf.hf_format import HfFormat
 from peftcli.adapters.hf.layouts.adalora import AdaLoraFormat
 from peftcli.adapters.hf.layouts.ia3 import IA3Format
+from peftcli.adapters.hf.layouts.ln_tuning import LNTuningFormat
 from peftcli.adapters.hf.layouts.lora import LoraFormat
 from peftcli.adapters.hf.layouts.prefix_tuning import PrefixTuningFormat
 from peftcli.adapters.hf.layouts.prompt_tuning import PromptTuningFormat
@@ -28,6 +29,7 @@ FORMATS: Mapping[str, HfFormat[Any]] = {
     "adalora": AdaLoraFormat(),
     "vera": VeraFormat(),
     "ia3": IA3Format(),
+    "ln_tuning": LNTuningFormat(),
     "prefix_tuning": PrefixTuningFormat(),
     "prompt_tuning": PromptTuningFormat(),
 }

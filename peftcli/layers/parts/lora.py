@@ -2,6 +2,7 @@
 
 LoRA  (Hu et al. 2021):          y = W x + b + s B A drop(x)
 PiSSA (Meng et al. 2024):        y = (W - s B0 A0) x + b + s B A x, where s B0 A0 is W's best approximation of rank r
+OLoRA (Buyukakyuz 2024):         the same, with B0 and A0 from W's QR decomposition
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.layers.base_linear import BaseLinear, Slice
-from peftcli.layers.parts.lora_init import Initialiser, fill_, kaiming_init, principal_pair
+from peftcli.layers.parts.lora_init import Decomposition, Initialiser, fill_, kaiming_init
 from peftcli.layers.parts.lowrank import lowrank_add
 from peftcli.layers.site import Part, Scale
 
@@ -27,7 +28,7 @@ class Factor(nn.Module):
 
 
 class LoraDelta(Part):
-    """Adds s B A drop(x) to a projection's output; with an initial pair (PiSSA) s (B A drop(x) - B0 A0 x).
+    """Adds s B A drop(x) to a projection's output; with an initial pair (PiSSA, OLoRA) s (B A drop(x) - B0 A0 x).
 
     The factors are float32 whatever the base's dtype: they are what the optimizer moves.
 
@@ -37,8 +38,8 @@ class LoraDelta(Part):
         scale: s, or a gate that takes its place.
         dropout: of the low-rank branch's input.
         init: fills the factors; skipped on the meta device.
-        keep_initial: hold a frozen pair that is subtracted (PiSSA); zero until `subtract_initial`.
-        svd_iterations: with `keep_initial`, rounds of the fast decomposition of the base's weight; None: the exact one.
+        decomposition: of the base's weight, gives the initial pair; a frozen copy of it is subtracted. None without.
+        freeze_a: train B alone (LoRA-FA).
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class LoraDelta(Part):
         *,
         dropout: float = 0.0,
         init: Initialiser | None = None,
-        keep_initial: bool = False,
-        svd_iterations: int | None = None,
+        decomposition: Decomposition | None = None,
+        freeze_a: bool = False,
     ) -> None:
         super().__init__(scale)
         self.base = base
@@ -60,9 +61,10 @@ class LoraDelta(Part):
         device = base.device
         self.lora_A = Factor(rank, base.in_features, device)
         self.lora_B = Factor(base.out_features, rank, device)
-        self.keep_initial = keep_initial
-        self.svd_iterations = svd_iterations
-        if keep_initial:
+        self.lora_A.weight.requires_grad_(not freeze_a)
+        self.decomposition = decomposition
+        self.keep_initial = decomposition is not None
+        if self.keep_initial:
             self.register_buffer("initial_A", torch.zeros(rank, base.in_features, device=device))
             self.register_buffer("initial_B", torch.zeros(base.out_features, rank, device=device))
         fill_(self.lora_A.weight, self.lora_B.weight, init or kaiming_init)
@@ -106,9 +108,9 @@ class LoraDelta(Part):
 
     @torch.no_grad()
     def start_from_base(self) -> None:
-        """With `keep_initial`, start from the principal components of the base's weight, and subtract them (PiSSA)."""
-        if self.keep_initial:
-            a, b = principal_pair(self.base.weight(), self.rank, self._constant_scale(), self.svd_iterations)
+        """Start from the base's weight, where there is a decomposition of it, and subtract the pair."""
+        if self.decomposition is not None:
+            a, b = self.decomposition(self.base.weight(), self.rank, self._constant_scale())
             self.lora_A.weight.copy_(a)
             self.lora_B.weight.copy_(b)
             self.subtract_initial()

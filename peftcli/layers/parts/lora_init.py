@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -68,24 +69,39 @@ def embedding_random_init(a: Tensor, b: Tensor) -> None:
     nn.init.normal_(b)
 
 
-@torch.no_grad()
-def principal_pair(weight: Tensor, rank: int, scale: float, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """Return the pair whose product, times the scale, is the best approximation of a weight of this rank (PiSSA).
+Decomposition = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
+"""From a weight (d_out, d_in) in float32, r and s to the pair a: (r, d_in) and b: (d_out, r) that training starts with;
+s b a is what the rest of the weight is left of."""
+
+
+@dataclass(frozen=True)
+class PrincipalPair:
+    """The pair whose product, times the scale, is the best approximation of a weight of this rank (PiSSA).
 
     Args:
-        weight: (d_out, d_in), float32.
-        rank: r.
-        scale: s.
         iterations: of the randomised decomposition; None for the exact one.
-
-    Returns:
-        a: (r, d_in) and b: (d_out, r).
     """
-    if iterations is None:
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        left, values, right = left[:, :rank], values[:rank], right[:rank]
-    else:
-        left, values, columns = torch.svd_lowrank(weight, q=rank, niter=iterations)
-        right = columns.T
-    root = (values / scale).sqrt()
-    return root.unsqueeze(1) * right, left * root
+
+    iterations: int | None = None
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Return a and b; see `Decomposition`."""
+        if self.iterations is None:
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+            left, values, right = left[:, :rank], values[:rank], right[:rank]
+        else:
+            left, values, columns = torch.svd_lowrank(weight, q=rank, niter=self.iterations)
+            right = columns.T
+        root = (values / scale).sqrt()
+        return root.unsqueeze(1) * right, left * root
+
+
+@torch.no_grad()
+def orthonormal_pair(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001  # see below
+    """Return the first r columns of Q and rows of R of a weight's QR decomposition (OLoRA); see `Decomposition`.
+
+    The scale is left out, as in HF peft: s Q_r R_r is subtracted, whatever s is.
+    """
+    left, right = torch.linalg.qr(weight)
+    return right[:rank].contiguous(), left[:, :rank].contiguous()

@@ -129,13 +129,15 @@ class _LowRankAdd(torch.autograd.Function):
         out = y.detach()  # the same memory, and the same version counter: by it autograd notices the write
         with _without_autocast(y.device.type):
             inputs = _flat(x, y.dtype)
-            mask = _mask(inputs, dropout, drawn)
+            mask = _mask(inputs.shape, inputs.device, dropout, drawn)
             inputs = inputs if mask is None else inputs * mask
             alpha = scale / kept_share(dropout)
             # (r, n), not (n, r): the CPU's products of a wide matrix with a narrow one are up to four times slower
             hidden = a.to(y.dtype) @ inputs.T
             _add_product_(out, hidden.T, b.to(y.dtype), alpha, rows)
-        ctx.save_for_backward(x, a, b, hidden)
+        # a frozen A (LoRA-FA) needs no x: r numbers of each token are kept in place of d_in
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, a, b, hidden)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.alpha, ctx.rows, ctx.dropout, ctx.drawn = alpha, rows, dropout, drawn
         return out
 
@@ -152,13 +154,13 @@ class _LowRankAdd(torch.autograd.Function):
                 grad_b = (hidden @ own).T.to(b.dtype).mul_(ctx.alpha)
             if need_a or need_x:
                 small = (b.to(grad.dtype).T @ own.T).mul_(ctx.alpha)
-                mask = _mask(_flat(x, grad.dtype), ctx.dropout, ctx.drawn)
+                mask = _mask(torch.Size((own.shape[0], ctx.shape[-1])), grad.device, ctx.dropout, ctx.drawn)
             if need_a:
                 inputs = _flat(x, grad.dtype)
                 grad_a = (small @ (inputs if mask is None else inputs * mask)).to(a.dtype)
             if need_x:
                 flat = small.T @ a.to(grad.dtype)
-                grad_x = (flat if mask is None else flat.mul_(mask)).to(x.dtype).view(x.shape)
+                grad_x = (flat if mask is None else flat.mul_(mask)).to(ctx.dtype).view(ctx.shape)
         return grad, grad_x, grad_a, grad_b, None, None, None, None
 
 
@@ -166,9 +168,9 @@ def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
-def _mask(like: Tensor, rate: float, drawn: Draw | None) -> Tensor | None:
+def _mask(shape: torch.Size, device: torch.device, rate: float, drawn: Draw | None) -> Tensor | None:
     """Return the kept elements, (n, d_in) of bool and the same for the same draw; None where all are."""
-    return None if drawn is None else (drawn.bits(like.device) >= threshold(rate)).view(like.shape)
+    return None if drawn is None else (drawn.bits(device) >= threshold(rate)).view(shape)
 
 
 def _add_product_(out: Tensor, hidden: Tensor, b: Tensor, alpha: float, rows: Slice | None) -> None:

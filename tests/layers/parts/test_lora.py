@@ -15,7 +15,7 @@ from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.parts.dora import DoraDelta
 from peftcli.layers.parts.lora import LoraDelta, lowrank_delta
 from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
-from peftcli.layers.parts.lora_init import gaussian_init, kaiming_init, orthogonal_init, random_init
+from peftcli.layers.parts.lora_init import PrincipalPair, gaussian_init, kaiming_init, orthogonal_init, random_init
 from peftcli.layers.row_draws import DrawnRows, drawing
 from peftcli.layers.site import Part, output_site
 from peftcli.models.anatomy import FusedSlice
@@ -118,7 +118,7 @@ def test_pissa_starts_as_the_identity_and_holds_the_principal_part() -> None:
     host = nn.Linear(8, 6)
     x = torch.randn(4, 8)
     plain = host(x)
-    part = LoraDelta(base_linear(host), 2, 0.5, dropout=0.5, keep_initial=True)
+    part = LoraDelta(base_linear(host), 2, 0.5, dropout=0.5, decomposition=PrincipalPair())
     part.start_from_base()
     _attach(host, part).eval()
     torch.testing.assert_close(host(x), plain)
@@ -132,7 +132,7 @@ def test_pissa_starts_as_the_identity_and_holds_the_principal_part() -> None:
 
 def test_fast_pissa_is_close_to_the_exact_one() -> None:
     host = nn.Linear(8, 6)
-    exact, fast = (LoraDelta(base_linear(host), 2, 1.0, keep_initial=True, svd_iterations=n) for n in (None, 16))
+    exact, fast = (LoraDelta(base_linear(host), 2, 1.0, decomposition=PrincipalPair(n)) for n in (None, 16))
     for part in (exact, fast):
         part.start_from_base()
     torch.testing.assert_close(

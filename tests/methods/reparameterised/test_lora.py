@@ -50,7 +50,10 @@ def task_of(family: str) -> str:
     return {"encoder": "sequence_classification", "decoder": "causal_lm", "seq2seq": "seq2seq_lm"}[kind_of(family)]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}, {"lora_dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"lora_dropout": 0.3}],
+)
 @pytest.mark.parametrize("family", CORE_FAMILIES)
 def test_a_fresh_adapter_is_the_identity(family: str, options: dict[str, Any]) -> None:
     family = "gemma3_text" if family == "gemma3" else family
@@ -130,7 +133,8 @@ def test_the_checks_before_a_model_is_loaded() -> None:
         {"lora_dropout": 1.0},
         {"bias": "some"},
         {"init_lora_weights": "pissa_niter_0"},
-        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "olora", "use_dora": True},
         {"init_lora_weights": "orthogonal", "r": 3},
         {"init_lora_weights": "pissa", "use_dora": True},
         {"rank_pattern": {"attn.q": 0}},
@@ -159,7 +163,14 @@ def _grads(model: nn.Module, attachment: Attachment, task: str) -> dict[str, Ten
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"use_dora": True, "lora_dropout": 0.2}, {"init_lora_weights": "pissa"}, {"bias": "lora_only"}]
+    "options",
+    [
+        {},
+        {"use_dora": True, "lora_dropout": 0.2},
+        {"init_lora_weights": "pissa"},
+        {"bias": "lora_only"},
+        {"freeze_a": True},
+    ],
 )
 @pytest.mark.parametrize(("family", "task"), [("bert", "sequence_classification"), ("gpt2", "causal_lm")])
 def test_all_that_is_trainable_gets_a_gradient_and_nothing_else(
@@ -196,6 +207,7 @@ MERGES: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt2", "causal_lm", {"target_modules": ["attn.k"], "use_dora": True, "rank_pattern": {"attn.k": 3}}),
     ("bloom", "causal_lm", {"target_modules": ["attn.k", "attn.v"]}),
     ("llama", "causal_lm", {"init_lora_weights": "pissa", "alpha_pattern": {"attn.v": 3}}),
+    ("gpt2", "causal_lm", {"init_lora_weights": "olora", "freeze_a": True, "target_modules": ["attn.v", "ffn"]}),
     ("gemma3_text", "causal_lm", {"target_modules": ["embeddings", "ffn"]}),
 ]
 
