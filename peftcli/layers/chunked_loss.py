@@ -47,6 +47,11 @@ class _Settings:
     rows: int
     compute_dtype: torch.dtype
 
+    @property
+    def slope(self) -> float:
+        """The largest derivative of a transformed logit."""
+        return max(1.0, abs(self.transform.scale))
+
 
 def head_loss(
     head: nn.Module,
@@ -130,7 +135,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total = hidden.new_zeros((), dtype=wide)
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_hidden = torch.empty_like(hidden, dtype=_kept(hidden.dtype)) if needs_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):  # cast here, once a call
@@ -141,21 +146,47 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 loss, d_logits = _chunk(F.linear(h, w, b).to(wide), targets[start : start + settings.rows], settings)
                 total += loss
                 if d_hidden is not None:
-                    d_hidden[start : start + settings.rows] = d_logits.to(w.dtype) @ w
+                    d_hidden[start : start + settings.rows] = _product(d_logits, w, 2 * settings.slope)
                 if d_weight is not None:
-                    d_weight += d_logits.to(w.dtype).T @ h
+                    d_weight += _product(d_logits.T, h, len(h) * settings.slope)
                 if d_bias is not None:
                     d_bias += d_logits.sum(0)
-        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-        d_bias = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
+        d_weight = None if d_weight is None else d_weight.to(_kept(weight.dtype))
+        d_bias = None if d_bias is None or bias is None else d_bias.to(_kept(bias.dtype))
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        d_hidden, d_weight, d_bias = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
+        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        d_hidden, d_weight, d_bias = (None if d is None else (d * grad.to(d.dtype)).to(dtype) for d, dtype in saved)
         return d_hidden, d_weight, d_bias, None, None
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a gradient waits for the factor that `backward` brings: float16's range is too small.
+
+    That factor is the loss scale divided by the count of the step. Before, small gradients would become zero.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _product(d_logits: Tensor, other: Tensor, most: float) -> Tensor:
+    """Return `d_logits @ other`, computed in the dtype of `other`; in float32 where that is float16.
+
+    A power of two takes float16 operands to the upper end of that dtype's range, where few of them become zero.
+
+    Args:
+        d_logits: float32, or float64 beside that.
+        most: bound on the sum of the absolute values in a row of `d_logits`.
+    """
+    if other.dtype != torch.float16:
+        return d_logits.to(other.dtype) @ other
+    room = torch.finfo(torch.float16).max / 2 / (most * other.abs().amax().float().clamp_min(1.0))
+    factor = room.log2().floor().exp2()
+    return ((d_logits * factor).to(other.dtype) @ other).float() / factor
 
 
 def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:

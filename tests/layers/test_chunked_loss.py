@@ -93,3 +93,27 @@ def test_no_rows_is_zero_loss_with_a_gradient(case) -> None:
     loss = head_loss(head, hidden[:0], targets[:0])
     loss.backward()
     assert loss.item() == 0.0
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("count", "certain"), [(1, 20), (1, 75), (1000, 20)])
+def test_float16_gradients_are_those_of_float64_at_any_loss_scale(count, certain, trained) -> None:
+    """A factor beyond float16's range, and gradients that are below it without the factor (of about 1e-9)."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, 300, bias=False).requires_grad_(trained)
+    hidden, targets = torch.randn(7, 64), torch.randint(0, 300, (7,))
+    with torch.no_grad():
+        head.weight.copy_(head.weight.half())
+        hidden.copy_((head.weight[targets] * certain).half())
+    exact_head, exact = nn.Linear(64, 300, bias=False).double(), hidden.double().requires_grad_()
+    exact_head.load_state_dict(head.double().state_dict())
+    factor = 65_536.0 / count
+    (F.cross_entropy(exact_head(exact), targets, reduction="sum") * factor).backward()
+    half = hidden.half().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = head_loss(head.float(), half, targets, chunk_bytes=4 * 300 * 3)
+    (loss * factor).backward()
+    pairs = [(half.grad, exact.grad), *([(head.weight.grad, exact_head.weight.grad)] if trained else [])]
+    for rough, right in pairs:
+        assert rough is not None and right is not None
+        assert (rough.double() - right).norm() < 0.05 * right.norm()  # the logits themselves are in float16
