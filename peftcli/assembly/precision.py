@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -22,6 +22,7 @@ from peftcli.distributed.accelerate_engine import MixedPrecision
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.dtypes import dtype_named
+from peftcli.process_state import matmul_precision
 from peftcli.recipe.schema import TrainingSpec
 
 PROBE_MARGIN = 1.25
@@ -43,17 +44,26 @@ class Precision:
         weights: dtype of the frozen weights, in which evaluation and prediction compute.
         scaled: whether the loss is scaled (float16).
         reason: for the header.
+        tf32: whether training multiplies float32 matrices in TensorFloat-32.
     """
 
     compute: torch.dtype
     weights: torch.dtype
     scaled: bool
     reason: str
+    tf32: bool = False
 
     @property
     def mixed(self) -> MixedPrecision:
         """Accelerate's name for the dtype of training."""
         return _MIXED.get(self.compute, "no")
+
+    def float32_products(self) -> AbstractContextManager[object]:
+        """Return the context of a step's forward and backward passes, in which float32 matrices may use TF32.
+
+        Everything else multiplies them as they are: evaluation, as `peft eval` does, the methods' own computations.
+        """
+        return matmul_precision("high") if self.tf32 else nullcontext()
 
     def inference(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of evaluation and prediction: the weights' dtype."""
@@ -62,6 +72,8 @@ class Precision:
     def __str__(self) -> str:
         names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
         weights, compute = names.get(self.weights, str(self.weights)), names.get(self.compute, str(self.compute))
+        if self.tf32 and self.compute == torch.float32:
+            compute = "fp32 with products in tf32"
         return f"{compute} ({self.reason})" if weights == compute else f"{compute}, weights {weights} ({self.reason})"
 
 
@@ -93,6 +105,18 @@ def decide_precision(
     Raises:
         UserError: bf16 and fp16 together, or fp16 without CUDA, where no loss is scaled.
     """
+    found = _decided(spec, weights, device, width, recorded, world)
+    return replace(found, tf32=spec.tf32 and device.type == "cuda")
+
+
+def _decided(
+    spec: TrainingSpec,
+    weights: torch.dtype,
+    device: torch.device,
+    width: int,
+    recorded: str | None,
+    world: World | None,
+) -> Precision:
     if spec.fp16:
         return _float16(spec, weights, device)
     if spec.bf16 is True:

@@ -194,7 +194,7 @@ class TrainingSpec(Block):
     fp16: bool = False
     """Compute in float16 with loss scaling; CUDA only."""
     tf32: bool = True
-    """Let CUDA multiply float32 matrices in TensorFloat-32."""
+    """Let CUDA multiply float32 matrices in TensorFloat-32 in training's forward and backward passes, nowhere else."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass to save memory; auto does if a step would not fit otherwise."""
     label_smoothing_factor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -231,8 +231,9 @@ class TrainingSpec(Block):
     """Number of rows for which text is generated, shown and stored at each evaluation."""
     max_new_tokens: Positive = 128
     """Maximum length of generated text in tokens."""
-    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
-    """Threads that prepare the batches of as many steps ahead; 0 prepares a step's batches when it begins."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Threads that prepare the batches of as many steps ahead; 0 prepares a step's batches when it begins. auto is 1 on
+    CUDA, else 0."""
     fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)
     """Optimisations that can be turned off one by one."""
     torch_compile: bool = False

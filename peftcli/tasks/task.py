@@ -83,6 +83,12 @@ class Batch:
         self.targets = {key: value.to(device, non_blocking=True) for key, value in self.targets.items()}
         return self
 
+    def pinned(self) -> Batch:
+        """Return the batch in pinned memory."""
+        self.inputs = {key: value.pin_memory() for key, value in self.inputs.items()}
+        self.targets = {key: value.pin_memory() for key, value in self.targets.items()}
+        return self
+
 
 @dataclass(frozen=True)
 class LossTerms:

@@ -43,10 +43,10 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         directory.write_summary(summary.as_dict())
         directory.tidy()
         session.reporter.finished(summary)
-        if session.recipe.training.push_to_hub is not None:
-            kind = "model" if session.info.artifact == "model" else "adapter"
-            session.reporter.note(f"pushed to {push(directory.path / kind, session.recipe.training.push_to_hub)}")
     world.wait()
+    if world.is_main and session.recipe.training.push_to_hub is not None:  # nobody waits for an upload
+        kind = "model" if session.info.artifact == "model" else "adapter"
+        session.reporter.note(f"pushed to {push(directory.path / kind, session.recipe.training.push_to_hub)}")
     return summary
 
 

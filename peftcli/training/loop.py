@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from peftcli.distributed.gradients import clip_gradients
+from peftcli.distributed.processes import World
 from peftcli.distributed.stop_vote import StopVote
 from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Batch
@@ -18,6 +20,8 @@ from peftcli.training.watch.first_gradients import untouched
 
 Upcoming = Iterator[list[Batch]]
 """This process's micro-batches of each step that is left."""
+LEAST_COUNT = 1e-9
+"""What the loss of a step without a label is divided by: 0 stays 0."""
 
 
 def train_steps(
@@ -33,14 +37,15 @@ def train_steps(
         meter.start_step()
 
         # count: what the loss of the whole step is divided by, over all micro-batches and processes
-        count = world.sum(torch.tensor(sum((batch.count for batch in batches), 0.0), device=world.device))
+        count = _total_count(batches, world)
 
         # forward, backward
-        for batch in batches:
-            with session.computing(batch):
-                terms = session.task.loss(session.model, batch.to(world.device))
-            accelerator.backward(terms.loss_sum / count.clamp_min(1e-9))
-            meter.add(terms.loss_sum, batch)
+        with session.precision.float32_products():
+            for batch in batches:
+                with session.computing(batch):
+                    terms = session.task.loss(session.model, batch.to(world.device))
+                accelerator.backward(terms.loss_sum / count)
+                meter.add(terms.loss_sum, batch)
         _name_what_was_not_reached(session)
 
         # the method's own loss, once a step
@@ -57,7 +62,7 @@ def train_steps(
         set_learning_rates(session.optimizer, session.rate_factor(state.step))
         session.optimizer.step()
         state.step += 1
-        if session.optimizer.step_was_skipped:
+        if session.precision.scaled and not norm.isfinite():  # a fused optimizer skips on the device: ask the norm
             session.optimizer.zero_grad()
         session.attachment.after_optimizer_step(state.step, plan.total_steps)
 
@@ -77,6 +82,12 @@ def train_steps(
         if asked:
             return False
     return True
+
+
+def _total_count(batches: list[Batch], world: World) -> Tensor | float:
+    """Return the step's count over all processes, not 0; one process keeps a number, and its device need not wait."""
+    own = max(sum((batch.count for batch in batches), 0.0), LEAST_COUNT / world.size)
+    return own if world.size == 1 else world.sum(torch.full((), own, device=world.device))
 
 
 def _name_what_was_not_reached(session: Session) -> None:

@@ -55,6 +55,7 @@ class Milestones:
     def _evaluate(self, stop: StopRequest) -> bool:
         """Evaluate, judge and record; return False if a stop breaks it off."""
         state, plan = self.session.state, self.session.plan
+        self.meter.settle()
         self.require_finite("it was not evaluated")
         state.evaluation_due = True
         try:
@@ -126,6 +127,7 @@ class Milestones:
         Raises:
             UserError: a loss, a gradient or a parameter is not finite; the checkpoints that are there stay.
         """
+        self.meter.settle()
         self.require_finite("no checkpoint was written")
         self._saved_at = self.session.state.step
         self.tick()

@@ -32,7 +32,7 @@ from peftcli.training.run_header import header
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
 from peftcli.training.speed.compiled_blocks import tracing_settings
-from peftcli.training.step_batches import prepared_ahead
+from peftcli.training.step_batches import prepared_ahead, worker_threads
 from peftcli.training.watch.profiling import profiled
 from peftcli.training.watch.reporting import Reporter, Silent
 from peftcli.typed_record import record_of
@@ -82,7 +82,7 @@ def train(
     with (
         directory.locked(lock) if world.is_main else nullcontext(),
         _interruptible(directory, world),
-        _borrowed(recipe.training, world),
+        _borrowed(recipe.training),
     ):
         if world.is_main and directory.check(recipe, resume=resume, overwrite=overwrite) is not status:
             # another process was here, or the path leads through a directory that did not exist (`new/../run`)
@@ -129,14 +129,13 @@ def _interruptible(directory: RunDirectory, world: World) -> Iterator[None]:
 
 
 @contextmanager
-def _borrowed(spec: TrainingSpec, world: World) -> Iterator[None]:
+def _borrowed(spec: TrainingSpec) -> Iterator[None]:
     """Set what a run needs of the whole process, and put it back."""
-    precision = "high" if spec.tf32 and world.device.type == "cuda" else "highest"
     tracing = tracing_settings() if spec.torch_compile else {}
     with (
         random_numbers_kept(),
         accelerate_state_kept(),
-        matmul_precision(precision),
+        matmul_precision("highest"),  # a step's own passes may use TF32
         compiler_settings(tracing),
         libraries_quiet(),
     ):
@@ -249,7 +248,7 @@ def _run(session: Session, milestones: Milestones, after_step: Callable[[], None
     """
     milestones.evaluate_first()
     steps = range(session.state.step, session.plan.total_steps)
-    workers = session.recipe.training.dataloader_num_workers
+    workers = worker_threads(session.recipe.training, session.world.device)
     with stop_on_signal() as stop:  # from here on there is something to save
         with (
             session.compute_weights.in_place(),

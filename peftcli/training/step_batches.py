@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 
 from peftcli.data.rows.batching import batches as epoch_batches
 from peftcli.data.rows.collation import Collator
@@ -23,7 +24,7 @@ from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.processes import World
 from peftcli.layers.row_draws import DrawnRows
-from peftcli.recipe.schema import Recipe
+from peftcli.recipe.schema import Recipe, TrainingSpec
 from peftcli.tasks.task import Batch
 from peftcli.training.step_plan import StepPlan
 
@@ -80,7 +81,8 @@ class StepBatches:
             widths,
             joined=bool(documents),
         )
-        return batch
+        # only from pinned memory does a copy to the GPU not wait
+        return batch.pinned() if self.world.device.type == "cuda" else batch
 
     def _epoch_rows(self, epoch: int) -> list[list[int]]:
         """Return the rows of each step of an epoch; the same for every process and after a resume."""
@@ -107,6 +109,13 @@ def _sequences(rows: Sequence[Row], batch: Batch) -> tuple[list[list[int]], list
     own["decoder_input_ids"] = [len(row.labels) if isinstance(row.labels, np.ndarray) else 0 for row in rows]
     added = {key: width - max(own[key]) for key, width in given.items()}  # virtual tokens
     return [[length + added[key] for length in own[key]] for key in given], list(given.values())
+
+
+def worker_threads(spec: TrainingSpec, device: torch.device) -> int:
+    """Return how many threads prepare batches; auto is one on CUDA, so that the GPU does not wait for them."""
+    if spec.dataloader_num_workers == "auto":
+        return 1 if device.type == "cuda" else 0
+    return spec.dataloader_num_workers
 
 
 @contextmanager

@@ -129,6 +129,7 @@ ELSEWHERE = {
     "data/store/test_cache.py": "data.cache_dir data.num_proc",
     "training/test_step_batches.py": "training.dataloader_num_workers",
     "training/test_process_state.py": "training.fast_paths.allocator",
+    "training/test_step_engine.py": "training.tf32",
     "training/speed/test_compile.py": "training.torch_compile",
     "training/speed/test_computing.py": "training.fast_paths.attention training.fast_paths.dropout "
     "training.fast_paths.compute_weights",
@@ -138,7 +139,7 @@ ELSEWHERE = {
 }
 """Keys whose effect is speed, or needs another base or other files: the test file that shows it, and names the key."""
 
-UNSEEN = {"data.config": "names a part of a data set of the hub", "training.tf32": "concerns CUDA devices"}
+UNSEEN = {"data.config": "names a part of a data set of the hub"}
 """Keys whose effect nothing shows on a CPU without a network, and why; that they are read is tested."""
 
 

@@ -46,6 +46,17 @@ class Meter:
         """
         self.finite.see(self._loss, norm, self._session.state.step + 1)
 
+    def settle(self) -> None:
+        """Wait for what the device still computes of the steps so far; that time is theirs, not an evaluation's."""
+        before = time.perf_counter()
+        float(self._loss)
+        self._count_time_since(before)
+
+    def _count_time_since(self, start: float) -> None:
+        seconds, window = time.perf_counter() - start, self._session.state.window
+        self._session.state.step_seconds += seconds
+        window["seconds"] = window.get("seconds", 0.0) + seconds
+
     def close(self) -> None:
         """Count the steps since the last logged one, where a run ended between two (early stopping)."""
         if any(self._session.world.gather(bool(self._session.state.window))):
@@ -56,9 +67,7 @@ class Meter:
         session, state = self._session, self._session.state
         spec, plan = session.recipe.training, session.plan
         logged = state.step % spec.logging_steps == 0 or state.step in (1, plan.total_steps)
-        elapsed = time.perf_counter() - self._started
-        state.window["seconds"] = state.window.get("seconds", 0.0) + elapsed
-        state.step_seconds += elapsed
+        self._count_time_since(self._started)
         record = self._logged(norm) if logged else self._record()
         if logged:
             line = {key: value for key, value in vars(record).items() if key not in ("total_steps", "seconds_left")}
@@ -81,11 +90,10 @@ class Meter:
 
     def _logged(self, norm: Tensor) -> StepRecord:
         """Read the device and empty the window."""
+        self.settle()
         self.finite.check()
-        waiting = time.perf_counter()
-        seconds = self._session.state.window.get("seconds", 0.0)
+        seconds = self._session.state.window["seconds"]
         loss, tokens = self._empty_window()
-        seconds += time.perf_counter() - waiting
         rate = tokens / seconds if seconds else 0.0
         return self._record(loss=loss, grad_norm=float(norm), tokens_per_second=round(rate, 1))
 
