@@ -6,7 +6,7 @@
 
 Each run is `peft train` in a process of its own, with one thread: configs/lora.yaml with `method: {name: NAME}`, so
 that every hyper-parameter and the learning rate are the method's defaults (`compose` has none for its parts; it takes
-those of configs/compose.yaml). Rows are cut to half the demo's tokens, so that 57 runs fit an hour of two cores; the
+those of configs/compose.yaml). Rows are cut to half the demo's tokens, so that these runs fit an hour of two cores; the
 task is the harder for it. The head alone is a frozen body below the same task head, at each of HEAD_RATES; the best
 counts. A seed also draws which fifth of the rows is held out, the same for every method.
 

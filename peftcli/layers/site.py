@@ -34,7 +34,8 @@ class Part(nn.Module):
         enabled: a disabled part passes its input through, so that adapters sharing a base can be switched.
         stage: parts at one site run by stage, then in the order they came: 0 changes the host's own output (low rank,
             IA3), 1 works on the finished branch (serial adapters), 2 replaces rows of it (prompts).
-        exclusive: whether the part needs its projection's own output (DoRA): no other stage-0 part may be there.
+        exclusive: whether what the part does depends on its projection's whole weight (DoRA): no other stage-0 part may
+            be there.
     """
 
     stage = 0

@@ -28,14 +28,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from peftcli.errors import UserError
 from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
+from peftcli.protocol.target_patterns import Alpha, AlphaPattern, Rank, RankPattern, pick, refuse_idle_patterns
 from peftcli.recipe.method_params import TargetedParams
 
 if TYPE_CHECKING:
@@ -43,14 +43,10 @@ if TYPE_CHECKING:
 
     from peftcli.layers.parts.lora_init import Decomposition
     from peftcli.models.anatomy import Anatomy
-    from peftcli.models.target_modules import Target
     from peftcli.protocol.attachment import Attachment
 
-Rank = Annotated[int, Field(ge=1)]
-Alpha = Annotated[int | float, Field(gt=0)]
 INITS = ("gaussian", "orthogonal", "olora", "pissa")
 """Words for `init_lora_weights`, besides `pissa_niter_N`."""
-Number = TypeVar("Number", int, float)
 
 
 class LoraParams(TargetedParams):
@@ -71,9 +67,9 @@ class LoraParams(TargetedParams):
     """Train a magnitude per output feature beside the direction (DoRA)."""
     init_lora_weights: bool | str = True
     """true, false (no identity at the start), gaussian, orthogonal, olora, pissa, or pissa_niter_N (N fast rounds)."""
-    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    rank_pattern: RankPattern = Field(default_factory=dict)
     """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
-    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    alpha_pattern: AlphaPattern = Field(default_factory=dict)
     """Other values of lora_alpha, likewise."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """LoRA+: learning rate of B over that of A; the paper recommends 16."""
@@ -86,16 +82,6 @@ class LoraParams(TargetedParams):
         if isinstance(value, bool) or value in INITS or pissa_iterations(value):
             return value
         raise ValueError(f"{value!r} is none of: true, false, {', '.join(INITS)}, pissa_niter_N")
-
-    @field_validator("rank_pattern", "alpha_pattern")
-    @classmethod
-    def _readable_patterns(cls, value: dict[str, float]) -> dict[str, float]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return value
 
     @model_validator(mode="after")
     def _agreeing(self) -> LoraParams:
@@ -142,18 +128,6 @@ def decomposition_of(params: LoraParams) -> Decomposition | None:
         return None
     init = str(params.init_lora_weights)
     return orthonormal_pair if init == "olora" else PrincipalPair(pissa_iterations(init))
-
-
-def pick(patterns: Mapping[str, Number], role: str | None, module: str, default: Number) -> Number:
-    """Return the value of the first pattern that names a target, else the default."""
-    return next((value for key, value in patterns.items() if names_target(key, role, module)), default)
-
-
-def names_target(pattern: str, role: str | None, module: str) -> bool:
-    """Tell whether a pattern is the target's role or block, or matches the end of its path, as HF peft matches."""
-    if role is not None and pattern in (role, role.split(".")[0]):
-        return True
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 class LoraMethod(Method[LoraParams]):
@@ -219,7 +193,7 @@ class LoraMethod(Method[LoraParams]):
         targets = resolve_targets(
             model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
         )
-        _refuse_idle_patterns(targets, params)
+        refuse_idle_patterns(targets, {"rank_pattern": params.rank_pattern, "alpha_pattern": params.alpha_pattern})
         targets, notes = without_narrow(
             model, targets, lambda target: params.rank_of(target.role, target.key), params.target_modules
         )
@@ -262,17 +236,6 @@ class LoraMethod(Method[LoraParams]):
             if name in anatomy.biases:
                 folding.replace(name, value)
         return folding.rules()
-
-
-def _refuse_idle_patterns(targets: list[Target], params: LoraParams) -> None:
-    for option, patterns in (("rank_pattern", params.rank_pattern), ("alpha_pattern", params.alpha_pattern)):
-        for pattern in patterns:
-            if not any(names_target(pattern, target.role, target.key) for target in targets):
-                names = sorted({target.role or target.module.rsplit(".", 1)[-1] for target in targets})
-                raise UserError(
-                    f"method.{option}: {pattern!r} matches none of the {len(targets)} targets",
-                    suggestion=f"use a role, or a regular expression on the end of a path; targets: {', '.join(names)}",
-                )
 
 
 METHOD = LoraMethod()

@@ -43,7 +43,7 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
 
 
 def _refuse_shared_places(whole: CompositeAttachment) -> None:
-    """Refuse two parts of one kind at one place, and any other change of a projection that DoRA rescales."""
+    """Refuse two parts of one kind at one place, and other changes of a weight that a part computes with."""
     taken: dict[tuple[str, type], str] = {}
     every: list[tuple[str, Placed]] = []
     for label, part in whole.parts.items():
@@ -63,9 +63,9 @@ def _refuse_shared_places(whole: CompositeAttachment) -> None:
         company = next((label for label in near if label != alone), None)
         if company is not None:
             raise UserError(
-                f"the parts {alone} and {company} cannot share a place: {alone} rescales the whole of {key} by the "
-                f"norm of its weight, which {company} changes too",
-                suggestion="give them different targets, or leave use_dora out",
+                f"the parts {alone} and {company} cannot share a place: what {alone} does depends on the whole weight "
+                f"of {key}, which {company} changes too",
+                suggestion="give them different targets, or, for lora, leave use_dora out",
             )
 
 

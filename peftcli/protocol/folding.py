@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from peftcli.protocol.method import CHANGES, REPLACES, SCALES_INPUT, MergeRule, MergeStep
+from peftcli.protocol.method import CHANGES, CHANGES_INPUT, REPLACES, MergeRule, MergeStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,17 @@ class Folding:
         role = self._roles.get(key)
         module = role.module if role else key
         columns = factor[:, None] if module in self._transposed else factor
-        self._append(f"{module}.weight", lambda weight: weight.mul_(columns), SCALES_INPUT)
+        self._append(f"{module}.weight", lambda weight: weight.mul_(columns), CHANGES_INPUT)
+
+    def change_input(self, key: str, change: Change) -> None:
+        """Apply `change` to the weight (out, in) of the module that an adapter key names, for a change of its input.
+
+        Args:
+            change: from W to the weight that gives for the input as it was what W gives for the changed one.
+        """
+        role = self._roles.get(key)
+        module = role.module if role else key
+        self._append(f"{module}.weight", _on_rows(change, None, module in self._transposed), CHANGES_INPUT)
 
     def change_bias(self, key: str, change: Change) -> None:
         """Apply `change` to the bias that an adapter key names, as (out,)."""
@@ -88,8 +98,13 @@ class Folding:
 
 
 def rule_of(steps: Sequence[MergeStep], kind: Literal["change", "add", "untie"], replaces: bool) -> MergeRule:
-    """Return one rule that takes these steps: by stage, then in their order."""
-    ordered = tuple(sorted(steps, key=lambda step: step.stage))
+    """Return one rule that takes these steps: by stage, then in their order.
+
+    Of several changes of one input, the last is the next to the weight, W (M2 (M1 x)): it is multiplied in first.
+    """
+    inputs = [step for step in steps if step.stage == CHANGES_INPUT]
+    others = [step for step in steps if step.stage != CHANGES_INPUT]
+    ordered = (*sorted(others, key=lambda step: step.stage), *reversed(inputs))
 
     def apply(base: Tensor | None) -> Tensor:
         value = base

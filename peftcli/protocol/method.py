@@ -50,9 +50,9 @@ class MethodInfo:
     tasks: frozenset[str] = frozenset()
 
 
-REPLACES, CHANGES, SCALES_INPUT = range(3)
+REPLACES, CHANGES, CHANGES_INPUT = range(3)
 """When a step of a merge applies, whatever the order of the methods: a replaced tensor is what all others change; a
-factor on a projection's input multiplies the columns of everything that sees this input."""
+change of a projection's input multiplies everything that sees this input."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _BUILT_IN = (
     "adalora",
     "vera",
     "ia3",
+    "oft",
     "prefix_tuning",
     "prompt_tuning",
     "adapter",

@@ -49,6 +49,9 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "ln_tuning with a head": ("ln_tuning", "bert", SEQ_CLS, {}),
     "ln_tuning, saved whole": ("ln_tuning", "llama", CAUSAL, {"modules_to_save": ["lm_head"]}),
     "ln_tuning of t5": ("ln_tuning", "t5", "seq2seq_lm", {}),
+    "oft": ("oft", "llama", CAUSAL, {"oft_block_size": 8}),
+    "oft with a head": ("oft", "bert", SEQ_CLS, {"r": 4, "oft_block_size": 0, "use_cayley_neumann": False}),
+    "oft of a table": ("oft", "llama", CAUSAL, {"oft_block_size": 4, "target_modules": ["embed_tokens", "attn.q"]}),
     "prefix": ("prefix_tuning", "llama", CAUSAL, {"num_virtual_tokens": 3, "prefix_projection": False}),
     "prefix from its network": ("prefix_tuning", "gpt2", CAUSAL, {"num_virtual_tokens": 4, "encoder_hidden_size": 8}),
     "prefix with a head": ("prefix_tuning", "gpt2", SEQ_CLS, {"num_virtual_tokens": 2, "prefix_projection": False}),
@@ -201,6 +204,8 @@ def test_slices_of_fused_projections_are_exported(
     [
         ("adalora", "gpt2", CAUSAL, {"init_r": 4, "target_r": 2, "target_modules": ["attn.q"]}, "--as lora"),
         ("vera", "gpt2", CAUSAL, {"r": 4}, "slices of a fused projection"),
+        ("oft", "gpt2", CAUSAL, {"target_modules": ["attn.q"]}, "slices of a fused projection"),
+        ("oft", "gpt2", CAUSAL, {"target_modules": ["c_attn"]}, "Conv1D"),
         ("prefix_tuning", "t5", "seq2seq_lm", {"num_virtual_tokens": 2}, "an encoder-decoder"),
         ("prefix_tuning", "bert", SEQ_CLS, {"num_virtual_tokens": 2}, "an encoder"),
         ("prefix_tuning", "llama", CAUSAL, {"num_virtual_tokens": 2, "shift_positions": False}, "shift_positions"),

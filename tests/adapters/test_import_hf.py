@@ -66,6 +66,13 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "ia3, no feed-forward": ("IA3Config", "bert", SEQ_CLS, {"target_modules": ["key"], "feedforward_modules": []}),
     "ln_tuning": ("LNTuningConfig", "llama", CAUSAL, {"target_modules": ["norm", "input_layernorm"]}),
     "ln_tuning with a head": ("LNTuningConfig", "bert", SEQ_CLS, {"target_modules": ["LayerNorm"]}),
+    "oft": ("OFTConfig", "llama", CAUSAL, {"oft_block_size": 8, "target_modules": ["q_proj", "embed_tokens"]}),
+    "coft": (
+        "OFTConfig",
+        "bert",
+        SEQ_CLS,
+        {"r": 8, "oft_block_size": 0, "target_modules": ["query"], "coft": True},
+    ),
     "prefix": ("PrefixTuningConfig", "llama", CAUSAL, {"num_virtual_tokens": 3}),
     "prefix from its network": (
         "PrefixTuningConfig",
@@ -144,7 +151,7 @@ def test_another_base_is_refused_before_its_weights_are_read(models: Path, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", ["lora", "adalora", "vera", "ia3"])
+@pytest.mark.parametrize("case", ["lora", "adalora", "vera", "ia3", "oft"])
 def test_missing_unexpected_and_misshapen_tensors(case: str, models: Path, tmp_path: Path) -> None:
     hf_adapter(models, tmp_path / "hf", *CASES[case])
     weights = tmp_path / "hf/adapter_model.safetensors"
@@ -161,7 +168,7 @@ def test_missing_unexpected_and_misshapen_tensors(case: str, models: Path, tmp_p
     refused({**whole, key: whole[key].new_zeros(2, 3)}, r"has shape")
     refused({**whole, "base_model.model.model.nothing": torch.zeros(1)}, r"unexpected model\.nothing")
     refused({**whole, "model.other": torch.zeros(1)}, "does not begin with")
-    if case != "ia3":  # its one tensor per place: without it the place is not adapted
+    if case not in ("ia3", "oft"):  # their one tensor per place: without it the place is not adapted
         refused({name: tensor for name, tensor in whole.items() if name != key}, "missing")
 
 

@@ -129,6 +129,8 @@ PUBLISHED = [
     Published("VeRA", ROBERTA, {"name": "vera", "r": 1024}, 24 * (768 + 1024), "0.043M"),
     Published("VeRA", ROBERTA_LARGE, {"name": "vera", "r": 256}, 48 * (1024 + 256), "0.061M"),
     Published("(IA)3", T5_XXL, {"name": "ia3"}, 24 * (6 * 4096 + 2 * 10240), "0.01%"),
+    Published("OFTv2, Llama 2 7B", LLAMA_7B, {"name": "oft", "target_modules": "all-linear"},
+              32 * (6 * 4096 + 11008) * 31 // 2, "17.65M"),
     Published("LoRA, table 4: AdapterH", GPT3, {"name": "adapter", "bottleneck_size": 1, **NO_NORMS},
               192 * bottleneck(12288, 1), "7.1M"),
     Published("LoRA, table 4: AdapterH", GPT3, {"name": "adapter", "bottleneck_size": 8, **NO_NORMS},

@@ -77,10 +77,11 @@ def merged_change(run: Path) -> dict[str, Any]:
         ("llama", {"name": "adalora", "init_r": 6, "target_r": 3, "target_modules": ["attn.q"]}),
         ("llama", {"name": "vera", "r": 8}),
         ("llama", {"name": "ia3"}),
+        ("llama", {"name": "oft", "oft_block_size": 8}),
         ("bert", {"name": "bitfit"}),
         ("llama", {"name": "qlora", "r": 4}),
     ],
-    ids=["lora", "rslora", "dora", "pissa", "adalora", "vera", "ia3", "bitfit", "qlora"],
+    ids=["lora", "rslora", "dora", "pissa", "adalora", "vera", "ia3", "oft", "bitfit", "qlora"],
 )
 def test_norms_are_those_of_the_merge(tmp_path: Path, family: str, method: dict[str, Any]) -> None:
     task = "causal_lm" if family == "llama" else "sequence_classification"

@@ -60,6 +60,7 @@ CASES: dict[str, Case] = {
     "adalora": Case(3e-2),
     "vera": Case(6e-2, A_TENTH_LESS),
     "ia3": Case(6e-2, A_TENTH_LESS),
+    "oft": Case(3e-2, A_TENTH_LESS, params={"oft_block_size": 8, "target_modules": "all-linear"}),
     "prefix_tuning": Case(5e-3),
     "prompt_tuning": Case(1e-1, A_TENTH_LESS),
     "adapter": Case(4e-2),

@@ -16,7 +16,8 @@ RATE = 0.25
 
 def drops(method: str) -> dict[str, Any]:
     """Return a method's own rates of dropout."""
-    return {name: RATE for name in registry.info(method).params.model_fields if "dropout" in name}
+    fields = registry.info(method).params.model_fields
+    return {name: RATE for name, field in fields.items() if "dropout" in name and isinstance(field.default, float)}
 
 
 class Noisy(Workshop):

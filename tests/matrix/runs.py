@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "target_modules": "all-linear"},
     "qlora": {"r": 4},
     "adalora": {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "deltaT": 1},
+    "oft": {"oft_block_size": 8},
     "prefix_tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
     "prompt_tuning": {"num_virtual_tokens": 4},
     "adapter": {"bottleneck_size": 4},

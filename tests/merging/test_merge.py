@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "adalora": {"name": "adalora", "init_r": 4, "target_r": 2},
     "vera": {"name": "vera", "r": 16},
     "ia3": {"name": "ia3"},
+    "oft": {"name": "oft", "target_modules": ["attn.q", "attn.v", "ffn.down", "embeddings"], "oft_block_size": 8},
     "bitfit": {"name": "bitfit"},
     "ln_tuning": {"name": "ln_tuning"},
     # whatever the order of the parts, trained biases are the base's, and what IA3 scales comes after them
@@ -38,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 NORMS = {"bert": "bert.encoder.layer.0.output.LayerNorm", "gpt2": "transformer.h.0.ln_1"}
 CASES = [(name, family) for name in METHODS for family in ("bert", "gpt2")]
-CASES += [(name, "llama") for name in ("all-linear", "dora", "adalora", "vera", "ia3")]
+CASES += [(name, "llama") for name in ("all-linear", "dora", "adalora", "vera", "ia3", "oft")]
 CASES += [("lora", "t5"), ("ia3", "t5"), ("all-linear", "gpt_neox"), ("lora", "mixtral")]
 TASKS = {"bert": "sequence_classification", "t5": "seq2seq_lm"}
 

@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vera": {"r": 4, "target_modules": PLACES},
     "ia3": {"target_modules": PLACES},
     "ia3, outputs": {"target_modules": PLACES, "feedforward_modules": []},
+    "oft": {"oft_block_size": 8, "target_modules": PLACES},
     "bitfit": {},
     "ln_tuning": {},
     "bitfit, roles": {"terms": ["attn.q", "ffn.down"]},
@@ -35,6 +36,7 @@ FUSED: dict[str, dict[str, Any]] = {
     "lora, whole": {"r": 2, "target_modules": ["c_attn"]},
     "lora, whole dora": {"r": 2, "target_modules": ["c_attn"], "use_dora": True},
     "ia3, whole input": {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn"]},
+    "oft, whole": {"oft_block_size": 8, "target_modules": ["c_attn"]},
     "ia3, input of a role": {"target_modules": ["attn.q"], "feedforward_modules": ["attn.q"]},
 }
 """On GPT-2, whose q, k and v are one matrix: the whole of it beside a role inside."""

@@ -30,7 +30,7 @@ _KINDS: dict[str, Any] = {
     "feedforward_modules": list[str] | str | None,
     "fan_in_fan_out": bool | None,
     "bias": str,
-    "r": _Count,
+    "r": _NotNegative,
     "lora_alpha": float,
     "lora_dropout": _Share | None,
     "use_rslora": bool | None,
@@ -49,6 +49,22 @@ _KINDS: dict[str, Any] = {
     "projection_prng_key": _NotNegative | None,
     "d_initial": float,
     "vera_dropout": _Share | None,
+    "oft_block_size": _NotNegative | None,
+    "module_dropout": _Share | None,
+    "coft": bool | None,
+    "eps": float | None,
+    "block_share": bool | None,
+    "use_cayley_neumann": bool | None,
+    "num_cayley_neumann_terms": _Count | None,
+    "miss_dropout": _Share | None,
+    "mini_r": _Count | None,
+    "hira_dropout": _Share | None,
+    "alpha": float,
+    "rank_dropout": _Share | None,
+    "rank_dropout_scale": bool | None,
+    "decompose_both": bool | None,
+    "decompose_factor": int | None,
+    "random_seed": _NotNegative | None,
     "num_virtual_tokens": _Count | None,
     "token_dim": _Count | None,
     "num_layers": _Count | None,
@@ -66,10 +82,11 @@ def read_hf_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     config = read_json(path)
     check_kinds(_KINDS, ("peft_type",), config, path)
-    for pattern in config.get("alpha_pattern") or {}:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            reason = f"{pattern!r:.60} is no regular expression: {error}"
-            raise UserError(Problem(reason, str(path), key="alpha_pattern", suggestion=_AGAIN)) from None
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(key) or {}:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                reason = f"{pattern!r:.60} is no regular expression: {error}"
+                raise UserError(Problem(reason, str(path), key=key, suggestion=_AGAIN)) from None
     return config

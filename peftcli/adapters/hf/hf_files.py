@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ def sliced(meta: AdapterMeta) -> str | None:
     """Return why HF peft cannot hold these targets as they are (it has no slices of fused projections), or None."""
     fused = sorted({target.role or target.key for target in meta.targets if target.slice})
     return f"{', '.join(fused)} are slices of a fused projection" if fused else None
+
+
+def transposed(meta: AdapterMeta) -> str | None:
+    """Return why a method of HF peft that takes no Conv1D cannot hold these targets, or None."""
+    names = sorted({target.role or target.key for target in meta.targets if target.kind == "conv1d"})
+    return f"{', '.join(names)} are transformers' Conv1D, which this method of HF peft does not take" if names else None
 
 
 def add_prefix(state: Mapping[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
@@ -164,10 +171,13 @@ def foreign_record(
     )
 
 
-def foreign_targets(config: Mapping[str, Any], keys: Iterable[str]) -> tuple[SavedTarget, ...]:
-    """Return the records of whole modules, under their paths."""
+def foreign_targets(
+    config: Mapping[str, Any], keys: Iterable[str], *, tables: Iterable[str] = ()
+) -> tuple[SavedTarget, ...]:
+    """Return the records of whole modules, under their paths; `tables` are those that are embeddings."""
     kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
-    return tuple(SavedTarget(key, key, None, kind) for key in keys)
+    embeddings = set(tables)
+    return tuple(SavedTarget(key, key, None, "embedding" if key in embeddings else kind) for key in keys)
 
 
 def task_of(config: Mapping[str, Any], where: Path) -> str:
@@ -195,6 +205,11 @@ def refuse_options(config: Mapping[str, Any], names: Iterable[str], where: Path)
     used = [name for name in names if config.get(name) not in (None, False, "none", [], {})]
     if used:
         raise UserError(f"{where / CONFIG} uses {', '.join(used)} of HF peft, which has no equal here")
+
+
+def first_match(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return the value of the first pattern of a config that names a module, by HF peft's rule, or the default."""
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", key)), default)
 
 
 def number(config: Mapping[str, Any], name: str) -> int:

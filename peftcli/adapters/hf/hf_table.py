@@ -18,6 +18,7 @@ from peftcli.adapters.hf.layouts.adalora import AdaLoraFormat
 from peftcli.adapters.hf.layouts.ia3 import IA3Format
 from peftcli.adapters.hf.layouts.ln_tuning import LNTuningFormat
 from peftcli.adapters.hf.layouts.lora import LoraFormat
+from peftcli.adapters.hf.layouts.oft import OftFormat
 from peftcli.adapters.hf.layouts.prefix_tuning import PrefixTuningFormat
 from peftcli.adapters.hf.layouts.prompt_tuning import PromptTuningFormat
 from peftcli.adapters.hf.layouts.vera import VeraFormat
@@ -30,6 +31,7 @@ FORMATS: Mapping[str, HfFormat[Any]] = {
     "vera": VeraFormat(),
     "ia3": IA3Format(),
     "ln_tuning": LNTuningFormat(),
+    "oft": OftFormat(),
     "prefix_tuning": PrefixTuningFormat(),
     "prompt_tuning": PromptTuningFormat(),
 }

@@ -8,7 +8,7 @@ pass makes the dropout mask again; the factors are float32 and are cast to the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from peftcli.layers.base_linear import Slice
 from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.dropout import kept_share, threshold
 from peftcli.layers.row_draws import Draw, draw
+from peftcli.layers.without_autocast import without_autocast
 
 _plain = False
 
@@ -62,7 +63,7 @@ def lowrank_add(
         y's shape and dtype.
     """
     if isinstance(scale, Tensor) or not _fast(y):
-        with _without_autocast(y.device.type):
+        with without_autocast(y.device.type):
             return _chain(y, x, a, b, scale, rows, dropout)
     drawn = draw(x.shape) if dropout else None
     apply: Callable[..., Tensor] = _LowRankAdd.apply  # untyped in torch
@@ -75,13 +76,6 @@ def _fast(y: Tensor) -> bool:
     if not y.is_contiguous() or (y.is_leaf and y.requires_grad):
         return False
     return not torch.compiler.is_compiling()  # the compiler fuses the plain chain by itself, and cannot trace the write
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Turn autocast off: every operand is in y's dtype already, and in-place products refuse a mixture."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _chain(
@@ -127,7 +121,7 @@ class _LowRankAdd(torch.autograd.Function):
         drawn: Draw | None,
     ) -> Tensor:
         out = y.detach()  # the same memory, and the same version counter: by it autograd notices the write
-        with _without_autocast(y.device.type):
+        with without_autocast(y.device.type):
             inputs = _flat(x, y.dtype)
             mask = _mask(inputs.shape, inputs.device, dropout, drawn)
             inputs = inputs if mask is None else inputs * mask
@@ -147,7 +141,7 @@ class _LowRankAdd(torch.autograd.Function):
         x, a, b, hidden = ctx.saved_tensors
         grad_x = grad_a = grad_b = None
         _, need_x, need_a, need_b, *_ = ctx.needs_input_grad
-        with _without_autocast(grad.device.type):
+        with without_autocast(grad.device.type):
             own = grad if ctx.rows is None else ctx.rows.take(grad)
             own = own.reshape(-1, own.shape[-1])
             if need_b:

@@ -13,6 +13,7 @@ from peftcli.layers.parts.bottleneck import ParallelAdapter, SerialAdapter, line
 from peftcli.layers.parts.rescale import Rescale
 from peftcli.layers.parts.svd_lora import SvdDelta
 from peftcli.layers.parts.vera import SharedProjections, VeraDelta
+from peftcli.layers.weight_changes.rotation import Rotation
 from peftcli.recipe.schema import FastPathsSpec, TrainingSpec
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.run import train
@@ -67,6 +68,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "shared projections": lambda: VeraDelta(
         SharedProjections(3, 6, 6, 0, CPU), 6, 6, d_initial=0.1, dropout=0.5, slice=None, device=CPU
     ),
+    "rotation": lambda: Rotation(6, 3, dropout=0.5),
     "rescale": lambda: Rescale(6, "output", None, CPU),
 }
 

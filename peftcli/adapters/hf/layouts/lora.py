@@ -153,7 +153,7 @@ def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str
     """
     rank = int(config.get("r", 8))
     alpha = config.get("lora_alpha", 8)
-    alphas = {key: _first_match(config.get("alpha_pattern") or {}, key, alpha) for key in ranks}
+    alphas = {key: hf_files.first_match(config.get("alpha_pattern") or {}, key, alpha) for key in ranks}
     return LoraParams(
         r=rank,
         lora_alpha=alpha,
@@ -191,7 +191,3 @@ def _rank(state: Mapping[str, Tensor], key: str) -> int:
     first = state.get(f"{key}.lora_A.weight", state.get(f"{key}.lora_embedding_A"))
     assert first is not None  # `_target_keys` found one of them
     return len(first)
-
-
-def _first_match(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
-    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", key)), default)

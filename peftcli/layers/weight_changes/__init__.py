@@ -1,0 +1,1 @@
+"""Parts that change a projection's weight in other ways than by a low-rank product."""
