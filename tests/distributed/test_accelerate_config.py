@@ -158,7 +158,7 @@ def test_every_change_is_one_of_the_recipe(recipe) -> None:
 
 
 def test_accelerate_launch_trains_as_its_config_says(recipe, tmp_path: Path) -> None:
-    """Two processes on the CPU, both with the weights: transformers' FSDP mode would leave out those of the second."""
+    """Two processes on the CPU. In transformers' own FSDP mode the second would have no weights in the new head."""
     config = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "FSDP",
@@ -171,7 +171,7 @@ def test_accelerate_launch_trains_as_its_config_says(recipe, tmp_path: Path) -> 
     steps: dict[str, Any] = {"data__val_set_size": 5, "training__max_steps": 1}
     file = tmp_path / "accelerate.yaml"
     file.write_text(yaml.safe_dump(config))
-    loaded = recipe(training__bf16="auto", **steps)
+    loaded = recipe("bert", "sequence_classification", training__bf16="auto", **steps)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "peftcli"]
     done = subprocess.run([*launch, "train", loaded.path], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
@@ -181,6 +181,6 @@ def test_accelerate_launch_trains_as_its_config_says(recipe, tmp_path: Path) -> 
     assert stored["training"]["bf16"] is True
     assert stored["distributed"]["strategy"] == "fsdp"
     assert stored["distributed"]["reshard_after_forward"] is False
-    one = train(recipe(name="one", training__bf16=True, **steps))
+    one = train(recipe("bert", "sequence_classification", name="one", training__bf16=True, **steps))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["eval_before"]["eval_loss"] == pytest.approx(one.eval_before["eval_loss"], rel=1e-2)
