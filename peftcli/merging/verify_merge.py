@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from peftcli.distributed.devices import usable_device
 from peftcli.errors import VerificationFailed
 from peftcli.merging.check_use import Usage, use_here
 from peftcli.merging.compare_outputs import (
@@ -52,7 +53,7 @@ def verify_merge(
     Raises:
         VerificationFailed: they differ by more than the tolerance.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(run.recipe.training.device)
     rows = sample_rows(run)
     computed = compute_dtype(dtype, device)
     reference = reference_outputs(run, run.spec, rows, device, computed)

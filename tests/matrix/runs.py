@@ -175,7 +175,7 @@ def digest_of(tensors: dict[str, Any]) -> str:
     """Return a hash over names and values."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor: Tensor = tensors[name].detach().float().contiguous()
+        tensor: Tensor = tensors[name].detach().float().cpu().contiguous()
         total.update(name.encode() + tensor.numpy().tobytes())
     return total.hexdigest()
 
