@@ -263,7 +263,9 @@ _kept: list[Any] = []  # what is registered with torch lives as long as these ob
 def start() -> torch.device:
     """Register the device with torch, and return it. It stays for as long as the process lives."""
     if not _kept:
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(list, device=...) would copy where nothing is dispatched
+        torch._C._set_only_lift_cpu_tensors(
+            True
+        )  # torch.tensor(list, device=...) would copy where nothing is dispatched
         _setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Module())
         every, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         _kept.extend((every, own))

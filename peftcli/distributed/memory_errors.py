@@ -24,6 +24,9 @@ _TEXTS = re.compile(
     r"|can't start new thread",  # a thread's stack
     re.IGNORECASE,
 )
+_BROKEN_DEVICE = re.compile(
+    r"\b(?:CUDA|HIP|cuBLAS|CUBLAS|cuDNN|XPU) error\b|device-side assert|CUBLAS_STATUS", re.IGNORECASE
+)
 _ASKED_BYTES = re.compile(r"tried to allocate (\d+) bytes|mmap (\d+) bytes")
 _ASKED_SIZE = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ [KMGTPE]i?B)", re.IGNORECASE)
 
@@ -41,6 +44,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError | OSError | ImportError | SystemError) and bool(_TEXTS.search(str(error)))
+
+
+def says_nothing_of_the_model(error: BaseException) -> bool:
+    """Return whether an error that a trial met is no answer to it: no memory, or a device that computes no more.
+
+    After a failed assertion on a CUDA device (an index out of range) every further call in this process fails.
+    """
+    return is_out_of_memory(error) or (isinstance(error, RuntimeError) and bool(_BROKEN_DEVICE.search(str(error))))
 
 
 def out_of_memory(error: BaseException, when: str, remedy: str) -> OutOfMemory:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
+from peftcli.distributed.memory_errors import says_nothing_of_the_model
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-PackingRoute = Literal["positions", "bool_mask", "float_mask"]
+PackingRoute = Literal["positions", "joined", "bool_mask", "float_mask"]
 DOCUMENTS = (5, 7, 6)
 """Tokens of the documents that are tried. The lengths differ, so that a wrong position is noticed."""
 ROUNDED = 0.1
@@ -25,10 +26,15 @@ EXACT = 1e-3
 """The same in float32 on a CPU, and everywhere for what the tokens of one document change in another."""
 
 
-def packing_route(model: PreTrainedModel) -> PackingRoute:
+def packing_route(model: PreTrainedModel, *, rows: int = 2) -> PackingRoute:
     """Return how the documents of a row are kept apart; the model's logits decide.
 
-    `positions` means position ids that restart, no mask and `use_cache=False`. The masks are 4-D and block-causal.
+    `positions` means position ids that restart, no mask and `use_cache=False`; `joined` the same in one row, where the
+    model looks at them only there (flash attention): packed rows of a batch are then put behind each other. The masks
+    are 4-D and block-causal.
+
+    Args:
+        rows: of the batch on which it is tried; 1 where batches have one row only.
 
     Raises:
         UserError: documents of a row attend to each other in every way that was tried.
@@ -48,11 +54,11 @@ def packing_route(model: PreTrainedModel) -> PackingRoute:
             alone = torch.cat([_logits(model, input_ids=ids, use_cache=False) for ids in documents], dim=1)
             leak = _difference(alone, _logits(model, input_ids=torch.cat(documents, dim=1), use_cache=False))
             rounds = device.type != "cpu" or next(model.parameters()).dtype != torch.float32
-            for route in _routes(model):
-                packed = _packed(model, documents, route)
+            for route in _routes(model, rows):
+                packed = _packed(model, documents, route, rows)
                 if packed is None or _difference(alone, packed) > (ROUNDED if rounds else EXACT) * leak:
                     continue
-                if _seen_elsewhere(model, documents, packed, route) <= EXACT * leak:
+                if _seen_elsewhere(model, documents, packed, route, rows) <= EXACT * leak:
                     return route
     finally:
         model.train(was_training)
@@ -83,29 +89,40 @@ def block_causal(position_ids: Tensor, route: PackingRoute) -> Tensor:
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, lowest)
 
 
-def _routes(model: PreTrainedModel) -> list[PackingRoute]:
+def _routes(model: PreTrainedModel, rows: int) -> list[PackingRoute]:
     text = model.config.get_text_config()
     windowed = getattr(text, "sliding_window", None) or getattr(text, "attention_types", None)
     # a 4-D mask is used in every layer, also in those that need a sliding window
-    return ["positions"] if windowed else ["positions", "bool_mask", "float_mask"]
+    by_positions: list[PackingRoute] = ["positions"] if rows == 1 else ["positions", "joined"]
+    return by_positions if windowed else [*by_positions, "bool_mask", "float_mask"]
 
 
-def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute) -> Tensor | None:
-    """Return the logits of all documents in one row, or None if the model does not accept the mask."""
+def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute, rows: int = 2) -> Tensor | None:
+    """Return the logits of all documents in one row, (1, length, vocabulary), or None if the model refuses the mask.
+
+    Args:
+        rows: of the batch, each the same; `joined` computes one.
+    """
     import torch
 
     ids = torch.cat(documents, dim=1)
     positions = torch.cat([torch.arange(one.shape[1], device=one.device) for one in documents])[None]
+    if route != "joined":
+        ids, positions = ids.repeat(rows, 1), positions.repeat(rows, 1)
     words: dict[str, Tensor] = {"input_ids": ids, "position_ids": positions}
-    if route != "positions":
+    if route in ("bool_mask", "float_mask"):
         words["attention_mask"] = block_causal(positions, route)
     try:
-        return _logits(model, use_cache=False, **words)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # models refuse it in different ways
+        return _logits(model, use_cache=False, **words)[:1]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # models refuse it in different ways
+        if says_nothing_of_the_model(error):
+            raise
         return None
 
 
-def _seen_elsewhere(model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute) -> float:
+def _seen_elsewhere(
+    model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute, rows: int
+) -> float:
     """Return the mean change of the logits of documents whose own tokens stay while those of others are replaced.
 
     The rows have one shape, so what is not attended to changes nothing, not even by rounding. Only where tokens decide
@@ -117,7 +134,7 @@ def _seen_elsewhere(model: PreTrainedModel, documents: list[Tensor], packed: Ten
     vocabulary = int(model.config.get_text_config().vocab_size)
     first, *rest = documents
     other = [(ids + vocabulary // 2) % vocabulary for ids in documents]
-    ahead, behind = _packed(model, [other[0], *rest], route), _packed(model, [first, *other[1:]], route)
+    ahead, behind = (_packed(model, changed, route, rows) for changed in ([other[0], *rest], [first, *other[1:]]))
     if ahead is None or behind is None:
         return float("inf")
     border = DOCUMENTS[0]

@@ -78,9 +78,13 @@ class Batch:
         return tuple(end - start for start, end in pairwise([*starts, positions.shape[1]]))
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on `device`; from pinned memory the copies do not block."""
-        self.inputs = {key: value.to(device, non_blocking=True) for key, value in self.inputs.items()}
-        self.targets = {key: value.to(device, non_blocking=True) for key, value in self.targets.items()}
+        """Return the batch on `device`; on CUDA, copies from pinned memory do not block.
+
+        Elsewhere a copy that does not block may read what is freed here already (PyTorch issue 139550, on MPS).
+        """
+        ahead = device.type == "cuda"
+        self.inputs = {key: value.to(device, non_blocking=ahead) for key, value in self.inputs.items()}
+        self.targets = {key: value.to(device, non_blocking=ahead) for key, value in self.targets.items()}
         return self
 
     def pinned(self) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def collate(
     """Return `input_ids`, `attention_mask` and `labels` of a batch, padded to its longest row.
 
     Packed rows have `position_ids` instead of a mask: transformers keeps documents apart only when positions restart,
-    no mask is given, and no cache is used. Padding behind a packed row is a document of its own.
+    no mask is given, and no cache is used. Padding behind a packed row is a document of its own. Where the model looks
+    at positions in a single row only, packed rows are put behind each other in one.
 
     Args:
         rows: with labels of the same shape; labels are left out when a row has none.
@@ -39,6 +41,8 @@ def collate(
     Returns:
         int64 tensors (rows, length); labels (rows,) for classes, float (rows,) or (rows, labels) for numbers.
     """
+    if packing_route == "joined" and len(rows) > 1 and rows[0].position_ids is not None:
+        rows = [_behind_each_other(rows)]
     longest = max(len(row.input_ids) for row in rows)
     packed = rows[0].position_ids is not None
     side = "right" if packed else padding_side
@@ -56,9 +60,22 @@ def collate(
     if all(row.labels is not None for row in rows):
         out["labels"] = _labels(rows, kind, longest, side)
     tensors = _tensors(out)
-    if packed and packing_route != "positions":
+    if packed and packing_route in ("bool_mask", "float_mask"):
         tensors["attention_mask"] = block_causal(tensors["position_ids"], packing_route)
     return tensors
+
+
+def _behind_each_other(rows: Sequence[Row]) -> Row:
+    """Return packed rows as one; the positions and labels of each stay, and so its documents stay apart."""
+    positions = [row.position_ids for row in rows if row.position_ids is not None]
+    labels = [row.labels for row in rows if isinstance(row.labels, np.ndarray)]
+    return replace(
+        rows[0],
+        input_ids=np.concatenate([row.input_ids for row in rows]),
+        labels=np.concatenate(labels) if len(labels) == len(rows) else None,
+        position_ids=np.concatenate(positions),
+        documents=None,
+    )
 
 
 def _labels(rows: Sequence[Row], kind: RowKind, longest: int, side: str) -> npt.NDArray[Any]:

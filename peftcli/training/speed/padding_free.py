@@ -32,7 +32,7 @@ def rows_stay_apart(recipe: Recipe, model: PreTrainedModel, allowed: AllowedPath
     documents = DocumentAttention(DOCUMENTS)
     try:
         with FastPaths(allowed)(documents):
-            route = packing_route(model)
+            route = packing_route(model, rows=1)
     except UserError:
         return False
     return route == "positions" and documents.taken > 0 and documents.passed == 0

@@ -14,7 +14,7 @@ from peftcli.data.rows.packing import PackedRows, best_fit
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
-from peftcli.models.packed_documents import packing_route
+from peftcli.models.packed_documents import block_causal, packing_route
 from tests.data.tools import ready, write_jsonl
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -157,6 +157,42 @@ def test_a_packed_rows_logits_equal_the_rows_own(family: str, implementation: st
                 part = together[place, start : start + len(alone)]
                 torch.testing.assert_close(part, alone, atol=2e-5, rtol=1e-4)
                 start += len(alone)
+
+
+def _as_flash_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, position_ids: Any = None, **words: Any
+) -> tuple[Any, None]:
+    """Attend as transformers' flash attention does: it looks at positions in a batch of one row, and not in others."""
+    from torch.nn.functional import scaled_dot_product_attention as attend
+    from transformers.modeling_flash_attention_utils import _is_packed_sequence
+
+    packed = _is_packed_sequence(position_ids, query.shape[0])
+    mask = block_causal(position_ids, "bool_mask") if packed else None
+    found = attend(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def test_rows_are_joined_where_positions_are_looked_at_in_one_row_only(tmp_path: Path) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+
+    AttentionInterface.register("positions_in_one_row", _as_flash_attention)
+    AttentionMaskInterface.register("positions_in_one_row", flash_attention_mask)
+    model, tokenizer = tiny_model("llama").eval(), tiny_tokenizer()
+    data = ready(tokenizer, text_rows(tmp_path / "a.jsonl", 7), max_length=20, packing=True)
+    rows = list(data.train)
+    assert len(rows) > 1 and packing_route(model) == "positions"
+    two = collate(rows, tokenizer, "text")
+    with torch.no_grad():
+        apart = model(input_ids=two["input_ids"], position_ids=two["position_ids"], use_cache=False).logits
+        model.set_attn_implementation("positions_in_one_row")
+        assert packing_route(model) == "joined"
+        batch = collate(rows, tokenizer, "text", packing_route="joined")
+        assert "attention_mask" not in batch and len(batch["input_ids"]) == 1
+        one = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+    wanted = torch.cat([own[: len(row.input_ids)] for own, row in zip(apart, rows, strict=True)])
+    torch.testing.assert_close(one, wanted, atol=2e-5, rtol=1e-4)
+    assert batch["labels"][0].tolist() == [label for row in rows for label in np.asarray(row.labels).tolist()]
 
 
 def test_a_family_that_leaks_is_refused() -> None:
