@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import ADDED
-from peftcli.layers.site import device_of
+from peftcli.layers.site import device_of, made_on
 from peftcli.layers.virtual_tokens.positions import shift_positions
 from peftcli.layers.virtual_tokens.prefix import (
     Prefix,
@@ -128,8 +129,8 @@ def attach_prefixes(
     for role in anatomy.attentions:
         attention = model.get_submodule(role.module)
         shape = PrefixShape(role.depths, role.kv_heads, role.head_dim, length, anatomy.hidden_size)
-        with torch.device(device_of(attention, model)):
-            part = Prefix(shape, dropout, attachment.networks.get(_kind(role)))
+        network = attachment.networks.get(_kind(role))
+        part = made_on(device_of(attention, model), partial(Prefix, shape, dropout, network))
         site = _connected_site(attention, role, anatomy.prefix_route)
         attachment.place(f"{role.module}.prefix", part, site.parts)
         if role.depths > 1:
@@ -148,10 +149,10 @@ def _kind(role: AttentionRole) -> str:
 def _add_networks(attachment: PrefixAttachment, anatomy: Anatomy, length: int, mid: int) -> None:
     """Register one network per kind of attention below the model, so that `.to` and DDP reach it once."""
     model = attachment.model
-    with torch.device(device_of(model, model)):
-        for role in anatomy.attentions:
-            if _kind(role) not in attachment.networks:
-                attachment.networks[_kind(role)] = PrefixNetwork(length, anatomy.hidden_size, mid)
+    for role in anatomy.attentions:
+        if _kind(role) not in attachment.networks:
+            make = partial(PrefixNetwork, length, anatomy.hidden_size, mid)
+            attachment.networks[_kind(role)] = made_on(device_of(model, model), make)
     taken = [name for name, _ in model.named_children() if name.startswith(_NETWORKS)]
     name = f"{_NETWORKS}_{len(taken)}"
     model.add_module(name, nn.ModuleDict(attachment.networks))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
-from peftcli.layers.site import device_of
+from peftcli.layers.site import device_of, made_on
 from peftcli.layers.virtual_tokens.prompt import (
     Insertion,
     Prompt,
@@ -195,8 +195,7 @@ def attach_prompt(
         causal="encoder" not in anatomy.layers,
         labels_follow_inputs=not ("encoder" in anatomy.layers and "decoder" in anatomy.layers),
     )
-    with torch.device(device_of(host, model)):
-        part = Prompt(length, host.embedding_dim)
+    part = made_on(device_of(host, model), lambda: Prompt(length, host.embedding_dim))
     attachment.place(f"{anatomy.embeddings}.prompt", part, prompt_site(host).parts)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module is not host and module.num_embeddings == host.num_embeddings:

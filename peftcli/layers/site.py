@@ -8,7 +8,7 @@ parameters are registered below it, so that `.to`, `.train`, DDP and gradient ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ SPAN_SITE_NAME = f"{ADDED}span_site"
 """The same where the site's input is that of another module."""
 INPUT_SITE_NAME = f"{ADDED}input"
 """Child name of a site at its host's input."""
+
+Made = TypeVar("Made", bound="nn.Module | tuple[nn.Module, ...]")
 
 Scale = float | nn.Module
 """A constant, or a module that maps the site's input to a factor that broadcasts against the site's output."""
@@ -220,3 +222,16 @@ def device_of(module: nn.Module, model: nn.Module) -> torch.device:
         for parameter in owner.parameters():
             return parameter.device
     raise ValueError("the model has no parameters")
+
+
+def made_on(device: torch.device, make: Callable[[], Made]) -> Made:
+    """Return the module, or modules, that `make` makes, on `device`.
+
+    Random values are drawn on the CPU, whatever the device: a seed means the same adapter everywhere. On the meta
+    device nothing is drawn.
+    """
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        made = make()
+    for module in made if isinstance(made, tuple) else (made,):
+        module.to(device)
+    return made

@@ -82,17 +82,15 @@ class AdapterMethod(Method[AdapterParams]):
 
 def _place(attachment: Attachment, block: BlockRole, params: AdapterParams) -> None:
     """Add the adapter of one branch."""
-    import torch
-
     from peftcli.layers.parts.bottleneck import SerialAdapter, linear_pair
-    from peftcli.layers.site import device_of, input_site, output_site
+    from peftcli.layers.site import device_of, input_site, made_on, output_site
 
     act = params.non_linearity or ("gelu" if params.placement == "houlsby" else "relu")
     after_sum = params.placement == "pfeiffer" and block.post_norm is not None
     model = attachment.model
     host = model.get_submodule(block.post_norm if after_sum and block.post_norm else block.exit)
-    with torch.device(device_of(host, model)):
-        pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), params.init or params.placement)
+    size, init = params.size_for(block.width, _REDUCTION), params.init or params.placement
+    pair = made_on(device_of(host, model), lambda: linear_pair(block.width, size, init))
     norm = host if after_sum and params.norm_before else None
     part = SerialAdapter(pair, act, params.dropout, norm)
     site = input_site(host) if after_sum else output_site(host)

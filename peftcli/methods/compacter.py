@@ -10,6 +10,7 @@ Compacter++. `train_layer_norm: false` is AdapterHub's variant (which also uses 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -84,17 +85,14 @@ class CompacterMethod(Method[CompacterParams]):
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: CompacterParams) -> Attachment:
         """Put one adapter on each branch of the placement, all with one shared rule, and let the norms train."""
-        import torch
-
         from peftcli.layers.added_modules import ADDED
         from peftcli.layers.parts.bottleneck import SerialAdapter
         from peftcli.layers.parts.phm import PhmLinear, PhmRule
-        from peftcli.layers.site import device_of, output_site
+        from peftcli.layers.site import device_of, made_on, output_site
         from peftcli.protocol.attachment import Attachment
 
         attachment = Attachment(model)
-        with torch.device(device_of(model, model)):
-            rule = PhmRule(params.phm_dim)
+        rule = made_on(device_of(model, model), lambda: PhmRule(params.phm_dim))
         name = f"{ADDED}phm_rule_{sum(child.startswith(f'{ADDED}phm_rule') for child, _ in model.named_children())}"
         model.add_module(name, rule)
         attachment.undo.append(lambda: delattr(model, name))
@@ -102,12 +100,11 @@ class CompacterMethod(Method[CompacterParams]):
         for block in branches(anatomy, _KINDS[params.placement]):
             host = model.get_submodule(block.exit)
             size = _bottleneck(params, block.width)
-            with torch.device(device_of(host, model)):
-                pair = (
-                    PhmLinear(rule, block.width, size, params.phm_rank),
-                    PhmLinear(rule, size, block.width, params.phm_rank),
-                )
-            part = SerialAdapter(pair, params.non_linearity, params.dropout)
+            sizes = ((block.width, size), (size, block.width))
+            down, up = (
+                made_on(device_of(host, model), partial(PhmLinear, rule, *widths, params.phm_rank)) for widths in sizes
+            )
+            part = SerialAdapter((down, up), params.non_linearity, params.dropout)
             attachment.place(f"{block.exit}.compacter", part, output_site(host).parts)
         if params.train_layer_norm:
             attachment.unfrozen = norm_parameters(model, anatomy)

@@ -9,6 +9,7 @@ frozen. AdapterHub's variant is `reduction_factor: 2, scaling: 4, dropout: 0`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -64,17 +65,15 @@ class ParallelAdapterMethod(Method[ParallelAdapterParams]):
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) -> Attachment:
         """Put one adapter beside each branch of the placement."""
-        import torch
-
         from peftcli.layers.parts.bottleneck import ParallelAdapter, linear_pair
-        from peftcli.layers.site import device_of, output_site
+        from peftcli.layers.site import device_of, made_on, output_site
         from peftcli.protocol.attachment import Attachment
 
         attachment = Attachment(model)
         for block in branches(anatomy, _KINDS[params.placement]):
             host = model.get_submodule(block.exit)
-            with torch.device(device_of(host, model)):
-                pair = linear_pair(block.width, params.size_for(block.width, _REDUCTION), "lora")
+            size = params.size_for(block.width, _REDUCTION)
+            pair = made_on(device_of(host, model), partial(linear_pair, block.width, size, "lora"))
             part = ParallelAdapter(pair, params.non_linearity, params.dropout, params.scaling_in(anatomy))
             site = output_site(host, entry=model.get_submodule(block.entry))
             attachment.place(f"{block.exit}.parallel_adapter", part, site.parts)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from peftcli.errors import UserError
 from peftcli.layers.parts.gates import Gate, Kind, PaddingMask
-from peftcli.layers.site import device_of
+from peftcli.layers.site import device_of, made_on
 from peftcli.models.anatomy import Anatomy
 from peftcli.protocol.attachment import Placed
 from peftcli.protocol.composite_attachment import CompositeAttachment
@@ -82,8 +81,7 @@ def _put_gate(model: nn.Module, anatomy: Anatomy, label: str, placed: Placed, pa
             f"the part {label} takes no gate: what it adds at {placed.key} has no scale that may depend on the input",
             suggestion="use `gates: false`, or leave the part out",
         )
-    with torch.device(device_of(part, model)):
-        part.scale = Gate(width, _kind(anatomy, placed), padding, part.fill_gate)
+    part.scale = made_on(device_of(part, model), lambda: Gate(width, _kind(anatomy, placed), padding, part.fill_gate))
 
 
 def _kind(anatomy: Anatomy, placed: Placed) -> Kind:

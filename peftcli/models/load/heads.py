@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,7 +109,7 @@ def keep_head_rows(
             return True
         earlier = {name: model.get_parameter(name).detach().clone() for name in follows}
         if None in rows.rows:
-            _start_anew(model, follows, seed)
+            start_anew(model, follows, seed)
     elif rows.found:
         earlier = _stored(model, follows, directory())
     else:
@@ -123,15 +123,22 @@ def keep_head_rows(
     return True
 
 
-def _start_anew(model: PreTrainedModel, follows: Sequence[str], seed: int) -> None:
-    """Give the head's last layer the random values that the family gives a new one."""
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in follows)
-    with seeded(seed, {model.get_parameter(name).device for name in follows}), torch.no_grad():
-        for owner in owners:
+def start_anew(model: PreTrainedModel, names: Iterable[str], seed: int) -> None:
+    """Give the layers that own these parameters the random values that the family gives new ones.
+
+    They are drawn on the CPU, whatever the device: a seed means the same values everywhere.
+    """
+    wanted = {name.rpartition(".")[0] for name in names}
+    with seeded(seed), torch.no_grad():
+        for owner in [path for path, _ in model.named_modules() if path in wanted]:
             module = model.get_submodule(owner)
+            devices = {parameter.device for parameter in module.parameters()}
+            module.to("cpu")
             for parameter in module.parameters():
                 vars(parameter).pop("_is_hf_initialized", None)  # transformers leaves marked ones as they are
             model._init_weights(module)
+            for device in devices:
+                module.to(device)
 
 
 def _stored(model: PreTrainedModel, follows: Sequence[str], directory: Path) -> dict[str, Tensor]:
