@@ -30,15 +30,10 @@ from peftcli.models.load.heads import (
     Labels,
     compute_head_in_float32,
     configure_head,
-<<<<<<< HEAD
     head_parameters,
     held_labels,
     keep_head_rows,
-=======
-    held_labels,
-    keep_head_rows,
     start_anew,
->>>>>>> cbb9e9e (What is drawn for an adapter or a new head is drawn on the CPU, whatever the device)
 )
 from peftcli.models.load.identity import BaseIdentity, both_fingerprints, fingerprint, tensors_fingerprint
 from peftcli.models.load.load_errors import explain_load_errors
