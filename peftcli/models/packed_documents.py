@@ -138,8 +138,8 @@ def _seen_elsewhere(
     if ahead is None or behind is None:
         return float("inf")
     border = DOCUMENTS[0]
-    rows = (torch.cat([first, *tail], dim=1) for tail in (rest, other[1:]))
-    plain, replaced = (_logits(model, input_ids=ids, use_cache=False)[:, :border] for ids in rows)
+    both = (torch.cat([first, *tail], dim=1) for tail in (rest, other[1:]))
+    plain, replaced = (_logits(model, input_ids=ids, use_cache=False)[:, :border] for ids in both)
     noise = float((plain - replaced).abs().mean())
     backwards = float((packed[:, :border] - behind[:, :border]).abs().mean())
     return max(_difference(packed, ahead), backwards) - 3 * noise

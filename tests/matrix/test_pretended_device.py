@@ -1,7 +1,7 @@
 """Every method, setting and use of a run on a device that this machine lacks: nothing is left on the CPU.
 
 A device of another kind than the CPU refuses operations on tensors of both. Where there is no CUDA, a pretended device
-does the same (`tests.pretended_device`).
+does the same (`tests.matrix.pretended_device`).
 """
 
 from __future__ import annotations

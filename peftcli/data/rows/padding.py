@@ -68,7 +68,7 @@ def collate(
 def _behind_each_other(rows: Sequence[Row]) -> Row:
     """Return packed rows as one; the positions and labels of each stay, and so its documents stay apart."""
     positions = [row.position_ids for row in rows if row.position_ids is not None]
-    labels = [row.labels for row in rows if isinstance(row.labels, np.ndarray)]
+    labels: list[Any] = [row.labels for row in rows if row.labels is not None]
     return replace(
         rows[0],
         input_ids=np.concatenate([row.input_ids for row in rows]),

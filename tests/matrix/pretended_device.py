@@ -1,7 +1,7 @@
-"""A device that this machine does not have: its tensors live in main memory, and mixing them with the CPU's is an error.
+"""A device that this machine lacks: its tensors live in main memory, and mixing them with the CPU's is an error.
 
-`start` registers it with torch, once a process and for good, under the name `pretend` (torch's PrivateUse1, a way in for
-devices that torch does not know). A tensor on it wraps one on the CPU and computes there, so a run on it has real
+`start` registers it with torch, once a process and for good, under the name `pretend` (torch's PrivateUse1, a way in
+for devices that torch does not know). A tensor on it wraps one on the CPU and computes there, so a run on it has real
 values, which can be compared with those of the CPU. What it finds is what a CUDA device would refuse: a tensor that was
 left on the CPU beside one on the device. It counts what makes a CUDA device wait: copies to and from main memory, and
 values that Python reads. Autocast casts what CUDA's autocast casts.
@@ -107,7 +107,9 @@ _counted: list[Counter[str]] = []
 
 @contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """Yield counts of what happens within: `to device`, `to host`, `read` (a value in Python), and each operation."""
+    """Yield counts of what happens within: `to device`, `to host`, `read` (a value in Python), `random` (numbers
+    drawn on the device), and each operation.
+    """
     counts: Counter[str] = Counter()
     _counted.append(counts)
     try:
@@ -169,6 +171,8 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     if device is not None:
         here = device.type == NAME
         kwargs = {**kwargs, "device": torch.device("cpu") if here else device}
+    if here and torch.Tag.nondeterministic_seeded in func.tags:
+        _count("random")
     found = func(*_each(_inside, args), **{key: _each(_inside, value) for key, value in kwargs.items()})
     if not here:
         return found
@@ -208,17 +212,17 @@ def _count_copy(source: Tensor, to_device: bool) -> None:
 
 # --- autocast, as for CUDA: https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float16 ------
 
-_LOWER = (
-    "addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc linalg_vecdot linalg_multi_dot "
-    "linear matmul mm mv prelu scaled_dot_product_attention"
-).split()
-_FLOAT32 = (
-    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar pow.Tensor_Tensor "
-    "pow.Scalar softplus layer_norm native_layer_norm group_norm norm.Scalar norm.ScalarOpt_dim cosine_similarity mse_loss "
-    "nll_loss soft_margin_loss smooth_l1_loss l1_loss kl_div cross_entropy_loss binary_cross_entropy_with_logits cdist "
-    "rms_norm softmax.int log_softmax.int cumsum cumprod sum prod"
-).split()
-_WIDEST = "addcdiv addcmul atan2 bilinear cross dot index_put scatter_add cat stack tensordot".split()
+_LOWER = """
+addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc linalg_vecdot linalg_multi_dot linear
+matmul mm mv prelu scaled_dot_product_attention
+"""
+_FLOAT32 = """
+acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar pow.Tensor_Tensor
+pow.Scalar softplus layer_norm native_layer_norm group_norm norm.Scalar norm.ScalarOpt_dim cosine_similarity mse_loss
+nll_loss soft_margin_loss smooth_l1_loss l1_loss kl_div cross_entropy_loss binary_cross_entropy_with_logits cdist
+rms_norm softmax.int log_softmax.int cumsum cumprod sum prod
+"""
+_WIDEST = "addcdiv addcmul atan2 bilinear cross dot index_put scatter_add cat stack tensordot"
 
 
 def _autocast_kernel(operator: Any, choose: Callable[[list[Tensor]], torch.dtype]) -> Callable[..., Any]:
@@ -245,13 +249,13 @@ def _widest(floats: list[Tensor]) -> torch.dtype:
 
 def _register_autocast(every: Any, own: Any) -> None:
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    kinds: list[tuple[list[str], Callable[[list[Tensor]], torch.dtype]]] = [
+    kinds: list[tuple[str, Callable[[list[Tensor]], torch.dtype]]] = [
         (_LOWER, lambda _floats: torch.get_autocast_dtype(NAME)),
         (_FLOAT32, lambda _floats: torch.float32),
         (_WIDEST, _widest),
     ]
     for names, choose in kinds:
-        for name in names:
+        for name in names.split():
             packet, _, overload = name.partition(".")
             operator = getattr(getattr(aten, packet), overload or "default")
             own.impl(name, _autocast_kernel(operator, choose), "AutocastPrivateUse1")
