@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peftcli.console.method_text import method_overrides
 from peftcli.console.options import Json, TrustRemoteCode
 from peftcli.errors import Problem, UserError
 
@@ -90,37 +91,6 @@ def _recipes(
     if problems:
         raise UserError(dict.fromkeys(problems))
     return loaded
-
-
-def method_overrides(text: str) -> list[str]:
-    """Return `NAME:key=value,...` as changes of a recipe: `lora:r=8` is `method.name=lora`, `method.r=8`."""
-    name, _, settings = text.partition(":")
-    return [f"method.name={name}", *(f"method.{setting}" for setting in split_outside_brackets(settings))]
-
-
-def split_outside_brackets(text: str) -> list[str]:
-    """Split at the commas that stand in no brackets, braces or quotes; spaces around a part and empty parts go.
-
-    >>> split_outside_brackets("r=8,target_modules=[attn.q,attn.v]")
-    ['r=8', 'target_modules=[attn.q,attn.v]']
-    """
-    parts = [""]
-    depth = 0
-    quote = ""
-    for char in text:
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        elif char in "[{":
-            depth += 1
-        elif char in "]}":
-            depth -= 1
-        if char == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _quoted(text: str) -> str:

@@ -9,6 +9,7 @@ import typer
 from peftcli.console.options import Json
 
 if TYPE_CHECKING:
+    from peftcli.analysis.method_contracts import Finding
     from peftcli.protocol.method import MethodInfo
     from peftcli.recipe.method_params import MethodParams
 
@@ -30,6 +31,14 @@ def methods(
         typer.Option("--model", metavar="M", help="Show which methods work with this model; reads no weights."),
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="The task for --model.")] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            metavar="NAME[:KEY=VALUE,...]",
+            help="Try on tiny models what every method promises; for a plug-in.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the methods, or show one with its hyper-parameters.
@@ -39,6 +48,9 @@ def methods(
     from peftcli.console.output import print_json
     from peftcli.protocol.registry import registry
 
+    if check is not None:
+        _check(check, as_json=as_json)
+        return
     infos = [registry.info(each) for each in ([name] if name else registry.names())]
     reasons = _refusals(infos, model, task) if model else {}
     rows = [_record(info, fits=reasons.get(info.name) if model else None, model=model) for info in infos]
@@ -48,6 +60,50 @@ def methods(
         _print_one(rows[0])
     else:
         _print_all(rows, with_fit=model is not None)
+
+
+def _check(text: str, *, as_json: bool) -> None:
+    """Try the contracts of a method and show what was found.
+
+    Raises:
+        UserError: one does not hold.
+    """
+    from dataclasses import asdict
+
+    from peftcli.analysis.method_contracts import check_contracts
+    from peftcli.console.method_text import method_params
+    from peftcli.console.output import print_json
+    from peftcli.errors import UserError
+
+    findings = check_contracts(method_params("--check", text))
+    if as_json:
+        print_json([{**asdict(finding), "holds": finding.holds} for finding in findings])
+    else:
+        _print_findings(findings)
+    if failed := [finding for finding in findings if not finding.holds]:
+        remedy = "see `Adding a method` in CONTRIBUTING.md, and the hooks in peftcli/protocol/method.py"
+        raise UserError(f"{len(failed)} of {len(findings)} contracts do not hold", suggestion=remedy)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    """Print a row for each contract and a column for each model, and below it what was found."""
+    from peftcli.console.output import print_table, result_console, table
+
+    models = list(dict.fromkeys(finding.model for finding in findings if finding.model))
+    found = {(finding.contract, finding.model): finding for finding in findings}
+
+    def cell(contract: str, model: str | None) -> str:
+        one = found.get((contract, model))
+        return "" if one is None else "not tried" if one.skipped else "holds" if one.holds else "NO"
+
+    contracts = list(dict.fromkeys(finding.contract for finding in findings))
+    rows = [[each, *(cell(each, model) or cell(each, None) for model in models)] for each in contracts]
+    console = result_console()
+    print_table(console, table(["contract", *models], rows))
+    for finding in findings:
+        if finding.problem or finding.skipped:
+            place = f" ({finding.model})" if finding.model else ""
+            console.print(f"{finding.contract}{place}: {finding.problem or finding.skipped}", markup=False)
 
 
 def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> dict[str, Any]:

@@ -178,6 +178,10 @@ class LoraMethod(Method[LoraParams]):
             if rank > limit
         ]
 
+    def why_not_identity(self, params: LoraParams) -> str | None:
+        """Return that both factors start at random, where the recipe says so."""
+        return "both factors start at random (init_lora_weights: false)" if params.init_lora_weights is False else None
+
     def attach(self, model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment:
         """Add a low-rank change at every target.
 

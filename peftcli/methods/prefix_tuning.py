@@ -96,6 +96,10 @@ class PrefixTuningMethod(Method[PrefixTuningParams]):
         """Return how many of the model's positions the prefix takes."""
         return params.num_virtual_tokens if _shifts(anatomy, params) else 0
 
+    def why_not_identity(self, params: PrefixTuningParams) -> str | None:
+        """Return that every query sees the virtual tokens from the start."""
+        return "every query sees the virtual tokens from the first step on"
+
     def attach(self, model: nn.Module, anatomy: Anatomy, params: PrefixTuningParams) -> Attachment:
         """Put a prefix before every attention, by the route that the family offers.
 

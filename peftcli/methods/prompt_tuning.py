@@ -87,6 +87,10 @@ class PromptTuningMethod(Method[PromptTuningParams]):
         """Return how many of the model's positions the prompt takes."""
         return params.num_virtual_tokens
 
+    def why_not_identity(self, params: PromptTuningParams) -> str | None:
+        """Return that every row sees the virtual tokens from the start."""
+        return "the virtual tokens stand before every row from the first step on"
+
     def attach(self, model: nn.Module, anatomy: Anatomy, params: PromptTuningParams) -> Attachment:
         """Put a prompt at the output of the token embedding."""
         from peftcli.attachments.prompt_tuning import PromptStart, attach_prompt

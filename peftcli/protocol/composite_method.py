@@ -50,6 +50,13 @@ class CompositeMethod(Method[CompositeParams]):
 
         return attach_parts(model, anatomy, params.specs)
 
+    def why_not_identity(self, params: CompositeParams) -> str | None:
+        """Return why the first part that does so changes the base's outputs before it is trained."""
+        reasons = (
+            (spec.label, registry.method(spec.params.name).why_not_identity(spec.params)) for spec in params.specs
+        )
+        return next((f"the part {label}: {reason}" for label, reason in reasons if reason), None)
+
     def why_not_mergeable(self, params: CompositeParams) -> str | None:
         """Return why the composition does not fold into base weights: its first part that does not, or its gates."""
         if self.info.unmergeable is not None:

@@ -151,6 +151,10 @@ class Method(ABC, Generic[Params]):
             UserError: the hyper-parameters do not fit the model (a target matches nothing, say).
         """
 
+    def why_not_identity(self, params: Params) -> str | None:
+        """Return None if a fresh adapter gives the base's outputs, else why it does not."""
+        return None
+
     def why_not_mergeable(self, params: Params) -> str | None:
         """Return None if a change trained with `params` folds into the base weights, else why not, and what to do."""
         return self.info.unmergeable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftcli.cli.count_params import method_overrides, split_outside_brackets
+from peftcli.console.method_text import method_overrides, split_outside_brackets
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""Tiny random models on which the contracts of a method are tried: one of each kind that transformers has for text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from peftcli.layers.seeded import seeded
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.model_tasks import auto_class
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.schema import TaskName
+
+VOCABULARY, POSITIONS, WIDTH, INNER = 96, 64, 32, 64
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": INNER, "max_position_embeddings": POSITIONS, "initializer_range": 0.2,
+}  # fmt: skip
+_WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@dataclass(frozen=True)
+class ContractModel:
+    """How to build one model.
+
+    Args:
+        title: what stands for it in a report.
+        task: that the model is built for.
+        config: of transformers, `model_type` included.
+    """
+
+    title: str
+    task: TaskName
+    config: dict[str, Any]
+
+
+MODELS = (
+    ContractModel(
+        "llama", "causal_lm", {"model_type": "llama", **_SIZES, **_IDS, "num_key_value_heads": 2}
+    ),
+    ContractModel(
+        "gpt2",
+        "causal_lm",
+        {
+            "model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 2, "n_head": 4,
+            "n_inner": INNER, "n_positions": POSITIONS, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+            "initializer_range": 0.2, **_IDS,
+        },
+    ),
+    ContractModel(
+        "bert",
+        "sequence_classification",
+        {"model_type": "bert", **_SIZES, **_WITHOUT_DROPOUT, "pad_token_id": 0, "num_labels": 3},
+    ),
+    ContractModel(
+        "t5",
+        "seq2seq_lm",
+        {
+            "model_type": "t5", "vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": 2,
+            "num_heads": 4, "dropout_rate": 0.0, "initializer_factor": 1.0, "pad_token_id": 0, "eos_token_id": 2,
+            "decoder_start_token_id": 0,
+        },
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class Live:
+    """A method on a live model.
+
+    Args:
+        base: copies of the base's values, by name, as they were before the method came.
+    """
+
+    model: nn.Module
+    anatomy: Anatomy
+    attachment: Attachment
+    base: dict[str, Tensor]
+
+    def outputs(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits of the batch's own tokens, in eval mode: (rows, length or labels, ...)."""
+        self.model.eval()
+        with torch.no_grad():
+            out: Tensor = self.model(**self.attachment.prepare_inputs(batch)).logits
+        labels = batch["labels"]
+        return out[:, -labels.shape[1] :] if out.ndim == 3 and labels.ndim == 2 else out
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the model's own loss, with the method's in it, in training mode."""
+        self.model.train()
+        loss: Tensor = self.model(**self.attachment.prepare_inputs(batch)).loss
+        extra = self.attachment.extra_loss()
+        return loss if extra is None else loss + extra
+
+    def train(self, batch: dict[str, Tensor], steps: range, total: int, optimizer: torch.optim.Optimizer) -> set[str]:
+        """Take steps; return the names of the trained tensors that had a gradient other than zero.
+
+        Args:
+            steps: their numbers, counted from 1.
+            total: steps of the whole run.
+        """
+        moved: set[str] = set()
+        for step in steps:
+            self.loss(batch).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in self.attachment.trainable_parameters().items():
+                if parameter.grad is not None and bool(parameter.grad.abs().max() > 0):
+                    moved.add(name)
+            optimizer.step()
+            self.attachment.after_optimizer_step(step, total)
+            optimizer.zero_grad()
+        return moved
+
+    def disturb(self, std: float = 0.1) -> None:
+        """Move every trained tensor at random, so that values which start at zero hide nothing."""
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in self.attachment.trainable_parameters().values():
+                parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+
+
+def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:
+    """Return the model alone, always with the same values; in float32."""
+    settings = {key: value for key, value in kind.config.items() if key != "model_type"}
+    config = AutoConfig.for_model(str(kind.config["model_type"]), **settings)
+    with seeded(0), torch.device(device):
+        model: nn.Module = auto_class(kind.task).from_config(config)
+    return model.eval()
+
+
+def live(kind: ContractModel, params: MethodParams, *, initialise: bool = True) -> Live:
+    """Return the model with a method on it, always with the same values."""
+    model = bare(kind)
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    anatomy = read_anatomy(model)
+    with seeded(7):
+        attachment = apply_method(model, anatomy, params)
+        if initialise:
+            attachment.initialise(model)
+    return Live(model, anatomy, attachment, base)
+
+
+def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:
+    """Return three rows of nine tokens with what the model's loss needs; the second and third are padded at the end."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, VOCABULARY, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 7:], mask[2, 5:] = 0, 0
+    ids = torch.where(mask.bool(), ids, 0)
+    if kind.task == "seq2seq_lm":
+        labels = torch.randint(5, VOCABULARY, (3, 4), generator=generator)
+    elif kind.task == "sequence_classification":
+        labels = torch.arange(3)
+    else:
+        labels = ids.masked_fill(mask == 0, -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,0 +1,88 @@
+"""The contracts of a method: this project's own keep them all, and a plug-in that breaks one is told which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from peftcli.analysis.method_contracts import check_contracts
+from peftcli.protocol.registry import registry
+from tests.command_line import Cli
+from tests.worked_example import WritePlugin
+
+COMPLETE: dict[str, dict[str, Any]] = {"compose": {"parts": [{"name": "lora", "r": 2}, {"name": "prefix_tuning"}]}}
+"""Hyper-parameters of the methods that have no complete defaults."""
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_our_own_methods_keep_every_contract(name: str) -> None:
+    findings = check_contracts(registry.info(name).params.model_validate(COMPLETE.get(name, {})))
+    assert [finding for finding in findings if not finding.holds] == []
+    assert sum(finding.skipped is None for finding in findings) > 12
+
+
+SITE = "            attachment.place(target.key, part, output_site(view.module).parts)\n"
+FAULTS = {
+    "changes nothing of the base that it does not list": (
+        SITE,
+        SITE + "            view.module.weight.data.mul_(1.01)\n",
+    ),
+    "makes the same tensors on the meta device": (
+        "Rescale(view.out_features,",
+        'Rescale(1 if view.device.type == "meta" else view.out_features,',
+    ),
+    "starts as the base, or says why not": (SITE, SITE + "            part.ia3_l.data.fill_(2.0)\n"),
+    "every trained tensor has a gradient": (SITE, SITE.replace("output_site(view.module).parts", "[]")),
+    "what it saves is all there is, and strict": (
+        "        return attachment\n",
+        "        attachment.load_state_dict = lambda state: None\n        return attachment\n",
+    ),
+    "comes off without a trace": (
+        "        return attachment\n",
+        "        attachment.detach = lambda: None\n        return attachment\n",
+    ),
+    "merges as it says": ("folding.change_weight(key, factor.mul)", "folding.change_weight(key, factor.add)"),
+    "importing it imports no torch": ('"""Gain: y * g', 'import torch\n"""Gain: y * g'),
+    "each hyper-parameter has a sentence": (
+        '    """Roles, module names, `all-linear`, or one regular expression (a string)."""\n',
+        "",
+    ),
+    "goes on from its state bit for bit": (
+        "        return attachment\n",
+        "        seen = []\n"
+        "        attachment.extra_loss = lambda: seen.append(1) or sum(\n"
+        "            p.sum() * len(seen) for p in attachment.trainable_parameters().values())\n"
+        "        return attachment\n",
+    ),
+}
+"""The contract that a change of the worked example breaks: what to replace, and by what."""
+
+
+def test_the_worked_example_keeps_every_contract(cli: Cli, plugin: None) -> None:
+    done = cli("methods", "--check", "gain:target_modules=[attn.v]", "--json")
+    assert done.code == 0, done.err
+    assert {finding["model"] for finding in done.json} >= {"llama", "gpt2", "bert", "t5"}
+    assert all(finding["holds"] for finding in done.json)
+
+
+@pytest.mark.parametrize("broken", FAULTS)
+def test_a_broken_contract_is_named(
+    broken: str,
+    body: str,
+    write_plugin: WritePlugin,
+    cli: Cli,
+) -> None:
+    old, new = FAULTS[broken]
+    assert old in body
+    write_plugin(body.replace(old, new))
+    done = cli("methods", "--check", "gain", "--json")
+    assert done.code == 2
+    assert "do not hold" in done.err
+    assert broken in {finding["contract"] for finding in done.json if not finding["holds"]}
+
+
+def test_an_unknown_method_is_answered_before_anything_is_tried(cli: Cli) -> None:
+    done = cli("methods", "--check", "lorra")
+    assert done.code == 2
+    assert "lora" in done.err
