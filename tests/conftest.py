@@ -15,7 +15,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker per core; more threads than cores make all of them slow
-pytest_plugins = ["tests.recipes", "tests.command_line", "tests.worked_example"]  # their fixtures serve several folders
+pytest_plugins = [
+    "tests.recipes",
+    "tests.command_line",
+    "tests.docs.worked_example",
+]  # their fixtures serve several folders
 _CACHE = tempfile.TemporaryDirectory(prefix="peftcli-tests-", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from peftcli.ignored_label import IGNORED
 from peftcli.layers.seeded import seeded
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.model_tasks import auto_class
@@ -160,5 +161,5 @@ def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:
     elif kind.task == "sequence_classification":
         labels = torch.arange(3)
     else:
-        labels = ids.masked_fill(mask == 0, -100)
+        labels = ids.masked_fill(mask == 0, IGNORED)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}

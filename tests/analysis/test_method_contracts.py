@@ -9,7 +9,7 @@ import pytest
 from peftcli.analysis.method_contracts import check_contracts
 from peftcli.protocol.registry import registry
 from tests.command_line import Cli
-from tests.worked_example import WritePlugin
+from tests.docs.worked_example import WritePlugin
 
 COMPLETE: dict[str, dict[str, Any]] = {"compose": {"parts": [{"name": "lora", "r": 2}, {"name": "prefix_tuning"}]}}
 """Hyper-parameters of the methods that have no complete defaults."""
