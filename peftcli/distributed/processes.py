@@ -122,6 +122,16 @@ class World:
         with _among_others():
             return broadcast_object_list([value])[0]
 
+    def make_equal(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the main one's values of these tensors, in place; the same ones in each process."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.detach().flatten() for tensor in bucket])
+            with _among_others():
+                torch.distributed.broadcast(flat.view(torch.uint8), 0)  # bytes: of any dtype, and bit for bit
+            _copy_back(flat, bucket)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter], ask: Tensor | None = None) -> None:
         """Sum gradients over the processes, in flat buckets; a parameter without one counts as zero.
 
@@ -130,25 +140,37 @@ class World:
         """
         if self.size == 1:
             return
-        bucket: list[Tensor] = []
+        gradients = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if bucket and (bucket[0].dtype != parameter.grad.dtype or _bytes(bucket) > BUCKET_BYTES):
-                self._sum_bucket(bucket)
-                bucket = []
-            bucket.append(parameter.grad)
+            gradients.append(parameter.grad)
+        buckets = list(_buckets(gradients)) or [[]]
         if ask is not None:
-            bucket.append(ask)
-        if bucket:
-            self._sum_bucket(bucket)
+            buckets[-1].append(ask)
+        for bucket in buckets:
+            flat = self.sum(torch.cat([tensor.flatten().to(bucket[0].dtype) for tensor in bucket]))
+            _copy_back(flat, bucket)
 
-    def _sum_bucket(self, tensors: list[Tensor]) -> None:
-        flat = self.sum(torch.cat([tensor.flatten().to(tensors[0].dtype) for tensor in tensors]))
-        start = 0
-        for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-            start += tensor.numel()
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors in groups of one dtype that are large enough for one message each."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (bucket[0].dtype != tensor.dtype or _bytes(bucket) > BUCKET_BYTES):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+@torch.no_grad()
+def _copy_back(flat: Tensor, tensors: list[Tensor]) -> None:
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()
 
 
 def _join(device: torch.device) -> PartialState:

@@ -8,6 +8,7 @@ from torch import nn
 
 from peftcli.assembly.attach_method import Attached, attach_method
 from peftcli.assembly.collect_problems import located
+from peftcli.assembly.equal_start import start_equal
 from peftcli.assembly.precision import Precision, decide_precision
 from peftcli.data.rows.collation import Collator
 from peftcli.distributed.processes import World
@@ -72,6 +73,7 @@ def build_session(
     route = _packing_route(loaded, base.model)
     attached = attach_method(recipe, base, known.tokenizer, data.labels)
     attachment, anatomy = attached.attachment, attached.anatomy
+    start_equal(base.model, world)
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from peftcli.cli.app import main
+from peftcli.distributed.launching import launch
 from peftcli.recipe.schema import FastPathsSpec
 from peftcli.training.run import train
 
@@ -46,3 +48,22 @@ def test_a_mistake_is_said_once_and_ends_with_2(recipe, capfd) -> None:
     loaded = recipe(name="wrong", method__target_modules=["atn.q"])
     assert run("train", loaded.path, "--num-processes", "2") == 2
     assert capfd.readouterr().err.count("atn.q") == 1
+
+
+def test_processes_that_would_start_apart_take_the_first_ones_values(recipe, tmp_path: Path) -> None:
+    """Parts, frozen ones that belong to them, buffers, a head that the base lacks; and the dtype of training."""
+    few = {"data__val_set_size": 0, "training__max_steps": 2, "training__bf16": "auto"}
+    pissa = {"name": "lora", "r": 2, "init_lora_weights": "pissa", "target_modules": ["attn.q"]}
+    vera = {"name": "vera", "r": 4, "target_modules": ["attn.q"]}
+    made = [
+        recipe(name="pissa", method=pissa, **few),
+        recipe(name="vera", method=vera, **few),
+        recipe("bert", "sequence_classification", name="head", method={"name": "adapter"}, **few),
+    ]
+    words = ["-m", "tests.distributed.unequal_processes", str(tmp_path / "found"), *(one.path for one in made)]
+    assert launch([sys.executable, *map(str, words)], 2) == 0
+    first, second = (json.loads((tmp_path / f"found.{rank}").read_text()) for rank in range(2))
+    assert set(first) == {"pissa", "vera", "head"}
+    for name, one in first.items():
+        assert one["tensors"] > 2 and one["apart"] == [], name
+        assert one["precision"] == second[name]["precision"] == "fp32 (as the weights)"
