@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -143,10 +144,14 @@ class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
     """A context without messages of libraries that a user can do nothing about.
 
     bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer. transformers warns of
-    padding without a mask, which the causal task leaves out on purpose.
+    padding without a mask, which the causal task leaves out on purpose. FSDP2 warns of blocks that return views (T5's):
+    nothing here or in transformers writes into them.
     """
 
     def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         self._bitsandbytes = logging.getLogger("bitsandbytes")
         self._transformers = logging.getLogger("transformers.modeling_utils")
         self._level, self._found = self._bitsandbytes.level, _is_news in self._transformers.filters
@@ -154,6 +159,7 @@ class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
         self._transformers.addFilter(_is_news)
 
     def __exit__(self, *_error: object) -> None:
+        self._warnings.__exit__(None, None, None)
         self._bitsandbytes.setLevel(self._level)
         if not self._found:
             self._transformers.removeFilter(_is_news)

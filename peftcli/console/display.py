@@ -263,6 +263,9 @@ def print_summary(summary: Summary, console: Console) -> None:
         f"{'took':<10} {duration(summary.train_runtime)} for {count(summary.steps)} steps, "
         f"{summary.tokens_per_second:,.0f} tokens/s, peak memory {byte_size(summary.peak_memory_bytes)}"
     )
+    if summary.processes is not None and summary.base_bytes_per_process is not None:
+        held = f"{byte_size(summary.base_bytes_per_process)} of the base in each ({summary.strategy})"
+        console.print(f"{'processes':<10} {summary.processes}, {held}")
     console.print("\nnext")
     for command in next_commands(summary):
         console.print(f"  {command}", markup=False)

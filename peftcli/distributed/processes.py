@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from peftcli.distributed.accelerate_engine import MixedPrecision, make_accelerator
 from peftcli.distributed.launching import SIZES, is_launched
 from peftcli.distributed.strategy import Strategy, choose_strategy
+from peftcli.distributed.whole_tensors import is_share
 from peftcli.errors import PeerLost
 from peftcli.process_state import environment_kept
 from peftcli.recipe.schema import DistributedSpec
@@ -135,6 +136,8 @@ class World:
     def sum_gradients(self, parameters: Iterable[nn.Parameter], ask: Tensor | None = None) -> None:
         """Sum gradients over the processes, in flat buckets; a parameter without one counts as zero.
 
+        Those of a divided base are left out: FSDP2 has summed them.
+
         Args:
             ask: one number that is summed besides, in place; it travels with the last bucket, in that one's dtype.
         """
@@ -142,6 +145,8 @@ class World:
             return
         gradients = []
         for parameter in parameters:
+            if is_share(parameter):
+                continue  # FSDP2 has summed it
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import longest_first, split_by_tokens
 from peftcli.data.rows.row_set import RowSet
+from peftcli.distributed.equal_passes import equal_passes
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
+from peftcli.distributed.sharding import drop_gathered
 from peftcli.inference.metrics import compute_metrics
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import Task
@@ -98,6 +99,7 @@ class Evaluator:
                 parts = {name: self._collect(rows, stopping) for name, rows in sets.items()}
         finally:
             self.model.train(training)
+            drop_gathered(self.model)
         scores: dict[str, Any] = {}
         if len(parts) > 1 or "" not in parts:
             for name, part in parts.items():
@@ -126,14 +128,17 @@ class Evaluator:
         Raises:
             EvaluationStopped: a process was asked to stop.
         """
-        mine = longest_first(range(len(rows)), rows.lengths)[self.world.rank :: self.world.size]
+        order = longest_first(range(len(rows)), rows.lengths)
         limit = EVAL_BATCH_TOKENS.get(self.world.device.type)
+        mine = list(split_by_tokens(order[self.world.rank :: self.world.size], rows.lengths, self.batch_size, limit))
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
         found: list[Generated] = []
-        for chosen in _until(stopping, split_by_tokens(mine, rows.lengths, self.batch_size, limit)):
+        for chosen, counts in equal_passes(self.world, mine, order[-1:], stopping):
             batch = self.collator(rows, chosen).to(self.world.device)
             result = self.task.evaluate(self.model, batch)
+            if not counts:
+                continue
             right = result.terms.loss_sum.new_zeros(()) if result.right is None else result.right.float()
             sums.append(torch.stack([result.terms.loss_sum.float(), right]))
             counts_right = counts_right or result.right is not None
@@ -161,23 +166,21 @@ class Evaluator:
         if not self.task.info.generates:
             return [], []
         wanted = len(rows) if self.metrics else min(self.samples, len(rows))
-        mine = longest_first(range(wanted), rows.lengths)[self.world.rank :: self.world.size]
+        order = longest_first(range(wanted), rows.lengths)
+        mine = list(split_by_tokens(order[self.world.rank :: self.world.size], rows.lengths, self.batch_size, None))
         found: list[Generated] = []
         samples: list[dict[str, Any]] = []
-        for chosen in _until(stopping, split_by_tokens(mine, rows.lengths, self.batch_size, None)):
+        for chosen, counts in equal_passes(self.world, mine, order[-1:], stopping):
             batch, references, prompts = self.collator.prompts(rows, chosen)
             predicted = self.task.predict(self.model, batch.to(self.world.device))
+            if not counts:
+                continue
             for row, out, reference, prompt in zip(chosen, predicted, references, prompts, strict=True):
                 found.append((row, out["prediction"], reference))
                 if row < self.samples:
                     sample = {"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference}
                     samples.append(sample)
         return found if self.metrics else [], samples
-
-
-def _until(stopping: Callable[[], bool], batches: Iterable[list[int]]) -> Iterator[list[int]]:
-    """Yield batches of rows until this process is asked to stop."""
-    return takewhile(lambda _batch: not stopping(), batches)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from peftcli.distributed.whole_tensors import put
 from peftcli.errors import UserError
 from peftcli.layers.site import Part, PartList
 from peftcli.protocol.combining import by_label, combined, each, every, in_turn, inherited, merged, total
@@ -135,7 +136,7 @@ class Attachment:
             )
         with torch.no_grad():
             for key, tensor in own.items():
-                tensor.copy_(state[key])
+                put(tensor, state[key])
 
     @combined(each)
     def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:

@@ -27,6 +27,9 @@ class Summary:
         working_directory: where `peft train` ran: what relative paths of the recipe are relative to.
         data: what became of the rows: counts, format, evidence, template, cache.
         inputs: `RunInputs.as_dict()`.
+        processes: of a run of several; None of one process, as the two that follow.
+        strategy: `ddp`, where each process holds the whole base, or `fsdp`, where it is divided among them.
+        base_bytes_per_process: what the base's tensors take in the process that holds most of them.
     """
 
     status: str
@@ -58,7 +61,11 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
+    processes: Count | None = None
+    strategy: Literal["ddp", "fsdp"] | None = None
+    base_bytes_per_process: Count | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for summary.json and `--json`."""
-        return asdict(self)
+        of_several = ("processes", "strategy", "base_bytes_per_process")
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in of_several}

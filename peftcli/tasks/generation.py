@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peftcli.distributed.sharding import is_sharded
 from peftcli.errors import UserError
 
 
@@ -42,7 +43,8 @@ def generate(
     )
     # token types are left out: `generate` would not lengthen them
     prompt = {key: inputs[key] for key in ("input_ids", "attention_mask", "inputs_embeds") if key in inputs}
-    call: Any = model.generate  # a method of every generating model
+    generating: Any = model  # with a divided model all processes go on until the last one has finished
+    call = partial(generating.generate, synced_gpus=is_sharded(model))
     try:
         output = call(**prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs]))
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:

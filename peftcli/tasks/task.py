@@ -59,6 +59,8 @@ class Batch:
         supervised: supervised tokens or rows.
         rows: rows in it.
         drawn: its rows, by which training draws random masks; None leaves them to torch's random state.
+        idle: whether it is computed only because all processes must run a divided model equally often; its loss counts
+            as zero.
     """
 
     inputs: dict[str, Tensor]
@@ -68,6 +70,11 @@ class Batch:
     supervised: int
     rows: int
     drawn: DrawnRows | None = None
+    idle: bool = False
+
+    def as_idle(self) -> Batch:
+        """Return the batch as one whose result counts for nothing."""
+        return replace(self, count=0.0, tokens=0, supervised=0, idle=True)
 
     def documents(self) -> tuple[int, ...]:
         """Return the lengths of the documents in the batch's one row; positions restart at each. Empty without."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import torch
 
 from peftcli.assembly.precision import Precision
 from peftcli.layers.cpu.document_attention import DocumentAttention
@@ -32,5 +34,10 @@ class Computing:
             seed_pass(batch.drawn, self.accelerator.device, by_rows=self.fast_paths.draws_dropout)
         documents = batch.documents() if self.fast_paths.by_document else ()
         attention = DocumentAttention(documents) if len(documents) > 1 else None
-        with self.accelerator.autocast(), self.fast_paths(attention, batch.drawn):
+        with ExitStack() as contexts:
+            if batch.idle:  # the random numbers of the passes that count are those of a process that has no idle ones
+                devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+                contexts.enter_context(torch.random.fork_rng(devices))
+            contexts.enter_context(self.accelerator.autocast())
+            contexts.enter_context(self.fast_paths(attention, batch.drawn))
             yield

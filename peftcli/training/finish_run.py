@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from peftcli.adapters.saving import save_adapter
 from peftcli.atomic import new_directory
 from peftcli.deliverables.checksums import write_checksums
 from peftcli.deliverables.config_file import CONFIG, make_readable, restore_padding
 from peftcli.deliverables.generation_file import make_savable
 from peftcli.deliverables.write_beside import write_beside_weights
+from peftcli.distributed.whole_tensors import whole_tree
 from peftcli.process_state import quiet_transformers
 from peftcli.record.run_summary import Summary
 from peftcli.training.adapter_record import adapter_record
@@ -37,8 +40,10 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         world.wait()  # all have read it before it is removed below
     milestones.tick()
     summary = summarise(session, counts)
+    divided = world.strategy.sharded and session.info.artifact == "model"
+    weights = whole_tree(session.model.state_dict(), keep=world.is_main) if divided else None
     if world.is_main:
-        save_artifact(session, summary)
+        save_artifact(session, summary, weights)
         write_plots(directory.path / "plots", directory.metrics.lines())
         directory.write_summary(summary.as_dict())
         directory.tidy()
@@ -50,12 +55,16 @@ def finish(session: Session, milestones: Milestones) -> Summary:
     return summary
 
 
-def save_artifact(session: Session, summary: Summary) -> None:
-    """Write adapter/, or model/ for methods whose artifact is a complete model."""
+def save_artifact(session: Session, summary: Summary, weights: dict[str, Tensor] | None) -> None:
+    """Write adapter/, or model/ for methods whose artifact is a complete model.
+
+    Args:
+        weights: whole, of a model that is divided among processes; None where the live model has them.
+    """
     path = session.directory.path
     if session.info.artifact == "model":
         with new_directory(path / "model", instead=OTHER_RUN) as partial:
-            _write_model(partial, session)
+            _write_model(partial, session, weights)
         return
     meta = adapter_record(session)
     numbers = {key: value for key, value in (summary.eval or {}).items() if isinstance(value, float)}
@@ -69,13 +78,13 @@ def save_artifact(session: Session, summary: Summary) -> None:
     )
 
 
-def _write_model(directory: Path, session: Session) -> None:
+def _write_model(directory: Path, session: Session, weights: dict[str, Tensor] | None) -> None:
     """Write a complete model: transformers writes the weights, the rest is as for a merged model."""
     model, leaving = session.base.model, session.leaving
     make_savable(model)
     restore_padding(model.config, leaving)
     with quiet_transformers():
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=weights)
     write_beside_weights(directory, leaving, model)
     make_readable(directory / CONFIG, model.config, leaving)
     write_checksums(directory)

@@ -44,8 +44,9 @@ def train_steps(
             for batch in batches:
                 with session.computing(batch):
                     terms = session.task.loss(session.model, batch.to(world.device))
-                accelerator.backward(terms.loss_sum / count)
-                meter.add(terms.loss_sum, batch)
+                loss_sum = terms.loss_sum * 0.0 if batch.idle else terms.loss_sum
+                accelerator.backward(loss_sum / count)
+                meter.add(loss_sum, batch)
         _name_what_was_not_reached(session)
 
         # the method's own loss, once a step

@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from peftcli.distributed.whole_tensors import whole_tree
 from peftcli.errors import Problem, UserError
 from peftcli.inference.evaluator import EvaluationStopped
 from peftcli.inference.metrics import greater_is_better
@@ -97,9 +98,11 @@ class Milestones:
             state.best_settled = settled
             state.best_value, state.best_step = (None if math.isnan(value) else value), state.step
             state.best_metrics = metrics
-            if self.session.world.is_main:
-                self.checkpoints.save_best(state.step, {"adapter": self.session.attachment.state_dict()})
-            self.session.world.wait()
+            world = self.session.world
+            tree = whole_tree({"adapter": self.session.attachment.state_dict()}, keep=world.is_main)
+            if world.is_main:
+                self.checkpoints.save_best(state.step, tree)
+            world.wait()
         patience = spec.early_stopping_patience
         if patience is not None and state.bad_evaluations >= patience:
             state.done = state.stopped_early = True
@@ -133,10 +136,10 @@ class Milestones:
         self.tick()
         self.meter.freeze()
         states = self.session.world.gather({"random": random_states(), "window": self.session.state.window})
+        tree = self.session.checkpoint_tree(states)
         if self.session.world.is_main:
             self._about = self._about or adapter_record(self.session).as_dict()
-            tree = {**self.session.checkpoint_tree(states), ABOUT: self._about}
-            self.checkpoints.save(self.session.state.step, tree)
+            self.checkpoints.save(self.session.state.step, {**tree, ABOUT: self._about})
         self.session.world.wait()
 
     def require_finite(self, what: str) -> None:

@@ -14,6 +14,7 @@ from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.distributed.processes import World
+from peftcli.distributed.whole_tensors import optimizer_shares, put, whole_tree
 from peftcli.inference.evaluator import Evaluation, Evaluator
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.load_model import Loaded
@@ -118,13 +119,13 @@ class Session:
         self.trackers.log(line)
 
     def checkpoint_tree(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return everything that a resumed run needs.
+        """Return everything that a resumed run needs; every process must call this.
 
         Args:
             processes: random states and measuring window of each process.
         """
         trained = {name: p.detach() for name, p in self.attachment.trainable_parameters().items()}
-        return {
+        tree = {
             "progress": {**self.state.as_dict(), "window": {}},
             "parameters": trained,
             "adapter": self.attachment.state_dict(),
@@ -133,6 +134,7 @@ class Session:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
             "processes": processes,
         }
+        return whole_tree(tree, keep=self.world.is_main) if self.world.strategy.sharded else tree
 
     def load_checkpoint_tree(self, tree: dict[str, Any]) -> None:
         """Put weights, optimizer and scaler back to where `checkpoint_tree` was taken.
@@ -143,7 +145,8 @@ class Session:
         self.attachment.load_training_state(tree["method"])
         with torch.no_grad():
             for name, parameter in self.attachment.trainable_parameters().items():
-                parameter.copy_(tree["parameters"][name])
-        self.optimizer.load_state_dict(tree["optimizer"])
+                put(parameter, tree["parameters"][name])
+        ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.optimizer.load_state_dict(optimizer_shares(tree["optimizer"], ordered))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(tree["scaler"])

@@ -8,6 +8,7 @@ from torch import nn
 
 from peftcli.assembly.attach_method import Attached, attach_method
 from peftcli.assembly.collect_problems import located
+from peftcli.assembly.divide_base import divide_base
 from peftcli.assembly.equal_start import start_equal
 from peftcli.assembly.precision import Precision, decide_precision
 from peftcli.data.rows.collation import Collator
@@ -21,6 +22,7 @@ from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.packed_documents import PackingRoute, packing_route
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.mergeability import merge_note
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.yaml.dump_recipe import with_references
@@ -84,7 +86,7 @@ def build_session(
     collator = Collator(known.tokenizer, task, route, joins)
     limit = token_limit(spec, world.device.type, anatomy.hidden_size)
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
-    _change_for_training(anatomy, attachment, task, batches, computing, state, reporter)
+    _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
     rate = peak_learning_rate(spec, known.info)
     return Session(
@@ -164,13 +166,16 @@ def _bind(
 def _change_for_training(
     anatomy: Anatomy,
     attachment: Attachment,
+    info: MethodInfo,
     task: Task,
     batches: StepBatches,
     computing: Computing,
     state: TrainState,
     reporter: Reporter,
 ) -> None:
-    """Switch on what changes how the model trains: checkpointing, compiled blocks, noise; note it in `state`."""
+    """Switch on what changes how the model trains: checkpointing, compiled blocks, noise, a base divided among
+    processes; note in `state` what is decided here. Weights are whole until the end of it.
+    """
     model, spec = attachment.model, batches.spec
     recomputation = set_up_recomputation(
         model,
@@ -188,6 +193,7 @@ def _change_for_training(
         compile_blocks(model, anatomy)
     if spec.neftune_noise_alpha:
         add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
+    divide_base(anatomy, attachment, info, batches.world)
 
 
 def _compute_weights(recipe: Recipe, model: nn.Module, precision: Precision, state: TrainState) -> ComputeWeights:

@@ -19,7 +19,7 @@ import torch
 
 from peftcli.data.rows.batching import batches as epoch_batches
 from peftcli.data.rows.collation import Collator
-from peftcli.data.rows.micro_batches import longest_first, micro_batches
+from peftcli.data.rows.micro_batches import Lengths, longest_first, micro_batches
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.processes import World
@@ -54,16 +54,26 @@ class StepBatches:
         epoch, index = self._plan.position(step)
         numbers = self._epoch_rows(epoch)[index]
         read = {number: self.rows[number] for number in sorted(numbers)} if isinstance(self.rows, StreamedRows) else {}
-        lengths = {number: len(row.input_ids) for number, row in read.items()} if read else self._lengths
-        own = longest_first(numbers, lengths)[self.world.rank :: self.world.size]
-        shares = micro_batches(
-            own,
+        lengths: Lengths = {number: len(row.input_ids) for number, row in read.items()} if read else self._lengths
+        order = longest_first(numbers, lengths)
+        shares = self._shares(order, lengths, self.world.rank)
+        idle = 0
+        if self.world.strategy.sharded:
+            idle = max(len(self._shares(order, lengths, rank)) for rank in range(self.world.size)) - len(shares)
+        return [
+            Share(step, share, [read.get(number) or self.rows[number] for number in share], idle=index >= len(shares))
+            for index, share in enumerate([*shares, *[order[-1:]] * idle])
+        ]
+
+    def _shares(self, order: Sequence[int], lengths: Lengths, rank: int) -> list[list[int]]:
+        """Return the micro-batches of one process, as numbers of rows."""
+        return micro_batches(
+            order[rank :: self.world.size],
             lengths,
             batch_size=self.spec.per_device_train_batch_size,
             max_tokens=self.max_tokens,
             joined=self.collator.joins_rows,
         )
-        return [Share(step, share, [read.get(number) or self.rows[number] for number in share]) for share in shares]
 
     def collate(self, shares: Sequence[Share]) -> list[Batch]:
         """Return rows as batches of the task; for any number of callers at a time."""
@@ -81,6 +91,8 @@ class StepBatches:
             widths,
             joined=bool(documents),
         )
+        if share.idle:
+            batch = batch.as_idle()
         # only from pinned memory does a copy to the GPU not wait
         return batch.pinned() if self.world.device.type == "cuda" else batch
 
@@ -95,11 +107,16 @@ class StepBatches:
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of one micro-batch of one process, and their numbers among the training rows."""
+    """The rows of one micro-batch of one process, and their numbers among the training rows.
+
+    Args:
+        idle: whether they are computed only because other processes have more micro-batches, and the base is divided.
+    """
 
     step: int
     numbers: list[int]
     rows: list[Row]
+    idle: bool = False
 
 
 def _sequences(rows: Sequence[Row], batch: Batch) -> tuple[list[list[int]], list[int]]:

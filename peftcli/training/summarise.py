@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from peftcli import __version__
+from peftcli.assembly.divide_base import base_parameters_of
 from peftcli.distributed.devices import peak_memory
+from peftcli.distributed.whole_tensors import held_bytes
 from peftcli.installed_versions import installed_versions
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.record.run_summary import Summary
@@ -50,7 +52,19 @@ def summarise(session: Session, counts: Mapping[str, Any]) -> Summary:
         working_directory=str(Path.cwd()),
         data=session.data.report.for_summary(),
         inputs=state.inputs or {},
+        processes=session.world.size if session.world.size > 1 else None,
+        strategy=session.world.strategy.name if session.world.size > 1 else None,
+        base_bytes_per_process=_base_bytes(session),
     )
+
+
+def _base_bytes(session: Session) -> int | None:
+    """Return what the base takes in the process that holds most of it; every process must call this."""
+    world = session.world
+    if world.size == 1:
+        return None
+    held: list[int] = world.gather(held_bytes(base_parameters_of(session.model)))
+    return max(held)
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from peftcli.distributed.processes import World
+from peftcli.distributed.whole_tensors import own_part
 from peftcli.errors import UserError
 from peftcli.layers.finite_tensors import first_not_finite
 
@@ -76,7 +77,7 @@ def require_finite(tensors: Mapping[str, Tensor], step: int, world: World, what:
     Raises:
         UserError: names the step and the first tensor.
     """
-    name = first_not_finite(tensors)
+    name = first_not_finite({name: own_part(tensor) for name, tensor in tensors.items()})
     if world.any(name is not None):
         holder = f"the parameter {name}" if name is not None else "a parameter of another process"
         raise UserError(f"{holder} is not finite after step {step}: {what}", suggestion=REMEDY)
