@@ -68,8 +68,10 @@ def train(
     from peftcli.distributed.launching import is_launched, is_main_process, launch_peft
 
     if num_processes is not None and num_processes > 1 and not is_launched():
+        from peftcli.distributed.devices import check_devices, pick_device
         from peftcli.training.before_weights import prepare_once
 
+        check_devices(pick_device(loaded.recipe.training.device), num_processes)
         prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}

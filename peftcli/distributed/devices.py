@@ -32,6 +32,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_devices(device: torch.device, processes: int) -> None:
+    """See to it that each process of this machine has a CUDA device of its own; a CPU is shared.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if device.type != "cuda" or processes <= (found := torch.cuda.device_count()):
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+    message = f"{processes} processes on this machine, and it has {found} CUDA device{'s' * (found != 1)}{seen}"
+    fewer = f"start {found} at most, or " if found else ""
+    raise UserError(message, suggestion=f"{fewer}set training.device: cpu")
+
+
 def usable_device(name: str) -> torch.device:
     """Return the device of training if this machine has it, else the best that it has: using a run needs no other."""
     try:

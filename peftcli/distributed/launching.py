@@ -19,6 +19,7 @@ from typing import IO
 
 from peftcli.distributed.launch.failed_processes import endings, exit_code
 from peftcli.distributed.launch.launcher_line import LauncherLine
+from peftcli.distributed.launch.schedulers import LAUNCHERS, launcher_of, number
 from peftcli.distributed.launched_worker import LAUNCHED
 from peftcli.errors import UserError
 from peftcli.process_state import environment_kept, quiet_elastic
@@ -26,10 +27,8 @@ from peftcli.stop_signals import requests_passed_on
 
 POLL_SECONDS = 0.2
 
-SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Environment variables in which launchers (torchrun, Accelerate, MPI's) tell how many processes they started."""
-RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-"""In which they tell a process its number; the first that is set counts, as for Accelerate."""
+SIZES = tuple(one.size for one in LAUNCHERS)
+"""Environment variables in which launchers (torchrun, MPI's, Slurm's) tell how many processes they started."""
 
 
 def is_launched() -> bool:
@@ -38,20 +37,13 @@ def is_launched() -> bool:
     Raises:
         UserError: one of a launcher's variables is not a number.
     """
-    return any(_number(name, 1) > 1 for name in SIZES)
+    return launcher_of(os.environ) is not None
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
-    return next((_number(name, 0) == 0 for name in RANKS if os.environ.get(name)), True)
-
-
-def _number(name: str, default: int) -> int:
-    try:
-        return int(os.environ.get(name) or default)
-    except ValueError as error:
-        value = os.environ[name]
-        raise UserError(f"the environment variable {name} is {value!r}, not a number", suggestion="unset it") from error
+    launcher = launcher_of(os.environ)
+    return launcher is None or number(os.environ, launcher.rank, 0) == 0
 
 
 def launch_peft(arguments: Sequence[str], processes: int) -> int:

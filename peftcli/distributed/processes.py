@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.distributed.accelerate_engine import MixedPrecision, make_accelerator
+from peftcli.distributed.devices import check_devices
+from peftcli.distributed.launch.schedulers import number, torch_variables
 from peftcli.distributed.launching import SIZES, is_launched
 from peftcli.distributed.strategy import Strategy, choose_strategy
 from peftcli.distributed.whole_tensors import is_share
@@ -186,6 +189,8 @@ def _join(device: torch.device) -> PartialState:
     waits = InitProcessGroupKwargs(timeout=timedelta(hours=GROUP_HOURS)).to_kwargs()
     try:
         with environment_kept():
+            os.environ.update(torch_variables(os.environ))
+            check_devices(device, number(os.environ, "LOCAL_WORLD_SIZE", 1))
             if device.type == "cuda" and not torch.distributed.is_initialized():
                 # gloo beside NCCL, for plain data and for weights that are kept in the host's memory
                 torch.distributed.init_process_group("cpu:gloo,cuda:nccl", **waits)

@@ -9,8 +9,11 @@ import os
 import sys
 
 import pytest
+import torch
 
 from peftcli import stop_signals
+from peftcli.distributed.devices import check_devices
+from peftcli.distributed.launch.schedulers import first_host, torch_variables
 from peftcli.distributed.launching import is_launched, is_main_process, launch
 from peftcli.errors import UserError
 
@@ -161,11 +164,19 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert said.startswith("stopped")
 
 
+NAMES = {
+    "mpirun": {"RANK": "OMPI_COMM_WORLD_RANK", "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+               "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE", "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE"},
+    "srun": {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID",
+             "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE"},
+}  # fmt: skip
 JOINED = """
 import os, sys
-for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # as mpirun says it
-    os.environ[f"OMPI_COMM_{name if name.startswith('WORLD') else 'WORLD_' + name}"] = os.environ.pop(name)
-os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"] = os.environ.pop("OMPI_COMM_WORLD_LOCAL_WORLD_SIZE")
+for name, theirs in {names}.items():
+    os.environ[theirs] = os.environ.pop(name)
+for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+    del os.environ[name]
+os.environ["SLURM_JOB_ID"] = "{job}"
 import torch
 from peftcli.distributed.launching import is_main_process
 from peftcli.distributed.processes import World
@@ -189,8 +200,10 @@ sys.exit(75)
 """
 
 
-def test_a_process_that_another_leaves_says_so_and_the_environment_stays(capfd) -> None:
-    assert launch([sys.executable, "-c", JOINED], 2) == 2
+@pytest.mark.parametrize("launcher", NAMES)
+def test_a_process_that_another_leaves_says_so_and_the_environment_stays(capfd, launcher: str) -> None:
+    program = JOINED.format(names=NAMES[launcher], job=os.getpid())
+    assert launch([sys.executable, "-c", program], 2) == 2
     said = capfd.readouterr().err
     assert "lost\n" in said
     assert "exit code 3" in said
@@ -208,3 +221,44 @@ def test_odd_variables_of_a_launcher_are_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match="WORLD_SIZE is 'two'"):
         is_launched()
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "9", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x3),3", "SLURM_STEP_NODELIST": "gpu[03-05,9]-ib,login1",
+        "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}  # fmt: skip
+
+
+def test_slurm_and_mpi_speak_torchs_language() -> None:
+    spoken = torch_variables(SRUN)
+    assert 61440 <= int(spoken.pop("MASTER_PORT")) < 65536
+    assert spoken == {
+        "RANK": "5",
+        "WORLD_SIZE": "9",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "gpu03-ib",
+    }
+    assert torch_variables({**SRUN, "SLURM_NODEID": "3"})["LOCAL_WORLD_SIZE"] == "3"
+    assert torch_variables(SRUN) == torch_variables(SRUN | {"SLURM_STEP_ID": "0"})
+    given = torch_variables({**SRUN, "MASTER_ADDR": "first", "MASTER_PORT": "1"})
+    assert not given.keys() & {"MASTER_ADDR", "MASTER_PORT"}
+    batch_script = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "4711"}
+    assert torch_variables(batch_script) == {}
+    assert torch_variables({**SRUN, "WORLD_SIZE": "2", "RANK": "1"}) == {}  # srun torchrun
+    mpi = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        torch_variables(mpi)
+    assert torch_variables({**mpi, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"})["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("machines", ["gpu03", "gpu03,gpu04", "gpu[03-05]", "gpu[03,7]", "gpu03,login[1-2]"])
+def test_the_first_machine_of_slurms_list(machines: str) -> None:
+    assert first_host(machines) == "gpu03"
+
+
+def test_more_processes_than_cuda_devices_are_refused() -> None:
+    found = torch.cuda.device_count()
+    check_devices(torch.device("cpu"), 64)
+    check_devices(torch.device("cuda"), found)
+    with pytest.raises(UserError, match=rf"{found + 1} processes on this machine, and it has {found} CUDA device"):
+        check_devices(torch.device("cuda"), found + 1)
