@@ -65,17 +65,12 @@ def train(
     if profile:
         quiet_profiler()
 
-    from peftcli.distributed.launching import is_launched, is_main_process, launch_peft
+    from peftcli.distributed.launching import is_launched, is_main_process
 
     if num_processes is not None and num_processes > 1 and not is_launched():
-        from peftcli.distributed.devices import check_devices, pick_device
-        from peftcli.training.before_weights import prepare_once
-
-        check_devices(pick_device(loaded.recipe.training.device), num_processes)
-        prepare_once(loaded)
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
-        raise typer.Exit(launch_peft(["train", str(recipe), *changes, *_given(flags)], num_processes))
+        raise typer.Exit(_start(loaded, ["train", str(recipe), *changes, *_given(flags)], num_processes))
 
     from peftcli.console.display import RunDisplay
     from peftcli.console.output import print_json
@@ -110,6 +105,17 @@ def _load(recipe: Path, changes: list[str], trust_code: bool) -> tuple[LoadedRec
     if config.overrides:
         loaded = load_recipe(recipe, [*changes, *config.overrides], NAMES, surroundings=check_surroundings)
     return with_allowed_code(loaded), config.notes
+
+
+def _start(loaded: LoadedRecipe, arguments: list[str], processes: int) -> int:
+    """Check everything and prepare the rows once, and train in several processes; return the exit code."""
+    from peftcli.distributed.devices import check_devices, pick_device
+    from peftcli.distributed.launching import launch_peft
+    from peftcli.training.before_weights import prepare_once
+
+    check_devices(pick_device(loaded.recipe.training.device), processes)
+    prepare_once(loaded)
+    return launch_peft(arguments, processes)
 
 
 def _set_allocator(spec: TrainingSpec) -> None:
