@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from peftcli.distributed.accelerate_engine import MixedPrecision, make_accelerator
 from peftcli.distributed.devices import check_devices
+from peftcli.distributed.hang_watch import HangWatch
 from peftcli.distributed.launch.schedulers import number, torch_variables
 from peftcli.distributed.launching import SIZES, is_launched
 from peftcli.distributed.strategy import Strategy, choose_strategy
@@ -32,6 +33,13 @@ GROUP_HOURS = 24.0
 """How long processes wait for each other: one may prepare rows, write a model or upload it meanwhile. Torch's own 10 or
 30 minutes would end the run. A process that has ended is noticed at once, and a step has a bound of its own."""
 
+JOIN_SECONDS = 600.0
+"""How long processes look for each other at the start."""
+_STANDS_STILL = (
+    "--resume continues from the last checkpoint; where a step does take so long, raise distributed.timeout (seconds)"
+)
+_NOT_THERE = f"start all of them, where MASTER_ADDR can be reached; for a run of one process, unset {', '.join(SIZES)}"
+
 T = TypeVar("T")
 
 
@@ -47,6 +55,7 @@ class World:
 
     Attributes:
         strategy: how the model lies in the processes.
+        watch: bounds the time of a step, in which each process waits for the others.
 
     Raises:
         PeerLost: the processes that a launcher's variables tell of do not find each other; by each method that waits
@@ -61,6 +70,8 @@ class World:
             self._state = _join(device)
             self.rank, self.size = int(self._state.process_index), int(self._state.num_processes)
             self.device = self._state.device if device.type == "cuda" else device
+        seconds = None if self.size == 1 else float((spec or DistributedSpec()).timeout)
+        self.watch = HangWatch(seconds, _STANDS_STILL)
         self.strategy = Strategy() if spec is None else choose_strategy(spec, self.size, device.type)
 
     @property
@@ -187,6 +198,8 @@ def _join(device: torch.device) -> PartialState:
     from accelerate.utils import InitProcessGroupKwargs
 
     waits = InitProcessGroupKwargs(timeout=timedelta(hours=GROUP_HOURS)).to_kwargs()
+    watch = HangWatch(JOIN_SECONDS, _NOT_THERE)
+    watch.begin("the search of this run's processes for each other")
     try:
         with environment_kept():
             os.environ.update(torch_variables(os.environ))
@@ -201,6 +214,8 @@ def _join(device: torch.device) -> PartialState:
             suggestion="start them with `torchrun`, or with `peft train --num-processes N`; for a run of one process, "
             f"unset {', '.join(SIZES)}",
         ) from error
+    finally:
+        watch.close()
 
 
 @contextmanager

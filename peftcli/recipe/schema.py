@@ -256,6 +256,9 @@ class DistributedSpec(Block):
     """With fsdp, keep each GPU's share of the base in the memory of the host, and copy a block when it is needed."""
     reshard_after_forward: bool = True
     """With fsdp, let go of a block's other shares after its forward pass; false keeps them for the backward pass."""
+    timeout: Positive = 1800
+    """Seconds that a step, or a batch of an evaluation, may take while processes wait for each other; then the run ends
+    and says at which step."""
 
 
 class Recipe(Block):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ def train(
         with (
             memory_for(lambda: f"at step {session.state.step + 1}", for_training(recipe)),
             _watched(session, profile=profile) as after_step,
+            closing(world.watch),
         ):
             return _run(session, milestones, after_step)
 

@@ -109,8 +109,17 @@ class Session:
         Raises:
             EvaluationStopped: some process was asked to stop.
         """
-        with self.compute_weights.set_aside():
-            return self.evaluator(self.validation, lambda: stop is not None and stop.requested)
+        watch = self.world.watch
+
+        def asked() -> bool:
+            watch.begin(f"a batch of the evaluation after step {self.state.step}")
+            return stop is not None and stop.requested
+
+        try:
+            with self.compute_weights.set_aside():
+                return self.evaluator(self.validation, asked)
+        finally:
+            watch.end()
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Write a line of metrics.jsonl and hand it to the trackers."""

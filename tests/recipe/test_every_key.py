@@ -125,6 +125,7 @@ ELSEWHERE = {
     "data/encode/test_causal.py": "data.max_fully_masked",
     "data/rows/test_split_rules.py": "data.split_rule",
     "distributed/test_strategy.py": "distributed.strategy distributed.cpu_offload distributed.reshard_after_forward",
+    "distributed/test_hang.py": "distributed.timeout",
     "data/test_unused.py": "data.chat_template_kwargs",
     "data/store/test_cache.py": "data.cache_dir data.num_proc",
     "training/test_step_batches.py": "training.dataloader_num_workers",

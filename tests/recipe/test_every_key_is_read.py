@@ -32,6 +32,7 @@ WITHOUT_A_RUN = {
     "training.adam_epsilon": "recipe/optimizer_table.py",
     "training.fast_paths.allocator": "cli/train.py",
     "distributed.reshard_after_forward": "distributed/strategy.py",
+    "distributed.timeout": "distributed/processes.py",
     "data.name": "data/prepare_all_rows.py",
 }
 """Keys that other parts read: the optimizers' table, the command line, and what has several validation sets."""

@@ -61,7 +61,8 @@ def exit_code(ended: Sequence[Ending], *, stopped: bool) -> int:
     codes = {one.rank: one.code for one in ended}
     # NCCL aborts where it has waited in vain
     failed = sorted((one for one in ended if one.failed), key=lambda one: one.code == -signal.SIGABRT)
-    if codes[0] in (0, _STOPPED) or (codes[0] in _SAID and not any(one.code < 0 for one in failed)):
+    killed_before = any(one.code < 0 for one in failed) and failed[0].rank != 0
+    if codes[0] in (0, _STOPPED) or (codes[0] in _SAID and not killed_before):
         return codes[0]  # it has said how the run ended
     if not failed and (stopped or set(codes.values()) & {_STOPPED, *_ASKING}):
         print("stopped; --resume continues from the last checkpoint, if there is one", file=sys.stderr)

@@ -137,9 +137,7 @@ TRAINING = {
     "auto_resume_from_checkpoints": Alias(AXOLOTL, None, _RESUME),
     "resume": Alias(LITGPT, None, _RESUME),
     "overwrite_output_dir": Alias(TRANSFORMERS, None, _OVERWRITE),
-    "ddp_timeout": Alias(
-        f"{TRANSFORMERS}, {LLAMA_FACTORY}", None, "not needed: rows are prepared before the processes start"
-    ),
+    "ddp_timeout": Alias(f"{TRANSFORMERS}, {LLAMA_FACTORY}", "distributed.timeout", "it bounds a step"),
     "debug": Alias(AXOLOTL, None, "not a recipe key: peft validate RECIPE"),
     "loss_watchdog_threshold": Alias(AXOLOTL, None, "use training.early_stopping_patience"),
     "loss_watchdog_patience": Alias(AXOLOTL, None, "use training.early_stopping_patience"),
