@@ -164,9 +164,9 @@ class World:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        buckets = list(_buckets(gradients)) or [[]]
+        buckets = list(_buckets(gradients))
         if ask is not None:
-            buckets[-1].append(ask)
+            buckets[-1:] = [[*(buckets[-1] if buckets else ()), ask]]
         for bucket in buckets:
             flat = self.sum(torch.cat([tensor.flatten().to(bucket[0].dtype) for tensor in bucket]))
             _copy_back(flat, bucket)

@@ -35,7 +35,6 @@ def train_steps(
     meter, vote = milestones.meter, StopVote(world, stop)
     for batches in upcoming:
         meter.start_step()
-        world.watch.begin(f"step {state.step + 1}")
 
         # count: what the loss of the whole step is divided by, over all micro-batches and processes
         count = _total_count(batches, world)
@@ -73,7 +72,6 @@ def train_steps(
 
         # record
         meter.finish_step(norm)
-        world.watch.end()
         after_step()
 
         # evaluate, save, stop

@@ -28,7 +28,8 @@ class Meter:
         self._session.state.window["loss_sum"] = float(self._loss)
 
     def start_step(self) -> None:
-        """Start the clock of a step."""
+        """Start the clock of a step, and the bound on it that `World.watch` sets."""
+        self._session.world.watch.begin(f"step {self._session.state.step + 1}")
         self._started = time.perf_counter()
 
     def add(self, loss_sum: Tensor, batch: Batch) -> None:
@@ -72,6 +73,7 @@ class Meter:
         if logged:
             line = {key: value for key, value in vars(record).items() if key not in ("total_steps", "seconds_left")}
             session.append_metrics({**line, "time": round(time.time(), 3)})
+        session.world.watch.end()
         if session.world.is_main:
             session.reporter.step(record)
 
