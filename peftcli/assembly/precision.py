@@ -21,7 +21,7 @@ from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, m
 from peftcli.distributed.accelerate_engine import MixedPrecision
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
-from peftcli.models.load.dtypes import dtype_named
+from peftcli.models.load.dtypes import computes_well, dtype_named
 from peftcli.process_state import matmul_precision
 from peftcli.recipe.schema import TrainingSpec
 
@@ -120,7 +120,9 @@ def _decided(
     if spec.fp16:
         return _float16(spec, weights, device)
     if spec.bf16 is True:
-        return Precision(torch.bfloat16, weights, False, "training.bf16")
+        slow = device.type == "cuda" and not computes_well(torch.bfloat16, device)
+        reason = "training.bf16; this card emulates it, slowly: training.fp16 is faster" if slow else "training.bf16"
+        return Precision(torch.bfloat16, weights, False, reason)
     if weights == torch.float16:
         return _float16_weights(device)
     if spec.bf16 is False or weights in (torch.bfloat16, torch.float64):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peftcli.layers.parts.rank_allocator import BudgetSchedule, RankAllocator
-from peftcli.layers.parts.svd_lora import TRIPLET, SvdDelta, orthogonality
+from peftcli.layers.parts.svd_lora import TRIPLET, SvdDelta, orthogonalities
 from peftcli.protocol.attachment import Attachment
 
 
@@ -58,8 +58,8 @@ class AdaLoraAttachment(Attachment):
         if not self.orthogonality:
             return None
         parts = self._parts().values()
-        norms = [orthogonality(matrix) for part in parts for matrix in (part.lora_A, part.lora_B.T)]
-        return self.orthogonality * torch.stack(norms).mean()
+        matrices = [matrix for part in parts for matrix in (part.lora_A, part.lora_B.T)]
+        return self.orthogonality * orthogonalities(matrices).mean()
 
     def after_optimizer_step(self, step: int, total_steps: int) -> None:
         """Update importance and prune, by the schedule of a run of `total_steps`."""

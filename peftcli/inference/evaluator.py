@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,9 +20,10 @@ from peftcli.distributed.equal_passes import equal_passes
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.distributed.sharding import drop_gathered
+from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import compute_metrics
 from peftcli.recipe.schema import Recipe
-from peftcli.tasks.task import Task
+from peftcli.tasks.task import Evaluated, Task
 
 EVAL_BATCH_TOKENS = {"cpu": 2048}
 """Padded tokens at once by kind of device; elsewhere the batch size alone decides."""
@@ -33,6 +35,7 @@ FOR_EVALUATION = (
 )
 """What takes less memory where nothing is trained."""
 
+T = TypeVar("T")
 Generated = tuple[int, Any, Any]
 """Number of a row, what was predicted, and what should have been."""
 
@@ -134,11 +137,7 @@ class Evaluator:
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
         found: list[Generated] = []
-        for chosen, counts in equal_passes(self.world, mine, order[-1:], stopping):
-            batch = self.collator(rows, chosen).to(self.world.device)
-            result = self.task.evaluate(self.model, batch)
-            if not counts:
-                continue
+        for chosen, result in self._passes(mine, order[-1:], stopping, partial(self._evaluated, rows)):
             right = result.terms.loss_sum.new_zeros(()) if result.right is None else result.right.float()
             sums.append(torch.stack([result.terms.loss_sum.float(), right]))
             counts_right = counts_right or result.right is not None
@@ -170,17 +169,35 @@ class Evaluator:
         mine = list(split_by_tokens(order[self.world.rank :: self.world.size], rows.lengths, self.batch_size, None))
         found: list[Generated] = []
         samples: list[dict[str, Any]] = []
-        for chosen, counts in equal_passes(self.world, mine, order[-1:], stopping):
-            batch, references, prompts = self.collator.prompts(rows, chosen)
-            predicted = self.task.predict(self.model, batch.to(self.world.device))
-            if not counts:
-                continue
+        for chosen, written in self._passes(mine, order[-1:], stopping, partial(self._written, rows)):
+            predicted, references, prompts = written
             for row, out, reference, prompt in zip(chosen, predicted, references, prompts, strict=True):
                 found.append((row, out["prediction"], reference))
                 if row < self.samples:
                     sample = {"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference}
                     samples.append(sample)
         return found if self.metrics else [], samples
+
+    def _passes(
+        self,
+        batches: Sequence[list[int]],
+        idle: Sequence[int],
+        stopping: Callable[[], bool],
+        compute: Callable[[list[int]], T],
+    ) -> Iterator[tuple[list[int], T]]:
+        """Yield each batch of this process with what is computed for it, in halves where one process lacks memory."""
+        for batch, counts in equal_passes(self.world, batches, idle, stopping):
+            for chosen, result in in_halves(batch, compute, allowed=self.world.size == 1):
+                if counts:
+                    yield chosen, result
+
+    def _evaluated(self, rows: RowSet, chosen: list[int]) -> Evaluated:
+        return self.task.evaluate(self.model, self.collator(rows, chosen).to(self.world.device))
+
+    def _written(self, rows: RowSet, chosen: list[int]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+        """Return predictions, references and prompts."""
+        batch, references, prompts = self.collator.prompts(rows, chosen)
+        return self.task.predict(self.model, batch.to(self.world.device)), references, prompts
 
 
 @dataclass(frozen=True)

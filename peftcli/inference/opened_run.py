@@ -16,6 +16,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.inference.evaluator import FOR_EVALUATION, make_evaluator
+from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import wanted_metrics
 from peftcli.models.load.load_model import Loaded
 from peftcli.process_state import libraries_quiet
@@ -88,16 +89,20 @@ class OpenedRun:
     def _predict(self, rows: RowSet, task: Task) -> Iterator[dict[str, Any]]:
         collator = Collator(self.tokenizer, task)
         size = self.recipe.training.per_device_eval_batch_size
+
+        def predictions(chosen: list[int]) -> list[dict[str, Any]]:
+            batch = collator.batch([rows[row] for row in chosen], generate=True)
+            with torch.no_grad(), self.precision.inference(self.world.device):
+                return task.predict(self.model, batch.to(self.world.device))
+
         for start in range(0, len(rows), WINDOW * size):
             window = range(start, min(len(rows), start + WINDOW * size))
             ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))
             found: dict[int, dict[str, Any]] = {}
             for first in range(0, len(ordered), size):
-                chosen = ordered[first : first + size]
-                batch = collator.batch([rows[row] for row in chosen], generate=True)
-                with torch.no_grad(), self.precision.inference(self.world.device):
-                    predicted = task.predict(self.model, batch.to(self.world.device))
-                found.update(zip(chosen, predicted, strict=True))
+                batch = ordered[first : first + size]
+                for chosen, predicted in in_halves(batch, predictions, allowed=self.world.size == 1):
+                    found.update(zip(chosen, predicted, strict=True))
             yield from (found[row] for row in window)
 
     def close(self) -> None:

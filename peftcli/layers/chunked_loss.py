@@ -61,6 +61,7 @@ def head_loss(
     transform: LogitTransform | None = None,
     label_smoothing: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
+    least_rows: int = 0,
 ) -> Tensor:
     """Return the summed cross-entropy of `head(hidden)` against `targets`, in float32.
 
@@ -71,12 +72,13 @@ def head_loss(
         transform: what the family does with its logits.
         label_smoothing: share of the probability that is spread over the vocabulary.
         chunk_bytes: maximum bytes of float32 logits in memory at a time.
+        least_rows: of a chunk, whatever they take.
     """
     transform = transform or LogitTransform()
     if not is_plain_linear(head):
         return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes)
     assert isinstance(head, nn.Linear)  # is_plain_linear has checked it
-    rows = max(1, chunk_bytes // (4 * head.out_features))
+    rows = max(1, least_rows, chunk_bytes // (4 * head.out_features))
     settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden))
     apply: Callable[..., Tensor] = _HeadCrossEntropy.apply  # untyped in torch
     loss: Tensor = apply(hidden, head.weight, head.bias, targets, settings)

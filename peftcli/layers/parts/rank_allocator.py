@@ -84,15 +84,21 @@ class RankAllocator:
             self._prune(schedule.budget(step), frozen=not schedule.learns_importance(step))
 
     def _update(self) -> None:
-        for name, parameter in self._parameters():
-            if parameter.grad is None:
-                continue
-            now = (parameter * parameter.grad).abs_()
-            if name not in self.sensitivity:
-                self.sensitivity[name] = torch.zeros_like(now)
-                self.uncertainty[name] = torch.zeros_like(now)
-            average = self.sensitivity[name].lerp_(now, 1.0 - self.beta1)
-            self.uncertainty[name].lerp_(now.sub_(average).abs_(), 1.0 - self.beta2)  # from the new average
+        """Move the averages; all tensors at once, in a few kernels on a GPU instead of thousands."""
+        moved = [(name, own.detach(), own.grad) for name, own in self._parameters() if own.grad is not None]
+        if not moved:
+            return
+        now = torch._foreach_mul([own for _, own, _ in moved], [grad for *_, grad in moved])
+        torch._foreach_abs_(now)
+        for averages in (self.sensitivity, self.uncertainty):
+            for (name, *_), value in zip(moved, now, strict=True):
+                if name not in averages:
+                    averages[name] = torch.zeros_like(value)
+        sensitivity = [self.sensitivity[name] for name, *_ in moved]
+        torch._foreach_lerp_(sensitivity, now, 1.0 - self.beta1)
+        torch._foreach_sub_(now, sensitivity)  # from the new average
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_([self.uncertainty[name] for name, *_ in moved], now, 1.0 - self.beta2)
 
     def _prune(self, budget: int, *, frozen: bool) -> None:
         masks = self._frozen_masks if frozen else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,24 @@ def orthogonality(matrix: Tensor) -> Tensor:
     gram = matrix @ matrix.T
     norm: Tensor = torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype))
     return norm
+
+
+def orthogonalities(matrices: Sequence[Tensor]) -> Tensor:
+    """Return `orthogonality` of each matrix, (matrices,), in the order of their ranks.
+
+    Away from the CPU those of one rank are computed at once: a few kernels a step instead of thousands. Their Gram
+    matrices have one shape, whatever the widths.
+    """
+    if matrices[0].device.type == "cpu":
+        return torch.stack([orthogonality(matrix) for matrix in sorted(matrices, key=len)])
+    grams: dict[int, list[Tensor]] = {}
+    for matrix in matrices:
+        grams.setdefault(len(matrix), []).append(matrix @ matrix.T)
+    norms = []
+    for rank in sorted(grams):
+        one = torch.eye(rank, device=matrices[0].device, dtype=matrices[0].dtype)
+        norms.append(torch.linalg.matrix_norm(torch.stack(grams[rank]) - one))
+    return torch.cat(norms)
 
 
 class SvdDelta(Part):

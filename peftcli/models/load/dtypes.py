@@ -39,8 +39,25 @@ def choose_dtype(
     """Return the dtype of the frozen weights, and a note if it is not the checkpoint's own.
 
     Raises:
-        UserError: float16 on a CPU, whose products are slow and overflow.
+        UserError: float16 on a CPU, whose products are slow and overflow; a dtype that the implementation of attention
+            lacks.
     """
+    dtype, note = _wanted_dtype(spec, config, source, device)
+    if spec.attn_implementation == "flash_attention_2" and dtype not in (torch.float16, torch.bfloat16):
+        # training could cast, but evaluation and prediction compute in the weights' dtype
+        raise UserError(
+            Problem(
+                f"flash_attention_2 computes in float16 and bfloat16 only; the weights are held in {dtype_name(dtype)}",
+                key="model.attn_implementation",
+                suggestion="set model.dtype: bfloat16, or attn_implementation: sdpa",
+            )
+        )
+    return dtype, note
+
+
+def _wanted_dtype(
+    spec: ModelSpec, config: PretrainedConfig, source: ModelSource, device: torch.device
+) -> tuple[torch.dtype, str | None]:
     stored = checkpoint_dtype(config, source)
     if spec.dtype != "auto":
         dtype = dtype_named(spec.dtype)

@@ -61,6 +61,12 @@ def _model(recipe: Recipe, names: Names) -> Iterator[Finding]:
             f"flash_attention_2 needs CUDA, and training.device is {recipe.training.device}",
             "write sdpa or auto",
         )
+    if model.attn_implementation == "flash_attention_2" and model.dtype == "float32":
+        yield Finding(
+            ("model", "attn_implementation"),
+            "flash_attention_2 computes in float16 and bfloat16 only, and model.dtype is float32",
+            "write dtype: bfloat16, or attn_implementation: sdpa",
+        )
     if not all(model.new_special_tokens) or len(set(model.new_special_tokens)) < len(model.new_special_tokens):
         yield Finding(("model", "new_special_tokens"), "model.new_special_tokens has an empty or repeated token")
 
