@@ -135,7 +135,8 @@ class Milestones:
         self._saved_at = self.session.state.step
         self.tick()
         self.meter.freeze()
-        states = self.session.world.gather({"random": random_states(), "window": self.session.state.window})
+        gpus = self.session.world.device.type == "cuda"  # a run on the CPU leaves the GPUs alone
+        states = self.session.world.gather({"random": random_states(gpus=gpus), "window": self.session.state.window})
         tree = self.session.checkpoint_tree(states)
         if self.session.world.is_main:
             self._about = self._about or adapter_record(self.session).as_dict()

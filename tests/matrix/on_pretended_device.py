@@ -24,6 +24,7 @@ DEVICE = pretended_device.start()  # before the package is imported, which looks
 from peftcli.distributed import devices  # noqa: E402
 from peftcli.inference import evaluate_run as evaluation  # noqa: E402
 from peftcli.inference.predict_run import predict_run  # noqa: E402
+from peftcli.layers.parts import lowrank  # noqa: E402
 from peftcli.layers.parts.lora import Factor  # noqa: E402
 from peftcli.merging.merge_run import merge_run  # noqa: E402
 from peftcli.protocol.registry import registry  # noqa: E402
@@ -167,6 +168,7 @@ def main(part: str, output: str) -> None:
     """Run the cases of a part, and write what each raised."""
     for module in (devices, run_module, evaluation):  # which device there is; everything below is as in any run
         module.pick_device = lambda _name: DEVICE  # type: ignore[attr-defined]
+    lowrank.FAST_DEVICES.add(DEVICE.type)  # the function that CUDA takes
     with TemporaryDirectory() as home:
         workshop = Workshop(Path(home))
         found = {name: trained(workshop, name, case) for name, case in PARTS[part]()}

@@ -70,8 +70,12 @@ def lowrank_add(
     return apply(y, x, a, b, scale, rows, dropout, drawn)
 
 
+FAST_DEVICES = {"cpu", "cuda"}
+"""Where the one function is used; on others the plain chain is, and on meta there is nothing to save."""
+
+
 def _fast(y: Tensor) -> bool:
-    if _plain or y.device.type not in ("cpu", "cuda"):  # others: no seeded bits of every kind; meta: nothing to save
+    if _plain or y.device.type not in FAST_DEVICES:
         return False
     if not y.is_contiguous() or (y.is_leaf and y.requires_grad):
         return False
