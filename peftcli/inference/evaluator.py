@@ -183,18 +183,18 @@ class Evaluator:
         batches: Sequence[list[int]],
         idle: Sequence[int],
         stopping: Callable[[], bool],
-        compute: Callable[[list[int]], T],
-    ) -> Iterator[tuple[list[int], T]]:
+        compute: Callable[[Sequence[int]], T],
+    ) -> Iterator[tuple[Sequence[int], T]]:
         """Yield each batch of this process with what is computed for it, in halves where one process lacks memory."""
         for batch, counts in equal_passes(self.world, batches, idle, stopping):
             for chosen, result in in_halves(batch, compute, allowed=self.world.size == 1):
                 if counts:
                     yield chosen, result
 
-    def _evaluated(self, rows: RowSet, chosen: list[int]) -> Evaluated:
+    def _evaluated(self, rows: RowSet, chosen: Sequence[int]) -> Evaluated:
         return self.task.evaluate(self.model, self.collator(rows, chosen).to(self.world.device))
 
-    def _written(self, rows: RowSet, chosen: list[int]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    def _written(self, rows: RowSet, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
         """Return predictions, references and prompts."""
         batch, references, prompts = self.collator.prompts(rows, chosen)
         return self.task.predict(self.model, batch.to(self.world.device)), references, prompts

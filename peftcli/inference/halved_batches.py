@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from peftcli.distributed.memory_errors import is_out_of_memory, release
@@ -10,7 +10,9 @@ from peftcli.distributed.memory_errors import is_out_of_memory, release
 T = TypeVar("T")
 
 
-def in_halves(batch: list[int], compute: Callable[[list[int]], T], *, allowed: bool) -> Iterator[tuple[list[int], T]]:
+def in_halves(
+    batch: Sequence[int], compute: Callable[[Sequence[int]], T], *, allowed: bool
+) -> Iterator[tuple[Sequence[int], T]]:
     """Yield a batch with what `compute` gives for it; its parts, in order, where it does not fit into memory.
 
     An evaluation has no estimate of its memory: what a batch takes beside training's state shows when it is computed.

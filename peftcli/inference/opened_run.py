@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class OpenedRun:
         collator = Collator(self.tokenizer, task)
         size = self.recipe.training.per_device_eval_batch_size
 
-        def predictions(chosen: list[int]) -> list[dict[str, Any]]:
+        def predictions(chosen: Sequence[int]) -> list[dict[str, Any]]:
             batch = collator.batch([rows[row] for row in chosen], generate=True)
             with torch.no_grad(), self.precision.inference(self.world.device):
                 return task.predict(self.model, batch.to(self.world.device))

@@ -21,6 +21,8 @@ from tests.matrix import pretended_device
 
 DEVICE = pretended_device.start()  # before the package is imported, which looks for devices nowhere at import time
 
+from accelerate import PartialState  # noqa: E402
+
 from peftcli.distributed import devices  # noqa: E402
 from peftcli.inference import evaluate_run as evaluation  # noqa: E402
 from peftcli.inference.predict_run import predict_run  # noqa: E402
@@ -168,6 +170,7 @@ def main(part: str, output: str) -> None:
     """Run the cases of a part, and write what each raised."""
     for module in (devices, run_module, evaluation):  # which device there is; everything below is as in any run
         module.pick_device = lambda _name: DEVICE  # type: ignore[attr-defined]
+    PartialState.default_device = property(lambda _state: DEVICE)  # Accelerate looks for devices that it knows
     lowrank.FAST_DEVICES.add(DEVICE.type)  # the function that CUDA takes
     with TemporaryDirectory() as home:
         workshop = Workshop(Path(home))
