@@ -40,6 +40,8 @@ losses of two processes can be compared with those of one."""
 TASKS = {
     "bert": "sequence_classification",
     "roberta": "sequence_classification",
+    "albert": "sequence_classification",
+    "deberta-v2": "sequence_classification",
     "t5": "seq2seq_lm",
     "bart": "seq2seq_lm",
 }
