@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -37,6 +38,10 @@ class BaseTable:
     def weight(self) -> Tensor:
         """Return the table, (rows, width), float32."""
         return self._stored().float()
+
+    def rows_at(self, ids: Tensor) -> Tensor:
+        """Return rows of the table, (..., width), float32, without the module's own factor."""
+        return F.embedding(ids, self._stored()).float()
 
     def _stored(self) -> Tensor:
         weight = self.module.weight

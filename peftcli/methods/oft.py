@@ -123,6 +123,10 @@ class OftMethod(Method[OftParams]):
         attachment.notes += _adjusted(params, widths)
         return attachment
 
+    def why_not_identity(self, params: OftParams) -> str | None:
+        """Return that the rotations start at random, where the recipe says so."""
+        return "the rotations start at random (init_weights: false)" if params.init_weights is False else None
+
     def merge_rules(self, anatomy: Anatomy, params: OftParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
         """Return rules that rotate the rows of the weights: W R^T."""
         from peftcli.layers.weight_changes.rotation import rotated_columns, rotated_table

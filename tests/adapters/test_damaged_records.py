@@ -32,6 +32,11 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "prefix": ("llama", "prefix_tuning", {"num_virtual_tokens": 2}),
     "vera": ("llama", "vera", {"r": 4}),
     "ia3": ("llama", "ia3", {}),
+    "oft": ("llama", "oft", {"oft_block_size": 8, "coft": True}),
+    "miss": ("llama", "miss", {"r": 8}),
+    "hira": ("llama", "hira", {"r": 4}),
+    "lokr": ("llama", "lokr", {"r": 2, "rank_pattern": {"attn.q": 1}, "alpha_pattern": {"attn.v": 3.0}}),
+    "shira": ("llama", "shira", {"r": 4}),
     "adapter": ("bert", "adapter", {"bottleneck_size": 4, "train_layer_norm": False}),
 }
 
@@ -106,7 +111,7 @@ def test_every_key_of_peftcli_json_that_changed_is_noticed_by_its_hash(written: 
     assert unnoticed == []
 
 
-@pytest.mark.parametrize("kind", ["lora", "adalora", "prefix", "vera", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "adalora", "prefix", "vera", "ia3", "oft", "miss", "hira", "lokr", "shira"])
 def test_every_key_of_adapter_config_json(kind: str, written: Callable[[str], Path], tmp_path: Path) -> None:
     directory = written(kind)
     assert whole(directory / CONFIG, load(directory)) == []  # in a run

@@ -73,6 +73,22 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         SEQ_CLS,
         {"r": 8, "oft_block_size": 0, "target_modules": ["query"], "coft": True},
     ),
+    "miss": ("MissConfig", "llama", CAUSAL, {"r": 7, "target_modules": ["q_proj"]}),
+    "miss, bat": ("MissConfig", "bert", SEQ_CLS, {"r": 8, "target_modules": ["query"], "init_weights": "bat"}),
+    "hira": ("HiraConfig", "llama", CAUSAL, {"r": 3, "target_modules": ["q_proj", "embed_tokens"]}),
+    "hira of conv1d": ("HiraConfig", "gpt2", CAUSAL, {"r": 3, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "lokr": (
+        "LoKrConfig",
+        "llama",
+        CAUSAL,
+        {
+            "r": 2,
+            "target_modules": ["q_proj", "up_proj"],
+            "rank_pattern": {"up_proj": 1},
+            "alpha_pattern": {"q_proj": 3},
+        },
+    ),
+    "shira": ("ShiraConfig", "bert", SEQ_CLS, {"r": 3, "target_modules": ["query"], "random_seed": 2}),
     "prefix": ("PrefixTuningConfig", "llama", CAUSAL, {"num_virtual_tokens": 3}),
     "prefix from its network": (
         "PrefixTuningConfig",
@@ -151,7 +167,7 @@ def test_another_base_is_refused_before_its_weights_are_read(models: Path, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", ["lora", "adalora", "vera", "ia3", "oft"])
+@pytest.mark.parametrize("case", ["lora", "adalora", "vera", "ia3", "oft", "hira"])
 def test_missing_unexpected_and_misshapen_tensors(case: str, models: Path, tmp_path: Path) -> None:
     hf_adapter(models, tmp_path / "hf", *CASES[case])
     weights = tmp_path / "hf/adapter_model.safetensors"

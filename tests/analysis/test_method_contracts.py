@@ -11,8 +11,12 @@ from peftcli.protocol.registry import registry
 from tests.command_line import Cli
 from tests.docs.worked_example import WritePlugin
 
-COMPLETE: dict[str, dict[str, Any]] = {"compose": {"parts": [{"name": "lora", "r": 2}, {"name": "prefix_tuning"}]}}
-"""Hyper-parameters of the methods that have no complete defaults."""
+COMPLETE: dict[str, dict[str, Any]] = {
+    "compose": {"parts": [{"name": "lora", "r": 2}, {"name": "prefix_tuning"}]},
+    "miss": {"r": 8},
+    "shira": {"r": 4},
+}
+"""Hyper-parameters of the methods that have no complete defaults, or whose defaults are for wider models."""
 
 
 @pytest.mark.parametrize("name", registry.names())

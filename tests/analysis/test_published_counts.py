@@ -131,6 +131,12 @@ PUBLISHED = [
     Published("(IA)3", T5_XXL, {"name": "ia3"}, 24 * (6 * 4096 + 2 * 10240), "0.01%"),
     Published("OFTv2, Llama 2 7B", LLAMA_7B, {"name": "oft", "target_modules": "all-linear"},
               32 * (6 * 4096 + 11008) * 31 // 2, "17.65M"),
+    Published("MiSS, Llama 2 7B", LLAMA_7B, {"name": "miss", "target_modules": "all-linear"},
+              32 * 64 * (5 * 4096 + 2 * 11008), "87.0M"),
+    Published("HiRA, Llama 2 7B", LLAMA_7B, {"name": "hira", "target_modules": [*ROLES[:3], "ffn.up", "ffn.down"]},
+              rank(32, 32, *[(4096, 4096)] * 3, *[(11008, 4096)] * 2), "0.83%"),
+    Published("SHiRA, abstract: 1-2% of the weights", LLAMA_7B,
+              {"name": "shira", "r": 40, "target_modules": "all-linear"}, rank(40, 32, *LLAMA_MATRICES), "1%"),
     Published("LoRA, table 4: AdapterH", GPT3, {"name": "adapter", "bottleneck_size": 1, **NO_NORMS},
               192 * bottleneck(12288, 1), "7.1M"),
     Published("LoRA, table 4: AdapterH", GPT3, {"name": "adapter", "bottleneck_size": 8, **NO_NORMS},
@@ -194,5 +200,6 @@ def as_printed(number: int, base: int, stated: str) -> str:
 
 
 def test_every_method_with_parameters_of_its_own_is_there() -> None:
-    without = {"full", "freeze", "compose", "parallel_adapter"}  # MAM is half a parallel adapter; the others have none
+    without = {"full", "freeze", "compose"}  # they have none
+    without |= {"parallel_adapter", "lokr"}  # MAM is half a parallel adapter; LoKr's papers count other models' layers
     assert {published.method["name"] for published in PUBLISHED} == set(registry.names()) - without

@@ -32,6 +32,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"name": "vera", "r": 16},
     "ia3": {"name": "ia3"},
     "oft": {"name": "oft", "target_modules": ["attn.q", "attn.v", "ffn.down", "embeddings"], "oft_block_size": 8},
+    "miss": {"name": "miss", "r": 7, "target_modules": "all-linear"},
+    "miss, bat": {"name": "miss", "r": 8, "init_weights": "bat"},
+    "miss, mini": {"name": "miss", "r": 8, "init_weights": "mini", "mini_r": 4},
+    "hira": {"name": "hira", "r": 4, "target_modules": ["attn.q", "ffn.down", "embeddings"]},
+    "lokr": {"name": "lokr", "r": 2, "alpha": 4, "target_modules": "all-linear"},
+    "shira": {"name": "shira", "r": 4, "target_modules": "all-linear"},
     "bitfit": {"name": "bitfit"},
     "ln_tuning": {"name": "ln_tuning"},
     # whatever the order of the parts, trained biases are the base's, and what IA3 scales comes after them
@@ -39,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 NORMS = {"bert": "bert.encoder.layer.0.output.LayerNorm", "gpt2": "transformer.h.0.ln_1"}
 CASES = [(name, family) for name in METHODS for family in ("bert", "gpt2")]
-CASES += [(name, "llama") for name in ("all-linear", "dora", "adalora", "vera", "ia3", "oft")]
+CASES += [(name, "llama") for name in ("all-linear", "dora", "adalora", "vera", "ia3", "oft", "hira", "shira")]
 CASES += [("lora", "t5"), ("ia3", "t5"), ("all-linear", "gpt_neox"), ("lora", "mixtral")]
 TASKS = {"bert": "sequence_classification", "t5": "seq2seq_lm"}
 

@@ -28,6 +28,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ia3": {"target_modules": PLACES},
     "ia3, outputs": {"target_modules": PLACES, "feedforward_modules": []},
     "oft": {"oft_block_size": 8, "target_modules": PLACES},
+    "miss": {"r": 8, "target_modules": PLACES},
+    "miss, bat": {"r": 8, "target_modules": PLACES, "init_weights": "bat"},
+    "hira": {"r": 2, "target_modules": PLACES},
+    "lokr": {"r": 2, "target_modules": PLACES},
+    "shira": {"r": 2, "target_modules": PLACES},
     "bitfit": {},
     "ln_tuning": {},
     "bitfit, roles": {"terms": ["attn.q", "ffn.down"]},
@@ -36,10 +41,13 @@ FUSED: dict[str, dict[str, Any]] = {
     "lora, whole": {"r": 2, "target_modules": ["c_attn"]},
     "lora, whole dora": {"r": 2, "target_modules": ["c_attn"], "use_dora": True},
     "ia3, whole input": {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn"]},
+    "hira, whole": {"r": 2, "target_modules": ["c_attn"]},
     "oft, whole": {"oft_block_size": 8, "target_modules": ["c_attn"]},
     "ia3, input of a role": {"target_modules": ["attn.q"], "feedforward_modules": ["attn.q"]},
 }
 """On GPT-2, whose q, k and v are one matrix: the whole of it beside a role inside."""
+BESIDE_DORA = ("bitfit", "ln_tuning", "lora, all biases")
+"""What changes no weight of a projection."""
 
 
 def typed(variant: str, options: dict[str, Any]) -> MethodParams:
@@ -101,4 +109,4 @@ def test_a_fused_projection_and_a_role_inside_it(whole: str) -> None:
             found = difference("gpt2", ComposeParams(parts=parts))
             assert found is None or found < 1e-3, inside
             rescaled = "dora" in whole or "dora" in inside
-            assert found is None or not rescaled or inside in ("bitfit", "lora, all biases"), "DoRA's norm is another's"
+            assert found is None or not rescaled or inside in BESIDE_DORA, "DoRA's norm is another's"

@@ -16,6 +16,8 @@ from tests.training.test_train import adapter
 
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1},
+    "miss": {"r": 8},
+    "shira": {"r": 4},
     "prefix_tuning": {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 8},
     "prompt_tuning": {"num_virtual_tokens": 4},
     "adapter": {"bottleneck_size": 4},

@@ -15,12 +15,16 @@ from typing import Any
 from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.hf.hf_format import HfFormat
 from peftcli.adapters.hf.layouts.adalora import AdaLoraFormat
+from peftcli.adapters.hf.layouts.hira import HiraFormat
 from peftcli.adapters.hf.layouts.ia3 import IA3Format
 from peftcli.adapters.hf.layouts.ln_tuning import LNTuningFormat
+from peftcli.adapters.hf.layouts.lokr import LoKrFormat
 from peftcli.adapters.hf.layouts.lora import LoraFormat
+from peftcli.adapters.hf.layouts.miss import MissFormat
 from peftcli.adapters.hf.layouts.oft import OftFormat
 from peftcli.adapters.hf.layouts.prefix_tuning import PrefixTuningFormat
 from peftcli.adapters.hf.layouts.prompt_tuning import PromptTuningFormat
+from peftcli.adapters.hf.layouts.shira import ShiraFormat
 from peftcli.adapters.hf.layouts.vera import VeraFormat
 from peftcli.errors import UserError
 
@@ -32,6 +36,10 @@ FORMATS: Mapping[str, HfFormat[Any]] = {
     "ia3": IA3Format(),
     "ln_tuning": LNTuningFormat(),
     "oft": OftFormat(),
+    "miss": MissFormat(),
+    "hira": HiraFormat(),
+    "lokr": LoKrFormat(),
+    "shira": ShiraFormat(),
     "prefix_tuning": PrefixTuningFormat(),
     "prompt_tuning": PromptTuningFormat(),
 }

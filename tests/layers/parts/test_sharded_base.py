@@ -64,6 +64,10 @@ def trained(method: str, params: dict[str, Any], *, sharded: bool) -> tuple[list
         ("lora", {"lora_dropout": 0.3}),
         ("lora", {"use_dora": True}),  # reads the base's weight in every pass
         ("ia3", {}),
+        ("oft", {"oft_block_size": 8, "module_dropout": 0.3}),
+        ("hira", {"r": 4}),  # keeps the base's weight until the backward pass
+        ("miss", {"r": 8, "init_weights": "bat"}),
+        ("shira", {"r": 4}),
         ("adapter", {"train_layer_norm": False}),
     ],
 )

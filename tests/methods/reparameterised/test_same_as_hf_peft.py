@@ -31,6 +31,33 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str, dict[str, Any]]] = {
     "oft, shared": ("oft", "llama", {"oft_block_size": 8, "block_share": True}, "OFTConfig", {}),
     "oft, coft": ("oft", "llama", {"oft_block_size": 8, "coft": True, "eps": 0.05}, "OFTConfig", {}),
     "oft, embedding": ("oft", "llama", {"oft_block_size": 8, "target_modules": ["embed_tokens"]}, "OFTConfig", {}),
+    "miss": ("miss", "llama", {"r": 8}, "MissConfig", {}),
+    "miss, a shard left over": ("miss", "llama", {"r": 5, "target_modules": MLP}, "MissConfig", {}),
+    "miss, bat": ("miss", "llama", {"r": 8, "init_weights": "bat"}, "MissConfig", {}),
+    "miss, mini": ("miss", "llama", {"r": 8, "init_weights": "mini", "mini_r": 4}, "MissConfig", {}),
+    "hira": ("hira", "llama", {"r": 4}, "HiraConfig", {}),
+    "hira, conv1d": ("hira", "gpt2", {"r": 4, "target_modules": ["c_attn"]}, "HiraConfig", {"fan_in_fan_out": True}),
+    "hira, ranks": (
+        "hira",
+        "llama",
+        {"r": 4, "rank_pattern": {"up_proj": 6}, "target_modules": MLP},
+        "HiraConfig",
+        {"r": 6},
+    ),
+    "hira, embedding": ("hira", "llama", {"r": 4, "target_modules": ["embed_tokens"]}, "HiraConfig", {}),
+    "lokr": ("lokr", "llama", {"r": 2, "target_modules": MLP}, "LoKrConfig", {}),
+    "lokr, whole": ("lokr", "llama", {"r": 32}, "LoKrConfig", {}),
+    "lokr, both": ("lokr", "llama", {"r": 1, "decompose_both": True, "decompose_factor": 4}, "LoKrConfig", {}),
+    "lokr, lycoris": ("lokr", "llama", {"r": 2, "alpha": 6, "init_weights": "lycoris"}, "LoKrConfig", {}),
+    "lokr, patterns": (
+        "lokr",
+        "llama",
+        {"r": 2, "rank_pattern": {"v_proj": 1}, "alpha_pattern": {"layers.0.self_attn.q_proj": 5}},
+        "LoKrConfig",
+        {},
+    ),
+    "shira": ("shira", "llama", {"r": 4}, "ShiraConfig", {}),
+    "shira, seed": ("shira", "llama", {"r": 2, "random_seed": 3, "target_modules": MLP}, "ShiraConfig", {}),
 }
 """Name: our method, family, hyper-parameters, HF peft's config, and what differs there."""
 

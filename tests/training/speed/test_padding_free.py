@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -90,12 +92,19 @@ def test_a_window_is_kept(recipe, recorder, models, joined) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "parallel_adapter": {"dropout": 0.0},  # masks differ where rows lie elsewhere
+    "miss": {"r": 8},
+    "shira": {"r": 4},
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_the_same(recipe, recorder, method) -> None:
     losses = []
     for on in (True, False):
         recorder.steps.clear()
-        options = {"dropout": 0.0} if method == "parallel_adapter" else {}  # masks differ where rows lie elsewhere
+        options = OPTIONS.get(method, {})
         change = {
             "method": {"name": method, **options},
             "training__fast_paths": {"padding_free": on},
