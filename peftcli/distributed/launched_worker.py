@@ -23,8 +23,8 @@ ELASTIC = "TORCHELASTIC_RUN_ID"
 """Environment variable that torch's launcher sets, which is torchrun's and Accelerate's."""
 STOP, END = b"s", b"e"
 """What the launcher says: stop, and save first; end at once. It closes its half: end, another process has failed."""
-INTRODUCTION = struct.Struct("!i")
-"""What a process says first: its rank."""
+INTRODUCTION = struct.Struct("!iq")
+"""What a process says first: its rank, and its process id."""
 FAREWELL = struct.Struct("!B")
 """What it says last: the code that it exits with. One that cannot say it has failed."""
 GOOD_CODES = (0, Stopped.exit_code)
@@ -61,7 +61,7 @@ class LaunchedWorker:
             with suppress(OSError):  # the launcher has ended
                 port = int(os.environ[LAUNCHED].split(":")[0])
                 self._line = socket.create_connection(("127.0.0.1", port))
-                self._line.sendall(INTRODUCTION.pack(int(os.environ["RANK"])))
+                self._line.sendall(INTRODUCTION.pack(int(os.environ["RANK"]), os.getpid()))
         listen = self._listen if self._ours else self._watch_parent
         threading.Thread(target=listen, args=(os.getppid(),), name="launcher", daemon=True).start()
 

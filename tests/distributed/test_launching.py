@@ -13,6 +13,7 @@ import torch
 
 from peftcli import stop_signals
 from peftcli.distributed.devices import check_devices
+from peftcli.distributed.launch import launcher_line
 from peftcli.distributed.launch.schedulers import first_host, torch_variables
 from peftcli.distributed.launching import is_launched, is_main_process, launch
 from peftcli.errors import UserError
@@ -122,9 +123,24 @@ if rank == 0:
     worker.leave(130)
     os.kill(os.getpid(), signal.SIGTERM)
     sys.exit(130)
+wait_for(lambda: stop.requested)
 end(130)
 """)
     assert (code, said) == (130, "stopped\n")
+
+
+def test_a_process_that_hears_nothing_is_killed_when_another_has_failed(
+    outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher_line, "KILL_SECONDS", 0.2)  # in the launcher
+    code, said = outcome("""
+if rank == 0:
+    os.kill(os.getpid(), signal.SIGSTOP)
+say("error: no such column")
+end(2)
+""")
+    assert code == 2
+    assert said == "error: no such column\n    said the process of rank 1, of 2,\n"
 
 
 def test_signals_to_everybody_are_one_request(outcome) -> None:

@@ -6,14 +6,20 @@ two ends, so that each knows of the other's end at once, on every system.
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
+import signal
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
-from peftcli.distributed.launched_worker import END, FAREWELL, GOOD_CODES, INTRODUCTION, STOP
+from peftcli.distributed.launched_worker import END, FAREWELL, GOOD_CODES, GRACE_SECONDS, INTRODUCTION, STOP
+
+KILL_SECONDS = GRACE_SECONDS + 2
+"""How long the others may take to end after one has failed."""
 
 
 class LauncherLine:
@@ -28,7 +34,9 @@ class LauncherLine:
         self._server = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._word = b""
         self._released = False
+        self._deadline = math.inf
         self._ranks: dict[socket.socket, int] = {}
+        self._running: dict[socket.socket, int] = {}
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="processes", daemon=True)
 
@@ -59,7 +67,11 @@ class LauncherLine:
             ready.register(self._server, selectors.EVENT_READ)
             ready.register(self._woken, selectors.EVENT_READ)
             while True:
-                for key, _ in ready.select():
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    self._kill()
+                    left = math.inf
+                for key, _ in ready.select(None if left == math.inf else left):
                     if key.fileobj is self._woken:
                         return
                     if key.fileobj is self._server:
@@ -71,11 +83,11 @@ class LauncherLine:
         line, _ = self._server.accept()
         line.settimeout(1.0)  # whoever else connects to this port must not hold us up
         try:
-            rank = INTRODUCTION.unpack(line.recv(INTRODUCTION.size, socket.MSG_WAITALL))[0]
+            rank, process = INTRODUCTION.unpack(line.recv(INTRODUCTION.size, socket.MSG_WAITALL))
         except Exception:
             line.close()
             return
-        self._ranks[line] = rank
+        self._ranks[line], self._running[line] = rank, process
         ready.register(line, selectors.EVENT_READ)
         if self._word:
             _send(line, self._word)
@@ -89,6 +101,7 @@ class LauncherLine:
         except OSError:
             said = b""
         ready.unregister(line)
+        del self._running[line]
         code = FAREWELL.unpack(said)[0] if said else None
         if code not in GOOD_CODES:
             self.left.append(self._ranks[line])
@@ -96,9 +109,17 @@ class LauncherLine:
 
     def _release(self) -> None:
         """Let all processes end, since one has failed: they wait for it in vain."""
-        self._released = True
+        if not self._released:
+            self._released, self._deadline = True, time.monotonic() + KILL_SECONDS
         for line in list(self._ranks):
             _close(line)
+
+    def _kill(self) -> None:
+        """Kill those that have not ended: they are stuck, or stopped."""
+        self._deadline = math.inf
+        for process in self._running.values():
+            with suppress(OSError):
+                os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _send(line: socket.socket, word: bytes) -> None:
