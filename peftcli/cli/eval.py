@@ -18,6 +18,7 @@ from peftcli.console.options import (
     note,
     refuse_nothing,
 )
+from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
 from peftcli.console.standard_input import rows_file
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
     checkpoint: CheckpointName = None,
+    num_processes: NumProcesses = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -58,15 +60,24 @@ def evaluate(
     """
     if data is not None:
         refuse_nothing(data, "--data")
+        refuse_shared_input(data, "--data")
 
     from peftcli.console.output import print_json, result_console
-    from peftcli.inference.evaluate_run import evaluate_run
+    from peftcli.distributed.launching import is_main_process
 
     with ExitStack() as stack:
         if data is not None:
             stack.enter_context(about_option("--data"))
             data = stack.enter_context(rows_file(data, "--data"))
+        options = {"--data": data, "--max-new-tokens": max_new_tokens, "--base-dtype": base_dtype}
+        options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code, "--json": as_json}
+        share_among(num_processes, "eval", [run], options)
+
+        from peftcli.inference.evaluate_run import evaluate_run
+
         metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+    if not is_main_process():
+        return
     if as_json:
         print_json(metrics)
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import CheckpointName, Json, Quiet, TrustRemoteCode, note
+from peftcli.console.several_processes import NumProcesses, share_among
 from peftcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def merge(
         typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs."),
     ] = False,
     checkpoint: CheckpointName = None,
+    num_processes: NumProcesses = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -64,8 +66,11 @@ def merge(
     """
     _check_number_of_runs(len(runs), weights, rank, requantize)
     shares = None if weights is None else _numbers(weights)
+    options = {"--output": output, "--dtype": dtype, "--base": base, "--max-shard-size": max_shard_size}
+    options |= {"--no-verify": not verify, "--weights": weights, "--rank": rank, "--requantize": requantize}
+    options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code, "--quiet": quiet}
+    share_among(num_processes, "merge", runs, options | {"--json": as_json})
 
-    from peftcli.console.output import print_json, result_console
     from peftcli.merging.merge_run import merge_run, merge_runs
 
     told = _Told(quiet)
@@ -77,6 +82,16 @@ def merge(
     report = merged(dtype=dtype, max_shard_size=max_shard_size, verify=verify, note=told)
     for text in report.notes:
         told(text)
+    _show(report, as_json)
+
+
+def _show(report: MergeReport, as_json: bool) -> None:
+    """Print the report, in the main process."""
+    from peftcli.console.output import print_json, result_console
+    from peftcli.distributed.launching import is_main_process
+
+    if not is_main_process():
+        return
     if as_json:
         print_json(report.as_dict())
     else:

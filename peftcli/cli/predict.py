@@ -21,6 +21,7 @@ from peftcli.console.options import (
     refuse_nothing,
 )
 from peftcli.console.output import json_line
+from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
 from peftcli.console.standard_input import rows_file
 from peftcli.console.terminal import data_stream
 from peftcli.errors import UserError
@@ -55,6 +56,7 @@ def predict(
     max_new_tokens: MaxNewTokens = None,
     base_dtype: BaseDtype = None,
     checkpoint: CheckpointName = None,
+    num_processes: NumProcesses = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
@@ -65,25 +67,38 @@ def predict(
 
     Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
     """
+    _check(data, output)
+
+    from peftcli.distributed.launching import is_main_process
+
+    with about_option("--input"), rows_file(data, "--input") as file:
+        options = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens, "--base-dtype": base_dtype}
+        options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
+        share_among(num_processes, "predict", runs, options)
+
+        from peftcli.inference.predict_run import predict_run, predict_runs
+
+        if len(runs) == 1:
+            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+        else:
+            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+        if output is None or not is_main_process():  # beside the main process there are no rows to write
+            _write(rows, data_stream())
+            return
+        with new_file(output, instead=OTHER_OUTPUT) as stream:
+            written = _write(rows, stream)
+    print(f"{written} predictions in {output}", file=sys.stderr)
+
+
+def _check(data: str, output: Path | None) -> None:
+    """Refuse an input that cannot be read, and an output that cannot be written, before anything is computed."""
     refuse_nothing(data, "--input")
     if output is not None:
         refuse_directory(output, "--output")
         if output.exists() and Path(data).exists() and output.samefile(data):
             raise UserError("--output is the --input file", suggestion="write the predictions to another file")
 
-    from peftcli.inference.predict_run import predict_run, predict_runs
-
-    with about_option("--input"), rows_file(data, "--input") as file:
-        if len(runs) == 1:
-            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
-        else:
-            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
-        if output is None:
-            _write(rows, data_stream())
-            return
-        with new_file(output, instead=OTHER_OUTPUT) as stream:
-            written = _write(rows, stream)
-    print(f"{written} predictions in {output}", file=sys.stderr)
+    refuse_shared_input(data, "--input")
 
 
 def _write(rows: Iterable[dict[str, Any]], stream: IO[str]) -> int:

@@ -92,5 +92,8 @@ def about_option(option: str) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Show one sentence that the user should read, on standard error."""
-    print(f"note: {text}", file=sys.stderr)
+    """Show one sentence that the user should read, on standard error; of several processes the main one does."""
+    from peftcli.distributed.launching import is_main_process
+
+    if is_main_process():
+        print(f"note: {text}", file=sys.stderr)

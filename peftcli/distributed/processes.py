@@ -148,7 +148,10 @@ class World:
             _copy_back(flat, bucket)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], ask: Tensor | None = None) -> None:
-        """Sum gradients over the processes, in flat buckets; a parameter without one counts as zero.
+        """Sum gradients over the processes, in flat buckets; one that is None in some processes counts as zero there.
+
+        One that is None in all of them (an expert that no row chose, a layer that was skipped) stays None, as in one
+        process: the optimizer leaves its parameter alone.
 
         Those of a divided base are left out: FSDP2 has summed them.
 
@@ -157,19 +160,22 @@ class World:
         """
         if self.size == 1:
             return
-        gradients = []
-        for parameter in parameters:
-            if is_share(parameter):
-                continue  # FSDP2 has summed it
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-        buckets = list(_buckets(gradients))
-        if ask is not None:
-            buckets[-1:] = [[*(buckets[-1] if buckets else ()), ask]]
+        own = [parameter for parameter in parameters if not is_share(parameter)]  # FSDP2 has summed a share
+        without = [place for place, parameter in enumerate(own) if parameter.grad is None]
+        for place in without:
+            own[place].grad = torch.zeros_like(own[place])
+        reached = torch.ones(len(own))
+        reached[without] = 0.0
+        reached = reached.to(self.device, non_blocking=True)
+        beside = [reached] if ask is None else [reached, ask]
+        buckets = list(_buckets(parameter.grad for parameter in own if parameter.grad is not None))
+        buckets[-1:] = [[*(buckets[-1] if buckets else ()), *beside]]
         for bucket in buckets:
             flat = self.sum(torch.cat([tensor.flatten().to(bucket[0].dtype) for tensor in bucket]))
             _copy_back(flat, bucket)
+        if without:  # only then is the device waited for
+            for place, somewhere in zip(without, reached[without].tolist(), strict=True):
+                own[place].grad = own[place].grad if somewhere else None
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

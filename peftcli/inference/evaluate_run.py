@@ -94,8 +94,9 @@ def _evaluate_recipe(
 
 
 def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: Note) -> dict[str, Any]:
-    rows, notes = prepare_for_evaluation(
-        data, run.data_spec, run.recipe.task, run.tokenizer, run.labels, trained_format
+    spec, task = run.data_spec, run.recipe.task
+    rows, notes = run.world.main_first(
+        lambda: prepare_for_evaluation(data, spec, task, run.tokenizer, run.labels, trained_format)
     )
     for text in notes:
         note(text)

@@ -146,14 +146,20 @@ class Evaluator:
         generated, samples = self._generated(rows, stopping)
         found += generated
         # read from the device once; summed in float64, so that the order of batches and shards makes no difference
-        own = (torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0], count, found, stopping())
+        own = (
+            torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0],
+            count,
+            found,
+            stopping(),
+            counts_right,
+        )
         shares = self.world.gather(own)
         if any(share[3] for share in shares):
             raise EvaluationStopped
         ordered = sorted((item for share in shares for item in share[2]), key=lambda item: item[0])
         return _Collected(
             loss_sum=sum(share[0][0] for share in shares),
-            right=sum(share[0][1] for share in shares) if counts_right else None,
+            right=sum(share[0][1] for share in shares) if any(share[4] for share in shares) else None,
             count=sum(share[1] for share in shares),
             predictions=[item[1] for item in ordered],
             references=[item[2] for item in ordered],

@@ -80,6 +80,9 @@ class OpenedRun:
     def predict(self, rows: RowSet, stop_ids: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
         """Yield `prediction` and `scores` of each row, in order.
 
+        Among several processes each predicts a share; the main one yields all rows, the others yield none, and must be
+        asked for them all the same.
+
         Args:
             stop_ids: tokens that end a generated text, besides the model's own.
         """
@@ -88,22 +91,26 @@ class OpenedRun:
 
     def _predict(self, rows: RowSet, task: Task) -> Iterator[dict[str, Any]]:
         collator = Collator(self.tokenizer, task)
-        size = self.recipe.training.per_device_eval_batch_size
+        size, world = self.recipe.training.per_device_eval_batch_size, self.world
 
         def predictions(chosen: Sequence[int]) -> list[dict[str, Any]]:
             batch = collator.batch([rows[row] for row in chosen], generate=True)
-            with torch.no_grad(), self.precision.inference(self.world.device):
-                return task.predict(self.model, batch.to(self.world.device))
+            with torch.no_grad(), self.precision.inference(world.device):
+                return task.predict(self.model, batch.to(world.device))
 
-        for start in range(0, len(rows), WINDOW * size):
-            window = range(start, min(len(rows), start + WINDOW * size))
-            ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))
+        taken = WINDOW * size * world.size
+        for start in range(0, len(rows), taken):
+            window = range(start, min(len(rows), start + taken))
+            ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))[world.rank :: world.size]
             found: dict[int, dict[str, Any]] = {}
             for first in range(0, len(ordered), size):
                 batch = ordered[first : first + size]
-                for chosen, predicted in in_halves(batch, predictions, allowed=self.world.size == 1):
+                for chosen, predicted in in_halves(batch, predictions, allowed=not world.strategy.sharded):
                     found.update(zip(chosen, predicted, strict=True))
-            yield from (found[row] for row in window)
+            for share in world.gather(found):
+                found.update(share)
+            if world.is_main:
+                yield from (found[row] for row in window)
 
     def close(self) -> None:
         """Take the run's parts out of the base and put back what it replaced, so that another run can use the base."""

@@ -27,7 +27,7 @@ def predict_run(
     trust_code: bool = False,
     checkpoint: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Return predictions for a file, a line for each of its rows in order.
+    """Return predictions for a file, a line for each of its rows in order; among several processes, in the main one.
 
     A line has `prediction` and `scores`; `truncated` (true) where tokens of the row were left out; for generated text
     `finish_reason`: `stop`, or `length` where it reached the limit. Tags are one for each word, null for a word without
@@ -94,7 +94,8 @@ def _predict_each(
 
 
 def _predict(run: OpenedRun, data: str, note: Note) -> Iterator[dict[str, Any]]:
-    rows = prepare_for_prediction(data, run.data_spec, run.recipe.task, run.tokenizer, run.trained_format)
+    spec, task = run.data_spec, run.recipe.task
+    rows = run.world.main_first(lambda: prepare_for_prediction(data, spec, task, run.tokenizer, run.trained_format))
     for text in rows.store.meta["notes"]:
         note(text)
     return _lines(run, rows, note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from peftcli.data.chat.named_templates import choose_template
 from peftcli.data.read.records import RowError
 from peftcli.data.rows.row_set import Row
 from peftcli.deliverables import use_alone
+from peftcli.distributed.launching import SIZES
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.ignored_label import IGNORED
 from peftcli.merging.run_to_merge import RunToMerge
@@ -103,6 +105,7 @@ def check_use(usage: Usage) -> None:
     done = subprocess.run(
         [sys.executable, str(Path(use_alone.__file__))],
         input=json.dumps(usage.request), capture_output=True, text=True, encoding="utf-8", check=False,
+        env={key: value for key, value in os.environ.items() if key not in SIZES},
     )  # fmt: skip
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()

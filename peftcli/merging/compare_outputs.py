@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from peftcli.data.prepare import prepare
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
+from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.merging.run_to_merge import RunToMerge
@@ -146,7 +147,7 @@ class Reference:
 
 
 def reference_outputs(
-    run: RunToMerge, spec: ModelSpec, rows: list[Row], device: torch.device, dtype: torch.dtype | None
+    run: RunToMerge, spec: ModelSpec, rows: list[Row], world: World, dtype: torch.dtype | None
 ) -> Reference:
     """Return the outputs of base + adapter.
 
@@ -154,24 +155,24 @@ def reference_outputs(
         run: the run.
         spec: of the base: the unquantised one, or the run's own quantised one.
         rows: of the run's data.
-        device: where to compute.
+        world: the processes that share the rows.
         dtype: of the base's weights; None leaves it to `spec`.
     """
     if dtype is not None:
         spec = spec.model_copy(update={"dtype": dtype_name(dtype)})
-    loaded = load_model(spec, run.recipe.task, labels=run.labels, device=device, seed=run.recipe.seed)
+    loaded = load_model(spec, run.recipe.task, labels=run.labels, device=world.device, seed=run.recipe.seed)
     model = loaded.model
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
     stops = tuple(stop_tokens(model, run.tokenizer)) if model.can_generate() else ()
     if run.adapter is None:
-        return Reference(outputs(model, rows, run, device, loaded.dtype), None, stops)
+        return Reference(outputs(model, rows, run, world, loaded.dtype), None, stops)
     attachment = apply_method(model, run.anatomy, run.adapter.params, masters=False)
     attachment.load_state_dict(run.adapter.state)
-    adapted = outputs(model, rows, run, device, loaded.dtype, attachment.prepare_inputs)
+    adapted = outputs(model, rows, run, world, loaded.dtype, attachment.prepare_inputs)
     effect = None
     if attachment.placed and not attachment.unfrozen:
         attachment.enable(False)
-        plain = outputs(model, rows, run, device, loaded.dtype)
+        plain = outputs(model, rows, run, world, loaded.dtype)
         effect = float((adapted - plain).abs().mean())
     return Reference(adapted, effect, stops)
 
@@ -201,16 +202,37 @@ def open_merged(
     return loaded
 
 
-@torch.no_grad()
 def outputs(
+    model: PreTrainedModel,
+    rows: list[Row],
+    run: RunToMerge,
+    world: World,
+    dtype: torch.dtype,
+    prepare_inputs: Callable[..., dict[str, Any]] | None = None,
+) -> Tensor:
+    """Return the compared logits, (positions, classes), float32, on the CPU; each process computes some rows."""
+    own = _each_output(model, rows[world.rank :: world.size], run, world.device, dtype, prepare_inputs)
+    shares = world.gather(own)
+    return torch.cat([shares[number % world.size][number // world.size] for number in range(len(rows))])
+
+
+def all_outputs(
+    model: PreTrainedModel, rows: list[Row], run: RunToMerge, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return the same, computed by this process alone."""
+    return torch.cat(_each_output(model, rows, run, device, dtype, None))
+
+
+@torch.no_grad()
+def _each_output(
     model: PreTrainedModel,
     rows: list[Row],
     run: RunToMerge,
     device: torch.device,
     dtype: torch.dtype,
-    prepare_inputs: Callable[..., dict[str, Any]] | None = None,
-) -> Tensor:
-    """Return the compared logits, (positions, classes), float32, on the CPU."""
+    prepare_inputs: Callable[..., dict[str, Any]] | None,
+) -> list[Tensor]:
+    """Return the compared logits of each row."""
     found = []
     kind = task_info(run.recipe.task).rows
     model.eval()
@@ -224,7 +246,7 @@ def outputs(
         with _computing(device, dtype):
             logits = model(**(prepare_inputs(batch) if prepare_inputs else batch)).logits
         found.append(_compared(logits.float(), labels, kind).cpu())
-    return torch.cat(found)
+    return found
 
 
 def _batch(row: Row, run: RunToMerge) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import CONFIG, make_readable
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
+from peftcli.distributed.devices import usable_device
 from peftcli.distributed.memory_errors import OTHER_MACHINE, memory_for
+from peftcli.distributed.processes import World
 from peftcli.merging.check_use import check_use
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
@@ -113,13 +115,18 @@ def merge_runs(
 @random_numbers_kept()
 @memory_for("while merging", f"--no-verify needs less, since it loads no model; or {OTHER_MACHINE}")
 def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeReport:
-    """Merge an opened run; see `merge_run`."""
-    output = options.output
+    """Merge an opened run; see `merge_run`.
+
+    Among several processes the main one writes, and all of them compute a share of what is compared.
+    """
+    output, world = options.output, World(usable_device(run.recipe.training.device))
+    world.wait()  # until all have seen that the output is free
     for text in run.notes:
         note(text)
     tensors = base_tensors(run, note)
     plan = plan_merge(run.model, tensors, run.rules(), options.dtype)
-    refuse_small_disk(output, plan.size)
+    if world.is_main:
+        refuse_small_disk(output, plan.size)
     report = MergeReport(
         output=str(output),
         dtype=dtype_name(plan.dtype),
@@ -131,6 +138,10 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     )
     leaving = leaving_model(run.spec, run.recipe.task, run.tokenizer, run.texts)
     config = merged_config(run, plan, leaving)
+    if not world.is_main:
+        if options.verify or options.requantize:
+            verify_merge(Path(world.broadcast(None)), run, config, plan.dtype, report, world)
+        return report
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         write_weights(partial, plan.outputs, options.limit)
         report.notes += write_beside_weights(partial, leaving, run.model)
@@ -138,7 +149,8 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             check_files(partial, config, leaving)
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
-            usage = verify_merge(partial, run, config, plan.dtype, report, size)
+            world.broadcast(str(partial))
+            usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
         card = merged_card(run.recipe.model.name_or_path, run.recipe.task, report)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if options.requantize:  # it has written the quantised model's own config

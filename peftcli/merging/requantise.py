@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peftcli.data.rows.row_set import Row
-from peftcli.merging.compare_outputs import Comparison, compare, free_memory, outputs
+from peftcli.merging.compare_outputs import Comparison, all_outputs, compare, free_memory
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.quantization import keep_trainable, quantisation_words
 from peftcli.models.model_tasks import auto_class
@@ -62,7 +62,7 @@ def requantise(
     quantised = directory / "quantised"
     with quiet_transformers():
         model.save_pretrained(quantised, max_shard_size=max_shard_size)
-    result = compare(reference, outputs(model, rows, run, device, config.dtype), torch.float32)
+    result = compare(reference, all_outputs(model, rows, run, device, config.dtype), torch.float32)
     del model
     free_memory()
     for file in directory.glob("*.safetensors*"):

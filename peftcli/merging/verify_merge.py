@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from peftcli.distributed.devices import usable_device
+from peftcli.distributed.processes import World
 from peftcli.errors import VerificationFailed
 from peftcli.merging.check_use import Usage, use_here
 from peftcli.merging.compare_outputs import (
@@ -35,6 +35,7 @@ def verify_merge(
     config: Any,
     dtype: torch.dtype,
     report: MergeReport,
+    world: World,
     requantise_in: int | None = None,
 ) -> Usage:
     """Compare the merged model with base + adapter, and write the numbers into the report.
@@ -45,6 +46,7 @@ def verify_merge(
         config: of the merged model.
         dtype: of its weights.
         report: filled in.
+        world: the processes that share the rows; each loads both models.
         requantise_in: quantise the model to 4 bits afterwards, in files of this many bytes.
 
     Returns:
@@ -53,23 +55,23 @@ def verify_merge(
     Raises:
         VerificationFailed: they differ by more than the tolerance.
     """
-    device = usable_device(run.recipe.training.device)
-    rows = sample_rows(run)
+    device = world.device
+    rows = world.main_first(lambda: sample_rows(run))
     computed = compute_dtype(dtype, device)
-    reference = reference_outputs(run, run.spec, rows, device, computed)
+    reference = reference_outputs(run, run.spec, rows, world, computed)
     free_memory()
     model = open_merged(directory, run, config, device, computed)
-    merged = outputs(model, rows, run, device, computed)
+    merged = outputs(model, rows, run, world, computed)
     usage = use_here(model, rows, run, reference.stops, directory)
     del model
     free_memory()
     report.rows = len(rows)
     _judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
     if is_quantised(run.recipe):
-        trained = reference_outputs(run, _as_trained(run), rows, device, None)
+        trained = reference_outputs(run, _as_trained(run), rows, world, None)
         report.quantization_agreement = compare(trained.adapted, merged, torch.float32).agreement
         free_memory()
-    if requantise_in is not None:
+    if requantise_in is not None and world.is_main:
         from peftcli.merging.requantise import requantise  # bitsandbytes takes a second to import
 
         cost = requantise(directory, run, config, rows, reference.adapted, device, requantise_in)

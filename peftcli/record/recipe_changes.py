@@ -13,6 +13,11 @@ LENGTH = ("training.num_train_epochs", "training.max_steps")
 """Keys of how long a run is: it can go on with larger ones."""
 
 
+SHARING = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps",
+           "training.max_tokens_per_micro_batch", "distributed")  # fmt: skip
+"""Keys, and a block, of how the rows of a step are shared: a run can go on with others if a step has as many rows."""
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys in which two resolved recipes differ."""
     left, right = _flat(old), _flat(new)
@@ -23,6 +28,11 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def only_length(keys: Sequence[str]) -> bool:
     """Return whether two recipes that differ in these keys can be those of one run and a longer one."""
     return bool(keys) and set(keys) <= set(LENGTH)
+
+
+def of_sharing(key: str) -> bool:
+    """Return whether a key says how the rows of a step are shared among passes and processes, and nothing else."""
+    return key in SHARING or key.split(".")[0] in SHARING
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

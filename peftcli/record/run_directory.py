@@ -24,7 +24,7 @@ from peftcli.record.own_entries import (
     refuse_links,
     remove_partial_files,
 )
-from peftcli.record.recipe_changes import changed_keys, only_length
+from peftcli.record.recipe_changes import changed_keys, of_sharing, only_length
 from peftcli.record.run_lock import LOCK_FILE, run_lock
 from peftcli.record.run_summary import Summary
 from peftcli.record.step_lines import StepLines, finite, line_text
@@ -115,6 +115,8 @@ class RunDirectory:
         if status is RunStatus.EMPTY:
             return status
         different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
+        if resume or (status is RunStatus.UNFINISHED and all(map(of_sharing, different))):
+            different = [key for key in different if not of_sharing(key)]
         if resume and only_length(different):
             return RunStatus.LONGER
         if different:

@@ -34,6 +34,7 @@ class RunInputs:
         device: its name.
         versions: of peftcli and the libraries that compute.
         decisions: what was probed or chosen on this machine, in words.
+        step_rows: rows of a step, over all processes.
     """
 
     train_rows: str | None = None
@@ -47,6 +48,7 @@ class RunInputs:
     device: str | None = None
     versions: dict[str, str] | None = None
     decisions: dict[str, str] | None = None
+    step_rows: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: what is known."""
@@ -92,7 +94,9 @@ def differences(then: RunInputs, now: RunInputs) -> Differences:
     if _differ(then.base, now.base):
         decisive.append("the weights or the config of the base model")
     if _differ(then.processes, now.processes):
-        decisive.append(f"the number of processes ({then.processes} before, {now.processes} now)")
+        # an earlier version did not record the rows of a step
+        known = possible if then.step_rows is not None else decisive
+        known.append(f"the number of processes ({then.processes} before, {now.processes} now)")
     return Differences(decisive, possible)
 
 

@@ -27,6 +27,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.record.train_state import TrainState
 from peftcli.tasks.task import Task
 from peftcli.training.resuming.compare_inputs import compare_inputs, inputs_before_weights
+from peftcli.training.resuming.step_rows import check_step_rows
 from peftcli.training.speed.compiled_blocks import NOTE
 from peftcli.training.step_plan import StepPlan, make_plan
 from peftcli.training.training_checks import TrainingChecks
@@ -74,8 +75,9 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     data = prepare_data(loaded, known.tokenizer, known.anatomy, world, reporter.preparing)
     evaluates = recipe.training.eval_strategy != "no"
     validation = {name: rows for name, rows in data.validation.items() if len(rows) and evaluates}
-    compare_inputs(inputs_before_weights(known, data, validation, world), state, reporter)
     plan = make_plan(recipe.training, len(data.train), world.size, evaluates=bool(validation))
+    check_step_rows(state, recipe.training, world.size)
+    compare_inputs(inputs_before_weights(known, data, validation, world, plan.step_rows), state, reporter)
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
     compiling = [NOTE] if recipe.training.torch_compile else []
     sharing = [world.strategy.note] if world.strategy.note is not None else []

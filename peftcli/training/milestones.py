@@ -13,7 +13,6 @@ from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoint_adapter import ABOUT
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.own_entries import ARTIFACTS
-from peftcli.record.random_state import random_states, restore_random_states
 from peftcli.stop_signals import StopRequest
 from peftcli.training.adapter_record import adapter_record
 from peftcli.training.best_value import judge
@@ -135,9 +134,8 @@ class Milestones:
         self._saved_at = self.session.state.step
         self.tick()
         self.meter.freeze()
-        gpus = self.session.world.device.type == "cuda"  # a run on the CPU leaves the GPUs alone
-        states = self.session.world.gather({"random": random_states(gpus=gpus), "window": self.session.state.window})
-        tree = self.session.checkpoint_tree(states)
+        windows = self.session.world.gather({"window": self.session.state.window})
+        tree = self.session.checkpoint_tree(windows)
         if self.session.world.is_main:
             self._about = self._about or adapter_record(self.session).as_dict()
             self.checkpoints.save(self.session.state.step, {**tree, ABOUT: self._about})
@@ -160,15 +158,13 @@ class Milestones:
         self._finite_at = session.state.step
 
     def resume(self, tree: dict[str, Any]) -> None:
-        """Go on from a checkpoint: state, weights, optimizer, method, random numbers."""
+        """Go on from a checkpoint: state, weights, optimizer, method. Random numbers need no state."""
         self.session.load_checkpoint_tree(tree)
         world = self.session.world
-        if len(tree["processes"]) != world.size:
-            count = len(tree["processes"])
-            raise UserError(f"this run has {count} processes, not {world.size}", suggestion=f"--num-processes {count}")
-        own = tree["processes"][world.rank]
-        self.session.state.window = own["window"]
-        restore_random_states(own["random"])
+        windows = [{key: float(value) for key, value in one["window"].items()} for one in tree["processes"]]
+        if len(windows) != world.size:  # what all of them measured goes on in the main process
+            windows = [_joined(windows), *({} for _ in range(1, world.size))]
+        self.session.state.window = windows[world.rank]
         self.meter = Meter(self.session)
         self._saved_at = self.session.state.step
         if world.is_main:
@@ -237,6 +233,13 @@ class Milestones:
         self.session.directory.samples.append(*({"step": self.session.state.step, **row} for row in rows))
         first = rows[0]
         self.session.reporter.note(f"sample: {_short(first['prompt'])} -> {_short(first['prediction'])}")
+
+
+def _joined(windows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the sums of all processes' windows; the seconds are those of the first, since they ran at once."""
+    keys = dict.fromkeys(key for window in windows for key in window)
+    sums = {key: sum(window.get(key, 0.0) for window in windows) for key in keys}
+    return sums | {key: windows[0][key] for key in ("seconds",) if key in windows[0]}
 
 
 def _short(text: str, width: int = 160) -> str:

@@ -164,7 +164,7 @@ def _start(
 ) -> tuple[Session, Milestones]:
     """Build the session, and put it where an unfinished run left off."""
     text = dump_recipe(loaded.recipe, loaded.tree)
-    earlier = directory.recipe().training if status is RunStatus.LONGER else None
+    earlier = _earlier(directory, loaded.recipe.training) if status is RunStatus.LONGER else None
     goes_on = status in (RunStatus.UNFINISHED, RunStatus.LONGER)
     found = directory.checkpoints().latest(reporter.note, _checkpoint) if goes_on else None
     state = found.state if found else TrainState()
@@ -177,7 +177,7 @@ def _start(
         with _fits(found.path):
             milestones.resume(found.tree)
         milestones.find_best()
-        if earlier is not None and world.is_main:
+        if world.is_main and directory.recipe() != loaded.recipe:  # longer, or its rows shared in another way
             directory.reopen(text)
     elif world.is_main:
         if goes_on:
@@ -188,6 +188,15 @@ def _start(
     world.wait()
     reporter.header(header(session))
     return session, milestones
+
+
+def _earlier(directory: RunDirectory, spec: TrainingSpec) -> TrainingSpec:
+    """Return the training block that a run began with, a step's rows shared as they are now."""
+    now = {
+        "per_device_train_batch_size": spec.per_device_train_batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+    }
+    return directory.recipe().training.model_copy(update=now)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Session:
         """Return everything that a resumed run needs; every process must call this.
 
         Args:
-            processes: random states and measuring window of each process.
+            processes: the measuring window of each.
         """
         trained = {name: p.detach() for name, p in self.attachment.trainable_parameters().items()}
         tree = {

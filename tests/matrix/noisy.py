@@ -12,6 +12,8 @@ from tests.tiny import save_tiny, tiny_config
 
 RATE = 0.25
 """Of every dropout."""
+LAYERS_RATE = 0.1
+"""Of layers that are skipped: with two, both may be, and then nothing is learnt."""
 
 
 def drops(method: str) -> dict[str, Any]:
@@ -29,7 +31,8 @@ class Noisy(Workshop):
         if not path.exists():
             task = TASKS.get(family, "causal_lm")
             config = tiny_config(family).to_dict()
-            rates = {key: RATE for key, value in config.items() if "drop" in key and isinstance(value, float)}
+            rated = [key for key, value in config.items() if "drop" in key and isinstance(value, float)]
+            rates = {key: LAYERS_RATE if "layerdrop" in key else RATE for key in rated}
             wide = WIDE.get(family, {"initializer_range": 0.2})
             save_tiny(path, family, "base" if "classification" in task else task, **wide, **rates)
         return path

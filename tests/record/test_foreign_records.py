@@ -56,7 +56,8 @@ FOREIGN: dict[str, Callable[[dict], object]] = {
     "no progress": _without("progress"),
     "text for a step": lambda tree: {**tree, "progress": {**tree["progress"], "step": "4"}},
     "a tensor for a step": lambda tree: {**tree, "progress": {**tree["progress"], "step": torch.ones(1)}},
-    "odd random states": lambda tree: {**tree, "processes": [{"random": {"python": ["os"]}, "window": {}}]},
+    "an odd window": lambda tree: {**tree, "processes": [{"window": {"count": ["os"]}}]},
+    "no windows": lambda tree: {**tree, "processes": []},
     "odd optimizer": lambda tree: {**tree, "optimizer": {"state": 3, "param_groups": [{}]}},
     "odd tensors": lambda tree: {**tree, "parameters": dict.fromkeys(tree["parameters"], torch.ones(3, 3, 3))},
 }

@@ -22,10 +22,15 @@ from peftcli.record.train_state import TrainState
 from peftcli.training.watch.reporting import Reporter
 
 
-def inputs_before_weights(known: Outline, data: PreparedData, validation: dict[str, RowSet], world: World) -> RunInputs:
+def inputs_before_weights(
+    known: Outline, data: PreparedData, validation: dict[str, RowSet], world: World, step_rows: int
+) -> RunInputs:
     """Return what can be recorded of a run's inputs before weights load.
 
     The base is among them where its files are here already; a model of the hub is recorded once it is loaded.
+
+    Args:
+        step_rows: rows of a step, over all processes.
     """
     rows = {name: row_fingerprint(part) for name, part in validation.items()}
     return RunInputs(
@@ -36,6 +41,7 @@ def inputs_before_weights(known: Outline, data: PreparedData, validation: dict[s
         tokenizer=tokenizer_fingerprint(known.tokenizer),
         template=template_fingerprint(data.chat_template),
         base=base_fingerprint(known.spec),
+        step_rows=step_rows,
         processes=world.size,
         device=device_name(world.device),
         versions={"peftcli": __version__, "torch": torch.__version__}
