@@ -16,6 +16,9 @@ from torch import Tensor
 Key = tuple[int, int]
 """Two signed numbers of 32 bits."""
 
+BLOCK = 2**17
+"""Hashes that a CPU computes at once: they stay in its cache."""
+
 STATES = 65536
 """Values of the 16 bits that each element gets."""
 
@@ -60,12 +63,18 @@ def hashed_bits(keys: Tensor, width: int, first: int = 0) -> Tensor:
     """
     start, end = first // 2, (first + width + 1) // 2  # one hash gives two numbers
     places = _mix_(torch.arange(start, end, dtype=torch.int32, device=keys.device) * _signed(_GOLDEN) + 1)
-    bits = (keys[0].unsqueeze(-1) + places).mul_(_FIRST)
-    rest = (bits >> _SHIFT).bitwise_and_(_LOW)
-    bits.bitwise_xor_(rest).bitwise_xor_(keys[1].unsqueeze(-1)).mul_(_SECOND)
-    torch.bitwise_right_shift(bits, _SHIFT, out=rest)
-    pairs = bits.bitwise_xor_(rest.bitwise_and_(_LOW)).view(torch.int16)
-    return pairs.narrow(-1, first % 2, width)
+    flat = keys.reshape(2, -1)
+    pairs = torch.empty(flat.shape[1], end - start, dtype=torch.int32, device=keys.device)
+    block = max(1, BLOCK // (end - start)) if keys.device.type == "cpu" else max(1, flat.shape[1])
+    scratch = torch.empty_like(pairs[:block])
+    for own, bits in zip(torch.split(flat, block, 1), torch.split(pairs, block), strict=True):
+        rest = scratch[: len(bits)]
+        torch.add(own[0].unsqueeze(1), places, out=bits).mul_(_FIRST)
+        torch.bitwise_right_shift(bits, _SHIFT, out=rest)
+        bits.bitwise_xor_(rest.bitwise_and_(_LOW)).bitwise_xor_(own[1].unsqueeze(1)).mul_(_SECOND)
+        torch.bitwise_right_shift(bits, _SHIFT, out=rest)
+        bits.bitwise_xor_(rest.bitwise_and_(_LOW))
+    return pairs.view(*keys.shape[1:], end - start).view(torch.int16).narrow(-1, first % 2, width)
 
 
 def _mix_(x: Tensor) -> Tensor:
