@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,8 +24,17 @@ from peftcli.layers.virtual_tokens.prefix import (
 )
 from peftcli.models.anatomy import Anatomy, AttentionRole
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.training_rows import TrainingRows
 
 _NETWORKS = f"{ADDED}prefix_networks"
+
+
+@dataclass(frozen=True)
+class PrefixStart:
+    """Where the first keys and values come from: a text, or else training rows, or else random numbers."""
+
+    text: str | None = None
+    from_rows: bool = False
 
 
 @dataclass
@@ -38,11 +47,13 @@ class PrefixAttachment(Attachment):
     Args:
         networks: by kind of attention, such as `decoder_self`; empty for flat prefixes.
         ratio: learning rate of the networks over that of everything else.
+        start: where the first keys and values come from.
         dropped: the last layers that `load_state_dict` put aside, by part.
     """
 
     networks: dict[str, PrefixNetwork] = field(default_factory=dict)
     ratio: float = 1.0
+    start: PrefixStart = field(default_factory=lambda: PrefixStart())
     dropped: list[tuple[Prefix, PrefixNetwork, nn.Linear]] = field(default_factory=list)
 
     def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -68,6 +79,58 @@ class PrefixAttachment(Attachment):
             up = part.flatten()
             if up is not None and network is not None:
                 self.dropped.append((part, network, up))
+
+    def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
+        """Start the prefixes from the text of the recipe, if it names one."""
+        super().initialise(model, tokenizer=tokenizer, labels=labels)
+        if self.start.text is None:
+            return
+        if tokenizer is None:
+            raise UserError("prefix_init_text needs a tokenizer", suggestion="leave it out, or use prefix_init: random")
+        ids = torch.tensor(tokenizer(self.start.text)["input_ids"], dtype=torch.long)
+        if not len(ids):
+            raise UserError("method.prefix_init_text has no tokens", suggestion="write some text, or leave it out")
+        count, training = self._length(), model.training
+        self.enable(False)
+        model.eval()
+        with torch.no_grad():
+            self._start_from(model, ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0))
+        model.train(training)
+        self.enable()
+
+    def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
+        """Start the prefixes from the keys and values of the first tokens of the training rows."""
+        if self.start.text is not None or not self.start.from_rows:
+            return
+        ids = rows.first_tokens(self._length())
+        if ids is not None:
+            self._start_from(model, ids)
+            rows.notes.append(
+                f"the prefix starts from the keys and values of the first {self._length()} tokens of the training rows "
+                "(prefix_init: random draws it)"
+            )
+
+    def _length(self) -> int:
+        return self.prefixes()[0][1].shape.length
+
+    def _start_from(self, model: nn.Module, ids: Tensor) -> None:
+        """Set every prefix to the keys and values that the base has for these tokens, (1, length)."""
+        device = device_of(model, model)
+        inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)}
+        if getattr(model.config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+        else:
+            inputs["use_cache"] = False
+        sites = {key: _site_of(model, key) for key, _ in self.prefixes()}
+        for site in sites.values():
+            site.seen = []
+        try:
+            model(**inputs)
+            for key, part in self.prefixes():
+                part.start_from(*_stacked(sites[key].seen or [], part.shape))
+        finally:
+            for site in sites.values():
+                site.seen = None
 
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return the networks' share of the learning rate."""
@@ -112,7 +175,15 @@ class PrefixAttachment(Attachment):
 
 
 def attach_prefixes(
-    model: nn.Module, anatomy: Anatomy, *, length: int, mid: int | None, dropout: float, ratio: float, shift: bool
+    model: nn.Module,
+    anatomy: Anatomy,
+    *,
+    length: int,
+    mid: int | None,
+    dropout: float,
+    ratio: float,
+    shift: bool,
+    start: PrefixStart,
 ) -> PrefixAttachment:
     """Put a prefix before every attention.
 
@@ -122,8 +193,9 @@ def attach_prefixes(
         dropout: on the learned keys and values.
         ratio: learning rate of the network over that of everything else.
         shift: count the decoder's positions from `length`.
+        start: where the first keys and values come from.
     """
-    attachment = PrefixAttachment(model, ratio=ratio)
+    attachment = PrefixAttachment(model, ratio=ratio, start=start)
     if mid is not None:
         _add_networks(attachment, anatomy, length, mid)
     for role in anatomy.attentions:
@@ -140,6 +212,22 @@ def attach_prefixes(
     if shift:
         _shift(attachment, anatomy)
     return attachment
+
+
+def _site_of(model: nn.Module, key: str) -> PrefixSite:
+    site = find_prefix_site(model.get_submodule(key.removesuffix(".prefix")))
+    assert site is not None  # `attach_prefixes` made it
+    return site
+
+
+def _stacked(seen: list[tuple[Tensor, Tensor]], shape: PrefixShape) -> tuple[Tensor, Tensor]:
+    """Return keys and values, each (depths, kv_heads, length, head_dim), from those of every depth in order."""
+    both = []
+    for states in zip(*seen, strict=True):
+        each = torch.stack([tensor[0] for tensor in states]).float()
+        # some families repeat grouped heads before they hand keys and values over
+        both.append(each[:, :: each.shape[1] // shape.kv_heads])
+    return both[0], both[1]
 
 
 def _kind(role: AttentionRole) -> str:

@@ -33,6 +33,8 @@ class MamParams(CompositeParams):
     """Learning rate of the network over that of all else; 1 is the official code, with rates of 5e-5."""
     prefix_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the learned keys and values."""
+    prefix_init: Literal["text", "random"] = "text"
+    """What keys and values start from: those of the first tokens of the training rows, or random numbers."""
     bottleneck_size: Annotated[int, Field(ge=1)] | None = None
     """Width of the parallel adapter's bottleneck; null is half the hidden size."""
     scaling: Annotated[float, Field(gt=0.0)] | None = None
@@ -54,6 +56,7 @@ class MamParams(CompositeParams):
             encoder_hidden_size=self.encoder_hidden_size,
             projection_lr_ratio=self.projection_lr_ratio,
             prefix_dropout=self.prefix_dropout,
+            prefix_init=self.prefix_init,
         )
         adapter = ParallelAdapterParams(
             bottleneck_size=self.bottleneck_size,

@@ -16,6 +16,7 @@ from peftcli.protocol.combining import by_label, combined, each, every, in_turn,
 
 if TYPE_CHECKING:
     from peftcli.models.target_modules import Target
+    from peftcli.protocol.training_rows import TrainingRows
 
 
 @dataclass
@@ -148,6 +149,15 @@ class Attachment:
         """
         for placed in self.placed:
             placed.part.start_from_base()
+
+    @combined(each)
+    def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
+        """Do what needs training rows (prefixes from real text): once, before the first step of a new run.
+
+        Comes after `initialise`; the parts are switched off, the model is in evaluation mode and without gradients.
+        What is set here must depend on the rows alone: processes do it each on its own. A run that goes on, and one
+        that starts from an earlier adapter, have the values already.
+        """
 
     @combined(in_turn)
     def prepare_inputs(self, batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.resuming.compare_inputs import compare_inputs
+from peftcli.training.resuming.start_from_rows import start_from_rows
 from peftcli.training.session import Session
 from peftcli.training.speed.compiled_blocks import compile_blocks
 from peftcli.training.speed.compute_weights import ComputeWeights
@@ -88,6 +89,9 @@ def build_session(
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
+    if not state.step and recipe.method.init_from is None:
+        for note in start_from_rows(attachment, batches, precision):
+            reporter.note(note)
     rate = peak_learning_rate(spec, known.info)
     return Session(
         loaded=loaded,

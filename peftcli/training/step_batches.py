@@ -75,6 +75,15 @@ class StepBatches:
             joined=self.collator.joins_rows,
         )
 
+    def of_all_processes(self) -> Iterator[list[Row]]:
+        """Yield the rows of each step from the first on, a few at a time; every process gets the same."""
+        size = self.spec.per_device_train_batch_size
+        for step in range(self._plan.total_steps):
+            epoch, index = self._plan.position(step)
+            numbers = sorted(self._epoch_rows(epoch)[index])  # a stream is read in order
+            for start in range(0, len(numbers), size):
+                yield [self.rows[number] for number in numbers[start : start + size]]
+
     def collate(self, shares: Sequence[Share]) -> list[Batch]:
         """Return rows as batches of the task; for any number of callers at a time."""
         return [self._batch(share) for share in shares]

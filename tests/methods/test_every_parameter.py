@@ -14,6 +14,7 @@ import torch
 
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import registry
+from peftcli.protocol.training_rows import TrainingRows
 from tests.methods.harness import batch_for, frozen, loss_of
 from tests.tiny import tiny_tokenizer
 
@@ -47,6 +48,7 @@ PREFIX: dict[str, Example] = {
     "encoder_hidden_size": ({}, 16, 24),
     "projection_lr_ratio": ({}, 0.1, 0.5),
     "prefix_dropout": ({}, 0.0, 0.5),
+    "prefix_init": ({}, "text", "random"),
 }
 BOTTLENECK: dict[str, Example] = {
     "bottleneck_size": ({}, 4, 6),
@@ -129,7 +131,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "random_seed": ({}, None, 3),
         "init_weights": ({}, True, False),
     },
-    "prefix_tuning": {**PREFIX, "shift_positions": ({}, True, False)},
+    "prefix_tuning": {**PREFIX, "prefix_init_text": ({}, None, "the movie"), "shift_positions": ({}, True, False)},
     "prompt_tuning": {
         "num_virtual_tokens": ({}, 4, 5),
         "prompt_tuning_init": ({}, "random", "sample_vocab"),
@@ -210,6 +212,10 @@ def _seen(method: str, given: Mapping[str, Any], family: str) -> dict[str, str]:
     torch.manual_seed(7)
     attachment = apply_method(model, anatomy, registry.info(method).params(**given))
     attachment.initialise(model, tokenizer=tiny_tokenizer(), labels=["good", "bad"])
+    with torch.no_grad():
+        attachment.enable(False)
+        attachment.start_from_rows(model.eval(), TrainingRows(lambda: iter([batch_for(model)])))
+        attachment.enable()
     found = {
         "shapes": {key: tuple(tensor.shape) for key, tensor in attachment.state_dict().items()},
         "trainable": sorted(attachment.trainable_parameters()),

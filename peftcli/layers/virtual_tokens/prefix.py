@@ -125,6 +125,25 @@ class Prefix(Part):
         both = flat.view(shape.length, 2, shape.depths, shape.kv_heads, shape.head_dim).permute(1, 2, 3, 0, 4)
         return both[0], both[1]
 
+    @torch.no_grad()
+    def start_from(self, key: Tensor, value: Tensor) -> None:
+        """Set the keys and values, each (depths, kv_heads, length, head_dim); a network produces them from here on.
+
+        The network's last layer is the least one that gives them: exactly while it is as wide as the prefix is long,
+        else as nearly as it can.
+        """
+        if self.key is not None and self.value is not None:
+            self.key.copy_(key)
+            self.value.copy_(value)
+            return
+        assert self.up is not None  # either held or produced, see __init__
+        hidden = self._network[0]()
+        flat = torch.stack([key, value]).permute(3, 0, 1, 2, 4).reshape(self.shape.length, self.shape.width)
+        # on the CPU in double precision: the same values on every device
+        weight = torch.linalg.pinv(hidden.double().cpu()) @ flat.double().cpu()
+        self.up.weight.copy_(weight.T)
+        self.up.bias.zero_()
+
     def at(self, depth: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of one depth, each (kv_heads, length, head_dim), with dropout while training."""
         key, value = self.states()
@@ -168,6 +187,8 @@ class PrefixSite(nn.Module):
     Attributes:
         depths: how often one forward pass runs the attention.
         implementation_before: the model's attention implementation before the first prefix came.
+        seen: None, or a list that the route appends the attention's own keys and values to, each (batch, kv_heads or
+            heads, keys, head_dim), as the attention sees them; only while no prefix is enabled.
     """
 
     def __init__(self, depths: int) -> None:
@@ -175,6 +196,7 @@ class PrefixSite(nn.Module):
         self.parts = PartList()
         self.depths = depths
         self.implementation_before = "sdpa"
+        self.seen: list[tuple[Tensor, Tensor]] | None = None
         self._calls = self._depth = 0
         self._entry: Tensor | None = None
 

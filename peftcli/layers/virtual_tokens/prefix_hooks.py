@@ -50,6 +50,22 @@ class CacheView:
         return getattr(self._cache, name)
 
 
+class SeenView:
+    """Stands in for a layer's cache, and notes the keys and values that it is given.
+
+    Args:
+        seen: they are appended to it.
+    """
+
+    def __init__(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+        self._seen = seen
+
+    def update(self, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return the keys and values as they are."""
+        self._seen.append((key, value))
+        return key, value
+
+
 def _in_front(prefix: Tensor, states: Tensor) -> Tensor:
     repeat = states.shape[1] // prefix.shape[1]  # Falcon repeats grouped heads before it updates the cache
     prefix = prefix.repeat_interleave(repeat, dim=1) if repeat > 1 else prefix
@@ -69,9 +85,12 @@ def connect_cache_view(attention: nn.Module, site: PrefixSite) -> None:
         bound = signature.bind(*args, **kwargs)
         hidden = next(iter(bound.arguments.values()))
         states = site.states(hidden.dtype)
-        if states is None:
-            return None
         given = bound.arguments
+        if states is None:
+            if site.seen is None:
+                return None
+            given["layer_past"] = SeenView(site.seen)
+            return bound.args, bound.kwargs
         length = hidden.shape[1]
         implicit = given.get("attention_mask") is None and length > 1
         mask = extended_mask(given.get("attention_mask"), states.length, hidden.unsqueeze(1), length, True)
@@ -105,6 +124,7 @@ def _fit_buffer(module: nn.Module, site: PrefixSite) -> None:
 def connect_padded_rows(attention: nn.Module, site: PrefixSite) -> None:
     """Hook an attention with projections `key_proj` and `value_proj` over square position terms."""
     pending: dict[str, Tensor] = {}
+    noted: dict[str, Tensor] = {}
     signature = inspect.signature(attention.forward)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,6 +133,7 @@ def connect_padded_rows(attention: nn.Module, site: PrefixSite) -> None:
         hidden = given["hidden_states"]
         states = site.states(hidden.dtype)
         pending.clear()
+        noted.clear()
         if states is None:
             return None
         rows = states.length
@@ -128,6 +149,10 @@ def connect_padded_rows(attention: nn.Module, site: PrefixSite) -> None:
 
     def overwrite(name: str) -> Any:
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if site.seen is not None and name not in noted:
+                noted[name] = _per_head(output, site)
+                if len(noted) == 2:
+                    site.seen.append((noted["key_proj"], noted["value_proj"]))
             prefix = pending.pop(name, None)  # only the first call: with shared keys the second one is for positions
             return None if prefix is None else torch.cat([prefix.to(output.dtype), output[:, prefix.shape[1] :]], dim=1)
 
@@ -140,3 +165,9 @@ def connect_padded_rows(attention: nn.Module, site: PrefixSite) -> None:
     for name in ("key_proj", "value_proj"):
         attention.get_submodule(name).register_forward_hook(overwrite(name))
     attention.register_forward_hook(after)
+
+
+def _per_head(states: Tensor, site: PrefixSite) -> Tensor:
+    """Return (batch, seq, heads * head_dim) as (batch, heads, seq, head_dim)."""
+    shape = site.prefixes()[0].shape
+    return states.view(*states.shape[:2], shape.kv_heads, shape.head_dim).transpose(1, 2)

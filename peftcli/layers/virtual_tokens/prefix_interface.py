@@ -46,6 +46,8 @@ def prefix_attention(
     site = find_prefix_site(module)
     states = site.states(key.dtype) if site is not None else None
     if states is None:
+        if site is not None and site.seen is not None:
+            site.seen.append((key, value))
         return _core(module, query, key, value, attention_mask, options)
     mask = extended_mask(attention_mask, states.length, query, key.shape[2], _is_causal(module, options))
     bias = options.get("position_bias")

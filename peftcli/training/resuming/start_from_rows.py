@@ -1,0 +1,38 @@
+"""What a new run's method takes from its training rows before the first step; a run that goes on has it already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from peftcli.assembly.precision import Precision
+from peftcli.data.rows.padding import collate
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.training_rows import TrainingRows
+from peftcli.training.step_batches import StepBatches
+
+
+def start_from_rows(attachment: Attachment, batches: StepBatches, precision: Precision) -> list[str]:
+    """Let the method start from the training rows, with its parts switched off; return notes for the user.
+
+    Every process reads the same rows, and so starts from the same values.
+    """
+    model, device, collator = attachment.model, batches.world.device, batches.collator
+
+    def made() -> Iterator[dict[str, Tensor]]:
+        for rows in batches.of_all_processes():
+            tensors = collate(rows, collator.tokenizer, collator.task.info.rows, packing_route=collator.packing_route)
+            yield {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    rows, training = TrainingRows(made), model.training
+    attachment.enable(False)
+    model.eval()
+    try:
+        with torch.no_grad(), precision.inference(device):
+            attachment.start_from_rows(model, rows)
+    finally:
+        model.train(training)
+        attachment.enable()
+    return rows.notes
