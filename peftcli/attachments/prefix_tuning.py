@@ -24,7 +24,7 @@ from peftcli.layers.virtual_tokens.prefix import (
 )
 from peftcli.models.anatomy import Anatomy, AttentionRole
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.training_rows import TrainingRows
+from peftcli.tasks.training_rows import TrainingRows
 
 _NETWORKS = f"{ADDED}prefix_networks"
 

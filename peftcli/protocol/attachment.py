@@ -16,7 +16,7 @@ from peftcli.protocol.combining import by_label, combined, each, every, in_turn,
 
 if TYPE_CHECKING:
     from peftcli.models.target_modules import Target
-    from peftcli.protocol.training_rows import TrainingRows
+    from peftcli.tasks.training_rows import TrainingRows
 
 
 @dataclass

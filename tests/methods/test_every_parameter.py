@@ -14,7 +14,7 @@ import torch
 
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import registry
-from peftcli.protocol.training_rows import TrainingRows
+from peftcli.tasks.training_rows import TrainingRows
 from tests.methods.harness import batch_for, frozen, loss_of
 from tests.tiny import tiny_tokenizer
 

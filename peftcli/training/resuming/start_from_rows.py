@@ -10,7 +10,7 @@ from torch import Tensor
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.padding import collate
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.training_rows import TrainingRows
+from peftcli.tasks.training_rows import TrainingRows
 from peftcli.training.step_batches import StepBatches
 
 

@@ -12,7 +12,7 @@ from peftcli.errors import UserError
 from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.training_rows import TrainingRows
+from peftcli.tasks.training_rows import TrainingRows
 from tests.methods import harness
 from tests.methods.additive.test_prefix_tuning import TEXT, loud
 from tests.tiny import VOCAB, tiny_tokenizer
