@@ -33,8 +33,8 @@ class MamParams(CompositeParams):
     """Learning rate of the network over that of all else; 1 is the official code, with rates of 5e-5."""
     prefix_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the learned keys and values."""
-    prefix_init: Literal["text", "random"] = "text"
-    """What keys and values start from: those of the first tokens of the training rows, or random numbers."""
+    prefix_init: Literal["text", "random"] | None = None
+    """What keys and values start from: the first tokens of the training rows, or random; null: text in decoders."""
     bottleneck_size: Annotated[int, Field(ge=1)] | None = None
     """Width of the parallel adapter's bottleneck; null is half the hidden size."""
     scaling: Annotated[float, Field(gt=0.0)] | None = None

@@ -5,10 +5,13 @@ keys and values in front of its own; a network Embedding -> Linear -> tanh -> Li
 one for each kind of attention (three in BART), and is dropped from the adapter; everything else is frozen. Without
 the network (`prefix_projection: false`, HF peft's default) the parameters are the keys and values themselves.
 
-They start from those that the base has for real text: by default the first tokens of the training rows, as the paper's
-section 7.4 recommends where data is scarce (it fits the network by 500 steps of Adam; here its last layer is solved
-for). Random ones (`prefix_init: random`: N(0, 1), or what a fresh network gives) start far above the base's loss, 1.0
-on a decoder of 135M. HF peft has the same as a function, `initialize_kv_prefix_from_text`, without a network.
+In a decoder-only model they start from those that the base has for real text: the first tokens of the training rows,
+or `prefix_init_text`. The model then goes on as if that text stood in front, where a random prefix starts 1.0 above the
+base's loss (on a decoder of 135M). The paper's section 7.4 recommends real words where data is scarce, and fits the
+network by 500 steps of Adam; here its last layer is solved for. HF peft has the same as a function,
+`initialize_kv_prefix_from_text`, without a network. In models with an encoder the default is random (N(0, 1), or what a
+fresh network gives): its tokens see what follows, so that no prefix is what text in front would be; on the demo an
+encoder that started from text learnt nothing at the default rate.
 
 Deviation: the network learns at a tenth of the rate (`projection_lr_ratio: 1` is the official code, with rates of
 5e-5). A rate that suits a task head makes the network's keys so large that every query attends to the prefix alone.
@@ -52,8 +55,8 @@ class PrefixTuningParams(MethodParams):
     """Learning rate of the network over that of all else: one step of its many weights moves keys and values far."""
     prefix_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the learned keys and values."""
-    prefix_init: Literal["text", "random"] = "text"
-    """What keys and values start from: those that the base has for real text, or random numbers."""
+    prefix_init: Literal["text", "random"] | None = None
+    """What keys and values start from: those of real text, or random numbers; null: text in decoder-only models."""
     prefix_init_text: str | None = None
     """The text, repeated or cut to num_virtual_tokens; null takes the first tokens of the training rows."""
     shift_positions: bool | None = None
@@ -120,7 +123,7 @@ class PrefixTuningMethod(Method[PrefixTuningParams]):
         """
         from peftcli.attachments.prefix_tuning import PrefixStart, attach_prefixes
 
-        from_text = params.prefix_init == "text"
+        from_text = _from_text(anatomy, params)
 
         return attach_prefixes(
             model,
@@ -141,6 +144,12 @@ def _too_many(params: PrefixTuningParams, limit: int | None) -> list[str]:
         f"num_virtual_tokens = {params.num_virtual_tokens} leaves no position of this model's {limit} for text; use at "
         f"most {limit - 1}, or shift_positions: false"
     ]
+
+
+def _from_text(anatomy: Anatomy, params: PrefixTuningParams) -> bool:
+    if params.prefix_init is not None:
+        return params.prefix_init == "text"
+    return params.prefix_init_text is not None or "encoder" not in anatomy.layers
 
 
 def _shifts(anatomy: Anatomy, params: PrefixTuningParams) -> bool:

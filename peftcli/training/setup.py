@@ -89,9 +89,7 @@ def build_session(
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
-    if not state.step and recipe.method.init_from is None:
-        for note in start_from_rows(attachment, batches, precision):
-            reporter.note(note)
+    start_from_rows(recipe, attachment, batches, precision, state, reporter)
     rate = peak_learning_rate(spec, known.info)
     return Session(
         loaded=loaded,

@@ -48,7 +48,7 @@ PREFIX: dict[str, Example] = {
     "encoder_hidden_size": ({}, 16, 24),
     "projection_lr_ratio": ({}, 0.1, 0.5),
     "prefix_dropout": ({}, 0.0, 0.5),
-    "prefix_init": ({}, "text", "random"),
+    "prefix_init": ({}, None, "random"),
 }
 BOTTLENECK: dict[str, Example] = {
     "bottleneck_size": ({}, 4, 6),

@@ -10,15 +10,28 @@ from torch import Tensor
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.padding import collate
 from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.schema import Recipe
+from peftcli.record.train_state import TrainState
 from peftcli.tasks.training_rows import TrainingRows
 from peftcli.training.step_batches import StepBatches
+from peftcli.training.watch.reporting import Reporter
 
 
-def start_from_rows(attachment: Attachment, batches: StepBatches, precision: Precision) -> list[str]:
-    """Let the method start from the training rows, with its parts switched off; return notes for the user.
+def start_from_rows(
+    recipe: Recipe,
+    attachment: Attachment,
+    batches: StepBatches,
+    precision: Precision,
+    state: TrainState,
+    reporter: Reporter,
+) -> None:
+    """Let the method of a new run start from the training rows, with its parts switched off; tell what it did.
 
-    Every process reads the same rows, and so starts from the same values.
+    Every process reads the same rows, and so starts from the same values. A run that goes on, and one that starts from
+    an earlier adapter (`method.init_from`), have theirs.
     """
+    if state.step or recipe.method.init_from is not None:
+        return
     model, device, collator = attachment.model, batches.world.device, batches.collator
 
     def made() -> Iterator[dict[str, Tensor]]:
@@ -35,4 +48,5 @@ def start_from_rows(attachment: Attachment, batches: StepBatches, precision: Pre
     finally:
         model.train(training)
         attachment.enable()
-    return rows.notes
+    for note in rows.notes:
+        reporter.note(note)

@@ -29,7 +29,7 @@ def started(family: str, rows: TrainingRows | None = None, **params: Any) -> Att
     model, anatomy = harness.frozen(family)
     loud(model)
     torch.manual_seed(7)
-    typed = PrefixTuningParams(**{"num_virtual_tokens": P, "encoder_hidden_size": 8, **params})
+    typed = PrefixTuningParams(**{"num_virtual_tokens": P, "encoder_hidden_size": 8, "prefix_init": "text", **params})
     attachment = apply_method(model, anatomy, typed)
     model.eval()
     attachment.initialise(model, tokenizer=tiny_tokenizer())
