@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from peftcli.attachments.input_components import input_components
 from peftcli.errors import UserError
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
@@ -29,6 +30,7 @@ from peftcli.layers.site import Part, output_site
 from peftcli.models.target_modules import Target
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.trained_biases import train_biases
+from peftcli.tasks.training_rows import TrainingRows
 
 _LINEAR_INITS: dict[bool | str, Initialiser] = {
     True: kaiming_init,
@@ -81,9 +83,29 @@ class LoraAttachment(Attachment):
 
     Args:
         b_ratio: as in `LoraVariant`.
+        from_inputs: start A from the principal components of the projection's input on training rows (EVA).
     """
 
     b_ratio: float | None
+    from_inputs: bool = False
+
+    def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
+        """Start A from the inputs' components, where the variant asks for it; B stays zero."""
+        if not self.from_inputs:
+            return
+        module_of = {target.key: target.module for target in self.targets}
+        parts = {placed.key: placed.part for placed in self.placed if isinstance(placed.part, LoraDelta)}
+        counts: dict[str, int] = {}
+        for key, part in parts.items():
+            counts[module_of[key]] = max(part.rank, counts.get(module_of[key], 0))
+        found = input_components(model, counts, rows)
+        started = [key for key in parts if module_of[key] in found]
+        for key in started:
+            parts[key].lora_A.weight.copy_(found[module_of[key]][: parts[key].rank])
+        rest = f", {len(parts) - len(started)} of them got too few tokens and start at random" * (
+            len(started) < len(parts)
+        )
+        rows.notes.append(f"A of {len(parts)} projections starts from the components of their inputs (EVA){rest}")
 
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return LoRA+'s factor for B and for one-dimensional parameters of the method."""
@@ -105,7 +127,12 @@ def attach_lora(model: nn.Module, places: Iterable[LoraPlace], variant: LoraVari
         UserError: a rank is above its matrix, or the variant does not fit a target.
     """
     places = list(places)
-    attachment = LoraAttachment(model, targets=[place.target for place in places], b_ratio=variant.b_ratio)
+    attachment = LoraAttachment(
+        model,
+        targets=[place.target for place in places],
+        b_ratio=variant.b_ratio,
+        from_inputs=variant.init == "eva",
+    )
     reasons: dict[str, None] = {}
     for place in places:
         host = model.get_submodule(place.target.module)

@@ -13,6 +13,10 @@ Variants, and where they differ from their papers or from HF peft:
 - OLoRA (Buyukakyuz 2024): `init_lora_weights: olora` starts from the QR decomposition of the weight, B = Q_r and
   A = R_r; the rest is as with PiSSA. On Conv1D it decomposes the weight as (out, in), like any other (HF peft: as
   stored, so that the factors have other shapes there).
+- EVA (Paischer et al. 2024): `init_lora_weights: eva` starts A from the principal components of the projection's input
+  on training rows, read until the components stand still (cosine 0.99); B is zero. Ranks stay as they are (HF peft's
+  `rho: 1`; its default of 2 moves ranks between projections by explained variance, so that shapes depend on the rows).
+  What gets no token, and embeddings, start as usual. A run that goes on reads nothing again.
 - LoRA-FA (Zhang et al. 2023): `freeze_a` trains B alone, so that a training step keeps r numbers of a projection's
   input in place of all. HF peft has it as an optimizer, which also preconditions B's gradient; here it is the paper's
   definition, and any optimizer.
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     from peftcli.models.anatomy import Anatomy
     from peftcli.protocol.attachment import Attachment
 
-INITS = ("gaussian", "orthogonal", "olora", "pissa")
+INITS = ("gaussian", "orthogonal", "eva", "olora", "pissa")
 """Words for `init_lora_weights`, besides `pissa_niter_N`."""
 
 
@@ -66,7 +70,7 @@ class LoraParams(TargetedParams):
     use_dora: bool = False
     """Train a magnitude per output feature beside the direction (DoRA)."""
     init_lora_weights: bool | str = True
-    """true, false (no identity at the start), gaussian, orthogonal, olora, pissa, or pissa_niter_N (N fast rounds)."""
+    """true, false (no identity at the start), gaussian, orthogonal, eva, olora, pissa, pissa_niter_N (N fast rounds)."""
     rank_pattern: RankPattern = Field(default_factory=dict)
     """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
     alpha_pattern: AlphaPattern = Field(default_factory=dict)

@@ -86,6 +86,7 @@ METHOD_ALIASES: dict[str, tuple[str, str | None]] = {
     "dora": ("lora", "with use_dora: true"),
     "rslora": ("lora", "with use_rslora: true"),
     "pissa": ("lora", "with init_lora_weights: pissa"),
+    "eva": ("lora", "with init_lora_weights: eva"),
     "olora": ("lora", "with init_lora_weights: olora"),
     "lora_fa": ("lora", "with freeze_a: true"),
     "lorafa": ("lora", "with freeze_a: true"),

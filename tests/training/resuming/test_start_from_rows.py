@@ -45,6 +45,19 @@ def test_a_run_that_goes_on_starts_nothing(recipe) -> None:
     assert first.losses + second.losses == whole.losses
 
 
+def test_eva_starts_once_and_goes_on_bit_for_bit(recipe) -> None:
+    options = {"data__val_set_size": 4, **STEPS, "method": {"name": "lora", "r": 4, "init_lora_weights": "eva"}}
+    whole, first, second = Recorder(), CtrlC(2), Recorder()
+    train(recipe("gpt2", name="whole", **options), reporter=whole)
+    parts = recipe("gpt2", name="parts", **options)
+    with pytest.raises(Stopped):
+        train(parts, reporter=first)
+    train(parts, resume=True, reporter=second)
+    eva = [sum("(EVA)" in note for note in recorder.notes) for recorder in (whole, first, second)]
+    assert eva == [1, 1, 0]
+    assert first.losses + second.losses == whole.losses
+
+
 def test_an_earlier_adapter_is_not_started_again(recipe) -> None:
     earlier = recipe("gpt2", name="earlier", **STEPS, method=FLAT)
     train(earlier, reporter=Recorder())

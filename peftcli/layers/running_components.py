@@ -1,0 +1,73 @@
+"""The principal components of vectors that come batch by batch: incremental PCA (Ross et al. 2008).
+
+As in HF peft's EVA: each batch is stacked below the components so far, times their singular values, and decomposed by
+a randomised SVD whose random matrix is drawn from a fixed seed on the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from peftcli.layers.seeded import seeded
+
+ITERATIONS = 4
+SEED = 42  # HF peft's: the same rows give the same components
+
+
+class RunningComponents:
+    """The first components of everything that was added.
+
+    Args:
+        count: how many.
+        threshold: cosine between a component and what it was before the last batch, from which it counts as found.
+
+    Attributes:
+        components: (count, width), float32, of unit length, the largest first; None before the first batch.
+        found: whether no component moved beyond the threshold in the last batch.
+    """
+
+    def __init__(self, count: int, threshold: float) -> None:
+        self.count, self.threshold = count, threshold
+        self.components: Tensor | None = None
+        self.found = False
+        self._values = self._mean = torch.empty(0)
+        self._seen = 0
+
+    def add(self, batch: Tensor) -> None:
+        """Take a batch of vectors, (n, width), into account; one of fewer vectors than components is left out."""
+        if len(batch) < self.count:
+            return
+        batch = batch.float()
+        mean = batch.mean(dim=0)
+        stacked, total = batch - mean, self._seen + len(batch)
+        if self.components is not None:
+            moved = (self._seen / total * len(batch)) ** 0.5 * (self._mean - mean)
+            stacked = torch.cat([self._values.unsqueeze(1) * self.components, stacked, moved.unsqueeze(0)])
+            mean = (self._mean * self._seen + mean * len(batch)) / total
+        values, right = _decomposed(stacked, 2 * self.count)
+        right = right[: self.count]
+        if self.components is not None:
+            cosines = functional.cosine_similarity(right, self.components)
+            self.found = bool((cosines >= self.threshold).all())
+        self.components, self._values = right, values[: self.count]
+        self._mean, self._seen = mean, total
+
+
+def _decomposed(matrix: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the largest singular values and their right vectors, (width, d), each with its largest entry positive.
+
+    Halko et al. 2009, algorithm 4.4, which torch.svd_lowrank takes, too.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    width = min(width, tall.shape[1])
+    with seeded(SEED):
+        drawn = torch.randn(tall.shape[1], width)
+    basis = torch.linalg.qr(tall @ drawn.to(tall)).Q
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(tall @ torch.linalg.qr(tall.T @ basis).Q).Q
+    left, values, right = torch.linalg.svd(basis.T @ tall, full_matrices=False)
+    vectors = right if tall is matrix else (basis @ left).T
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return values, vectors * largest.sign()
