@@ -24,7 +24,7 @@ class RunningComponents:
         threshold: cosine between a component and what it was before the last batch, from which it counts as found.
 
     Attributes:
-        components: (count, width), float32, of unit length, the largest first; None before the first batch.
+        components: (count, width), of unit length, the largest first; None before the first batch.
         found: whether no component moved beyond the threshold in the last batch.
     """
 
@@ -40,11 +40,12 @@ class RunningComponents:
         if len(batch) < self.count:
             return
         batch = batch.float()
-        mean = batch.mean(dim=0)
-        stacked, total = batch - mean, self._seen + len(batch)
+        mean = batch.mean(dim=0, dtype=self._wide(batch))
+        stacked, total = (batch - mean).float(), self._seen + len(batch)
         if self.components is not None:
             moved = (self._seen / total * len(batch)) ** 0.5 * (self._mean - mean)
-            stacked = torch.cat([self._values.unsqueeze(1) * self.components, stacked, moved.unsqueeze(0)])
+            rows = [self._values.unsqueeze(1) * self.components, stacked, moved.unsqueeze(0)]
+            stacked = torch.cat([each.to(moved) for each in rows])
             mean = (self._mean * self._seen + mean * len(batch)) / total
         values, right = _decomposed(stacked, 2 * self.count)
         right = right[: self.count]
@@ -53,6 +54,11 @@ class RunningComponents:
             self.found = bool((cosines >= self.threshold).all())
         self.components, self._values = right, values[: self.count]
         self._mean, self._seen = mean, total
+
+    @staticmethod
+    def _wide(batch: Tensor) -> torch.dtype:
+        """Return what the means are kept in, and so all batches but the first are decomposed in: HF peft's float64."""
+        return torch.float32 if batch.device.type == "mps" else torch.float64
 
 
 def _decomposed(matrix: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +69,7 @@ def _decomposed(matrix: Tensor, width: int) -> tuple[Tensor, Tensor]:
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     width = min(width, tall.shape[1])
     with seeded(SEED):
-        drawn = torch.randn(tall.shape[1], width)
+        drawn = torch.randn(tall.shape[1], width, dtype=tall.dtype)
     basis = torch.linalg.qr(tall @ drawn.to(tall)).Q
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(tall @ torch.linalg.qr(tall.T @ basis).Q).Q
