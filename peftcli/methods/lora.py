@@ -70,7 +70,7 @@ class LoraParams(TargetedParams):
     use_dora: bool = False
     """Train a magnitude per output feature beside the direction (DoRA)."""
     init_lora_weights: bool | str = True
-    """true, false (no identity at the start), gaussian, orthogonal, eva, olora, pissa, pissa_niter_N (N fast rounds)."""
+    """true, false (no identity at the start), gaussian, orthogonal, eva, olora, pissa, pissa_niter_N (N rounds)."""
     rank_pattern: RankPattern = Field(default_factory=dict)
     """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
     alpha_pattern: AlphaPattern = Field(default_factory=dict)
