@@ -118,22 +118,27 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
 
 
 def _quantisation(module: nn.Module) -> str | None:
-    """Return 4bit, 8bit or None, by bitsandbytes' parameter class."""
-    return {"Params4bit": "4bit", "Int8Params": "8bit"}.get(type(getattr(module, "weight", None)).__name__)
+    """Return 4bit, 8bit or None, by bitsandbytes' parameter class.
+
+    The weight of a base that is divided among processes is a plain one; its module keeps what the 4-bit numbers mean.
+    """
+    found = {"Params4bit": "4bit", "Int8Params": "8bit"}.get(type(getattr(module, "weight", None)).__name__)
+    return "4bit" if found is None and getattr(module, "quant_state", None) is not None else found
 
 
 def _whole_weight(module: nn.Module) -> Tensor:
     kind = _quantisation(module)
     weight: Any = module.weight
-    if kind == "4bit" and weight.quant_state is not None:
+    state = getattr(weight, "quant_state", None) or getattr(module, "quant_state", None)
+    if kind == "4bit" and state is not None:
         from bitsandbytes.functional import dequantize_4bit  # imported only where a 4-bit base is: it takes seconds
 
-        dequantised: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        dequantised: Tensor = dequantize_4bit(weight.data, state)
         return dequantised.float()
     if kind == "8bit" and weight.dtype == torch.int8:
         # row-wise absmax codes, W = CB * SCB / 127; the first forward pass moves SCB from the weight to the module
-        state: Any = module.state
-        scales: Tensor = state.SCB if getattr(weight, "SCB", None) is None else weight.SCB
+        moved: Any = module.state
+        scales: Tensor = moved.SCB if getattr(weight, "SCB", None) is None else weight.SCB
         codes: Tensor = weight.data.float()
         return codes * (scales.float() / 127.0).unsqueeze(1)
     stored: Tensor = weight.detach().float()

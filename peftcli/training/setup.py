@@ -72,7 +72,7 @@ def build_session(
     seed_everything(recipe.seed)
     ready = before_weights(loaded, world, reporter, state)
     known, data, task = ready.known, ready.data, ready.task
-    base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed)
+    base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed, world=world)
     route = _packing_route(loaded, base.model)
     attached = attach_method(recipe, base, known.tokenizer, data.labels)
     attachment, anatomy = attached.attachment, attached.anatomy

@@ -10,6 +10,7 @@ from peftcli.assembly.collect_problems import collecting
 from peftcli.assembly.outline import FurtherChecks
 from peftcli.assembly.precision import decide_precision
 from peftcli.errors import Problem
+from peftcli.models.load.quantization import divided_problems
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.schema import Recipe
 from peftcli.training.hub_upload import hub_problems
@@ -38,11 +39,15 @@ class TrainingChecks(FurtherChecks):
         return problems
 
     def of_model(self, recipe: Recipe, meta: PreTrainedModel) -> list[Problem]:
-        """Return that the family does not recompute activations, if the recipe demands it."""
+        """Return that the family does not recompute activations, or the base cannot be divided, if the recipe demands
+        it.
+        """
         problems: list[Problem] = []
         if recipe.training.gradient_checkpointing is True:
             with collecting(problems):
                 enable_checkpointing(meta)
+        if recipe.distributed.strategy == "fsdp":
+            problems += divided_problems(meta.config)
         return problems
 
     def of_parameters(self, recipe: Recipe, attachment: Attachment) -> list[Problem]:

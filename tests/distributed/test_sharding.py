@@ -30,6 +30,9 @@ PRECISE = {"training__adam_epsilon": 1e-4}
 EVALUATED = {"data__val_set_size": 5, "training__eval_steps": 2}
 
 
+pytestmark = pytest.mark.timeout(900)  # the first case of each launch waits for all others
+
+
 @dataclass(frozen=True)
 class Case:
     """A run: a method on a tiny model, and what its recipe has besides."""
@@ -47,7 +50,6 @@ GENERATED = {**EVALUATED, "training__eval_generate": 3, "training__metrics": ["e
 METHODS = {
     name: Case("gpt2" if name == "bitfit" else "llama", name, EVALUATED if name in ("lora", "full") else {})
     for name in registry.names()
-    if name != "qlora"
 }
 SETTINGS = {
     "head": Case("bert", "lora", EVALUATED),

@@ -165,7 +165,7 @@ def load_model(
     dtype, note = choose_dtype(spec, config, source, device)
     notes = [*([note] if note else []), *_refuse_or_note_gguf(spec, source)]
     words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
-    quantised = _add_placement(words, spec, task, config, dtype, device)
+    quantised = _add_placement(words, spec, task, config, dtype, device, world)
     whole_for = why_not_in_shares(source, quantised)
     model, report, unread, why = _read(source, spec, task, words, seed, device, in_shares and whole_for is None)
     if in_shares and unread is None:
@@ -275,6 +275,7 @@ def _add_placement(
     config: PretrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
+    world: World | None,
 ) -> bool:
     """Add to `words` what a quantised model, or one on an accelerator, needs; tell whether it will be quantised."""
     pre_quantised = getattr(config, "quantization_config", None) is not None
@@ -282,7 +283,8 @@ def _add_placement(
         from peftcli.models.load.quantization import quantisation_words
 
         meta = build_meta(config, task, trust_remote_code=spec.trust_remote_code)
-        words |= quantisation_words(spec, config, meta, dtype, device)
+        divided = world is not None and world.strategy.sharded
+        words |= quantisation_words(spec, config, meta, dtype, device, divided=divided)
         return True
     if device.type == "cuda":  # weights go straight to the device, without a copy of the model in main memory
         words["device_map"] = {"": device}
@@ -370,6 +372,10 @@ def _directory(source: ModelSource, spec: ModelSpec) -> Path:
 
 def count_parameters(model: nn.Module) -> int:
     """Return the numbers in a model's parameters, shared ones once; a 4-bit weight counts what it stands for."""
-    from peftcli.models.load.quantization import logical_numel
+    from peftcli.models.load.quantization import stands_for
 
-    return sum(logical_numel(parameter) for parameter in model.parameters())
+    found: dict[int, int] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            found[id(parameter)] = stands_for(module, name)
+    return sum(found.values())

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def quantisation_words(
-    spec: ModelSpec, config: PretrainedConfig, task_model: PreTrainedModel, dtype: torch.dtype, device: torch.device
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    task_model: PreTrainedModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    divided: bool = False,
 ) -> dict[str, Any]:
     """Return the keywords of `from_pretrained` for a quantised base.
 
@@ -32,6 +38,8 @@ def quantisation_words(
         config: says whether the checkpoint is quantised already; then its own settings hold.
         task_model: the same model on the meta device, to know its head: what is trained whole stays unquantised.
         dtype: of the weights that stay unquantised, and of the products where `bnb_4bit_compute_dtype` is auto.
+        divided: whether the base will be divided among processes: FSDP2 divides numbers with a fraction only, so the
+            packed bytes are stored as such.
 
     Raises:
         UserError: bitsandbytes is missing, both widths are asked for, or the device cannot run it.
@@ -58,6 +66,7 @@ def quantisation_words(
         bnb_4bit_quant_type=spec.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=spec.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute if divided else None,
         llm_int8_skip_modules=kept or None,
     )
     return words
@@ -178,6 +187,36 @@ def logical_numel(tensor: Tensor) -> int:
     """Return how many numbers a tensor stands for: a packed 4-bit weight stores two in a byte."""
     state = getattr(tensor, "quant_state", None)
     return tensor.numel() if state is None else prod(state.shape)
+
+
+def stands_for(module: nn.Module, name: str) -> int:
+    """Return how many numbers a module's parameter stands for, also where it is divided among processes.
+
+    Args:
+        name: of the parameter in the module.
+    """
+    parameter = module.get_parameter(name)
+    state: Any = getattr(module, "quant_state", None)  # of a 4-bit layer, which keeps it beside the weight
+    divided = state is not None and name == "weight" and not hasattr(parameter, "quant_state")
+    return prod(state.shape) if divided else logical_numel(parameter)
+
+
+def divided_problems(config: PretrainedConfig) -> list[Problem]:
+    """Return that a checkpoint is stored in numbers that cannot be divided among processes."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return []
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    if "float" in str(values.get("bnb_4bit_quant_storage") or ""):
+        return []
+    return [
+        Problem(
+            f"distributed.strategy = fsdp; this checkpoint is quantised already ({_method(stored)}), and its packed "
+            "numbers cannot be divided among processes",
+            key="distributed.strategy",
+            suggestion="name the original model with model.load_in_4bit: true, or write strategy: ddp",
+        )
+    ]
 
 
 def quantised_share(model: nn.Module, anatomy: Anatomy) -> float:
