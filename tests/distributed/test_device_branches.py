@@ -159,7 +159,8 @@ def test_the_dtype_of_products_on_other_devices(monkeypatch: pytest.MonkeyPatch)
 def test_weights_go_straight_to_a_card() -> None:
     for device, wanted in ((CUDA, {"device_map": {"": CUDA}}), (CPU, {}), (MPS, {})):
         words: dict[str, Any] = {}
-        assert not _add_placement(words, ModelSpec(name_or_path="m"), "causal_lm", None, torch.float32, device)  # type: ignore[arg-type]
+        spec = ModelSpec(name_or_path="m")
+        assert not _add_placement(words, spec, "causal_lm", None, torch.float32, device, None)  # type: ignore[arg-type]
         assert words == wanted
 
 
