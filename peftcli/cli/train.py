@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode, refuse_nothing
-from peftcli.errors import Stopped
+from peftcli.errors import Stopped, UserError
 from peftcli.process_state import keep_freed_memory, quiet_profiler
 
 if TYPE_CHECKING:
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue this run from its last checkpoint; a finished one with more epochs."),
+]
+
+MaxRestarts = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts", metavar="N", min=0, help="After a crash, start the processes again from the last checkpoint."
+    ),
 ]
 
 NoLock = Annotated[
@@ -46,6 +53,7 @@ def train(
         int | None,
         typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine, each on its own device."),
     ] = None,
+    max_restarts: MaxRestarts = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="Profile a few steps: write a trace, and show where time and memory went.")
     ] = False,
@@ -65,12 +73,14 @@ def train(
     if profile:
         quiet_profiler()
 
-    from peftcli.distributed.launching import is_launched, is_main_process
+    from peftcli.distributed.launching import is_launched, is_main_process, is_restarted
 
     if num_processes is not None and num_processes > 1 and not is_launched():
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
-        raise typer.Exit(_start(loaded, ["train", str(recipe), *changes, *_given(flags)], num_processes))
+        arguments = ["train", str(recipe), *changes, *_given(flags)]
+        raise typer.Exit(_start(loaded, arguments, num_processes, max_restarts))
+    resume = resume or (is_restarted() and not overwrite)
 
     from peftcli.console.display import RunDisplay
     from peftcli.console.output import print_json
@@ -107,15 +117,24 @@ def _load(recipe: Path, changes: list[str], trust_code: bool) -> tuple[LoadedRec
     return with_allowed_code(loaded), config.notes
 
 
-def _start(loaded: LoadedRecipe, arguments: list[str], processes: int) -> int:
-    """Check everything and prepare the rows once, and train in several processes; return the exit code."""
+def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts: int) -> int:
+    """Check everything and prepare the rows once, and train in several processes; return the exit code.
+
+    Raises:
+        UserError: something is wrong; or a crash could leave the run that was to be replaced, to be gone on with.
+    """
+    if restarts and "--overwrite" in arguments:
+        raise UserError(
+            "--max-restarts goes on with a run, and --overwrite replaces it", suggestion="remove the old run"
+        )
     from peftcli.distributed.devices import check_devices, pick_device
     from peftcli.distributed.launching import launch_peft
     from peftcli.training.before_weights import prepare_once
 
     check_devices(pick_device(loaded.recipe.training.device), processes)
     prepare_once(loaded)
-    return launch_peft(arguments, processes)
+    again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    return launch_peft(arguments, processes, restarts=restarts, again=again)
 
 
 def _set_allocator(spec: TrainingSpec) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
-from peftcli.distributed.launch.failed_processes import endings, exit_code
+from peftcli.distributed.launch.failed_processes import Ending, crashed, endings, exit_code
 from peftcli.distributed.launch.launcher_line import LauncherLine
 from peftcli.distributed.launch.schedulers import LAUNCHERS, launcher_of, number
 from peftcli.distributed.launched_worker import LAUNCHED
@@ -46,7 +46,14 @@ def is_main_process() -> bool:
     return launcher is None or number(os.environ, launcher.rank, 0) == 0
 
 
-def launch_peft(arguments: Sequence[str], processes: int) -> int:
+def is_restarted() -> bool:
+    """Whether torch's launcher (`torchrun --max-restarts`) started these processes after others that had failed."""
+    return number(os.environ, "TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def launch_peft(
+    arguments: Sequence[str], processes: int, *, restarts: int = 0, again: Sequence[str] | None = None
+) -> int:
     """Run `peft` with these arguments in several processes on this machine; return the exit code.
 
     For every command with `--num-processes`: where `is_launched()` is false, it calls this with its own arguments and
@@ -54,19 +61,38 @@ def launch_peft(arguments: Sequence[str], processes: int) -> int:
 
     Args:
         arguments: of the command line, the command's name first; `--num-processes` may be among them.
+        restarts: how often to start them again, at most, after a crash.
+        again: the arguments then; by default the same.
     """
-    return launch([sys.executable, "-m", "peftcli", *arguments], processes)
+    peft = (sys.executable, "-m", "peftcli")
+    return launch([*peft, *arguments], processes, restarts=restarts, again=[*peft, *(again or arguments)])
 
 
-def launch(command: Sequence[str], processes: int) -> int:
+def launch(command: Sequence[str], processes: int, *, restarts: int = 0, again: Sequence[str] | None = None) -> int:
     """Run a command of this program in several processes; return its exit code.
 
     The first process has this one's output and says how a run ends. A request to stop goes to all processes once,
     however many signals bring it. When one fails the others are ended, and what the first to fail said is shown.
 
+    Args:
+        restarts: how often to start them again, at most, after a crash: a signal, or an error of this program.
+        again: the command then; by default the same.
+
     Raises:
         UserError: the processes cannot be started.
     """
+    for attempt in range(restarts + 1):
+        ended, stopped = _attempt(command, processes)
+        code = exit_code(ended, stopped=stopped)
+        if code == 0 or stopped or not crashed(ended) or attempt == restarts:
+            break
+        print(f"note: the processes are started again ({attempt + 1} of {restarts})", file=sys.stderr, flush=True)
+        command = again or command
+    return code
+
+
+def _attempt(command: Sequence[str], processes: int) -> tuple[list[Ending], bool]:
+    """Run the processes once; return how they ended, and whether they were asked to stop."""
     with ExitStack() as stack:
         errors = {rank: stack.enter_context(tempfile.TemporaryFile()) for rank in range(1, processes)}
         line = stack.enter_context(LauncherLine())
@@ -76,7 +102,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         failed = _run(command, processes, errors)
         codes = {rank: failed.get(rank, 0) for rank in range(processes)}
         said = {rank: _text(file) for rank, file in errors.items()}
-        return exit_code(endings(codes, line.left, said), stopped=stop.requested)
+        return endings(codes, line.left, said), stop.requested
 
 
 def _run(command: Sequence[str], processes: int, errors: Mapping[int, IO[bytes]]) -> dict[int, int]:

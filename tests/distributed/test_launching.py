@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from peftcli import stop_signals
+from peftcli.cli.app import main
 from peftcli.distributed.devices import check_devices
 from peftcli.distributed.launch import launcher_line
 from peftcli.distributed.launch.schedulers import first_host, torch_variables
 from peftcli.distributed.launching import is_launched, is_main_process, launch
-from peftcli.errors import UserError
+from peftcli.errors import Stopped, UserError
+from peftcli.training.run import train
+from tests.recipes import CtrlC
 
 # torch's launcher leaves the files that it opens for the processes to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -141,6 +144,22 @@ end(2)
 """)
     assert code == 2
     assert said == "error: no such column\n    said the process of rank 1, of 2,\n"
+
+
+def test_after_a_crash_the_processes_start_again_but_not_after_wrong_input(capfd: pytest.CaptureFixture[str]) -> None:
+    program = "import os, signal, sys; {}"
+    crash = program.format("os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else signal.pause()")
+    wrong = program.format("print('error: no such column', file=sys.stderr); sys.exit(2)")
+    good = program.format("print('went on') if os.environ['RANK'] == '0' else None")
+    python = [sys.executable, "-c"]
+    assert launch([*python, crash], 2, restarts=2, again=[*python, good]) == 0
+    printed = capfd.readouterr()
+    assert "SIGKILL" in printed.err
+    assert "started again (1 of 2)" in printed.err
+    assert printed.out == "went on\n"
+    assert launch([*python, crash], 2, restarts=1, again=[*python, wrong]) == 2
+    assert launch([*python, wrong], 2, restarts=1, again=[*python, good]) == 2
+    assert "started again" not in capfd.readouterr().err.partition("no such column")[2]
 
 
 def test_signals_to_everybody_are_one_request(outcome) -> None:
@@ -278,3 +297,20 @@ def test_more_processes_than_cuda_devices_are_refused() -> None:
     check_devices(torch.device("cuda"), found)
     with pytest.raises(UserError, match=rf"{found + 1} processes on this machine, and it has {found} CUDA device"):
         check_devices(torch.device("cuda"), found + 1)
+
+
+def test_processes_that_torchrun_starts_again_go_on_with_the_run(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = recipe(training__max_steps=2)
+    with pytest.raises(Stopped):
+        train(loaded, reporter=CtrlC(1))
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", loaded.path, "--quiet"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", loaded.path, "--quiet"])
+
+
+def test_restarts_never_go_on_with_the_run_that_was_to_be_replaced(recipe, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", recipe().path, "--num-processes", "2", "--max-restarts", "1", "--overwrite"])
+    assert "--max-restarts" in capfd.readouterr().err

@@ -52,6 +52,12 @@ def endings(codes: Mapping[int, int], left: Sequence[int], said: Mapping[int, st
     return [Ending(rank, kinds[rank], "\n".join(said.get(rank, "").strip().splitlines()[-_LINES:])) for rank in order]
 
 
+def crashed(ended: Sequence[Ending]) -> bool:
+    """Whether a run ended by what may pass: signals, or errors of this program; not by wrong input, or a full disk."""
+    failed = [one for one in ended if one.failed]
+    return bool(failed) and all(one.code < 0 or one.code == 1 for one in failed)
+
+
 def exit_code(ended: Sequence[Ending], *, stopped: bool) -> int:
     """Say what ended a run if its first process did not; return the exit code of all.
 
