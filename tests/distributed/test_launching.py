@@ -43,20 +43,20 @@ def ask_launcher(number=signal.SIGTERM):
 rank = int(os.environ["RANK"])
 worker = LaunchedWorker.of_environment()
 
-def end(code):
-    worker.leave(code)
-    sys.exit(code)
-
+end, code = sys.exit, 0
 try:
     with interrupted_by_signals():
         worker.listen()
         with stop_on_signal() as stop:
 {body}
+except SystemExit as error:
+    code = error.code
 except KeyboardInterrupt as error:
-    if worker.is_consequence(error):
-        end(PEER_LOST)
-    say(f"interrupted {{rank}}")
-    end(130)
+    code = PEER_LOST if worker.is_consequence(error) else 130
+    if code == 130:
+        say(f"interrupted {{rank}}")
+worker.leave(code)
+sys.exit(code)
 """
 
 
