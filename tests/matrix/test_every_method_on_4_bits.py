@@ -31,6 +31,8 @@ METHODS: list[dict[str, Any]] = [
     *({"name": name, **SMALL.get(name, {})} for name in registry.names() if name not in WHOLE_MODELS),
     {"name": "qlora", "r": 4, "use_dora": True},
     {"name": "qlora", "r": 4, "init_lora_weights": "pissa"},
+    {"name": "qlora", "r": 4, "init_lora_weights": "olora"},
+    {"name": "qlora", "r": 4, "init_lora_weights": "eva", "freeze_a": True},
 ]
 
 

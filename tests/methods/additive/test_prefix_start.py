@@ -117,3 +117,17 @@ def test_a_text_needs_a_tokenizer() -> None:
     attachment = apply_method(model, anatomy, PrefixTuningParams(prefix_init_text="the movie"))
     with pytest.raises(UserError, match="prefix_init_text needs a tokenizer"):
         attachment.initialise(model)
+
+
+@pytest.mark.parametrize("projection", [True, False])
+def test_a_decoder_learns_from_there_at_the_default_rate(projection: bool) -> None:
+    from tests.matrix.pairs import MAX_STEPS, build, train
+
+    pair = build("gpt2", "causal_lm", "prefix_tuning", train_head=False, prefix_projection=projection)
+    pair.model.eval()
+    pair.attachment.enable(False)
+    with torch.no_grad():
+        pair.attachment.start_from_rows(pair.model, TrainingRows(lambda: iter([pair.batch.inputs])))
+    pair.attachment.enable()
+    trained = train(pair, 1e-2, 0.5)
+    assert trained.steps < MAX_STEPS, trained
