@@ -10,8 +10,11 @@ from torch import Tensor
 
 from peftcli.adapters.format import SavedAdapter, base_of
 from peftcli.adapters.loading import load_adapter
+from peftcli.assembly.divide_base import divide_base
 from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
+from peftcli.layers.part_device import base_comes_to
 from peftcli.locations import resolve_location
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.head_rows import head_rows, unnamed_labels
@@ -20,6 +23,7 @@ from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -41,16 +45,22 @@ class Attached:
 
 
 def attach_method(
-    recipe: Recipe, base: Loaded, tokenizer: PreTrainedTokenizerBase, labels: LabelSpec | None
+    recipe: Recipe, base: Loaded, tokenizer: PreTrainedTokenizerBase, labels: LabelSpec | None, world: World
 ) -> Attached:
     """Attach the recipe's method to the live model, with fresh values or those of `method.init_from`.
+
+    A base whose values are still in its files is divided among the processes here, and filled.
 
     Raises:
         UserError: the method does not fit the model, or the adapter of `init_from` does not.
     """
     notes = [*base.notes, *fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)]
     anatomy = read_anatomy(base.model, recipe.model.anatomy)
-    attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head)
+    with base_comes_to(world.device):
+        attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head)
+    if base.unread is not None:
+        divide_base(anatomy, attachment, registry.info(recipe.method.name), world)
+        base.unread.fill(base.model, world)
     attachment.initialise(base.model, tokenizer=tokenizer, labels=labels.names if labels is not None else ())
     head_note = base.head_note
     if recipe.method.init_from is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from peftcli.distributed.processes import World
-from peftcli.distributed.sharding import shard_model
+from peftcli.distributed.sharding import drop_gathered, is_sharded, shard_model
 from peftcli.layers.added_modules import is_added
 from peftcli.models.anatomy import Anatomy
 from peftcli.protocol.attachment import Attachment
@@ -22,9 +22,12 @@ def divide_base(anatomy: Anatomy, attachment: Attachment, info: MethodInfo, worl
         anatomy: names the blocks.
         attachment: filled; its model is whole and ready to train.
     """
+    model = attachment.model
+    if is_sharded(model):  # it was read in shares
+        drop_gathered(model)  # what was tried on it since left parameters whole, which are others than the shares
+        return
     if not world.strategy.sharded:
         return
-    model = attachment.model
     whole = {p for name, p in model.named_parameters(remove_duplicate=False) if is_added(name)}
     if info.artifact == "adapter":
         whole |= set(attachment.trainable_parameters().values())

@@ -12,6 +12,7 @@ from peftcli.attachments.input_components import input_components
 from peftcli.errors import UserError
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
+from peftcli.layers.part_device import device_beside
 from peftcli.layers.parts.bias import BiasDelta
 from peftcli.layers.parts.dora import DoraDelta
 from peftcli.layers.parts.lora import LoraDelta
@@ -192,7 +193,7 @@ def _train_bias(attachment: Attachment, host: nn.Module, target: Target) -> None
     if target.slice is None:
         train_biases(attachment, [f"{target.module}.bias"])
     else:
-        part = BiasDelta(target.slice.features, target.slice, bias.device)
+        part = BiasDelta(target.slice.features, target.slice, device_beside(bias))
         attachment.place(target.key, part, output_site(host).parts)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from peftcli.distributed.shares import gathered
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.layers.site import device_of, made_on
@@ -128,6 +129,12 @@ class PromptAttachment(Attachment):
         kind = self.start.kind
         if kind == "random":
             return
+        with gathered(model):
+            self.prompt.embeddings.copy_(self._from_vocabulary(model, tokenizer, labels))
+
+    def _from_vocabulary(self, model: nn.Module, tokenizer: Any, labels: Sequence[str]) -> Tensor:
+        """Return the embeddings that the prompt starts from: (length, width)."""
+        kind = self.start.kind
         host: Any = model.get_submodule(self.embedding)
         if kind == "sample_vocab":
             rows = self._sampled(host, self.prompt.embeddings.shape[0], tokenizer)
@@ -141,7 +148,7 @@ class PromptAttachment(Attachment):
             ]
             rest = self.prompt.embeddings.shape[0] - len(means)
             rows = torch.cat([torch.stack(means), self._sampled(host, rest, tokenizer)]) if rest else torch.stack(means)
-        self.prompt.embeddings.copy_(rows)
+        return rows
 
     def _sampled(self, host: Any, count: int, tokenizer: Any) -> Tensor:
         """Return the embeddings of tokens drawn from the first ones, special tokens left out."""

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from peftcli.distributed.whole_tensors import whole
+from peftcli.layers.part_device import device_beside
+
 
 class Slice(Protocol):
     """Which output features of a fused projection are meant; `models.anatomy.FusedSlice` is one."""
@@ -74,14 +77,17 @@ class BaseLinear:
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
+        """Where the weight is, or comes to be."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)  # nn.Module types attributes as Tensor | Module
-        return weight.device
+        return device_beside(weight)
 
     @torch.no_grad()
     def weight(self) -> Tensor:
-        """Return the frozen weight, (out_features, in_features), float32, dequantised; a copy where that needs one."""
+        """Return the frozen weight, (out_features, in_features), float32, dequantised; a copy where that needs one.
+
+        Outside of a pass, every process that has a share of it must call this.
+        """
         whole = _whole_weight(self.module)
         return whole if self.rows is None else self.rows.take(whole.T).T
 
@@ -90,6 +96,7 @@ class BaseLinear:
         bias = getattr(self.module, "bias", None)
         if not isinstance(bias, Tensor):
             return None
+        bias = whole(bias)
         return bias if self.rows is None else self.rows.take(bias)
 
 
@@ -141,5 +148,5 @@ def _whole_weight(module: nn.Module) -> Tensor:
         scales: Tensor = moved.SCB if getattr(weight, "SCB", None) is None else weight.SCB
         codes: Tensor = weight.data.float()
         return codes * (scales.float() / 127.0).unsqueeze(1)
-    stored: Tensor = weight.detach().float()
+    stored = whole(weight.detach()).float()
     return stored.T if is_transposed(module) else stored

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftcli.distributed.whole_tensors import whole
+from peftcli.layers.part_device import device_beside
+
 
 class BaseTable:
     """A frozen lookup table W: (rows, width).
@@ -20,8 +23,8 @@ class BaseTable:
 
     @property
     def device(self) -> torch.device:
-        """Where the table is."""
-        return self._stored().device
+        """Where the table is, or comes to be."""
+        return device_beside(self._stored())
 
     @property
     def padding_idx(self) -> int | None:
@@ -36,8 +39,8 @@ class BaseTable:
 
     @torch.no_grad()
     def weight(self) -> Tensor:
-        """Return the table, (rows, width), float32."""
-        return self._stored().float()
+        """Return the table, (rows, width), float32; every process that has a share of it must call this."""
+        return whole(self._stored()).float()
 
     def rows_at(self, ids: Tensor) -> Tensor:
         """Return rows of the table, (..., width), float32, without the module's own factor."""

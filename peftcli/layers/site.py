@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.layers.added_modules import ADDED, is_added
+from peftcli.layers.part_device import device_beside
 
 SITE_NAME = f"{ADDED}site"
 """Child name of a site at its host's output, under the host."""
@@ -220,7 +221,7 @@ def device_of(module: nn.Module, model: nn.Module) -> torch.device:
     """
     for owner in (module, model):
         for parameter in owner.parameters():
-            return parameter.device
+            return device_beside(parameter)
     raise ValueError("the model has no parameters")
 
 

@@ -78,6 +78,7 @@ class BitFitMethod(Method[BitFitParams]):
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: BitFitParams) -> Attachment:
         """Let the chosen biases train; a slice of a fused projection gets a `BiasDelta`."""
+        from peftcli.layers.part_device import device_beside
         from peftcli.layers.parts.bias import BiasDelta
         from peftcli.layers.site import output_site
         from peftcli.protocol.attachment import Attachment
@@ -91,7 +92,8 @@ class BitFitMethod(Method[BitFitParams]):
         slices = {linear.key: linear for term in params.terms for linear in _slices(anatomy, term)}
         for key, linear in slices.items():
             assert linear.slice is not None  # what _slices selects by
-            part = BiasDelta(linear.out_features, linear.slice, model.get_parameter(f"{linear.module}.bias").device)
+            device = device_beside(model.get_parameter(f"{linear.module}.bias"))
+            part = BiasDelta(linear.out_features, linear.slice, device)
             attachment.place(key, part, output_site(model.get_submodule(linear.module)).parts)
         return attachment
 

@@ -72,11 +72,12 @@ def build_session(
     seed_everything(recipe.seed)
     ready = before_weights(loaded, world, reporter, state)
     known, data, task = ready.known, ready.data, ready.task
-    base = load_model(known.spec, recipe.task, labels=data.labels, device=world.device, seed=recipe.seed, world=world)
-    route = _packing_route(loaded, base.model)
-    attached = attach_method(recipe, base, known.tokenizer, data.labels)
+    device, shares = world.device, world.strategy.sharded
+    base = load_model(known.spec, recipe.task, data.labels, device, recipe.seed, world=world, in_shares=shares)
+    attached = attach_method(recipe, base, known.tokenizer, data.labels, world)
     attachment, anatomy = attached.attachment, attached.anatomy
     start_equal(base.model, world)
+    route = _packing_route(loaded, base.model, attachment)
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )
@@ -132,15 +133,18 @@ def _trackers(loaded: LoadedRecipe, world: World, directory: RunDirectory, repor
     return Trackers(names, directory.path, with_references(loaded.recipe, loaded.tree), earlier, reporter.note)
 
 
-def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel) -> PackingRoute:
-    """Return how packed documents are kept apart; refuses packing where the model lets them see each other."""
+def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel, attachment: Attachment) -> PackingRoute:
+    """Return how the base keeps packed documents apart; refuses packing where it lets them see each other."""
     data = loaded.recipe.data
     if data is None or not data.packing:
         return "positions"
+    attachment.enable(False)
     try:
         return packing_route(model)
     except UserError as error:
         raise UserError(located(loaded, error.problems)) from error
+    finally:
+        attachment.enable()
 
 
 def _bind(

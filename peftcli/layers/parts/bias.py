@@ -41,7 +41,7 @@ class BiasBeside(Part):
     def __init__(self, base: BaseLinear) -> None:
         super().__init__()
         self.base = base
-        self.bias = nn.Parameter(torch.zeros_like(self._own(), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(self._own().shape, dtype=torch.float32, device=base.device))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return y + (self.scale_of(x) * (self.bias - self._own().float())).to(y.dtype)

@@ -131,10 +131,10 @@ def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
 def load_model(
     spec: ModelSpec,
     task: TaskName,
-    *,
     labels: Labels | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    *,
     world: World | None = None,
     in_shares: bool = False,
 ) -> Loaded:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.distributed.processes import World
-from peftcli.distributed.shares import Region, allocate_, is_divided, own_share
+from peftcli.distributed.shares import Region, allocate_, own_region
+from peftcli.distributed.whole_tensors import is_share
 from peftcli.errors import UserError
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.model_files import ModelSource
@@ -51,21 +52,19 @@ class UnreadWeights:
         """The model's tensors that the files hold."""
         return {name for filling in self.fillings for name in filling.targets}
 
-    def fill(self, model: PreTrainedModel, world: World, shares_on: torch.device | None = None) -> None:
+    def fill(self, model: PreTrainedModel, world: World) -> None:
         """Read this process's share of every tensor that is still on the meta device.
 
         Call it in every process, once the method is attached and the base divided; a tensor that is not divided is read
         whole. Embeddings that grew since get rows that are the mean of the old ones.
-
-        Args:
-            shares_on: device of the divided tensors; None is that of the process.
 
         Raises:
             UserError: a file ends too early, or some process read what is no number; every process raises it.
         """
         lacking = {id(parameter) for parameter in model.parameters() if parameter.is_meta}
         for parameter in model.parameters():
-            allocate_([parameter], shares_on or world.device if is_divided(parameter) else world.device)
+            waits_on_host = is_share(parameter) and world.strategy.cpu_offload
+            allocate_([parameter], torch.device("cpu") if waits_on_host else world.device)
         lacking |= {id(buffer) for buffer in _allocate_buffers(model, world.device, lambda buffer: buffer.is_meta)}
         for filling in self.fillings:
             live = {name: model.get_parameter_or_buffer(name) for name in filling.targets}
@@ -91,7 +90,7 @@ class UnreadWeights:
     @torch.no_grad()
     def _fill(self, model: PreTrainedModel, filling: Filling, live: dict[str, Tensor]) -> None:
         """Read what the files have for some of a filling's targets."""
-        shares = {name: own_share(tensor) for name, tensor in live.items()}
+        shares = {name: own_region(tensor) for name, tensor in live.items()}
         if filling.converter is None:
             _, source = filling.sources[0]
             for name, (part, region) in shares.items():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from peftcli.distributed.processes import World
-from peftcli.distributed.shares import own_share
+from peftcli.distributed.whole_tensors import own_part
 from peftcli.errors import Problem, UserError
 from peftcli.layers.site import base_parameters
 from peftcli.models.load.model_files import ModelSource
@@ -121,7 +121,7 @@ def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = Non
     Raises:
         UserError: names the tensors; in every process of `world`.
     """
-    own = ((path, own_share(tensor)[0]) for path, tensor in base_parameters(model).items())
+    own = ((path, own_part(tensor.detach())) for path, tensor in base_parameters(model).items())
     sums = [
         (path, tensor, tensor.sum(dtype=torch.float32))
         for path, tensor in own

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import Row
+from peftcli.distributed.whole_tensors import own_part
 from peftcli.tasks.task import Batch, Task
 
 LONGEST_PROBE = 32
@@ -71,13 +72,16 @@ def activation_cost(
 
 
 def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, the model's own left out."""
-    own = {_storage(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    """Return the bytes that a forward pass keeps for the backward pass, the model's own left out.
+
+    A divided weight that was gathered for the pass is a parameter, too; it is gathered again for the backward pass.
+    """
+    own = {_storage(own_part(tensor)) for tensor in chain(model.parameters(), model.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         address = _storage(tensor)
-        if address not in own:
+        if address not in own and not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             kept[address] = tensor.untyped_storage().nbytes()
         return tensor
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.distributed.memory_errors import says_nothing_of_the_model
+from peftcli.distributed.sharding import drop_gathered
+from peftcli.distributed.whole_tensors import put
 from peftcli.layers.cpu.first_query import FirstQuery
 from peftcli.models.anatomy import Anatomy
 
@@ -178,12 +180,14 @@ def _rows(model: Any) -> tuple[Tensor, Tensor]:
 @contextmanager
 def _without_zeros(model: nn.Module) -> Iterator[None]:
     """Fill trained parameters that are all zero within the context, because zeros hide what they are multiplied by."""
+    drop_gathered(model)  # shares are changed, and gathered again by each pass
     zeros = [p for p in model.parameters() if p.requires_grad and p.is_floating_point() and not bool(p.any())]
     generator = torch.Generator().manual_seed(0)
     for parameter in zeros:
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        put(parameter.data, torch.randn(parameter.shape, generator=generator) * 0.1)
     try:
         yield
     finally:
         for parameter in zeros:
             parameter.data.zero_()
+        drop_gathered(model)

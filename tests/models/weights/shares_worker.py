@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from peftcli.distributed.processes import World
-from peftcli.distributed.shares import is_divided, own_share
+from peftcli.distributed.whole_tensors import own_part, whole
 from peftcli.errors import UserError
 from peftcli.models.load.heads import head_parameters
 from peftcli.models.load.load_model import Loaded, load_model
@@ -35,10 +35,6 @@ def shard(model: Any) -> None:
     fully_shard(model, ignored_params=kept)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if is_divided(tensor) else tensor
-
-
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
         result: Tensor = model(**inputs_for(model.config.model_type)).logits
@@ -52,7 +48,7 @@ def compared(plain: Loaded, shared: Loaded) -> dict[str, Any]:
     wrong += [name for name in left if left[name].dtype != right[name].dtype]
     buffers = dict(shared.model.named_buffers())
     wrong += [name for name, buffer in plain.model.named_buffers() if not torch.equal(buffer, buffers[name])]
-    own = sum(own_share(parameter)[0].numel() for parameter in shared.model.parameters())
+    own = sum(own_part(parameter).numel() for parameter in shared.model.parameters())
     return {
         "same_names": left.keys() == right.keys(),
         "wrong": wrong,
