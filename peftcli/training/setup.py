@@ -77,7 +77,6 @@ def build_session(
     attached = attach_method(recipe, base, known.tokenizer, data.labels, world)
     attachment, anatomy = attached.attachment, attached.anatomy
     start_equal(base.model, world)
-    route = _packing_route(loaded, base.model, attachment)
     precision = decide_precision(
         spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
     )
@@ -85,7 +84,7 @@ def build_session(
     world.compute_in(precision.mixed)
     computing = Computing(precision, paths, world.accelerator)
     joins = paths.by_document and not (recipe.data is not None and recipe.data.packing)
-    collator = Collator(known.tokenizer, task, route, joins)
+    collator = Collator(known.tokenizer, task, _packing_route(loaded, base.model, attachment), joins)
     limit = token_limit(spec, world.device.type, anatomy.hidden_size)
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
