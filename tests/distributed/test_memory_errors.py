@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from peftcli.distributed.memory_errors import OutOfMemory, memory_for
+from peftcli.distributed.memory_errors import OutOfMemory, memory_for, says_nothing_of_the_model
+from peftcli.errors import UserError
+from peftcli.models.packed_documents import packing_route
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.training.run import train
 from peftcli.training.watch.reporting import StepRecord
 from tests.recipes import Recorder
+from tests.tiny import tiny_model
 
 HUGE = 2**52
 
@@ -82,3 +85,28 @@ def test_a_run_says_what_to_lower_and_goes_on_from_its_checkpoint(recipe: Callab
     assert "lower training.per_device_train_batch_size (now" in text and "data.max_length (now 48)" in text
     assert text.endswith("the state of step 2 is saved: --resume goes on from there")
     assert train(loaded, resume=True).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "nothing"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("cuBLAS error: CUBLAS_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (IndexError("index out of range in self"), False),
+    ],
+    ids=["memory", "assertion", "cuBLAS", "shapes", "index"],
+)
+def test_what_a_trial_on_a_model_meets_is_an_answer_or_not(error: Exception, nothing: bool) -> None:
+    """A probe takes an error as `no`; not one of the device, after which nothing computes."""
+    assert says_nothing_of_the_model(error) == nothing
+    model = tiny_model("llama")
+
+    def fail(_module: object, args: object, words: dict[str, object]) -> None:
+        if words.get("position_ids") is not None:
+            raise error
+
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(type(error) if nothing else UserError):
+        packing_route(model)

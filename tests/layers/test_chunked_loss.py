@@ -117,3 +117,21 @@ def test_float16_gradients_are_those_of_float64_at_any_loss_scale(count, certain
     for rough, right in pairs:
         assert rough is not None and right is not None
         assert (rough.double() - right).norm() < 0.05 * right.norm()  # the logits themselves are in float16
+
+
+def test_a_chunk_holds_at_least_the_rows_asked_for() -> None:
+    """Whatever they take: 256 bytes hold one row of this head, and few rows read its weight too often on a card."""
+    head, hidden, targets = nn.Linear(16, 64), torch.randn(40, 16), torch.randint(0, 64, (40,))
+    counted: list[int] = []
+
+    class Counts(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.addmm.default:
+                counted.append(len(args[1]))
+            return func(*args, **(kwargs or {}))
+
+    with Counts():
+        few = head_loss(head, hidden, targets, chunk_bytes=256)
+        many = head_loss(head, hidden, targets, chunk_bytes=256, least_rows=32)
+    assert counted == [1] * 40 + [32, 8]
+    torch.testing.assert_close(few, many)

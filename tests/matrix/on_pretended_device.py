@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from tests.matrix import pretended_device
 
 DEVICE = pretended_device.start()  # before the package is imported, which looks for devices nowhere at import time
@@ -113,6 +115,8 @@ def uses() -> Iterator[tuple[str, Case]]:
         yield f"used {family}", Case(family, "lora", {"data__val_set_size": 0.2}, used)
     yield "used prefix", Case("llama", "prefix_tuning", {"data__val_set_size": 0.2}, used)
     yield "used full", Case("bert", "full", {"data__val_set_size": 0.2}, used)
+    for method in ("adalora", "lora"):  # its orthogonality term is computed in another way; and its large chunks
+        yield f"as on the CPU, {method}", Case("llama", method, {"training__max_steps": 3}, as_on_the_cpu)
     yield PLANTED, Case("llama", "lora", planted=True)
 
 
@@ -122,6 +126,24 @@ def resumed(run: Path, workshop: Workshop, case: Case) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000002")
     (run / "summary.json").unlink()
     run_module.train(workshop.recipe(run.name, case.family, case.method, **(SHORT | case.changes)), resume=True)
+
+
+def as_on_the_cpu(run: Path, workshop: Workshop, case: Case) -> None:
+    """Train the same on the CPU, and compare the losses."""
+    there = run_module.pick_device
+    run_module.pick_device = lambda _name: torch.device("cpu")
+    try:
+        run_module.train(workshop.recipe(f"{run.name}-cpu", case.family, case.method, **(SHORT | case.changes)))
+    finally:
+        run_module.pick_device = there
+    found, wanted = (losses(path) for path in (run, run.with_name(f"{run.name}-cpu")))
+    assert len(found) == 3 and all(abs(a - b) < 1e-4 for a, b in zip(found, wanted, strict=True)), (found, wanted)
+
+
+def losses(run: Path) -> list[float]:
+    """Return the loss of each step that a run wrote."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def used(run: Path, workshop: Workshop, case: Case) -> None:

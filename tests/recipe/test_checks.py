@@ -20,6 +20,11 @@ WRONG: list[tuple[tuple[str, ...], str, str]] = [
     ((*TAGS, "model.problem_type=regression"), "model.problem_type", "does nothing for the task token_classification"),
     ((*CLASSIFY, "model.problem_type=single_label", "model.num_labels=1"), "model.num_labels", "nothing to learn"),
     (("model.attn_implementation=flash_attention_2", "training.device=cpu"), "model.attn_implementation", "needs CUDA"),
+    (
+        ("model.attn_implementation=flash_attention_2", "model.dtype=float32"),
+        "model.attn_implementation",
+        "float16 and bfloat16 only",
+    ),
     (("model.new_special_tokens=[a, a]",), "model.new_special_tokens", "repeated"),
     (("model.bnb_4bit_quant_type=fp4",), "model.bnb_4bit_quant_type", "does nothing without model.load_in_4bit"),
     (("data.datasets=[{path: a}]",), "data.datasets", "both given"),

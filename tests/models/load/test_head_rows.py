@@ -12,6 +12,7 @@ from torch import nn
 from peftcli.data.store.labels import LabelSpec
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.models.load.head_rows import head_rows
+from peftcli.models.load.heads import start_anew
 from peftcli.models.load.load_model import Loaded, load_model
 from peftcli.models.load.meta_model import label_parameters
 from peftcli.recipe.schema import ModelSpec
@@ -144,3 +145,16 @@ def test_a_new_row_has_the_familys_own_random_values(tmp_path) -> None:
     assert isinstance(layer, nn.Linear)
     assert float(layer.bias.detach().abs().max()) == 0.0
     assert 0.005 < float(layer.weight.detach().std()) < 0.05
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
+def test_a_new_head_drawn_again_is_the_one_that_transformers_drew(family: str, tmp_path: Path) -> None:
+    """On a card it is: the seed then gives the head that it gives on the CPU."""
+    save_tiny(tmp_path / "base", family, "base")
+    model = load_model(ModelSpec(name_or_path=str(tmp_path / "base")), "sequence_classification", seed=3).model
+    names = [name for name, _ in model.named_parameters() if "classif" in name or name.startswith("score")]
+    drawn = {name: model.get_parameter(name).detach().clone() for name in names}
+    for name in names:
+        model.get_parameter(name).data.zero_()
+    start_anew(model, names, 3)
+    assert names and all(torch.equal(model.get_parameter(name), value) for name, value in drawn.items())
