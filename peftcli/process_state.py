@@ -215,15 +215,17 @@ def environment_kept() -> Iterator[None]:
 
 
 @contextmanager
-def environment_without(names: tuple[str, ...]) -> Iterator[None]:
-    """Hide environment variables inside; what is set inside is put back, too.
+def environment_without(names: tuple[str, ...], values: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Hide environment variables inside, and set others; what is set inside is put back, too.
 
     Args:
-        names: of variables, or how they begin.
+        names: of the variables to hide, or how they begin.
+        values: of variables to set.
     """
     with environment_kept():
         for name in [name for name in os.environ if name.startswith(names)]:
             del os.environ[name]
+        os.environ.update(values or {})
         yield
 
 

@@ -109,6 +109,12 @@ def requests_passed_on(tell: Callable[[bool], None]) -> Iterator[StopRequest]:
         yield request
 
 
+def ignore_signals() -> None:
+    """Ignore requests to stop from now on: the process ends, and its exit code is not to change."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Any]]:
     """Handle the signals that ask to stop; yield the handlers of before, which are back afterwards.

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 
 from peftcli.errors import PeerLost, Stopped
-from peftcli.stop_signals import StopRequest
+from peftcli.stop_signals import StopRequest, ignore_signals
 
 LAUNCHED = "PEFTCLI_LAUNCHED"
 """Environment variable that is set in the processes of `launch`: where the launcher listens, and its process id."""
@@ -70,8 +70,7 @@ class LaunchedWorker:
 
         The launcher ends the others with a signal as soon as one has failed or stopped.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
         if self._line is not None:
             with suppress(OSError):
                 self._line.sendall(FAREWELL.pack(code & 0xFF))

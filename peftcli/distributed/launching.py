@@ -22,7 +22,7 @@ from peftcli.distributed.launch.launcher_line import LauncherLine
 from peftcli.distributed.launch.schedulers import LAUNCHERS, launcher_of, number
 from peftcli.distributed.launched_worker import LAUNCHED
 from peftcli.errors import UserError
-from peftcli.process_state import environment_kept, quiet_elastic
+from peftcli.process_state import environment_without, quiet_elastic
 from peftcli.stop_signals import requests_passed_on
 
 POLL_SECONDS = 0.2
@@ -151,12 +151,9 @@ def _run(command: Sequence[str], processes: int, errors: Mapping[int, IO[bytes]]
 @contextmanager
 def _environment(address: str, processes: int) -> Iterator[None]:
     """Have the variables inside that the processes inherit; what another launcher said does not count."""
-    with environment_kept():
-        for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
-            del os.environ[name]
-        # the processes share the cores: with a thread for every core in each of them, all would be slower
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        os.environ[LAUNCHED] = address
+    # the processes share the cores: with a thread for every core in each of them, all would be slower
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    with environment_without(("TORCHELASTIC_",), {"OMP_NUM_THREADS": threads, LAUNCHED: address}):
         yield
 
 

@@ -20,7 +20,7 @@ from peftcli.distributed.launching import SIZES, is_launched
 from peftcli.distributed.strategy import Strategy, choose_strategy
 from peftcli.distributed.whole_tensors import is_share
 from peftcli.errors import PeerLost
-from peftcli.process_state import environment_kept
+from peftcli.process_state import environment_without
 from peftcli.recipe.schema import DistributedSpec
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class World:
             return
         own = [parameter for parameter in parameters if not is_share(parameter)]  # FSDP2 has summed a share
         without = [place for place, parameter in enumerate(own) if parameter.grad is None]
-        for place in without:
-            own[place].grad = torch.zeros_like(own[place])
+        for parameter in (own[place] for place in without):
+            parameter.grad = torch.zeros_like(parameter)
         reached = torch.ones(len(own))
         reached[without] = 0.0
         reached = reached.to(self.device, non_blocking=True)
@@ -175,7 +175,8 @@ class World:
             _copy_back(flat, bucket)
         if without:  # only then is the device waited for
             for place, somewhere in zip(without, reached[without].tolist(), strict=True):
-                own[place].grad = own[place].grad if somewhere else None
+                parameter = own[place]
+                parameter.grad = parameter.grad if somewhere else None
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -207,8 +208,7 @@ def _join(device: torch.device) -> PartialState:
     watch = HangWatch(JOIN_SECONDS, _NOT_THERE)
     watch.begin("the search of this run's processes for each other")
     try:
-        with environment_kept():
-            os.environ.update(torch_variables(os.environ))
+        with environment_without((), torch_variables(os.environ)):
             check_devices(device, number(os.environ, "LOCAL_WORLD_SIZE", 1))
             if device.type == "cuda" and not torch.distributed.is_initialized():
                 # gloo beside NCCL, for plain data and for weights that are kept in the host's memory

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -92,14 +92,9 @@ class StepBatches:
         batch = self.collator.micro_batch(share.rows)
         documents = batch.documents() if batch.rows < len(share.rows) else ()
         lengths, widths = _sequences(share.rows, batch)
-        batch.drawn = DrawnRows.of_step(
-            self._seed,
-            share.step,
-            share.numbers,
-            [documents] if documents else lengths,
-            widths,
-            joined=bool(documents),
-        )
+        ends = [documents] if documents else lengths
+        drawn = DrawnRows.of_step(self._seed, share.step, share.numbers, ends, widths, joined=bool(documents))
+        batch = replace(batch, drawn=drawn)
         if share.idle:
             batch = batch.as_idle()
         # only from pinned memory does a copy to the GPU not wait

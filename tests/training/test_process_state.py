@@ -80,6 +80,7 @@ SETTERS = {
 """Calls that set something of the process; with a dot, only when they are written like this."""
 RESTORED_ON_THE_SPOT = {
     ("tasks/metric_table.py", "simplefilter"),  # in warnings.catch_warnings
+    ("analysis/method_contracts.py", "simplefilter"),  # the same
     ("training/watch/profiling.py", "filterwarnings"),
     ("deliverables/use_alone.py", "set_verbosity_error"),  # a process of its own
 }

@@ -6,7 +6,6 @@ several (a layer's experts: this process's own where they are divided by expert,
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from peftcli.models.weights.base_files import stored_tensors
 from peftcli.models.weights.fillings import Filling, fillings
 from peftcli.models.weights.tensor_source import Stored
 from peftcli.models.weights.weight_damage import refuse_broken_numbers
-from peftcli.process_state import environment_kept
+from peftcli.process_state import environment_without
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,8 +125,7 @@ def each_process_loads() -> Iterator[None]:
 
     With `fsdp_cpu_ram_efficient_loading` it would leave zeros for computed buffers and new heads in all but the first.
     """
-    with environment_kept():
-        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+    with environment_without(("FSDP_CPU_RAM_EFFICIENT_LOADING",)):
         yield
 
 
