@@ -110,8 +110,8 @@ def refuse_pointers(directory: Path, patterns: tuple[str, ...]) -> None:
 def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = None) -> None:
     """Refuse weights with NaN or infinity: every loss and every output would be NaN.
 
-    One pass over the weights, without a copy: a sum is not finite if one of its terms is not. Quantised weights are
-    whole numbers and are passed over.
+    Without a copy: the least and the greatest number are not finite if one of them is not. (A sum in float32 copies
+    smaller types.) Quantised weights are whole numbers and are passed over.
 
     Args:
         model: with its values loaded.
@@ -122,13 +122,12 @@ def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = Non
         UserError: names the tensors; in every process of `world`.
     """
     own = ((path, own_part(tensor.detach())) for path, tensor in base_parameters(model).items())
-    sums = [
-        (path, tensor, tensor.sum(dtype=torch.float32))
+    ends = [
+        (path, tensor, torch.stack([tensor.amin(), tensor.amax()]))
         for path, tensor in own
-        if tensor.is_floating_point() and tensor.device.type != "meta" and tensor.dtype.itemsize > 1
+        if tensor.is_floating_point() and tensor.device.type != "meta" and tensor.dtype.itemsize > 1 and tensor.numel()
     ]
-    suspects = [(path, tensor) for path, tensor, total in sums if not bool(total.isfinite())]
-    found = {path: bool(tensor.isnan().any()) for path, tensor in suspects if not bool(tensor.isfinite().all())}
+    found = {path: bool(tensor.isnan().any()) for path, tensor, both in ends if not bool(both.isfinite().all())}
     shares = [found] if world is None else world.gather(found)
     broken = [
         (path, any(share.get(path, False) for share in shares))
