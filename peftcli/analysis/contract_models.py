@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from peftcli.ignored_label import IGNORED
 from peftcli.layers.seeded import seeded
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.model_tasks import auto_class
+from peftcli.models.model_tasks import auto_class, possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_info import RowKind
+from peftcli.tasks.task_table import task_info
 
 VOCABULARY, POSITIONS, WIDTH, INNER = 96, 64, 32, 64
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -34,22 +37,35 @@ class ContractModel:
 
     Args:
         title: what stands for it in a report.
-        task: that the model is built for.
         config: of transformers, `model_type` included.
     """
 
     title: str
-    task: TaskName
     config: dict[str, Any]
+
+    def made_config(self) -> PretrainedConfig:
+        """Return transformers' config."""
+        settings = {key: value for key, value in self.config.items() if key != "model_type"}
+        made: PretrainedConfig = AutoConfig.for_model(str(self.config["model_type"]), **settings)
+        return made
+
+    @cached_property
+    def task(self) -> TaskName:
+        """The first task that it can do."""
+        return possible_tasks(self.made_config())[0]
+
+    @property
+    def rows(self) -> RowKind:
+        """What a row of its task is."""
+        return task_info(self.task).rows
 
 
 MODELS = (
     ContractModel(
-        "llama", "causal_lm", {"model_type": "llama", **_SIZES, **_IDS, "num_key_value_heads": 2}
+        "llama", {"model_type": "llama", **_SIZES, **_IDS, "num_key_value_heads": 2}
     ),
     ContractModel(
         "gpt2",
-        "causal_lm",
         {
             "model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 2, "n_head": 4,
             "n_inner": INNER, "n_positions": POSITIONS, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
@@ -58,12 +74,10 @@ MODELS = (
     ),
     ContractModel(
         "bert",
-        "sequence_classification",
         {"model_type": "bert", **_SIZES, **_WITHOUT_DROPOUT, "pad_token_id": 0, "num_labels": 3},
     ),
     ContractModel(
         "t5",
-        "seq2seq_lm",
         {
             "model_type": "t5", "vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": 2,
             "num_heads": 4, "dropout_rate": 0.0, "initializer_factor": 1.0, "pad_token_id": 0, "eos_token_id": 2,
@@ -129,10 +143,8 @@ class Live:
 
 def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:
     """Return the model alone, always with the same values; in float32."""
-    settings = {key: value for key, value in kind.config.items() if key != "model_type"}
-    config = AutoConfig.for_model(str(kind.config["model_type"]), **settings)
     with seeded(0), torch.device(device):
-        model: nn.Module = auto_class(kind.task).from_config(config)
+        model: nn.Module = auto_class(kind.task).from_config(kind.made_config())
     return model.eval()
 
 
@@ -156,9 +168,9 @@ def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:
     if padded:
         mask[1, 7:], mask[2, 5:] = 0, 0
     ids = torch.where(mask.bool(), ids, 0)
-    if kind.task == "seq2seq_lm":
+    if kind.rows == "pairs":
         labels = torch.randint(5, VOCABULARY, (3, 4), generator=generator)
-    elif kind.task == "sequence_classification":
+    elif kind.rows == "labelled":
         labels = torch.arange(3)
     else:
         labels = ids.masked_fill(mask == 0, IGNORED)

@@ -259,7 +259,7 @@ def _ignores_padding(kind: ContractModel, params: MethodParams) -> str | None:
     length = int(batch["attention_mask"][2].sum())
     alone = {key: value[2:] for key, value in batch.items()}
     alone |= {key: alone[key][:, :length] for key in ("input_ids", "attention_mask")}
-    if kind.task == "causal_lm":
+    if kind.rows == "text":
         alone["labels"] = alone["labels"][:, :length]
         together = together[:length]
     off = _difference(together, found.outputs(alone)[0])

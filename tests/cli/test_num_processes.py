@@ -28,7 +28,7 @@ USES: dict[str, list[str]] = {
 @pytest.mark.parametrize("command", USES)
 def test_the_processes_run_the_command_that_was_typed(cli, monkeypatch, command: str) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(launching, "launch", lambda words, number: started.append((words, number)) or 0)
+    monkeypatch.setattr(launching, "launch", lambda words, number, **_: started.append((words, number)) or 0)
     typed = USES[command]
     assert cli(command, *typed, "--num-processes", 3).code == 0
     ((words, number),) = started

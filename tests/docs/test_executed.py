@@ -25,6 +25,7 @@ PLACEHOLDERS = {
 }
 LEFT_OUT = {
     ("train", "--num-processes"): "starts processes; tests/distributed does that",
+    ("methods", "--check", "gain"): "needs the plug-in; tests/analysis does that",
     ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
 }
 """Words of a command: why it is not executed here."""

@@ -33,6 +33,8 @@ REFUSALS: dict[tuple[str, str], str] = {
     **{("prompt_tuning", family): "takes no token embeddings that a prompt could join; use" for family in NOT_OF_TEXT},
 }
 """Every pair that is refused, with a part of its reason. Prefixes reach every family of the table."""
+TOO_WIDE = {"miss": "r 64 is above its", "shira": "has fewer weights than r 32 asks for"}
+"""Methods whose default size is beyond these tiny models."""
 CORE = "gpt2"
 PAIRS = [
     pytest.param(method, family, marks=[pytest.mark.core] if family == CORE else [])
@@ -58,15 +60,16 @@ def test_the_families_without_biases_are_those_listed(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_refusals_are_those_listed(family: str, tmp_path: Path) -> None:
+    too_wide = set() if family in NOT_OF_TEXT else set(TOO_WIDE)
     if family in NOT_OF_TEXT:
         reasons = {method: _why_not(method, family) for method in METHODS}
     else:
         tiny_config(family, **changes_for(family)).save_pretrained(tmp_path)
         reasons = refusals(METHODS, str(tmp_path))  # on the meta device; `peft methods --model` prints these
-    assert {method for method, why in reasons.items() if why} == {m for m, f in REFUSALS if f == family}
+    assert {method for method, why in reasons.items() if why} == {m for m, f in REFUSALS if f == family} | too_wide
     for method, why in reasons.items():
         if why:
-            assert REFUSALS[method, family] in why[0]
+            assert (TOO_WIDE[method] if method in too_wide else REFUSALS[method, family]) in why[0]
 
 
 def _why_not(method: str, family: str) -> list[str]:

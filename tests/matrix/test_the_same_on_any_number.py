@@ -6,13 +6,14 @@ One start of four processes serves all: they are worlds of two, one, two and fou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from peftcli.inference.evaluate_run import evaluate_run
@@ -67,9 +68,23 @@ USED = {"data__val_set_size": 5}
 SAMPLES = {"training__eval_generate": 2}
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
-    workshop = Noisy(tmp_path_factory.mktemp("worlds"))
+@pytest.fixture(scope="session")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What was trained: by the first of pytest's workers that needs it, for all of them."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "worlds"
+    results = place / "found.json"
+    with FileLock(f"{place}.lock"):
+        workshop = Noisy(place)
+        if not results.exists():
+            place.mkdir()
+            results.write_text(json.dumps(trained(workshop)), encoding="utf-8")
+    alone, several = json.loads(results.read_text(encoding="utf-8"))
+    return Found(workshop, alone, several)
+
+
+def trained(workshop: Noisy) -> tuple[dict[str, list[float]], list[list[Any]]]:
+    """Train everything; return the losses of one process by run, and what the others gave by world and job."""
     alone: dict[str, list[float]] = {}
 
     def here(loaded: LoadedRecipe) -> None:
@@ -114,7 +129,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
                 {"kind": "merge", "run": run, "output": f"{run}-merged"},
             ]
         )
-    yield Found(workshop, alone, in_worlds(workshop.home, worlds))
+    return alone, in_worlds(workshop.home, worlds)
 
 
 def assert_same(found: Found, name: str, other: str, losses: list[float]) -> None:

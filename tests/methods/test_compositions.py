@@ -306,7 +306,7 @@ def test_gated_compose_replaces_every_scale() -> None:
     ("parts", "reason"),
     [
         ([LoraParams(), LoraParams(r=4)], "lora and lora_2 cannot share a place"),
-        ([LoraParams(use_dora=True), {"name": "ia3", "target_modules": ["attn.q"]}], "rescales the whole of"),
+        ([LoraParams(use_dora=True), {"name": "ia3", "target_modules": ["attn.q"]}], "depends on the whole weight of"),
         ([PrefixTuningParams(), PrefixTuningParams()], "prefix_tuning and prefix_tuning_2 cannot share a place"),
         ([AdapterParams(), AdapterParams(placement="pfeiffer")], "adapter and adapter_2 cannot share a place"),
     ],
