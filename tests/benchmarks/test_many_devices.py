@@ -41,5 +41,7 @@ def test_what_a_device_holds_and_receives(many_devices: Any) -> None:
     assert counted.passing(sharded=True) == 500
     assert counted.passing(sharded=False) == 0
     assert counted.received(4, sharded=False) == pytest.approx(2 * 0.75 * 40)
-    assert counted.received(4, sharded=True, micro_batches=3) == pytest.approx(2 * 0.75 * 40 + 3 * 2 * 0.75 * 1000)
+    assert counted.received(4, sharded=True, micro_batches=3) == pytest.approx(
+        2 * 0.75 * 40 + 3 * 0.75 * (2 * 900 + 100)
+    )
     assert counted.received(1, sharded=True) == 0
