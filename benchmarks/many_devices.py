@@ -10,8 +10,8 @@ What is counted, for LoRA of rank 16 on all linears of a bfloat16 base, with Ada
 - memory that passes: under `fsdp` the largest block and its successor, gathered whole, and the embeddings and the head,
   which stay gathered through a pass. Activations are left out: they belong to the micro-batch, not to the devices;
 - what a device receives in a step: the gradients of the trained tensors, summed (all-reduce, 2 (N - 1) / N of them);
-  under `fsdp` the blocks in the forward and again in the backward pass of each micro-batch, and embeddings and head once
-  for both ((N - 1) / N of it each time);
+  under `fsdp` the blocks in the forward and again in the backward pass of each micro-batch, and embeddings and head
+  once for both ((N - 1) / N of it each time);
 - seconds of that at a given bandwidth of each device, were nothing of it hidden behind the products.
 """
 
