@@ -124,7 +124,7 @@ class Live:
         """
         moved: set[str] = set()
         for step in steps:
-            self.loss(batch).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(self.loss(batch))
             for name, parameter in self.attachment.trainable_parameters().items():
                 if parameter.grad is not None and bool(parameter.grad.abs().max() > 0):
                     moved.add(name)

@@ -21,7 +21,7 @@ from peftcli.distributed.launched_worker import PEER_LOST, LaunchedWorker
 from peftcli.distributed.memory_errors import OTHER_MACHINE, OutOfMemory, is_out_of_memory, out_of_memory, release
 from peftcli.errors import PeftCliError, Stopped, UserError
 from peftcli.process_state import libraries_quiet, quiet_exit
-from peftcli.stop_signals import interrupted_by_signals
+from peftcli.stop_signals import ignore_signals, interrupted_by_signals
 
 COMMANDS = (
     "train",
@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
                 worker.listen()
             code = _typed(arguments)
         except (Exception, KeyboardInterrupt) as error:
+            if worker is not None:
+                ignore_signals()  # the launcher sends some to all, once one has failed; this one says how it ended
             if worker is not None and worker.is_consequence(error):
                 code = PEER_LOST
             else:

@@ -100,7 +100,8 @@ def _attempt(command: Sequence[str], processes: int) -> tuple[list[Ending], bool
         stack.enter_context(_environment(line.address, processes))
         stack.enter_context(quiet_elastic())
         failed = _run(command, processes, errors)
-        codes = {rank: failed.get(rank, 0) for rank in range(processes)}
+        # what a process said last counts: it may be ended while libraries take it down
+        codes = {rank: line.codes.get(rank, failed.get(rank, 0)) for rank in range(processes)}
         said = {rank: _text(file) for rank, file in errors.items()}
         return endings(codes, line.left, said), stop.requested
 

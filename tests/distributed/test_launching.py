@@ -177,6 +177,19 @@ end(130)
     assert (code, said) == (130, "saved 0\n")
 
 
+def test_a_mistake_that_all_see_is_said_once_also_if_the_first_does_not_come_to_its_end(outcome) -> None:
+    code, said = outcome("""
+if rank == 0:
+    import atexit
+    atexit.register(lambda: wait_for(lambda: False))  # libraries may hold up the interpreter's end
+else:
+    wait_for(lambda: stop.requested)
+say("a mistake")
+end(2)
+""")
+    assert (code, said) == (2, "a mistake\n")
+
+
 def test_a_second_request_ends_all_at_once(outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_signals, "SAME_REQUEST", 0.0)  # in the launcher, which judges
     code, said = outcome("""

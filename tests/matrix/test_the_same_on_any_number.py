@@ -109,7 +109,8 @@ def trained(workshop: Noisy) -> tuple[dict[str, list[float]], list[list[Any]]]:
     here(workshop.noisy("legs", "gpt2", "lora", **CHANGES, **SAVING))
     same = {"output_dir": str(workshop.home / "runs" / "leg")}
     for place, (size, at) in enumerate([(2, 1), (1, 3), (2, 4), (4, None)]):
-        leg = workshop.noisy(f"leg-{place}", "gpt2", "lora", size, **CHANGES, **SAVING, **same)
+        divided = {"distributed__strategy": "fsdp"} if place == 2 else {}
+        leg = workshop.noisy(f"leg-{place}", "gpt2", "lora", size, **CHANGES, **SAVING, **same, **divided)
         worlds[place][1].append({"kind": "train", "recipe": str(leg.path), "stop_at": at, "resume": place > 0})
     wrong = workshop.noisy("wrong", "gpt2", "lora", 1, **CHANGES, **SAVING, **same)
     worlds[2][1].insert(0, {"kind": "train", "recipe": str(wrong.path), "resume": True})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
 from tests.tiny import VOCAB, kind_of, tiny_model
 
@@ -144,6 +145,17 @@ def disturb(attachment: Attachment, std: float = 0.3, seed: int = 3) -> None:
 def round_trip(attachment: Attachment, fresh: Attachment) -> None:
     """Load a trained attachment's saved tensors into a fresh one; raises if they do not fit."""
     fresh.load_state_dict({key: tensor.clone() for key, tensor in attachment.state_dict().items()})
+
+
+@torch.no_grad()
+def fold_(plain: nn.Module, rules: Mapping[str, MergeRule]) -> None:
+    """Apply merge rules to a model without parts; tied weights are parted where a rule asks for that."""
+    if any(rule.kind == "untie" for rule in rules.values()):
+        head: Any = plain.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.clone())
+    for name, rule in rules.items():
+        parameter = plain.get_parameter(name)
+        parameter.copy_(rule.apply(parameter.clone()))
 
 
 def numbers(tensors: dict[str, Tensor]) -> int:

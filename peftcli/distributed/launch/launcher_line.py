@@ -27,10 +27,12 @@ class LauncherLine:
 
     Attributes:
         left: ranks of the processes that have ended other than well, in order.
+        codes: by rank, the exit codes of those that could say one before they ended.
     """
 
     def __init__(self) -> None:
         self.left: list[int] = []
+        self.codes: dict[int, int] = {}
         self._server = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._word = b""
         self._released = False
@@ -103,6 +105,8 @@ class LauncherLine:
         ready.unregister(line)
         del self._running[line]
         code = FAREWELL.unpack(said)[0] if said else None
+        if code is not None:
+            self.codes[self._ranks[line]] = code
         if code not in GOOD_CODES:
             self.left.append(self._ranks[line])
             self._release()

@@ -49,13 +49,15 @@ class MissFormat(HfFormat[MissParams]):
         keys = hf_files.keys_of(state, ("miss_block",), where)
         whole = hf_files.whole_modules((key for key in state if not key.endswith(".miss_block")), config)
         kind = config.get("init_weights")
-        params = MissParams(
-            r=int(config.get("r", 64)),
-            miss_dropout=float(config.get("miss_dropout") or 0.0),
-            mini_r=int(config.get("mini_r") or 1),
-            init_weights=kind if isinstance(kind, str) else True,  # type: ignore[arg-type]  # checked by the model
-            target_modules=list(keys),
-            modules_to_save=whole or None,
+        params = MissParams.model_validate(
+            {
+                "r": int(config.get("r", 64)),
+                "miss_dropout": float(config.get("miss_dropout") or 0.0),
+                "mini_r": int(config.get("mini_r") or 1),
+                "init_weights": kind if isinstance(kind, str) else True,
+                "target_modules": list(keys),
+                "modules_to_save": whole or None,
+            }
         )
         targets = hf_files.foreign_targets(config, keys)
         meta = hf_files.foreign_record(config, where, targets=targets, whole=whole)
