@@ -24,6 +24,7 @@ FLOORS = (
     ("inference",),
     ("training", "merging"),
     ("analysis",),
+    ("studies",),
     ("console",),
     ("cli",),
 )

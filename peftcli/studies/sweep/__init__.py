@@ -1,0 +1,1 @@
+"""`peft sweep`: a search over keys of a recipe."""
