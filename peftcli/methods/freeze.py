@@ -1,7 +1,8 @@
 """Partial fine-tuning: the last k blocks, or the norms only; the rest of the base is frozen.
 
-The last blocks are those next to the output: of the decoder, if the model has one. The norms' variant is that of
-Frankle et al. 2020 (arXiv:2003.00152), with the transformer's normalisation layers.
+The last blocks are those next to the output: of the decoder, if the model has one. With `num_layers: 0` the task head is
+trained on a frozen body: the baseline that every other method of a task with a new head should beat. The norms' variant
+is that of Frankle et al. 2020 (arXiv:2003.00152), with the transformer's normalisation layers.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class FreezeParams(MethodParams):
     name: Literal["freeze"] = "freeze"
     trainable: Literal["last_layers", "norms"] = "last_layers"
     """What is trained: the last blocks, or every normalisation layer."""
-    num_layers: Annotated[int, Field(ge=1)] = 2
-    """How many blocks, counted from the output, with `trainable: last_layers`; one that runs n times counts n."""
+    num_layers: Annotated[int, Field(ge=0)] = 2
+    """How many blocks, counted from the output, are trained; one that runs n times counts n; 0: the head alone."""
 
     def idle_keys(self) -> dict[str, str]:
         """Return the number of blocks, where norms are trained."""
@@ -42,7 +43,7 @@ class FreezeMethod(Method[FreezeParams]):
     info = MethodInfo(
         name="freeze",
         family="selective",
-        summary="Trains the last k blocks, or the normalisation layers, and freezes the rest.",
+        summary="Trains the last k blocks (of 0 the task head alone), or the normalisation layers, and freezes the rest.",
         paper="Lee et al. 2019, arXiv:1911.03090",
         params=FreezeParams,
         learning_rate=1e-3,  # measured on the demo: 1e-4 hardly moves within a hundred steps
@@ -51,8 +52,10 @@ class FreezeMethod(Method[FreezeParams]):
     )
 
     def check(self, anatomy: Anatomy, params: FreezeParams) -> list[str]:
-        """Return why this model cannot be trained so: fewer blocks than asked for, or no norms."""
+        """Return why this model cannot be trained so: fewer blocks than asked for, no norms, or no head to train."""
         depth = sum(_runs(anatomy).values())
+        if params.trainable == "last_layers" and params.num_layers == 0 and not _head_or_saved(anatomy, params):
+            return ["num_layers is 0, which trains the task head alone, but this task adds no head; use 1 or more"]
         if params.trainable == "last_layers" and params.num_layers > depth:
             return [f"num_layers is {params.num_layers}, but this {anatomy.family} model has {depth} blocks"]
         if params.trainable == "norms" and not anatomy.norms:
@@ -74,6 +77,11 @@ class FreezeMethod(Method[FreezeParams]):
     def merge_rules(self, anatomy: Anatomy, params: FreezeParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
         """Return each trained tensor in place of the base's."""
         return replacing(anatomy, state)
+
+
+def _head_or_saved(anatomy: Anatomy, params: FreezeParams) -> bool:
+    """Return whether something is trained beside the blocks."""
+    return bool(anatomy.head or params.modules_to_save)
 
 
 def _last_blocks(anatomy: Anatomy, count: int) -> list[str]:

@@ -70,3 +70,18 @@ def test_only_what_was_trained_changes() -> None:
     train_steps(attachment, batch_for(attachment.model))
     moved = {name for name, p in attachment.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(attachment.unfrozen)
+
+
+def test_without_blocks_the_head_alone_is_trained_and_what_has_none_is_refused() -> None:
+    attachment = apply_method(*frozen("bert", "sequence_classification"), FreezeParams(num_layers=0))
+    assert set(attachment.trainable_parameters()) == set(attachment.head) and attachment.head
+    assert train_steps(attachment, batch_for(attachment.model)) == set(attachment.head)
+    with pytest.raises(UserError, match="num_layers is 0, which trains the task head alone, but this task adds no"):
+        apply_method(*frozen("llama"), FreezeParams(num_layers=0))
+    saved = apply_method(*frozen("llama"), FreezeParams(num_layers=0, modules_to_save=["embed_tokens"]))
+    assert list(saved.trainable_parameters()) == ["model.embed_tokens.weight"]
+
+
+def test_a_frozen_head_leaves_nothing_to_train() -> None:
+    with pytest.raises(UserError, match="would train nothing"):
+        apply_method(*frozen("bert", "sequence_classification"), FreezeParams(num_layers=0), train_head=False)
