@@ -1,8 +1,8 @@
 """Partial fine-tuning: the last k blocks, or the norms only; the rest of the base is frozen.
 
-The last blocks are those next to the output: of the decoder, if the model has one. With `num_layers: 0` the task head is
-trained on a frozen body: the baseline that every other method of a task with a new head should beat. The norms' variant
-is that of Frankle et al. 2020 (arXiv:2003.00152), with the transformer's normalisation layers.
+The last blocks are those next to the output: of the decoder, if the model has one. With `num_layers: 0` the task head
+is trained on a frozen body: the baseline that every other method of a task with a new head should beat. The norms'
+variant is that of Frankle et al. 2020 (arXiv:2003.00152), with the transformer's normalisation layers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FreezeMethod(Method[FreezeParams]):
     info = MethodInfo(
         name="freeze",
         family="selective",
-        summary="Trains the last k blocks (of 0 the task head alone), or the normalisation layers, and freezes the rest.",
+        summary="Trains the last k blocks (0: the task head alone), or the normalisation layers, and freezes the rest.",
         paper="Lee et al. 2019, arXiv:1911.03090",
         params=FreezeParams,
         learning_rate=1e-3,  # measured on the demo: 1e-4 hardly moves within a hundred steps
