@@ -101,7 +101,8 @@ def _quoted(text: str) -> str:
 
 
 def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
-    from peftcli.console.output import byte_size, count, print_table, result_console, short_count, table
+    from peftcli.console.output import print_table, result_console, table
+    from peftcli.shown_numbers import byte_size, count, short_count
 
     cells = [
         [

@@ -85,7 +85,8 @@ def evaluate(
 
 
 def _print(metrics: dict[str, Any], console: Console) -> None:
-    from peftcli.console.output import metric, print_table, table
+    from peftcli.console.output import print_table, table
+    from peftcli.shown_numbers import metric
 
     rows = [[name, metric(name, value)] for name, value in metrics.items() if not isinstance(value, (dict, list))]
     print_table(console, table(["metric", "value"], rows, numeric=(1,)))

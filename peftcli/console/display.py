@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from peftcli.console.output import byte_size, count, duration, metric, print_table, result_console, table
+from peftcli.console.output import print_table, result_console, table
 from peftcli.console.terminal import safe_console
+from peftcli.shown_numbers import byte_size, count, duration, metric
 
 if TYPE_CHECKING:
     from rich.console import Console

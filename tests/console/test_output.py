@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from peftcli.console.output import byte_size, duration, metric, print_json, short_count
+from peftcli.console.output import print_json
+from peftcli.shown_numbers import byte_size, duration, metric, short_count
 
 
 @pytest.mark.parametrize(
