@@ -102,7 +102,7 @@ def _quoted(text: str) -> str:
 
 def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
     from peftcli.console.output import print_table, result_console, table
-    from peftcli.shown_numbers import byte_size, count, short_count
+    from peftcli.record.shown_numbers import byte_size, count, short_count
 
     cells = [
         [

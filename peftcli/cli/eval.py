@@ -86,7 +86,7 @@ def evaluate(
 
 def _print(metrics: dict[str, Any], console: Console) -> None:
     from peftcli.console.output import print_table, table
-    from peftcli.shown_numbers import metric
+    from peftcli.record.shown_numbers import metric
 
     rows = [[name, metric(name, value)] for name, value in metrics.items() if not isinstance(value, (dict, list))]
     print_table(console, table(["metric", "value"], rows, numeric=(1,)))

@@ -133,7 +133,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _print(report: MergeReport, console: Console) -> None:
-    from peftcli.shown_numbers import byte_size
+    from peftcli.record.shown_numbers import byte_size
 
     changed = f"{report.changed} of {report.tensors} tensors changed"
     console.print(f"{report.output}: {byte_size(report.size)} in {report.dtype}, {changed}", markup=False)

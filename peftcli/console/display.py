@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from peftcli.console.output import print_table, result_console, table
 from peftcli.console.terminal import safe_console
-from peftcli.shown_numbers import byte_size, count, duration, metric
+from peftcli.record.shown_numbers import byte_size, count, duration, metric
 
 if TYPE_CHECKING:
     from rich.console import Console

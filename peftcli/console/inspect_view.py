@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.console.output import print_table, table
 from peftcli.console.terminal import safe_console
-from peftcli.shown_numbers import count
+from peftcli.record.shown_numbers import count
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.status import Status
 from rich.table import Table
 
-from peftcli.shown_numbers import count, duration
+from peftcli.record.shown_numbers import count, duration
 
 if TYPE_CHECKING:
     from rich.console import Console

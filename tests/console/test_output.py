@@ -7,7 +7,7 @@ import json
 import pytest
 
 from peftcli.console.output import print_json
-from peftcli.shown_numbers import byte_size, duration, metric, short_count
+from peftcli.record.shown_numbers import byte_size, duration, metric, short_count
 
 
 @pytest.mark.parametrize(
