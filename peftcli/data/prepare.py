@@ -51,7 +51,7 @@ def prepare(
     """Read, split and tokenise the rows of a recipe, or take them from the cache.
 
     Args:
-        seed: of the split and of `max_rows`.
+        seed: of the recipe; see `RowPreparer`.
         labels: labels that are fixed already, those of a run; None takes them from the training rows.
         where: the recipe, for places in messages.
         model_max_positions: tokens that the model can place; a longer max_length is cut to it.

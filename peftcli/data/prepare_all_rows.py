@@ -34,7 +34,8 @@ class RowPreparer:
     """The steps from a `data` block to rows, and what is found on the way.
 
     Args:
-        seed: of the split, of `max_rows` and of weights.
+        seed: of the recipe: of the order of a stream, and, unless `data.split_seed` is set, of the split, of `max_rows`
+            and of weights.
         labels: labels that are fixed already, those of a run; None takes them from the training rows.
         longest: tokens that the model can place; a longer max_length is cut to it.
         kind: kind of label that the recipe asks for; None reads it off the labels.
@@ -62,6 +63,7 @@ class RowPreparer:
     ) -> None:
         check_data_block(spec, task)
         self.spec, self.task, self.tokenizer, self.seed = spec, task, tokenizer, seed
+        self._split_seed = seed if spec.split_seed is None else spec.split_seed
         self.notes: list[str] = []
         self.contents: dict[str, str] = {}
         self._labels, self._progress, self._purpose = labels, progress, purpose
@@ -91,7 +93,7 @@ class RowPreparer:
         form = LabelForm(**pool.meta["form"]) if pool.meta["form"] else None
         self.settings = replace(self.settings, kind=pool.meta["kind"], form=form)
         check_learning(pool, self.spec)
-        train, held_out = split_off(pool, self.spec, self.settings.kind, self.seed)
+        train, held_out = split_off(pool, self.spec, self.settings.kind, self._split_seed)
         self.notes += missing_rows_note(pool, self.spec, held_out)
         labels = self._labels or label_spec(pool, train, self.settings.kind)
         if labels is not None and self._labels is None:
@@ -106,8 +108,8 @@ class RowPreparer:
         if len(held_out):
             validation[""] = StoredRows(pool, held_out, labels)
         validation |= self.own_validation(labels, sets)
-        train = limited(pool, train, self.spec.max_rows, self.seed)
-        train = weighted(pool, train, [source.weight for source in sources], self.seed)
+        train = limited(pool, train, self.spec.max_rows, self._split_seed)
+        train = weighted(pool, train, [source.weight for source in sources], self._split_seed)
         rows: RowSet = StoredRows(pool, train, labels)
         if self.spec.packing:
             rows = PackedRows(rows, self.settings.max_length)

@@ -94,6 +94,9 @@ class DataSpec(Block):
     """Rows held out for validation: a share below 1, or a number of rows; 0 holds out none."""
     split_rule: Literal[1, 2] = 2
     """How rows are held out: 2 among all rows of the files; 1 among those that max_length left, as old runs did."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the split, of max_rows and of the weights of sources; null takes the recipe's seed. Set it to hold out
+    the same rows in runs with other seeds."""
     validation: DataSource | list[DataSource] | None = None
     """Separate validation rows, instead of rows held out from the training data."""
     stratify: bool | None = None

@@ -48,6 +48,7 @@ EXAMPLES: dict[str, Example] = {
     "data.template": ("causal_lm", {}, None, "{prompt}: "),
     "data.val_set_size": ("causal_lm", {}, 0, 4),
     "data.validation": ("causal_lm", {}, None, {"path": "rows"}),
+    "data.split_seed": ("causal_lm", {"data__val_set_size": 4}, None, 1),
     "data.stratify": (CLASSES, {"data__val_set_size": 8}, True, False),
     "data.group_by": ("causal_lm", {"data__val_set_size": 4}, None, "completion"),
     "data.max_length": ("causal_lm", {}, 48, 6),

@@ -21,6 +21,7 @@ CASES = [
     ("causal_lm", ["data.val_set_size=3", "data.validation={path: v.jsonl}"], "data.val_set_size"),
     ("causal_lm", ["data.val_set_size=0.1", "training.eval_strategy=no"], "data.val_set_size"),
     ("causal_lm", ["data.group_by=x", "data.val_set_size=0"], "data.group_by"),
+    ("causal_lm", ["data.split_seed=1", "data.val_set_size=0"], "data.split_seed"),
     ("sequence_classification", ["data.stratify=true", "data.validation={path: v}"], "data.stratify"),
     ("sequence_classification", ["data.max_fully_masked=0.5"], "data.max_fully_masked"),
     ("causal_lm", ["data.validation={path: v, weight: 2.0}"], "data.validation.weight"),

@@ -97,6 +97,7 @@ def _data(recipe: Recipe, names: Names, rows: KnownRows | None) -> Reasons:
     templates = kind == "text" and data.chat_template != "none"
     return {
         "data.val_set_size": _why_not_split(recipe, data, own=True),
+        "data.split_seed": _why_nothing_drawn(recipe, data),
         "data.stratify": _why_not_split(recipe, data),
         "data.group_by": _why_not_split(recipe, data),
         "data.config": mixed,
@@ -116,6 +117,13 @@ def _why_not_split(recipe: Recipe, data: DataSpec, *, own: bool = False) -> str 
     if recipe.training.eval_strategy == "no":
         return "training.eval_strategy is no, so all rows are trained on"
     return None if own or data.val_set_size else "data.val_set_size is 0, so no rows are split off"
+
+
+def _why_nothing_drawn(recipe: Recipe, data: DataSpec) -> str | None:
+    if data.streaming:
+        return "a stream holds out its first rows"
+    weighted = any(source.weight != 1 for source in data.datasets or ())
+    return None if weighted or data.max_rows else _why_not_split(recipe, data)
 
 
 def _sources(data: DataSpec) -> Reasons:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peftcli.data.prepare import prepare
 from peftcli.data.rows.split import split_rows
 from peftcli.recipe.aliases.renamed_keys import CHANGES, upgrade_
+from peftcli.recipe.schema import DataSpec
 from tests.data.tools import chat_tokenizer, numbers, ready, write_jsonl
 from tests.tiny import tiny_tokenizer
 
@@ -54,3 +56,17 @@ def test_validation_rows_that_are_missing_are_said(tmp_path: Path) -> None:
     rows = [{"text": f"row {n}"} for n in range(20)]
     data = ready(chat_tokenizer(), write_jsonl(tmp_path / "b.jsonl", rows), val_set_size=3)
     assert len(data.validation[""]) == 3 and data.report.notes == []
+
+
+def test_split_seed_keeps_the_rows_of_runs_with_other_seeds(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}"} for n in range(40)]
+    sources: Any = [{"path": str(write_jsonl(tmp_path / "a.jsonl", rows)), "weight": 0.5},
+               {"path": str(write_jsonl(tmp_path / "b.jsonl", rows))}]  # fmt: skip
+
+    def split(seed: int, split_seed: int | None) -> tuple[list[int], list[int]]:
+        spec = DataSpec(datasets=sources, val_set_size=9, max_rows=30, num_proc=1, split_seed=split_seed)
+        data = prepare(spec, "causal_lm", chat_tokenizer(), seed=seed)
+        return numbers(data.train), numbers(data.validation[""])
+
+    assert split(0, 3) == split(1, 3) == split(3, None)
+    assert split(0, 3)[0] != split(0, None)[0] and split(0, 3)[1] != split(0, None)[1]
