@@ -26,6 +26,7 @@ class Trial:
         fresh: train in a process of its own that was not forked from a warm one, so that its peak memory is its own.
         score_rows: after training, write each held-out row's score to `scores/NAME.json` (`inference.row_scores`).
         group: what belongs together, such as the method's label; `purpose` says what the trial is for within it.
+        number: of the trial in Optuna's study, if `Study.optuna.ask()` made it; None lets the engine make one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Trial:
     score_rows: bool = False
     group: str = ""
     purpose: Literal["timing", "rate", "score", "sweep"] = "score"
+    number: int | None = None
 
 
 @dataclass(frozen=True)
