@@ -46,9 +46,14 @@ def idle_keys(loaded: LoadedRecipe, names: Names, rows: KnownRows | None = None)
         names: what a recipe can name.
         rows: None before they are prepared: what depends on them is not looked at.
     """
+    return [f"{key} has no effect: {why}" for key, why in idle_reasons(loaded, names, rows).items()]
+
+
+def idle_reasons(loaded: LoadedRecipe, names: Names, rows: KnownRows | None = None) -> dict[str, str]:
+    """Return the reason by dotted key for each key that was written and has no effect; see `idle_keys`."""
     recipe = loaded.recipe
     reasons = {key: reason for rule in _RULES for key, reason in rule(recipe, names, rows).items() if reason}
-    return [f"{key} has no effect: {why}" for key, why in reasons.items() if _is_on(loaded, key)]
+    return {key: why for key, why in reasons.items() if _is_on(loaded, key)}
 
 
 def _is_on(loaded: LoadedRecipe, key: str) -> bool:
