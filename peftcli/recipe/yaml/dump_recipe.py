@@ -35,7 +35,11 @@ def dump_recipe(recipe: Recipe, written: Tree | None = None) -> str:
     Args:
         written: the tree that it was read from: values of environment variables are written by name.
     """
-    data = recipe.as_dict() if written is None else with_references(recipe, written)
+    return dump_plain(recipe.as_dict() if written is None else with_references(recipe, written))
+
+
+def dump_plain(data: dict[str, Any]) -> str:
+    """Return the YAML text of a recipe's plain data, which can hold `Reference`s."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 

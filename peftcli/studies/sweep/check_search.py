@@ -6,6 +6,8 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.checks.idle_keys import evaluates, idle_reasons
@@ -30,8 +32,17 @@ _HELD_OUT = (
 )  # fmt: skip
 """Keys that decide which rows are held out."""
 
-Load = Callable[[Sequence[str]], LoadedRecipe]
-"""Loads the recipe with further overrides, or raises a `UserError` with every problem."""
+
+class Load(Protocol):
+    """Loads the recipe with further overrides, or raises a `UserError` with every problem."""
+
+    def __call__(self, overrides: Sequence[str], *, thorough: bool) -> LoadedRecipe:
+        """Load it; look at the files that it names, too, if `thorough`."""
+        ...
+
+
+THOROUGH = 24
+"""Points at which files are looked at: a third of a second each. After these, only where a key names other files."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,11 @@ def check_search(space: SearchSpace, base: LoadedRecipe, load: Load, names: Name
     seed = random.Random(0)
     every = list(space.grid()) if grid else [*space.corners(MOST_CORNERS), *space.sample(SAMPLED, seed)]
     points = unique_points(every)
-    checks = [_check_point(point, space, base, load, names) for point in points]
+    thorough = _thorough(points)
+    checks = [
+        _check_point(point, space, base, partial(load, thorough=place in thorough), names)
+        for place, point in enumerate(points)
+    ]
     problems = list(dict.fromkeys(problem for check in checks for problem in check.problems))
     if problems:
         rest = len(problems) - SHOWN
@@ -96,7 +111,29 @@ class _Checked:
     trains: str
 
 
-def _check_point(point: Point, space: SearchSpace, base: LoadedRecipe, load: Load, names: Names) -> _Checked:
+def _thorough(points: Sequence[Point]) -> set[int]:
+    """Return the places of the points at which files are looked at: the first ones, and those with other files."""
+    seen: set[str] = set()
+    places = set(range(min(THOROUGH, len(points))))
+    for place, point in enumerate(points):
+        files = json.dumps({key: value for key, value in point.items() if key.startswith(_NAME_FILES)}, sort_keys=True)
+        if files not in seen:
+            places.add(place)
+        seen.add(files)
+    return places
+
+
+_NAME_FILES = ("model", "data", "method.init_from", METHOD_NAME)
+"""Keys, or the blocks above them, that name files or what must fit them."""
+
+
+def _check_point(
+    point: Point,
+    space: SearchSpace,
+    base: LoadedRecipe,
+    load: Callable[[Sequence[str]], LoadedRecipe],
+    names: Names,
+) -> _Checked:
     overrides = overrides_of(point, base.recipe.method.name)
     try:
         loaded = load(overrides)

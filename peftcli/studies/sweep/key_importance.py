@@ -31,7 +31,10 @@ def importance(
     if len(names) < 2:
         return {}, None
     if len(scored) < FEWEST:
-        return {}, f"{len(scored)} trials with a score are too few to tell how much each key matters (at least {FEWEST})"
+        return (
+            {},
+            f"{len(scored)} trials with a score are too few to tell how much each key matters (at least {FEWEST})",
+        )
     if len({trial.score for trial in scored}) == 1:
         return {}, "all trials have the same score: no key matters here"
     study = optuna.create_study(direction="maximize" if greater_is_better else "minimize")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,7 +20,7 @@ STARTUP = 8
 """Points that TPE draws at random before it models the scores; a third of the trials where that is less."""
 
 
-class RepeatableSampler(BaseSampler):
+class RepeatableSampler(BaseSampler):  # type: ignore[misc]  # mypy does not read optuna: see pyproject.toml
     """Draws each trial from a generator seeded by the trial's number.
 
     A command that is stopped and started again thus draws the points that it would have drawn, and workers that share
@@ -39,10 +40,15 @@ class RepeatableSampler(BaseSampler):
         seed = zlib.crc32(f"{self._seed}:{number}".encode())
         if self._name == "random":
             return RandomSampler(seed=seed)
-        # constant_liar: trials that still run count as bad ones, so that workers look in different places
-        return TPESampler(
-            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=self._startup
-        )
+        with warnings.catch_warnings():  # that Optuna may change these arguments is nothing a user can act on
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return TPESampler(
+                seed=seed,
+                multivariate=True,
+                group=True,  # keys that apply under different conditions are modelled apart
+                constant_liar=True,  # trials that still run count as bad ones, so that workers look in different places
+                n_startup_trials=self._startup,
+            )
 
     def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Seed the generator for this trial."""
@@ -52,16 +58,22 @@ class RepeatableSampler(BaseSampler):
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the keys that are drawn together."""
-        return self._inner.infer_relative_search_space(study, trial)
+        space: dict[str, BaseDistribution] = self._inner.infer_relative_search_space(study, trial)
+        return space
 
     def sample_relative(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Draw the keys that are drawn together."""
-        return self._inner.sample_relative(study, trial, search_space)
+        drawn: dict[str, Any] = self._inner.sample_relative(study, trial, search_space)
+        return drawn
 
     def sample_independent(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         """Draw one key."""
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
@@ -85,6 +97,7 @@ def _choice(value: Any) -> Any:
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> Point:
     """Return a new point: the sampler's value for each dimension that applies."""
+
     def draw(one: Dimension) -> Any:
         return value_of(one, _drawn(trial, one))
 
@@ -109,9 +122,7 @@ def point_of(params: Mapping[str, Any], space: SearchSpace) -> Point:
 
 def params_of(point: Point, space: SearchSpace) -> dict[str, Any]:
     """Return a point as Optuna's parameters."""
-    return {
-        one.name: _choice(point[one.key]) for one in space.dimensions if one.applies(point) and one.key in point
-    }
+    return {one.name: _choice(point[one.key]) for one in space.dimensions if one.applies(point) and one.key in point}
 
 
 def distributions_of(point: Point, space: SearchSpace) -> dict[str, BaseDistribution]:

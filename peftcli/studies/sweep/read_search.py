@@ -48,7 +48,7 @@ def search_of_options(option: str, texts: Sequence[str]) -> Search:
         key, equals, written = text.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            example = f"{option} {key or 'method.r'}=4,8,16"
+            example = f"{option} {key if all(key.split('.')) else 'method.r'}=4,8,16"
             problems.append(Problem("expected KEY=VALUES", file=where, suggestion=f"write it as {example}"))
             continue
         try:

@@ -1,0 +1,64 @@
+"""`best.yaml`: the recipe with the best values, and comments on why they are the best."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.yaml.dump_recipe import Reference, dump_plain
+from peftcli.recipe.yaml.value_tree import has_part
+from peftcli.recipe.yaml.yaml_lines import Key
+from peftcli.record.shown_numbers import metric
+from peftcli.studies.sweep.point_overrides import point_text
+from peftcli.studies.sweep.sweep_answer import TIES
+from peftcli.studies.sweep.sweep_record import Sweep
+
+WIDTH = 118  # of a comment
+
+
+def best_recipe_text(loaded: LoadedRecipe, sweep: Sweep, edges: Sequence[str]) -> str:
+    """Return the text of the best recipe: what its author wrote, with the best values, under comments on why.
+
+    Args:
+        loaded: the recipe with the best point's overrides, without the seed of a winner's run.
+        sweep: the record; it has a best.
+        edges: a sentence for each best value at the edge of what was searched.
+    """
+    data = copy.deepcopy(loaded.tree.data)
+    data["output_dir"] = f"{loaded.recipe.output_dir}-best"
+    for key, text in loaded.tree.references.items():
+        _put_reference(data, key, text)
+    lines = [line for comment in comments(sweep, edges) for line in textwrap.wrap(comment, WIDTH)]
+    return "".join(f"# {line}\n" for line in lines) + dump_plain(data)
+
+
+def comments(sweep: Sweep, edges: Sequence[str]) -> list[str]:
+    """Return sentences on why the best values are the best, what ties with them, and what was searched."""
+    best = sweep.best
+    assert best is not None
+    low, high = (metric(sweep.metric, end) for end in best.interval)
+    seeds = len(best.seeds)
+    found = [
+        f"The best of {sweep.command or 'peft sweep'}",
+        f"{point_text(best.values)}: {sweep.metric} {metric(sweep.metric, best.score)}, 95% interval {low} to {high}, "
+        f"on {seeds} fresh seed{'' if seeds == 1 else 's'} ({', '.join(map(str, best.seeds))}) and {sweep.rows} "
+        "held-out rows.",
+        *(f"Searched: {key} in {text}." for key, text in sweep.keys.items()),
+    ]
+    ties = [one for one in sweep.winners if one.verdict in TIES and one.values != best.values and one.score is not None]
+    found += [f"Tied with it: {point_text(one.values)} ({metric(sweep.metric, one.score)})." for one in ties]
+    return [*found, *(f"Note: {edge}." for edge in edges)]
+
+
+def _put_reference(data: Any, key: Key, text: str) -> None:
+    """Write the name of an environment variable where its value stands; a key that was replaced has none any more."""
+    *blocks, last = key
+    for part in blocks:
+        if not has_part(data, part):
+            return
+        data = data[part]
+    if has_part(data, last):
+        data[last] = Reference(text, data[last])
