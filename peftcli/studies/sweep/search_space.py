@@ -61,8 +61,12 @@ class SearchSpace:
         return next((one for one in self.dimensions if one.key == key and one.applies(point)), None)
 
     def keys(self) -> dict[str, str]:
-        """Return what was searched by dimension, as it was typed."""
-        return {one.name: one.text for one in self.dimensions}
+        """Return what was searched by key, as it was typed, with the conditions under which it applies."""
+        found: dict[str, list[str]] = {}
+        for one in self.dimensions:
+            under = " and ".join(f"{key} = {json.dumps(value)}" for key, value in one.under)
+            found.setdefault(one.key, []).append(f"{one.text} (under {under})" if under else one.text)
+        return {key: "; ".join(texts) for key, texts in found.items()}
 
     def unlisted(self) -> Dimension | None:
         """Return a dimension whose values cannot be listed, if there is one."""

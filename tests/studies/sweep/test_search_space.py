@@ -73,9 +73,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert domain.extremes()
 
 
-@given(
-    low=st.integers(-50, 50), width=st.integers(1, 60), step=st.integers(1, 60) | st.none(), seed=st.integers(0, 9)
-)
+@given(low=st.integers(-50, 50), width=st.integers(1, 60), step=st.integers(1, 60) | st.none(), seed=st.integers(0, 9))
 def test_draws_and_ends_of_a_range_are_among_its_values(low: int, width: int, step: int | None, seed: int) -> None:
     if step is not None and step > width:
         step = None
