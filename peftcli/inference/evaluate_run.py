@@ -10,6 +10,7 @@ from peftcli.assembly.outline import outline
 from peftcli.assembly.recipe_data import prepare_data
 from peftcli.data.other_file import said
 from peftcli.data.prepare import prepare_for_evaluation
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.store.data_report import Counts
 from peftcli.distributed.devices import pick_device
@@ -66,18 +67,53 @@ def evaluate_run(
         note(text)
     if data is not None:
         return _evaluate_file(run, data, run.trained_format, note)
+    return run.evaluate(rows_of_run(run, path, note))
+
+
+def rows_of_run(run: OpenedRun, path: Path, note: Note) -> dict[str, RowSet]:
+    """Return a run's own validation rows, by set.
+
+    Args:
+        path: its directory.
+        note: is told of rows that changed since training, and of those that were cut.
+
+    Raises:
+        UserError: there are none.
+    """
     anatomy = read_anatomy(run.model, run.recipe.model.anatomy)
     prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
     for text in changed_validation(path, prepared.validation):
         note(text)
-    return run.evaluate(_with_rows(prepared.validation, path, run.data_spec.max_length, note))
+    return _with_rows(prepared.validation, path, run.data_spec.max_length, note)
 
 
-@random_numbers_kept()
+def rows_of_recipe(run: OpenedRun, prepared: PreparedData, note: Note) -> dict[str, RowSet]:
+    """Return a recipe's validation rows, by set, for its untrained base.
+
+    Raises:
+        UserError: there are none.
+    """
+    return _with_rows(prepared.validation, run.loaded.path, run.data_spec.max_length, note)
+
+
 def _evaluate_recipe(
     loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None, note: Note, max_new_tokens: int | None
 ) -> dict[str, Any]:
-    loaded = with_text_length(loaded, max_new_tokens)
+    run, prepared = open_untrained(with_text_length(loaded, max_new_tokens), base_dtype)
+    for text in run.notes:
+        note(text)
+    if data is not None:
+        return _evaluate_file(run, data, prepared.report.format, note)
+    return run.evaluate(rows_of_recipe(run, prepared, note))
+
+
+@random_numbers_kept()
+def open_untrained(loaded: LoadedRecipe, base_dtype: DTypeName | None = None) -> tuple[OpenedRun, PreparedData]:
+    """Return a recipe's base as it is before training, a new head drawn by the recipe's seed, and the recipe's rows.
+
+    Raises:
+        UserError: anything about the model or the data is wrong.
+    """
     recipe = loaded.recipe
     world = World(pick_device(recipe.training.device))
     known = outline(loaded, world.device)
@@ -85,12 +121,7 @@ def _evaluate_recipe(
     spec = known.spec.model_copy(update={"dtype": base_dtype}) if base_dtype else known.spec
     base = load_model(spec, recipe.task, labels=prepared.labels, device=world.device, seed=recipe.seed)
     notes = [*known.notes, *base.all_notes, *fit_to_tokenizer(base.model, known.tokenizer, seed=recipe.seed)]
-    run = opened(loaded, known.tokenizer, Attachment(base.model), prepared.labels, base, world, notes)
-    for text in run.notes:
-        note(text)
-    if data is not None:
-        return _evaluate_file(run, data, prepared.report.format, note)
-    return run.evaluate(_with_rows(prepared.validation, loaded.path, run.data_spec.max_length, note))
+    return opened(loaded, known.tokenizer, Attachment(base.model), prepared.labels, base, world, notes), prepared
 
 
 def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: Note) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -54,6 +54,23 @@ class Evaluation:
     samples: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class EvaluatedRow:
+    """What an evaluation found for one row; metrics of a set follow from all of its rows.
+
+    Args:
+        loss_sum: plain loss, summed over what is supervised; `count` says how much that is.
+        right: right tokens, where they are counted.
+        prediction, reference: where a metric needs them, otherwise None.
+    """
+
+    loss_sum: float
+    count: float
+    right: float | None
+    prediction: Any = None
+    reference: Any = None
+
+
 class EvaluationStopped(Exception):
     """A process was asked to stop before all rows were evaluated; every process raises this at the same point."""
 
@@ -95,14 +112,8 @@ class Evaluator:
             EvaluationStopped: a process was.
         """
         start = time.perf_counter()
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.context():
-                parts = {name: self._collect(rows, stopping) for name, rows in sets.items()}
-        finally:
-            self.model.train(training)
-            drop_gathered(self.model)
+        with self._evaluating():
+            parts = {name: self._collect(rows, stopping) for name, rows in sets.items()}
         scores: dict[str, Any] = {}
         if len(parts) > 1 or "" not in parts:
             for name, part in parts.items():
@@ -112,6 +123,43 @@ class Evaluator:
         scores["eval_runtime"] = round(time.perf_counter() - start, 3)
         samples = [sample for part in parts.values() for sample in part.samples]
         return Evaluation(scores, sorted(samples, key=lambda sample: sample["row"]))
+
+    @memory_for("in an evaluation", FOR_EVALUATION)
+    def by_row(self, rows: RowSet) -> list[EvaluatedRow]:
+        """Return what each row of a set adds to the metrics, in the order of the rows; the same in each process."""
+        found: dict[int, tuple[float, float, float | None]] = {}
+        decided: list[Generated] = []
+        with self._evaluating():
+            mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+            for chosen, result in self._passes(mine, idle, _never, partial(self._evaluated, rows, by_row=True)):
+                assert result.rows is not None  # asked for
+                columns = [result.rows.loss_sums.tolist(), result.rows.counts.tolist()]
+                columns.append([None] * len(chosen) if result.rows.right is None else result.rows.right.tolist())
+                found.update(zip(chosen, zip(*columns, strict=True), strict=True))
+                decided += zip(chosen, result.predictions, result.references, strict=False)
+            decided += self._generated(rows, _never)[0]
+        shares = self.world.gather((found, {row: (guess, truth) for row, guess, truth in decided}))
+        terms = {row: values for share in shares for row, values in share[0].items()}
+        pairs = {row: values for share in shares for row, values in share[1].items()}
+        return [EvaluatedRow(*terms[row], *pairs.get(row, ())) for row in range(len(rows))]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put the model in eval mode, without gradients and compiled blocks, and leave it in the mode it was in."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.context():
+                yield
+        finally:
+            self.model.train(training)
+            drop_gathered(self.model)
+
+    def _share(self, rows: RowSet, chosen: range, limit: int | None) -> tuple[list[list[int]], list[int]]:
+        """Return this process's batches of the chosen rows, and the shortest row, which is the same in each process."""
+        order = longest_first(chosen, rows.lengths)
+        own = order[self.world.rank :: self.world.size]
+        return list(split_by_tokens(own, rows.lengths, self.batch_size, limit)), order[-1:]
 
     def _score(self, parts: Sequence[_Collected]) -> dict[str, Any]:
         count = sum(part.count for part in parts)
@@ -131,13 +179,11 @@ class Evaluator:
         Raises:
             EvaluationStopped: a process was asked to stop.
         """
-        order = longest_first(range(len(rows)), rows.lengths)
-        limit = EVAL_BATCH_TOKENS.get(self.world.device.type)
-        mine = list(split_by_tokens(order[self.world.rank :: self.world.size], rows.lengths, self.batch_size, limit))
+        mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
         found: list[Generated] = []
-        for chosen, result in self._passes(mine, order[-1:], stopping, partial(self._evaluated, rows)):
+        for chosen, result in self._passes(mine, idle, stopping, partial(self._evaluated, rows)):
             right = result.terms.loss_sum.new_zeros(()) if result.right is None else result.right.float()
             sums.append(torch.stack([result.terms.loss_sum.float(), right]))
             counts_right = counts_right or result.right is not None
@@ -171,11 +217,10 @@ class Evaluator:
         if not self.task.info.generates:
             return [], []
         wanted = len(rows) if self.metrics else min(self.samples, len(rows))
-        order = longest_first(range(wanted), rows.lengths)
-        mine = list(split_by_tokens(order[self.world.rank :: self.world.size], rows.lengths, self.batch_size, None))
+        mine, idle = self._share(rows, range(wanted), None)
         found: list[Generated] = []
         samples: list[dict[str, Any]] = []
-        for chosen, written in self._passes(mine, order[-1:], stopping, partial(self._written, rows)):
+        for chosen, written in self._passes(mine, idle, stopping, partial(self._written, rows)):
             predicted, references, prompts = written
             for row, out, reference, prompt in zip(chosen, predicted, references, prompts, strict=True):
                 found.append((row, out["prediction"], reference))
@@ -197,8 +242,8 @@ class Evaluator:
                 if counts:
                     yield chosen, result
 
-    def _evaluated(self, rows: RowSet, chosen: Sequence[int]) -> Evaluated:
-        return self.task.evaluate(self.model, self.collator(rows, chosen).to(self.world.device))
+    def _evaluated(self, rows: RowSet, chosen: Sequence[int], by_row: bool = False) -> Evaluated:
+        return self.task.evaluate(self.model, self.collator(rows, chosen).to(self.world.device), by_row=by_row)
 
     def _written(self, rows: RowSet, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
         """Return predictions, references and prompts."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
-from peftcli.inference.evaluator import FOR_EVALUATION, make_evaluator
+from peftcli.inference.evaluator import FOR_EVALUATION, EvaluatedRow, Evaluator, make_evaluator
 from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import wanted_metrics
 from peftcli.models.load.load_model import Loaded
@@ -71,11 +71,24 @@ class OpenedRun:
 
     def evaluate(self, sets: Mapping[str, RowSet]) -> dict[str, Any]:
         """Return `eval_*` metrics over row sets by name."""
+        with libraries_quiet():
+            return self._evaluator(sets)(sets).metrics
+
+    def evaluate_rows(self, sets: Mapping[str, RowSet]) -> dict[str, list[EvaluatedRow]]:
+        """Return what each row adds to the metrics of `evaluate`, by set, in the order of the rows."""
+        evaluator = self._evaluator(sets)
+        with libraries_quiet():
+            return {name: evaluator.by_row(rows) for name, rows in sets.items()}
+
+    def evaluate_losses(self, rows: RowSet) -> list[EvaluatedRow]:
+        """Return the loss of each row, in order; texts are not generated."""
+        with libraries_quiet():
+            return replace(self._evaluator([]), metrics=(), samples=0).by_row(rows)
+
+    def _evaluator(self, sets: Collection[str]) -> Evaluator:
         metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))
         collator = Collator(self.tokenizer, self.task)
-        evaluator = make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
-        with libraries_quiet():
-            return evaluator(sets).metrics
+        return make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
 
     def predict(self, rows: RowSet, stop_ids: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
         """Yield `prediction` and `scores` of each row, in order.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from peftcli.ignored_label import IGNORED
-from peftcli.tasks.task import Batch, Evaluated, LossTerms, PrepareInputs, Task, TaskSettings
+from peftcli.tasks.task import Batch, Evaluated, LossTerms, PrepareInputs, RowTerms, Task, TaskSettings
 
 if TYPE_CHECKING:
     import torch
@@ -75,11 +75,25 @@ class LanguageModelTask(Task):
         smoothing = self.settings.training.label_smoothing_factor
         return LossTerms(self._loss_sum(states, batch.targets["target"], smoothing), batch.count)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+    def evaluate(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Evaluated:
         """Return the plain loss, and right tokens if asked; text metrics come from generation, apart."""
         states, targets = self._supervised_states(model, batch), batch.targets["target"]
+        if by_row:
+            return self._of_rows(states, batch)
         right = self._right_tokens(states, targets) if self._counts_right else None
         return Evaluated(LossTerms(self._loss_sum(states, targets, 0.0), batch.count), right)
+
+    def _of_rows(self, states: Tensor, batch: Batch) -> Evaluated:
+        """Return what is evaluated, by row: the supervised positions stand in the order of their rows."""
+        import torch
+
+        targets = batch.targets["target"]
+        counts = torch.bincount(batch.targets["row"], minlength=batch.rows)
+        rows = list(zip(torch.split(states, counts.tolist()), torch.split(targets, counts.tolist()), strict=True))
+        losses = torch.stack([self._loss_sum(*row, 0.0) for row in rows])
+        right = torch.stack([self._right_tokens(*row) for row in rows]) if self._counts_right else None
+        terms = LossTerms(losses.sum(), batch.count)
+        return Evaluated(terms, None if right is None else right.sum(), rows=RowTerms(losses, counts, right))
 
     def derived_metrics(self, loss: float) -> dict[str, float]:
         """Return perplexity."""

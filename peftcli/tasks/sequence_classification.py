@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.tasks.class_weights import class_weights
-from peftcli.tasks.task import Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task import Batch, Evaluated, LossTerms, RowTerms, Task, TaskSettings
 from peftcli.tasks.task_info import TaskInfo
 
 if TYPE_CHECKING:
@@ -78,13 +78,17 @@ class SequenceClassification(Task):
         )
         return LossTerms(loss, batch.count)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+    def evaluate(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Evaluated:
         """Return the plain loss, and predictions as class ids, 0/1 rows or numbers."""
         logits = model(**batch.inputs).logits.float()
         terms = LossTerms(self._plain(logits, batch), float(batch.rows))
         labels = batch.targets["labels"]
         references = (labels[:, 0] if self.problem == "regression" and labels.shape[1] == 1 else labels).tolist()
-        return Evaluated(terms, predictions=self._decide(logits), references=references)
+        rows = None
+        if by_row:
+            losses = self._of_rows(logits, batch)
+            rows = RowTerms(losses, losses.new_ones(losses.shape))
+        return Evaluated(terms, predictions=self._decide(logits), references=references, rows=rows)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Return the label's name (or names, or the number) and a score for each class."""
@@ -103,12 +107,20 @@ class SequenceClassification(Task):
     def _plain(self, logits: Tensor, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
+        if self.problem == "single_label":
+            return F.cross_entropy(logits, batch.targets["labels"], reduction="sum")
+        return self._of_rows(logits, batch).sum()
+
+    def _of_rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the plain loss of each row, a mean over its classes or numbers: (rows,)."""
+        import torch.nn.functional as F
+
         labels = batch.targets["labels"]
         if self.problem == "single_label":
-            return F.cross_entropy(logits, labels, reduction="sum")
-        if self.problem == "multi_label":  # mean over classes, sum over rows
-            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
-        return F.mse_loss(logits, labels, reduction="none").mean(-1).sum()
+            return F.cross_entropy(logits, labels, reduction="none")
+        if self.problem == "multi_label":
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+        return F.mse_loss(logits, labels, reduction="none").mean(-1)
 
     def _decide(self, logits: Tensor) -> list[Any]:
         if self.problem == "single_label":

@@ -109,17 +109,27 @@ class LossTerms:
     count: float
 
 
+@dataclass(frozen=True)
+class RowTerms:
+    """The loss of each row of a micro-batch: (rows,) tensors on the device; `right` where right tokens are counted."""
+
+    loss_sums: Tensor
+    counts: Tensor
+    right: Tensor | None = None
+
+
 @dataclass
 class Evaluated:
     """What one evaluated micro-batch gives: plain loss terms, and one prediction and reference per row (or none).
 
-    `right` counts right tokens on the device, where a task was asked for it.
+    `right` counts right tokens on the device, where a task was asked for it; so are `rows`, the terms of each row.
     """
 
     terms: LossTerms
     right: Tensor | None = None
     predictions: list[Any] = field(default_factory=list)
     references: list[Any] = field(default_factory=list)
+    rows: RowTerms | None = None
 
 
 class PrepareInputs(Protocol):
@@ -193,8 +203,12 @@ class Task(ABC):
         """Return the training loss of a micro-batch as a sum, smoothing and class weights included."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
-        """Return the plain loss and the predictions of a micro-batch."""
+    def evaluate(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Evaluated:
+        """Return the plain loss and the predictions of a micro-batch.
+
+        Args:
+            by_row: also return the terms of each row.
+        """
 
     def derived_metrics(self, loss: float) -> dict[str, float]:
         """Return metrics that follow from the mean loss alone."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.ignored_label import IGNORED
 from peftcli.tasks.class_weights import class_weights
-from peftcli.tasks.task import Batch, Evaluated, LossTerms, Task, TaskSettings
+from peftcli.tasks.task import Batch, Evaluated, LossTerms, RowTerms, Task, TaskSettings
 from peftcli.tasks.task_info import TaskInfo
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TokenClassification(Task):
         loss = F.cross_entropy(logits.flatten(0, 1), labels, weight=weight, reduction="sum", label_smoothing=smoothing)
         return LossTerms(loss, batch.count)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+    def evaluate(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Evaluated:
         """Return the plain loss, and for each row the predicted and the true tags by name."""
         import torch.nn.functional as F
 
@@ -71,7 +71,11 @@ class TokenClassification(Task):
             kept = [i for i, label in enumerate(truth) if label != IGNORED]
             predictions.append([self.names[row[i]] for i in kept])
             references.append([self.names[truth[i]] for i in kept])
-        return Evaluated(terms, predictions=predictions, references=references)
+        rows = None
+        if by_row:
+            losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1)
+            rows = RowTerms(losses, (labels != IGNORED).sum(1))
+        return Evaluated(terms, predictions=predictions, references=references, rows=rows)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Return a tag and its chance for each word up to the last that has a token; null for a word without tokens.

@@ -142,7 +142,7 @@ class OwnLoss(Task):
         """Return the model's mean loss."""
         return LossTerms(model(**self.prepare_inputs(batch.inputs)).loss, 1.0)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+    def evaluate(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Evaluated:
         """Return the loss alone."""
         return Evaluated(self.loss(model, batch))
 
