@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode, refuse_nothing
 from peftcli.errors import Stopped, UserError
-from peftcli.process_state import keep_freed_memory, quiet_profiler
+from peftcli.process_state import quiet_profiler
 
 if TYPE_CHECKING:
     from peftcli.recipe.load_recipe import LoadedRecipe
-    from peftcli.recipe.schema import TrainingSpec
 
 Resume = Annotated[
     bool,
@@ -69,7 +66,9 @@ def train(
     if output is not None:
         refuse_nothing(output, "--output")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
-    loaded, notes = _load(recipe, changes, trust_remote_code)
+    from peftcli.assembly.recipe_to_train import recipe_to_train, set_allocator
+
+    loaded, notes = recipe_to_train(recipe, changes, trust_code=trust_remote_code)
     if profile:
         quiet_profiler()
 
@@ -91,7 +90,7 @@ def train(
         except KeyboardInterrupt:
             raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 
-        _set_allocator(loaded.recipe.training)
+        set_allocator(loaded.recipe.training)
         for note in notes if is_main_process() else ():
             display.note(note)
         summary = run_training(
@@ -99,22 +98,6 @@ def train(
         )
     if as_json and is_main_process():
         print_json(summary.as_dict())
-
-
-def _load(recipe: Path, changes: list[str], trust_code: bool) -> tuple[LoadedRecipe, tuple[str, ...]]:
-    """Read and check the recipe, with what Accelerate's config adds, before torch is imported; return notes on it."""
-    from peftcli.distributed.launch.accelerate_config import for_recipe
-    from peftcli.models.own_code import with_allowed_code
-    from peftcli.names import NAMES
-    from peftcli.preflight import check_surroundings
-    from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
-
-    changes = [*changes, TRUST_REMOTE_CODE] if trust_code else changes
-    loaded = load_recipe(recipe, changes, NAMES, surroundings=check_surroundings)
-    config = for_recipe(loaded, os.environ)
-    if config.overrides:
-        loaded = load_recipe(recipe, [*changes, *config.overrides], NAMES, surroundings=check_surroundings)
-    return with_allowed_code(loaded), config.notes
 
 
 def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts: int) -> int:
@@ -135,14 +118,6 @@ def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts:
     prepare_once(loaded)
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     return launch_peft(arguments, processes, restarts=restarts, again=again)
-
-
-def _set_allocator(spec: TrainingSpec) -> None:
-    """Let the C library keep freed memory for the next step: on a CPU, if the recipe leaves that on."""
-    from peftcli.distributed.devices import pick_device
-
-    if spec.fast_paths.allocator and pick_device(spec.device).type == "cpu":
-        keep_freed_memory()
 
 
 def _given(flags: dict[str, bool]) -> list[str]:

@@ -17,6 +17,10 @@ HOLDER_FILE = ".lock_holder"
 NO_LOCK_OPTION = "--no-lock"
 
 
+class RunIsHeld(UserError):
+    """Another process trains into the directory."""
+
+
 @contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
     """Hold a run's directory within the context.
@@ -25,7 +29,8 @@ def run_lock(directory: Path) -> Iterator[None]:
         directory: it exists.
 
     Raises:
-        UserError: another process holds it, or its file system has no locks.
+        RunIsHeld: another process holds it.
+        UserError: its file system has no locks.
         OSError: nothing can be written there.
     """
     holder = directory / HOLDER_FILE
@@ -33,7 +38,7 @@ def run_lock(directory: Path) -> Iterator[None]:
         try:
             stack.enter_context(file_lock(directory / LOCK_FILE, wait=False))
         except LockIsHeld:
-            raise UserError(
+            raise RunIsHeld(
                 f"another process is training into {directory}{_named(holder)}",
                 suggestion="wait for it, or choose another output_dir",
             ) from None

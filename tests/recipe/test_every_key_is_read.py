@@ -30,7 +30,7 @@ WITHOUT_A_RUN = {
     "training.adam_beta1": "recipe/optimizer_table.py",
     "training.adam_beta2": "recipe/optimizer_table.py",
     "training.adam_epsilon": "recipe/optimizer_table.py",
-    "training.fast_paths.allocator": "cli/train.py",
+    "training.fast_paths.allocator": "assembly/recipe_to_train.py",
     "distributed.reshard_after_forward": "distributed/strategy.py",
     "distributed.timeout": "distributed/processes.py",
     "data.name": "data/prepare_all_rows.py",

@@ -19,6 +19,10 @@ from peftcli.layers.finite_tensors import first_not_finite
 REMEDY = "lower training.learning_rate, add training.warmup_steps, or set training.bf16: false"
 
 
+class NotFinite(UserError):
+    """A loss, a gradient or a parameter is NaN or infinite: the training diverged."""
+
+
 class FiniteWatch:
     """Remembers the first step whose loss or gradient norm was not finite; on CUDA without waiting for the device.
 
@@ -40,7 +44,7 @@ class FiniteWatch:
             step: counted from 1.
 
         Raises:
-            UserError: one is not finite, on a CPU, where asking is free; elsewhere `check` raises it.
+            NotFinite: one is not finite, on a CPU, where asking is free; elsewhere `check` raises it.
         """
         bad = torch.stack([~torch.isfinite(loss), ~torch.isfinite(norm.to(loss)) & self._norms])
         self._first = torch.where((self._first == 0) & bad, float(step), self._first)
@@ -51,7 +55,7 @@ class FiniteWatch:
         """Look at what was seen; every process must call this.
 
         Raises:
-            UserError: a loss or a gradient was not finite; names the step.
+            NotFinite: a loss or a gradient was not finite; names the step.
         """
         if self._world.any(bool(self._first.any())):
             self._raise(always=True)
@@ -63,7 +67,7 @@ class FiniteWatch:
         if found or always:
             step, what = min(found, key=lambda one: one[0]) if found else (None, "loss of another process")
             where = "" if step is None else f" at step {step}"
-            raise UserError(f"the {what} is not finite{where}", suggestion=REMEDY)
+            raise NotFinite(f"the {what} is not finite{where}", suggestion=REMEDY)
 
 
 def require_finite(tensors: Mapping[str, Tensor], step: int, world: World, what: str) -> None:
@@ -75,9 +79,9 @@ def require_finite(tensors: Mapping[str, Tensor], step: int, world: World, what:
         what: is not done, such as `no checkpoint was written`.
 
     Raises:
-        UserError: names the step and the first tensor.
+        NotFinite: names the step and the first tensor.
     """
     name = first_not_finite({name: own_part(tensor) for name, tensor in tensors.items()})
     if world.any(name is not None):
         holder = f"the parameter {name}" if name is not None else "a parameter of another process"
-        raise UserError(f"{holder} is not finite after step {step}: {what}", suggestion=REMEDY)
+        raise NotFinite(f"{holder} is not finite after step {step}: {what}", suggestion=REMEDY)
