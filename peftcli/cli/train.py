@@ -77,8 +77,8 @@ def train(
     if num_processes is not None and num_processes > 1 and not is_launched():
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
-        arguments = ["train", str(recipe), *changes, *_given(flags)]
-        raise typer.Exit(_start(loaded, arguments, num_processes, max_restarts))
+        typed = ["train", str(recipe), *changes, *(flag for flag, on in flags.items() if on)]
+        raise typer.Exit(_start(loaded, typed, num_processes, max_restarts))
     resume = resume or (is_restarted() and not overwrite)
 
     from peftcli.console.display import RunDisplay
@@ -93,9 +93,8 @@ def train(
         set_allocator(loaded.recipe.training)
         for note in notes if is_main_process() else ():
             display.note(note)
-        summary = run_training(
-            loaded, resume=resume, overwrite=overwrite, reporter=display, profile=profile, lock=not no_lock
-        )
+        how = {"resume": resume, "overwrite": overwrite, "profile": profile, "lock": not no_lock}
+        summary = run_training(loaded, reporter=display, **how)
     if as_json and is_main_process():
         print_json(summary.as_dict())
 
@@ -118,7 +117,3 @@ def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts:
     prepare_once(loaded)
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     return launch_peft(arguments, processes, restarts=restarts, again=again)
-
-
-def _given(flags: dict[str, bool]) -> list[str]:
-    return [flag for flag, on in flags.items() if on]
