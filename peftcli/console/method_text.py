@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peftcli.errors import UserError
+
 if TYPE_CHECKING:
     from peftcli.recipe.method_params import MethodParams
 
@@ -29,6 +31,41 @@ def method_overrides(text: str) -> list[str]:
     """Return `NAME:key=value,...` as changes of a recipe: `lora:r=8` is `method.name=lora`, `method.r=8`."""
     name, _, settings = text.partition(":")
     return [f"method.name={name}", *(f"method.{setting}" for setting in split_outside_brackets(settings))]
+
+
+def split_methods(text: str) -> list[str]:
+    """Return the methods of a list; a part with `=` and no `:` before it is a setting of the method before.
+
+    >>> split_methods("lora,lora:r=32,target_modules=[attn.q,attn.v],bitfit")
+    ['lora', 'lora:r=32,target_modules=[attn.q,attn.v]', 'bitfit']
+
+    Raises:
+        UserError: it starts with a setting, or names nothing, or a method twice.
+    """
+    methods: list[str] = []
+    for part in split_outside_brackets(text):
+        if "=" not in part or ":" in part.partition("=")[0]:
+            methods.append(part)
+        elif methods:
+            methods[-1] += f"{',' if ':' in methods[-1] else ':'}{part}"
+        else:
+            raise UserError(f"--methods {text}: {part} is a setting without a method", suggestion=f"NAME:{part}")
+    if not methods:
+        raise UserError("--methods names no method", suggestion='such as --methods lora,adalora,"lora:r=32"')
+    twice = sorted({one for one in methods if methods.count(one) > 1})
+    if twice:
+        raise UserError(f"--methods names {', '.join(twice)} twice", suggestion="name each once")
+    return methods
+
+
+def changed_method(text: str, own: str) -> list[str]:
+    """Return `NAME:key=value,...` as changes of a recipe that has a method.
+
+    Args:
+        own: that method; where it is the one named, the recipe's other settings of it stay.
+    """
+    name, *settings = method_overrides(text)
+    return [f"method={{name: {text.partition(':')[0]}}}", *settings] if name != f"method.name={own}" else settings
 
 
 def split_outside_brackets(text: str) -> list[str]:

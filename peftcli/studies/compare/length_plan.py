@@ -1,0 +1,132 @@
+"""How long the runs of a comparison are: as long as the recipe asks, or shortened, all equally, to fit a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from peftcli.errors import UserError
+from peftcli.record.shown_numbers import duration
+from peftcli.studies.compare.run_cost import RunCost, RunLength
+
+SEARCH_SHARE = 0.5
+"""Steps of a run of the rate search, as a share of those of a scoring run."""
+
+EVALUATIONS = 8
+"""Evaluations of a scoring run after its first step, for its curve; fewer where they would take too long."""
+
+EVALUATION_SHARE = 0.25
+"""Evaluations take at most this share of a run's steps, as long as there are `FEWEST`."""
+
+FEWEST = 2
+"""Evaluations of any run: one halfway, at which a rate search stops the worse half, and one at the end."""
+
+FEWEST_STEPS = 20
+"""Steps below which a run shows little of its method: a budget that gives fewer is refused."""
+
+MARGIN = 0.9
+"""Share of what is left of a budget that is planned; the rest is for what takes longer than it did before."""
+
+EXTRA_RATES = 0.5
+"""Rates beyond the window that a method needs, on average, while a budget is planned."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What will be run.
+
+    Args:
+        methods: labels, in order.
+        rates: tried for each method; 0 without a search.
+        seeds: of the scoring runs.
+        full_steps: what the recipes ask for.
+        search, score: lengths of a run of the search, and of a scoring run.
+        seconds: expected for all of it.
+    """
+
+    methods: tuple[str, ...]
+    rates: int
+    seeds: int
+    full_steps: int
+    search: RunLength
+    score: RunLength
+    seconds: float
+
+    @property
+    def trials(self) -> int:
+        """How many runs, those beyond the window of rates not counted."""
+        return len(self.methods) * (self.rates + self.seeds)
+
+
+def run_length(steps: int, costs: Mapping[str, RunCost], most: int = EVALUATIONS) -> RunLength:
+    """Return a length with evaluations at equal distances and one after the last step, the same for all methods.
+
+    The method whose evaluations are dearest beside its steps decides how many there are.
+    """
+    share = max((cost.evaluation / cost.step for cost in costs.values() if cost.step > 0), default=0.0)
+    affordable = int(EVALUATION_SHARE * steps / share) if share > 0 else most
+    return RunLength(steps, math.ceil(steps / max(1, min(steps, max(FEWEST, min(most, affordable))))))
+
+
+def make_plan(
+    costs: Mapping[str, RunCost],
+    *,
+    rates: int,
+    seeds: int,
+    full_steps: int,
+    budget: float | None,
+    jobs: int,
+    fewest: int = 1,
+) -> StudyPlan:
+    """Return the longest runs that fit.
+
+    Args:
+        costs: by label of the methods that could be timed.
+        rates, seeds: runs of each method.
+        full_steps: optimizer steps that the recipes ask for; runs are never longer.
+        budget: seconds that are left; None does not shorten.
+        jobs: runs at once.
+        fewest: steps that some method's settings need.
+
+    Raises:
+        UserError: the budget gives a run fewer than `FEWEST_STEPS`; says which would do.
+    """
+    fewest = min(full_steps, max(fewest, FEWEST_STEPS))
+
+    def planned(steps: int) -> StudyPlan:
+        score = run_length(steps, costs)
+        search = run_length(max(min(fewest, steps), math.ceil(SEARCH_SHARE * steps)), costs, most=2 * FEWEST)
+        plan = StudyPlan(tuple(costs), rates, seeds, full_steps, search, score, 0.0)
+        return replace(plan, seconds=expected_seconds(plan, costs, jobs))
+
+    whole = planned(full_steps)
+    if budget is None or whole.seconds <= MARGIN * budget:
+        return whole
+    low, high = fewest, full_steps  # `high` is too long; the time hardly ever falls where steps rise
+    least = planned(low)
+    if least.seconds > MARGIN * budget:
+        raise _too_small(least, budget)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if planned(middle).seconds <= MARGIN * budget else (low, middle)
+    return planned(low)
+
+
+def expected_seconds(plan: StudyPlan, costs: Mapping[str, RunCost], jobs: int) -> float:
+    """Return the time of all runs, `jobs` at once, with some rates beyond the window."""
+    rates = plan.rates + (EXTRA_RATES if plan.rates > 1 else 0)
+    total = sum(
+        rates * cost.seconds(plan.search) + plan.seeds * cost.seconds(plan.score) for cost in costs.values()
+    )
+    return total / max(1, jobs)
+
+
+def _too_small(least: StudyPlan, budget: float) -> UserError:
+    enough = 60 * math.ceil(least.seconds / MARGIN / 60 + 0.01)
+    return UserError(
+        f"what is left of the budget, {duration(budget)}, is too short: {least.trials} runs of {least.score.steps} "
+        f"steps, the fewest that show something of a method, take {duration(least.seconds)}",
+        suggestion=f"--budget {enough // 60}m plus the time of the timing runs would do; or compare fewer methods, "
+        "--rates or --seeds",
+    )

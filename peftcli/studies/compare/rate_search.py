@@ -1,0 +1,112 @@
+"""Which learning rates are tried for a method, which of them are stopped halfway, and which is the best.
+
+The window is centred on the method's default, or on the rate that its recipe asks for; neighbours differ by a factor of
+3. Where the best rate is the lowest or the highest that was tried, one beyond it is tried, at most twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from peftcli.studies.engine.trial import CurvePoint, Trial
+
+FACTOR = 3.0
+"""Between neighbouring rates: between two rates that differ so, scores hardly tell a third."""
+
+BEYOND = 2
+"""How often the window is made wider by one rate."""
+
+HIGHEST = 100.0
+"""The schema's bound of a learning rate."""
+
+
+def rate_window(middle: float, count: int) -> list[float]:
+    """Return so many rates around the middle, which comes first, then the others by their distance from it.
+
+    >>> rate_window(0.002, 3)
+    [0.002, 0.00067, 0.006]
+    """
+    steps = sorted(range(-((count - 1) // 2), count // 2 + 1), key=lambda step: (abs(step), step))
+    return list(dict.fromkeys(two_digits(middle * FACTOR**step) for step in steps))
+
+
+def two_digits(rate: float) -> float:
+    """Return a rate with the digits that it is written with, below the schema's bound."""
+    return min(HIGHEST, float(f"{rate:.2g}"))
+
+
+def beyond(scores: Mapping[float, float | None], tried: int, *, greater_is_better: bool) -> float | None:
+    """Return the rate to try next, if the best one lies at the edge of those that were tried.
+
+    Args:
+        scores: by rate; None of one that diverged or failed.
+        tried: how many rates the first window had.
+    """
+    if len(scores) >= tried + BEYOND or tried < 2:
+        return None
+    best = best_rate(scores, greater_is_better=greater_is_better)
+    if best is None:
+        return two_digits(min(scores) / FACTOR)  # all diverged
+    if best == min(scores):
+        return two_digits(best / FACTOR)
+    if best == max(scores) and best < HIGHEST:
+        return two_digits(best * FACTOR)
+    return None
+
+
+def best_rate(scores: Mapping[float, float | None], *, greater_is_better: bool) -> float | None:
+    """Return the rate with the best score; of equal ones the lowest; None if no rate has a score."""
+    known = {rate: score for rate, score in scores.items() if score is not None}
+    if not known:
+        return None
+    sign = -1.0 if greater_is_better else 1.0
+    return min(known, key=lambda rate: (sign * known[rate], rate))
+
+
+def at_edge(scores: Mapping[float, float | None], rate: float) -> bool:
+    """Return whether a rate is the lowest or the highest that was tried, of several."""
+    return len(scores) > 1 and rate in (min(scores), max(scores))
+
+
+class HalfwayStop:
+    """Stops a rate halfway if half of the method's rates were better at the same step.
+
+    Args:
+        metric: name of what is compared, such as `eval_loss`.
+        step: at which it is decided.
+        known: curves of rates that were trained before this start of the command, by the trial's name.
+        rivals: for each trial's name, the names of the method's rates, its own included.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        step: int,
+        rivals: Mapping[str, Sequence[str]],
+        known: Mapping[str, Sequence[CurvePoint]],
+        *,
+        greater_is_better: bool,
+    ) -> None:
+        self._metric, self._step, self._rivals = metric, step, rivals
+        self._sign = -1.0 if greater_is_better else 1.0
+        self._curves: dict[str, Sequence[CurvePoint]] = dict(known)
+
+    def should_stop(self, trial: Trial, curve: Sequence[CurvePoint]) -> bool:
+        """Return whether this trial belongs to the worse half at the step of the decision."""
+        self._curves[trial.name] = curve
+        names = self._rivals.get(trial.name, ())
+        if not curve or curve[-1].step != self._step:
+            return False
+        own = self._at_step(trial.name)
+        if own is None:
+            return False  # not finite: the run itself ends
+        others = [value for name in names if name != trial.name and (value := self._at_step(name)) is not None]
+        return sum(value < own for value in others) >= (len(names) + 1) // 2
+
+    def _at_step(self, name: str) -> float | None:
+        """Return a trial's value at the step, so oriented that smaller is better; None if there is none yet."""
+        for point in self._curves.get(name, ()):
+            value = point.metrics.get(self._metric)
+            if point.step == self._step and value is not None and value == value:
+                return self._sign * value
+        return None

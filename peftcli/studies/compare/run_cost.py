@@ -1,0 +1,86 @@
+"""What a run costs: a start, so much for each step and for each evaluation; measured on a short run of the method."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftcli.record.step_lines import StepLines
+from peftcli.studies.engine.trial import TrialResult
+
+TIMED_STEPS = 8
+"""Optimizer steps of a run that is made to measure its speed."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Optimizer steps of a run, and the steps between two evaluations."""
+
+    steps: int
+    every: int
+
+    @property
+    def evaluations(self) -> int:
+        """How often it evaluates: before the first step, every so many steps, and after the last."""
+        return 1 + math.ceil(self.steps / self.every)
+
+    @property
+    def halfway(self) -> int:
+        """The step of the evaluation that is nearest to the middle."""
+        return self.every * max(1, round(self.steps / self.every / 2))
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Seconds of a method's run: `start` + `step` for each step + `evaluation` for each evaluation.
+
+    `start` holds everything else: loading, the first step's extra time, writing what was trained.
+    """
+
+    start: float
+    step: float
+    evaluation: float
+
+    def seconds(self, length: RunLength) -> float:
+        """Return the time of a run."""
+        return self.start + length.steps * self.step + length.evaluations * self.evaluation
+
+    def scaled(self, factor: float) -> RunCost:
+        """Return the cost on a machine that takes so much longer."""
+        return RunCost(self.start * factor, self.step * factor, self.evaluation * factor)
+
+
+def measured_cost(result: TrialResult, study: Path) -> RunCost:
+    """Return the cost that a finished short run shows.
+
+    The time of a step is the median over the logged parts after the first, which also warms up caches.
+
+    Args:
+        result: of a run of a few steps, logged at each.
+        study: the directory that `result.run` is relative to.
+    """
+    steps = int(result.summary.get("steps") or 1)
+    evaluations = [point.metrics.get("eval_runtime", 0.0) for point in result.curve]
+    evaluation = statistics.median(evaluations) if evaluations else 0.0
+    step = _step_seconds(result, study)
+    rest = result.seconds - steps * step - sum(evaluations)
+    return RunCost(max(0.0, rest), step, evaluation)
+
+
+def _step_seconds(result: TrialResult, study: Path) -> float:
+    """Return the seconds of a step: the tokens between two lines over the rate that the later one tells."""
+    lines: Sequence[dict[str, float]] = []
+    if result.run is not None:
+        lines = [line for line in StepLines(study / result.run / "metrics.jsonl").lines() if "tokens_per_second" in line]
+    found = []
+    for before, after in zip(lines, lines[1:], strict=False):
+        steps, rate = after["step"] - before["step"], after["tokens_per_second"]
+        if steps > 0 and rate:
+            found.append((after["tokens"] - before["tokens"]) / rate / steps)
+    if found:
+        return float(statistics.median(found))
+    tokens, rate = result.summary.get("train_tokens") or 0, result.summary.get("tokens_per_second") or 0.0
+    return float(tokens / rate / max(1, int(result.summary.get("steps") or 1))) if rate else 0.0
