@@ -20,7 +20,7 @@ from peftcli.studies.compare.trial_recipes import rate_trial, score_trial, short
 from peftcli.studies.compare.trial_results import final_score, method_rate, step_count
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.trial import Trial, TrialResult
-from peftcli.studies.engine.watch import StopEarly, Watcher
+from peftcli.studies.engine.watching import StopEarly, Watcher
 
 
 class CompareWatcher(Watcher, Protocol):
@@ -82,8 +82,7 @@ class Phases:
         """
         write_recipes(self._asked.candidates, self._asked.directory)
         self._time()
-        alive = [each for each in self._asked.candidates if self._found.timing[each.name].state != "refused"]
-        alive = [each for each in alive if self._found.timing[each.name].state != "failed"]
+        alive = [each for each in self._asked.candidates if each.name in self._costs]
         if not alive:
             return self._found
         self._plan(alive)

@@ -36,12 +36,10 @@ def method_rate(candidate: Candidate, timing: TrialResult, study: Path) -> float
 
 def step_count(recipe: Recipe, timing: TrialResult) -> int | None:
     """Return the optimizer steps that a recipe asks for, by the rows that the timing run found; None without them."""
-    spec = recipe.training
-    if spec.max_steps is not None:
-        return spec.max_steps
+    from peftcli.training.step_plan import make_plan
+
     inputs = timing.summary.get("inputs") or {}
-    rows, step_rows = inputs.get("train_count"), inputs.get("step_rows")
-    step_rows = step_rows or spec.per_device_train_batch_size * spec.gradient_accumulation_steps
-    if not rows:
+    rows = inputs.get("train_count")
+    if recipe.training.max_steps is None and not rows:
         return None
-    return max(1, math.ceil(spec.num_train_epochs * math.ceil(rows / step_rows) - 1e-9))
+    return make_plan(recipe.training, rows or 1, 1).total_steps

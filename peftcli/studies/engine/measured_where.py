@@ -1,0 +1,32 @@
+"""Where and when a study was measured: the processor, the versions of the libraries, the day."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+
+from peftcli import __version__
+from peftcli.installed_versions import installed_versions
+
+
+def machine_name() -> str:
+    """Return the processor's name and how many cores this process may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what trains and of what decides."""
+    own = {"peftcli": __version__, "python": sys.version.split()[0]}
+    return own | installed_versions("torch", "transformers", "accelerate", "bitsandbytes", "optuna", "numpy")
+
+
+def today() -> str:
+    """Return the date as 2026-11-29, in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
