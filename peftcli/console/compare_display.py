@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.console.terminal import safe_console
 from peftcli.record.shown_numbers import count, duration, metric
-from peftcli.studies.compare.length_plan import StudyPlan
+from peftcli.studies.compare.budget.length_plan import StudyPlan
 from peftcli.studies.engine.trial import CurvePoint, Trial, TrialResult
 
 if TYPE_CHECKING:

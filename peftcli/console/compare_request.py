@@ -13,8 +13,8 @@ from peftcli.names import NAMES
 from peftcli.preflight import check_surroundings
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe
 from peftcli.studies.compare.asked import BASE, FULL, HEAD, Asked
+from peftcli.studies.compare.budget.time_budget import parse_budget
 from peftcli.studies.compare.candidate import Candidate, check_agreement, labels_of, named_candidates
-from peftcli.studies.compare.time_budget import parse_budget
 
 _RATE = "training.learning_rate"
 _METRIC = "training.metric_for_best_model"
@@ -49,7 +49,7 @@ class CompareRequest:
         if directories and len(directories) < len(self.paths):
             file = next(path for path in self.paths if not path.is_dir())
             raise UserError(
-                f"{directories[0]} is a directory and {file} is not: recipes are trained, runs are compared as they are",
+                f"{directories[0]} is a directory, {file} is not: recipes are trained, runs compared as they are",
                 suggestion="name recipes alone, or runs alone",
             )
         return bool(directories)
@@ -88,7 +88,7 @@ def refuse_for_runs(request: CompareRequest) -> None:
     Raises:
         UserError: one is given.
     """
-    given = {"--methods": request.methods, "--budget": request.budget, "--storage": request.storage}
+    given: dict[str, object] = {"--methods": request.methods, "--budget": request.budget, "--storage": request.storage}
     given |= {"--no-search": not request.rates, "KEY=VALUE": request.overrides, "--jobs": request.jobs > 1}
     named = [option for option, value in given.items() if value]
     if named:

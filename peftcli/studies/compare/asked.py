@@ -1,4 +1,4 @@
-"""What a comparison was asked: the part that must stay the same for the study to go on, and the part that may change."""
+"""What a comparison was asked: what must stay the same for its study to go on, and what may change."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,9 @@ def named_candidates(pairs: Sequence[tuple[str, LoadedRecipe, float | None]]) ->
 
 def file_name(label: str) -> str:
     """Return a label with what a file's name can hold everywhere: `lora:r=32` is `lora-r32`."""
-    kept = "".join(char if char.isascii() and (char.isalnum() or char in "_.") else "-" for char in label)
-    kept = "-".join(part for part in kept.replace("=", "").split("-") if part)
+    text = label.replace("=", "")
+    kept = "".join(char if char.isascii() and (char.isalnum() or char in "_.") else "-" for char in text)
+    kept = "-".join(part for part in kept.split("-") if part)
     return kept[:60].strip(".-") or "method"
 
 
@@ -113,5 +115,6 @@ def flat_values(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _typed(value: Any) -> str:
-    """Return a value as it is typed after `key=`."""
-    return value if isinstance(value, str) and value.replace("_", "").isalnum() else f"'{json.dumps(value)}'"
+    """Return a value as it is typed after `key=` in a shell."""
+    plain = isinstance(value, str) and value.replace("_", "").isalnum()
+    return value if plain else shlex.quote(json.dumps(value))

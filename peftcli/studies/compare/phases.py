@@ -10,12 +10,12 @@ from typing import Protocol
 from peftcli.errors import UserError
 from peftcli.record.shown_numbers import duration
 from peftcli.studies.compare.asked import Asked
+from peftcli.studies.compare.budget.length_plan import StudyPlan, expected_seconds, make_plan
+from peftcli.studies.compare.budget.plan_file import kept_plan
+from peftcli.studies.compare.budget.run_cost import RunCost, RunLength, measured_cost
+from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.candidate import Candidate
-from peftcli.studies.compare.length_plan import StudyPlan, expected_seconds, make_plan
-from peftcli.studies.compare.plan_file import kept_plan
 from peftcli.studies.compare.rate_search import HalfwayStop, best_rate, beyond, rate_window
-from peftcli.studies.compare.run_cost import RunCost, RunLength, measured_cost
-from peftcli.studies.compare.time_budget import SpentTime
 from peftcli.studies.compare.trial_recipes import rate_trial, score_trial, shortest_run, timing_trial, write_recipes
 from peftcli.studies.compare.trial_results import final_score, method_rate, step_count
 from peftcli.studies.engine.study import Study
@@ -130,8 +130,8 @@ class Phases:
 
         def made() -> StudyPlan:
             return make_plan(
-                costs, rates=self._asked.rates, seeds=self._asked.seeds, full_steps=full, budget=self._left(),
-                jobs=self._asked.jobs, fewest=fewest,
+                costs, rates=self._asked.rates, seeds=self._asked.seeds, full_steps=full, budget=self._asked.budget,
+                jobs=self._asked.jobs, spent=self._spent.seconds(), fewest=fewest,
             )  # fmt: skip
 
         plan = kept_plan(self._asked.directory / "plan.json", made)
@@ -164,7 +164,7 @@ class Phases:
 
     def _try(self, wanted: Sequence[tuple[Candidate, float]], length: RunLength) -> None:
         trials = [rate_trial(each, rate, length) for each, rate in wanted]
-        rivals = {}
+        rivals: dict[str, list[str]] = {}
         for each in {each.name: each for each, _ in wanted}.values():
             rates = [*self._found.rates.get(each.name, {}), *(rate for other, rate in wanted if other is each)]
             names = [rate_trial(each, rate, length).name for rate in dict.fromkeys(rates)]
@@ -228,14 +228,14 @@ class Phases:
         assert self._found.plan is not None
         costs = {each.name: self._costs[each.name] for each in alive}
         fewest = max(shortest_run(each, 1) for each in alive)
-        full = self._found.plan.full_steps
+        full, searched = self._found.plan.full_steps, self._found.plan.search.steps if self._asked.rates else 1
 
         def made() -> StudyPlan:
             for seeds in range(self._asked.seeds, 0, -1):
                 try:
                     return make_plan(
-                        costs, rates=0, seeds=seeds, full_steps=full, budget=self._left(), jobs=self._asked.jobs,
-                        fewest=max(fewest, self._found.plan.search.steps if self._found.plan and self._asked.rates else 1),
+                        costs, rates=0, seeds=seeds, full_steps=full, budget=self._asked.budget,
+                        jobs=self._asked.jobs, spent=self._spent.seconds(), fewest=max(fewest, searched),
                     )  # fmt: skip
                 except UserError:
                     if seeds == 1:

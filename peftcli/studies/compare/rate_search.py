@@ -95,11 +95,9 @@ class HalfwayStop:
         """Return whether this trial belongs to the worse half at the step of the decision."""
         self._curves[trial.name] = curve
         names = self._rivals.get(trial.name, ())
-        if not curve or curve[-1].step != self._step:
-            return False
         own = self._at_step(trial.name)
-        if own is None:
-            return False  # not finite: the run itself ends
+        if not names or curve[-1].step != self._step or own is None:  # one that is not finite ends by itself
+            return False
         others = [value for name in names if name != trial.name and (value := self._at_step(name)) is not None]
         return sum(value < own for value in others) >= (len(names) + 1) // 2
 

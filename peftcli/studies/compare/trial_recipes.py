@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from peftcli.atomic import write_text
 from peftcli.protocol.registry import registry
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.studies.compare.budget.run_cost import TIMED_STEPS, RunLength
 from peftcli.studies.compare.candidate import Candidate
-from peftcli.studies.compare.run_cost import TIMED_STEPS, RunLength
 from peftcli.studies.engine.trial import Trial
 
 LONGEST_TIMING = 2**16
 """Steps beyond which no timing run is tried for a method that asks for a certain number of steps."""
 
 
-def write_recipes(candidates: list[Candidate], study: Path) -> None:
+def write_recipes(candidates: Sequence[Candidate], study: Path) -> None:
     """Write each candidate's recipe below the study's directory, once: trials are changes of it."""
     for each in candidates:
         file = study / recipe_of(each)

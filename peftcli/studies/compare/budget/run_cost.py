@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from peftcli.record.step_lines import StepLines
@@ -29,8 +30,8 @@ class RunLength:
 
     @property
     def halfway(self) -> int:
-        """The step of the evaluation that is nearest to the middle."""
-        return self.every * max(1, round(self.steps / self.every / 2))
+        """The step of the last evaluation in the first half, or of the first one."""
+        return self.every * max(1, self.steps // self.every // 2)
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def _step_seconds(result: TrialResult, study: Path) -> float:
     """Return the seconds of a step: the tokens between two lines over the rate that the later one tells."""
     lines: Sequence[dict[str, float]] = []
     if result.run is not None:
-        lines = [line for line in StepLines(study / result.run / "metrics.jsonl").lines() if "tokens_per_second" in line]
+        lines = [
+            line for line in StepLines(study / result.run / "metrics.jsonl").lines() if "tokens_per_second" in line
+        ]
     found = []
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         steps, rate = after["step"] - before["step"], after["tokens_per_second"]
         if steps > 0 and rate:
             found.append((after["tokens"] - before["tokens"]) / rate / steps)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from peftcli.errors import UserError
 from peftcli.record.shown_numbers import duration
-from peftcli.studies.compare.run_cost import RunCost, RunLength
+from peftcli.studies.compare.budget.run_cost import RunCost, RunLength
 
 SEARCH_SHARE = 0.5
 """Steps of a run of the rate search, as a share of those of a scoring run."""
@@ -77,6 +77,7 @@ def make_plan(
     full_steps: int,
     budget: float | None,
     jobs: int,
+    spent: float = 0.0,
     fewest: int = 1,
 ) -> StudyPlan:
     """Return the longest runs that fit.
@@ -85,8 +86,9 @@ def make_plan(
         costs: by label of the methods that could be timed.
         rates, seeds: runs of each method.
         full_steps: optimizer steps that the recipes ask for; runs are never longer.
-        budget: seconds that are left; None does not shorten.
+        budget: seconds for the whole comparison; None does not shorten.
         jobs: runs at once.
+        spent: seconds of the budget that are used already.
         fewest: steps that some method's settings need.
 
     Raises:
@@ -101,32 +103,31 @@ def make_plan(
         return replace(plan, seconds=expected_seconds(plan, costs, jobs))
 
     whole = planned(full_steps)
-    if budget is None or whole.seconds <= MARGIN * budget:
+    if budget is None or whole.seconds <= MARGIN * (budget - spent):
         return whole
     low, high = fewest, full_steps  # `high` is too long; the time hardly ever falls where steps rise
     least = planned(low)
-    if least.seconds > MARGIN * budget:
-        raise _too_small(least, budget)
+    if least.seconds > MARGIN * (budget - spent):
+        raise _too_small(least, budget, spent)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if planned(middle).seconds <= MARGIN * budget else (low, middle)
+        low, high = (middle, high) if planned(middle).seconds <= MARGIN * (budget - spent) else (low, middle)
     return planned(low)
 
 
 def expected_seconds(plan: StudyPlan, costs: Mapping[str, RunCost], jobs: int) -> float:
     """Return the time of all runs, `jobs` at once, with some rates beyond the window."""
     rates = plan.rates + (EXTRA_RATES if plan.rates > 1 else 0)
-    total = sum(
-        rates * cost.seconds(plan.search) + plan.seeds * cost.seconds(plan.score) for cost in costs.values()
-    )
+    total = sum(rates * cost.seconds(plan.search) + plan.seeds * cost.seconds(plan.score) for cost in costs.values())
     return total / max(1, jobs)
 
 
-def _too_small(least: StudyPlan, budget: float) -> UserError:
-    enough = 60 * math.ceil(least.seconds / MARGIN / 60 + 0.01)
+def _too_small(least: StudyPlan, budget: float, spent: float) -> UserError:
+    enough = math.ceil((spent + least.seconds / MARGIN) / 60 + 0.01)
     return UserError(
-        f"what is left of the budget, {duration(budget)}, is too short: {least.trials} runs of {least.score.steps} "
-        f"steps, the fewest that show something of a method, take {duration(least.seconds)}",
-        suggestion=f"--budget {enough // 60}m plus the time of the timing runs would do; or compare fewer methods, "
-        "--rates or --seeds",
+        f"a budget of {duration(budget)} is too short: {least.trials} runs of {least.score.steps} steps, the "
+        f"fewest that show something of a method, take {duration(least.seconds)}, and "
+        f"{duration(max(0.0, budget - spent))} are left",
+        suggestion=f"--budget {enough}m would do, and goes on with what is there; or compare fewer methods, --rates or "
+        "--seeds in another directory (-o)",
     )

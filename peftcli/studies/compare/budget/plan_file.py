@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
-from peftcli.studies.compare.length_plan import StudyPlan
-from peftcli.studies.compare.run_cost import RunLength
+from peftcli.studies.compare.budget.length_plan import StudyPlan
+from peftcli.studies.compare.budget.run_cost import RunLength
 from peftcli.studies.engine.create_once import create_once
 
 

@@ -1,0 +1,1 @@
+"""How long the runs of a comparison are, so that all of them fit a budget."""

@@ -1,0 +1,90 @@
+"""The budget: a length of time, plans that fit it, and what earlier starts of the command used of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from peftcli.errors import UserError
+from peftcli.studies.compare.budget.length_plan import FEWEST_STEPS, MARGIN, expected_seconds, make_plan, run_length
+from peftcli.studies.compare.budget.plan_file import kept_plan
+from peftcli.studies.compare.budget.run_cost import RunCost, RunLength
+from peftcli.studies.compare.budget.time_budget import SpentTime, covered, parse_budget
+
+FAST, SLOW = RunCost(2.0, 0.05, 0.5), RunCost(4.0, 0.2, 1.0)
+COSTS = {"a": FAST, "b": SLOW}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("40m", 2400), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("5min", 300)]
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["40", "m", "-3m", "0s", "1h 5x", "40minutes", "nan", "1e3s"])
+def test_what_is_no_length_of_time_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(UserError, match="1h30m"):
+        parse_budget(text)
+
+
+def test_without_a_budget_runs_are_as_long_as_the_recipes_ask() -> None:
+    plan = make_plan(COSTS, rates=3, seeds=3, full_steps=217, budget=None, jobs=1)
+    assert (plan.score.steps, plan.search.steps, plan.trials) == (217, 109, 12)
+
+
+@pytest.mark.parametrize("budget", [130, 200, 600, 1234])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_plan_fits_its_budget_and_uses_it(budget: float, jobs: int) -> None:
+    plan = make_plan(COSTS, rates=3, seeds=3, full_steps=100_000, budget=budget, jobs=jobs)
+    assert plan.seconds <= MARGIN * budget
+    assert plan.seconds == expected_seconds(plan, COSTS, jobs)
+    longer = make_plan(COSTS, rates=3, seeds=3, full_steps=plan.score.steps + 1, budget=None, jobs=jobs)
+    assert longer.seconds > MARGIN * budget, "one step more would have fitted"
+
+
+def test_a_budget_for_too_few_steps_is_refused_with_one_that_does() -> None:
+    with pytest.raises(UserError, match=f"runs of {FEWEST_STEPS} steps") as refused:
+        make_plan(COSTS, rates=3, seeds=3, full_steps=1000, budget=90, jobs=1, spent=40)
+    minutes = int(refused.value.problems[0].suggestion.split()[1].removesuffix("m"))
+    plan = make_plan(COSTS, rates=3, seeds=3, full_steps=1000, budget=60 * minutes, jobs=1, spent=40)
+    assert plan.score.steps >= FEWEST_STEPS
+
+
+def test_short_recipes_need_no_more_steps_than_they_have() -> None:
+    assert make_plan(COSTS, rates=3, seeds=1, full_steps=6, budget=60, jobs=1).score.steps == 6
+
+
+def test_dear_evaluations_are_fewer_but_never_below_two() -> None:
+    cheap, dear = run_length(80, {"a": RunCost(1, 1.0, 0.1)}), run_length(80, {"a": RunCost(1, 1.0, 50.0)})
+    assert (cheap.every, dear.every) == (10, 40)
+    assert run_length(80, {"a": RunCost(1, 1.0, 0.1), "b": RunCost(1, 1.0, 5.0)}).every == 20
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "count", "halfway"), [(8, 4, 3, 4), (9, 3, 4, 3), (10, 3, 5, 3), (1, 1, 2, 1)]
+)
+def test_evaluations_are_before_at_each_interval_and_after(steps: int, every: int, count: int, halfway: int) -> None:
+    length = RunLength(steps, every)
+    assert (length.evaluations, length.halfway) == (count, halfway)
+
+
+def test_the_first_plan_counts_for_every_later_start(tmp_path) -> None:
+    first = make_plan(COSTS, rates=3, seeds=3, full_steps=1000, budget=300, jobs=1)
+    file = tmp_path / "plan.json"
+    assert kept_plan(file, lambda: first) == first
+    assert kept_plan(file, lambda: pytest.fail("planned again")) == first
+    file.write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        kept_plan(file, lambda: first)
+
+
+def test_time_is_counted_over_starts_and_once_where_they_overlap(tmp_path) -> None:
+    assert covered([(0, 10), (5, 12), (20, 21)]) == 13
+    spent = SpentTime(tmp_path)
+    spent.seen()
+    before = spent.seconds()
+    (tmp_path / "sessions" / "other.json").write_text(json.dumps({"began": 1000.0, "seen": 1100.0}))
+    (tmp_path / "sessions" / "damaged.json").write_text("{")
+    assert 100 <= spent.seconds() - before < 101
