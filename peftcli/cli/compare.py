@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import Json, Quiet, TrustRemoteCode, refuse_nothing
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from peftcli.studies.compare.comparison import Comparison
+    from peftcli.console.compare_request import CompareRequest
+    from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,7 @@ def compare(
     jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at a time.")] = 1,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="NAME", help="What to measure against: full, head, base, none, or a label."),
+        typer.Option("--reference", metavar="NAME", help="What to measure against: full, head, base, none, a label."),
     ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
@@ -90,6 +91,8 @@ def compare(
     )
     comparison = _of_runs(request, quiet) if request.of_runs else _of_recipes(request, quiet)
 
+    from peftcli.console.compare_view import print_comparison
+    from peftcli.console.output import print_json
     from peftcli.studies.compare.write_comparison import write_comparison
 
     files = write_comparison(comparison, request.directory)
@@ -98,7 +101,7 @@ def compare(
     else:
         print_comparison(comparison, files)
     if not any(row.scores for row in comparison.methods):
-        raise UserError(no_scores(comparison))
+        raise UserError([*map(_no_score, comparison.methods)])
 
 
 def _of_recipes(request: CompareRequest, quiet: bool) -> Comparison:
@@ -129,3 +132,8 @@ def _of_runs(request: CompareRequest, quiet: bool) -> Comparison:
         request.command,
         note if not quiet else lambda _text: None,
     )
+
+
+def _no_score(row: ComparedMethod) -> Problem:
+    """Return why a method has no score, where none has one."""
+    return Problem(f"{row.label} was {row.status}: {row.reason or 'no reason is known'}")

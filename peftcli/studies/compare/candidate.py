@@ -40,7 +40,7 @@ def named_candidates(pairs: Sequence[tuple[str, LoadedRecipe, float | None]]) ->
     for label, loaded, rate in pairs:
         name = base = file_name(label)
         count = 2
-        while name in {other.name for other in found}:
+        while name.casefold() in {other.name.casefold() for other in found}:
             name, count = f"{base}-{count}", count + 1
         found.append(Candidate(label, loaded, name, rate))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from peftcli.inference.row_scores import RowScores, score_base
 from peftcli.recipe.schema import Recipe
@@ -115,12 +114,12 @@ def _notes(asked: Asked, found: Found, rows: Sequence[ComparedMethod]) -> list[s
     notes, plan = [], found.plan
     if plan is not None and plan.score.steps < plan.full_steps:
         notes.append(
-            f"to fit the budget of {duration(asked.budget or 0)}, every run was shortened to {plan.score.steps} of the "
-            f"{plan.full_steps} steps that the recipes ask for ({plan.score.steps / plan.full_steps:.0%}): methods that "
+            f"to fit the budget of {duration(asked.budget or 0)}, every run was shortened to {plan.score.steps} "
+            f"of the {plan.full_steps} steps that the recipes ask for ({plan.score.steps / plan.full_steps:.0%}): methods that "
             "learn slowly may catch up in longer runs"
         )
     if not asked.rates:
-        notes.append("no learning rate was searched (--no-search): each method ran at its recipe's rate or its default")
+        notes.append("no learning rate was searched (--no-search): each method ran at its recipe's or its default rate")
     elif plan is not None:
         notes.append(
             f"learning rates were chosen by runs of {plan.search.steps} steps with seed {asked.recipe.seed} on the same "
@@ -147,6 +146,4 @@ def _lies_at_edge(row: ComparedMethod) -> bool:
 def _at_edge(row: ComparedMethod) -> str:
     rates = [point.rate for point in row.rates]
     side = "lowest" if row.rate == min(rates) else "highest"
-    return f"{row.label}: its best learning rate, {row.rate:g}, is the {side} that was tried; a better one may lie beyond"
-
-
+    return f"{row.label}: its best learning rate, {row.rate:g}, is the {side} tried; a better one may lie beyond"

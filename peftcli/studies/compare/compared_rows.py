@@ -26,8 +26,7 @@ def compared_method(candidate: Candidate, found: Found, metric: str, study: Path
     row.peak_memory_bytes = timing.peak_memory_bytes
     tried = found.rates.get(candidate.name, {})
     row.rates = [
-        RatePoint(rate, final_score(result, metric), result.state, result.run)
-        for rate, result in sorted(tried.items())
+        RatePoint(rate, final_score(result, metric), result.state, result.run) for rate, result in sorted(tried.items())
     ]
     row.rate = found.chosen.get(candidate.name)
     results = found.scores.get(candidate.name, [])
@@ -37,6 +36,7 @@ def compared_method(candidate: Candidate, found: Found, metric: str, study: Path
     _set_status(row, results or list(tried.values()) or [timing], list(finished.values()))
     fill_costs(row, [one.summary for one in finished.values()] or [timing.summary], timed=bool(finished))
     fill_runs(row, finished, metric, study)
+    row.scores = [score for one in finished.values() if (score := final_score(one, metric)) is not None]
     return row
 
 
@@ -50,7 +50,8 @@ def _set_status(row: ComparedMethod, results: Sequence[TrialResult], finished: S
     if finished:
         lost = [result for result in results if result.state != "finished"]
         if lost:
-            row.reason = f"{len(lost)} of {len(results)} seeds {lost[0].state}: {lost[0].reason or 'no reason is known'}"
+            reason = lost[0].reason or "no reason is known"
+            row.reason = f"{len(lost)} of {len(results)} seeds {lost[0].state}: {reason}"
         return
     worst = next((one for one in results if one.state in ("refused", "failed", "diverged")), results[0])
     row.status = worst.state

@@ -26,6 +26,7 @@ from peftcli.studies.engine.trial import CurvePoint
 
 Say = Callable[[str], None]
 
+
 def compare_runs(
     paths: Sequence[Path], directory: Path, reference: str | None, metric: str | None, command: str, say: Say
 ) -> Comparison:
@@ -134,9 +135,8 @@ def _refuse_other_rows(groups: Sequence[RunGroup], scored: dict[str, list[RowSco
         label = next(iter(scored))
         usual = scored[label][0].identity
         other = next(group for group in groups if any(s.identity != usual for s in scored[group.label]))
-        raise UserError(
-            _about(other.runs[0], f"has its held-out rows in other tokens or labels than {groups[0].runs[0].path}", _SPLIT)
-        )
+        text = f"has its held-out rows in other tokens or labels than {groups[0].runs[0].path}"
+        raise UserError(_about(other.runs[0], text, _SPLIT))
 
 
 def _metric(runs: Sequence[ExistingRun], asked: str | None) -> str:
@@ -181,6 +181,7 @@ def _row(group: RunGroup, metric: str) -> ComparedMethod:
     row.peak_memory_bytes = max((summary.get("peak_memory_bytes") or 0 for summary in summaries), default=0) or None
     row.adapter_bytes = artifact_bytes(group.runs[0].path)
     row.runs = [str(one.path) for one in group.runs]
+    row.scores = [float(summary["eval"][metric]) for summary in summaries]
     row.curves = [curve_of(_curve(one), metric, one.recipe.seed) for one in group.runs]
     before = [value for summary in summaries if (value := score_before(summary, metric)) is not None]
     row.score_before = sum(before) / len(before) if before else None
