@@ -51,7 +51,7 @@ def file_name(label: str) -> str:
     text = label.replace("=", "")
     kept = "".join(char if char.isascii() and (char.isalnum() or char in "_.") else "-" for char in text)
     kept = "-".join(part for part in kept.split("-") if part)
-    return kept[:60].strip(".-") or "method"
+    return kept[:60].strip("._-") or "method"
 
 
 def labels_of(files: Sequence[Path]) -> list[str]:

@@ -113,13 +113,13 @@ def _notes(asked: Asked, found: Found, rows: Sequence[ComparedMethod]) -> list[s
     """Return what a reader must know of how this was measured."""
     notes, plan = [], found.plan
     if plan is not None and plan.score.steps < plan.full_steps:
+        share = f"{plan.score.steps} of the {plan.full_steps} steps that the recipes ask for"
         notes.append(
-            f"to fit the budget of {duration(asked.budget or 0)}, every run was shortened to {plan.score.steps} "
-            f"of the {plan.full_steps} steps that the recipes ask for ({plan.score.steps / plan.full_steps:.0%}): methods that "
-            "learn slowly may catch up in longer runs"
+            f"to fit the budget of {duration(asked.budget or 0)}, every run was shortened to {share} "
+            f"({plan.score.steps / plan.full_steps:.0%}): methods that learn slowly may catch up in longer runs"
         )
     if not asked.rates:
-        notes.append("no learning rate was searched (--no-search): each method ran at its recipe's or its default rate")
+        notes.append("no learning rate was searched (--no-search): each ran at its recipe's rate or its method's")
     elif plan is not None:
         notes.append(
             f"learning rates were chosen by runs of {plan.search.steps} steps with seed {asked.recipe.seed} on the same "
