@@ -122,8 +122,8 @@ def _notes(asked: Asked, found: Found, rows: Sequence[ComparedMethod]) -> list[s
         notes.append("no learning rate was searched (--no-search): each ran at its recipe's rate or its method's")
     elif plan is not None:
         notes.append(
-            f"learning rates were chosen by runs of {plan.search.steps} steps with seed {asked.recipe.seed} on the same "
-            "held-out rows that scores are computed on, in the same way for every method; scores are of fresh seeds"
+            f"learning rates were chosen by runs of {plan.search.steps} steps with seed {asked.recipe.seed} on the "
+            "held-out rows that scores are of, in the same way for every method; the seeds of the scores are fresh"
         )
     notes.append(
         "a run's score is that of the adapter `peft train` keeps: the best of its evaluations, as many for each method"
