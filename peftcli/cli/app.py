@@ -27,6 +27,7 @@ COMMANDS = (
     "train",
     "eval",
     "predict",
+    "compare",
     "merge",
     "export",
     "import_",

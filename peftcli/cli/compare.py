@@ -15,6 +15,43 @@ if TYPE_CHECKING:
     from peftcli.console.compare_request import CompareRequest
     from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 
+What = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE_OR_RUN... [KEY=VALUE]...",
+        help="Recipes, or directories of runs, to compare; KEY=VALUE changes all recipes.",
+        show_default=False,
+    ),
+]
+Methods = Annotated[
+    str | None, typer.Option("--methods", metavar="A,B,...", help='Methods for one recipe: lora,adalora,"lora:r=32".')
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; shortens all runs."),
+]
+Rates = Annotated[
+    int, typer.Option("--rates", metavar="N", min=1, max=9, help="Learning rates to try for each method; 1 tries none.")
+]
+Seeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, max=99, help="Scoring runs of each method.")]
+NoSearch = Annotated[
+    bool, typer.Option("--no-search", help="Take the recipe's learning rate, or the method's default.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at a time.")]
+Reference = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="NAME", help="What to measure against: full, head, base, none, or a label."),
+]
+Metric = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
+]
+Storage = Annotated[
+    str | None, typer.Option("--storage", metavar="URL", help="Database for the study's trials, shared by machines.")
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="DIR", help="Directory of the study and its report.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -22,43 +59,17 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    what: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE_OR_RUN... [KEY=VALUE]...",
-            help="Recipes, or directories of runs, to compare; KEY=VALUE changes all recipes.",
-            show_default=False,
-        ),
-    ],
-    methods: Annotated[
-        str | None,
-        typer.Option("--methods", metavar="A,B,...", help='Methods for one recipe: lora,adalora,"lora:r=32".'),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; runs are shortened."),
-    ] = None,
-    rates: Annotated[
-        int, typer.Option("--rates", metavar="N", min=1, max=9, help="Learning rates to try for each method.")
-    ] = 3,
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, max=99, help="Scoring runs of each method.")] = 3,
-    no_search: Annotated[
-        bool, typer.Option("--no-search", help="Take each recipe's learning rate, or its method's default.")
-    ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at a time.")] = 1,
-    reference: Annotated[
-        str | None,
-        typer.Option("--reference", metavar="NAME", help="What to measure against: full, head, base, none, a label."),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option("--storage", metavar="URL", help="Where several machines share the study's trials.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="DIR", help="Directory of the study and its report.")
-    ] = None,
+    what: What,
+    methods: Methods = None,
+    budget: Budget = None,
+    rates: Rates = 3,
+    seeds: Seeds = 3,
+    no_search: NoSearch = False,
+    jobs: Jobs = 1,
+    reference: Reference = None,
+    metric: Metric = None,
+    storage: Storage = None,
+    output: Output = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -67,7 +78,8 @@ def compare(
 
     Example: peft compare configs/*.yaml --budget 40m
     """
-    for option, value in {"--methods": methods, "--budget": budget, "--output": output, "--metric": metric}.items():
+    given = {"--methods": methods, "--budget": budget, "--output": output, "--metric": metric, "--storage": storage}
+    for option, value in given.items():
         if value is not None:
             refuse_nothing(value, option)
 
@@ -79,7 +91,7 @@ def compare(
         overrides=overrides,
         methods=methods,
         budget=budget,
-        rates=0 if no_search else rates,
+        rates=0 if no_search or rates == 1 else rates,
         seeds=seeds,
         jobs=jobs,
         reference=reference,
@@ -90,18 +102,7 @@ def compare(
         command=shlex.join(["peft", *sys.argv[1:]]),
     )
     comparison = _of_runs(request, quiet) if request.of_runs else _of_recipes(request, quiet)
-
-    from peftcli.console.compare_view import print_comparison
-    from peftcli.console.output import print_json
-    from peftcli.studies.compare.write_comparison import write_comparison
-
-    files = write_comparison(comparison, request.directory)
-    if as_json:
-        print_json(comparison.as_dict())
-    else:
-        print_comparison(comparison, files)
-    if not any(row.scores for row in comparison.methods):
-        raise UserError([*map(_no_score, comparison.methods)])
+    _report(comparison, request, as_json)
 
 
 def _of_recipes(request: CompareRequest, quiet: bool) -> Comparison:
@@ -132,6 +133,25 @@ def _of_runs(request: CompareRequest, quiet: bool) -> Comparison:
         request.command,
         note if not quiet else lambda _text: None,
     )
+
+
+def _report(comparison: Comparison, request: CompareRequest, as_json: bool) -> None:
+    """Write the record and its reports, and print the result.
+
+    Raises:
+        UserError: no method has a score; says why, of each.
+    """
+    from peftcli.console.compare_view import print_comparison
+    from peftcli.console.output import print_json
+    from peftcli.studies.compare.write_comparison import write_comparison
+
+    files = write_comparison(comparison, request.directory)
+    if as_json:
+        print_json(comparison.as_dict())
+    else:
+        print_comparison(comparison, files)
+    if not any(row.scores for row in comparison.methods):
+        raise UserError([*map(_no_score, comparison.methods)])
 
 
 def _no_score(row: ComparedMethod) -> Problem:
