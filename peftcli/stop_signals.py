@@ -96,6 +96,19 @@ def interrupted_by_signals() -> Iterator[StopRequest]:
 
 
 @contextmanager
+def interrupted_by_keyboard() -> Iterator[StopRequest]:
+    """Raise KeyboardInterrupt at Ctrl-C inside, and say so in the request; other signals act as they would without."""
+    request = StopRequest()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        request.requested = True
+        raise KeyboardInterrupt
+
+    with _handled(handle, [signal.SIGINT]):
+        yield request
+
+
+@contextmanager
 def requests_passed_on(tell: Callable[[bool], None]) -> Iterator[StopRequest]:
     """Call `tell` for each request to stop inside; with True for all but the first. Nothing else happens."""
     request = StopRequest()
@@ -116,15 +129,17 @@ def ignore_signals() -> None:
 
 
 @contextmanager
-def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Any]]:
-    """Handle the signals that ask to stop; yield the handlers of before, which are back afterwards.
+def _handled(
+    handle: Callable[[int, FrameType | None], None], only: list[signal.Signals] | None = None
+) -> Iterator[dict[signal.Signals, Any]]:
+    """Handle the signals that ask to stop, or `only` some; yield the handlers of before, which are back afterwards.
 
     Signals reach the main thread only; elsewhere nothing is installed. Windows delivers SIGINT (Ctrl-C) alone. A
     process that was started to outlive its terminal (`nohup`) ignores SIGHUP, and goes on doing so.
     """
     before: dict[signal.Signals, Any] = {}
-    names = [signal.SIGINT, signal.SIGTERM]
-    if os.name != "nt" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    names = [signal.SIGINT, signal.SIGTERM] if only is None else only
+    if only is None and os.name != "nt" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         names.append(signal.SIGHUP)
     try:
         if threading.current_thread() is threading.main_thread():

@@ -28,6 +28,7 @@ COMMANDS = (
     "eval",
     "predict",
     "compare",
+    "chat",
     "merge",
     "export",
     "import_",

@@ -10,6 +10,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from peftcli.atomic import new_file
+from peftcli.console.decoding_options import NumBeams, SamplingSeed, Temperature, TopK, TopP
 from peftcli.console.options import (
     BaseDtype,
     CheckpointName,
@@ -54,6 +55,21 @@ def predict(
         typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file to write, instead of standard output."),
     ] = None,
     max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    num_beams: NumBeams = 1,
+    seed: SamplingSeed = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Rows at once, instead of the recipe's per_device_eval_batch_size.",
+            show_default=False,
+        ),
+    ] = None,
     base_dtype: BaseDtype = None,
     checkpoint: CheckpointName = None,
     num_processes: NumProcesses = None,
@@ -69,19 +85,28 @@ def predict(
     """
     _check(data, output)
 
+    from peftcli.tasks.decoding import Decoding
+
+    decoding = Decoding(temperature, top_p, top_k, num_beams)
+
     from peftcli.distributed.launching import is_main_process
 
     with about_option("--input"), rows_file(data, "--input") as file:
-        options = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens, "--base-dtype": base_dtype}
+        options: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
+        options |= {"--base-dtype": base_dtype}
         options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
+        options |= {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--num-beams": num_beams}
+        options |= {"--seed": seed, "--batch-size": batch_size}
         share_among(num_processes, "predict", runs, options)
 
+        from peftcli.inference.opened_run import Predicting
         from peftcli.inference.predict_run import predict_run, predict_runs
 
+        how = Predicting(batch_size, decoding, seed)
         if len(runs) == 1:
-            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint, how)
         else:
-            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint, how)
         if output is None or not is_main_process():  # beside the main process there are no rows to write
             _write(rows, data_stream())
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,20 @@ from torch import Tensor, nn
 
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
-from peftcli.data.rows.row_set import RowSet
+from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.inference.evaluator import FOR_EVALUATION, EvaluatedRow, Evaluator, make_evaluator
 from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import wanted_metrics
+from peftcli.layers.seeded import seeded
 from peftcli.models.load.load_model import Loaded
 from peftcli.process_state import libraries_quiet
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
+from peftcli.tasks.decoding import GREEDY, Decoding
 from peftcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -30,6 +33,21 @@ if TYPE_CHECKING:
 
 WINDOW = 64
 """Batches of rows that are sorted by length together while predicting; results come in the order of the file."""
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """How predictions are made, as far as it is not the run's.
+
+    Args:
+        batch_size: rows at once on one device; None is the recipe's `per_device_eval_batch_size`.
+        decoding: how the tokens of a generated text are chosen.
+        seed: of sampling. What is drawn depends on it and on the rows of a batch.
+    """
+
+    batch_size: int | None = None
+    decoding: Decoding = GREEDY
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,9 @@ class OpenedRun:
         collator = Collator(self.tokenizer, self.task)
         return make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
 
-    def predict(self, rows: RowSet, stop_ids: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, rows: RowSet, stop_ids: tuple[int, ...] = (), how: Predicting | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield `prediction` and `scores` of each row, in order.
 
         Among several processes each predicts a share; the main one yields all rows, the others yield none, and must be
@@ -98,18 +118,32 @@ class OpenedRun:
 
         Args:
             stop_ids: tokens that end a generated text, besides the model's own.
+            how: batch size and decoding; None is the recipe's, and greedy.
         """
         with memory_for("in a prediction", FOR_EVALUATION):
-            yield from self._predict(rows, self.task.stopping_at(stop_ids))
+            yield from self._predict(rows, stop_ids, how or Predicting())
 
-    def _predict(self, rows: RowSet, task: Task) -> Iterator[dict[str, Any]]:
-        collator = Collator(self.tokenizer, task)
-        size, world = self.recipe.training.per_device_eval_batch_size, self.world
+    def complete(self, row: Row, task: Task, *, seed: int = 0) -> dict[str, Any]:
+        """Return `prediction` and what comes with it for one row.
+
+        Args:
+            task: this run's, as `Task.generating` returns it.
+            seed: of sampling.
+        """
+        return self._predict_batch([row], task, seed)[0]
+
+    def _predict_batch(self, rows: Sequence[Row], task: Task, seed: int) -> list[dict[str, Any]]:
+        batch = Collator(self.tokenizer, task).batch(rows, generate=True).to(self.world.device)
+        drawing = seeded(seed, [self.world.device]) if task.settings.decoding.samples else nullcontext()
+        with torch.no_grad(), self.precision.inference(self.world.device), drawing:
+            return task.predict(self.model, batch)
+
+    def _predict(self, rows: RowSet, stop_ids: tuple[int, ...], how: Predicting) -> Iterator[dict[str, Any]]:
+        task, world = self.task.generating(stop_ids, how.decoding), self.world
+        size = how.batch_size or self.recipe.training.per_device_eval_batch_size
 
         def predictions(chosen: Sequence[int]) -> list[dict[str, Any]]:
-            batch = collator.batch([rows[row] for row in chosen], generate=True)
-            with torch.no_grad(), self.precision.inference(world.device):
-                return task.predict(self.model, batch.to(world.device))
+            return self._predict_batch([rows[row] for row in chosen], task, how.seed + chosen[0])
 
         taken = WINDOW * size * world.size
         for start in range(0, len(rows), taken):

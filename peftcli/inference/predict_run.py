@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.data.prepare import prepare_for_prediction
 from peftcli.data.rows.row_set import StoredRows
+from peftcli.errors import UserError
 from peftcli.inference.open_run import Bases, FoundRun, find_run, load_run, open_run
-from peftcli.inference.opened_run import OpenedRun
+from peftcli.inference.opened_run import OpenedRun, Predicting
 from peftcli.recipe.schema import DataSpec, DTypeName
+from peftcli.tasks.decoding import GREEDY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,7 @@ def predict_run(
     max_new_tokens: int | None = None,
     trust_code: bool = False,
     checkpoint: str | None = None,
+    how: Predicting | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return predictions for a file, a line for each of its rows in order; among several processes, in the main one.
 
@@ -40,6 +43,7 @@ def predict_run(
         max_new_tokens: longest generated text in tokens; None is the recipe's.
         trust_code: let the Python code that comes with the model run.
         checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
+        how: batch size, and how the tokens of a text are chosen; None is the recipe's, and greedy.
 
     Raises:
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
@@ -47,7 +51,7 @@ def predict_run(
     opened_run = open_run(run, base_dtype, None, max_new_tokens, trust_code, checkpoint)
     for text in opened_run.notes:
         note(text)
-    return _predict(opened_run, data, note)
+    return _predict(opened_run, data, note, how)
 
 
 def predict_runs(
@@ -58,12 +62,13 @@ def predict_runs(
     max_new_tokens: int | None = None,
     trust_code: bool = False,
     checkpoint: str | None = None,
+    how: Predicting | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return predictions of several runs for one file, each with `run`; a base that they share is loaded once.
 
     Args:
         runs: run directories, in the order of the output: all rows of the first, then all of the second, ...
-        data, note, max_new_tokens, trust_code, checkpoint: as in `predict_run`.
+        data, note, max_new_tokens, trust_code, checkpoint, how: as in `predict_run`.
 
     Raises:
         UserError: anything about a run or the file is wrong; raised here, before the first prediction, but for what
@@ -73,11 +78,11 @@ def predict_runs(
     for one in found:  # the rows are kept prepared, so this is not done twice
         spec = one.loaded.recipe.data or DataSpec()
         prepare_for_prediction(data, spec, one.loaded.recipe.task, one.tokenizer, one.trained_format)
-    return _predict_each(runs, found, data, note)
+    return _predict_each(runs, found, data, note, how)
 
 
 def _predict_each(
-    runs: Sequence[Path | str], found: Sequence[FoundRun], data: str, note: Note
+    runs: Sequence[Path | str], found: Sequence[FoundRun], data: str, note: Note, how: Predicting | None
 ) -> Iterator[dict[str, Any]]:
     bases = Bases()
     for run, one in zip(runs, found, strict=True):
@@ -88,25 +93,30 @@ def _predict_each(
 
         for text in opened_run.notes:
             say(text)
-        for row in _predict(opened_run, data, say):
+        for row in _predict(opened_run, data, say, how):
             yield {"run": str(run), **row}
         opened_run.close()
 
 
-def _predict(run: OpenedRun, data: str, note: Note) -> Iterator[dict[str, Any]]:
+def _predict(run: OpenedRun, data: str, note: Note, how: Predicting | None) -> Iterator[dict[str, Any]]:
+    if how is not None and how.decoding != GREEDY and not run.task.info.generates:
+        raise UserError(
+            f"--temperature, --top-p, --top-k and --num-beams are for generated text; {run.recipe.task} writes none",
+            suggestion="leave them out",
+        )
     spec, task = run.data_spec, run.recipe.task
     rows = run.world.main_first(lambda: prepare_for_prediction(data, spec, task, run.tokenizer, run.trained_format))
     for text in rows.store.meta["notes"]:
         note(text)
-    return _lines(run, rows, note)
+    return _lines(run, rows, note, how)
 
 
-def _lines(run: OpenedRun, rows: StoredRows, note: Note) -> Iterator[dict[str, Any]]:
+def _lines(run: OpenedRun, rows: StoredRows, note: Note, how: Predicting | None) -> Iterator[dict[str, Any]]:
     """Yield the line of each row; say at the end how many rows and texts were cut."""
     cut, words = rows.cut, rows.words
     nested = len(rows) != len(rows.store.raw("status"))
     at_limit = 0
-    for place, line in enumerate(run.predict(rows, _end_of_turn(run.tokenizer, rows))):
+    for place, line in enumerate(run.predict(rows, _end_of_turn(run.tokenizer, rows), how)):
         if words is not None:
             line = {**line, **{key: _one_a_word(line[key], int(words[place])) for key in ("prediction", "scores")}}
         if nested:  # several lines from one row of the file

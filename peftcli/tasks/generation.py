@@ -1,4 +1,4 @@
-"""Greedy generation with a key-value cache, through transformers' public `generate`."""
+"""Generation with a key-value cache, through transformers' public `generate`: greedy, by beams, or sampled."""
 
 from __future__ import annotations
 
@@ -11,30 +11,42 @@ from torch import Tensor, nn
 
 from peftcli.distributed.sharding import is_sharded
 from peftcli.errors import UserError
+from peftcli.tasks.decoding import GREEDY, Decoding, OnText
 
 
 def generate(
-    model: nn.Module, inputs: dict[str, Any], tokenizer: Any, *, max_new_tokens: int, stop_ids: tuple[int, ...] = ()
+    model: nn.Module,
+    inputs: dict[str, Any],
+    tokenizer: Any,
+    *,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...] = (),
+    decoding: Decoding = GREEDY,
+    on_text: OnText | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the greedy continuation of each row.
+    """Return the continuation of each row.
 
     Args:
-        stop_ids: tokens that end a text, besides the tokenizer's and the model's own.
         inputs: `input_ids` (or `inputs_embeds`) and `attention_mask`, padded on the left for decoder-only models.
+        stop_ids: tokens that end a text, besides the tokenizer's and the model's own.
+        decoding: how tokens are chosen; sampling draws from torch's global generator.
+        on_text: of a single row, without beams: receives its text piece by piece.
 
     Returns:
         For each row `prediction` (the new text, special tokens left out), `scores`: `mean_logprob` of the generated
-        tokens, end included, and `tokens`, their number, and `finish_reason`: `stop`, or `length` where the text did
-        not end within `max_new_tokens`.
+        tokens by the model's own distribution, end included, and `tokens`, their number, and `finish_reason`: `stop`,
+        or `length` where the text did not end within `max_new_tokens`.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
     stops = list(dict.fromkeys([*stop_tokens(model, tokenizer), *stop_ids]))
     logprobs = _Logprobs()
+    beams = decoding.num_beams > 1
     settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
+        **decoding.settings(),
         use_cache=True,
+        return_dict_in_generate=True,
+        output_scores=beams,
         max_new_tokens=max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
@@ -45,14 +57,19 @@ def generate(
     prompt = {key: inputs[key] for key in ("input_ids", "attention_mask", "inputs_embeds") if key in inputs}
     generating: Any = model  # with a divided model all processes go on until the last one has finished
     call = partial(generating.generate, synced_gpus=is_sharded(model))
+    extra: dict[str, Any] = {} if beams else {"logits_processor": LogitsProcessorList([logprobs])}
+    if on_text is not None:
+        extra["streamer"] = TextStream(tokenizer, on_text)
     try:
-        output = call(**prompt, generation_config=settings, logits_processor=LogitsProcessorList([logprobs]))
+        output = call(**prompt, generation_config=settings, **extra)
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
         _blame_settings(model, partial(call, **prompt, generation_config=settings), error)
         raise
     start = prompt["input_ids"].shape[1] if "input_ids" in prompt else 0  # embeddings: only new tokens come back
     start = 1 if getattr(model.config, "is_encoder_decoder", False) else start
-    return _rows(output[:, start:].cpu(), logprobs.chosen(), set(stops), tokenizer)
+    tokens = output.sequences[:, start:].cpu()
+    means = output.sequences_scores.cpu() if beams else None
+    return _rows(tokens, logprobs.of(tokens) if means is None else None, means, set(stops), tokenizer)
 
 
 def _blame_settings(model: nn.Module, again: Callable[[], Any], error: Exception) -> None:
@@ -84,29 +101,89 @@ def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *own) if i is not None))
 
 
+class TextStream:
+    """Hands on the text of a row while `generate` writes it: a streamer of transformers.
+
+    Text that can still change is held back: an incomplete character, and what a tokenizer joins with what follows.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._tokens: list[int] = []
+        self._shown = ""
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, which comes first, or the next token of the row."""
+        if self._prompt:
+            self._prompt = False
+            return
+        self._tokens += value.flatten().tolist()
+        text = self._text()
+        if not text.endswith("\ufffd") and text.startswith(self._shown) and len(text) > len(self._shown):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
+
+    def end(self) -> None:
+        """Hand on what was held back."""
+        text = self._text()
+        if text.startswith(self._shown) and len(text) > len(self._shown):
+            self._on_text(text[len(self._shown) :])
+
+    def _text(self) -> str:
+        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        return text
+
+
 class _Logprobs:
-    """A logits processor that changes nothing and remembers the log-probability of each greedy choice."""
+    """A logits processor that changes nothing and remembers the log-probability of each token that was chosen.
+
+    It stands before the processors of sampling, so it sees the model's own distribution. Which token was chosen from
+    it shows at the next call, or in the finished text.
+    """
 
     def __init__(self) -> None:
-        self.steps: list[Tensor] = []
+        self._last: Tensor | None = None
+        self._found: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        best = scores.float()
-        self.steps.append(best.max(-1).values - torch.logsumexp(best, -1))
+        if self._last is not None:
+            self._found.append(_of_chosen(self._last, input_ids[:, -1]))
+        self._last = scores
         return scores
 
-    def chosen(self) -> Tensor:
-        """Return (rows, steps) on the CPU."""
-        return torch.stack(self.steps, 1).cpu() if self.steps else torch.zeros(0, 0)
+    def of(self, tokens: Tensor) -> Tensor:
+        """Return (rows, steps) on the CPU.
+
+        Args:
+            tokens: (rows, steps), those that were generated.
+        """
+        found = list(self._found)
+        if self._last is not None and len(found) < tokens.shape[1]:
+            found.append(_of_chosen(self._last, tokens[:, -1].to(self._last.device)))
+        return torch.stack(found, 1).cpu() if found else torch.zeros(len(tokens), 0)
 
 
-def _rows(tokens: Tensor, logprobs: Tensor, stops: set[int], tokenizer: Any) -> list[dict[str, Any]]:
+def _of_chosen(scores: Tensor, token: Tensor) -> Tensor:
+    """Return the log-probability of a token in each row of logits."""
+    logits = scores.float()
+    return logits.gather(-1, token[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
+
+
+def _rows(
+    tokens: Tensor, logprobs: Tensor | None, means: Tensor | None, stops: set[int], tokenizer: Any
+) -> list[dict[str, Any]]:
+    """Return the texts; `means` are mean log-probabilities that are known already, those of a beam search."""
     rows = []
     for index, row in enumerate(tokens.tolist()):
         stop = next((i + 1 for i, token in enumerate(row) if token in stops), None)
         end = len(row) if stop is None else stop
         text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        mean = float(logprobs[index, :end].mean()) if end else 0.0
+        mean = 0.0
+        if means is not None:
+            mean = float(means[index])
+        elif logprobs is not None and end:
+            mean = float(logprobs[index, :end].mean())
         reason = "length" if stop is None else "stop"
         rows.append({"prediction": text, "scores": {"mean_logprob": mean, "tokens": end}, "finish_reason": reason})
     return rows

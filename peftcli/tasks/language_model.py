@@ -22,7 +22,7 @@ products. With a vocabulary of 152,000 they take 0.6 GB of logits and as much of
 
 
 class LanguageModelTask(Task):
-    """Next-token loss over supervised positions only; predictions are generated greedily.
+    """Next-token loss over supervised positions only; predictions are generated texts.
 
     Attributes:
         shift: positions between a prediction and its target: 1 for causal models, 0 for decoders with shifted inputs.
@@ -110,6 +110,8 @@ class LanguageModelTask(Task):
             self.settings.tokenizer,
             max_new_tokens=self._room(model, batch),
             stop_ids=self.settings.stop_ids,
+            decoding=self.settings.decoding,
+            on_text=self.settings.on_text,
         )
 
     def _room(self, model: nn.Module, batch: Batch) -> int:

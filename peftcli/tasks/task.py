@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from peftcli.recipe.schema import TrainingSpec
+from peftcli.tasks.decoding import GREEDY, Decoding, OnText
 from peftcli.tasks.task_info import TaskInfo
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class TaskSettings:
         train_labels: class ids of the training rows, for balanced weights; None when not needed.
         stop_ids: tokens that end a generated text, besides the model's own.
         positions: what a row, with the text generated behind it, may take of the model's learned positions, or None.
+        decoding: how the tokens of a generated text are chosen.
+        on_text: receives a generated text piece by piece; for batches of one row.
     """
 
     tokenizer: Any
@@ -45,6 +48,8 @@ class TaskSettings:
     train_labels: Sequence[int] | None = None
     stop_ids: tuple[int, ...] = ()
     positions: int | None = None
+    decoding: Decoding = GREEDY
+    on_text: OnText | None = None
 
 
 @dataclass
@@ -174,12 +179,11 @@ class Task(ABC):
         self.prepare_inputs = prepare_inputs
         return []
 
-    def stopping_at(self, stop_ids: tuple[int, ...]) -> Task:
-        """Return the same task, bound as it is, whose texts end at these tokens; itself where there are none."""
-        if not stop_ids:
-            return self
+    def generating(self, stop_ids: tuple[int, ...], decoding: Decoding = GREEDY, on_text: OnText | None = None) -> Task:
+        """Return the same task, bound as it is, whose texts end at these tokens, too, and are made in this way."""
         other = copy(self)
-        other.settings = replace(self.settings, stop_ids=stop_ids)
+        stops = stop_ids or self.settings.stop_ids
+        other.settings = replace(self.settings, stop_ids=stops, decoding=decoding, on_text=on_text)
         return other
 
     def batch(self, collated: Mapping[str, Tensor], tokens: int, *, generate: bool = False) -> Batch:

@@ -1,0 +1,1 @@
+"""A chat on a terminal and in a pipe, and its commands."""

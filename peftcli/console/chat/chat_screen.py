@@ -1,0 +1,143 @@
+"""A chat on a terminal, whose answers appear while they are written, and in a pipe: a line each, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+from peftcli.console.chat.chat_commands import LEAVE, ChatCommands, shown
+from peftcli.console.options import note
+from peftcli.console.terminal import data_stream, safe_console
+from peftcli.errors import UserError
+from peftcli.inference.chat.chat_session import Answer, Chat
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SIDE_BY_SIDE = 80
+"""Columns from which two answers stand side by side."""
+
+
+def answer_lines(chat: Chat, lines: Iterable[str], *, as_json: bool) -> None:
+    """Take each line as a turn of the user, and write each answer as a line on standard output.
+
+    Without `as_json`, line breaks of an answer become spaces, so that line n answers turn n.
+    """
+    stream = data_stream()
+    broken = 0
+    for number, line in enumerate(lines, 1):
+        turn = line.rstrip("\r\n")
+        if not turn.strip():
+            note(f"line {number} of standard input is empty: it is no turn")
+            continue
+        try:
+            answer = chat.ask(turn, lambda _piece: None)
+        except UserError as error:
+            raise UserError(f"line {number} of standard input: {error}") from error
+        _say_how_it_ended(answer, f"line {number}: ")
+        broken += "\n" in answer.text.strip()
+        text = json.dumps(answer.text, ensure_ascii=False) if as_json else " ".join(answer.text.split("\n"))
+        stream.write(text + "\n")
+        stream.flush()
+    if broken and not as_json:
+        note(f"{broken} answers had line breaks, written as spaces; --json keeps them")
+
+
+def _say_how_it_ended(answer: Answer, where: str = "") -> None:
+    if answer.left_out:
+        note(f"{where}the {answer.left_out} oldest rounds were left out: they do not fit with the answer")
+    if answer.finish_reason == "length":
+        note(f"{where}the answer reached the limit of tokens; --max-new-tokens (/set max_new_tokens) raises it")
+
+
+class ChatScreen:
+    """A chat with a person."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat, self._commands = chat, ChatCommands(chat)
+        self._console: Console = safe_console()
+        self._told_to_leave = False
+
+    def run(self) -> None:
+        """Ask for turns until the person leaves."""
+        _use_line_editing()
+        self._console.print(f"{self._chat.name}: {shown(self._chat.settings)[0]}. /help shows the commands.")
+        while True:
+            line = self._read()
+            if line is None or line in LEAVE:
+                return
+            if not line:
+                continue
+            try:
+                self._take(line)
+            except UserError as error:
+                for problem in error.problems:
+                    self._console.print(str(problem), style="red", markup=False)
+
+    def _read(self) -> str | None:
+        """Return what the person typed; None where there will be nothing more."""
+        try:
+            line = input("\nyou> ").strip()
+            while line.endswith("\\"):
+                line = line[:-1] + "\n" + input("...> ").rstrip()
+        except EOFError:
+            self._console.print()
+            return None
+        except KeyboardInterrupt:
+            self._console.print()
+            if self._told_to_leave:
+                return None
+            self._told_to_leave = True
+            self._console.print("Ctrl-C again, Ctrl-D or /exit leaves", style="dim")
+            return ""
+        self._told_to_leave = False
+        return line
+
+    def _take(self, line: str) -> None:
+        if line == "/base":
+            self._show_base()
+        elif line.startswith("/"):
+            for text in self._commands.run(line):
+                self._console.print(text, markup=False, style="dim")
+        else:
+            self._console.print(f"\n{self._chat.name}> ", end="", style="bold", markup=False)
+            self._end(self._chat.ask(line, self._write))
+
+    def _show_base(self) -> None:
+        with self._console.status("the base answers"):
+            answer = self._chat.ask_base(lambda _piece: None)
+        ours = self._chat.rounds[-1].answer or ""
+        if self._console.width < SIDE_BY_SIDE:
+            for name, text in ((self._chat.name, ours), ("base", answer.text)):
+                self._console.print(f"\n{name}> ", end="", style="bold", markup=False)
+                self._console.print(text, markup=False)
+        else:
+            from rich.table import Table
+            from rich.text import Text
+
+            table = Table(expand=True, show_lines=False)
+            table.add_column(Text(self._chat.name), ratio=1)
+            table.add_column("base, without the adapter", ratio=1)
+            table.add_row(Text(ours.strip()), Text(answer.text.strip()))
+            self._console.print(table)
+        _say_how_it_ended(answer)
+
+    def _write(self, piece: str) -> None:
+        stream: TextIO = sys.stdout
+        stream.write(piece)
+        stream.flush()
+
+    def _end(self, answer: Answer) -> None:
+        self._console.print()
+        if answer.finish_reason == "interrupted":
+            self._console.print("(interrupted; what there is counts as the answer)", style="dim")
+        _say_how_it_ended(answer)
+
+
+def _use_line_editing() -> None:
+    """Let `input` edit lines and go back to earlier ones, where Python was built with it."""
+    with suppress(ImportError):
+        import readline  # noqa: F401

@@ -1,0 +1,25 @@
+"""The options by which commands that write texts choose their tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", metavar="T", min=0.0, help="Draw tokens at this temperature; 0 takes the likeliest one."
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option("--top-p", metavar="P", min=1e-6, max=1.0, help="Draw from the smallest set with this probability."),
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", metavar="K", min=0, help="Draw from this many of the likeliest tokens; 0 from all.")
+]
+NumBeams = Annotated[
+    int, typer.Option("--num-beams", metavar="N", min=1, max=1000, help="Search with this many beams instead.")
+]
+SamplingSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of what is drawn.")]

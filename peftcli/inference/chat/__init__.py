@@ -1,0 +1,1 @@
+"""Talking to a causal model: the models of a chat, its turns, and the prompt that they make."""

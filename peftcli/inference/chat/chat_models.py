@@ -1,0 +1,189 @@
+"""The models of a chat: runs, merged directories, or a recipe's base; one of them is in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peftcli.assembly.outline import model_spec
+from peftcli.distributed.devices import usable_device
+from peftcli.distributed.processes import World
+from peftcli.errors import UserError
+from peftcli.inference.open_run import Bases, FoundRun, find_run, load_run, opened
+from peftcli.inference.opened_run import OpenedRun
+from peftcli.models.load.load_model import load_config
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
+from peftcli.models.model_tasks import check_task, possible_tasks
+from peftcli.models.own_code import with_allowed_code
+from peftcli.names import NAMES
+from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe, recipe_from_overrides
+from peftcli.recipe.run_paths import STORED
+from peftcli.recipe.schema import DTypeName
+from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
+from peftcli.tasks.task_table import task_info
+
+BASE = "base"
+"""The name under which the model without an adapter is asked for."""
+
+
+@dataclass(frozen=True)
+class ChatTarget:
+    """Something to talk to, checked without its weights.
+
+    Args:
+        name: what it is called in the chat: the last part of its path.
+        loaded: its recipe; of a directory with a model, one that names it.
+        found: of a run; None where the model is used as it is.
+    """
+
+    name: str
+    loaded: LoadedRecipe
+    found: FoundRun | None = None
+
+
+@dataclass
+class ChatModels:
+    """The targets of a chat, and the one that is in memory.
+
+    Args:
+        targets: at least one, in the order in which they were named.
+        dtype: of the base's weights; None is that of training.
+    """
+
+    targets: Sequence[ChatTarget]
+    dtype: DTypeName | None = None
+    _bases: Bases = field(default_factory=Bases)
+    _open: tuple[str, OpenedRun] | None = None
+
+    def names(self) -> list[str]:
+        """Return the names of the targets."""
+        return [target.name for target in self.targets]
+
+    def target(self, name: str) -> ChatTarget:
+        """Return a target by its name.
+
+        Raises:
+            UserError: there is none.
+        """
+        for target in self.targets:
+            if target.name == name:
+                return target
+        raise UserError(f"there is no {name!r} here", suggestion=f"choose from: {', '.join(self.names())}")
+
+    def use(self, name: str, *, without_adapter: bool = False) -> OpenedRun:
+        """Return a target's model; what was in memory before gives its base to it where both have the same.
+
+        Args:
+            without_adapter: its base alone.
+
+        Raises:
+            UserError: there is no such target, or its base is gone or another one.
+        """
+        target = self.target(name)
+        key = f"{name}/{BASE}" if without_adapter or target.found is None else name
+        if self._open is not None and self._open[0] == key:
+            return self._open[1]
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+        found = None if without_adapter else target.found
+        run = self._base(target) if found is None else load_run(found, self._bases)
+        self._open = (key, run)
+        return run
+
+    def _base(self, target: ChatTarget) -> OpenedRun:
+        found, loaded = target.found, target.loaded
+        recipe = loaded.recipe
+        spec = found.spec if found is not None and found.saved is not None else model_spec(recipe)
+        if self.dtype is not None:
+            spec = spec.model_copy(update={"dtype": self.dtype})
+        world = World(usable_device(recipe.training.device))
+        tokenizer, notes = load_tokenizer_with_notes(spec)
+        base = self._bases.load(spec, recipe.task, None, world, recipe.seed)
+        notes = [*notes, *base.all_notes, *fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)]
+        return opened(loaded, tokenizer, Attachment(base.model), None, base, world, notes)
+
+
+def find_targets(
+    paths: Sequence[Path], dtype: DTypeName | None, checkpoint: str | None, *, trust_code: bool
+) -> ChatModels:
+    """Return what was named, checked as far as it can be without weights.
+
+    Args:
+        paths: runs, directories with a complete model, or recipes.
+        dtype: hold the base in this type; None is that of training.
+        checkpoint: of a run.
+        trust_code: let the Python code that comes with a model run.
+
+    Raises:
+        UserError: something is missing, or writes no text; two have the same name.
+    """
+    targets = [_target(path, dtype, checkpoint, trust_code) for path in paths]
+    names = [target.name for target in targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two of these are called {name}", suggestion="give one of the directories another name")
+    return ChatModels(targets, dtype)
+
+
+def _target(path: Path, dtype: DTypeName | None, checkpoint: str | None, trust_code: bool) -> ChatTarget:
+    if path.suffix in (".yaml", ".yml") and not path.is_dir():
+        _refuse_checkpoint(checkpoint, f"{path} is a recipe")
+        loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES, need_data=False))
+        _check_writes(str(path), loaded)
+        return ChatTarget(path.stem, loaded)
+    if not path.is_dir():
+        raise UserError(
+            f"there is no run, model directory or recipe {path}",
+            suggestion="name what `peft train` or `peft merge` left, or a recipe to talk to its untrained base",
+        )
+    if (path / STORED).exists() or not (path / "config.json").exists():
+        _check_writes(str(path), load_stored_recipe(stored_recipe(path), NAMES))
+        found = find_run(path, dtype, trust_code=trust_code, checkpoint=checkpoint)
+        return ChatTarget(path.resolve().name, found.loaded, found)
+    _refuse_checkpoint(checkpoint, f"{path} is a complete model")
+    named = [f"model.name_or_path={json.dumps(str(path))}", "task=causal_lm", "method.name=full"]
+    loaded = recipe_from_overrides(str(path), [*named, *([TRUST_REMOTE_CODE] if trust_code else [])], NAMES)
+    loaded = with_allowed_code(loaded)
+    _check_model(path, loaded)
+    return ChatTarget(path.resolve().name, loaded)
+
+
+def _refuse_checkpoint(checkpoint: str | None, what: str) -> None:
+    if checkpoint is not None:
+        raise UserError(f"--checkpoint is for a run directory; {what}", suggestion="leave it out, or name the run")
+
+
+def _check_writes(where: str, loaded: LoadedRecipe) -> None:
+    """Refuse what writes no text, or reads and writes single texts.
+
+    Raises:
+        UserError: with the command that serves.
+    """
+    info = task_info(loaded.recipe.task)
+    if not info.generates or info.rows != "text":
+        raise UserError(
+            f"{where} is for {info.name}: {info.summary}; a chat needs a model that goes on with a conversation",
+            suggestion=f"peft predict {where} --input FILE",
+        )
+
+
+def _check_model(path: Path, loaded: LoadedRecipe) -> None:
+    """Refuse a directory whose model was saved with another head, or cannot write.
+
+    Raises:
+        UserError: with what it is.
+    """
+    config = load_config(loaded.recipe.model)
+    check_task(config, loaded.recipe.task)
+    kinds = [str(name) for name in getattr(config, "architectures", None) or []]
+    heads = {name: task_info(name).auto_class.removeprefix("AutoModel") for name in possible_tasks(config)}
+    for task, ending in heads.items():
+        if task != loaded.recipe.task and any(kind.endswith(ending) for kind in kinds):
+            raise UserError(
+                f"{path} is a model for {task} ({', '.join(kinds)}); a chat needs one for {loaded.recipe.task}",
+                suggestion="name another directory",
+            )

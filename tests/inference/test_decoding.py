@@ -1,0 +1,81 @@
+"""Predictions by sampling and by beams: reproducible, scored by the model, and refused where no text is written."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from peftcli.errors import UserError
+from peftcli.inference.open_run import open_run
+from peftcli.inference.opened_run import Predicting
+from peftcli.inference.predict_run import predict_run
+from peftcli.tasks.decoding import Decoding
+from peftcli.training.run import train
+from tests.recipes import chat_rows, write_jsonl
+
+
+def test_sampling_and_beams(recipe, tmp_path) -> None:
+    loaded = recipe("gpt2", "causal_lm", training__max_steps=1, training__max_new_tokens=5)
+    train(loaded)
+    run = str(loaded.recipe.output_dir)
+    file = str(write_jsonl(tmp_path / "in.jsonl", [{"prompt": row["prompt"]} for row in chat_rows(5)]))
+
+    def predicted(**how: object) -> list[dict]:
+        return list(predict_run(run, file, how=Predicting(**how)))
+
+    greedy = predicted()
+    alone = predicted(batch_size=1)
+    assert [row["prediction"] for row in alone] == [row["prediction"] for row in greedy]
+    hot = Decoding(temperature=3.0)
+    state = torch.get_rng_state()
+    first, again, other = (
+        predicted(decoding=hot, seed=1),
+        predicted(decoding=hot, seed=1),
+        predicted(decoding=hot, seed=2),
+    )
+    assert first == again
+    assert [r["prediction"] for r in first] != [r["prediction"] for r in other]
+    assert torch.equal(torch.get_rng_state(), state)
+    one = predicted(decoding=Decoding(temperature=3.0, top_k=1))
+    assert [r["prediction"] for r in one] == [r["prediction"] for r in greedy]
+    for row, same in zip(one, greedy, strict=True):  # a sampled text's log-probability is the model's own
+        assert row["scores"]["mean_logprob"] == pytest.approx(same["scores"]["mean_logprob"], abs=1e-5)
+    beams = predicted(decoding=Decoding(num_beams=4))
+    assert sum(r["scores"]["mean_logprob"] for r in beams) >= sum(r["scores"]["mean_logprob"] for r in greedy) - 1e-5
+
+
+def test_a_text_is_scored_by_the_models_own_distribution(recipe, tmp_path) -> None:
+    """`mean_logprob` of what was drawn equals that of a forward pass over prompt and text."""
+    loaded = recipe("llama", "causal_lm", training__max_steps=1, training__max_new_tokens=4)
+    train(loaded)
+    opened = open_run(str(loaded.recipe.output_dir))
+    file = str(write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the cat"}]))
+    from peftcli.data.prepare import prepare_for_prediction
+
+    rows = prepare_for_prediction(file, opened.data_spec, "causal_lm", opened.tokenizer, opened.trained_format)
+    tokens: list[int] = []
+    generate = opened.model.generate
+
+    def heard(*args: object, **words: object) -> object:
+        out = generate(*args, **words)
+        tokens.extend(out.sequences[0].tolist())
+        return out
+
+    opened.model.generate = heard
+    (row,) = opened.predict(rows, (), Predicting(decoding=Decoding(temperature=2.0), seed=3))
+    start = len(rows[0].input_ids)
+    with torch.no_grad():
+        logits = opened.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    end = start + row["scores"]["tokens"]
+    own = [float(logits[at - 1, tokens[at]]) for at in range(start, end)]
+    assert row["scores"]["mean_logprob"] == pytest.approx(math.fsum(own) / len(own), abs=1e-4)
+
+
+def test_a_classifier_draws_nothing(recipe, tmp_path) -> None:
+    loaded = recipe("bert", "sequence_classification", training__max_steps=1)
+    train(loaded)
+    file = str(write_jsonl(tmp_path / "in.jsonl", [{"text": "the cat"}]))
+    with pytest.raises(UserError, match="writes none"):
+        predict_run(str(loaded.recipe.output_dir), file, how=Predicting(decoding=Decoding(temperature=1.0)))
