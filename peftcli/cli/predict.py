@@ -29,6 +29,12 @@ from peftcli.errors import UserError
 from peftcli.write_errors import OTHER_OUTPUT
 
 
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", min=1, help="Rows at once, instead of the recipe's number."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("predict", short_help="Write a prediction for each row of a file.")(predict)
@@ -60,16 +66,7 @@ def predict(
     top_k: TopK = 0,
     num_beams: NumBeams = 1,
     seed: SamplingSeed = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            metavar="N",
-            min=1,
-            help="Rows at once, instead of the recipe's per_device_eval_batch_size.",
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
     base_dtype: BaseDtype = None,
     checkpoint: CheckpointName = None,
     num_processes: NumProcesses = None,
@@ -102,11 +99,9 @@ def predict(
         from peftcli.inference.opened_run import Predicting
         from peftcli.inference.predict_run import predict_run, predict_runs
 
+        further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
         how = Predicting(batch_size, decoding, seed)
-        if len(runs) == 1:
-            rows = predict_run(runs[0], file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint, how)
-        else:
-            rows = predict_runs(runs, file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint, how)
+        rows = predict_run(runs[0], *further, how) if len(runs) == 1 else predict_runs(runs, *further, how)
         if output is None or not is_main_process():  # beside the main process there are no rows to write
             _write(rows, data_stream())
             return
