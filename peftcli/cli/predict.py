@@ -28,7 +28,15 @@ from peftcli.console.terminal import data_stream
 from peftcli.errors import UserError
 from peftcli.write_errors import OTHER_OUTPUT
 
-
+Input = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="FILE",
+        help="Rows in the format of the run's data; labels may be absent. `-` is standard input.",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", metavar="N", min=1, help="Rows at once, instead of the recipe's number."),
@@ -47,15 +55,7 @@ def predict(
             metavar="RUN...", help="Run directories; one base that they share is loaded once.", show_default=False
         ),
     ],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="FILE",
-            help="Rows in the format of the run's data; labels may be absent. `-` is standard input.",
-        ),
-    ],
+    data: Input,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file to write, instead of standard output."),
@@ -89,12 +89,10 @@ def predict(
     from peftcli.distributed.launching import is_main_process
 
     with about_option("--input"), rows_file(data, "--input") as file:
-        options: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
-        options |= {"--base-dtype": base_dtype}
-        options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
-        options |= {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--num-beams": num_beams}
-        options |= {"--seed": seed, "--batch-size": batch_size}
-        share_among(num_processes, "predict", runs, options)
+        shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
+        shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
+        shared |= {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--num-beams": num_beams}
+        share_among(num_processes, "predict", runs, shared | {"--seed": seed, "--batch-size": batch_size})
 
         from peftcli.inference.opened_run import Predicting
         from peftcli.inference.predict_run import predict_run, predict_runs
