@@ -12,7 +12,7 @@ from peftcli.console.options import Json, Quiet, TrustRemoteCode, refuse_nothing
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from peftcli.console.compare_request import CompareRequest
+    from peftcli.console.study_views.compare_request import CompareRequest
     from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 
 What = Annotated[
@@ -83,7 +83,7 @@ def compare(
         if value is not None:
             refuse_nothing(value, option)
 
-    from peftcli.console.compare_request import CompareRequest, split_arguments
+    from peftcli.console.study_views.compare_request import CompareRequest, split_arguments
 
     paths, overrides = split_arguments(what)
     request = CompareRequest(
@@ -107,8 +107,8 @@ def compare(
 
 def _of_recipes(request: CompareRequest, quiet: bool) -> Comparison:
     """Train what is not trained yet, and return the record."""
-    from peftcli.console.compare_display import CompareDisplay
-    from peftcli.console.compare_request import read_request
+    from peftcli.console.study_views.compare_display import CompareDisplay
+    from peftcli.console.study_views.compare_request import read_request
 
     asked = read_request(request)
 
@@ -120,8 +120,8 @@ def _of_recipes(request: CompareRequest, quiet: bool) -> Comparison:
 
 def _of_runs(request: CompareRequest, quiet: bool) -> Comparison:
     """Compare runs that exist, and return the record."""
-    from peftcli.console.compare_request import refuse_for_runs
     from peftcli.console.options import note
+    from peftcli.console.study_views.compare_request import refuse_for_runs
     from peftcli.studies.compare.existing_runs import compare_runs
 
     refuse_for_runs(request)
@@ -141,8 +141,8 @@ def _report(comparison: Comparison, request: CompareRequest, as_json: bool) -> N
     Raises:
         UserError: no method has a score; says why, of each.
     """
-    from peftcli.console.compare_view import print_comparison
     from peftcli.console.output import print_json
+    from peftcli.console.study_views.compare_view import print_comparison
     from peftcli.studies.compare.write_comparison import write_comparison
 
     files = write_comparison(comparison, request.directory)

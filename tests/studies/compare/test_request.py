@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from peftcli.console.compare_request import CompareRequest, read_request, split_arguments
 from peftcli.console.method_text import split_methods
+from peftcli.console.study_views.compare_request import CompareRequest, read_request, split_arguments
 from peftcli.errors import UserError
 from peftcli.studies.compare.asked import check_comparable
 from peftcli.studies.compare.candidate import file_name

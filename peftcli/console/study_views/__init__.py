@@ -1,0 +1,1 @@
+"""Studies on the screen: what was asked, progress, and tables."""
