@@ -33,6 +33,7 @@ COMMANDS = (
     "export",
     "import_",
     "count_params",
+    "report",
     "methods",
     "validate",
     "inspect",

@@ -19,6 +19,7 @@ OWN_ENTRIES = (
     "checkpoints",
     "metrics.jsonl",
     "plots",
+    "report.html",
     "samples.jsonl",
     "skipped_rows.jsonl",
     "logs",

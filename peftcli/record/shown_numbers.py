@@ -44,6 +44,11 @@ def metric(name: str, value: Any) -> str:
     """Return a metric for reading: shares as percentages, everything else to four digits."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > sys.float_info.max:
         return str(value)
-    if any(part in name for part in ("accuracy", "f1", "precision", "recall", "exact_match")) and 0 <= value <= 1:
+    if is_share(name) and 0 <= value <= 1:
         return f"{100 * value:.1f}%"
     return f"{value:.4g}"
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric of this name is a share from 0 to 1, which people read as a percentage."""
+    return any(part in metric for part in ("accuracy", "f1", "precision", "recall", "exact_match"))

@@ -1,0 +1,48 @@
+"""`peft report RUN_OR_STUDY`: one HTML page of a run, a comparison or a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.console.options import refuse_directory
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("report", short_help="Write one HTML page of a run or a study.")(report)
+
+
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_STUDY",
+            help="A directory that `peft train`, `peft compare` or `peft sweep` left.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write it there; report.html in the directory by default.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write one HTML page, which loads nothing from the network: curves, samples, counts, data, settings, versions.
+
+    A study's plots become SVG files in plots/ beside the page. Example: peft report runs/lora
+    """
+    if output is not None:
+        refuse_directory(output, "--output")
+
+    from peftcli.studies.report.written_report import report_of
+
+    for file in report_of(run, output):
+        typer.echo(f"wrote {file}", err=True)
