@@ -10,10 +10,10 @@ from peftcli.shown_text import escape
 from peftcli.studies.compare.comparison import Comparison
 from peftcli.studies.report.cost_figures import cost_figures
 from peftcli.studies.report.curve_figures import curve_figures, rate_figure
-from peftcli.studies.report.html_page import html_page
-from peftcli.studies.report.html_parts import Figure, bullets, folded, pairs, plain_table
 from peftcli.studies.report.methods_table import methods_table
-from peftcli.studies.report.report_numbers import ScoreScale, known
+from peftcli.studies.report.shell.html_page import html_page
+from peftcli.studies.report.shell.html_parts import Figure, bullets, folded, pairs, plain_table
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.standing import Standing, standings
 
 RECORD = "comparison.json"

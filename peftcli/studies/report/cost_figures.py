@@ -10,8 +10,8 @@ from peftcli.record.charts.plot_area import Level
 from peftcli.record.charts.scatter_chart import Mark, pareto_frontier, scatter
 from peftcli.record.shown_numbers import byte_size, count, duration
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.report.html_parts import Figure, plain_table
-from peftcli.studies.report.report_numbers import ScoreScale, known
+from peftcli.studies.report.shell.html_parts import Figure, plain_table
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.standing import MEANINGS, Standing, sign
 
 SIZES = {"wide": (940.0, 480.0), "narrow": (340.0, 400.0)}

@@ -12,8 +12,8 @@ from peftcli.record.charts.plot_area import Level
 from peftcli.studies.compare import comparison as record
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 from peftcli.studies.report.cost_figures import SIZES
-from peftcli.studies.report.html_parts import Figure, plain_table
-from peftcli.studies.report.report_numbers import ScoreScale, known, mean
+from peftcli.studies.report.shell.html_parts import Figure, plain_table
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known, mean
 from peftcli.studies.report.standing import Standing
 
 PANEL = (230.0, 160.0)

@@ -10,8 +10,8 @@ from peftcli.record.charts.scatter_chart import shape
 from peftcli.record.shown_numbers import byte_size, count, duration
 from peftcli.shown_text import escape
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Interval
-from peftcli.studies.report.html_parts import MISSING, Cell, Column, number_cell, sortable_table, text_cell
-from peftcli.studies.report.report_numbers import ScoreScale, known
+from peftcli.studies.report.shell.html_parts import MISSING, Cell, Column, number_cell, sortable_table, text_cell
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.standing import Standing, sign, verdict_words
 
 _WIDTH, _HEIGHT = 150, 22

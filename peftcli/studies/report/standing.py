@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from peftcli.record.charts.scatter_chart import shape
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.report.report_numbers import ScoreScale, known
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 
 MEANINGS = {
     "best": "best",

@@ -13,8 +13,8 @@ from peftcli.record.charts.chart_axis import Axis, category_axis, linear_axis, l
 from peftcli.record.charts.plot_area import Level
 from peftcli.record.charts.scatter_chart import Mark, scatter
 from peftcli.studies.report.cost_figures import SIZES
-from peftcli.studies.report.html_parts import Figure, plain_table
-from peftcli.studies.report.report_numbers import ScoreScale, known
+from peftcli.studies.report.shell.html_parts import Figure, plain_table
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.standing import sign
 from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial
 

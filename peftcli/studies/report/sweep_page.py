@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from peftcli.record.shown_numbers import count, duration
 from peftcli.shown_text import escape
-from peftcli.studies.report.html_page import html_page
-from peftcli.studies.report.html_parts import (
+from peftcli.studies.report.shell.html_page import html_page
+from peftcli.studies.report.shell.html_parts import (
     Cell,
     Column,
     Figure,
@@ -17,7 +17,7 @@ from peftcli.studies.report.html_parts import (
     sortable_table,
     text_cell,
 )
-from peftcli.studies.report.report_numbers import ScoreScale, known
+from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.sweep_figures import is_best, shown_value, sweep_figures
 from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial
 

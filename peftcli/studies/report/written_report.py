@@ -8,8 +8,8 @@ from peftcli.atomic import write_text
 from peftcli.errors import UserError
 from peftcli.studies.compare.comparison import Comparison
 from peftcli.studies.report.comparison_page import comparison_report
-from peftcli.studies.report.run_files import read_run
-from peftcli.studies.report.run_page import run_report
+from peftcli.studies.report.run_pages.run_files import read_run
+from peftcli.studies.report.run_pages.run_page import run_report
 from peftcli.studies.report.study_record import read_study, record_file
 from peftcli.studies.report.sweep_page import sweep_report
 from peftcli.studies.sweep.sweep_record import Sweep

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftcli.studies.report.report_numbers import ScoreScale, supported_decimals
+from peftcli.studies.report.shell.report_numbers import ScoreScale, supported_decimals
 
 ACCURACY, LOSS = ScoreScale("eval_accuracy", True), ScoreScale("eval_loss", False)
 

@@ -12,8 +12,8 @@ from peftcli.record.charts.drawing import Drawing
 from peftcli.record.shown_numbers import is_share
 from peftcli.studies.report.cost_figures import SIZES
 from peftcli.studies.report.curve_figures import PANEL
-from peftcli.studies.report.html_parts import Figure, plain_table
-from peftcli.studies.report.run_files import RunFiles
+from peftcli.studies.report.run_pages.run_files import RunFiles
+from peftcli.studies.report.shell.html_parts import Figure, plain_table
 
 NO_METRICS = ("eval_runtime", "eval_rows")
 """Numbers of an evaluation that say nothing about the model."""

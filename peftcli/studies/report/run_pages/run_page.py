@@ -10,10 +10,10 @@ from peftcli.data.store.data_report import DataReport
 from peftcli.record.run_summary import Summary
 from peftcli.record.shown_numbers import byte_size, count, duration, metric
 from peftcli.shown_text import escape
-from peftcli.studies.report.html_page import html_page
-from peftcli.studies.report.html_parts import bullets, folded, pairs, plain_table
-from peftcli.studies.report.run_figures import NO_METRICS, number, run_figures
-from peftcli.studies.report.run_files import RunFiles
+from peftcli.studies.report.run_pages.run_figures import NO_METRICS, number, run_figures
+from peftcli.studies.report.run_pages.run_files import RunFiles
+from peftcli.studies.report.shell.html_page import html_page
+from peftcli.studies.report.shell.html_parts import bullets, folded, pairs, plain_table
 
 _SAMPLES = 12
 

@@ -1,0 +1,1 @@
+"""The page of a run: its files, its curves, its samples and counts."""
