@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def open_storage(files: StudyFiles, asked: Mapping[str, Any], url: str | None) -
         UserError: the URL is none, its driver is missing, or the server cannot be reached; nothing was written then.
     """
     database = _database(url) if url is not None else None
-    name = f"{files.directory.resolve().name}-{files.begin(asked)[:12]}"
+    name = f"{files.directory.resolve().name}-{files.begin(asked, None if url is None else _shown(url))[:12]}"
     storage = database if database is not None else _journal(files.journal)
     return OpenedStorage(storage, name, asked, files.directory.resolve())
 
@@ -86,7 +87,23 @@ def _journal(file: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     file = file.resolve()
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
+    lock = JournalFileOpenLock(str(file))
+    if not _ends_in_a_line(file):
+        lock.acquire()  # whoever writes holds it: what is still half a line then, nobody will end
+        try:
+            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+
+
+def _ends_in_a_line(file: Path) -> bool:
+    """Return whether a journal is empty or ends with a whole line: a full disk or a power cut can leave half of one."""
+    if not file.exists() or not file.stat().st_size:
+        return True
+    with file.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        return opened.read(1) == b"\n"
 
 
 def _database(url: str) -> Any:

@@ -47,11 +47,16 @@ class StudyFiles:
         """Return the file with the whole text of a trial's error."""
         return self.results / f"{name}.log"
 
-    def begin(self, asked: Mapping[str, Any]) -> str:
+    def begin(self, asked: Mapping[str, Any], storage: str | None) -> str:
         """Write `study.json`, or compare with the one that is there; return the study's id.
 
+        Args:
+            asked: what was asked, as plain data.
+            storage: URL of the database that holds the states of its trials, without a password; None is the journal.
+
         Raises:
-            UserError: another version's study, one of another question, or a directory that holds something else.
+            UserError: another version's study, one of another question or with another storage, or a directory that
+                holds something else.
         """
         question = json.loads(json.dumps(dict(asked)))  # as a file gives it back
         if self.directory.exists() and not self.directory.is_dir():
@@ -61,26 +66,29 @@ class StudyFiles:
             if foreign := [name for name in others if not name.startswith(".") and name != self.recipes.name]:
                 text = f"{self.directory} holds files that are no study: {', '.join(foreign[:3])}"
                 raise UserError(text, suggestion="choose another directory for the study (-o), or empty this one")
-            record = {"version": VERSION, "id": uuid.uuid4().hex, "asked": question}
+            record = {"version": VERSION, "id": uuid.uuid4().hex, "storage": storage, "asked": question}
             for place in (self.recipes, self.trials, self.leases, self.results, self.scores):
                 place.mkdir(parents=True, exist_ok=True)
             create_once(self.record, json.dumps(record, indent=2) + "\n")  # of two that begin at once, one does
         found = read_object(self.record, suggestion=ANOTHER)
-        self._check(found, question)
+        self._check(found, question, storage)
         return str(found["id"])
 
-    def _check(self, found: Mapping[str, Any], question: Mapping[str, Any]) -> None:
+    def _check(self, found: Mapping[str, Any], question: Mapping[str, Any], storage: str | None) -> None:
         if found.get("version") != VERSION or not isinstance(found.get("asked"), dict) or "id" not in found:
             text = f"a study of another version ({found.get('version')}); this peftcli reads version {VERSION}"
             raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
         if different := changed_keys({"asked": found["asked"]}, {"asked": question}):
             keys = [key.removeprefix("asked.") for key in different]
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            raise UserError(
-                Problem(
-                    f"a study of another question; it differs in {shown}", file=str(self.record), suggestion=ANOTHER
-                )
+            text = f"a study of another question; it differs in {shown}"
+            raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
+        if (kept := found.get("storage")) != storage:
+            remedy = (
+                "leave out --storage" if kept is None else f"give --storage {kept} (with its password)"
             )
+            text = f"this study keeps its trials in {'its journal' if kept is None else kept}"
+            raise UserError(Problem(text, file=str(self.record), suggestion=f"{remedy}; or {ANOTHER}"))
 
     def result(self, name: str) -> TrialResult | None:
         """Return how a trial ended; None if it did not.
