@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from peftcli.inference.row_scores import RowScores
-from peftcli.studies.compare.comparison import Comparison
+from peftcli.studies.compare.asked import BASE
+from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 from peftcli.studies.engine.measured_where import library_versions, machine_name, today
+from peftcli.studies.evidence.judgement import judge
 
 
 def with_verdicts(
     comparison: Comparison, scored: Mapping[str, Sequence[RowScores]], before: Sequence[RowScores]
 ) -> Comparison:
-    """Return the comparison with intervals, verdicts and words.
+    """Return the comparison with intervals, verdicts and words; of a base as the reference, with a row for it.
 
     Args:
         scored: scores of held-out rows by label, one a seed.
         before: those of the model before training.
+
+    Raises:
+        UserError: the scores have no such metric.
     """
-    del scored, before
-    for row in comparison.methods:
-        row.score = statistics.fmean(row.scores) if row.scores else None
-    return replace(comparison, machine=machine_name(), versions=library_versions(), date=today())
+    rows, every = list(comparison.methods), dict(scored)
+    if comparison.reference == BASE and before:
+        rows.append(ComparedMethod(BASE, BASE, trainable=0, saved=0, percent=0.0))
+        every[BASE] = before
+    judged = judge(
+        every,
+        metric=comparison.metric,
+        greater_is_better=comparison.greater_is_better,
+        reference=comparison.reference,
+        before=dict.fromkeys(scored, before) if before else None,
+    )
+    rows = [replace(row, **judged[row.label].fields()) if row.label in judged else row for row in rows]
+    return replace(comparison, methods=rows, machine=machine_name(), versions=library_versions(), date=today())
