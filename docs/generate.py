@@ -15,9 +15,13 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from peftcli.analysis.advice.advice_rules import rules
 from peftcli.cli.methods import text_of
 from peftcli.names import NAMES
 from peftcli.protocol.composite_method import CompositeMethod
+from peftcli.protocol.rates.default_rate import default_rate
+from peftcli.protocol.rates.published_sources import sources
+from peftcli.protocol.rates.rate_evidence import rate_evidence
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.field_descriptions import describe
@@ -32,6 +36,7 @@ from peftcli.recipe.schema import (
     TrainingSpec,
 )
 from peftcli.recipe.vocabulary import spelled_out
+from peftcli.tasks.task_info import ModelKind
 
 DOCS = Path(__file__).resolve().parent
 BLOCKS: dict[str, type[BaseModel]] = {
@@ -43,6 +48,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "fast_paths": FastPathsSpec,
     "distributed": DistributedSpec,
 }
+SHOWN_MODELS: tuple[tuple[ModelKind, int], ...] = (("encoder", 384), ("decoder", 2048), ("decoder", 4096))
+"""Kind and width of the models whose default learning rates are shown."""
 LISTED_ELSEWHERE = {
     describe(Literal[("auto", *NAMES.formats)]): "auto, or the name of a [row format](data.md#formats)",
 }
@@ -86,7 +93,8 @@ def _default(block: type[BaseModel], key: str) -> str:
 
 
 def methods(_: str) -> str:
-    """Return every method with its capabilities."""
+    """Return every method with its capabilities, and its default learning rate on models of three sizes."""
+    columns = [f"rate: {kind} {width}" for kind, width in SHOWN_MODELS]
     rows = []
     for name in registry.names():
         info = registry.info(name)
@@ -98,11 +106,47 @@ def methods(_: str) -> str:
                 info.family,
                 merges,
                 "yes" if info.quantised_base else "no",
-                f"{info.learning_rate:g}",
+                *(f"{default_rate(registry.method(name), None, kind, width).value:g}" for kind, width in SHOWN_MODELS),
                 info.paper,
             ]
         )
-    return table(["method", "family", "merges", "4-bit base", "default learning rate", "paper"], rows)
+    return table(["method", "family", "merges", "4-bit base", *columns, "paper"], rows)
+
+
+def rates(_: str) -> str:
+    """Return what the learning-rate defaults rest on: a row for each point, then one for each setting."""
+    evidence, rows = rate_evidence(), []
+    for trains, group in evidence.groups.items():
+        by_kind = {"encoder": group.encoder, "decoder": group.decoder, "encoder-decoder": group.encoder_decoder}
+        for kind, points in by_kind.items():
+            for point in points:
+                of = f"`{group.exemplar}` ({trains})"
+                rows.append([of, kind, str(point.width), f"{point.rate:g}", point.kind, point.source, point.scope])
+    changes = [
+        [f"`{name}`", f"x {one.factor:g}" if not one.exponent else f"value to the power {one.exponent:g}", one.kind,
+         one.source, one.scope]
+        for name, one in evidence.settings.items()
+    ]  # fmt: skip
+    points_table = table(["methods like", "model", "width", "rate", "known how", "source", "scope"], rows)
+    return f"{points_table}\n\n{table(['setting', 'changes the rate', 'known how', 'source', 'scope'], changes)}"
+
+
+def advice_rules(_: str) -> str:
+    """Return the rules of `peft recommend`, in the order in which they are tried."""
+    rows = [
+        [f"`{rule.key}`", f"`{text_of(rule.value)}`", rule.reason, rule.scope, rule.limit, rule.source, rule.date]
+        for rule in rules()
+    ]
+    return table(["key", "value", "why", "found on", "limit", "source", "read"], rows)
+
+
+def source_list(_: str) -> str:
+    """Return the sources by id."""
+    rows = [
+        [f"`{name}`", one.title, one.who, one.where, one.read, "yes" if one.checked else "no"]
+        for name, one in sources().items()
+    ]
+    return table(["id", "title", "who", "where", "read", "figures checked in the source"], rows)
 
 
 def method(name: str) -> str:
@@ -237,6 +281,9 @@ PARTS: dict[str, Callable[[str], str]] = {
     "fields": fields,
     "methods": methods,
     "method": method,
+    "rates": rates,
+    "advice-rules": advice_rules,
+    "sources": source_list,
     "common": common,
     "families": families,
     "roles": role_paths,

@@ -13,6 +13,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import TASKS
@@ -34,6 +35,18 @@ def refusals(
     config = load_config(ModelSpec(name_or_path=model))
     chosen = _task(config, task)
     return {name: _reasons(name, config, chosen, methods) for name in names}
+
+
+def rates_on(names: Iterable[str], model: str, task: str | None = None) -> dict[str, DefaultRate]:
+    """Return, by method, the default learning rate on this model with default hyper-parameters.
+
+    Raises:
+        UserError: as `refusals`.
+    """
+    config = load_config(ModelSpec(name_or_path=model))
+    anatomy = read_anatomy(build_meta(config, _task(config, task)))
+    kind, width = model_kind(anatomy), anatomy.hidden_size
+    return {name: default_rate(registry.method(name), None, kind, width) for name in names}
 
 
 def _task(config: PretrainedConfig, task: str | None) -> TaskName:

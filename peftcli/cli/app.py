@@ -34,6 +34,7 @@ COMMANDS = (
     "import_",
     "count_params",
     "report",
+    "recommend",
     "methods",
     "validate",
     "inspect",

@@ -11,6 +11,7 @@ from peftcli.console.options import Json
 if TYPE_CHECKING:
     from peftcli.analysis.method_contracts import Finding
     from peftcli.protocol.method import MethodInfo
+    from peftcli.protocol.rates.default_rate import DefaultRate
     from peftcli.recipe.method_params import MethodParams
 
 
@@ -53,7 +54,8 @@ def methods(
         return
     infos = [registry.info(each) for each in ([name] if name else registry.names())]
     reasons = _refusals(infos, model, task) if model else {}
-    rows = [_record(info, fits=reasons.get(info.name) if model else None, model=model) for info in infos]
+    rates = _rates(infos, model, task)
+    rows = [_record(info, rates[info.name], fits=reasons.get(info.name) if model else None) for info in infos]
     if as_json:
         print_json(rows)
     elif name:
@@ -106,7 +108,7 @@ def _print_findings(findings: list[Finding]) -> None:
             console.print(f"{finding.contract}{place}: {finding.problem or finding.skipped}", markup=False)
 
 
-def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> dict[str, Any]:
+def _record(info: MethodInfo, rate: DefaultRate, *, fits: list[str] | None) -> dict[str, Any]:
     schema = info.params.model_json_schema()
     parameters = [
         {
@@ -124,15 +126,16 @@ def _record(info: MethodInfo, *, fits: list[str] | None, model: str | None) -> d
         "family": info.family,
         "summary": info.summary,
         "paper": info.paper,
-        "learning_rate": info.learning_rate,
+        "learning_rate": rate.value,
+        "learning_rate_source": rate.reason,
         "mergeable": _merges(info),
         "quantised_base": info.quantised_base,
         "artifact": info.artifact,
         "tasks": sorted(info.tasks),
         "parameters": parameters,
     }
-    if model is not None:
-        record |= {"fits": not fits, "reasons": fits or []}
+    if fits is not None:
+        record |= {"fits": not fits, "reasons": fits}
     return record
 
 
@@ -163,6 +166,22 @@ def _refusals(infos: list[MethodInfo], model: str, task: str | None) -> dict[str
     return refusals([info.name for info in infos], model, task)
 
 
+def _rates(infos: list[MethodInfo], model: str | None, task: str | None) -> dict[str, DefaultRate]:
+    """Return the default learning rates on a model, by default the demo's: a small encoder."""
+    names = [info.name for info in infos]
+    if model is not None:
+        from peftcli.analysis.fitting import rates_on
+
+        return rates_on(names, model, task)
+
+    from peftcli.protocol.rates.default_rate import default_rate
+    from peftcli.protocol.rates.rate_evidence import rate_evidence
+    from peftcli.protocol.registry import registry
+
+    width = rate_evidence().demo_width
+    return {name: default_rate(registry.method(name), None, "encoder", width) for name in names}
+
+
 def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
     from peftcli.console.output import print_table, result_console, table
 
@@ -184,7 +203,8 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
             line.insert(1, "yes" if row["fits"] else "no: " + "; ".join(row["reasons"]))
     console = result_console()
     print_table(console, table(columns, cells))
-    console.print("\n`peft methods NAME` shows one with its hyper-parameters.")
+    other = "" if with_fit else " Learning rates are for a small encoder; --model M shows those for a model."
+    console.print(f"\n`peft methods NAME` shows one with its hyper-parameters.{other}")
 
 
 def _print_one(row: dict[str, Any]) -> None:
@@ -194,7 +214,7 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print(f"[bold]{row['name']}[/]: {row['summary']}")
     console.print(f"  family         {row['family']}")
     console.print(f"  paper          {row['paper']}")
-    console.print(f"  learning rate  {row['learning_rate']:g} by default")
+    console.print(f"  learning rate  {row['learning_rate']:g}: {row['learning_rate_source']}", markup=False)
     console.print(f"  merges         {_MERGES[row['mergeable']]}")
     console.print(f"  4-bit base     {'yes' if row['quantised_base'] else 'no'}")
     if "fits" in row:

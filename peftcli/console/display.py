@@ -181,6 +181,8 @@ def header_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(("steps", _steps_text(facts)))
         elif key == "device":
             rows.append(("device", ", ".join(str(facts[part]) for part in ("device", "precision") if facts.get(part))))
+        elif key == "learning_rate_source":
+            rows.append(("learning rate", f"{facts['learning_rate']:g}: {value}"))
         elif key == "output_dir":
             rows.append(("output", str(value)))
         else:
@@ -200,8 +202,6 @@ def _steps_text(facts: Mapping[str, Any]) -> str:
         parts.append(f"{facts['epochs']:g} epoch{'' if facts['epochs'] == 1 else 's'}")
     if facts.get("batch") is not None:
         parts.append(f"batch {facts['batch']}")
-    if facts.get("learning_rate") is not None:
-        parts.append(f"learning rate {facts['learning_rate']:g}")
     if facts.get("warmup_steps"):
         parts.append(f"{facts['warmup_steps']} of warm-up")
     return ", ".join(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 
 from peftcli.errors import UserError
 from peftcli.models.load.dtypes import dtype_named
+from peftcli.record.shown_numbers import bytes_of
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SPARE_BYTES = 64 * 2**20
 """Disk space beside the weights: tokenizer, card, the file system's own."""
 
@@ -50,7 +49,12 @@ def merge_options(
     """
     refuse_existing(Path(output))
     return MergeOptions(
-        Path(output), output_dtype(dtype), parse_size(max_shard_size), verify, verify and use_alone, requantize
+        Path(output),
+        output_dtype(dtype),
+        bytes_of("--max-shard-size", max_shard_size),
+        verify,
+        verify and use_alone,
+        requantize,
     )
 
 
@@ -65,19 +69,6 @@ def output_dtype(name: str | None) -> torch.dtype | None:
     if name not in ("float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {name} is none of: auto, float32, bfloat16, float16")
     return dtype_named(name)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 5GB, 500MB or 2GiB.
-
-    Raises:
-        UserError: it is none.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", text.upper())
-    size = int(float(found.group(1)) * _UNITS[found.group(2) if found.group(2) != "B" else ""]) if found else 0
-    if size <= 0:
-        raise UserError(f"--max-shard-size {text!r} is not a size", suggestion="write it as 5GB, 500MB or 2GiB")
-    return size
 
 
 def refuse_existing(output: Path) -> None:

@@ -83,6 +83,7 @@ class AdaLoraMethod(Method[AdaLoraParams]):
         # the official GLUE scripts lie between 5e-4 and 2.2e-3, for thousands of steps; measured on the demo: 1e-3
         # hardly moves within a hundred
         learning_rate=3e-3,
+        trains="factors",
     )
 
     def check_config(self, config: Mapping[str, Any], params: AdaLoraParams) -> list[str]:

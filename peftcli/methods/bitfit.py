@@ -58,6 +58,7 @@ class BitFitMethod(Method[BitFitParams]):
         paper="Ben Zaken et al. 2021, arXiv:2106.10199",
         params=BitFitParams,
         learning_rate=4e-3,  # the official code's is 1e-3, for 16 epochs; measured on the demo: that is slow within one
+        trains="vectors",
     )
 
     def check(self, anatomy: Anatomy, params: BitFitParams) -> list[str]:

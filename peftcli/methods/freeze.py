@@ -51,6 +51,11 @@ class FreezeMethod(Method[FreezeParams]):
         artifact="model",
     )
 
+    def rate_settings(self, params: FreezeParams) -> dict[str, float]:
+        """Return that the head alone is trained, where it is."""
+        alone = params.trainable == "last_layers" and params.num_layers == 0
+        return {"head_alone": 1.0} if alone else {}
+
     def check(self, anatomy: Anatomy, params: FreezeParams) -> list[str]:
         """Return why this model cannot be trained so: fewer blocks than asked for, no norms, or no head to train."""
         depth = sum(_runs(anatomy).values())

@@ -36,6 +36,7 @@ class FullMethod(Method[FullParams]):
         params=FullParams,
         # BERT's search ends at 5e-5, which is slow for small models; decoders of billions take 1e-5
         learning_rate=1e-4,
+        trains="weights",
         quantised_base=False,
         artifact="model",
     )

@@ -44,6 +44,7 @@ class IA3Method(Method[IA3Params]):
         paper="Liu et al. 2022, arXiv:2205.05638",
         params=IA3Params,
         learning_rate=2e-2,  # measured on the demo: T-Few's 3e-3 is slow within a few hundred steps
+        trains="vectors",
     )
 
     def check(self, anatomy: Anatomy, params: IA3Params) -> list[str]:

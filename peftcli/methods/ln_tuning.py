@@ -55,6 +55,7 @@ class LNTuningMethod(Method[LNTuningParams]):
         paper="Zhao et al. 2023, arXiv:2312.11420",
         params=LNTuningParams,
         learning_rate=4e-3,  # as for BitFit, whose vectors are of the same kind
+        trains="vectors",
     )
 
     def check(self, anatomy: Anatomy, params: LNTuningParams) -> list[str]:

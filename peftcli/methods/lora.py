@@ -117,6 +117,13 @@ class LoraParams(TargetedParams):
         alpha = self.alpha_of(role, module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
+    @property
+    def start(self) -> str:
+        """What sets how the factors start apart from others: pissa, olora, random_start, or nothing."""
+        if self.starts_from_base:
+            return "olora" if self.init_lora_weights == "olora" else "pissa"
+        return "random_start" if self.init_lora_weights is False else ""
+
 
 def pissa_iterations(init: str) -> int | None:
     """Return N of `pissa_niter_N`, else None."""
@@ -145,6 +152,7 @@ class LoraMethod(Method[LoraParams]):
         params=LoraParams,
         # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
         learning_rate=2e-3,
+        trains="factors",
     )
 
     def check(self, anatomy: Anatomy, params: LoraParams) -> list[str]:
@@ -185,6 +193,14 @@ class LoraMethod(Method[LoraParams]):
     def why_not_identity(self, params: LoraParams) -> str | None:
         """Return that both factors start at random, where the recipe says so."""
         return "both factors start at random (init_lora_weights: false)" if params.init_lora_weights is False else None
+
+    def rate_settings(self, params: LoraParams) -> dict[str, float]:
+        """Return how the factors start, whether A is frozen, scale x rank over the defaults', and LoRA+'s ratio."""
+        scale = params.scale_of(None, "", params.r) * params.r / 16
+        values = {"scale": scale, "loraplus": params.loraplus_lr_ratio or 1.0}
+        changed = {name: value for name, value in values.items() if value != 1.0}
+        by_name = {params.start: bool(params.start), "freeze_a": params.freeze_a}
+        return {name: 1.0 for name, holds in by_name.items() if holds} | changed
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: LoraParams) -> Attachment:
         """Add a low-rank change at every target.

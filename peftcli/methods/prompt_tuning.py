@@ -68,6 +68,7 @@ class PromptTuningMethod(Method[PromptTuningParams]):
         paper="Lester et al. 2021, arXiv:2104.08691",
         params=PromptTuningParams,
         learning_rate=3e-2,
+        trains="vectors",
         unmergeable="learned inputs are not a change of any weight; keep the adapter beside its base, or `peft export` "
         "it",
     )

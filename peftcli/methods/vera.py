@@ -47,6 +47,7 @@ class VeraMethod(Method[VeraParams]):
         paper="Kopiczko et al. 2023, arXiv:2310.11454",
         params=VeraParams,
         learning_rate=2e-2,  # the paper's GLUE runs take 4e-3 to 1e-2, for tens of epochs; measured on the demo
+        trains="vectors",
     )
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: VeraParams) -> Attachment:

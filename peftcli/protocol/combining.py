@@ -129,6 +129,14 @@ def joined(whole: Composition, hook: str, *args: Any, **kwargs: Any) -> list[str
     return [whole.named(label, text) for label, texts in answers.items() for text in texts]
 
 
+def largest(whole: Composition, hook: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The parts' dictionaries as one; of a key that several have, the largest value."""
+    found: dict[str, Any] = {}
+    for own in by_label(whole, hook, *args, **kwargs).values():
+        found.update({key: max(value, found.get(key, value)) for key, value in own.items()})
+    return found
+
+
 def merged(whole: Composition, hook: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The parts' dictionaries as one, each key named as its part's."""
     answers = by_label(whole, hook, *args, **kwargs)

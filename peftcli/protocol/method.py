@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from peftcli.protocol.combining import combined, joined, total
+from peftcli.protocol.combining import combined, joined, largest, total
 from peftcli.recipe.method_params import MethodParams
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from peftcli.protocol.attachment import Attachment
 
 Family = Literal["additive", "selective", "reparameterised", "hybrid", "full"]
+
+Trains = Literal["factors", "layers", "vectors", "weights"]
+"""What a method trains, by which its learning rate changes with the model: low-rank products; new layers, changes of
+whole matrices and compositions; scales, biases, norms and virtual tokens; the base's own weights."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class MethodInfo:
         summary: one sentence.
         paper: authors, year, arXiv number.
         params: the typed hyper-parameters.
-        learning_rate: the default peak learning rate, with AdamW.
+        learning_rate: the peak learning rate that suits it on the demo, an encoder of width 384, with AdamW; the
+            default elsewhere is made from it (`rates.default_rate`).
+        trains: what kind of parameters, by which that default changes with the model.
         unmergeable: why its change never folds into the base weights, and the alternative; None if it does.
         quantised_base: whether it trains on a 4- or 8-bit base.
         forces_4bit: whether it implies a 4-bit base (QLoRA).
@@ -43,6 +49,7 @@ class MethodInfo:
     paper: str
     params: type[MethodParams]
     learning_rate: float
+    trains: Trains = "layers"
     unmergeable: str | None = None
     quantised_base: bool = True
     forces_4bit: bool = False
@@ -130,6 +137,14 @@ class Method(ABC, Generic[Params]):
         Asked before torch is imported where the recipe has `max_steps`, else once the rows are counted.
         """
         return []
+
+    @combined(largest)
+    def rate_settings(self, params: Params) -> dict[str, float]:
+        """Return the hyper-parameters that ask for another learning rate: name in `rate_evidence.yaml` -> value.
+
+        A value is relative to the default's, 1 where only the name counts.
+        """
+        return {}
 
     @combined(total)
     def positions_taken(self, anatomy: Anatomy, params: Params) -> int:

@@ -155,7 +155,7 @@ class TrainingSpec(Block):
     """How to train. The names are those of transformers' TrainingArguments."""
 
     learning_rate: Rate | None = None
-    """Peak learning rate; null takes the method's default."""
+    """Peak learning rate; null takes the default for the method and the model."""
     head_learning_rate: Rate | None = None
     """Peak learning rate of the task head; null takes learning_rate."""
     lr_groups: dict[str, Rate] = Field(default_factory=dict)

@@ -15,6 +15,7 @@ from peftcli.names import NAMES
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import recipe_as_written
 from peftcli.record.checkpoints import Checkpoints
+from peftcli.record.open_rate import open_rate_reason
 from peftcli.record.own_entries import (
     ARTIFACTS,
     OWN_ENTRIES,
@@ -115,6 +116,8 @@ class RunDirectory:
         if status is RunStatus.EMPTY:
             return status
         different = changed_keys(self.recipe().as_dict(), recipe.as_dict())
+        if recipe.training.learning_rate is None and self.open_rate_reason() is not None:
+            different = [key for key in different if key != "training.learning_rate"]
         if resume or (status is RunStatus.UNFINISHED and all(map(of_sharing, different))):
             different = [key for key in different if not of_sharing(key)]
         if resume and only_length(different):
@@ -146,6 +149,10 @@ class RunDirectory:
         except UserError as error:
             replace = Problem(f"output_dir {self.path} holds a run", suggestion="replace it with --overwrite")
             raise UserError([*error.problems, replace]) from error
+
+    def open_rate_reason(self) -> str | None:
+        """Return where the run's learning rate is from, if its recipe left it open; else None."""
+        return open_rate_reason(self.recipe_file.read_text(encoding="utf-8"))
 
     @contextmanager
     def locked(self, lock: bool = True) -> Iterator[None]:

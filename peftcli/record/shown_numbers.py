@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
+
+from peftcli.errors import UserError
+
+_UNITS = {"": 1, "B": 1} | {f"{letter}{end}": base**power for end, base in (("B", 1000), ("IB", 1024))
+                            for power, letter in enumerate("KMGT", start=1)}  # fmt: skip
 
 
 def count(number: int) -> str:
@@ -28,6 +34,23 @@ def byte_size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
+
+
+def bytes_of(option: str, text: str) -> int:
+    """Return the bytes of a size that was typed, such as 5GB, 500MB or 2GiB.
+
+    Args:
+        option: that the text was given to, for the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", text.upper())
+    unit = _UNITS.get(found.group(2)) if found else None
+    size = int(float(found.group(1)) * unit) if found and unit else 0
+    if size <= 0:
+        raise UserError(f"{option} {text!r} is not a size", suggestion="write it as 5GB, 500MB or 2GiB")
+    return size
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ from peftcli.process_state import compiler_settings, libraries_quiet, matmul_pre
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe, TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.record.open_rate import with_open_rate
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
@@ -27,6 +28,7 @@ from peftcli.stop_signals import stop_on_signal
 from peftcli.training.finish_run import finish
 from peftcli.training.loop import train_steps
 from peftcli.training.milestones import Milestones
+from peftcli.training.optim.chosen_rate import kept_rate
 from peftcli.training.resuming.longer_run import check_can_be_longer, lengthen
 from peftcli.training.run_header import header
 from peftcli.training.session import Session
@@ -163,31 +165,37 @@ def _start(
     loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, status: RunStatus
 ) -> tuple[Session, Milestones]:
     """Build the session, and put it where an unfinished run left off."""
-    text = dump_recipe(loaded.recipe, loaded.tree)
     earlier = _earlier(directory, loaded.recipe.training) if status is RunStatus.LONGER else None
     goes_on = status in (RunStatus.UNFINISHED, RunStatus.LONGER)
     found = directory.checkpoints().latest(reporter.note, _checkpoint) if goes_on else None
     state = found.state if found else TrainState()
     if earlier is not None:
         check_can_be_longer(directory, found.state if found else None)
-    session = build_session(loaded, world, directory, reporter, state)
+    kept = kept_rate(directory, loaded.recipe) if goes_on else None
+    session = build_session(loaded, world, directory, reporter, state, kept)
     milestones = Milestones(session)
     if found is not None:
         reporter.note(f"going on after step {state.step}" if earlier is None else lengthen(session, earlier))
         with _fits(found.path):
             milestones.resume(found.tree)
         milestones.find_best()
-        if world.is_main and directory.recipe() != loaded.recipe:  # longer, or its rows shared in another way
-            directory.reopen(text)
+        if world.is_main and directory.recipe() != session.recipe:  # longer, or its rows shared in another way
+            directory.reopen(_recipe_text(session))
     elif world.is_main:
         if goes_on:
             reporter.note("there is no checkpoint to go on from: the run starts again at the first step")
-        directory.begin(text, keep=ARTIFACTS if goes_on else ())
+        directory.begin(_recipe_text(session), keep=ARTIFACTS if goes_on else ())
     if world.is_main:
         directory.write_skipped_rows(session.data.report.skipped)
     world.wait()
     reporter.header(header(session))
     return session, milestones
+
+
+def _recipe_text(session: Session) -> str:
+    """Return what recipe.yaml holds: every default filled in, and where a rate is from that the recipe left open."""
+    text, rate = dump_recipe(session.recipe, session.loaded.tree), session.learning_rate
+    return with_open_rate(text, rate.reason) if rate.left_open else text
 
 
 def _earlier(directory: RunDirectory, spec: TrainingSpec) -> TrainingSpec:

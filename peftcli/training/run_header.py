@@ -31,7 +31,8 @@ def header(session: Session) -> dict[str, Any]:
         "epochs": round(plan.epochs, 3),
         "batch": plan.step_rows,
         "warmup_steps": plan.warmup,
-        "learning_rate": session.learning_rate,
+        "learning_rate": session.learning_rate.value,
+        "learning_rate_source": session.learning_rate.reason,
         "optimizer": spec.optim,
         "output_dir": str(session.directory.path),
     }

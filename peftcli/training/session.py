@@ -27,6 +27,7 @@ from peftcli.record.train_state import TrainState
 from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Task
 from peftcli.training.computing import Computing
+from peftcli.training.optim.chosen_rate import ChosenRate
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import StepPlan
@@ -51,7 +52,8 @@ class Session:
         computing: makes the context of a training forward pass.
         compute_weights: the frozen matrices in the dtype of training, if they have another one.
         leaving: the description of the model that the run will leave.
-        learning_rate: the peak rate; `rate_factor` is its share at the step with a given index, counted from 0.
+        learning_rate: the peak rate and where it is from.
+        rate_factor: its share at the step with a given index, counted from 0.
         state: counts, best evaluation, and what was decided for the whole run.
         trackers: of the recipe; none beside the main process.
     """
@@ -74,7 +76,7 @@ class Session:
     compute_weights: ComputeWeights
     plan: StepPlan
     leaving: LeavingModel
-    learning_rate: float
+    learning_rate: ChosenRate
     rate_factor: Callable[[int], float]
     optimizer: AcceleratedOptimizer
     state: TrainState

@@ -31,9 +31,10 @@ from peftcli.record.run_directory import RunDirectory
 from peftcli.record.run_inputs import RunInputs
 from peftcli.record.train_state import TrainState
 from peftcli.tasks.task import Task
-from peftcli.training.before_weights import before_weights
+from peftcli.training.before_weights import BeforeWeights, before_weights
 from peftcli.training.computing import Computing
-from peftcli.training.optim.learning_rate import keep_peak_rates, learning_rate_factor, peak_learning_rate
+from peftcli.training.optim.chosen_rate import ChosenRate, choose_rate, with_rate
+from peftcli.training.optim.learning_rate import keep_peak_rates, learning_rate_factor
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
@@ -57,13 +58,18 @@ if TYPE_CHECKING:
 
 
 def build_session(
-    loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, state: TrainState
+    loaded: LoadedRecipe,
+    world: World,
+    directory: RunDirectory,
+    reporter: Reporter,
+    state: TrainState,
+    kept: ChosenRate | None = None,
 ) -> Session:
-    """Return a session ready for its first step.
+    """Return a session ready for its first step. Its recipe has the learning rate filled in.
 
     Args:
-        state: a fresh one for a new run; that of the checkpoint for one that goes on. What is decided for the whole
-            run is taken from it, or else noted in it.
+        state: fresh, or that of the checkpoint; what is decided for the whole run is taken from it or noted there.
+        kept: the learning rate of a run that goes on, as `kept_rate` returns it.
 
     Raises:
         UserError: anything in the recipe, the model or the data is wrong.
@@ -72,25 +78,20 @@ def build_session(
     seed_everything(recipe.seed)
     ready = before_weights(loaded, world, reporter, state)
     known, data, task = ready.known, ready.data, ready.task
-    device, shares = world.device, world.strategy.sharded
-    base = load_model(known.spec, recipe.task, data.labels, device, recipe.seed, world=world, in_shares=shares)
+    base = _load(ready, recipe, world)
     attached = attach_method(recipe, base, known.tokenizer, data.labels, world)
     attachment, anatomy = attached.attachment, attached.anatomy
     start_equal(base.model, world)
-    precision = decide_precision(
-        spec, base.dtype, world.device, width=anatomy.hidden_size, recorded=state.compute_dtype, world=world
-    )
-    paths = _bind(recipe, base, attached, task, precision, world, reporter)
-    world.compute_in(precision.mixed)
-    computing = Computing(precision, paths, world.accelerator)
-    joins = paths.by_document and not (recipe.data is not None and recipe.data.packing)
-    collator = Collator(known.tokenizer, task, _packing_route(loaded, base.model, attachment), joins)
+    computing = _computing(recipe, base, attached, task, state, world, reporter)
+    precision, paths = computing.precision, computing.fast_paths
+    collator = _collator(loaded, base, attachment, ready, paths)
     limit = token_limit(spec, world.device.type, anatomy.hidden_size)
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
     start_from_rows(recipe, attachment, batches, precision, state, reporter)
-    rate = peak_learning_rate(spec, known.info)
+    rate = choose_rate(recipe, anatomy, kept, reporter.note)
+    loaded = with_rate(loaded, rate)
     return Session(
         loaded=loaded,
         world=world,
@@ -111,11 +112,35 @@ def build_session(
         plan=ready.plan,
         leaving=ready.leaving,
         learning_rate=rate,
-        rate_factor=learning_rate_factor(spec, ready.plan.total_steps, rate),
-        optimizer=_optimizer(recipe, attachment, rate, world),
+        rate_factor=learning_rate_factor(spec, ready.plan.total_steps, rate.value),
+        optimizer=_optimizer(recipe, attachment, rate.value, world),
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
     )
+
+
+def _load(ready: BeforeWeights, recipe: Recipe, world: World) -> Loaded:
+    labels, shares = ready.data.labels, world.strategy.sharded
+    return load_model(ready.known.spec, recipe.task, labels, world.device, recipe.seed, world=world, in_shares=shares)
+
+
+def _computing(
+    recipe: Recipe, base: Loaded, attached: Attached, task: Task, state: TrainState, world: World, reporter: Reporter
+) -> Computing:
+    """Decide in what dtype the run computes and by which faster paths, and tell the notes."""
+    spec, width = recipe.training, attached.anatomy.hidden_size
+    precision = decide_precision(spec, base.dtype, world.device, width=width, recorded=state.compute_dtype, world=world)
+    paths = _bind(recipe, base, attached, task, precision, world, reporter)
+    world.compute_in(precision.mixed)
+    return Computing(precision, paths, world.accelerator)
+
+
+def _collator(
+    loaded: LoadedRecipe, base: Loaded, attachment: Attachment, ready: BeforeWeights, paths: FastPaths
+) -> Collator:
+    data = loaded.recipe.data
+    joins = paths.by_document and not (data is not None and data.packing)
+    return Collator(ready.known.tokenizer, ready.task, _packing_route(loaded, base.model, attachment), joins)
 
 
 def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:

@@ -46,6 +46,7 @@ def summarise(session: Session, counts: Mapping[str, Any]) -> Summary:
         device=str(session.world.device),
         precision=str(session.precision),
         versions=versions(),
+        notes=[f"learning rate {session.learning_rate.value:g}: {session.learning_rate.reason}"],
         weights_dtype=dtype_name(session.precision.weights),
         artifact=session.info.artifact,
         stopped_early=state.stopped_early,

@@ -30,6 +30,7 @@ FACTS: dict[str, Any] = {
     "batch": 16,
     "warmup_steps": 0,
     "learning_rate": 1e-3,
+    "learning_rate_source": "from the recipe",
     "output_dir": "runs/lora",
 }
 STEP = StepRecord(step=10, total_steps=112, epoch=0.09, learning_rate=9.1e-4, tokens=10_000)
@@ -83,7 +84,8 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     assert "step 10/112  loss 1.4321  lr 9.10e-04  3,210 tokens/s  42 s left" in err.splitlines()
     assert "step 9/112" not in err
     assert "75,653 of 22,788,869 parameters (0.33%)" in err
-    assert "112, 1 epoch, batch 16, learning rate 0.001" in err
+    assert "112, 1 epoch, batch 16" in err
+    assert "0.001: from the recipe" in err
     assert "evaluation before training: eval_loss 1.63  eval_accuracy 20.0%" in err
     assert "evaluation at step 112: eval_loss 0.11  eval_accuracy 97.8%  (best so far)" in err
     assert "note: two rows were cut at 64 tokens" in err

@@ -83,6 +83,7 @@ ANSWERS: dict[Callable[..., Any], Any] = {
     combining.by_label: {"a": 1},
     combining.joined: ["a reason"],
     combining.merged: {"key": 1},
+    combining.largest: {"key": 1},
 }
 """By rule, what a part answers."""
 
@@ -94,6 +95,7 @@ WHOLE: dict[Callable[..., Any], Any] = {
     combining.by_label: {"lora": {"a": 1}, "adalora": {"a": 1}},
     combining.joined: ["lora: a reason", "adalora: a reason"],
     combining.merged: {"lora:key": 1, "adalora:key": 1},
+    combining.largest: {"key": 1},
 }
 """By rule, what a composition of two such parts answers."""
 

@@ -1,1 +1,1 @@
-"""Studies on the screen: what was asked, progress, and tables."""
+"""Studies and recommendations on the screen: what was asked, progress, and tables."""

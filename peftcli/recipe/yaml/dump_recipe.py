@@ -40,7 +40,8 @@ def dump_recipe(recipe: Recipe, written: Tree | None = None) -> str:
 
 def dump_plain(data: dict[str, Any]) -> str:
     """Return the YAML text of a recipe's plain data, which can hold `Reference`s."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    style = None if any(isinstance(value, dict | list) for value in data.values()) else False  # no {a: 1} as a whole
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=style, width=120)
 
 
 def with_references(recipe: Recipe, written: Tree) -> dict[str, Any]:

@@ -84,9 +84,7 @@ class StudyFiles:
             text = f"a study of another question; it differs in {shown}"
             raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
         if (kept := found.get("storage")) != storage:
-            remedy = (
-                "leave out --storage" if kept is None else f"give --storage {kept} (with its password)"
-            )
+            remedy = "leave out --storage" if kept is None else f"give --storage {kept} (with its password)"
             text = f"this study keeps its trials in {'its journal' if kept is None else kept}"
             raise UserError(Problem(text, file=str(self.record), suggestion=f"{remedy}; or {ANOTHER}"))
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from torch.optim import Optimizer
 
-from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.schema import TrainingSpec
 
 Curve = Callable[[float, float], float]
@@ -33,11 +32,6 @@ CURVES: dict[str, Curve] = {
     "polynomial": _polynomial,
 }
 """From the share of the steps after the warm-up that are done, 0 to 1, and the peak rate, to the factor."""
-
-
-def peak_learning_rate(spec: TrainingSpec, method: MethodInfo) -> float:
-    """Return the peak learning rate: the recipe's, or else what the method learns well with."""
-    return spec.learning_rate or method.learning_rate
 
 
 def warmup_steps(spec: TrainingSpec, total_steps: int) -> int:

@@ -114,7 +114,7 @@ def _artifact(session: Session) -> Mapping[str, Tensor]:
 
 
 def _course(session: Session, earlier: TrainingSpec, before: StepPlan) -> str:
-    state, plan, peak = session.state, session.plan, session.learning_rate
+    state, plan, peak = session.state, session.plan, session.learning_rate.value
     last = learning_rate_factor(earlier, before.total_steps, peak)(max(0, state.step - 1)) * peak
     following, end = (session.rate_factor(step) * peak for step in (state.step, plan.total_steps - 1))
     schedule = session.recipe.training.lr_scheduler_type

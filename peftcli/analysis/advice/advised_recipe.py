@@ -1,0 +1,78 @@
+"""The recipe with what is recommended in it, the reasons as comments."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from peftcli.analysis.advice.recommendation import ACCUMULATION, Advice
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.yaml.dump_recipe import Reference, dump_plain
+
+_WIDTH = 100
+_OF_EVERY_METHOD = ("modules_to_save", "init_from")
+
+
+def lines_to_paste(lines: Sequence[Advice]) -> str:
+    """Return what is recommended as blocks of a recipe."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        block, _, key = line.key.partition(".")
+        blocks.setdefault(block, {})[key] = line.value
+    return dump_plain(blocks) if not blocks else "".join(_block(name, block, {}) for name, block in blocks.items())
+
+
+def advised_recipe(loaded: LoadedRecipe, lines: Sequence[Advice]) -> str:
+    """Return the recipe as it was written, with the recommended values and a comment above each.
+
+    The method's block is replaced where another method is recommended; everything else stays.
+    """
+    data = _with_references(loaded)
+    advised = {line.key: line for line in lines}
+    method = data.get("method")
+    old = method if isinstance(method, dict) else {}
+    same = old.get("name") == advised["method.name"].value
+    data["method"] = {"name": None} | {key: value for key, value in old.items() if same or key in _OF_EVERY_METHOD}
+    data.setdefault("training", {})
+    if ACCUMULATION not in advised:
+        data["training"].pop(ACCUMULATION.partition(".")[2], None)
+    for key, line in advised.items():
+        block, _, name = key.partition(".")
+        data.setdefault(block, {})[name] = line.value
+    order = [key for key in ("model", "task", "data", "method", "training") if key in data]
+    whole = {key: data[key] for key in [*order, *(key for key in data if key not in order)]}
+    return "".join(
+        _block(name, value, advised) if isinstance(value, dict) and value else dump_plain({name: value})
+        for name, value in whole.items()
+    )
+
+
+def _block(name: str, block: Mapping[str, Any], advised: Mapping[str, Advice]) -> str:
+    """Return a block of a recipe, a comment above each key that is recommended."""
+    lines = [f"{name}:"]
+    for key, value in block.items():
+        line = advised.get(f"{name}.{key}")
+        lines += _comment(line) if line is not None else ()
+        lines += textwrap.indent(dump_plain({key: value}), "  ").splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def _comment(line: Advice) -> Iterator[str]:
+    text = (
+        f"{line.reason}. On: {line.scope}. Limit: {line.limit}. [{line.source}, {line.date}] Against it: {line.against}"
+    )
+    for part in textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False):
+        yield f"  # {part}"
+
+
+def _with_references(loaded: LoadedRecipe) -> dict[str, Any]:
+    """Return the recipe's data as it was written; values of environment variables are named, not spelled out."""
+    data: dict[str, Any] = deepcopy(loaded.tree.data)
+    for key, text in loaded.tree.references.items():
+        place: Any = data
+        for part in key[:-1]:
+            place = place[part]
+        place[key[-1]] = Reference(text, loaded.tree.value(key))
+    return data
