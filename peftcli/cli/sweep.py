@@ -1,0 +1,129 @@
+"""`peft sweep RECIPE [key=value ...]`: search keys of a recipe, and train the winners again on fresh seeds."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode, refuse_nothing
+from peftcli.errors import UserError
+
+if TYPE_CHECKING:
+    from peftcli.studies.sweep.run_settings import RunSettings
+    from peftcli.studies.sweep.sweep_request import SweepRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("sweep", short_help="Search keys of a recipe, and say what ties with the best.")(sweep)
+
+
+def sweep(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=VALUES", help="Try every value: method.r=4,8,16. Several: their product."),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="KEY=RANGE",
+            help="Draw from a range or a list: training.learning_rate=log:1e-5..1e-2, method.r=4..16:4, or a,b,c.",
+        ),
+    ] = None,
+    search_file: Annotated[
+        Path | None,
+        typer.Option("--search-file", metavar="FILE", help="A YAML file with `search:`; keys can depend on others."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", metavar="N", help="Trials of a search; 30.", show_default=False)
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", metavar="NAME", help="tpe, random or grid; grid with --grid, else tpe."),
+    ] = None,
+    pruner: Annotated[
+        str | None,
+        typer.Option("--pruner", metavar="NAME", help="Stop trials that fall behind: none, median or hyperband."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", metavar="N", help="Fresh seeds for the winners; 3.", show_default=False),
+    ] = None,
+    winners: Annotated[
+        int | None,
+        typer.Option(
+            "--winners",
+            metavar="N",
+            help="Best trials that are trained again; 3. A grid of one number trains all again.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Trials at a time.")] = 1,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; fewer trials are made."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option("--storage", metavar="URL", help="Where several machines share the study's trials.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Directory of the study; runs/sweep- and the recipe's name."
+        ),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Search keys of a recipe on the same held-out rows; report the winners' scores on fresh seeds.
+
+    Example: peft sweep configs/lora.yaml --grid method.r=4,8,16,32
+    """
+    for option, value in {"--budget": budget, "--output": output, "--metric": metric, "--storage": storage}.items():
+        if value is not None:
+            refuse_nothing(value, option)
+
+    from peftcli.names import NAMES
+    from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE
+    from peftcli.studies.compare.time_budget import parse_budget
+    from peftcli.studies.sweep.run_settings import RunSettings
+    from peftcli.studies.sweep.sweep_request import SweepOptions, prepare_sweep
+
+    seconds = None if budget is None else parse_budget(budget)
+    options = SweepOptions(grid or (), search or (), search_file, trials, sampler, pruner, seeds, winners, metric)
+    changes = [*(overrides or []), *([TRUST_REMOTE_CODE] if trust_remote_code else [])]
+    request = prepare_sweep(recipe, changes, options, NAMES)
+    directory = Path(output).expanduser() if output is not None else Path("runs") / f"sweep-{recipe.stem}"
+    settings = RunSettings(directory, storage, jobs, seconds, shlex.join(["peft", *sys.argv[1:]]))
+    _run(request, settings, quiet=quiet, as_json=as_json)
+
+
+def _run(request: SweepRequest, settings: RunSettings, *, quiet: bool, as_json: bool) -> None:
+    from peftcli.console.compare_display import StudyDisplay
+    from peftcli.console.output import print_json
+    from peftcli.console.sweep_view import print_sweep
+    from peftcli.studies.sweep.run_sweep import run_sweep
+
+    with StudyDisplay(request.metric, quiet=quiet) as display:
+        found = run_sweep(request, settings, display)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_sweep(found, settings.directory)
+    if found.best is None:
+        reasons = dict.fromkeys(trial.reason for trial in found.trials if trial.reason)
+        raise UserError(
+            f"no trial has a result: {'; '.join(list(reasons)[:3]) or 'none was run'}",
+            suggestion=f"see {settings.directory / 'report.md'} for each trial's reason",
+        )
