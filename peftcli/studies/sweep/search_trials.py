@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import TrialState
@@ -55,7 +55,7 @@ class SearchTrials:
         self._spent = SpentTime(settings.directory)
         self._stop = None
         if request.pruner != "none":
-            self._stop = CurvePruning(request, lambda: [name for name, _ in self.points()], study.result)
+            self._stop = CurvePruning(request, self.points, study.result)
 
     def run(self) -> bool:
         """Train what is not trained yet; return whether the budget ended it early.
@@ -67,36 +67,40 @@ class SearchTrials:
             return self._run_batches(self._grid_batches())
         return self._run_batches(self._drawn_batches())
 
-    def points(self) -> list[tuple[str, Point]]:
+    def points(self) -> dict[str, Point]:
         """Return the points so far by name, in the order in which they were drawn, each once."""
         points = self._request.checked.points if self._request.grid else [point for _, point in self._drawn()]
-        return list({point_name(point): point for point in points}.items())
+        return {point_name(point): point for point in points}
 
     def tried(self) -> list[Tried]:
         """Return what became of each point."""
-        return [Tried(point, name, self._study.result(name)) for name, point in self.points()]
+        return [Tried(point, name, self._study.result(name)) for name, point in self.points().items()]
 
     def repeated(self) -> int:
         """Return how many trials drew a point that had been tried."""
         return 0 if self._request.grid else len(self._drawn()) - len(self.points())
 
-    def trial(self, point: Point) -> Trial:
-        """Return the trial of a point, with the recipe's own seed."""
-        return self._trial(point_name(point), point, (), score_rows=False)
+    def _searched(self, names: Iterable[str]) -> list[Trial]:
+        """Return trials of the search with the recipe's own seed, each with its number in Optuna's storage."""
+        points = self.points()
+        numbers: dict[str, int] = {}
+        for number, point in [] if self._request.grid else self._drawn():
+            numbers.setdefault(point_name(point), number)
+        return [replace(self._trial(name, points[name], ()), number=numbers.get(name)) for name in names]
 
     def fresh_trial(self, point: Point, seed: int) -> Trial:
         """Return the trial of a point with another seed."""
-        return self._trial(f"{point_name(point)}.seed-{seed}", point, (f"seed={seed}",), score_rows=True)
+        trial = self._trial(f"{point_name(point)}.seed-{seed}", point, (f"seed={seed}",))
+        return replace(trial, score_rows=True, purpose="score")
 
-    def _trial(self, name: str, point: Point, changes: tuple[str, ...], *, score_rows: bool) -> Trial:
+    def _trial(self, name: str, point: Point, changes: tuple[str, ...]) -> Trial:
         overrides = overrides_of(point, self._request.loaded.recipe.method.name)
         return Trial(
             name=name,
             recipe=self._recipe,
             overrides=(*self._request.overrides, *overrides, *changes),
-            score_rows=score_rows,
             group=point_text(point),
-            purpose="score" if score_rows else "sweep",
+            purpose="sweep",
         )
 
     def train(self, trials: Sequence[Trial], *, prune: bool = False) -> list[TrialResult]:
@@ -117,7 +121,7 @@ class SearchTrials:
 
     def _grid_batches(self) -> Iterator[list[Trial]]:
         """Yield all points at once; with a budget some at a time, so that there is a moment to stop."""
-        trials = [self.trial(point) for point in self._request.checked.points]
+        trials = self._searched(self.points())
         self._watch.phase("the grid", len(trials), None)
         size = len(trials) if self._settings.budget is None else self._settings.jobs
         for first in range(0, len(trials), size):
@@ -130,32 +134,28 @@ class SearchTrials:
         """
         number = self._request.trials
         self._watch.phase("the search", number, None)
-        left = [self.trial(point) for name, point in self.points() if self._is_given_back(name)]
+        left = [name for name in self.points() if self._study.result(name) is None and not self._study.is_taken(name)]
         if left:
-            yield left
-        while len(self._drawn()) < number:
-            batch = [self._draw() for _ in range(min(self._settings.jobs, number - len(self._drawn())))]
-            points = {point_name(point): point for point in batch if point is not None}
-            new = [self.trial(point) for name, point in points.items() if self._study.result(name) is None]
-            if new:
-                yield new
+            yield self._searched(left)
+        while (missing := number - len(self._drawn())) > 0:
+            drawn = [self._draw() for _ in range(min(self._settings.jobs, missing))]
+            names = [name for name in dict.fromkeys(drawn) if name is not None and self._study.result(name) is None]
+            if names:
+                yield self._searched(names)
             self._tell()
-        yield [self.trial(point) for _, point in self.points()]
+        elsewhere = [name for name in self.points() if self._study.result(name) is None]
+        if elsewhere:
+            yield self._searched(elsewhere)
         self._tell()
 
-    def _is_given_back(self, name: str) -> bool:
-        """Return whether a trial was drawn, has not ended, and is in nobody's hands."""
-        return self._study.result(name) is None and not self._study.is_held(name)
-
-    def _draw(self) -> Point | None:
-        """Return a new point, or None where another worker drew the last one meanwhile."""
+    def _draw(self) -> str | None:
+        """Return the name of a new point, or None where another worker drew the last one meanwhile."""
         trial: Any = self._study.optuna.ask()
         point = suggest(trial, self._request.checked.space)
-        self._study.claim(trial, point_name(point))
         trial.set_user_attr(POINT, json.dumps(point))
         earlier = sum(number < trial.number for number, _ in self._drawn())
         if earlier < self._request.trials:
-            return point
+            return point_name(point)
         trial.set_user_attr(SURPLUS, True)
         self._study.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         return None

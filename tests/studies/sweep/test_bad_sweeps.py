@@ -26,7 +26,7 @@ def prepared(workspace: Workspace, *overrides: str, **options: object) -> SweepR
     [
         ({}, ["nothing to search", "--grid method.r=4,8,16"]),
         ({"grid": ("method.r=4,8",), "search": RATE}, ["--grid and --search cannot be given together"]),
-        ({"grid": ("method.lora_alph=4,8",)}, ["--grid method.lora_alph=4,8", "no such key", "did you mean `lora_alpha`?"]),
+        ({"grid": ("method.lora_alph=4,8",)}, ["--grid method.lora_alph=4,8", "did you mean `lora_alpha`?"]),
         ({"grid": ("training.learnin_rate=1,2",)}, ["--grid training.learnin_rate", "did you mean `learning_rate`?"]),
         ({"grid": ("method.r=0,8",)}, ["--grid method.r=0,8", "method.r = 0; expected value >= 1"]),
         ({"grid": ("method.r=8,x",)}, ["--grid method.r=8,x", "method.r = 'x'; expected a whole number"]),
