@@ -25,6 +25,7 @@ from peftcli.stop_signals import ignore_signals, interrupted_by_signals
 
 COMMANDS = (
     "train",
+    "sweep",
     "eval",
     "predict",
     "compare",

@@ -96,7 +96,7 @@ def sweep(
 
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE
-    from peftcli.studies.compare.time_budget import parse_budget
+    from peftcli.studies.compare.budget.time_budget import parse_budget
     from peftcli.studies.sweep.run_settings import RunSettings
     from peftcli.studies.sweep.sweep_request import SweepOptions, prepare_sweep
 
@@ -110,12 +110,12 @@ def sweep(
 
 
 def _run(request: SweepRequest, settings: RunSettings, *, quiet: bool, as_json: bool) -> None:
-    from peftcli.console.compare_display import StudyDisplay
+    from peftcli.console.compare_display import CompareDisplay
     from peftcli.console.output import print_json
     from peftcli.console.sweep_view import print_sweep
     from peftcli.studies.sweep.run_sweep import run_sweep
 
-    with StudyDisplay(request.metric, quiet=quiet) as display:
+    with CompareDisplay(request.metric, quiet=quiet) as display:
         found = run_sweep(request, settings, display)
     if as_json:
         print_json(found.as_dict())

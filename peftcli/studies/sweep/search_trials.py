@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from peftcli.studies.compare.time_budget import SpentTime
+from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.trial import Trial, TrialResult
