@@ -122,7 +122,7 @@ def _run(request: SweepRequest, settings: RunSettings, *, quiet: bool, as_json: 
     else:
         print_sweep(found, settings.directory)
     if found.best is None:
-        reasons = dict.fromkeys(trial.reason for trial in found.trials if trial.reason)
+        reasons = dict.fromkeys(one.reason for one in (*found.winners, *found.trials) if one.reason)
         raise UserError(
             f"no trial has a result: {'; '.join(list(reasons)[:3]) or 'none was run'}",
             suggestion=f"see {settings.directory / 'report.md'} for each trial's reason",

@@ -41,10 +41,10 @@ def winner_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 
 def _winner(one: SweepWinner, name: str) -> list[str]:
-    if one.score is None or one.interval is None:
-        return ["", "", str(len(one.seeds)), one.reason or "no run finished"]
-    low, high = one.interval
-    verdict = one.verdict or ""
+    if one.score is None or one.verdict is None:
+        return ["", "", str(len(one.seeds)), one.reason or "no run has a score"]
+    low, high = one.interval or (one.score, one.score)
+    verdict = one.verdict
     if one.verdict == "behind" and one.difference is not None and one.difference_interval is not None:
         least, most = one.difference_interval
         verdict = f"behind by {one.difference:.2g} ({least:.2g} to {most:.2g})"

@@ -9,7 +9,7 @@ from pathlib import Path
 from peftcli.inference.row_scores import RowScores
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.trial import TrialResult
-from peftcli.studies.evidence.judge import judge
+from peftcli.studies.evidence.judgement import judge
 from peftcli.studies.sweep.run_settings import SweepWatcher
 from peftcli.studies.sweep.search_trials import SearchTrials, Tried
 from peftcli.studies.sweep.sweep_record import SweepWinner
@@ -66,11 +66,7 @@ def judge_winners(
         )
         if ended:
             scored[one.name] = [_row_scores(study, result.name) for _, result in ended]
-    judged = (
-        judge(scored, metric=request.metric, greater_is_better=request.greater_is_better, reference=None, before=None)
-        if scored
-        else {}
-    )
+    judged = judge(scored, metric=request.metric, greater_is_better=request.greater_is_better, reference=None)
     for name, judgement in judged.items():
         one = found[name]
         one.scores, one.score, one.interval = list(judgement.scores), judgement.score, judgement.interval

@@ -120,8 +120,9 @@ def _row(number: int, one: Tried, metric: str) -> SweepTrial:
 
 
 def _best(winner: SweepWinner) -> SweepBest:
-    assert winner.score is not None and winner.interval is not None  # the best one has a score
-    return SweepBest(winner.values, winner.score, winner.interval, BEST, winner.scores, winner.seeds)
+    assert winner.score is not None  # the best one has a score
+    interval = winner.interval or (winner.score, winner.score)
+    return SweepBest(winner.values, winner.score, interval, BEST, winner.scores, winner.seeds)
 
 
 def _what_happened(request: SweepRequest, tried: Sequence[Tried], repeated: int, *, early: bool) -> list[str]:

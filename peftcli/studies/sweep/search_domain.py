@@ -60,8 +60,8 @@ class Choices:
         return source.choice(self.values)
 
     def at_edge(self, value: Any) -> bool:
-        """Return whether a value is the least or the greatest number of several."""
-        return self.numbers and len(self.values) > 1 and value in (min(self.values), max(self.values))
+        """Return whether a value is the least or the greatest number of three or more."""
+        return self.numbers and len(self.values) > 2 and value in (min(self.values), max(self.values))
 
 
 @dataclass(frozen=True)

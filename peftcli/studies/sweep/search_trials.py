@@ -134,7 +134,9 @@ class SearchTrials:
         """
         number = self._request.trials
         self._watch.phase("the search", number, None)
-        left = [name for name in self.points() if self._study.result(name) is None and self._study.held_by(name) is None]
+        left = [
+            name for name in self.points() if self._study.result(name) is None and self._study.held_by(name) is None
+        ]
         if left:
             yield self._searched(left)
         while (missing := number - len(self._drawn())) > 0:

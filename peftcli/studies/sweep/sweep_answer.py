@@ -88,9 +88,11 @@ def _value(one: SweepWinner, key: str) -> str:
 
 
 def _score(one: SweepWinner, name: str) -> str:
-    assert one.score is not None and one.interval is not None  # it has a verdict
+    score = f"{name} {metric(name, one.score)}"
+    if one.interval is None:
+        return score
     low, high = one.interval
-    return f"{name} {metric(name, one.score)} ({metric(name, low)} to {metric(name, high)})"
+    return f"{score} ({metric(name, low)} to {metric(name, high)})"
 
 
 def _within(one: SweepWinner) -> str:
