@@ -73,7 +73,7 @@ def judge_winners(
         one.verdict, one.difference = judgement.verdict, judgement.difference
         one.difference_interval, one.p_best = judgement.difference_interval, judgement.p_best
     rows = max((len(scores[0]) for scores in scored.values()), default=0)
-    ordered = sorted(found.values(), key=lambda one: (one.score is None, one.difference or 0.0))
+    ordered = sorted(found.values(), key=lambda one: (one.score is None, one.verdict != "best", one.difference or 0.0))
     return ordered, rows
 
 
