@@ -17,6 +17,53 @@ if TYPE_CHECKING:
     from peftcli.studies.sweep.sweep_request import SweepRequest
 
 
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="KEY=VALUES", help="Try every value: method.r=4,8,16. Several: their product."),
+]
+Search = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search",
+        metavar="KEY=RANGE",
+        help="Draw from a range or a list: training.learning_rate=log:1e-5..1e-2, method.r=4..16:4, or a,b,c.",
+    ),
+]
+SearchFile = Annotated[
+    Path | None,
+    typer.Option("--search-file", metavar="FILE", help="A YAML file with `search:`; keys can depend on others."),
+]
+Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials of a search; 30.")]
+Sampler = Annotated[
+    str | None, typer.Option("--sampler", metavar="NAME", help="tpe, random or grid; grid with --grid, else tpe.")
+]
+Pruner = Annotated[
+    str | None, typer.Option("--pruner", metavar="NAME", help="Stop trials that fall behind: none, median, hyperband.")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="Fresh seeds for the winners; 3.")]
+Winners = Annotated[
+    int | None,
+    typer.Option(
+        "--winners", metavar="N", help="Best trials that are trained again; 3. A grid of one number trains all again."
+    ),
+]
+Metric = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Trials at a time.")]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; fewer trials are made."),
+]
+Storage = Annotated[
+    str | None, typer.Option("--storage", metavar="URL", help="Database for the study's trials, shared by machines.")
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Directory of the study; runs/sweep- and the recipe's name."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("sweep", short_help="Search keys of a recipe, and say what ties with the best.")(sweep)
@@ -25,63 +72,19 @@ def register(app: typer.Typer) -> None:
 def sweep(
     recipe: RecipePath,
     overrides: Overrides = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option("--grid", metavar="KEY=VALUES", help="Try every value: method.r=4,8,16. Several: their product."),
-    ] = None,
-    search: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--search",
-            metavar="KEY=RANGE",
-            help="Draw from a range or a list: training.learning_rate=log:1e-5..1e-2, method.r=4..16:4, or a,b,c.",
-        ),
-    ] = None,
-    search_file: Annotated[
-        Path | None,
-        typer.Option("--search-file", metavar="FILE", help="A YAML file with `search:`; keys can depend on others."),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option("--trials", metavar="N", help="Trials of a search; 30.", show_default=False)
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option("--sampler", metavar="NAME", help="tpe, random or grid; grid with --grid, else tpe."),
-    ] = None,
-    pruner: Annotated[
-        str | None,
-        typer.Option("--pruner", metavar="NAME", help="Stop trials that fall behind: none, median or hyperband."),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option("--seeds", metavar="N", help="Fresh seeds for the winners; 3.", show_default=False),
-    ] = None,
-    winners: Annotated[
-        int | None,
-        typer.Option(
-            "--winners",
-            metavar="N",
-            help="Best trials that are trained again; 3. A grid of one number trains all again.",
-            show_default=False,
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
-    ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Trials at a time.")] = 1,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; fewer trials are made."),
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option("--storage", metavar="URL", help="Where several machines share the study's trials.")
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Directory of the study; runs/sweep- and the recipe's name."
-        ),
-    ] = None,
+    grid: Grid = None,
+    search: Search = None,
+    search_file: SearchFile = None,
+    trials: Trials = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    seeds: Seeds = None,
+    winners: Winners = None,
+    metric: Metric = None,
+    jobs: Jobs = 1,
+    budget: Budget = None,
+    storage: Storage = None,
+    output: Output = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -122,8 +125,9 @@ def _run(request: SweepRequest, settings: RunSettings, *, quiet: bool, as_json: 
     else:
         print_sweep(found, settings.directory)
     if found.best is None:
-        reasons = dict.fromkeys(one.reason for one in (*found.winners, *found.trials) if one.reason)
+        reasons = [one.reason for one in found.winners] + [one.reason for one in found.trials]
+        told = list(dict.fromkeys(reason for reason in reasons if reason))
         raise UserError(
-            f"no trial has a result: {'; '.join(list(reasons)[:3]) or 'none was run'}",
+            f"no trial has a result: {'; '.join(told[:3]) or 'none was run'}",
             suggestion=f"see {settings.directory / 'report.md'} for each trial's reason",
         )

@@ -12,7 +12,7 @@ from peftcli.recipe.yaml.dump_recipe import Reference, dump_plain
 from peftcli.recipe.yaml.value_tree import has_part
 from peftcli.recipe.yaml.yaml_lines import Key
 from peftcli.record.shown_numbers import metric
-from peftcli.studies.sweep.point_overrides import point_text
+from peftcli.studies.sweep.space.point_overrides import point_text
 from peftcli.studies.sweep.sweep_answer import TIES
 from peftcli.studies.sweep.sweep_record import Sweep
 

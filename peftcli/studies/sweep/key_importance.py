@@ -9,7 +9,7 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from peftcli.studies.sweep.optuna_points import distributions_of, params_of
-from peftcli.studies.sweep.search_space import SearchSpace
+from peftcli.studies.sweep.space.search_space import SearchSpace
 from peftcli.studies.sweep.sweep_record import SweepTrial
 
 FEWEST = 8

@@ -12,8 +12,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
-from peftcli.studies.sweep.search_domain import Choices, Range
-from peftcli.studies.sweep.search_space import Dimension, Point, SearchSpace
+from peftcli.studies.sweep.space.search_domain import Choices, Range
+from peftcli.studies.sweep.space.search_space import Dimension, Point, SearchSpace
 
 SamplerName = Literal["tpe", "random", "grid"]
 STARTUP = 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,26 @@ from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.yaml.dump_recipe import with_references
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
+from peftcli.record.step_lines import finite
 from peftcli.studies.compare.trial_results import final_score
+from peftcli.studies.engine.measured_where import library_versions, machine_name, today
 from peftcli.studies.engine.study import Study
 from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.sweep.best_recipe import best_recipe_text
-from peftcli.studies.sweep.check_search import one_number_key
 from peftcli.studies.sweep.fresh_seeds import judge_winners, run_winners, winners_of
 from peftcli.studies.sweep.key_importance import importance
 from peftcli.studies.sweep.optuna_points import STARTUP, RepeatableSampler
-from peftcli.studies.sweep.point_overrides import overrides_of
 from peftcli.studies.sweep.run_settings import RunSettings, SweepWatcher
 from peftcli.studies.sweep.search_trials import SearchTrials, Tried
+from peftcli.studies.sweep.space.check_search import one_number_key
+from peftcli.studies.sweep.space.point_overrides import overrides_of
 from peftcli.studies.sweep.sweep_answer import alpha_note, best_answer, edges, ordered_answer
 from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial, SweepWinner
 from peftcli.studies.sweep.sweep_request import SweepRequest
 
 BEST = "best.yaml"
 RECORD = "sweep.json"
+INSTEAD = "choose another --output"
 
 
 def run_sweep(request: SweepRequest, settings: RunSettings, watch: SweepWatcher) -> Sweep:
@@ -70,6 +72,9 @@ def run_sweep(request: SweepRequest, settings: RunSettings, watch: SweepWatcher)
         rows=rows,
         recipe=str(request.recipe),
         seconds=sum(result.seconds for result in every),
+        machine=machine_name(),
+        versions=library_versions(),
+        date=today(),
         command=settings.command,
     )
     _write(sweep, request, settings.directory, at_edge)
@@ -153,18 +158,11 @@ def _about_keys(request: SweepRequest) -> list[str]:
 
 def _write(sweep: Sweep, request: SweepRequest, directory: Path, at_edge: Sequence[str]) -> None:
     """Write the record, and what is rendered from it."""
-    write_text(directory / RECORD, json.dumps(finite(sweep.as_dict()), indent=2, allow_nan=False) + "\n")
-    write_text(directory / "report.md", sweep_markdown(sweep))
+    write_text(
+        directory / RECORD, json.dumps(finite(sweep.as_dict()), indent=2, allow_nan=False) + "\n", instead=INSTEAD
+    )
+    write_text(directory / "report.md", sweep_markdown(sweep), instead=INSTEAD)
     if sweep.best is not None:
         overrides = overrides_of(sweep.best.values, request.loaded.recipe.method.name)
         best = load_recipe(request.recipe, [*request.overrides, *overrides], NAMES)
-        write_text(directory / BEST, best_recipe_text(best, sweep, at_edge))
-
-
-def finite(value: Any) -> Any:
-    """Return plain data in which numbers that JSON lacks are null."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_text(directory / BEST, best_recipe_text(best, sweep, at_edge), instead=INSTEAD)

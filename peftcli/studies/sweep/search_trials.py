@@ -13,12 +13,12 @@ from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.trial import Trial, TrialResult
-from peftcli.studies.sweep.check_search import one_number_key
 from peftcli.studies.sweep.optuna_points import suggest
-from peftcli.studies.sweep.point_overrides import overrides_of, point_name, point_text
 from peftcli.studies.sweep.prune_trials import CurvePruning
 from peftcli.studies.sweep.run_settings import RunSettings, SweepWatcher
-from peftcli.studies.sweep.search_space import Point
+from peftcli.studies.sweep.space.check_search import one_number_key
+from peftcli.studies.sweep.space.point_overrides import overrides_of, point_name, point_text
+from peftcli.studies.sweep.space.search_space import Point
 from peftcli.studies.sweep.sweep_request import SweepRequest
 
 POINT = "sweep_point"

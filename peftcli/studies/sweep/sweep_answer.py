@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peftcli.record.shown_numbers import metric
-from peftcli.studies.sweep.point_overrides import point_text
-from peftcli.studies.sweep.search_space import Point, SearchSpace
+from peftcli.studies.sweep.space.point_overrides import point_text
+from peftcli.studies.sweep.space.search_space import Point, SearchSpace
 from peftcli.studies.sweep.sweep_record import SweepWinner
 
 TIES = ("best", "tied with the best")

@@ -13,8 +13,8 @@ from peftcli.preflight import check_surroundings
 from peftcli.recipe.checks.idle_keys import evaluates
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.recipe.vocabulary import Names
-from peftcli.studies.sweep.check_search import CheckedSearch, check_search
-from peftcli.studies.sweep.read_search import Search, search_of_file, search_of_options
+from peftcli.studies.sweep.space.check_search import CheckedSearch, check_search
+from peftcli.studies.sweep.space.read_search import Search, search_of_file, search_of_options
 from peftcli.suggestions import did_you_mean, nearest
 
 SamplerName = Literal["tpe", "random", "grid"]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftcli.errors import UserError
-from peftcli.studies.sweep.point_overrides import overrides_of, point_name
-from peftcli.studies.sweep.read_search import search_of_file, search_of_options
-from peftcli.studies.sweep.search_domain import Choices, Range, WrongDomain, fitted, read_domain
-from peftcli.studies.sweep.search_space import SearchSpace, unique_points
+from peftcli.studies.sweep.space.point_overrides import overrides_of, point_name
+from peftcli.studies.sweep.space.read_search import search_of_file, search_of_options
+from peftcli.studies.sweep.space.search_domain import Choices, Range, WrongDomain, fitted, read_domain
+from peftcli.studies.sweep.space.search_space import SearchSpace, unique_points
 
 
 @pytest.mark.parametrize(

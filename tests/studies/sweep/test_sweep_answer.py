@@ -13,8 +13,8 @@ from peftcli.recipe.load_recipe import load_recipe
 from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.sweep.best_recipe import best_recipe_text
 from peftcli.studies.sweep.key_importance import importance
-from peftcli.studies.sweep.read_search import search_of_options
-from peftcli.studies.sweep.search_space import SearchSpace
+from peftcli.studies.sweep.space.read_search import search_of_options
+from peftcli.studies.sweep.space.search_space import SearchSpace
 from peftcli.studies.sweep.sweep_answer import alpha_note, best_answer, edges, ordered_answer
 from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial, SweepWinner
 from tests.command_line import Workspace, workspace

@@ -12,8 +12,8 @@ from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.recipe.yaml.scalars import kind, read_scalar, show
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
 from peftcli.recipe.yaml.yaml_lines import Document, Key, parse_yaml
-from peftcli.studies.sweep.search_domain import FORMS, Choices, Domain, WrongDomain, choices, read_domain
-from peftcli.studies.sweep.search_space import Dimension, SearchSpace, same
+from peftcli.studies.sweep.space.search_domain import FORMS, Choices, Domain, WrongDomain, choices, read_domain
+from peftcli.studies.sweep.space.search_space import Dimension, SearchSpace, same
 from peftcli.suggestions import did_you_mean, nearest
 
 SETTINGS = ("trials", "sampler", "pruner", "seeds", "metric", "winners")

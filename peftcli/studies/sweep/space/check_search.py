@@ -16,9 +16,9 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.yaml_lines import Key
-from peftcli.studies.sweep.point_overrides import METHOD_NAME, overrides_of, point_text
-from peftcli.studies.sweep.search_domain import Choices, Range, WrongDomain, fitted
-from peftcli.studies.sweep.search_space import Dimension, Point, SearchSpace, unique_points
+from peftcli.studies.sweep.space.point_overrides import METHOD_NAME, overrides_of, point_text
+from peftcli.studies.sweep.space.search_domain import Choices, Range, WrongDomain, fitted
+from peftcli.studies.sweep.space.search_space import Dimension, Point, SearchSpace, unique_points
 
 MOST_POINTS = 1000
 """Points of a grid: each is a whole training run, so that more is a mistake."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.studies.sweep.search_domain import Domain
+from peftcli.studies.sweep.space.search_domain import Domain
 
 Point = dict[str, Any]
 """A value of each key that applies, by the key's path in the recipe."""

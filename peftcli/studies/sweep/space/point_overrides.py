@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 
-from peftcli.studies.sweep.search_space import Point
+from peftcli.studies.sweep.space.search_space import Point
 
 METHOD_NAME = "method.name"
 

@@ -1,0 +1,1 @@
+"""What `peft inspect` shows: rows and their tokens, on a terminal and as a page."""
