@@ -42,7 +42,7 @@ def inspect(
     found = _inspect(recipe, [*(overrides or []), *typed], rows)
     if html is not None:
         from peftcli.atomic import new_file
-        from peftcli.console.inspection.inspect_html import page
+        from peftcli.console.inspect_html import page
 
         with new_file(html, instead="choose another --html") as file:
             file.write(page(found, title=str(recipe)))
@@ -50,7 +50,7 @@ def inspect(
     if as_json:
         print_json(found.as_dict())
     elif html is None:
-        from peftcli.console.inspection.inspect_view import print_inspection
+        from peftcli.console.inspect_view import print_inspection
 
         print_inspection(found, width)
 

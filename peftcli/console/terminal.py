@@ -85,7 +85,7 @@ def safe_console(*, stderr: bool = False, width: int | None = None, soft_wrap: b
     stream: Any = sys.stderr if stderr else sys.stdout
     behind = stream.behind if isinstance(stream, ShownStream) and stream.isatty() else stream
     console = Console(file=behind, width=width, highlight=False, soft_wrap=soft_wrap)
-    from peftcli.console.inspection.shown_segments import ShownSegments
+    from peftcli.console.shown_segments import ShownSegments
 
     console.push_render_hook(ShownSegments())
     return console

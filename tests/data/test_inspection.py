@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.console.inspection.inspect_html import page
-from peftcli.console.inspection.inspect_view import render
+from peftcli.console.inspect_html import page
+from peftcli.console.inspect_view import render
 from peftcli.data.inspection import histogram, inspect_data, token_texts
 from tests.data.tools import chat_tokenizer, ready, write_jsonl
 from tests.tiny import tiny_tokenizer
