@@ -113,9 +113,9 @@ def sweep(
 
 
 def _run(request: SweepRequest, settings: RunSettings, *, quiet: bool, as_json: bool) -> None:
-    from peftcli.console.compare_display import CompareDisplay
     from peftcli.console.output import print_json
-    from peftcli.console.sweep_view import print_sweep
+    from peftcli.console.study_views.compare_display import CompareDisplay
+    from peftcli.console.study_views.sweep_view import print_sweep
     from peftcli.studies.sweep.run_sweep import run_sweep
 
     with CompareDisplay(request.metric, quiet=quiet) as display:

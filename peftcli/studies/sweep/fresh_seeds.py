@@ -68,10 +68,10 @@ def judge_winners(
             scored[one.name] = [_row_scores(study, result.name) for _, result in ended]
     judged = judge(scored, metric=request.metric, greater_is_better=request.greater_is_better, reference=None)
     for name, judgement in judged.items():
-        one = found[name]
-        one.scores, one.score, one.interval = list(judgement.scores), judgement.score, judgement.interval
-        one.verdict, one.difference = judgement.verdict, judgement.difference
-        one.difference_interval, one.p_best = judgement.difference_interval, judgement.p_best
+        winner = found[name]
+        winner.scores, winner.score, winner.interval = list(judgement.scores), judgement.score, judgement.interval
+        winner.verdict, winner.difference = judgement.verdict, judgement.difference
+        winner.difference_interval, winner.p_best = judgement.difference_interval, judgement.p_best
     rows = max((len(scores[0]) for scores in scored.values()), default=0)
     ordered = sorted(found.values(), key=lambda one: (one.score is None, one.verdict != "best", one.difference or 0.0))
     return ordered, rows
