@@ -25,10 +25,10 @@ from peftcli.stop_signals import ignore_signals, interrupted_by_signals
 
 COMMANDS = (
     "train",
-    "sweep",
     "eval",
     "predict",
     "compare",
+    "sweep",
     "chat",
     "merge",
     "export",

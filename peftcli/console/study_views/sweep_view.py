@@ -25,7 +25,7 @@ def print_sweep(sweep: Sweep, directory: Path) -> None:
         console.print(fact, markup=False, highlight=False)
     console.print()
     console.print(sweep.answer, markup=False, highlight=False)
-    console.print(f"report     {directory / 'report.md'}", markup=False, highlight=False)
+    console.print(f"report     {directory / 'report.html'}", markup=False, highlight=False)
     if sweep.best is not None:
         console.print("\nnext")
         console.print(f"  peft train {directory / sweep.best.recipe}", markup=False, highlight=False)

@@ -17,6 +17,7 @@ from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.measured_where import library_versions, machine_name, today
 from peftcli.studies.engine.study import Study
 from peftcli.studies.report.sweep_markdown import sweep_markdown
+from peftcli.studies.report.written_report import REPORT, write_report
 from peftcli.studies.sweep.best_recipe import best_recipe_text
 from peftcli.studies.sweep.fresh_seeds import judge_winners, run_winners, winners_of
 from peftcli.studies.sweep.key_importance import importance
@@ -35,7 +36,7 @@ INSTEAD = "choose another --output"
 
 
 def run_sweep(request: SweepRequest, settings: RunSettings, watch: SweepWatcher) -> Sweep:
-    """Train everything that is not trained yet; write `sweep.json`, `best.yaml` and `report.md`; return the record.
+    """Train everything that is not trained yet; write the record, the reports and `best.yaml`; return the record.
 
     Raises:
         UserError: the directory holds another study, or its storage cannot be reached.
@@ -162,6 +163,7 @@ def _write(sweep: Sweep, request: SweepRequest, directory: Path, at_edge: Sequen
         directory / RECORD, json.dumps(finite(sweep.as_dict()), indent=2, allow_nan=False) + "\n", instead=INSTEAD
     )
     write_text(directory / "report.md", sweep_markdown(sweep), instead=INSTEAD)
+    write_report(sweep, directory / REPORT, instead=INSTEAD)
     if sweep.best is not None:
         overrides = overrides_of(sweep.best.values, request.loaded.recipe.method.name)
         best = load_recipe(request.recipe, [*request.overrides, *overrides], NAMES)
