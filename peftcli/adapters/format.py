@@ -143,6 +143,23 @@ def describe(
         versions: of the libraries.
         texts: `LearntTexts.as_dict()`.
     """
+    return AdapterMeta(
+        task=task,
+        family=anatomy.family,
+        base=base.as_dict(),
+        labels=None if labels is None else dict(labels),
+        **places_of(attachment),
+        head=tuple(anatomy.head),
+        modules_to_save=tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save)),
+        versions=dict(versions or {}),
+        stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
+        prefix_route=anatomy.prefix_route,
+        texts=None if texts is None else dict(texts),
+    )
+
+
+def places_of(attachment: Attachment) -> dict[str, Any]:
+    """Return `targets`, `target_names` and `places` of an attachment's record."""
     targets = tuple(
         SavedTarget(
             target.key,
@@ -153,23 +170,13 @@ def describe(
         )
         for target in attachment.targets
     )
-    modules = {target.module for target in targets}
     everything = [name for name, _ in attachment.model.named_modules() if not is_added(name)]
-    return AdapterMeta(
-        task=task,
-        family=anatomy.family,
-        base=base.as_dict(),
-        labels=None if labels is None else dict(labels),
-        targets=targets,
-        target_names=tuple(shortest_names(modules, everything)),
-        head=tuple(anatomy.head),
-        modules_to_save=tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save)),
-        versions=dict(versions or {}),
-        places=tuple(placed.key for placed in attachment.placed),
-        stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
-        prefix_route=anatomy.prefix_route,
-        texts=None if texts is None else dict(texts),
-    )
+    names = tuple(shortest_names({target.module for target in targets}, everything))
+    return {
+        "targets": targets,
+        "target_names": names,
+        "places": tuple(placed.key for placed in attachment.placed),
+    }
 
 
 def shortest_names(modules: set[str], everything: list[str]) -> list[str]:

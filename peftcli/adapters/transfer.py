@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from peftcli.adapters.saving import save_adapter
 from peftcli.adapters.sidecar import refuse_changed_carried
 from peftcli.atomic import new_directory, write_text
 from peftcli.deliverables.carried_files import TEMPLATE_FILE, TOKENIZER_CONFIG, copy_files, tokenizer_files
+from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.errors import UserError, about
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
@@ -98,7 +99,15 @@ def _carry_texts(directory: Path, output: Path) -> list[str]:
     files = tokenizer_files(directory)
     refuse_changed_carried(directory, [file.as_posix() for file in files])
     copy_files(directory, files, output)
-    names = {file.name for file in files}
+    return text_notes({file.name for file in files})
+
+
+def text_notes(names: Collection[str]) -> list[str]:
+    """Return what the tokenizer and the chat template beside an exported adapter are for.
+
+    Args:
+        names: of the files there.
+    """
     if TOKENIZER_CONFIG in names:
         return [
             "the run added tokens to the vocabulary: its tokenizer is beside the adapter, and the base's embeddings "
@@ -145,7 +154,7 @@ def import_adapter(source: Path, output: Path, *, base: str | None = None, trust
     notes = (*notes, note) if note else notes
     meta = replace(meta, labels=labels, base={**meta.base, "name": name.name})
     saved = replace(saved, meta=meta)
-    _write_run(output, saved, trust_code)
+    write_run(output, saved, trust_code=trust_code)
     return _report(output, "run", saved, name.name, (*saved.notes, *notes))
 
 
@@ -180,17 +189,32 @@ def _labels(
     return labels_or_placeholders(meta.task, size, names)
 
 
-def _write_run(output: Path, saved: SavedAdapter, trust_code: bool) -> None:
-    """Write a run directory that `predict`, `eval --data`, `merge` and `export` open."""
+def write_run(
+    output: Path,
+    saved: SavedAdapter,
+    *,
+    trust_code: bool = False,
+    spec: ModelSpec | None = None,
+    leaving: LeavingModel | None = None,
+    check: Callable[[Path], None] = lambda _adapter: None,
+) -> None:
+    """Write a run directory that `predict`, `eval --data`, `merge` and `export` open.
+
+    Args:
+        output: the new directory.
+        saved: its adapter.
+        trust_code: let the Python code that comes with the base run.
+        spec: the base; None for what the adapter's record says.
+        leaving: tokenizer and chat template that belong beside the adapter.
+        check: receives the adapter's directory before the run's appears.
+    """
     params, state, meta = saved.params, saved.state, saved.meta
     size = len(meta.labels["names"]) or 1 if meta.labels else None
-    spec = ModelSpec(
-        name_or_path=str(meta.base["name"]),
-        revision=meta.base.get("revision"),
-        num_labels=size,
-        trust_remote_code=trust_code,
+    base = spec or ModelSpec(name_or_path=str(meta.base["name"]), revision=meta.base.get("revision"))
+    changes = {"num_labels": size, "trust_remote_code": trust_code}
+    recipe = Recipe(
+        model=base.model_copy(update=changes), task=known_task(meta.task), method=params, output_dir=str(output)
     )
-    recipe = Recipe(model=spec, task=known_task(meta.task), method=params, output_dir=str(output))
     summary = {
         "status": "imported",
         "method": params.name,
@@ -202,7 +226,8 @@ def _write_run(output: Path, saved: SavedAdapter, trust_code: bool) -> None:
         "artifact": "adapter",
     }
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
-        save_adapter(partial / "adapter", attachment_state=state, params=params, meta=meta)
+        save_adapter(partial / "adapter", attachment_state=state, params=params, meta=meta, leaving=leaving)
+        check(partial / "adapter")
         write_text(partial / "recipe.yaml", dump_recipe(recipe))
         write_text(partial / "summary.json", json.dumps(summary, indent=2) + "\n")
 

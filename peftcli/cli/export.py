@@ -2,16 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.adapters.library_table import LIBRARIES
-from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, note
+from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
+from peftcli.errors import UserError
 
+if TYPE_CHECKING:
+    from peftcli.adapters.transfer import Transfer
+    from peftcli.merging.low_rank.export_lora import LoraExport
+
+LORA = "lora"
+"""What `--to` calls the nearest plain LoRA of any adapter that merges."""
 _INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; must not hold anything yet.")
+]
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar=f"<{'|'.join((*LIBRARIES, LORA))}>",
+        help=f"The library to write for: {', or '.join(library.files for library in LIBRARIES.values())}; or "
+        f"{LORA}: the nearest plain LoRA of any adapter that merges, for servers.",
+        autocompletion=lambda: [*LIBRARIES, LORA],
+    ),
+]
+Instead = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar=f"<{'|'.join(_INSTEAD)}>",
+        help=" ".join(_INSTEAD.values()),
+        autocompletion=lambda: list(_INSTEAD),
+        show_default=False,
+    ),
+]
+Rank = Annotated[int | None, typer.Option("--rank", min=1, help=f"Rank of --to {LORA}.", show_default=False)]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        "--keep",
+        help=f"Instead of --rank: the smallest rank at which --to {LORA} keeps this share of each change's squared "
+        "norm, such as 0.95.",
+        show_default=False,
+    ),
+]
+LeaveOut = Annotated[
+    bool, typer.Option("--leave-out", help=f"--to {LORA}: leave out what no LoRA holds, such as biases and norms.")
+]
+Measure = Annotated[
+    bool,
+    typer.Option("--measure/--no-measure", help=f"--to {LORA}: evaluate on the validation rows before and after."),
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,42 +74,66 @@ def register(app: typer.Typer) -> None:
 
 def export(
     run: RunPath,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; must not hold anything yet.")
-    ],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            metavar=f"<{'|'.join(LIBRARIES)}>",
-            help=f"The library to write for: {', or '.join(library.files for library in LIBRARIES.values())}.",
-            autocompletion=lambda: list(LIBRARIES),
-        ),
-    ] = "hf-peft",
-    instead: Annotated[
-        str | None,
-        typer.Option(
-            "--as",
-            metavar=f"<{'|'.join(_INSTEAD)}>",
-            help=" ".join(_INSTEAD.values()),
-            autocompletion=lambda: list(_INSTEAD),
-            show_default=False,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
-    ] = None,
+    output: Output,
+    to: To = "hf-peft",
+    instead: Instead = None,
+    rank: Rank = None,
+    keep: Keep = None,
+    leave_out: LeaveOut = False,
+    measure: Measure = True,
+    base: Base = None,
     checkpoint: CheckpointName = None,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's adapter in another library's format.
+    """Write a run's adapter in another library's format, or as a plain LoRA.
 
     Example: peft export runs/lora -o lora-for-peft --to hf-peft
     """
-    from peftcli.adapters.transfer import export_run
+    if to == LORA:
+        if instead is not None:
+            raise UserError(f"--as {instead} does not go with --to {LORA}", suggestion="leave --as out")
+
+        from peftcli.merging.low_rank.export_lora import export_lora
+        from peftcli.merging.low_rank.plain_lora import Wanted
+
+        told = (lambda _text: None) if quiet else note
+        wanted = Wanted(rank, keep, leave_out)
+        lora = export_lora(run, output, wanted, base, checkpoint, trust_remote_code, measure, told)
+        _show(lora, as_json, quiet)
+        if not as_json:
+            _print_loss(lora)
+    else:
+        given = {"--rank": rank, "--keep": keep, "--leave-out": leave_out, "--no-measure": not measure}
+        _refuse_for_library(to, given | {"--trust-remote-code": trust_remote_code})
+        _show(_export_for_library(run, output, to, instead, base, checkpoint), as_json, quiet)
+
+
+def _show(done: Transfer | LoraExport, as_json: bool, quiet: bool) -> None:
+    """Print notes, and what was written."""
     from peftcli.console.output import print_json
+
+    for text in [] if quiet else done.notes:
+        note(text)
+    if as_json:
+        print_json(done.as_dict())
+        return
+    kind = "as a plain LoRA" if done.kind == LORA else f"in the format of {done.kind}"
+    print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers, {kind}")
+
+
+def _refuse_for_library(to: str, options: Mapping[str, object]) -> None:
+    """Refuse options of a plain LoRA where a library gets the adapter as it is."""
+    for option, value in options.items():
+        if value not in (None, False):
+            raise UserError(f"{option} is for --to {LORA}, not for --to {to}", suggestion=f"add --to {LORA}")
+
+
+def _export_for_library(
+    run: Path, output: Path, to: str, instead: str | None, base: str | None, checkpoint: str | None
+) -> Transfer:
+    from peftcli.adapters.transfer import export_run
     from peftcli.names import NAMES
     from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
     from peftcli.record.checkpoint_adapter import adapter_directory
@@ -65,10 +142,24 @@ def export(
         if checkpoint is not None:
             recipe = load_stored_recipe(stored_recipe(run), NAMES).recipe
             run = stack.enter_context(adapter_directory(run, recipe, checkpoint))
-        done = export_run(run, output, to=to, instead=instead, base=base)
-    for text in [] if quiet else done.notes:
-        note(text)
-    if as_json:
-        print_json(done.as_dict())
-    else:
-        print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers, in the format of {done.kind}")
+        return export_run(run, output, to=to, instead=instead, base=base)
+
+
+def _print_loss(done: LoraExport) -> None:
+    """Print what a plain LoRA loses of the adapter."""
+    from peftcli.console.output import metric, print_table, result_console, table
+
+    print(
+        f"a LoRA of rank {done.rank} at {done.matrices} modules; it keeps {done.kept:.2%} of the change's squared "
+        f"norm, {done.least_kept:.2%} at {done.least_module}"
+    )
+    if done.before is None or done.after is None:
+        print("not measured")
+        return
+    after = done.after
+    rows = [
+        [name, metric(name, value), metric(name, after[name])]
+        for name, value in done.before.items()
+        if not isinstance(value, dict | list)
+    ]
+    print_table(result_console(), table(["metric", "adapter", "LoRA"], rows, numeric=(1, 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +12,56 @@ import typer
 from peftcli.console.options import CheckpointName, Json, Quiet, TrustRemoteCode, note
 from peftcli.console.several_processes import NumProcesses, share_among
 from peftcli.errors import UserError
+from peftcli.merging.several.combination import TYPES, combination
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from peftcli.merging.merge_report import MergeReport
+    from peftcli.merging.several.combination import Combination
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the merged model; must not exist yet.")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="Type of the merged weights: auto (the base's), float32, bfloat16 or float16.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
+]
+Requantize = Annotated[
+    bool, typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs.")
+]
+Weights = Annotated[str | None, typer.Option("--weights", help="Weights of several runs of one base, such as 0.7,0.3.")]
+CombinationType = Annotated[
+    str | None,
+    typer.Option(
+        "--combination-type",
+        metavar=f"<{'|'.join(TYPES)}>",
+        help="How several runs become one (HF peft's names): cat, the exact sum, for LoRA; linear for others.",
+        autocompletion=lambda: list(TYPES),
+    ),
+]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", help="Share of each adapter's values that ties, dare and magnitude_prune keep."),
+]
+MajoritySignMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--majority-sign-method",
+        metavar="<total|frequency>",
+        help="What elects a sign in ties: the sum of the values (the default), or how many have it.",
+    ),
+]
+SvdRank = Annotated[
+    int | None, typer.Option("--rank", "--svd-rank", min=1, help="Cut the combined change to this rank.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the random shares of dare.")]
+AsAdapter = Annotated[
+    bool, typer.Option("--adapter", help="Write the combination of several runs as a run with a LoRA, not as a model.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,32 +74,21 @@ def merge(
         list[Path],
         typer.Argument(metavar="RUN...", help="The directory that `peft train` left; several with --weights."),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the merged model; must not exist yet.")
-    ],
-    dtype: Annotated[
-        str,
-        typer.Option("--dtype", help="Type of the merged weights: auto (the base's), float32, bfloat16 or float16."),
-    ] = "auto",
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
-    ] = None,
+    output: Output,
+    dtype: Dtype = "auto",
+    base: Base = None,
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest weight file.")] = "5GB",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the merged model with base + adapter on real rows.")
     ] = True,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Weights of several LoRA runs of one base, such as 0.7,0.3.")
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", min=1, help="Reduce the sum of several adapters to this rank."),
-    ] = None,
-    requantize: Annotated[
-        bool,
-        typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs."),
-    ] = False,
+    weights: Weights = None,
+    combination_type: CombinationType = None,
+    density: Density = None,
+    majority_sign_method: MajoritySignMethod = None,
+    rank: SvdRank = None,
+    seed: Seed = None,
+    adapter: AsAdapter = False,
+    requantize: Requantize = False,
     checkpoint: CheckpointName = None,
     num_processes: NumProcesses = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -64,25 +99,42 @@ def merge(
 
     Example: peft merge runs/lora -o merged
     """
-    _check_number_of_runs(len(runs), weights, rank, requantize)
-    shares = None if weights is None else _numbers(weights)
+    several = {"--weights": weights, "--combination-type": combination_type, "--density": density}
+    several |= {"--majority-sign-method": majority_sign_method, "--rank": rank, "--seed": seed, "--adapter": adapter}
+    _check_number_of_runs(len(runs), several, requantize)
+    how = None
+    if weights is not None:
+        shares = _numbers(weights)
+        how = combination(combination_type, shares, len(runs), density, majority_sign_method, rank, seed)
     options = {"--output": output, "--dtype": dtype, "--base": base, "--max-shard-size": max_shard_size}
-    options |= {"--no-verify": not verify, "--weights": weights, "--rank": rank, "--requantize": requantize}
-    options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code, "--quiet": quiet}
-    share_among(num_processes, "merge", runs, options | {"--json": as_json})
-
-    from peftcli.merging.merge_run import merge_run, merge_runs
+    options |= {"--no-verify": not verify, "--requantize": requantize, "--checkpoint": checkpoint}
+    options |= {"--trust-remote-code": trust_remote_code, "--quiet": quiet, "--json": as_json}
+    if adapter:
+        _refuse_for_adapter(dtype, max_shard_size, num_processes)
+    share_among(num_processes, "merge", runs, options | several)
 
     told = _Told(quiet)
-    if shares is None:
-        merged = partial(merge_run, runs[0], output, requantize=requantize)
-    else:
-        merged = partial(merge_runs, runs, output, weights=shares, rank=rank)
-    merged = partial(merged, base=base, trust_code=trust_remote_code, checkpoint=checkpoint)
-    report = merged(dtype=dtype, max_shard_size=max_shard_size, verify=verify, note=told)
+    merged = partial(_asked(runs, output, how, requantize, adapter), base=base, trust_code=trust_remote_code)
+    merged = partial(merged, checkpoint=checkpoint, verify=verify, note=told)
+    report = merged() if adapter else merged(dtype=dtype, max_shard_size=max_shard_size)
     for text in report.notes:
         told(text)
     _show(report, as_json)
+
+
+def _asked(
+    runs: list[Path], output: Path, how: Combination | None, requantize: bool, adapter: bool
+) -> partial[MergeReport]:
+    """Return what merges one run, or several into a model or an adapter."""
+    from peftcli.merging.merge_run import merge_run, merge_runs
+
+    if how is None:
+        return partial(merge_run, runs[0], output, requantize=requantize)
+    if adapter:
+        from peftcli.merging.several.adapter_run import combine_to_adapter
+
+        return partial(combine_to_adapter, runs, output, how)
+    return partial(merge_runs, runs, output, how=how)
 
 
 def _show(report: MergeReport, as_json: bool) -> None:
@@ -111,14 +163,33 @@ class _Told:
         self._shown.add(text)
 
 
-def _check_number_of_runs(runs: int, weights: str | None, rank: int | None, requantize: bool) -> None:
-    """Refuse options that do not go with one run, or with several."""
-    if runs == 1 and (weights is not None or rank is not None):
-        raise UserError("--weights and --rank are for several runs", suggestion="name two runs or more")
-    if runs > 1 and weights is None:
+def _check_number_of_runs(runs: int, several: Mapping[str, object], requantize: bool) -> None:
+    """Refuse options that do not go with one run, or with several.
+
+    Args:
+        runs: how many there are.
+        several: the options for several runs, by name.
+        requantize: as given.
+    """
+    given = [option for option, value in several.items() if value not in (None, False)]
+    if runs == 1 and given:
+        raise UserError(
+            f"{', '.join(given)}: for several runs",
+            suggestion="name two runs or more; peft export RUN --to lora reduces one run to a rank",
+        )
+    if runs > 1 and several["--weights"] is None:
         raise UserError(f"{runs} runs need --weights, one for each", suggestion=f"add --weights {_even(runs)}")
     if runs > 1 and requantize:
         raise UserError("--requantize is for one run", suggestion="merge several without it")
+
+
+def _refuse_for_adapter(dtype: str, max_shard_size: str, num_processes: int | None) -> None:
+    """Refuse options of a merged model where an adapter is written."""
+    given = {"--dtype": dtype != "auto", "--max-shard-size": max_shard_size != "5GB"}
+    given["--num-processes"] = num_processes is not None
+    for option, wanted in given.items():
+        if wanted:
+            raise UserError(f"{option} does not go with --adapter", suggestion=f"leave {option} out")
 
 
 def _even(runs: int) -> str:
@@ -135,7 +206,10 @@ def _numbers(text: str) -> list[float]:
 def _print(report: MergeReport, console: Console) -> None:
     from peftcli.record.shown_numbers import byte_size
 
-    changed = f"{report.changed} of {report.tensors} tensors changed"
+    if report.adapter:
+        changed = f"a LoRA at {report.changed} modules; `method.init_from`, export and merge take this run"
+    else:
+        changed = f"{report.changed} of {report.tensors} tensors changed"
     console.print(f"{report.output}: {byte_size(report.size)} in {report.dtype}, {changed}", markup=False)
     if report.verified:
         differences = f"{report.max_abs_diff:.2g} at most, {report.mean_abs_diff:.2g} on average"

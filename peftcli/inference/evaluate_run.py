@@ -16,7 +16,7 @@ from peftcli.data.store.data_report import Counts
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
-from peftcli.inference.open_run import open_run, opened, with_text_length
+from peftcli.inference.open_run import FoundRun, load_run, open_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_validation
 from peftcli.models.load.load_model import load_model
@@ -70,6 +70,23 @@ def evaluate_run(
     return run.evaluate(rows_of_run(run, path, note))
 
 
+def evaluate_found(found: FoundRun, note: Note = lambda _text: None) -> dict[str, Any] | None:
+    """Return `eval_*` metrics of a run on its own validation rows; None where it has none.
+
+    Args:
+        found: the run, perhaps with another adapter than its own.
+        note: receives what the user should know.
+
+    Raises:
+        UserError: the data is no longer where it was.
+    """
+    if found.loaded.recipe.data is None:
+        return None
+    run = load_run(found)
+    rows = {name: rows for name, rows in _held_out(run, found.directory.path, note).items() if len(rows)}
+    return run.evaluate(rows) if rows else None
+
+
 def rows_of_run(run: OpenedRun, path: Path, note: Note) -> dict[str, RowSet]:
     """Return a run's own validation rows, by set.
 
@@ -80,11 +97,16 @@ def rows_of_run(run: OpenedRun, path: Path, note: Note) -> dict[str, RowSet]:
     Raises:
         UserError: there are none.
     """
+    return _with_rows(_held_out(run, path, note), path, run.data_spec.max_length, note)
+
+
+def _held_out(run: OpenedRun, path: Path, note: Note) -> Mapping[str, RowSet]:
+    """Return the validation rows that a run's recipe names, by set; there may be none."""
     anatomy = read_anatomy(run.model, run.recipe.model.anatomy)
     prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
     for text in changed_validation(path, prepared.validation):
         note(text)
-    return _with_rows(prepared.validation, path, run.data_spec.max_length, note)
+    return prepared.validation
 
 
 def rows_of_recipe(run: OpenedRun, prepared: PreparedData, note: Note) -> dict[str, RowSet]:

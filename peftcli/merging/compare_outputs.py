@@ -23,6 +23,7 @@ from peftcli.data.rows.row_set import Row
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
+from peftcli.merging.live_rules import fold_rules
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import computes_well, dtype_name
 from peftcli.models.load.load_model import load_model
@@ -149,7 +150,7 @@ class Reference:
 def reference_outputs(
     run: RunToMerge, spec: ModelSpec, rows: list[Row], world: World, dtype: torch.dtype | None
 ) -> Reference:
-    """Return the outputs of base + adapter.
+    """Return the outputs of base + adapter; of a combination, those of the base with the rules folded in.
 
     Args:
         run: the run.
@@ -164,6 +165,11 @@ def reference_outputs(
     model = loaded.model
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
     stops = tuple(stop_tokens(model, run.tokenizer)) if model.can_generate() else ()
+    if run.combined is not None:
+        plain = outputs(model, rows, run, world, loaded.dtype)
+        fold_rules(model, run.combined)
+        folded = outputs(model, rows, run, world, loaded.dtype)
+        return Reference(folded, float((folded - plain).abs().mean()), stops)
     if run.adapter is None:
         return Reference(outputs(model, rows, run, world, loaded.dtype), None, stops)
     attachment = apply_method(model, run.anatomy, run.adapter.params, masters=False)

@@ -29,12 +29,14 @@ class MergedTensor:
         source: the base's tensor; None for one that a rule makes.
         rule: what changes it; None copies it.
         rows: grow the base's first dimension to this many rows, the new ones being the mean of the old (added tokens).
+        live_name: of the model's parameter; empty for what the files hold in pieces.
     """
 
     planned: Planned
     source: Source | None = None
     rule: MergeRule | None = None
     rows: int | None = None
+    live_name: str = ""
 
     def pieces(self) -> Iterator[Tensor]:
         """Yield the elements in order, in the planned type; a tensor without a rule is never whole in memory.
@@ -59,11 +61,16 @@ class MergedTensor:
         for start in range(0, flat.numel(), step):
             yield self._rounded(flat[start : start + step])
 
-    def _merged(self) -> Tensor:
-        base = None if self.source is None else self.source.read_float32()  # its own: a rule may work in place
+    def read_base(self) -> Tensor | None:
+        """Return the base's tensor in float32, in memory of its own, grown to `rows`; None where the base has none."""
+        base = None if self.source is None else self.source.read_float32()
         if base is not None and self.rows is not None and self.rows > len(base):
             fresh = base.mean(0, keepdim=True).expand(self.rows - len(base), *base.shape[1:])
             base = torch.cat([base, fresh])
+        return base
+
+    def _merged(self) -> Tensor:
+        base = self.read_base()  # its own: a rule may work in place
         if self.rule is not None:
             return self.rule.apply(base)
         if base is None:
@@ -241,14 +248,14 @@ class _Builder:
         rule = self._rule(live_name)
         dtype = self._type(source.dtype) if source is not None else self.usual
         if rule is not None and rule.kind == "add":
-            return MergedTensor(Planned(saved_name, dtype, shape), None, rule)
+            return MergedTensor(Planned(saved_name, dtype, shape), None, rule, live_name=live_name)
         rows = shape[0] if source is not None and source.shape != shape and source.shape[1:] == shape[1:] else None
         if source is not None and rows is None and source.shape != shape:
             raise UserError(
                 f"the base's {source.name} is {source.shape}, the model's {live_name} is {shape}",
                 suggestion="use the base model that the adapter was trained with",
             )
-        return MergedTensor(Planned(saved_name, dtype, shape), source, rule, rows)
+        return MergedTensor(Planned(saved_name, dtype, shape), source, rule, rows, live_name)
 
     def _rule(self, name: str) -> MergeRule | None:
         """Return a tensor's rule: its own, or that of a name that shares its storage and stays tied."""

@@ -26,6 +26,7 @@ class MergeReport:
             as with the quantised base it was trained on.
         requantized: what `--requantize` cost: the comparison of the quantised result with base + adapter.
         notes: what else the user should know.
+        adapter: whether the output is a run with an adapter, not a model: `changed` counts modules.
     """
 
     output: str
@@ -44,6 +45,7 @@ class MergeReport:
     quantization_agreement: float | None = None
     requantized: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
+    adapter: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for `--json`."""

@@ -20,7 +20,8 @@ from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.merged_card import merged_card
 from peftcli.merging.merged_config import merged_config
 from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
-from peftcli.merging.sum_adapters import sum_adapters
+from peftcli.merging.several.combination import Combination
+from peftcli.merging.several.combine_runs import combine_runs
 from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
 from peftcli.merging.verify_merge import verify_merge
 from peftcli.models.load.dtypes import dtype_name
@@ -80,8 +81,7 @@ def merge_runs(
     runs: Sequence[Path],
     output: Path,
     *,
-    weights: Sequence[float],
-    rank: int | None = None,
+    how: Combination,
     dtype: str | None = None,
     base: str | None = None,
     trust_code: bool = False,
@@ -91,25 +91,22 @@ def merge_runs(
     use_alone: bool = True,
     note: Note = lambda _text: None,
 ) -> MergeReport:
-    """Merge the weighted sum of several LoRA runs of one base.
+    """Merge the combination of several runs of one base.
 
     Args:
         runs: their directories.
-        weights: one for each.
-        rank: cut the summed change of every matrix to this rank; None keeps it exact.
+        how: weights, type and settings of the combination.
         output, dtype, base, trust_code, checkpoint, max_shard_size, verify, use_alone, note: as for one run; what it is
-            verified against is base + summed adapter.
+            verified against is base + combined adapter, or the base with the combined change of its weights in memory,
+            after each run's own change was compared with its adapter.
 
     Raises:
-        UserError: as for one run, or the runs cannot be summed.
-        VerificationFailed: the merged model does not agree with base + adapter.
+        UserError: as for one run, or the runs cannot be combined.
+        VerificationFailed: the merged model does not agree with that.
     """
     options = merge_options(output, dtype, max_shard_size, verify=verify, use_alone=use_alone)
-    return merge_opened(
-        sum_adapters([open_run_to_merge(Path(run), base, trust_code, checkpoint) for run in runs], weights, rank),
-        options,
-        note,
-    )
+    opened = [open_run_to_merge(Path(run), base, trust_code, checkpoint) for run in runs]
+    return merge_opened(combine_runs(opened, how), options, note)
 
 
 @random_numbers_kept()
@@ -130,7 +127,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     report = MergeReport(
         output=str(output),
         dtype=dtype_name(plan.dtype),
-        method=run.recipe.method.name,
+        method=run.method or run.recipe.method.name,
         changed=plan.changed,
         tensors=len(plan.outputs),
         size=plan.size,

@@ -46,13 +46,16 @@ class RunToMerge:
         recipe: as it was run.
         spec: the unquantised base.
         source: where the base lies.
-        adapter: what was trained; None for a run that left a complete model.
+        adapter: what was trained; None for a run that left a complete model, and for `combined`.
         labels: of a classification head.
         model: the task model on the meta device, fitted to the tokenizer, without parts.
         anatomy: its roles.
         tokenizer: the run's.
         texts: what it learnt of texts.
         notes: what the user should know.
+        combined: rules that combine several adapters, where they are not one adapter.
+        parts: the runs that `combined` combines.
+        method: what was folded in, for the report; empty for the recipe's method.
     """
 
     directory: Path
@@ -66,6 +69,9 @@ class RunToMerge:
     tokenizer: Any
     texts: LearntTexts = field(default_factory=LearntTexts)
     notes: list[str] = field(default_factory=list)
+    combined: dict[str, MergeRule] | None = None
+    parts: tuple[RunToMerge, ...] = ()
+    method: str = ""
 
     def rules(self) -> dict[str, MergeRule]:
         """Return the method's rules, and those that put the task head and `modules_to_save` in place.
@@ -75,6 +81,8 @@ class RunToMerge:
         Raises:
             UserError: nothing would change.
         """
+        if self.combined is not None:
+            return self.combined
         if self.adapter is None:
             return {}
         params, state = self.adapter.params, self.adapter.state

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from peftcli.data.rows.row_set import Row
 from peftcli.distributed.processes import World
 from peftcli.errors import VerificationFailed
 from peftcli.merging.check_use import Usage, use_here
@@ -23,6 +25,7 @@ from peftcli.merging.compare_outputs import (
 )
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.run_to_merge import RunToMerge, is_quantised
+from peftcli.protocol.method import MergeRule
 from peftcli.recipe.schema import ModelSpec
 
 LOUD_ROUNDING = 0.3
@@ -58,6 +61,8 @@ def verify_merge(
     device = world.device
     rows = world.main_first(lambda: sample_rows(run))
     computed = compute_dtype(dtype, device)
+    for part in run.parts:
+        check_rules(part, rows, world, computed)
     reference = reference_outputs(run, run.spec, rows, world, computed)
     free_memory()
     model = open_merged(directory, run, config, device, computed)
@@ -66,8 +71,8 @@ def verify_merge(
     del model
     free_memory()
     report.rows = len(rows)
-    _judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
-    if is_quantised(run.recipe):
+    judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
+    if is_quantised(run.recipe) and run.combined is None:
         trained = reference_outputs(run, _as_trained(run), rows, world, None)
         report.quantization_agreement = compare(trained.adapted, merged, torch.float32).agreement
         free_memory()
@@ -84,7 +89,44 @@ def verify_merge(
     return usage
 
 
-def _judge(result: Comparison, effect: float | None, report: MergeReport) -> None:
+def check_rules(run: RunToMerge, rows: list[Row], world: World, dtype: torch.dtype) -> None:
+    """Compare base + adapter with the base that has the adapter's rules folded in, both in memory.
+
+    Args:
+        run: with an adapter.
+        rows: of a run's data.
+        world: the processes that share the rows.
+        dtype: of the base's weights.
+
+    Raises:
+        VerificationFailed: they differ by more than the tolerance.
+    """
+    result, _ = compare_with_rules(run, run.rules(), rows, world, dtype)
+    if not result.within:
+        raise VerificationFailed(
+            f"the change of the weights that {run.directory} stands for differs from its adapter by "
+            f"{result.max_abs_diff:.3g} at most (tolerance {result.tolerance:.3g})\n    merge with --dtype float32"
+        )
+
+
+def compare_with_rules(
+    run: RunToMerge, rules: dict[str, MergeRule], rows: list[Row], world: World, dtype: torch.dtype
+) -> tuple[Comparison, float | None]:
+    """Compare base + adapter with the base that has rules folded in, one model in memory after the other.
+
+    Args: as those of `check_rules`.
+
+    Returns:
+        The comparison, and the mean difference that the adapter makes to the base's outputs.
+    """
+    live = reference_outputs(run, run.spec, rows, world, dtype)
+    free_memory()
+    folded = reference_outputs(replace(run, combined=rules), run.spec, rows, world, dtype)
+    free_memory()
+    return compare(live.adapted, folded.adapted, dtype), live.effect
+
+
+def judge(result: Comparison, effect: float | None, report: MergeReport) -> None:
     """Write a comparison into the report.
 
     Args:

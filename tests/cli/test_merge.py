@@ -8,7 +8,7 @@ import pytest
 
 from tests.command_line import Cli
 from tests.merging.runs import make_run
-from tests.merging.test_sum_adapters import two_runs
+from tests.merging.several.test_combine_runs import two_runs
 
 
 @pytest.fixture(scope="module")

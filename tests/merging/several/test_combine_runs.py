@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 
 from peftcli.errors import UserError
 from peftcli.merging.merge_run import merge_run, merge_runs
+from peftcli.merging.several.combination import Combination, combination
 from tests.merging.runs import make_run
+
+
+def how(weights: list[float], kind: str | None = None, **options: Any) -> Combination:
+    """Return a combination, checked as the command checks it."""
+    return combination(kind, weights, len(weights), **options)
 
 
 def two_runs(
@@ -34,7 +40,7 @@ def merged_changes(folder: Path, base: dict[str, torch.Tensor], *runs: Path, **o
     if len(runs) == 1:
         merge_run(runs[0], output, use_alone=False, verify=False)
     else:
-        report = merge_runs(runs, output, use_alone=False, **options)
+        report = merge_runs(runs, output, use_alone=False, how=how(**options))
         assert report.verified
     after = load_file(output / "model.safetensors")
     return {name: after[name] - tensor for name, tensor in base.items() if name in after}
@@ -72,7 +78,7 @@ def test_the_cut_to_a_rank_is_the_best_one(tmp_path: Path) -> None:
 
 def test_heads_are_averaged(tmp_path: Path) -> None:
     one, two, _ = two_runs(tmp_path, "bert", "sequence_classification", {"r": 4}, {"r": 4})
-    report = merge_runs([one, two], tmp_path / "merged", use_alone=False, weights=[3.0, 1.0])
+    report = merge_runs([one, two], tmp_path / "merged", use_alone=False, how=how([3.0, 1.0]))
     assert report.verified and any("the sum of 2 adapters" in note for note in report.notes)
     heads = [load_file(run / "adapter/adapter_model.safetensors") for run in (one, two)]
     own, other = (next(value for key, value in head.items() if key.endswith("classifier.weight")) for head in heads)
@@ -85,7 +91,6 @@ def test_heads_are_averaged(tmp_path: Path) -> None:
     [
         ({"r": 4}, [1.0], "2 runs and 1 weights"),
         ({"r": 4}, [0.0, 0.0], "not all of them zero"),
-        ({"r": 4, "use_dora": True}, [1.0, 1.0], "uses use_dora"),
         ({"r": 4, "modules_to_save": ["norm"]}, [1.0, 1.0], "different modules whole"),
     ],
 )
@@ -94,7 +99,7 @@ def test_what_cannot_be_summed_is_refused(
 ) -> None:
     one, two, _ = two_runs(tmp_path, "llama", "causal_lm", {"r": 4}, second)
     with pytest.raises(UserError, match=message):
-        merge_runs([one, two], tmp_path / "merged", use_alone=False, weights=weights)
+        merge_runs([one, two], tmp_path / "merged", use_alone=False, how=combination(None, weights, 2))
     assert not (tmp_path / "merged").exists()
 
 
@@ -104,8 +109,8 @@ def test_bases_are_compared_by_their_files_not_by_name(tmp_path: Path) -> None:
         make_run(tmp_path / name, "llama", "causal_lm", {"name": "lora"}, base_class="causal_lm", config=config)
         for name, config in changes.items()
     )
-    assert merge_runs([one, copy], tmp_path / "merged", use_alone=False, weights=[1.0, 1.0]).verified
+    assert merge_runs([one, copy], tmp_path / "merged", use_alone=False, how=how([1.0, 1.0])).verified
     recipe = other / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(tmp_path / "other"), str(tmp_path / "one")))  # of one name
     with pytest.raises(UserError, match=r"differ in base: .* whose files changed in between"):
-        merge_runs([one, other], tmp_path / "again", use_alone=False, weights=[1.0, 1.0])
+        merge_runs([one, other], tmp_path / "again", use_alone=False, how=how([1.0, 1.0]))

@@ -1,0 +1,1 @@
+"""The nearest plain LoRA of any change of weights, and what it loses."""

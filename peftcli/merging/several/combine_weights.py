@@ -1,0 +1,75 @@
+"""Several adapters of any mergeable methods as one change of the base's weights, one tensor at a time.
+
+Each adapter's rules give its change of a tensor; the changes are combined as the type says, and added to the base. In
+memory are the tensor and one change of it for each adapter. Task heads and modules trained whole are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from peftcli.errors import UserError
+from peftcli.merging.low_rank.nearest_pair import spectrum
+from peftcli.merging.run_to_merge import RunToMerge, placed
+from peftcli.merging.several.agreeing_runs import averages
+from peftcli.merging.several.combination import Combination
+from peftcli.merging.several.combine_tensors import combine_tensors, draws_of
+from peftcli.protocol.method import MergeRule
+from peftcli.protocol.registry import registry
+
+
+def combine_weights(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
+    """Return one run that changes the weights as the combination of several does.
+
+    Args:
+        runs: runs that agree (`refuse_disagreeing`), of methods that merge.
+        how: the combination, its type decided; not `cat`.
+
+    Raises:
+        UserError: the modules trained whole differ, or the result is to be cut to a rank and none is given.
+    """
+    if how.cut and how.rank is None:
+        raise UserError(
+            f"{how.name} of other adapters than LoRA needs a rank: their changes have none to take it from",
+            suggestion="add --rank 16",
+        )
+    parts: dict[str, list[tuple[float, MergeRule]]] = {}
+    names = []
+    for run, weight in zip(runs, how.weights, strict=True):
+        assert run.adapter is not None  # refuse_disagreeing
+        params = run.adapter.params
+        rules = registry.method(params.name).merge_rules(run.anatomy, params, run.adapter.state)
+        names.append(frozenset(rules))
+        for name, rule in rules.items():
+            parts.setdefault(name, []).append((weight, rule))
+    whole = averages(runs, how.weights, names)
+    rules = {name: _combined_rule(name, found, how) for name, found in parts.items()}
+    rules |= {name: placed(value) for name, value in whole.items() if name not in rules}
+    return replace(runs[0], adapter=None, combined=rules, parts=tuple(runs))
+
+
+def _combined_rule(name: str, parts: list[tuple[float, MergeRule]], how: Combination) -> MergeRule:
+    """Return the rule that adds the combination of several rules' changes to a tensor."""
+    weights = [weight for weight, _ in parts]
+
+    def apply(base: Tensor | None) -> Tensor:
+        if base is None:
+            raise ValueError(f"{name}: a combined rule changes a tensor that the base must have")
+        if how.pruning is None and not how.cut:
+            total = base.clone()
+            for weight, rule in parts:
+                total.add_(rule.apply(base.clone()).sub_(base), alpha=weight)
+            return total
+        changes = [rule.apply(base.clone()).sub_(base).contiguous() for _, rule in parts]
+        change = combine_tensors(changes, weights, how, draws_of(name, how.seed))
+        if how.cut and change.ndim == 2:
+            assert how.rank is not None  # combine_weights
+            a, b = spectrum(change).pair(how.rank)
+            return base.addmm_(b, a)
+        return base.add_(change)
+
+    kinds = [rule.kind for _, rule in parts]
+    return MergeRule(apply, "untie" if "untie" in kinds else "change")
