@@ -147,7 +147,8 @@ def _export_for_library(
 
 def _print_loss(done: LoraExport) -> None:
     """Print what a plain LoRA loses of the adapter."""
-    from peftcli.console.output import metric, print_table, result_console, table
+    from peftcli.console.output import print_table, result_console, table
+    from peftcli.record.shown_numbers import metric
 
     print(
         f"a LoRA of rank {done.rank} at {done.matrices} modules; it keeps {done.kept:.2%} of the change's squared "

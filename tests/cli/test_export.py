@@ -104,3 +104,32 @@ def test_another_base_is_refused_before_its_weights_are_read(
     finally:
         recipe.write_text(original)
     assert found.code == 2 and message in found.err, found.err
+
+
+def test_a_plain_lora_and_what_it_loses(run: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("export", run, "-o", tmp_path / "lora", "--to", "lora", "--rank", 4, "--json")
+    assert done.code == 0, done.err
+    report = done.json
+    assert report["kind"] == "lora" and report["rank"] == 4 and report["kept"] == pytest.approx(1.0, abs=1e-4)
+    assert report["after"]["eval_loss"] == pytest.approx(report["before"]["eval_loss"], abs=1e-4)
+    assert report["before"].keys() == report["after"].keys() and report["left_out"] == []
+    back = cli("import", tmp_path / "lora", "-o", tmp_path / "back")
+    assert back.code == 0, back.err
+    shown = cli("export", run, "-o", tmp_path / "cut", "--to", "lora", "--keep", 0.5)
+    assert shown.code == 0 and "of the change's squared norm" in shown.out and "eval_loss" in shown.out
+    assert "stored whole beside the LoRA: classifier" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--rank", "4"], "--rank is for --to lora"),
+        (["--to", "lora"], "needs --rank or --keep"),
+        (["--to", "lora", "--rank", "4", "--as", "lora"], "--as lora does not go with --to lora"),
+        (["--to", "lora", "--rank", "4000"], "the largest useful rank is 32"),
+        (["--to", "lora", "--keep", "0"], "--keep 0 is not above 0"),
+    ],
+)
+def test_a_lora_that_cannot_be_is_refused(given: list[str], message: str, run: Path, cli: Cli, tmp_path: Path) -> None:
+    found = cli("export", run, "-o", tmp_path / "out", *given)
+    assert found.code == 2 and message in found.err and not (tmp_path / "out").exists()

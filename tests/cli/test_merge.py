@@ -10,6 +10,8 @@ from tests.command_line import Cli
 from tests.merging.runs import make_run
 from tests.merging.several.test_combine_runs import two_runs
 
+DARE_TIES = ("--combination-type", "dare_ties", "--density", "0.5")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,13 +44,27 @@ def test_several_runs(cli: Cli, tmp_path: Path) -> None:
     done = cli("merge", one, two, "-o", tmp_path / "merged", "--weights", "0.7,-0.3", "--rank", 4, "--json")
     assert done.code == 0, done.err
     assert done.json["verified"] is True and "cut to rank 4 by singular values" in done.json["notes"]
+    ties = ("--weights", "0.7,0.3", "--combination-type", "ties", "--density", "0.5", "--adapter")
+    adapter = cli("merge", one, two, "-o", tmp_path / "adapter", *ties)
+    assert adapter.code == 0 and "a LoRA at 4 modules" in adapter.out and "verified on 6 rows" in adapter.out
+    again = cli("merge", tmp_path / "adapter", "-o", tmp_path / "again", "--no-verify")
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--weights", "0.5"], "are for several runs"),
-        (["--rank", "4"], "are for several runs"),
+        (["--weights", "0.5"], "--weights: for several runs"),
+        (["--rank", "4"], "--rank: for several runs"),
+        (["--adapter"], "--adapter: for several runs"),
+        (["again", "--weights", "1,1", "--combination-type", "tie"], "did you mean ties?"),
+        (["again", "--weights", "1,1", "--combination-type", "ties"], "add --density 0.5"),
+        (["again", "--weights", "1,1", "--combination-type", "ties", "--density", "1.5"], "above 0 and at most 1"),
+        (["again", "--weights", "1,1", "--density", "0.5"], "--density does not go with cat"),
+        (["again", "--weights", "1,1", "--combination-type", "linear", "--rank", "4"], "does not go with linear"),
+        (["again", "--weights", "1,1", "--seed", "4"], "--seed does not go with cat"),
+        (["again", "--weights", "1,1", *DARE_TIES, "--majority-sign-method", "mean"], "neither total nor frequency"),
+        (["again", "--weights", "1,1", "--adapter", "--dtype", "float16"], "--dtype does not go with --adapter"),
         (["again"], "add --weights 0.5,0.5"),
         (["again", "--weights", "1,1", "--requantize"], "--requantize is for one run"),
         (["again", "--weights", "1,nan"], "weights must be numbers"),
