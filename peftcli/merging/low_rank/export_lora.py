@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.label_names import write_label_names
 from peftcli.adapters.library_table import library_named
 from peftcli.adapters.loading import load_adapter
@@ -19,7 +20,7 @@ from peftcli.inference.evaluate_run import evaluate_found
 from peftcli.inference.open_run import FoundRun, find_run
 from peftcli.merging.low_rank.plain_lora import PlainLora, Wanted, plain_lora, plan_lora
 from peftcli.merging.merge_run import base_tensors
-from peftcli.merging.run_to_merge import open_run_to_merge
+from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
 from peftcli.write_errors import OTHER_OUTPUT
 
 Note = Callable[[str], None]
@@ -119,6 +120,27 @@ def export_lora(
         after = None
         if found is not None and before is not None:
             after = _measured(replace(found, saved=load_adapter(partial)), lambda _text: None)
+    said = (*opened.notes, *notes, *texts, *_notes(made, measure=measure, measured=after is not None))
+    return _report(output, opened, made, saved, (before, after), said)
+
+
+def _report(
+    output: Path,
+    opened: RunToMerge,
+    made: PlainLora,
+    saved: SavedAdapter,
+    metrics: tuple[Metrics | None, Metrics | None],
+    notes: tuple[str, ...],
+) -> LoraExport:
+    """Return what was written.
+
+    Args:
+        output: the new directory.
+        opened: the run.
+        made, saved: its LoRA.
+        metrics: before and after.
+        notes: what the user should know.
+    """
     return LoraExport(
         output=str(output),
         kind="lora",
@@ -133,9 +155,9 @@ def export_lora(
         least_kept=made.least_kept,
         least_module=made.least_module,
         left_out=made.left_out,
-        before=before,
-        after=after,
-        notes=(*opened.notes, *notes, *texts, *_notes(made, measure=measure, measured=after is not None)),
+        before=metrics[0],
+        after=metrics[1],
+        notes=notes,
     )
 
 

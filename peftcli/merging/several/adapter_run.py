@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from peftcli.adapters.adapter_files import WEIGHTS
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.transfer import check_free, write_run
 from peftcli.deliverables.leaving_model import leaving_model
@@ -64,16 +65,7 @@ def combine_to_adapter(
         made = _as_lora(made, how, note)
     saved = made.adapter
     assert saved is not None  # a LoRA by now
-    report = MergeReport(
-        output=str(output),
-        dtype="float32",
-        method=made.method,
-        changed=len(saved.meta.targets),
-        tensors=len(saved.state),
-        size=0,
-        notes=list(made.notes),
-        adapter=True,
-    )
+    report = _report(made, saved, output)
     rows = sample_rows(made) if verify else []
 
     def check(directory: Path) -> None:
@@ -97,6 +89,20 @@ def combine_to_adapter(
         check=check,
     )
     return report
+
+
+def _report(made: RunToMerge, saved: SavedAdapter, output: Path) -> MergeReport:
+    """Return what will be written, still without sizes and verification."""
+    return MergeReport(
+        output=str(output),
+        dtype="float32",
+        method=made.method,
+        changed=len(saved.meta.targets),
+        tensors=len(saved.state),
+        size=0,
+        notes=list(made.notes),
+        adapter=True,
+    )
 
 
 def _exact_rules(runs: Sequence[RunToMerge], how: Combination) -> dict[str, MergeRule] | None:
