@@ -8,6 +8,7 @@ from pathlib import Path
 from peftcli.atomic import write_text
 from peftcli.record.step_lines import finite
 from peftcli.studies.compare.comparison import Comparison
+from peftcli.studies.report.written_report import REPORT, write_report
 
 INSTEAD = "choose another --output"
 
@@ -21,4 +22,4 @@ def write_comparison(comparison: Comparison, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     record = directory / "comparison.json"
     write_text(record, json.dumps(finite(comparison.as_dict()), indent=2, allow_nan=False) + "\n", instead=INSTEAD)
-    return [record]
+    return [record, *write_report(comparison, directory / REPORT, instead=INSTEAD)]

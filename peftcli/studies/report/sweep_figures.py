@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,10 +15,11 @@ from peftcli.studies.report.cost_figures import SIZES
 from peftcli.studies.report.shell.html_parts import Figure, plain_table
 from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.standing import sign
+from peftcli.studies.report.sweep_text import sorted_shares, value_text
 from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial
 
-KINDS = {"finished": "tied", "pruned": "behind", "stopped": "behind"}
-"""State of a trial with a score -> kind of its mark; others have none."""
+KINDS = {"finished": "tied"}
+"""State of a trial -> kind of its mark; others are drawn as `behind`."""
 
 _BEST = "best"
 _FEW = 8
@@ -42,15 +42,6 @@ def sweep_figures(sweep: Sweep, scale: ScoreScale) -> list[Figure]:
     return found
 
 
-def shown_value(value: Any) -> str:
-    """Return a value of a recipe's key as a person types it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def is_best(sweep: Sweep, trial: SweepTrial) -> bool:
     """Return whether a trial has the winner's values."""
     return sweep.best is not None and trial.values == sweep.best.values
@@ -71,7 +62,7 @@ def _key_figure(sweep: Sweep, key: str, index: int, scored: Sequence[SweepTrial]
         kind: scatter(title, description, marks, axis, y, size=(size[0], size[1] * 0.8), levels=level)
         for kind, size in SIZES.items()
     }
-    rows = [[str(trial.number), shown_value(trial.values[key]), trial.state, f"{trial.score:.10g}"] for trial in shown]
+    rows = [[str(trial.number), value_text(trial.values[key]), trial.state, f"{trial.score:.10g}"] for trial in shown]
     return Figure(
         f"score-by-key-{index + 1}",
         f"{title[0].upper()}{title[1:]}{share}",
@@ -91,8 +82,8 @@ def _value_axis(key: str, asked: str, values: Sequence[Any]) -> tuple[Axis, list
         if len(set(numbers)) <= _FEW:
             axis = replace(axis, ticks=tuple((number, short_number(number)) for number in sorted(set(numbers))))
         return axis, [float(number) for number in numbers]
-    names = sorted({shown_value(value) for value in values}, key=lambda name: (_position(asked, name), name))
-    return category_axis(key, names), [float(names.index(shown_value(value))) for value in values]
+    names = sorted({value_text(value) for value in values}, key=lambda name: (_position(asked, name), name))
+    return category_axis(key, names), [float(names.index(value_text(value))) for value in values]
 
 
 def _position(asked: str, name: str) -> int:
@@ -112,7 +103,7 @@ def _grows_by_ratio(values: Sequence[float]) -> bool:
 def _mark(sweep: Sweep, trial: SweepTrial, place: float, scale: ScoreScale) -> Mark:
     assert trial.score is not None
     best = is_best(sweep, trial)
-    values = ", ".join(f"{key}={shown_value(value)}" for key, value in trial.values.items())
+    values = ", ".join(f"{key}={value_text(value)}" for key, value in trial.values.items())
     note = f"trial {trial.number} ({trial.state}): {scale.score(trial.score)}; {values}"
     kind = _BEST if best else KINDS.get(trial.state, "behind")
     name = f"trial {trial.number}" if best else ""
@@ -141,12 +132,12 @@ def _legend(sweep: Sweep, shown: Sequence[SweepTrial]) -> list[tuple[str, str]]:
 
 
 def _importance(sweep: Sweep) -> Figure:
-    ordered = sorted(sweep.importance.items(), key=lambda item: -item[1])
+    ordered = sorted_shares(sweep)
     rows = [(key, share, f"{share:.0%}") for key, share in ordered]
     title = "What mattered"
     description = "; ".join(f"{key} {text}" for key, _, text in rows)
     drawings = {kind: bars(title, description, rows, width=size[0]) for kind, size in SIZES.items()}
-    caption = "Share of the differences between scores that each key explains, over these trials and these ranges only."
+    caption = "Importance of each key for being among the best trials (PED-ANOVA), in these trials and ranges only."
     table = plain_table("Importance", ["key", "share"], [[key, f"{share:.6g}"] for key, share in ordered])
     return Figure("importance", title, drawings, caption, table)
 

@@ -6,6 +6,7 @@ from peftcli.record.shown_numbers import count, duration
 from peftcli.shown_text import escape
 from peftcli.studies.report.shell.html_page import html_page
 from peftcli.studies.report.shell.html_parts import (
+    MISSING,
     Cell,
     Column,
     Figure,
@@ -18,8 +19,9 @@ from peftcli.studies.report.shell.html_parts import (
     text_cell,
 )
 from peftcli.studies.report.shell.report_numbers import ScoreScale, known
-from peftcli.studies.report.sweep_figures import is_best, shown_value, sweep_figures
-from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial
+from peftcli.studies.report.sweep_figures import is_best, sweep_figures
+from peftcli.studies.report.sweep_text import searched_keys, value_text
+from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial, SweepWinner
 
 RECORD = "sweep.json"
 
@@ -40,6 +42,7 @@ def sweep_report(sweep: Sweep) -> tuple[str, list[Figure]]:
         f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)}</p>',
         _lead(sweep, scale),
         _winner(sweep, scale),
+        _winners(sweep, scale),
         "<h2>What each key did</h2>" if figures else "",
         *(figure.html() for figure in figures),
         "<h2>All trials</h2>",
@@ -53,11 +56,11 @@ def sweep_report(sweep: Sweep) -> tuple[str, list[Figure]]:
 
 
 def _lead(sweep: Sweep, scale: ScoreScale) -> str:
-    sentences = [sweep.answer] if sweep.answer else []
+    sentences = [f"{sweep.answer[:1].upper()}{sweep.answer[1:].rstrip('.')}."] if sweep.answer else []
     if sweep.best is None:
         sentences.append("No trial finished, so there is no winner. The table below has each trial's reason.")
     else:
-        values = ", ".join(f"{key}={shown_value(value)}" for key, value in sweep.best.values.items())
+        values = ", ".join(f"{key}={value_text(value)}" for key, value in sweep.best.values.items())
         between = scale.range(sweep.best.interval)
         sentences.append(
             f"The winner, {values}, scores {scale.score(sweep.best.score, sweep.best.interval)} on "
@@ -73,7 +76,7 @@ def _winner(sweep: Sweep, scale: ScoreScale) -> str:
     if best is None:
         return ""
     first = [trial.score for trial in sweep.trials if is_best(sweep, trial) and known(trial.score)]
-    tiles = [(key, shown_value(value)) for key, value in best.values.items()]
+    tiles = [(key, value_text(value)) for key, value in best.values.items()]
     tiles.append(
         (f"{scale.name}, fresh seeds", f"{scale.score(best.score, best.interval)}\n{scale.range(best.interval)}")
     )
@@ -87,6 +90,44 @@ def _winner(sweep: Sweep, scale: ScoreScale) -> str:
     numbers = folded("Score of each fresh seed", "Score of each fresh seed", table) if rows else ""
     recipe = f"<p>The recipe with these values: <code>{escape(best.recipe)}</code></p>" if best.recipe else ""
     return f"<h2>The winner</h2>{pairs(tiles, kind='tiles')}{recipe}{numbers}"
+
+
+def _winners(sweep: Sweep, scale: ScoreScale) -> str:
+    """Return the values that were trained again on fresh seeds, with their verdicts."""
+    if not sweep.winners:
+        return ""
+    best = "descending" if scale.greater_is_better else "ascending"
+    keys = searched_keys(sweep)
+    columns = [
+        Column("Values"),
+        Column(scale.name.capitalize(), True, "mean over fresh seeds, with its 95% interval", best),
+        Column("Verdict", hint="differences are to the best, with their 95% intervals; p is Holm-corrected"),
+        Column("Seeds"),
+    ]
+    rows = [_winner_cells(one, keys, scale) for one in sweep.winners]
+    seeds = ", ".join(map(str, sweep.seeds))
+    caption = (
+        f"The best values of the search, trained again on fresh seeds ({seeds}): their scores are not chosen by luck."
+    )
+    return "<h3>Trained again on fresh seeds</h3>" + sortable_table("winners", caption, columns, rows)
+
+
+def _winner_cells(one: SweepWinner, keys: list[str], scale: ScoreScale) -> list[Cell]:
+    values = ", ".join(f"{key}={value_text(one.values[key])}" for key in keys if key in one.values)
+    score = Cell(MISSING)
+    if known(one.score):
+        between = scale.range(one.interval)
+        score = Cell(escape(scale.score(one.score, one.interval)) + f"<small>{escape(between)}</small>", one.score)
+    verdict = one.verdict or one.reason or ""
+    if one.verdict == "behind" and known(one.difference):
+        shown, between = scale.difference(one.difference, one.difference_interval)
+        verdict = f"behind by {shown}" + (f" ({between})" if between else "")
+    return [
+        text_cell(values or "the recipe's own"),
+        score,
+        text_cell(verdict),
+        text_cell(", ".join(map(str, one.seeds))),
+    ]
 
 
 def _trials(sweep: Sweep, scale: ScoreScale) -> str:
@@ -113,7 +154,7 @@ def _trial(sweep: Sweep, trial: SweepTrial, numeric: dict[str, bool], scale: Sco
     cells.append(number_cell(trial.score if known(trial.score) else None, scale.score(trial.score)))
     for key, is_number in numeric.items():
         value = trial.values.get(key)
-        shown = shown_value(value) if key in trial.values else ""
+        shown = value_text(value) if key in trial.values else ""
         cells.append(Cell(escape(shown), value) if is_number and shown else text_cell(shown))
     return [*cells, Cell(state, trial.state), text_cell(trial.run)]
 

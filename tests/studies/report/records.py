@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Curve, RatePoint
-from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial
+from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial, SweepWinner
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def example_sweep() -> Sweep:
         score = 0.9 - 0.05 * (math.log10(rate) + 2.8) ** 2 + 0.004 * math.log2(rank) + draw.gauss(0, 0.006)
         state, reason = "finished", None
         if score < 0.86:
-            state, reason = "pruned", "its curve was below the median of the others at step 80"
+            state, reason = "stopped", "its curve was below the median of the others at step 80"
         if number in (11, 23):
             trials.append(SweepTrial(number, values, None, "failed", reason="the loss was not finite at step 31"))
             continue
@@ -208,8 +208,25 @@ def example_sweep() -> Sweep:
         keys={"training.learning_rate": "log:1e-5..1e-2", "method.r": "2,4,8,16,32", "method.use_rslora": "true,false"},
         trials=trials,
         best=SweepBest(first.values, 0.908, (0.895, 0.921), "best.yaml", [0.905, 0.911, 0.908], [101, 102, 103]),
+        winners=[
+            SweepWinner(first.values, [0.905, 0.911, 0.908], [101, 102, 103], [], 0.908, (0.895, 0.921), "best"),
+            SweepWinner(
+                {**first.values, "method.r": 4},
+                [0.9, 0.9, 0.91],
+                [101, 102, 103],
+                [],
+                0.903,
+                (0.89, 0.916),
+                "tied with the best",
+                0.005,
+                (-0.006, 0.016),
+                0.4,
+            ),
+            SweepWinner({**first.values, "method.r": 2}, reason="no run finished: the disk was full"),
+        ],
+        seeds=[101, 102, 103],
         importance={"training.learning_rate": 0.83, "method.r": 0.14, "method.use_rslora": 0.03},
-        answer="The smallest rank that ties with the best is method.r=4.",
+        answer="the smallest rank that ties with the best is method.r=4",
         sampler="TPE, seed 0",
         pruner="median of the others' curves",
         notes=["2 of 30 trials failed; their reasons are in the table."],
