@@ -35,7 +35,7 @@ ODD: dict[str, Callable[[], Sweep]] = {
     ),
     "one trial": lambda: Sweep(
         "eval_loss", False, {"method.r": "4"}, [SweepTrial(0, {"method.r": 4}, 0.0, "finished")],
-        SweepBest({"method.r": 4}, 0.0, (0.0, 0.0), ""),
+        best=SweepBest({"method.r": 4}, 0.0, (0.0, 0.0), ""),
     ),
     "mixed values": mixed,
     "the example": example_sweep,
