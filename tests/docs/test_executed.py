@@ -13,6 +13,7 @@ import yaml
 
 from peftcli.cli.app import main
 from tests.docs.pages import PAGES, commands
+from tests.studies.report.records import example_comparison
 from tests.tiny import save_tiny
 
 PLACEHOLDERS = {
@@ -55,6 +56,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(path / "model", "bert", "base")
     rows = [{"text": f"the {word} cat {n}", "label": word} for n in range(16) for word in ("red", "blue")]
     (path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (path / "runs/compare").mkdir(parents=True)
+    comparison = json.dumps(example_comparison().as_dict())
+    (path / "runs/compare/comparison.json").write_text(comparison, encoding="utf-8")
     (path / "configs").mkdir()
     for file, output in (("configs/lora.yaml", "runs/lora"), ("recipe.yaml", "runs/recipe")):
         recipe = {
