@@ -40,7 +40,7 @@ def sweep_report(sweep: Sweep) -> tuple[str, list[Figure]]:
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)}</p>',
-        _lead(sweep, scale),
+        f'<div class="first">{_lead(sweep, scale)}</div>',
         _winner(sweep, scale),
         _winners(sweep, scale),
         "<h2>What each key did</h2>" if figures else "",

@@ -134,7 +134,10 @@ def _data(files: RunFiles) -> str:
         return ""
     items = [
         ("training rows", count(report.train_rows)),
-        *((f"held out: {name}", f"{count(rows)} rows") for name, rows in report.validation_rows.items()),
+        *(
+            (f"held out: {name}" if name else "held out", f"{count(rows)} rows")
+            for name, rows in report.validation_rows.items()
+        ),
         ("packed into", f"{count(report.packed_rows)} rows" if report.packed_rows is not None else ""),
         ("tokens", f"{count(report.tokens)}, {count(report.supervised_tokens)} learnt" if report.tokens else ""),
         ("longest row", f"{count(report.longest)} tokens" if report.longest else ""),
