@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftcli.record.charts.scatter_chart import shape
-from peftcli.studies.compare.comparison import ComparedMethod, Comparison
+from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Interval
 from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 
 MEANINGS = {
@@ -66,8 +66,17 @@ def verdict_words(standing: Standing, scale: ScoreScale) -> tuple[str, str]:
     if standing.kind == "reference" and method.verdict:
         return words, "the reference"
     if method.verdict == "not better than the reference":
-        return words, _p(method.p_reference)
+        parts = [_p(method.p_reference)]
+        if known(method.difference_to_reference) and method.reference_interval is not None:
+            shown, between = scale.difference(-method.difference_to_reference, _turned(method.reference_interval))
+            parts.insert(0, f"gains {shown} ({between})")
+        return words, ", ".join(part for part in parts if part)
     return words, ""
+
+
+def _turned(interval: Interval) -> Interval:
+    """Return the interval of a difference the other way round: positive is better."""
+    return -interval[1], -interval[0]
 
 
 def _p(value: float | None) -> str:

@@ -118,6 +118,7 @@ def test_it_begins_with_what_to_choose_and_what_is_undecided() -> None:
 def test_the_table_says_why_a_method_has_no_score() -> None:
     text = checked(comparison_report(example_comparison())[0]).text
     assert "diverged the loss was not finite at step 12 at every rate" in text
+    assert "not better than the reference gains 0 points (-1 to 1), p = 0.9" in text
     assert "refused bitsandbytes has no 4-bit kernels" in text
 
 
