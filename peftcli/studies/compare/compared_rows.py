@@ -62,10 +62,10 @@ def _set_status(row: ComparedMethod, results: Sequence[TrialResult], finished: S
 
 def fill_costs(row: ComparedMethod, summaries: Sequence[dict[str, Any]], *, timed: bool) -> None:
     """Fill in counts, and where `timed` the mean speed and time of the runs."""
-    known = [summary for summary in summaries if summary.get("total")]
+    known = [summary for summary in summaries if summary.get("total") and summary.get("trainable") is not None]
     if not known:
         return
-    row.trainable, row.saved = known[0]["trainable"], known[0]["saved"]
+    row.trainable, row.saved = known[0]["trainable"], known[0].get("saved")  # a run that diverged saved nothing
     row.percent = 100.0 * known[0]["trainable"] / known[0]["total"]
     if timed:
         row.tokens_per_second = statistics.fmean(summary["tokens_per_second"] for summary in known)
