@@ -26,7 +26,8 @@ def compared_method(candidate: Candidate, found: Found, metric: str, study: Path
     row.peak_memory_bytes = timing.peak_memory_bytes
     tried = found.rates.get(candidate.name, {})
     row.rates = [
-        RatePoint(rate, final_score(result, metric), result.state, result.run) for rate, result in sorted(tried.items())
+        RatePoint(rate, final_score(result, metric) if result.state == "finished" else None, result.state, result.run)
+        for rate, result in sorted(tried.items())
     ]
     row.rate = found.chosen.get(candidate.name)
     results = found.scores.get(candidate.name, [])
