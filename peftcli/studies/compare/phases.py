@@ -97,11 +97,14 @@ class Phases:
         """Train a few steps of each method, in a fresh process each."""
         candidates = self._asked.candidates
         self._watch.phase("timing a few steps of each method", len(candidates), None)
+        missing = {each.name for each in candidates if self._study.result(timing_trial(each).name) is None}
+        before = self._spent.seconds()
         for first in range(0, len(candidates), self._asked.jobs):
             some = candidates[first : first + self._asked.jobs]
             results = self._run([timing_trial(each) for each in some])
             self._found.timing.update({each.name: result for each, result in zip(some, results, strict=True)})
-            self._check_timing(first + len(some))
+            done = sum(each.name in missing for each in candidates[: first + len(some)])
+            self._check_timing(done, len(missing), self._spent.seconds() - before)
         for each in candidates:
             result = self._found.timing[each.name]
             if result.state == "finished":
@@ -110,11 +113,16 @@ class Phases:
             if self._found.timing[each.name].state == "diverged" and self._costs:
                 self._costs[each.name] = max(self._costs.values(), key=lambda cost: cost.step)
 
-    def _check_timing(self, done: int) -> None:
-        """Refuse a budget that the timing runs alone would use up by half."""
-        budget, every = self._asked.budget, len(self._asked.candidates)
-        expected = self._spent.seconds() / done * every
-        if budget is not None and done < every and expected > budget / 2:
+    def _check_timing(self, done: int, every: int, seconds: float) -> None:
+        """Refuse a budget that the timing runs alone would use up by half.
+
+        Args:
+            done, every: of the timing runs that this start of the command makes.
+            seconds: that the done ones took.
+        """
+        budget = self._asked.budget
+        expected = seconds / max(1, done) * every
+        if budget is not None and 0 < done < every and expected > budget / 2:
             enough = 60 * math.ceil(4 * expected / 60)
             raise UserError(
                 f"a budget of {duration(budget)} is too short: timing a few steps of {every} methods takes "
