@@ -63,7 +63,8 @@ def default_rate(method: Method[Any], params: MethodParams | None, kind: ModelKi
     evidence = rate_evidence()
     group = evidence.groups[method.info.trains]
     points = points_for(group, kind)
-    changed = method.rate_settings(params) if params is not None else {}
+    asked = method.rate_settings(params) if params is not None else {}
+    changed = {name: value for name, value in asked.items() if evidence.settings[name].holds_on(kind)}
     rate = method.info.learning_rate * interpolated(points, width) / group.demo_rate * _times(changed)
     used = _near(points, width)
     settings = [evidence.settings[name] for name in changed]

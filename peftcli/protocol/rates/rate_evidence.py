@@ -50,6 +50,7 @@ class RateSetting(_Record):
     """What a hyper-parameter does to the rate: times factor * value ** exponent.
 
     Args:
+        kinds: of the models where it holds; empty for all.
         says: the change in words, after the rate.
     """
 
@@ -58,7 +59,12 @@ class RateSetting(_Record):
     source: str
     kind: EvidenceKind
     scope: str
+    kinds: tuple[ModelKind, ...] = ()
     says: str
+
+    def holds_on(self, kind: ModelKind) -> bool:
+        """Return whether it holds on this kind of model."""
+        return not self.kinds or kind in self.kinds
 
 
 class RateEvidence(_Record):

@@ -69,6 +69,7 @@ def test_starts_from_the_weights_want_less(width: int) -> None:
         found = rate("lora", "decoder", width, init_lora_weights=init)
         assert found.value == pytest.approx(plain * times, rel=0.1), init
         assert ("lr-matters" in found.reason) == (times != 1)
+    assert rate("lora", "encoder", width, init_lora_weights="pissa") == rate("lora", "encoder", width)
     pair = [{"name": "lora", "init_lora_weights": "pissa"}, {"name": "bitfit"}]
     assert rate("compose", "decoder", width, parts=pair).value < 0.2 * rate("compose", "decoder", width).value
 
