@@ -1,24 +1,19 @@
-"""A comparison on the terminal: its table, what to choose, and where the report is."""
+"""A comparison on the terminal: which to choose, its table, what stays open, and where the report is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftcli.console.output import print_table, result_console, table
-from peftcli.record.shown_numbers import metric
+from peftcli.console.output import result_console
 from peftcli.studies.compare.comparison import Comparison
+from peftcli.studies.report.comparison_table import print_comparison as print_record
 
 
 def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
     """Print the record of a comparison; `files` are what was written."""
     console = result_console()
-    rows = [
-        [row.label, f"{row.rate:g}" if row.rate else "", metric(comparison.metric, row.score), row.reason or ""]
-        for row in comparison.methods
-    ]
-    print_table(console, table(["method", "rate", comparison.metric, ""], rows, numeric=(1, 2)))
-    for note in comparison.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+    print_record(comparison, console)
+    console.print()
     for file in files:
         console.print(str(file), markup=False, highlight=False)

@@ -16,6 +16,7 @@ from peftcli.studies.compare.comparison import ComparedMethod, Curve, RatePoint
 from peftcli.studies.compare.phases import Found
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.trial import CurvePoint, TrialResult
+from peftcli.studies.evidence.servers import servers_of
 
 
 def compared_method(candidate: Candidate, found: Found, metric: str, study: Path) -> ComparedMethod:
@@ -85,6 +86,7 @@ def fill_runs(row: ComparedMethod, finished: Mapping[int, TrialResult], metric: 
     row.score_before = statistics.fmean(before) if before else None
     if row.runs:
         row.adapter_bytes = artifact_bytes(study / row.runs[0])
+        row.servers = servers_of(study / row.runs[0])
 
 
 def curve_of(points: Sequence[CurvePoint], metric: str, seed: int) -> Curve:

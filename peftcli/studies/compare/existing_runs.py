@@ -23,6 +23,7 @@ from peftcli.studies.compare.kept_scores import kept_scores
 from peftcli.studies.compare.run_groups import ExistingRun, RunGroup, differences, grouped
 from peftcli.studies.compare.verdicts import with_verdicts
 from peftcli.studies.engine.trial import CurvePoint
+from peftcli.studies.evidence.servers import servers_of
 
 Say = Callable[[str], None]
 
@@ -180,6 +181,7 @@ def _row(group: RunGroup, metric: str) -> ComparedMethod:
     fill_costs(row, summaries, timed=True)
     row.peak_memory_bytes = max((summary.get("peak_memory_bytes") or 0 for summary in summaries), default=0) or None
     row.adapter_bytes = artifact_bytes(group.runs[0].path)
+    row.servers = servers_of(group.runs[0].path)
     row.runs = [str(one.path) for one in group.runs]
     row.scores = [float(summary["eval"][metric]) for summary in summaries]
     row.curves = [curve_of(_curve(one), metric, one.recipe.seed) for one in group.runs]

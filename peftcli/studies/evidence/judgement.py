@@ -44,8 +44,8 @@ class Judgement:
     seeds_covered: bool = field(default=True)
 
     def fields(self) -> dict[str, Any]:
-        """Return what a `ComparedMethod` takes over, by the names of its fields."""
-        return {name: value for name, value in vars(self).items() if name != "seeds_covered"}
+        """Return what a `ComparedMethod` takes over, by the names of its fields; what is not known is left out."""
+        return {name: value for name, value in vars(self).items() if name != "seeds_covered" and value is not None}
 
 
 def judge(

@@ -1,0 +1,34 @@
+"""How many steps a method took to reach the reference's score: slow starts are what these methods are known for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peftcli.studies.compare.comparison import Comparison, Curve
+
+
+def fill_steps_to_reference(comparison: Comparison) -> None:
+    """Write `steps_to_reference` of each method but the reference, from its evaluations while training."""
+    reference = next((row for row in comparison.methods if row.label == comparison.reference), None)
+    if reference is None or reference.score is None:
+        return
+    for row in comparison.methods:
+        if row is not reference:
+            row.steps_to_reference = steps_until(row.curves, reference.score, comparison.greater_is_better)
+
+
+def steps_until(curves: Sequence[Curve], score: float, greater_is_better: bool) -> int | None:
+    """Return the first step at which the mean over seeds is as good as `score`; None if it never was.
+
+    Only steps count at which every seed was evaluated: a mean over fewer seeds would jump.
+    """
+    if not curves:
+        return None
+    by_seed = [dict(zip(curve.steps, curve.scores, strict=True)) for curve in curves]
+    shared = sorted(set.intersection(*(set(each) for each in by_seed)))
+    sign = 1.0 if greater_is_better else -1.0
+    for step in shared:
+        mean = sum(each[step] for each in by_seed) / len(by_seed)
+        if sign * (mean - score) >= 0:
+            return step
+    return None

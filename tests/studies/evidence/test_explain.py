@@ -1,0 +1,153 @@
+"""The words of a comparison: what is advised, what stays open, and the reports that show them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Curve, RatePoint
+from peftcli.studies.evidence.explain import explain
+from peftcli.studies.evidence.servers import server_rules, servers_of
+from peftcli.studies.evidence.steps_to_reference import steps_until
+from peftcli.studies.report.comparison_markdown import comparison_markdown
+from peftcli.studies.report.comparison_table import print_comparison
+
+
+def method(label: str, score: float | None, verdict: str | None, trainable: int = 100, **more) -> ComparedMethod:
+    known = {"score": score, "interval": None if score is None else (score - 0.03, score + 0.03),
+             "scores": [] if score is None else [score] * 3, "trainable": trainable}  # fmt: skip
+    return ComparedMethod(label, label, verdict=verdict, **{**known, **more})
+
+
+def behind(by: float, p: float = 0.001) -> dict:
+    return {"difference": by, "difference_interval": (by - 0.02, by + 0.02), "p_best": p}
+
+
+def beside_reference(by: float, p: float) -> dict:
+    return {"difference_to_reference": by, "reference_interval": (by - 0.02, by + 0.02), "p_reference": p}
+
+
+def comparison(*methods: ComparedMethod, **more) -> Comparison:
+    known = {"task": "sequence_classification", "model": "tiny", "data": "rows.jsonl", "metric": "eval_accuracy",
+             "greater_is_better": True, "rows": 300, "seeds": [0, 1, 2], "reference": "freeze"}  # fmt: skip
+    made = Comparison(methods=list(methods), **{**known, **more})
+    explain(made)
+    return made
+
+
+FREEZE = method("freeze", 0.7, "behind", 10, **behind(0.2))
+BEST = method("lora", 0.9, "best", 5000, difference=0.0, difference_interval=(0.0, 0.0), seconds=30.0, percent=1.25,
+              **beside_reference(-0.2, 0.001))  # fmt: skip
+TIED = method("bitfit", 0.89, "tied with the best", 500, seconds=60.0, **behind(0.01, 0.6),
+              **beside_reference(-0.19, 0.001))  # fmt: skip
+
+
+def test_the_cheapest_of_the_tied_is_chosen_and_what_it_costs_is_said() -> None:
+    made = comparison(BEST, TIED, FREEZE)
+    text = " ".join(made.summary)
+    assert made.summary[0].startswith("Choose bitfit: accuracy 89% (95% interval 86% to 92%)")
+    assert "best (lora, 90%)" in text and "trains 500 numbers" in text
+    assert "lora takes the least time (30 s)" in text
+    assert "better than the reference, freeze, by 19 points (17 to 21)" in text
+    alone = comparison(BEST, replace(TIED, verdict="behind"), FREEZE)
+    assert alone.summary[0].startswith("Choose lora") and "better than each of the others" in alone.summary[0]
+
+
+def test_being_cheap_is_no_reason_to_take_what_may_be_no_better_than_the_reference() -> None:
+    weak = replace(TIED, **beside_reference(-0.01, 0.5))
+    assert comparison(BEST, weak, FREEZE).summary[0].startswith("Choose lora")
+
+
+def test_where_nothing_is_better_than_no_training_that_is_said() -> None:
+    base = method("base", 0.89, "tied with the best", 0, **behind(0.01, 0.7))
+    best = replace(BEST, **beside_reference(-0.01, 0.7))
+    made = comparison(best, base, reference="base")
+    assert made.summary[0].startswith("Train nothing") and "reference itself" in made.summary[-1]
+    worse = replace(BEST, verdict="best", **beside_reference(0.01, 0.7))
+    assert "not shown to be better" in " ".join(comparison(worse, method("full", 0.91, "behind", 9000, **behind(0.1)),
+                                                           reference="full").summary)  # fmt: skip
+
+
+def test_no_score_and_a_single_one() -> None:
+    nothing = comparison(method("lora", None, None, status="diverged", reason="the loss was not finite"))
+    assert "nothing to choose from" in nothing.summary[0] and nothing.undecided == []
+    assert "nothing can be compared" in comparison(BEST).summary[0]
+
+
+def test_what_the_data_cannot_decide_is_said() -> None:
+    edge = {"rate": 1e-2, "rates": [RatePoint(1e-3, 0.5), RatePoint(1e-2, 0.8)]}
+    lost = method("vera", None, None, status="failed", reason="it ran out of memory.")
+    made = comparison(replace(BEST, **edge), replace(TIED, scores=[0.89]), FREEZE, lost, steps=40, full_steps=400)
+    text = "\n".join(made.undecided)
+    for words in ("Which is best of lora and bitfit", "bitfit may be behind by as much as 3 points", "300 held-out",
+                  "3 seeds say little", "How often bitfit fail", "higher learning rate would be better for lora",
+                  "400 steps", "vera compares: it failed (it ran out of memory)", "on new data"):  # fmt: skip
+        assert words in text, words
+    one = comparison(BEST, TIED, seeds=[0], searched=False)
+    assert "with one seed" in "\n".join(one.undecided) and "one rate alone" in "\n".join(one.undecided)
+
+
+def test_steps_to_reference_is_the_first_step_at_which_the_mean_over_seeds_is_as_good() -> None:
+    curves = [Curve(0, [0, 10, 20, 30], [0.1, 0.9, 0.6, 0.8]), Curve(1, [0, 10, 20], [0.1, 0.4, 0.8])]
+    assert steps_until(curves, 0.65, greater_is_better=True) == 10
+    assert steps_until(curves, 0.7, greater_is_better=True) == 20  # 30 was evaluated for one seed alone
+    assert steps_until(curves, 0.75, greater_is_better=True) is None
+    assert steps_until(curves, 0.1, greater_is_better=False) == 0 and steps_until([], 0.5, True) is None
+    made = comparison(replace(BEST, curves=curves), FREEZE)
+    assert made.methods[0].steps_to_reference == 20 and made.methods[1].steps_to_reference is None
+
+
+@pytest.mark.parametrize(
+    ("config", "task_type", "servers"),
+    [
+        ({"r": 8}, "CAUSAL_LM", ["vllm", "llama.cpp", "hf peft"]),
+        ({"r": 8, "use_dora": True}, "CAUSAL_LM", ["hf peft"]),
+        ({"r": 8, "modules_to_save": ["lm_head"]}, "CAUSAL_LM", ["hf peft"]),
+        ({"r": 8, "bias": "all"}, "CAUSAL_LM", ["hf peft"]),
+        ({"r": 1024}, "CAUSAL_LM", ["llama.cpp", "hf peft"]),
+        ({"r": 8, "use_rslora": True}, "CAUSAL_LM", ["vllm", "hf peft"]),
+        ({"r": 8, "rank_pattern": {"q_proj": 4}}, "CAUSAL_LM", ["llama.cpp", "hf peft"]),
+        ({"r": 8}, "SEQ_CLS", ["hf peft"]),
+        ({"peft_type": "IA3"}, "CAUSAL_LM", ["hf peft"]),
+        ({"peft_type": None}, "CAUSAL_LM", []),
+    ],
+)
+def test_which_servers_load_an_adapter(tmp_path: Path, config: dict, task_type: str, servers: list[str]) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "task_type": task_type, **config})
+    )
+    assert servers_of(tmp_path) == servers
+    (tmp_path / "model").mkdir()
+    assert servers_of(tmp_path) == list(server_rules())
+
+
+def test_each_rule_of_a_server_has_a_source_and_a_date() -> None:
+    assert all(rule["source"] and rule["date"] >= "2026-11" for rule in server_rules().values())
+
+
+def test_the_table_fits_80_characters_and_a_wide_one_has_every_value() -> None:
+    made = comparison(BEST, TIED, replace(FREEZE, label="a|b*c"), notes=["a note \x1b[31m"], differs=["the seed"])
+    for width, expected in ((80, "(86% to 92%)"), (200, "steps to reference")):
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        print_comparison(made, console)
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= width and expected in text
+        assert "\x1b" not in text and "behind by 20 points (18 to 22)" in " ".join(text.split())
+        assert text.index("Choose bitfit") < text.index("verdict") < text.index("cannot decide")
+
+
+def test_the_markdown_report_holds_everything_and_escapes_names() -> None:
+    made = comparison(BEST, TIED, replace(FREEZE, label="a|b*c"), command="peft compare x", versions={"torch": "2.13"},
+                      machine="two cores", date="2026-11-29", seconds=75.0)  # fmt: skip
+    text = comparison_markdown(made)
+    headings = ["# 3 methods compared", "Choose bitfit", "## The methods", "## What these data cannot decide",
+                "## How it was measured"]  # fmt: skip
+    assert [text.index(each) for each in headings] == sorted(text.index(each) for each in headings)
+    assert r"a\|b\*c" in text and "1 min 15 s of training, two cores" in text and "peft compare x" in text
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
