@@ -1,7 +1,8 @@
 """Small studies: a recipe of a tiny model in a study's directory, a watcher that remembers, and workers as processes.
 
-`python -m tests.studies.engine.small_study DIR STORAGE JOBS NAME...` is a worker: it opens the study, trains the trials
-of these names, and prints a line of JSON for everything that its watcher hears.
+`python -m tests.studies.engine.small_study DIR STORAGE HOLD NAME...` is a worker: it opens the study, trains the trials
+of these names, and prints a line of JSON for everything that its watcher hears. HOLD is `NAME@STEP`: after that
+evaluation the trial waits until a line comes on standard input.
 """
 
 from __future__ import annotations
@@ -59,14 +60,31 @@ class Prints(Remembers):
         print(json.dumps([event, *about]), flush=True)
 
 
-class Worker:
-    """A worker in a process of its own."""
+class Holds:
+    """Lets a trial wait after the evaluation of a step, until a line comes on standard input; stops nothing."""
 
-    def __init__(self, study: Path, names: Sequence[str], storage: str | None = None, jobs: int = 1) -> None:
-        command = [sys.executable, "-m", "tests.studies.engine.small_study", str(study), storage or "-", str(jobs)]
+    def __init__(self, trial: str, step: int) -> None:
+        self.trial, self.step = trial, step
+
+    def should_stop(self, trial: Trial, curve: Sequence[CurvePoint]) -> bool:
+        if (trial.name, curve[-1].step) == (self.trial, self.step):
+            print(json.dumps(["held", trial.name]), flush=True)
+            sys.stdin.readline()
+        return False
+
+
+class Worker:
+    """A worker in a process of its own.
+
+    Args:
+        hold: `NAME@STEP`; see above.
+    """
+
+    def __init__(self, study: Path, names: Sequence[str], storage: str | None = None, hold: str = "-@0") -> None:
+        command = [sys.executable, "-m", "tests.studies.engine.small_study", str(study), storage or "-", hold]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen([*command, *names], cwd=ROOT, env=environment, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         self.heard: list[list[Any]] = []
 
     def until(self, *event: Any) -> list[Any]:
@@ -104,10 +122,12 @@ def adapter_bytes(run: Path) -> bytes:
 
 
 def main() -> int:
-    directory, storage, jobs, *names = sys.argv[1:]
+    directory, storage, hold, *names = sys.argv[1:]
+    held, _, step = hold.partition("@")
     try:
         study = Study.open(Path(directory), ASKED, storage=None if storage == "-" else storage)
-        study.run([Trial(name, "recipes/small.yaml") for name in names], jobs=int(jobs), watch=Prints())
+        trials = [Trial(name, "recipes/small.yaml") for name in names]
+        study.run(trials, jobs=1, watch=Prints(), stop_early=Holds(held, int(step)))
     except PeftCliError as error:
         print(error, file=sys.stderr)
         return error.exit_code

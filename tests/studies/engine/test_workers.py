@@ -15,7 +15,7 @@ from tests.studies.engine.database_server import postgresql
 from tests.studies.engine.small_study import ASKED, Worker, adapter_bytes, write_recipe
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="workers are killed by signals")
-LONG = {"data__val_set_size": 4, "training__max_steps": 40, "training__eval_steps": 5, "training__save_steps": 5}
+LONG = {"data__val_set_size": 4, "training__max_steps": 12, "training__eval_steps": 4, "training__save_steps": 4}
 NAMES = ["a", "b", "c"]
 
 
@@ -33,8 +33,8 @@ def test_two_workers_share_a_study_and_one_is_killed(
 ) -> None:
     directory = tmp_path / "study"
     write_recipe(directory, recipe(**LONG))
-    first = Worker(directory, NAMES, storage)
-    first.until("evaluated", "a", 5)
+    first = Worker(directory, NAMES, storage, hold="a@8")
+    first.until("held", "a")
     second = Worker(directory, NAMES, storage)
     second.until("started", "b")  # not a, which the first one trains
     first.process.kill()
@@ -45,7 +45,7 @@ def test_two_workers_share_a_study_and_one_is_killed(
     assert sorted(second.of("started")) == NAMES and sorted(second.of("ended")) == NAMES
     assert "a goes on, left by a process that died" in second.of("note")
     steps = [line[2] for line in second.heard if line[:2] == ["evaluated", "a"]]
-    assert steps and steps[0] > 5  # from a checkpoint, not from the start
+    assert steps == [8, 12]  # from the checkpoint of step 4, not from the start
 
     study = Study.open(directory, ASKED, storage=storage)
     states = [(trial.user_attrs["name"], trial.state.name) for trial in study.optuna.trials]
@@ -59,8 +59,8 @@ def test_two_workers_share_a_study_and_one_is_killed(
 def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(tmp_path: Path, recipe: Callable[..., Any]) -> None:
     directory = tmp_path / "study"
     write_recipe(directory, recipe(**LONG))
-    worker = Worker(directory, ["a"])
-    worker.until("evaluated", "a", 5)
+    worker = Worker(directory, ["a"], hold="a@4")
+    worker.until("held", "a")
     worker.process.send_signal(signal.SIGINT)
     code, errors = worker.end()
     assert code == 130 and "The same command goes on" in errors
@@ -68,5 +68,5 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(tmp_path: Path, rec
     again = Worker(directory, ["a"])
     assert again.end()[0] == 0
     steps = [line[2] for line in again.heard if line[0] == "evaluated"]
-    assert steps and steps[0] > 5 and steps[-1] == 40
+    assert steps == [8, 12]  # its state after step 4 was saved
     assert again.of("note") == ["a goes on"]  # no kill is counted
