@@ -83,8 +83,8 @@ class Worker:
     def __init__(self, study: Path, names: Sequence[str], storage: str | None = None, hold: str = "-@0") -> None:
         command = [sys.executable, "-m", "tests.studies.engine.small_study", str(study), storage or "-", hold]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([*command, *names], cwd=ROOT, env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen([*command, *names], cwd=ROOT, env=environment, text=True, **pipes)
         self.heard: list[list[Any]] = []
 
     def until(self, *event: Any) -> list[Any]:
