@@ -151,12 +151,15 @@ class Work:
     def _evaluated(self, process: TrialProcess, message: Evaluated) -> None:
         trial = process.trial
         process.curve = [point for point in process.curve if point.step < message.point.step] + [message.point]
-        self._states.report(trial, message.point)
-        self._watch.evaluated(trial, message.point)
-        if message.asks:
-            assert self._stop_early is not None
-            process.asked_to_stop = self._stop_early.should_stop(trial, process.curve)
-            process.answer(process.asked_to_stop)
+        stop = True  # after an error here, too: the process waits for an answer, and this worker ends
+        try:
+            self._states.report(trial, message.point)
+            self._watch.evaluated(trial, message.point)
+            stop = self._stop_early is not None and self._stop_early.should_stop(trial, process.curve)
+            process.asked_to_stop = stop
+        finally:
+            if message.asks:
+                process.answer(stop)
 
     def _ended(self, process: TrialProcess) -> None:
         """Write how a process ended; one that was killed, or that saved its state, gives its trial back."""

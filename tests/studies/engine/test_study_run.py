@@ -89,6 +89,23 @@ def test_a_trial_whose_process_is_killed_again_and_again_has_failed(tmp_path: Pa
     assert watch.of("started") == ["a"] * 3
 
 
+def test_an_error_of_a_watcher_leaves_no_process_behind(tmp_path: Path, recipe: Callable[..., Any]) -> None:
+    directory = tmp_path / "study"
+    trial = Trial("a", write_recipe(directory, recipe(**EVALUATED)))
+
+    class Breaks(Remembers):
+        def evaluated(self, trial: Trial, point: CurvePoint) -> None:
+            if point.step == 2:
+                raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        Study.open(directory, ASKED).run([trial], jobs=1, watch=Breaks(), stop_early=StopsAt("none", 0))
+    assert multiprocessing.active_children() == []
+    watch = Remembers()
+    (result,) = Study.open(directory, ASKED).run([trial], jobs=1, watch=watch)
+    assert result.state == "finished" and watch.of("note") == ["a goes on"]
+
+
 def test_an_error_of_ours_is_kept_with_its_text(tmp_path: Path, recipe: Callable[..., Any]) -> None:
     log = tmp_path / "a.log"
     job = TrialJob(recipe().path, (), str(tmp_path / "run"), None, str(log), dict(os.environ), threads=0, asks=False)
