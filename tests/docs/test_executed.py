@@ -28,6 +28,7 @@ LEFT_OUT = {
     ("train", "--num-processes"): "starts processes; tests/distributed does that",
     ("compare", "--budget"): "trains for minutes; tests/studies/compare does that",
     ("compare", "--methods"): "trains for minutes; tests/studies/compare does that",
+    ("sweep", "--search"): "trains for a minute; tests/studies/sweep does that",
     ("methods", "--check", "gain"): "needs the plug-in; tests/analysis does that",
     ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
 }

@@ -113,9 +113,10 @@ def test_a_search_that_was_stopped_goes_on_and_prunes(workspace: Workspace, tmp_
     assert all(1e-6 <= rate <= 1e-1 for rate in rates) and len(set(rates)) == 7
 
 
+@pytest.mark.slow  # two more processes that import torch
 def test_two_shells_share_a_search(workspace: Workspace, tmp_path: Path) -> None:
     arguments = [
-        "sweep", str(workspace.recipe("shared")), *SHORT, "--search", "method.r=2..64", "--sampler", "random",
+        "sweep", str(workspace.recipe("shared")), *SHORT, "--search", "method.r=2..32", "--sampler", "random",
         "--trials", "5", "--seeds", "1", "--winners", "1", "-o", str(tmp_path / "study"),
     ]  # fmt: skip
     shells = [
