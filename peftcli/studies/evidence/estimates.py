@@ -20,7 +20,6 @@ from peftcli.studies.evidence.metric_sums import ScoredRows, bounds_of
 from peftcli.studies.evidence.row_bootstrap import row_covariance
 from peftcli.studies.evidence.seed_variance import SeedVariance, seed_variances
 
-Array = npt.NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
 
 CONFIDENCE = 0.95
