@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -286,8 +286,3 @@ class Phases:
             return self._study.run(trials, jobs=self._asked.jobs, watch=self._watch, stop_early=stop)
         finally:
             self._spent.seen()
-
-
-def scores_by_rate(found: Mapping[float, TrialResult], metric: str) -> dict[float, float | None]:
-    """Return every rate's score; of one that was stopped that of its last evaluation."""
-    return {rate: final_score(result, metric) for rate, result in found.items()}

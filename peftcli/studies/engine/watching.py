@@ -32,20 +32,6 @@ class Watcher(Protocol):
         ...
 
 
-class Unwatched:
-    """A watcher that shows nothing."""
-
-    def started(self, trial: Trial) -> None: ...
-
-    def progressed(self, trial: Trial, step: int, total_steps: int) -> None: ...
-
-    def evaluated(self, trial: Trial, point: CurvePoint) -> None: ...
-
-    def ended(self, trial: Trial, result: TrialResult) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 class StopEarly(Protocol):
     """Decides whether a running trial is stopped."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import optuna
@@ -113,11 +112,6 @@ def _drawn(trial: optuna.Trial, one: Dimension) -> Any:
         return trial.suggest_int(one.name, int(low), int(high), step=int(domain.step or 1), log=domain.log)
     step = None if domain.step is None else float(domain.step)
     return trial.suggest_float(one.name, float(low), float(high), step=step, log=domain.log)
-
-
-def point_of(params: Mapping[str, Any], space: SearchSpace) -> Point:
-    """Return the point that Optuna's parameters mean."""
-    return space.fill({}, lambda one: value_of(one, params[one.name]))
 
 
 def params_of(point: Point, space: SearchSpace) -> dict[str, Any]:

@@ -14,8 +14,7 @@ import pytest
 from peftcli.errors import Stopped
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
-from peftcli.studies.engine.trial import Trial, TrialResult
-from peftcli.studies.engine.watching import Unwatched
+from peftcli.studies.engine.trial import CurvePoint, Trial, TrialResult
 from peftcli.studies.sweep.run_settings import RunSettings
 from peftcli.studies.sweep.run_sweep import run_sweep
 from peftcli.studies.sweep.sweep_request import SweepOptions, prepare_sweep
@@ -26,7 +25,7 @@ __all__ = ["cli", "workspace"]
 SHORT = ("training.max_steps=3", "training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=no")
 
 
-class Silent(Unwatched):
+class Silent:
     """A watcher of a sweep; presses Ctrl-C when the trial of this number has ended."""
 
     def __init__(self, stop_after: int = 0) -> None:
@@ -34,6 +33,14 @@ class Silent(Unwatched):
         self._stop_after = stop_after
 
     def phase(self, title: str, trials: int, seconds: float | None) -> None: ...
+
+    def started(self, trial: Trial) -> None: ...
+
+    def progressed(self, trial: Trial, step: int, total_steps: int) -> None: ...
+
+    def evaluated(self, trial: Trial, point: CurvePoint) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def ended(self, trial: Trial, result: TrialResult) -> None:
         self.ended_trials += 1
