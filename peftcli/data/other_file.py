@@ -30,6 +30,7 @@ CHOICE_OF_ROWS: Mapping[str, Any] = {
     "max_fully_masked": 1.0,
     "streaming": False,
     "max_rows": None,
+    "max_eval_rows": None,
 }
 """Keys of `data` that choose or mix the rows of a training, and the values that they have for another file."""
 

@@ -106,7 +106,7 @@ class RowPreparer:
         validation: dict[str, RowSet] = {}
         sets = {"train": counts_of(pool)}
         if len(held_out):
-            validation[""] = StoredRows(pool, held_out, labels)
+            validation[""] = StoredRows(pool, self._to_evaluate(pool, held_out), labels)
         validation |= self.own_validation(labels, sets)
         train = limited(pool, train, self.spec.max_rows, self._split_seed)
         train = weighted(pool, train, [source.weight for source in sources], self._split_seed)
@@ -133,9 +133,13 @@ class RowPreparer:
             store = self._store([source], [key], "validation")
             check_learning(store, self.spec)
             known = self._known(store, np.arange(len(store), dtype=np.int64), labels)
-            found[name] = StoredRows(store, known, labels)
+            found[name] = StoredRows(store, self._to_evaluate(store, known), labels)
             sets[f"validation {name}".strip()] = counts_of(store)
         return found
+
+    def _to_evaluate(self, store: Store, rows: Index) -> Index:
+        """Return the rows of a validation set that are evaluated."""
+        return limited(store, rows, self.spec.max_eval_rows, self._split_seed)
 
     def _store(self, sources: list[DataSource], keys: list[str], purpose: Purpose) -> Store:
         store, hit = open_store(

@@ -36,6 +36,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     held_out = 0 if spec.validation is not None else int(spec.val_set_size)
     head = _head(jobs[0], preparer, held_out, evidence)
     validation: dict[str, RowSet] = preparer.own_validation(None, sets)
+    head = head[: preparer.spec.max_eval_rows]
     if head:
         validation[""] = ListedRows(head)
         sets["validation"] = Counts(held_out, len(head))

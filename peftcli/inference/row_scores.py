@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ class RowScores:
 def score_rows(run: Path | str, checkpoint: str | None = None, general_text: Path | None = None) -> RowScores:
     """Return the scores of a run's own validation rows; their totals are what `peft eval RUN` prints.
 
+    All of them are scored, also where the run evaluated on some (`data.max_eval_rows`).
+
     Args:
         checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
         general_text: rows of general text; None is the text in the package.
@@ -108,9 +110,17 @@ def score_rows(run: Path | str, checkpoint: str | None = None, general_text: Pat
     Raises:
         UserError: anything about the run or its data is wrong, or it has no validation rows.
     """
-    opened = open_run(run, checkpoint=checkpoint)
+    opened = _on_all_rows(open_run(run, checkpoint=checkpoint))
     sets = rows_of_run(opened, Path(run), lambda _text: None)
     return _scores(opened, sets, opened.recipe.seed, general_text)
+
+
+def _on_all_rows(run: OpenedRun) -> OpenedRun:
+    recipe = run.recipe
+    if recipe.data is None or recipe.data.max_eval_rows is None:
+        return run
+    data = recipe.data.model_copy(update={"max_eval_rows": None})
+    return replace(run, loaded=replace(run.loaded, recipe=recipe.model_copy(update={"data": data})))
 
 
 def score_base(loaded: LoadedRecipe, general_text: Path | None = None) -> RowScores:

@@ -123,6 +123,8 @@ class DataSpec(Block):
     """Read rows while training instead of preparing all of them first; needs training.max_steps."""
     max_rows: Positive | None = None
     """Train on this many rows only."""
+    max_eval_rows: Positive | None = None
+    """Evaluate on this many of each set's validation rows only, drawn at random."""
     num_proc: Positive | None = None
     """Number of processes that prepare rows; null chooses."""
     cache_dir: str | None = None

@@ -58,6 +58,7 @@ EXAMPLES: dict[str, Example] = {
     "data.chat_template": ("causal_lm", {}, None, "chatml"),
     "data.streaming": ("causal_lm", {}, False, True),
     "data.max_rows": ("causal_lm", {}, None, 5),
+    "data.max_eval_rows": ("causal_lm", {"data__val_set_size": 4}, None, 2),
     "training.learning_rate": ("causal_lm", {}, 1e-3, 1e-2),
     "training.head_learning_rate": (CLASSES, {}, None, 0.5),
     "training.lr_groups": ("causal_lm", {}, {}, {"lora_B": 0.5}),

@@ -128,6 +128,7 @@ DATA = {
     "loss_scale": Alias(SWIFT, "data.train_on", "default is `completions`, last_round is `last_turn`"),
     "max_samples": Alias(LLAMA_FACTORY, "data.max_rows"),
     "max_train_samples": Alias(TRANSFORMERS, "data.max_rows"),
+    "max_eval_samples": Alias(TRANSFORMERS, "data.max_eval_rows"),
     "preprocessing_num_workers": Alias(LLAMA_FACTORY, "data.num_proc"),
     "dataset_processes": Alias(AXOLOTL, "data.num_proc"),
     "dataset_num_proc": Alias(f"{TRL}, {SWIFT}", "data.num_proc"),

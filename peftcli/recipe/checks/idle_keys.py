@@ -103,6 +103,7 @@ def _data(recipe: Recipe, names: Names, rows: KnownRows | None) -> Reasons:
     return {
         "data.val_set_size": _why_not_split(recipe, data, own=True),
         "data.split_seed": _why_nothing_drawn(recipe, data),
+        "data.max_eval_rows": evaluates(recipe, rows),
         "data.stratify": _why_not_split(recipe, data),
         "data.group_by": _why_not_split(recipe, data),
         "data.config": mixed,
@@ -128,7 +129,7 @@ def _why_nothing_drawn(recipe: Recipe, data: DataSpec) -> str | None:
     if data.streaming:
         return "a stream holds out its first rows"
     weighted = any(source.weight != 1 for source in data.datasets or ())
-    return None if weighted or data.max_rows else _why_not_split(recipe, data)
+    return None if weighted or data.max_rows or data.max_eval_rows else _why_not_split(recipe, data)
 
 
 def _sources(data: DataSpec) -> Reasons:

@@ -12,12 +12,13 @@ from peftcli.record.shown_numbers import duration
 from peftcli.studies.compare.asked import Asked
 from peftcli.studies.compare.budget.length_plan import StudyPlan, expected_seconds, make_plan
 from peftcli.studies.compare.budget.plan_file import kept_plan
-from peftcli.studies.compare.budget.run_cost import RunCost, RunLength, measured_cost
+from peftcli.studies.compare.budget.run_cost import RunCost, RunLength, held_out_rows, measured_cost
 from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.candidate import Candidate
 from peftcli.studies.compare.rate_search import HalfwayStop, best_rate, beyond, rate_window
 from peftcli.studies.compare.trial_recipes import rate_trial, score_trial, shortest_run, timing_trial, write_recipes
 from peftcli.studies.compare.trial_results import final_score, method_rate, step_count
+from peftcli.studies.engine.process.machine_share import machine_shares
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.trial import Trial, TrialResult
 from peftcli.studies.engine.watching import StopEarly, Watcher
@@ -105,10 +106,11 @@ class Phases:
             self._found.timing.update({each.name: result for each, result in zip(some, results, strict=True)})
             done = sum(each.name in missing for each in candidates[: first + len(some)])
             self._check_timing(done, len(missing), self._spent.seconds() - before)
+        warm = all(share.warm for share in machine_shares(self._asked.jobs))
         for each in candidates:
             result = self._found.timing[each.name]
             if result.state == "finished":
-                self._costs[each.name] = measured_cost(result, self._asked.directory)
+                self._costs[each.name] = measured_cost(result, self._asked.directory, warm=warm)
         for each in candidates:  # diverged within a few steps: its time is that of the slowest
             if self._found.timing[each.name].state == "diverged" and self._costs:
                 self._costs[each.name] = max(self._costs.values(), key=lambda cost: cost.step)
@@ -138,8 +140,8 @@ class Phases:
 
         def made() -> StudyPlan:
             return make_plan(
-                costs, rates=self._asked.rates, seeds=self._asked.seeds, full_steps=full, budget=self._asked.budget,
-                jobs=self._asked.jobs, spent=self._spent.seconds(), fewest=fewest,
+                costs, rows=self._rows(), rates=self._asked.rates, seeds=self._asked.seeds, full_steps=full,
+                budget=self._asked.budget, jobs=self._asked.jobs, spent=self._spent.seconds(), fewest=fewest,
             )  # fmt: skip
 
         plan = kept_plan(self._asked.directory / "plan.json", made)
@@ -242,7 +244,7 @@ class Phases:
             for seeds in range(self._asked.seeds, 0, -1):
                 try:
                     return make_plan(
-                        costs, rates=0, seeds=seeds, full_steps=full, budget=self._asked.budget,
+                        costs, rows=self._rows(), rates=0, seeds=seeds, full_steps=full, budget=self._asked.budget,
                         jobs=self._asked.jobs, spent=self._spent.seconds(), fewest=max(fewest, searched),
                     )  # fmt: skip
                 except UserError:
@@ -274,6 +276,10 @@ class Phases:
     def _middle(self, candidate: Candidate) -> float:
         """Return the rate in the middle of a method's window: the recipe's, or the default that the timing run used."""
         return candidate.own_rate or method_rate(candidate, self._found.timing[candidate.name], self._asked.directory)
+
+    def _rows(self) -> int:
+        """Return how many rows are held out."""
+        return held_out_rows(self._found.timing.values())
 
     def _left(self) -> float | None:
         """Return what is left of the budget."""

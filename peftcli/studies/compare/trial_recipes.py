@@ -37,7 +37,7 @@ def timing_trial(candidate: Candidate) -> Trial:
     A method that needs more steps than usual (AdaLoRA with `tinit` and `tfinal`) gets what it needs.
     """
     steps = shortest_run(candidate, TIMED_STEPS)
-    length = RunLength(steps, max(1, steps // 2))
+    length = RunLength(steps, steps, 0)
     changes = ("training.logging_steps=1", "training.warmup_steps=0", "training.warmup_ratio=0.0")
     return _trial(candidate, "timing", length, None, None, fresh=True, changes=changes)
 
@@ -81,6 +81,8 @@ def _trial(
         f"training.eval_steps={length.every}",
         *changes,
     ]
+    if purpose == "rate" and length.rows:
+        overrides.append(f"data.max_eval_rows={length.rows}")
     if purpose != "score":
         overrides.append("training.save_strategy=no")
     if rate is not None:

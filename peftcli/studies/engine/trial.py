@@ -59,7 +59,8 @@ class TrialResult:
         summary: `summary.json` of the run as it is, or {} if it has none (a stopped run has what was known).
         curve: every evaluation, the one before the first step included, in order.
         peak_memory_bytes: of a fresh process; None where the process was forked from a warm one.
-        seconds: from the start of its process to its end.
+        seconds: from the start of its process to its end; `seconds_of_imports`: those before its own work began, next
+            to none where the process was forked from a warm one.
         host: name of the machine that ran it.
     """
 
@@ -71,4 +72,5 @@ class TrialResult:
     curve: tuple[CurvePoint, ...] = ()
     peak_memory_bytes: int | None = None
     seconds: float = 0.0
+    seconds_of_imports: float = 0.0
     host: str = ""

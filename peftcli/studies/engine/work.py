@@ -13,7 +13,7 @@ from peftcli.studies.engine.leases import HEARTBEAT, Lease, Leases
 from peftcli.studies.engine.process.end_of_trial import result_of, too_often
 from peftcli.studies.engine.process.machine_share import MachineShare
 from peftcli.studies.engine.process.trial_job import job_of
-from peftcli.studies.engine.process.trial_outcome import Evaluated, Outcome, Progress, curve_of
+from peftcli.studies.engine.process.trial_outcome import Evaluated, Outcome, Progress, Ready, curve_of
 from peftcli.studies.engine.process.trial_process import TrialProcess
 from peftcli.studies.engine.study_files import StudyFiles
 from peftcli.studies.engine.trial import Trial, TrialResult
@@ -141,6 +141,8 @@ class Work:
         match message:
             case None:
                 self._ended(process)
+            case Ready():
+                process.ready = time.monotonic()
             case Progress():
                 self._watch.progressed(process.trial, message.step, message.total_steps)
             case Evaluated():

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from peftcli.errors import UserError
-from peftcli.studies.compare.budget.length_plan import FEWEST_STEPS, MARGIN, expected_seconds, make_plan, run_length
+from peftcli.studies.compare.budget.length_plan import (
+    FEWEST_STEPS,
+    MARGIN,
+    SEARCH_ROWS,
+    expected_seconds,
+    make_plan,
+    run_length,
+)
 from peftcli.studies.compare.budget.plan_file import kept_plan
-from peftcli.studies.compare.budget.run_cost import RunCost, RunLength
+from peftcli.studies.compare.budget.run_cost import RunCost, RunLength, held_out_rows, measured_cost
 from peftcli.studies.compare.budget.time_budget import SpentTime, covered, parse_budget
+from peftcli.studies.engine.trial import CurvePoint, TrialResult
 
-FAST, SLOW = RunCost(2.0, 0.05, 0.5), RunCost(4.0, 0.2, 1.0)
+ROWS = 100
+FAST, SLOW = RunCost(2.0, 0.05, 0.005), RunCost(4.0, 0.2, 0.01)
 COSTS = {"a": FAST, "b": SLOW}
 
 
@@ -30,48 +40,48 @@ def test_what_is_no_length_of_time_is_refused_with_examples(text: str) -> None:
 
 
 def test_without_a_budget_runs_are_as_long_as_the_recipes_ask() -> None:
-    plan = make_plan(COSTS, rates=3, seeds=3, full_steps=217, budget=None, jobs=1)
+    plan = make_plan(COSTS, rows=ROWS, rates=3, seeds=3, full_steps=217, budget=None, jobs=1)
     assert (plan.score.steps, plan.search.steps, plan.trials) == (217, 109, 12)
 
 
-@pytest.mark.parametrize("budget", [130, 200, 600, 1234])
+@pytest.mark.parametrize("budget", [160, 200, 600, 1234])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_plan_fits_its_budget_and_uses_it(budget: float, jobs: int) -> None:
-    plan = make_plan(COSTS, rates=3, seeds=3, full_steps=100_000, budget=budget, jobs=jobs)
+    plan = make_plan(COSTS, rows=ROWS, rates=3, seeds=3, full_steps=100_000, budget=budget, jobs=jobs)
     assert plan.seconds <= MARGIN * budget
     assert plan.seconds == expected_seconds(plan, COSTS, jobs)
-    longer = make_plan(COSTS, rates=3, seeds=3, full_steps=plan.score.steps + 1, budget=None, jobs=jobs)
+    longer = make_plan(COSTS, rows=ROWS, rates=3, seeds=3, full_steps=plan.score.steps + 1, budget=None, jobs=jobs)
     assert longer.seconds > MARGIN * budget, "one step more would have fitted"
 
 
 def test_a_budget_for_too_few_steps_is_refused_with_one_that_does() -> None:
     with pytest.raises(UserError, match=f"runs of {FEWEST_STEPS} steps") as refused:
-        make_plan(COSTS, rates=3, seeds=3, full_steps=1000, budget=90, jobs=1, spent=40)
+        make_plan(COSTS, rows=ROWS, rates=3, seeds=3, full_steps=1000, budget=90, jobs=1, spent=40)
     minutes = int(refused.value.problems[0].suggestion.split()[1].removesuffix("m"))
-    plan = make_plan(COSTS, rates=3, seeds=3, full_steps=1000, budget=60 * minutes, jobs=1, spent=40)
+    plan = make_plan(COSTS, rows=ROWS, rates=3, seeds=3, full_steps=1000, budget=60 * minutes, jobs=1, spent=40)
     assert plan.score.steps >= FEWEST_STEPS
 
 
 def test_short_recipes_need_no_more_steps_than_they_have() -> None:
-    assert make_plan(COSTS, rates=3, seeds=1, full_steps=6, budget=60, jobs=1).score.steps == 6
+    assert make_plan(COSTS, rows=ROWS, rates=3, seeds=1, full_steps=6, budget=90, jobs=1).score.steps == 6
 
 
 def test_dear_evaluations_are_fewer_but_never_below_two() -> None:
-    cheap, dear = run_length(80, {"a": RunCost(1, 1.0, 0.1)}), run_length(80, {"a": RunCost(1, 1.0, 50.0)})
+    cheap, dear = run_length(80, {"a": RunCost(1, 1.0, 0.001)}, ROWS), run_length(80, {"a": RunCost(1, 1.0, 0.5)}, ROWS)
     assert (cheap.every, dear.every) == (10, 40)
-    assert run_length(80, {"a": RunCost(1, 1.0, 0.1), "b": RunCost(1, 1.0, 5.0)}).every == 20
+    assert run_length(80, {"a": RunCost(1, 1.0, 0.001), "b": RunCost(1, 1.0, 0.05)}, ROWS).every == 20
 
 
 @pytest.mark.parametrize(
     ("steps", "every", "count", "halfway"), [(8, 4, 3, 4), (9, 3, 4, 3), (10, 3, 5, 3), (1, 1, 2, 1)]
 )
 def test_evaluations_are_before_at_each_interval_and_after(steps: int, every: int, count: int, halfway: int) -> None:
-    length = RunLength(steps, every)
+    length = RunLength(steps, every, ROWS)
     assert (length.evaluations, length.halfway) == (count, halfway)
 
 
 def test_the_first_plan_counts_for_every_later_start(tmp_path) -> None:
-    first = make_plan(COSTS, rates=3, seeds=3, full_steps=1000, budget=300, jobs=1)
+    first = make_plan(COSTS, rows=ROWS, rates=3, seeds=3, full_steps=1000, budget=300, jobs=1)
     file = tmp_path / "plan.json"
     assert kept_plan(file, lambda: first) == first
     assert kept_plan(file, lambda: pytest.fail("planned again")) == first
@@ -88,3 +98,20 @@ def test_time_is_counted_over_starts_and_once_where_they_overlap(tmp_path) -> No
     (tmp_path / "sessions" / "other.json").write_text(json.dumps({"began": 1000.0, "seen": 1100.0}))
     (tmp_path / "sessions" / "damaged.json").write_text("{")
     assert 100 <= spent.seconds() - before < 101
+
+
+def test_a_run_costs_its_steps_its_evaluations_and_the_scoring_of_its_rows() -> None:
+    cost = RunCost(start=3.0, step=0.5, row=0.1)
+    assert cost.seconds(RunLength(10, 5, 20)) == 3.0 + 10 * 0.5 + 3 * 20 * 0.1
+    assert cost.seconds(RunLength(10, 5, 20, scored=20)) == 2 * 3.0 + 10 * 0.5 + 4 * 20 * 0.1
+    plan = make_plan({"a": cost}, rows=1000, rates=3, seeds=3, full_steps=200, budget=None, jobs=1)
+    assert (plan.search.rows, plan.search.scored, plan.score.rows, plan.score.scored) == (SEARCH_ROWS, 0, 1000, 1000)
+
+
+def test_imports_are_no_cost_of_runs_that_are_forked() -> None:
+    curve = tuple(CurvePoint(step, {"eval_loss": 1.0, "eval_rows": 50.0, "eval_runtime": 2.0}) for step in (0, 4))
+    summary = {"steps": 4, "train_tokens": 400, "tokens_per_second": 100.0}
+    result = TrialResult("a", "finished", summary=summary, curve=curve, seconds=20.0, seconds_of_imports=7.0)
+    assert measured_cost(result, Path(), warm=False) == RunCost(12.0, 1.0, 0.04)
+    assert measured_cost(result, Path(), warm=True) == RunCost(5.0, 1.0, 0.04)
+    assert held_out_rows([result]) == 50

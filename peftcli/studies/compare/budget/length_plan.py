@@ -19,6 +19,10 @@ EVALUATIONS = 8
 EVALUATION_SHARE = 0.25
 """Evaluations take at most this share of a run's steps, as long as there are `FEWEST`."""
 
+SEARCH_ROWS = 128
+"""Held-out rows on which a run of the rate search is evaluated at most: rates differ by more than a score does, and a
+search on all rows would take most of a short study's time."""
+
 FEWEST = 2
 """Evaluations of any run: one halfway, at which a rate search stops the worse half, and one at the end."""
 
@@ -59,19 +63,23 @@ class StudyPlan:
         return len(self.methods) * (self.rates + self.seeds)
 
 
-def run_length(steps: int, costs: Mapping[str, RunCost], most: int = EVALUATIONS) -> RunLength:
+def run_length(
+    steps: int, costs: Mapping[str, RunCost], rows: int, *, most: int = EVALUATIONS, scored: bool = False
+) -> RunLength:
     """Return a length with evaluations at equal distances and one after the last step, the same for all methods.
 
     The method whose evaluations are dearest beside its steps decides how many there are.
     """
-    share = max((cost.evaluation / cost.step for cost in costs.values() if cost.step > 0), default=0.0)
+    share = max((rows * cost.row / cost.step for cost in costs.values() if cost.step > 0), default=0.0)
     affordable = int(EVALUATION_SHARE * steps / share) if share > 0 else most
-    return RunLength(steps, math.ceil(steps / max(1, min(steps, max(FEWEST, min(most, affordable))))))
+    every = math.ceil(steps / max(1, min(steps, max(FEWEST, min(most, affordable)))))
+    return RunLength(steps, every, rows, rows if scored else 0)
 
 
 def make_plan(
     costs: Mapping[str, RunCost],
     *,
+    rows: int,
     rates: int,
     seeds: int,
     full_steps: int,
@@ -84,6 +92,7 @@ def make_plan(
 
     Args:
         costs: by label of the methods that could be timed.
+        rows: that are held out.
         rates, seeds: runs of each method.
         full_steps: optimizer steps that the recipes ask for; runs are never longer.
         budget: seconds for the whole comparison; None does not shorten.
@@ -97,8 +106,9 @@ def make_plan(
     fewest = min(full_steps, max(fewest, FEWEST_STEPS))
 
     def planned(steps: int) -> StudyPlan:
-        score = run_length(steps, costs)
-        search = run_length(max(min(fewest, steps), math.ceil(SEARCH_SHARE * steps)), costs, most=2 * FEWEST)
+        score = run_length(steps, costs, rows, scored=True)
+        halved = max(min(fewest, steps), math.ceil(SEARCH_SHARE * steps))
+        search = run_length(halved, costs, min(rows, SEARCH_ROWS), most=2 * FEWEST)
         plan = StudyPlan(tuple(costs), rates, seeds, full_steps, search, score, 0.0)
         return replace(plan, seconds=expected_seconds(plan, costs, jobs))
 

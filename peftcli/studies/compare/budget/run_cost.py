@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,19 @@ TIMED_STEPS = 8
 
 @dataclass(frozen=True)
 class RunLength:
-    """Optimizer steps of a run, and the steps between two evaluations."""
+    """How much a run does.
+
+    Args:
+        steps: optimizer steps.
+        every: steps between two evaluations.
+        rows: held-out rows of an evaluation.
+        scored: whether the run is opened again afterwards and `scored` rows are evaluated; 0 for a run that is not.
+    """
 
     steps: int
     every: int
+    rows: int
+    scored: int = 0
 
     @property
     def evaluations(self) -> int:
@@ -36,25 +45,27 @@ class RunLength:
 
 @dataclass(frozen=True)
 class RunCost:
-    """Seconds of a method's run: `start` + `step` for each step + `evaluation` for each evaluation.
+    """Seconds of a method's run: `start` + `step` for each step + `row` for each row that is evaluated.
 
     `start` holds everything else: loading, the first step's extra time, writing what was trained.
     """
 
     start: float
     step: float
-    evaluation: float
+    row: float
 
     def seconds(self, length: RunLength) -> float:
         """Return the time of a run."""
-        return self.start + length.steps * self.step + length.evaluations * self.evaluation
+        starts = 2 if length.scored else 1
+        evaluated = length.evaluations * length.rows + length.scored
+        return starts * self.start + length.steps * self.step + evaluated * self.row
 
     def scaled(self, factor: float) -> RunCost:
         """Return the cost on a machine that takes so much longer."""
-        return RunCost(self.start * factor, self.step * factor, self.evaluation * factor)
+        return RunCost(self.start * factor, self.step * factor, self.row * factor)
 
 
-def measured_cost(result: TrialResult, study: Path) -> RunCost:
+def measured_cost(result: TrialResult, study: Path, *, warm: bool) -> RunCost:
     """Return the cost that a finished short run shows.
 
     The time of a step is the median over the logged parts after the first, which also warms up caches.
@@ -62,13 +73,23 @@ def measured_cost(result: TrialResult, study: Path) -> RunCost:
     Args:
         result: of a run of a few steps, logged at each.
         study: the directory that `result.run` is relative to.
+        warm: whether the runs to come are forked from a process that has imported everything.
     """
     steps = int(result.summary.get("steps") or 1)
     evaluations = [point.metrics.get("eval_runtime", 0.0) for point in result.curve]
-    evaluation = statistics.median(evaluations) if evaluations else 0.0
+    rows = [seconds / held_out for seconds, held_out in zip(evaluations, _rows(result), strict=True) if held_out]
     step = _step_seconds(result, study)
-    rest = result.seconds - steps * step - sum(evaluations)
-    return RunCost(max(0.0, rest), step, evaluation)
+    rest = result.seconds - steps * step - sum(evaluations) - (result.seconds_of_imports if warm else 0.0)
+    return RunCost(max(0.0, rest), step, statistics.median(rows) if rows else 0.0)
+
+
+def held_out_rows(results: Iterable[TrialResult]) -> int:
+    """Return how many rows runs evaluate on; 0 if none has evaluated."""
+    return max((count for result in results for count in _rows(result)), default=0)
+
+
+def _rows(result: TrialResult) -> list[int]:
+    return [int(point.metrics.get("eval_rows", 0)) for point in result.curve]
 
 
 def _step_seconds(result: TrialResult, study: Path) -> float:

@@ -34,6 +34,7 @@ def result_of(process: TrialProcess, outcome: Outcome, files: StudyFiles, host: 
         curve=curve_of(RunDirectory(files.run(name)).metrics.lines()),
         peak_memory_bytes=int(peak) if process.fresh and state == "finished" and peak else None,
         seconds=time.monotonic() - process.started,
+        seconds_of_imports=process.ready - process.started,
         host=host,
     )
 

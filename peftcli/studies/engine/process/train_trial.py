@@ -21,7 +21,7 @@ from peftcli.process_state import end_with_parent, libraries_quiet
 from peftcli.record.run_lock import LOCK_FILE, RunIsHeld
 from peftcli.record.step_lines import finite
 from peftcli.stop_signals import ignore_signals, interrupted_by_signals
-from peftcli.studies.engine.process.trial_outcome import Evaluated, Outcome, Progress, TrialJob, curve_point
+from peftcli.studies.engine.process.trial_outcome import Evaluated, Outcome, Progress, Ready, TrialJob, curve_point
 
 if TYPE_CHECKING:
     from peftcli.record.run_summary import Summary
@@ -34,7 +34,7 @@ _OF_BEFORE = 20.0
 
 
 def train_trial(job: TrialJob, worker: Connection) -> None:
-    """Run a trial, and send the worker `Progress`, `Evaluated` and at last an `Outcome`."""
+    """Run a trial, and send the worker `Ready`, `Progress`, `Evaluated` and at last an `Outcome`."""
     with interrupted_by_signals():
         try:
             _settle(job)
@@ -90,6 +90,7 @@ def _train(job: TrialJob, reporter: ToWorker) -> Summary:
     from peftcli.assembly.recipe_to_train import recipe_to_train, set_allocator
     from peftcli.training.run import train
 
+    reporter.ready()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     loaded, _ = recipe_to_train(Path(job.recipe), job.changes)
@@ -154,6 +155,10 @@ class ToWorker:
         self._worker, self._asks = worker, asks
         self._sent = 0.0
         self.facts: dict[str, Any] = {}
+
+    def ready(self) -> None:
+        """Say that everything is imported."""
+        self._worker.send(Ready())
 
     def preparing(self, rows: int) -> None: ...
 

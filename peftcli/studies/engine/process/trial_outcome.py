@@ -37,6 +37,11 @@ class TrialJob:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """Everything is imported; from here on the trial's own work is done."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """How many steps are taken, of how many."""
 

@@ -34,7 +34,7 @@ class TrialProcess:
         curve: evaluations so far; those of before a kill included.
         outcome: what it said about its end; None if it said nothing.
         asked_to_stop: by the study, since its values are not worth the rest.
-        started: reading of the monotonic clock.
+        started: reading of the monotonic clock; `ready`: that at which everything was imported.
     """
 
     def __init__(self, trial: Trial, job: TrialJob, lease: Lease, slot: int, *, fresh: bool) -> None:
@@ -42,7 +42,7 @@ class TrialProcess:
         self.curve: list[CurvePoint] = []
         self.outcome: Outcome | None = None
         self.asked_to_stop = False
-        self.started = time.monotonic()
+        self.started = self.ready = time.monotonic()
         context: Any = multiprocessing.get_context("spawn" if fresh else "forkserver")
         if not fresh:
             context.set_forkserver_preload(_WARM)
