@@ -83,7 +83,7 @@ def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:
         address = _storage(tensor)
         if address not in own and not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             kept[address] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output would keep itself, and the whole graph, for good
 
     device = next(model.parameters()).device
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_short_rows_tell_what_long_ones_keep(recipe, models, tmp_path, family, t
         whole = activation_cost(session.model, session.task, session.batches.collator, row, session.computing)
     assert short.of(1, len(row.input_ids)) == pytest.approx(whole.of(1, len(row.input_ids)), rel=0.1)
     assert short.of(8, 40) > 7 * short.of(1, 40) - 7 * short.fixed
+
+
+def _with_a_graph() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), torch.Tensor) and each.grad_fn is not None for each in gc.get_objects())
+
+
+def test_what_the_probe_kept_is_let_go(recipe, tmp_path) -> None:
+    session = session_of(recipe("llama", "causal_lm", long_rows(8, 60), data__max_length=60), tmp_path)
+    before = _with_a_graph()
+    activation_cost(session.model, session.task, session.batches.collator, session.data.train[0], session.computing)
+    assert _with_a_graph() == before
 
 
 def test_attention_that_keeps_its_probabilities_grows_with_the_square(recipe, tmp_path) -> None:
