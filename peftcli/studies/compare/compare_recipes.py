@@ -128,6 +128,11 @@ def _notes(asked: Asked, found: Found, rows: Sequence[ComparedMethod]) -> list[s
     notes.append(
         "a run's score is that of the adapter `peft train` keeps: the best of its evaluations, as many for each method"
     )
+    if plan is not None and plan.score.rows < plan.score.scored:
+        notes.append(
+            f"while a run trained it was evaluated on {plan.score.rows} of the {plan.score.scored} held-out rows (curves, "
+            "and the choice of rate and adapter); scores are of all of them"
+        )
     notes += [_at_edge(row) for row in rows if _lies_at_edge(row)]
     if asked.jobs > 1:
         notes.append(f"{asked.jobs} runs at a time shared this machine: times and tokens/s are those of that load")

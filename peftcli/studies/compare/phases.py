@@ -10,7 +10,7 @@ from typing import Protocol
 from peftcli.errors import UserError
 from peftcli.record.shown_numbers import duration
 from peftcli.studies.compare.asked import Asked
-from peftcli.studies.compare.budget.length_plan import StudyPlan, expected_seconds, make_plan
+from peftcli.studies.compare.budget.length_plan import CURVE_ROWS, StudyPlan, expected_seconds, make_plan
 from peftcli.studies.compare.budget.plan_file import kept_plan
 from peftcli.studies.compare.budget.run_cost import RunCost, RunLength, held_out_rows, measured_cost
 from peftcli.studies.compare.budget.time_budget import SpentTime
@@ -102,7 +102,8 @@ class Phases:
         before = self._spent.seconds()
         for first in range(0, len(candidates), self._asked.jobs):
             some = candidates[first : first + self._asked.jobs]
-            results = self._run([timing_trial(each) for each in some])
+            # one method is evaluated on all held-out rows, which also tells how many there are
+            results = self._run([timing_trial(each, 0 if each is candidates[0] else CURVE_ROWS) for each in some])
             self._found.timing.update({each.name: result for each, result in zip(some, results, strict=True)})
             done = sum(each.name in missing for each in candidates[: first + len(some)])
             self._check_timing(done, len(missing), self._spent.seconds() - before)

@@ -31,13 +31,16 @@ def recipe_of(candidate: Candidate) -> str:
     return f"recipes/{candidate.name}.yaml"
 
 
-def timing_trial(candidate: Candidate) -> Trial:
+def timing_trial(candidate: Candidate, rows: int = 0) -> Trial:
     """Return a short run in a fresh process: it tells the time of a step and the peak memory.
 
     A method that needs more steps than usual (AdaLoRA with `tinit` and `tfinal`) gets what it needs.
+
+    Args:
+        rows: that it is evaluated on; 0 is all that are held out.
     """
     steps = shortest_run(candidate, TIMED_STEPS)
-    length = RunLength(steps, steps, 0)
+    length = RunLength(steps, steps, rows)
     changes = ("training.logging_steps=1", "training.warmup_steps=0", "training.warmup_ratio=0.0")
     return _trial(candidate, "timing", length, None, None, fresh=True, changes=changes)
 
@@ -81,7 +84,7 @@ def _trial(
         f"training.eval_steps={length.every}",
         *changes,
     ]
-    if purpose == "rate" and length.rows:
+    if length.rows:
         overrides.append(f"data.max_eval_rows={length.rows}")
     if purpose != "score":
         overrides.append("training.save_strategy=no")

@@ -8,13 +8,21 @@ from peftcli.studies.compare.comparison import Comparison, Curve
 
 
 def fill_steps_to_reference(comparison: Comparison) -> None:
-    """Write `steps_to_reference` of each method but the reference, from its evaluations while training."""
+    """Write `steps_to_reference` of each method but the reference, from its evaluations while training.
+
+    These may be on some of the rows: the reference's score is then that of its own last evaluation, on the same rows.
+    """
     reference = next((row for row in comparison.methods if row.label == comparison.reference), None)
     if reference is None or reference.score is None:
         return
+    own = [curve.scores[-1] for curve in reference.curves if curve.scores]
     for row in comparison.methods:
-        if row is not reference:
-            row.steps_to_reference = steps_until(row.curves, reference.score, comparison.greater_is_better)
+        if row is reference:
+            continue
+        first = [curve.scores[0] for curve in row.curves if curve.scores and curve.steps[0] == 0]
+        target = own or (first if reference.trainable == 0 else [])
+        score = sum(target) / len(target) if target else reference.score
+        row.steps_to_reference = steps_until(row.curves, score, comparison.greater_is_better)
 
 
 def steps_until(curves: Sequence[Curve], score: float, greater_is_better: bool) -> int | None:

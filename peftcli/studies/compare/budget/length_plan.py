@@ -19,9 +19,9 @@ EVALUATIONS = 8
 EVALUATION_SHARE = 0.25
 """Evaluations take at most this share of a run's steps, as long as there are `FEWEST`."""
 
-SEARCH_ROWS = 128
-"""Held-out rows on which a run of the rate search is evaluated at most: rates differ by more than a score does, and a
-search on all rows would take most of a short study's time."""
+CURVE_ROWS = 128
+"""Held-out rows on which a run is evaluated while it trains, at most: for the choice of a rate, and for curves. Scores
+are of all rows, once at the end: evaluations on all of them would take most of a short study's time."""
 
 FEWEST = 2
 """Evaluations of any run: one halfway, at which a rate search stops the worse half, and one at the end."""
@@ -63,9 +63,7 @@ class StudyPlan:
         return len(self.methods) * (self.rates + self.seeds)
 
 
-def run_length(
-    steps: int, costs: Mapping[str, RunCost], rows: int, *, most: int = EVALUATIONS, scored: bool = False
-) -> RunLength:
+def run_length(steps: int, costs: Mapping[str, RunCost], rows: int, *, most: int = EVALUATIONS) -> RunLength:
     """Return a length with evaluations at equal distances and one after the last step, the same for all methods.
 
     The method whose evaluations are dearest beside its steps decides how many there are.
@@ -73,7 +71,7 @@ def run_length(
     share = max((rows * cost.row / cost.step for cost in costs.values() if cost.step > 0), default=0.0)
     affordable = int(EVALUATION_SHARE * steps / share) if share > 0 else most
     every = math.ceil(steps / max(1, min(steps, max(FEWEST, min(most, affordable)))))
-    return RunLength(steps, every, rows, rows if scored else 0)
+    return RunLength(steps, every, rows)
 
 
 def make_plan(
@@ -106,9 +104,10 @@ def make_plan(
     fewest = min(full_steps, max(fewest, FEWEST_STEPS))
 
     def planned(steps: int) -> StudyPlan:
-        score = run_length(steps, costs, rows, scored=True)
+        some = min(rows, CURVE_ROWS)
+        score = replace(run_length(steps, costs, some), scored=rows)
         halved = max(min(fewest, steps), math.ceil(SEARCH_SHARE * steps))
-        search = run_length(halved, costs, min(rows, SEARCH_ROWS), most=2 * FEWEST)
+        search = run_length(halved, costs, some, most=2 * FEWEST)
         plan = StudyPlan(tuple(costs), rates, seeds, full_steps, search, score, 0.0)
         return replace(plan, seconds=expected_seconds(plan, costs, jobs))
 

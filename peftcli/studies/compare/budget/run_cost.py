@@ -23,8 +23,8 @@ class RunLength:
     Args:
         steps: optimizer steps.
         every: steps between two evaluations.
-        rows: held-out rows of an evaluation.
-        scored: whether the run is opened again afterwards and `scored` rows are evaluated; 0 for a run that is not.
+        rows: held-out rows of an evaluation while it trains.
+        scored: rows that are scored when the run is opened again afterwards; 0 for a run that is not.
     """
 
     steps: int
