@@ -130,8 +130,8 @@ def _notes(asked: Asked, found: Found, rows: Sequence[ComparedMethod]) -> list[s
     )
     if plan is not None and plan.score.rows < plan.score.scored:
         notes.append(
-            f"curves, the choice of rates and the adapter that a run keeps go by {plan.score.rows} held-out rows; scores "
-            f"are of all {plan.score.scored}"
+            f"curves, the choice of rates and the adapter that a run keeps go by {plan.score.rows} held-out rows; "
+            f"scores are of all {plan.score.scored}"
         )
     notes += [_at_edge(row) for row in rows if _lies_at_edge(row)]
     if asked.jobs > 1:
