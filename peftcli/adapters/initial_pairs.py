@@ -1,4 +1,7 @@
-"""Convert PiSSA's change, which subtracts its initial pair, to and from one pair of twice the rank."""
+"""Convert PiSSA's change, which subtracts its initial pair, to and from one pair of twice the rank.
+
+LoftQ's initial pair matters on the unquantised base alone; others load its adapter onto the quantised one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,14 @@ import torch
 from torch import Tensor
 
 from peftcli.errors import UserError
+from peftcli.methods.lora import LoraParams
+
+
+def one_pair(state: Mapping[str, Tensor], params: LoraParams) -> dict[str, Tensor]:
+    """Return one pair at each place, for the base that was trained on."""
+    if params.starts_from_base:
+        return stack_initial(state)
+    return {key: tensor for key, tensor in state.items() if not key.endswith((".initial_A", ".initial_B"))}
 
 
 def stack_initial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

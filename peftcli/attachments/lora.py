@@ -29,6 +29,7 @@ from peftcli.layers.parts.lora_init import (
 )
 from peftcli.layers.site import Part, output_site
 from peftcli.models.target_modules import Target
+from peftcli.models.weights.stored_weights import StoredWeights
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.trained_biases import train_biases
 from peftcli.tasks.training_rows import TrainingRows
@@ -48,7 +49,8 @@ class LoraVariant:
     Args:
         dropout: of the low-rank branch's input.
         init: `init_lora_weights`.
-        decomposition: of a weight, gives the initial pair (PiSSA, OLoRA); None without.
+        decomposition: of a weight, gives the initial pair (PiSSA, OLoRA, LoftQ); None without.
+        from_error: the weight is what quantisation took from the base's (LoftQ).
         dora: train magnitudes, too.
         biases: train the targets' biases, too.
         b_ratio: learning rate of B over that of A (LoRA+); None for the same.
@@ -58,6 +60,7 @@ class LoraVariant:
     dropout: float = 0.0
     init: bool | str = True
     decomposition: Decomposition | None = None
+    from_error: bool = False
     dora: bool = False
     biases: bool = False
     b_ratio: float | None = None
@@ -107,6 +110,33 @@ class LoraAttachment(Attachment):
             len(started) < len(parts)
         )
         rows.notes.append(f"A of {len(parts)} projections starts from the components of their inputs (EVA){rest}")
+
+    def start_from_stored(self, weights: StoredWeights) -> None:
+        """Start from what quantisation took from each weight, where the variant asks for it (LoftQ)."""
+        module_of = {target.key: target.module for target in self.targets}
+        parts: dict[str, list[LoraDelta]] = {}
+        for placed in self.placed:
+            if isinstance(placed.part, LoraDelta) and placed.part.from_error:
+                parts.setdefault(module_of[placed.key], []).append(placed.part)
+        if not parts:
+            return
+        errors = []
+        for module, mine in parts.items():
+            if mine[0].base.quantised:
+                weight = weights.projection(module)
+                errors += [part.start_from_error(weight) for part in mine]
+        count = sum(map(len, parts.values()))
+        if not errors:
+            raise UserError(
+                f"none of the {count} projections is quantised, and loftq starts from what quantisation took from them",
+                suggestion="set model.load_in_4bit: true, or another method.init_lora_weights",
+            )
+        before, after = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+        rest = f", {count - len(errors)} more are not quantised and start as usual" * (len(errors) < count)
+        weights.notes.append(
+            f"{len(errors)} projections start from their quantisation error (LoftQ), which falls from {before:.2%} of "
+            f"the weight to {after:.2%} on average{rest}"
+        )
 
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return LoRA+'s factor for B and for one-dimensional parameters of the method."""
@@ -181,6 +211,7 @@ def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
         dropout=variant.dropout,
         init=_LINEAR_INITS.get(variant.init, kaiming_init),
         decomposition=variant.decomposition,
+        from_error=variant.from_error,
         freeze_a=variant.freeze_a,
     )
 

@@ -88,8 +88,11 @@ class BaseLinear:
 
         Outside of a pass, every process that has a share of it must call this.
         """
-        whole = _whole_weight(self.module)
-        return whole if self.rows is None else self.rows.take(whole.T).T
+        return self.of_whole(_whole_weight(self.module))
+
+    def of_whole(self, weight: Tensor) -> Tensor:
+        """Return the view's own rows, (out_features, in_features), of a matrix of the whole module's size."""
+        return weight if self.rows is None else self.rows.take(weight.T).T
 
     def bias(self) -> Tensor | None:
         """Return the live bias, (out_features,), or None; gradients reach it when it is trained."""

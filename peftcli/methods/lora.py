@@ -17,6 +17,12 @@ Variants, and where they differ from their papers or from HF peft:
   on training rows, read until the components stand still (cosine 0.99); B is zero. Ranks stay as they are (HF peft's
   `rho: 1`; its default of 2 moves ranks between projections by explained variance, so that shapes depend on the rows).
   What gets no token, and embeddings, start as usual. A run that goes on reads nothing again.
+- LoftQ (Li et al. 2023): `init_lora_weights: loftq` on a base that is quantised while it is loaded. s B A starts as the
+  best approximation of W - Q, from the checkpoint's own W; Q is what the base is and stays, so that Algorithm 1 is at
+  its fixed point after one step (HF peft's `replace_lora_weights_loftq`; its `loftq_iter` above 1 rewrites the base,
+  which then must be kept beside the adapter, and leaves s out: equal to ours where s is 1). The files hold B and A for
+  the quantised base, as HF peft's do, and the initial pair: a merge into the unquantised W subtracts it, since that
+  error is not in W.
 - LoRA-FA (Zhang et al. 2023): `freeze_a` trains B alone, so that a training step keeps r numbers of a projection's
   input in place of all. HF peft has it as an optimizer, which also preconditions B's gradient; here it is the paper's
   definition, and any optimizer.
@@ -49,7 +55,7 @@ if TYPE_CHECKING:
     from peftcli.models.anatomy import Anatomy
     from peftcli.protocol.attachment import Attachment
 
-INITS = ("gaussian", "orthogonal", "eva", "olora", "pissa")
+INITS = ("gaussian", "orthogonal", "eva", "loftq", "olora", "pissa")
 """Words for `init_lora_weights`, besides `pissa_niter_N`."""
 
 
@@ -70,7 +76,7 @@ class LoraParams(TargetedParams):
     use_dora: bool = False
     """Train a magnitude per output feature beside the direction (DoRA)."""
     init_lora_weights: bool | str = True
-    """true, false (no identity at the start), gaussian, orthogonal, eva, olora, pissa, pissa_niter_N (N rounds)."""
+    """true, false (no identity at first), gaussian, orthogonal, eva, loftq, olora, pissa, pissa_niter_N (N rounds)."""
     rank_pattern: RankPattern = Field(default_factory=dict)
     """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
     alpha_pattern: AlphaPattern = Field(default_factory=dict)
@@ -89,9 +95,9 @@ class LoraParams(TargetedParams):
 
     @model_validator(mode="after")
     def _agreeing(self) -> LoraParams:
-        if self.use_dora and self.starts_from_base:
+        if self.use_dora and (self.starts_from_base or self.starts_from_error):
             raise ValueError(
-                "use_dora and a pissa or olora initialisation exclude each other: both redefine what is frozen"
+                "use_dora and a pissa, olora or loftq initialisation exclude each other: both redefine what is frozen"
             )
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if self.init_lora_weights == "orthogonal" and odd:
@@ -103,6 +109,16 @@ class LoraParams(TargetedParams):
         """Whether the factors start from the base's own weight (PiSSA, OLoRA), and are subtracted beside it."""
         init = str(self.init_lora_weights)
         return init == "olora" or init.startswith("pissa")
+
+    @property
+    def starts_from_error(self) -> bool:
+        """Whether the factors start from what the base lost when it was quantised (LoftQ)."""
+        return self.init_lora_weights == "loftq"
+
+    def needs_quantised_base(self) -> tuple[str, str] | None:
+        """Return that LoftQ starts from the quantisation's error."""
+        reason = "init_lora_weights: loftq starts from what quantisation takes from the base, and this base is whole"
+        return ("init_lora_weights", reason) if self.starts_from_error else None
 
     def rank_of(self, role: str | None, module: str) -> int:
         """Return the rank of a target: its role, and its path (a slice's key)."""
@@ -135,14 +151,14 @@ def decomposition_of(params: LoraParams) -> Decomposition | None:
     """Return how the initial pair is taken from a weight; None where it is not."""
     from peftcli.layers.parts.lora_init import PrincipalPair, orthonormal_pair
 
-    if not params.starts_from_base:
+    if not (params.starts_from_base or params.starts_from_error):
         return None
     init = str(params.init_lora_weights)
     return orthonormal_pair if init == "olora" else PrincipalPair(pissa_iterations(init))
 
 
 class LoraMethod(Method[LoraParams]):
-    """LoRA, DoRA, rsLoRA, LoRA+, PiSSA, OLoRA and LoRA-FA."""
+    """LoRA, DoRA, rsLoRA, LoRA+, PiSSA, OLoRA, LoftQ and LoRA-FA."""
 
     info = MethodInfo(
         name="lora",
@@ -191,7 +207,9 @@ class LoraMethod(Method[LoraParams]):
         ]
 
     def why_not_identity(self, params: LoraParams) -> str | None:
-        """Return that both factors start at random, where the recipe says so."""
+        """Return that both factors start at random, or mend the quantised base, where the recipe says so."""
+        if params.starts_from_error:
+            return "the factors start as what quantisation took from the base (init_lora_weights: loftq)"
         return "both factors start at random (init_lora_weights: false)" if params.init_lora_weights is False else None
 
     def rate_settings(self, params: LoraParams) -> dict[str, float]:
@@ -229,6 +247,7 @@ class LoraMethod(Method[LoraParams]):
             dropout=params.lora_dropout,
             init=params.init_lora_weights,
             decomposition=decomposition_of(params),
+            from_error=params.starts_from_error,
             dora=params.use_dora,
             biases=params.bias == "lora_only",
             b_ratio=params.loraplus_lr_ratio,

@@ -16,6 +16,7 @@ from peftcli.protocol.combining import by_label, combined, each, every, in_turn,
 
 if TYPE_CHECKING:
     from peftcli.models.target_modules import Target
+    from peftcli.models.weights.stored_weights import StoredWeights
     from peftcli.tasks.training_rows import TrainingRows
 
 
@@ -157,6 +158,17 @@ class Attachment:
         Comes after `initialise`; the parts are switched off, the model is in evaluation mode and without gradients.
         What is set here must depend on the rows alone: processes do it each on its own. A run that goes on, and one
         that starts from an earlier adapter, have the values already.
+        """
+
+    @combined(each)
+    def start_from_stored(self, weights: StoredWeights) -> None:
+        """Do what needs the unquantised weights of a quantised base (LoftQ): once, before the first step of a new run.
+
+        Comes after `initialise`, and before `start_from_rows`. A run that goes on, and one that starts from an earlier
+        adapter, have the values already.
+
+        Args:
+            weights: reads them from the checkpoint's files; what is not asked for is not opened.
         """
 
     @combined(in_turn)

@@ -35,6 +35,10 @@ class MethodParams(Block):
         """Return the keys that have no effect beside the others, each with the reason; they are named if written."""
         return {}
 
+    def needs_quantised_base(self) -> tuple[str, str] | None:
+        """Return the key that goes only with a base that is quantised while it is loaded, and why; None without."""
+        return None
+
 
 AnyMethod = SerializeAsAny[MethodParams]
 """A field of a composition that takes any method: written as a block with the method's `name`, read by the registry."""

@@ -40,6 +40,7 @@ from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.resuming.compare_inputs import compare_inputs
 from peftcli.training.resuming.start_from_rows import start_from_rows
+from peftcli.training.resuming.start_from_stored import start_from_stored
 from peftcli.training.session import Session
 from peftcli.training.speed.compiled_blocks import compile_blocks
 from peftcli.training.speed.compute_weights import ComputeWeights
@@ -74,18 +75,17 @@ def build_session(
     Raises:
         UserError: anything in the recipe, the model or the data is wrong.
     """
-    recipe, spec = loaded.recipe, loaded.recipe.training
+    recipe = loaded.recipe
     seed_everything(recipe.seed)
     ready = before_weights(loaded, world, reporter, state)
     known, data, task = ready.known, ready.data, ready.task
     base = _load(ready, recipe, world)
-    attached = attach_method(recipe, base, known.tokenizer, data.labels, world)
+    attached = _attach(recipe, base, ready, state, world, reporter)
     attachment, anatomy = attached.attachment, attached.anatomy
-    start_equal(base.model, world)
     computing = _computing(recipe, base, attached, task, state, world, reporter)
     precision, paths = computing.precision, computing.fast_paths
     collator = _collator(loaded, base, attachment, ready, paths)
-    limit = token_limit(spec, world.device.type, anatomy.hidden_size)
+    limit = token_limit(recipe.training, world.device.type, anatomy.hidden_size)
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
@@ -112,7 +112,7 @@ def build_session(
         plan=ready.plan,
         leaving=ready.leaving,
         learning_rate=rate,
-        rate_factor=learning_rate_factor(spec, ready.plan.total_steps, rate.value),
+        rate_factor=learning_rate_factor(recipe.training, ready.plan.total_steps, rate.value),
         optimizer=_optimizer(recipe, attachment, rate.value, world),
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
@@ -122,6 +122,17 @@ def build_session(
 def _load(ready: BeforeWeights, recipe: Recipe, world: World) -> Loaded:
     labels, shares = ready.data.labels, world.strategy.sharded
     return load_model(ready.known.spec, recipe.task, labels, world.device, recipe.seed, world=world, in_shares=shares)
+
+
+def _attach(
+    recipe: Recipe, base: Loaded, ready: BeforeWeights, state: TrainState, world: World, reporter: Reporter
+) -> Attached:
+    """Attach the method, with values that are the same on every process."""
+    known = ready.known
+    attached = attach_method(recipe, base, known.tokenizer, ready.data.labels, world)
+    start_from_stored(recipe, known.spec, attached.attachment, state, reporter)
+    start_equal(base.model, world)
+    return attached
 
 
 def _computing(

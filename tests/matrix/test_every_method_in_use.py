@@ -96,6 +96,7 @@ def _live_prediction(session: Session, batch: Any) -> dict[str, Any]:
 ON_4_BITS: list[dict[str, Any]] = [
     {"name": "qlora", "r": 4, "lora_dropout": 0.2},
     {"name": "qlora", "r": 4, "use_dora": True},
+    {"name": "qlora", "r": 4, "init_lora_weights": "loftq"},
     {"name": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "deltaT": 1},
 ]
 WITH_MORE_STATE = ["qlora", "adalora", "prefix_tuning", "prompt_tuning", "mam", "unipelt", "full", "freeze"]

@@ -32,6 +32,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "qlora", "r": 4, "use_dora": True},
     {"name": "qlora", "r": 4, "init_lora_weights": "pissa"},
     {"name": "qlora", "r": 4, "init_lora_weights": "olora"},
+    {"name": "qlora", "r": 4, "init_lora_weights": "loftq"},
     {"name": "qlora", "r": 4, "init_lora_weights": "eva", "freeze_a": True},
 ]
 

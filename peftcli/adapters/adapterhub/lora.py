@@ -12,7 +12,7 @@ from torch import Tensor
 from peftcli.adapters.adapterhub.hub_places import NAME, check_family, refuse_set
 from peftcli.adapters.base_shape import Base
 from peftcli.adapters.format import AdapterMeta
-from peftcli.adapters.initial_pairs import stack_initial
+from peftcli.adapters.initial_pairs import one_pair
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.models.anatomy import Anatomy, LinearRole
@@ -47,7 +47,7 @@ def write_lora(
         what = "use_dora" if params.use_dora else f"bias: {params.bias}"
         raise UserError(f"{what} has no equal in AdapterHub's format", suggestion="use --to hf-peft, or peft merge")
     factor = 2 if params.starts_from_base else 1
-    plain = stack_initial(state) if params.starts_from_base else dict(state)
+    plain = one_pair(state, params)
     pairs = {
         (params.rank_of(t.role, t.key), params.scale_of(t.role, t.key, params.rank_of(t.role, t.key)))
         for t in meta.targets

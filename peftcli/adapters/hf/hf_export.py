@@ -59,4 +59,5 @@ def hf_peft_files(saved: SavedAdapter, source: Path, instead: str | None = None)
         raise UserError(
             f"{source}: {params.name} cannot be exported: {reason}", suggestion=known.remedy or other_use(params)
         )
+    state = known.for_export(state, params)
     return HfFiles(known.config(params, meta, state), known.to_file(state, params, meta))

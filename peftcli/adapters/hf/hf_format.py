@@ -64,6 +64,10 @@ class HfFormat(ABC, Generic[Params]):
         """Return the tensors by HF peft's keys."""
         return add_prefix(state)
 
+    def for_export(self, state: Mapping[str, Tensor], params: Params) -> State:
+        """Return the tensors that files for others need: all, by default."""
+        return dict(state)
+
     def from_file(
         self, tensors: Mapping[str, Tensor], params: Params, meta: AdapterMeta, config: Mapping[str, Any]
     ) -> State:

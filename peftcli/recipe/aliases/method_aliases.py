@@ -88,6 +88,7 @@ METHOD_ALIASES: dict[str, tuple[str, str | None]] = {
     "pissa": ("lora", "with init_lora_weights: pissa"),
     "eva": ("lora", "with init_lora_weights: eva"),
     "olora": ("lora", "with init_lora_weights: olora"),
+    "loftq": ("qlora", "with init_lora_weights: loftq"),
     "lora_fa": ("lora", "with freeze_a: true"),
     "lorafa": ("lora", "with freeze_a: true"),
     "loraplus": ("lora", "with loraplus_lr_ratio"),

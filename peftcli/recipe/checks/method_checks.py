@@ -28,6 +28,9 @@ def check_methods(recipe: Recipe, names: Names) -> Iterator[Finding]:
         if quantised and not info.quantised_base:
             reason = f"the method {name} cannot train on a quantised base (model.{quantised[0]})"
             yield Finding(("model", quantised[0]), reason, "write false, or choose another method: `peft methods`")
+        needs = params.needs_quantised_base()
+        if needs is not None and not quantised and not info.forces_4bit:
+            yield Finding((*key, needs[0]), needs[1], "write model.load_in_4bit: true, or another value")
         if model.load_in_8bit and info.forces_4bit:
             yield Finding(("model", "load_in_8bit"), f"the method {name} uses a 4-bit base, not model.load_in_8bit")
     yield from _quantisation(recipe, forced)

@@ -15,7 +15,7 @@ from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget
 from peftcli.adapters.hf import hf_files
 from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
 from peftcli.adapters.hf.layouts.lora_slices import pad_pairs
-from peftcli.adapters.initial_pairs import split_initial, stack_initial
+from peftcli.adapters.initial_pairs import one_pair, split_initial, stack_initial
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 
@@ -68,6 +68,10 @@ class LoraFormat(HfFormat[LoraParams]):
         return hf_files.add_prefix(
             {_below_base_layer(key) if key in targeted else key: tensor for key, tensor in whole.items()}
         )
+
+    def for_export(self, state: Mapping[str, Tensor], params: LoraParams) -> State:
+        """Return the state without LoftQ's initial pair, which only a merge of ours reads."""
+        return dict(state) if params.starts_from_base else one_pair(state, params)
 
     def from_file(
         self, tensors: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta, config: Mapping[str, Any]

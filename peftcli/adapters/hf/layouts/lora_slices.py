@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peftcli.adapters.format import AdapterMeta
 from peftcli.adapters.hf.slices import feature_numbers, with_whole_targets
-from peftcli.adapters.initial_pairs import stack_initial
+from peftcli.adapters.initial_pairs import one_pair
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 
@@ -57,7 +57,7 @@ def pad_pairs(state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta
             f"{what} on a slice of a fused projection has no equal in HF peft",
             suggestion="use peft merge, or target the fused module whole",
         )
-    plain = stack_initial(state) if params.starts_from_base else dict(state)
+    plain = one_pair(state, params)
     twice = 2 if params.starts_from_base else 1
     pairs: dict[str, list[_Pair]] = {}
     for target in meta.targets:
