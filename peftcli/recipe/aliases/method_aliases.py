@@ -49,6 +49,11 @@ METHOD = {
     "peft_init_lora_weights": Alias(AXOLOTL, "method.init_lora_weights"),
     "dora": Alias("other tools", "method.use_dora"),
     "rslora": Alias("other tools", "method.use_rslora"),
+    "loftq_config": Alias(
+        HF_PEFT,
+        "method.init_lora_weights",
+        "write loftq; the bits are the base's own (model.load_in_4bit), in one step",
+    ),
     "pissa_init": Alias(LLAMA_FACTORY, "method.init_lora_weights", "write pissa"),
     "init_weights": Alias(SWIFT, "method.init_lora_weights"),
     "peft_layers_to_transform": Alias(AXOLOTL, "method.layers_to_transform"),

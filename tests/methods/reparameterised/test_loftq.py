@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from peftcli.adapters.format import describe
-from peftcli.adapters.hf.hf_export import hf_peft_files
+from peftcli.adapters.format import SavedAdapter, describe
+from peftcli.adapters.hf import hf_export
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.errors import UserError
@@ -28,6 +29,7 @@ from peftcli.models.weights.stored_weights import StoredWeights
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.schema import ModelSpec
 from peftcli.training.run import train
@@ -124,9 +126,27 @@ def test_hf_peft_puts_the_run_s_files_on_the_quantised_base(tmp_path: Path) -> N
         torch.testing.assert_close(theirs(**batch).logits, logits_of(attachment, batch), atol=1e-5, rtol=1e-4)
     saved = load_adapter(tmp_path / "adapter")
     assert all(torch.equal(saved.state[key], value) for key, value in state.items())
-    exported = hf_peft_files(saved, tmp_path)
-    assert exported.config["r"] == 4
-    assert all(key.endswith(("lora_A.weight", "lora_B.weight")) for key in exported.tensors)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_exported_files_hold_one_pair_for_the_quantised_base(family: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    spec = base_of(tmp_path, family)
+    attachment, _ = started(spec)
+    batch = batch_for(attachment.model)
+    train_steps(attachment, batch)
+    base = load_model(spec, "causal_lm")
+    meta = describe(attachment, read_anatomy(attachment.model), task="causal_lm", base=base.identity)
+    saved = SavedAdapter(LoraParams(**LOFTQ), attachment.state_dict(), meta)
+    (tmp_path / "out").mkdir()
+    hf_export.write(saved, tmp_path, tmp_path / "out", None)
+    keys = load_file(tmp_path / "out" / "adapter_model.safetensors").keys()
+    assert keys and all(key.endswith(("lora_A.weight", "lora_B.weight")) for key in keys)
+    theirs = PeftModel.from_pretrained(base.model, str(tmp_path / "out")).eval()
+    attachment.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**batch).logits, logits_of(attachment, batch), atol=1e-5, rtol=1e-4)
 
 
 def run_of(folder: Path, family: str, method: str) -> Path:
@@ -185,3 +205,18 @@ def test_a_checkpoint_that_is_stored_quantised_is_refused(tmp_path: Path) -> Non
     config.write_text(json.dumps({**given, "quantization_config": {"quant_method": "bitsandbytes"}}), encoding="utf-8")
     with pytest.raises(UserError, match="stored quantised"):
         StoredWeights(spec, "causal_lm").projection("model.layers.0.self_attn.q_proj")
+
+
+def test_a_part_of_a_composition_and_a_base_in_8_bits_start_so_too(tmp_path: Path) -> None:
+    spec = base_of(tmp_path, "llama")
+    for bits, largest in (({}, 0.2), ({"load_in_4bit": False, "load_in_8bit": True}, 0.02)):
+        own = spec.model_copy(update=bits)
+        model = load_model(own, "causal_lm").model
+        parts: list[Any] = [LoraParams(**LOFTQ), registry.info("ln_tuning").params()]
+        attachment = apply_method(model, read_anatomy(model), registry.info("compose").params(parts=parts))
+        attachment.initialise(model)
+        weights = StoredWeights(own, "causal_lm")
+        attachment.start_from_stored(weights)
+        (note,) = weights.notes
+        before, after = (float(found) / 100 for found in re.findall(r"([\d.]+)%", note))
+        assert 0 < after < before < largest
