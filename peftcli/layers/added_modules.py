@@ -1,9 +1,13 @@
-"""How the modules that a method adds are named, so that they are told from the model's own. No torch here."""
+"""How what a method adds (modules, inputs) is named, so that it is told from the model's own. No torch here."""
 
 from __future__ import annotations
 
 ADDED = "peft_"
 """How the name of such a module begins; what lies below it belongs to it."""
+
+ANSWERS = f"{ADDED}answers"
+"""A key of batches that a method adds: (batch, seq) bool, from the first supervised token of each document to the
+document's end. The model does not get it: a hook takes it out (`layers/prompt_ends.py`)."""
 
 
 def is_added(path: str) -> bool:

@@ -30,6 +30,7 @@ _BUILT_IN = (
     "adapter",
     "parallel_adapter",
     "compacter",
+    "loreft",
     "bitfit",
     "ln_tuning",
     "mam",

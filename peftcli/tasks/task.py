@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from peftcli.layers.added_modules import ANSWERS
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.decoding import GREEDY, Decoding, OnText
 from peftcli.tasks.task_info import TaskInfo
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from peftcli.layers.row_draws import DrawnRows
 
 
-# keys of a collated batch that describe the input; the rest are targets
-INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids")
+# keys of a prepared batch that describe the input; the rest are targets
+INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", ANSWERS)
 
 
 @dataclass(frozen=True)

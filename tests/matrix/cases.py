@@ -70,6 +70,7 @@ CASES: dict[str, Case] = {
     "adapter": Case(4e-2),
     "parallel_adapter": Case(2e-2, params={"reduction_factor": 4}),  # of width 2, relu dies
     "compacter": Case(4e-2),
+    "loreft": Case(3e-2, A_TENTH_LESS),
     "bitfit": Case(3e-2, A_TENTH_LESS),
     "ln_tuning": Case(3e-2, A_TENTH_LESS),
     "mam": Case(5e-3),

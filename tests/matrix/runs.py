@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck_size": 4},
     "parallel_adapter": {"bottleneck_size": 8, "dropout": 0.0},
     "compacter": {"bottleneck_size": 4, "phm_dim": 2},
+    "loreft": {"r": 4, "positions": "f2+l2"},
     "mam": {"num_virtual_tokens": 4, "bottleneck_size": 8, "encoder_hidden_size": 8, "dropout": 0.0},
     "unipelt": {"prefix": {"num_virtual_tokens": 4, "encoder_hidden_size": 8}},
     "compose": {"parts": [{"name": "lora", "r": 2}, {"name": "adapter", "bottleneck_size": 4}]},

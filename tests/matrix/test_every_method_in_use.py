@@ -15,6 +15,7 @@ import torch
 
 from peftcli.data.prepare import prepare_for_prediction
 from peftcli.errors import Stopped
+from peftcli.ignored_label import IGNORED
 from peftcli.protocol.registry import registry
 from peftcli.training import run as run_module
 from peftcli.training.session import Session
@@ -81,10 +82,14 @@ def _live_prediction(session: Session, batch: Any) -> dict[str, Any]:
         written = torch.tensor([ids], dtype=torch.long)
         if start is None:
             whole = torch.cat([given["input_ids"], written], dim=1)
-            inputs = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+            labels = whole.clone()
+            labels[:, : given["input_ids"].shape[1]] = IGNORED  # says where the prompt ends
+            inputs = {"input_ids": whole, "attention_mask": torch.ones_like(whole), "labels": labels}
         else:
             inputs = {**given, "decoder_input_ids": torch.cat([torch.tensor([[start]]), written], dim=1)}
-        logits = session.model(**session.attachment.prepare_inputs(inputs), use_cache=False).logits[0, -1]
+        prepared = session.attachment.prepare_inputs(inputs)
+        prepared.pop("labels", None)
+        logits = session.model(**prepared, use_cache=False).logits[0, -1]
         ids.append(int(logits.argmax()))
         logprobs.append(float(logits.float().log_softmax(-1).max()))
         if ids[-1] == end:

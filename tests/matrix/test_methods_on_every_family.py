@@ -31,6 +31,7 @@ WITHOUT_BIASES = {
 REFUSALS: dict[tuple[str, str], str] = {
     **{("bitfit", family): "has no bias terms, so BitFit would train nothing; use lora" for family in WITHOUT_BIASES},
     **{("prompt_tuning", family): "takes no token embeddings that a prompt could join; use" for family in NOT_OF_TEXT},
+    **{("loreft", family): "has no prompt of tokens to intervene on; use" for family in NOT_OF_TEXT},
 }
 """Every pair that is refused, with a part of its reason. Prefixes reach every family of the table."""
 TOO_WIDE = {"miss": "r 64 is above its", "shira": "has fewer weights than r 32 asks for"}

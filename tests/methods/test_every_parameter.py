@@ -156,6 +156,13 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "placement": ({}, "both", "ffn"),
         "train_layer_norm": ({}, True, False),
     },
+    "loreft": {
+        "r": ({}, 4, 2),
+        "layers": ({}, "all", [1]),
+        "positions": ({}, "f2", "f3"),  # texts have no last tokens
+        "share_weights": ({"positions": "f2+l2"}, True, False),
+        "dropout": ({}, 0.0, 0.5),
+    },
     "ln_tuning": {
         "target_modules": ({}, ["input_layernorm"], ["norm"]),
         "exclude_modules": ({}, None, ["norm"]),
