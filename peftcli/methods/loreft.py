@@ -1,9 +1,9 @@
 """LoReFT (Wu et al. 2024, arXiv:2404.03592; code stanfordnlp/pyreft).
 
-Low-rank linear subspace intervention (section 3.2): at the output of chosen blocks, h + R^T (W h + b - R h) at the first f
-and the last l tokens of the prompt (the paper's p and s), with the rows of R (r x d) orthonormal. In an
-encoder, and where text is generated, the prompt is the whole input; in training it ends before the first supervised
-token. Behind the prompt, and behind a cache, nothing is computed. Of an encoder-decoder, the encoder's blocks change.
+Low-rank linear subspace intervention (section 3.2): h + R^T (W h + b - R h) at the output of chosen blocks and at the
+first f and last l tokens of the prompt (the paper's p and s), with the rows of R (r x d) orthonormal. In an encoder and
+where text is generated, the prompt is the whole input; in training it ends before the first supervised token. Behind
+the prompt nothing changes, behind a cache nothing is computed. In an encoder-decoder, the encoder's blocks change.
 
 A text without a prompt, all of whose tokens are supervised, is changed at its first tokens only: its end is not known
 when it is generated. An intervention of the last tokens alone then learns nothing.
