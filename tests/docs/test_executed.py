@@ -19,12 +19,15 @@ from tests.tiny import save_tiny
 PLACEHOLDERS = {
     "RECIPE": "recipe.yaml",
     "RUN": "runs/lora",
+    "RUN_OR_STUDY": "runs/lora",
     "FILE": "articles.jsonl",
     "DIR": "made",
     "M": "model",
     "NAME": "lora",
 }
 LEFT_OUT = {
+    ("chat",): "needs a causal model; tests/inference/chat does that",
+    ("train", "trials/NAME/recipe.yaml"): "goes on with a trial; tests/studies/engine does that",
     ("train", "--num-processes"): "starts processes; tests/distributed does that",
     ("compare", "--budget"): "trains for minutes; tests/studies/compare does that",
     ("compare", "--methods"): "trains for minutes; tests/studies/compare does that",

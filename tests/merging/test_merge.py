@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import merge_run as merging
-from peftcli.merging.merge_options import parse_size
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.merge_run import merge_run
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.record.shown_numbers import bytes_of
 from tests.merging.runs import make_run
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -284,10 +284,10 @@ def test_a_small_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("2GiB", 2**31), ("1000", 1000)])
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert bytes_of("--max-shard-size", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "0GB", "-1GB", "5 apples"])
 def test_wrong_sizes(text: str) -> None:
     with pytest.raises(UserError, match="is not a size"):
-        parse_size(text)
+        bytes_of("--max-shard-size", text)
