@@ -91,8 +91,13 @@ def predict(
     with about_option("--input"), rows_file(data, "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
         shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
-        shared |= {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--num-beams": num_beams}
-        share_among(num_processes, "predict", runs, shared | {"--seed": seed, "--batch-size": batch_size})
+        shared |= {
+            "--temperature": temperature or None,
+            "--top-p": top_p if top_p < 1 else None,
+            "--top-k": top_k or None,
+        }
+        shared |= {"--num-beams": num_beams if num_beams > 1 else None, "--seed": seed or None}
+        share_among(num_processes, "predict", runs, shared | {"--batch-size": batch_size})
 
         from peftcli.inference.opened_run import Predicting
         from peftcli.inference.predict_run import predict_run, predict_runs

@@ -37,7 +37,9 @@ def report(
 ) -> None:
     """Write one HTML page, which loads nothing from the network: curves, samples, counts, data, settings, versions.
 
-    A study's plots become SVG files in plots/ beside the page. Example: peft report runs/lora
+    A study's plots become SVG files in plots/ beside the page.
+
+    Example: peft report runs/lora
     """
     if output is not None:
         refuse_directory(output, "--output")

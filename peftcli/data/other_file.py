@@ -31,6 +31,7 @@ CHOICE_OF_ROWS: Mapping[str, Any] = {
     "streaming": False,
     "max_rows": None,
     "max_eval_rows": None,
+    "split_seed": None,
 }
 """Keys of `data` that choose or mix the rows of a training, and the values that they have for another file."""
 

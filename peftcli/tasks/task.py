@@ -180,11 +180,23 @@ class Task(ABC):
         self.prepare_inputs = prepare_inputs
         return []
 
-    def generating(self, stop_ids: tuple[int, ...], decoding: Decoding = GREEDY, on_text: OnText | None = None) -> Task:
-        """Return the same task, bound as it is, whose texts end at these tokens, too, and are made in this way."""
-        other = copy(self)
+    def generating(
+        self,
+        stop_ids: tuple[int, ...],
+        decoding: Decoding = GREEDY,
+        on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Task:
+        """Return the same task, bound as it is, whose texts end at these tokens, too, and are made in this way.
+
+        Args:
+            max_new_tokens: longest text in tokens; None is the recipe's.
+        """
+        other, training = copy(self), self.settings.training
+        if max_new_tokens is not None:
+            training = training.model_copy(update={"max_new_tokens": max_new_tokens})
         stops = stop_ids or self.settings.stop_ids
-        other.settings = replace(self.settings, stop_ids=stops, decoding=decoding, on_text=on_text)
+        other.settings = replace(self.settings, stop_ids=stops, decoding=decoding, on_text=on_text, training=training)
         return other
 
     def batch(self, collated: Mapping[str, Tensor], tokens: int, *, generate: bool = False) -> Batch:

@@ -65,8 +65,10 @@ def main(plan: Path) -> int:
     ]
     for process in ranks:
         process.start()
-    while any(process.is_alive() for process in ranks):
-        multiprocessing.connection.wait([process.sentinel for process in ranks if process.is_alive()])
+    waiting = list(ranks)
+    while waiting:  # never for nothing: that would be for ever
+        multiprocessing.connection.wait([process.sentinel for process in waiting])
+        waiting = [process for process in waiting if process.is_alive()]
         if any(process.exitcode for process in ranks):
             return 1
     return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from peftcli.cli import train as command
+from peftcli.assembly import recipe_to_train
 from peftcli.cli.app import main
 
 CHURN = """
@@ -62,7 +62,7 @@ def test_thresholds_of_the_environment_are_respected() -> None:
 @pytest.mark.parametrize("on", [True, False])
 def test_the_switch(recipe, monkeypatch, on) -> None:
     called = []
-    monkeypatch.setattr(command, "keep_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr(recipe_to_train, "keep_freed_memory", lambda: called.append(1))
     loaded = recipe(training__max_steps=1, training__fast_paths={"allocator": on})
     with pytest.raises(SystemExit) as ended:
         main(["train", loaded.path])
@@ -83,6 +83,11 @@ RESTORED_ON_THE_SPOT = {
     ("analysis/method_contracts.py", "simplefilter"),  # the same
     ("training/watch/profiling.py", "filterwarnings"),
     ("deliverables/use_alone.py", "set_verbosity_error"),  # a process of its own
+    ("studies/engine/process/train_trial.py", "set_num_threads"),  # the same
+    ("studies/engine/process/train_trial.py", "os.environ.update"),  # the same
+    ("studies/engine/storage.py", "set_verbosity"),  # of Optuna alone, while it is asked
+    ("studies/evidence/class_sums.py", "simplefilter"),  # in warnings.catch_warnings
+    ("studies/sweep/optuna_points.py", "simplefilter"),  # the same
 }
 FOR_GOOD = ("keep_freed_memory", "quiet_profiler")
 """What stays set."""

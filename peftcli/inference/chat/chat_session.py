@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from peftcli.errors import UserError
 from peftcli.inference.chat.chat_models import ChatModels
@@ -118,9 +118,7 @@ class Chat:
             pieces.append(piece)
             on_text(piece)
 
-        task = run.task.generating(maker.stop_ids, settings.decoding, hear)
-        training = task.settings.training.model_copy(update={"max_new_tokens": room})
-        task.settings = replace(task.settings, training=training)
+        task = run.task.generating(maker.stop_ids, settings.decoding, hear, room)
         with interrupted_by_keyboard() as interrupt:
             try:
                 made = run.complete(prompt.row, task, seed=settings.seed + len(rounds))

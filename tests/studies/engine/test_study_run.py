@@ -12,7 +12,7 @@ import pytest
 
 from peftcli.record.run_directory import RunDirectory
 from peftcli.studies.engine.process.train_trial import train_trial
-from peftcli.studies.engine.process.trial_outcome import Outcome, TrialJob
+from peftcli.studies.engine.process.trial_outcome import Outcome, Ready, TrialJob
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.trial import CurvePoint, Trial
 from peftcli.training.run import train
@@ -117,6 +117,7 @@ def test_an_error_of_ours_is_kept_with_its_text(tmp_path: Path, recipe: Callable
     own, its = context.Pipe()
     process = context.Process(target=train_trial, args=(job, its))
     process.start()
+    assert own.recv() == Ready()
     outcome = own.recv()
     process.join()
     assert isinstance(outcome, Outcome) and outcome.state == "failed"
