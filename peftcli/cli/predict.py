@@ -82,11 +82,10 @@ def predict(
     """
     _check(data, output)
 
+    from peftcli.distributed.launching import is_main_process
     from peftcli.tasks.decoding import Decoding
 
     decoding = Decoding(temperature, top_p, top_k, num_beams)
-
-    from peftcli.distributed.launching import is_main_process
 
     with about_option("--input"), rows_file(data, "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
@@ -105,12 +104,7 @@ def predict(
         further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
         how = Predicting(batch_size, decoding, seed)
         rows = predict_run(runs[0], *further, how) if len(runs) == 1 else predict_runs(runs, *further, how)
-        if output is None or not is_main_process():  # beside the main process there are no rows to write
-            _write(rows, data_stream())
-            return
-        with new_file(output, instead=OTHER_OUTPUT) as stream:
-            written = _write(rows, stream)
-    print(f"{written} predictions in {output}", file=sys.stderr)
+        _deliver(rows, output if is_main_process() else None)  # beside the main process there are no rows
 
 
 def _check(data: str, output: Path | None) -> None:
@@ -122,6 +116,16 @@ def _check(data: str, output: Path | None) -> None:
             raise UserError("--output is the --input file", suggestion="write the predictions to another file")
 
     refuse_shared_input(data, "--input")
+
+
+def _deliver(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
+    """Write the predictions to a file, or to standard output for None."""
+    if output is None:
+        _write(rows, data_stream())
+        return
+    with new_file(output, instead=OTHER_OUTPUT) as stream:
+        written = _write(rows, stream)
+    print(f"{written} predictions in {output}", file=sys.stderr)
 
 
 def _write(rows: Iterable[dict[str, Any]], stream: IO[str]) -> int:

