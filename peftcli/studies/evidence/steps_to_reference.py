@@ -19,9 +19,7 @@ def fill_steps_to_reference(comparison: Comparison) -> None:
     for row in comparison.methods:
         if row is reference:
             continue
-        first = [curve.scores[0] for curve in row.curves if curve.scores and curve.steps[0] == 0]
-        target = own or (first if reference.trainable == 0 else [])
-        score = sum(target) / len(target) if target else reference.score
+        score = sum(own) / len(own) if own else reference.score
         row.steps_to_reference = steps_until(row.curves, score, comparison.greater_is_better)
 
 
