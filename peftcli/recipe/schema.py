@@ -95,8 +95,8 @@ class DataSpec(Block):
     split_rule: Literal[1, 2] = 2
     """How rows are held out: 2 among all rows of the files; 1 among those that max_length left, as old runs did."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Seed of the split, of max_rows and of the weights of sources; null takes the recipe's seed. Set it to hold out
-    the same rows in runs with other seeds."""
+    """Seed of the split, of max_rows, of max_eval_rows and of the weights of sources; null takes the recipe's seed. Set
+    it to hold out the same rows in runs with other seeds."""
     validation: DataSource | list[DataSource] | None = None
     """Separate validation rows, instead of rows held out from the training data."""
     stratify: bool | None = None
@@ -124,7 +124,8 @@ class DataSpec(Block):
     max_rows: Positive | None = None
     """Train on this many rows only."""
     max_eval_rows: Positive | None = None
-    """Evaluate on this many of each set's validation rows only, drawn at random."""
+    """Evaluate on this many of each set's validation rows only, drawn at random (of a stream the first);
+    `peft eval RUN` does so, too."""
     num_proc: Positive | None = None
     """Number of processes that prepare rows; null chooses."""
     cache_dir: str | None = None

@@ -104,13 +104,14 @@ def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
 class TextStream:
     """Hands on the text of a row while `generate` writes it: a streamer of transformers.
 
-    Text that can still change is held back: an incomplete character, and what a tokenizer joins with what follows.
+    A tokenizer joins a token with those before it, so the last tokens are decoded together with those that were handed
+    on before, and an incomplete character is held back.
     """
 
     def __init__(self, tokenizer: Any, on_text: OnText) -> None:
         self._tokenizer, self._on_text = tokenizer, on_text
         self._tokens: list[int] = []
-        self._shown = ""
+        self._before, self._done = 0, 0
         self._prompt = True
 
     def put(self, value: Tensor) -> None:
@@ -119,19 +120,22 @@ class TextStream:
             self._prompt = False
             return
         self._tokens += value.flatten().tolist()
-        text = self._text()
-        if not text.endswith("\ufffd") and text.startswith(self._shown) and len(text) > len(self._shown):
-            self._on_text(text[len(self._shown) :])
-            self._shown = text
+        text = self._new_text()
+        if text and not text.endswith("\ufffd"):
+            self._before, self._done = self._done, len(self._tokens)
+            self._on_text(text)
 
     def end(self) -> None:
         """Hand on what was held back."""
-        text = self._text()
-        if text.startswith(self._shown) and len(text) > len(self._shown):
-            self._on_text(text[len(self._shown) :])
+        if text := self._new_text():
+            self._on_text(text)
 
-    def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+    def _new_text(self) -> str:
+        known, all_of_it = self._text(self._done), self._text(len(self._tokens))
+        return all_of_it[len(known) :] if all_of_it.startswith(known) else ""
+
+    def _text(self, end: int) -> str:
+        text: str = self._tokenizer.decode(self._tokens[self._before : end], skip_special_tokens=True)
         return text
 
 

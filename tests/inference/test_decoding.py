@@ -6,14 +6,19 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 from peftcli.errors import UserError
 from peftcli.inference.open_run import open_run
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run
 from peftcli.tasks.decoding import Decoding
+from peftcli.tasks.generation import TextStream
 from peftcli.training.run import train
 from tests.recipes import chat_rows, write_jsonl
+from tests.tiny import tiny_tokenizer
 
 
 def test_sampling_and_beams(recipe, tmp_path) -> None:
@@ -79,3 +84,28 @@ def test_a_classifier_draws_nothing(recipe, tmp_path) -> None:
     file = str(write_jsonl(tmp_path / "in.jsonl", [{"text": "the cat"}]))
     with pytest.raises(UserError, match="writes none"):
         predict_run(str(loaded.recipe.output_dir), file, how=Predicting(decoding=Decoding(temperature=1.0)))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes: a character can take four tokens."""
+    made = Tokenizer(tokenizer_models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [(tiny_tokenizer(), "the cat sat\nand the dog"), (byte_tokenizer(), "the cat \U0001f600 said: h\u00e9!\nthe dog")],
+    ids=["metaspace", "bytes"],
+)
+def test_pieces_of_a_text_are_whole_characters_and_add_up(tokenizer, text: str) -> None:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
+    stream.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    for one in ids:
+        stream.put(torch.tensor([one]))
+    stream.end()
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces) and len(pieces) > 5

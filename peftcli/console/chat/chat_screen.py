@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, TextIO
 
 from peftcli.console.chat.chat_commands import LEAVE, ChatCommands, shown
@@ -13,6 +15,7 @@ from peftcli.console.options import note
 from peftcli.console.terminal import data_stream, safe_console
 from peftcli.errors import UserError
 from peftcli.inference.chat.chat_session import Answer, Chat
+from peftcli.stop_signals import interrupted_by_keyboard
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,11 +39,14 @@ def answer_lines(chat: Chat, lines: Iterable[str], *, as_json: bool) -> None:
         try:
             answer = chat.ask(turn, lambda _piece: None)
         except UserError as error:
-            raise UserError(f"line {number} of standard input: {error}") from error
+            where = f"line {number} of standard input: "
+            raise UserError(replace(each, message=where + each.message) for each in error.problems) from error
+        if answer.finish_reason == "interrupted":  # nobody types here: Ctrl-C is for the program
+            raise KeyboardInterrupt
         _say_how_it_ended(answer, f"line {number}: ")
-        broken += "\n" in answer.text.strip()
-        text = json.dumps(answer.text, ensure_ascii=False) if as_json else " ".join(answer.text.split("\n"))
-        stream.write(text + "\n")
+        parts = answer.text.splitlines()
+        broken += len(parts) > 1
+        stream.write((json.dumps(answer.text, ensure_ascii=False) if as_json else " ".join(parts)) + "\n")
         stream.flush()
     if broken and not as_json:
         note(f"{broken} answers had line breaks, written as spaces; --json keeps them")
@@ -79,22 +85,29 @@ class ChatScreen:
 
     def _read(self) -> str | None:
         """Return what the person typed; None where there will be nothing more."""
-        try:
-            line = input("\nyou> ").strip()
-            while line.endswith("\\"):
-                line = line[:-1] + "\n" + input("...> ").rstrip()
-        except EOFError:
-            self._console.print()
-            return None
-        except KeyboardInterrupt:
-            self._console.print()
-            if self._told_to_leave:
+        with interrupted_by_keyboard() as interrupt:
+            try:
+                line = input("\nyou> ").strip()
+                while line.endswith("\\"):
+                    line = line[:-1] + "\n" + input("...> ").rstrip()
+            except EOFError:
+                self._console.print()
                 return None
-            self._told_to_leave = True
-            self._console.print("Ctrl-C again, Ctrl-D or /exit leaves", style="dim")
-            return ""
+            except KeyboardInterrupt:
+                if not interrupt.requested:  # another signal: it ends the program
+                    raise
+                return self._interrupted()
         self._told_to_leave = False
         return line
+
+    def _interrupted(self) -> str | None:
+        """Return an empty line, or None for the second Ctrl-C after another."""
+        self._console.print()
+        if self._told_to_leave:
+            return None
+        self._told_to_leave = True
+        self._console.print("Ctrl-C again, Ctrl-D or /exit leaves", style="dim")
+        return ""
 
     def _take(self, line: str) -> None:
         if line == "/base":
@@ -140,4 +153,4 @@ class ChatScreen:
 def _use_line_editing() -> None:
     """Let `input` edit lines and go back to earlier ones, where Python was built with it."""
     with suppress(ImportError):
-        import readline  # noqa: F401
+        import_module("readline")

@@ -68,11 +68,14 @@ class Chat:
         """Let another model answer from now on; the turns so far stay. Return what the user should know of it.
 
         Raises:
-            UserError: there is no such model.
+            UserError: there is no such model, or it cannot be loaded; the one before goes on answering.
         """
-        self.models.target(name)
-        self.name = name
-        return self.open()
+        before, self.name = self.name, self.models.target(name).name
+        try:
+            return self.open()
+        except UserError:
+            self.name = before
+            raise
 
     def reset(self) -> None:
         """Forget the turns; the system turn stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 
 from peftcli.console.chat.chat_commands import ChatCommands
+from peftcli.console.chat.chat_screen import answer_lines
 from peftcli.errors import UserError
 from peftcli.inference.chat.chat_models import find_targets
 from peftcli.inference.chat.chat_prompt import PromptMaker, Round
-from peftcli.inference.chat.chat_session import Chat, ChatSettings
+from peftcli.inference.chat.chat_session import Answer, Chat, ChatSettings
 from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
-from peftcli.tasks.decoding import Decoding
+from peftcli.tasks.decoding import Decoding, OnText
 from peftcli.training.run import train
 from tests.recipes import chat_rows, write_jsonl
 
@@ -120,6 +122,28 @@ def test_base_and_adapters_take_turns_on_one_base(trained) -> None:
         chat.switch("third")
     with pytest.raises(UserError, match="no adapter"):
         untouched.ask_base(nothing)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_before(trained, models, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(models("gpt2"), other)
+    chat = chat_with(trained("llama", name="first"), trained("gpt2", name="second", model=other))
+    answer = chat.ask("the cat", nothing)
+    shutil.rmtree(other)
+    with pytest.raises(UserError):
+        chat.switch("second")
+    chat.reset()
+    assert chat.name == "first" and chat.ask("the cat", nothing) == answer
+
+
+def test_in_a_pipe_an_interrupt_is_for_the_program(trained) -> None:
+    class Interrupted(Chat):
+        def ask(self, text: str, on_text: OnText) -> Answer:
+            return Answer("the", "interrupted")
+
+    chat = Interrupted(chat_with(trained("llama")).models)
+    with pytest.raises(KeyboardInterrupt):
+        answer_lines(chat, ["the cat", "the dog"], as_json=False)
 
 
 def test_an_interrupt_ends_the_answer_and_not_the_chat(trained) -> None:
