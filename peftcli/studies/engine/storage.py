@@ -35,7 +35,7 @@ class OpenedStorage:
         """Return the `optuna.Study`, made if it is not there."""
         import optuna
 
-        with quiet_optuna():
+        with storage_answers(), quiet_optuna():
             study = optuna.create_study(
                 storage=self.storage,
                 study_name=self.name,
@@ -44,8 +44,8 @@ class OpenedStorage:
                 sampler=sampler,
                 pruner=pruner,
             )
-        if study.user_attrs.get("directory") != str(self.directory):
-            study.set_user_attr("directory", str(self.directory))
+            if study.user_attrs.get("directory") != str(self.directory):
+                study.set_user_attr("directory", str(self.directory))
         return study
 
 
@@ -62,6 +62,24 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+@contextmanager
+def storage_answers() -> Iterator[None]:
+    """Say that a storage went away while a study used it.
+
+    Raises:
+        UserError: in place of the database's error, which Optuna wraps in one of its own.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        remedy = "when it is there again, the same command goes on"
+        text = f"the storage of the study does not answer any more: {_reason(error)}"
+        raise UserError(text, suggestion=remedy) from error
+
+
 def open_storage(files: StudyFiles, asked: Mapping[str, Any], url: str | None) -> OpenedStorage:
     """Open the storage of a study, and begin the study's directory if that works.
 
@@ -72,7 +90,7 @@ def open_storage(files: StudyFiles, asked: Mapping[str, Any], url: str | None) -
         UserError: the URL is none, its driver is missing, or the server cannot be reached; nothing was written then.
     """
     database = _database(url) if url is not None else None
-    name = f"{files.directory.resolve().name}-{files.begin(asked, None if url is None else _shown(url))[:12]}"
+    name = f"{files.directory.resolve().name}-{files.begin(asked, None if url is None else without_password(url))[:12]}"
     storage = database if database is not None else _journal(files.journal)
     return OpenedStorage(storage, name, asked, files.directory.resolve())
 
@@ -112,6 +130,7 @@ def _database(url: str) -> Any:
     Raises:
         UserError: it cannot be opened.
     """
+    from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage, get_storage
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -120,16 +139,20 @@ def _database(url: str) -> Any:
         return get_storage(RDBStorage(url))
     except ImportError as error:
         remedy = POSTGRESQL if url.startswith("postgresql") else "install the driver that SQLAlchemy names for this URL"
-        raise UserError(f"--storage {_shown(url)}: its database driver is not installed", suggestion=remedy) from error
+        raise UserError(f"--storage {without_password(url)}: its database driver is not installed", suggestion=remedy) from error
     except ArgumentError as error:
         remedy = "write a URL such as postgresql://user:password@host/database, or leave it out: a journal file is used"
-        raise UserError(f"--storage {_shown(url)} is not the URL of a database", suggestion=remedy) from error
-    except (SQLAlchemyError, OSError, RuntimeError, ValueError) as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--storage {without_password(url)} is not the URL of a database", suggestion=remedy) from error
+    except (StorageInternalError, SQLAlchemyError, OSError, RuntimeError, ValueError) as error:
         remedy = (
             "check that the server runs, and host, port, user and password; without --storage a journal file is used"
         )
-        raise UserError(f"--storage {_shown(url)} cannot be used: {reason}", suggestion=remedy) from error
+        raise UserError(f"--storage {without_password(url)} cannot be used: {_reason(error)}", suggestion=remedy) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what a database's driver said."""
+    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_driver(url: str) -> str:
@@ -140,8 +163,8 @@ def _with_driver(url: str) -> str:
     return url
 
 
-def _shown(url: str) -> str:
-    """Return a URL without its password."""
+def without_password(url: str) -> str:
+    """Return the URL of a database as it can be shown."""
     head, separator, rest = url.partition("://")
     place = rest.rpartition("@")
     user = place[0].partition(":")[0]

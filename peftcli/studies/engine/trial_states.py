@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from peftcli.errors import UserError
-from peftcli.studies.engine.storage import quiet_optuna
+from peftcli.studies.engine.storage import quiet_optuna, storage_answers
 from peftcli.studies.engine.trial import CurvePoint, Trial, TrialResult
 
 NAME = "name"
@@ -26,31 +23,31 @@ class TrialStates:
 
     def __init__(self, study: Any, storage: Any, metric: str) -> None:
         self._study, self._storage, self._metric = study, storage, metric
-        self._numbers: dict[str, int] = {}
+        self._ids: dict[str, int] = {}
 
     def begin(self, trial: Trial) -> None:
-        """Make the trial's entry, or go on with the one that a worker left."""
+        """Make the trial's entry, or go on with the one that a worker left.
+
+        A trial that Optuna drew may have ended before: it is tried again, since its result was removed.
+        """
         from optuna.trial import TrialState, create_trial
 
         with storage_answers():
-            if trial.number is not None:
-                self._numbers[trial.name] = trial.number
-                self._attribute(trial.number, NAME, trial.name)
-            elif (number := self._running(trial.name)) is not None:
-                self._numbers[trial.name] = number
-            else:
-                about = {NAME: trial.name, "group": trial.group, "purpose": trial.purpose}
-                self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=about))
-                found = self._running(trial.name)
-                assert found is not None  # nobody else begins a trial that this worker holds
-                self._numbers[trial.name] = found
+            number = self._running(trial.name) if trial.number is None else trial.number
+            if number is not None and not self._storage.get_trial(self._id(number)).state.is_finished():
+                self._ids[trial.name] = self._id(number)
+                self._storage.set_trial_user_attr(self._ids[trial.name], NAME, trial.name)
+                return
+            about = {NAME: trial.name, "group": trial.group, "purpose": trial.purpose}
+            new = create_trial(state=TrialState.RUNNING, user_attrs=about)
+            self._ids[trial.name] = self._storage.create_new_trial(self._study_id(), new)
 
     def report(self, trial: Trial, point: CurvePoint) -> None:
         """Write an evaluation."""
         value = point.metrics.get(self._metric)
         if value is not None:
             with storage_answers():
-                self._storage.set_trial_intermediate_value(self._id(self._numbers[trial.name]), point.step, value)
+                self._storage.set_trial_intermediate_value(self._ids[trial.name], point.step, value)
 
     def end(self, result: TrialResult) -> None:
         """Write how a trial ended, unless that is there: a worker may have died after it wrote the result's file.
@@ -63,9 +60,10 @@ class TrialStates:
             number = self._running(result.name)
             if number is None:
                 return
-            self._attribute(number, "state", result.state)
-            if result.reason:
-                self._attribute(number, "reason", result.reason[:2000])  # columns of databases are limited
+            entry = self._id(number)
+            self._storage.set_trial_user_attr(entry, "state", result.state)
+            if result.reason:  # columns of databases are limited
+                self._storage.set_trial_user_attr(entry, "reason", result.reason[:2000])
             value = (result.summary.get("eval") or {}).get(self._metric)
             finite = isinstance(value, int | float) and math.isfinite(value)
             pruned = result.state in ("stopped", "diverged")
@@ -83,27 +81,9 @@ class TrialStates:
         found = self._study.get_trials(deepcopy=False, states=states)
         return next((trial.number for trial in found if trial.user_attrs.get(NAME) == name), None)
 
-    def _attribute(self, number: int, key: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self._id(number), key, value)
-
     def _id(self, number: int) -> int:
         """Return what the storage calls a trial."""
-        trials = self._study.get_trials(deepcopy=False)
-        return next(int(trial._trial_id) for trial in trials if trial.number == number)
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id(), number))
 
-
-@contextmanager
-def storage_answers() -> Iterator[None]:
-    """Say that a storage went away while trials were trained.
-
-    Raises:
-        UserError: in place of the database's error.
-    """
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except SQLAlchemyError as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "when it is there again, the same command goes on"
-        raise UserError(f"the storage of the study does not answer any more: {reason}", suggestion=remedy) from error
+    def _study_id(self) -> int:
+        return int(self._storage.get_study_id_from_name(self._study.study_name))

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.trial_results import final_score
+from peftcli.studies.engine.storage import storage_answers
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.trial import Trial, TrialResult
 from peftcli.studies.sweep.optuna_points import suggest
@@ -62,10 +63,10 @@ class SearchTrials:
 
         Raises:
             Stopped: the user stopped it; the same call goes on.
+            UserError: the storage of the study went away.
         """
-        if self._request.grid:
-            return self._run_batches(self._grid_batches())
-        return self._run_batches(self._drawn_batches())
+        with storage_answers():
+            return self._run_batches(self._grid_batches() if self._request.grid else self._drawn_batches())
 
     def points(self) -> dict[str, Point]:
         """Return the points so far by name, in the order in which they were drawn, each once."""
