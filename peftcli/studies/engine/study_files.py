@@ -61,17 +61,18 @@ class StudyFiles:
         question = json.loads(json.dumps(dict(asked)))  # as a file gives it back
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory} is a file", suggestion="choose another directory for the study (-o)")
-        if not self.record.exists():
-            others = sorted(entry.name for entry in self.directory.iterdir()) if self.directory.is_dir() else []
-            if foreign := [name for name in others if not name.startswith(".") and name != self.recipes.name]:
+        before = sorted(entry.name for entry in self.directory.iterdir()) if self.directory.is_dir() else []
+        if not self.record.exists():  # looked for after the others: it is a study's first file
+            if foreign := [name for name in before if not name.startswith(".") and name != self.recipes.name]:
                 text = f"{self.directory} holds files that are no study: {', '.join(foreign[:3])}"
                 raise UserError(text, suggestion="choose another directory for the study (-o), or empty this one")
             record = {"version": VERSION, "id": uuid.uuid4().hex, "storage": storage, "asked": question}
-            for place in (self.recipes, self.trials, self.leases, self.results, self.scores):
-                place.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             create_once(self.record, json.dumps(record, indent=2) + "\n")  # of two that begin at once, one does
         found = read_object(self.record, suggestion=ANOTHER)
         self._check(found, question, storage)
+        for place in (self.recipes, self.trials, self.leases, self.results, self.scores):
+            place.mkdir(exist_ok=True)
         return str(found["id"])
 
     def _check(self, found: Mapping[str, Any], question: Mapping[str, Any], storage: str | None) -> None:

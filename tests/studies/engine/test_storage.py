@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from peftcli.errors import UserError
 from peftcli.studies.engine.study import Study
+from peftcli.studies.engine.study_files import StudyFiles
 from tests.studies.engine.small_study import ASKED
 
 
@@ -56,3 +59,15 @@ def test_a_line_of_the_journal_that_a_kill_cut_off_is_dropped(tmp_path: Path) ->
     study = Study.open(tmp_path / "study", ASKED)
     study.optuna.ask()
     assert len(Study.open(tmp_path / "study", ASKED).optuna.trials) == 1
+
+
+def test_workers_that_begin_a_study_at_the_same_moment_have_one_study(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def begin(directory: Path) -> str:
+        together.wait()
+        return StudyFiles(directory).begin(ASKED, None)
+
+    with ThreadPoolExecutor(8) as workers:
+        for number in range(30):
+            assert len(set(workers.map(begin, [tmp_path / str(number)] * 8))) == 1
