@@ -139,7 +139,9 @@ def _database(url: str) -> Any:
         return get_storage(RDBStorage(url))
     except ImportError as error:
         remedy = POSTGRESQL if url.startswith("postgresql") else "install the driver that SQLAlchemy names for this URL"
-        raise UserError(f"--storage {without_password(url)}: its database driver is not installed", suggestion=remedy) from error
+        raise UserError(
+            f"--storage {without_password(url)}: its database driver is not installed", suggestion=remedy
+        ) from error
     except ArgumentError as error:
         remedy = "write a URL such as postgresql://user:password@host/database, or leave it out: a journal file is used"
         raise UserError(f"--storage {without_password(url)} is not the URL of a database", suggestion=remedy) from error
@@ -147,7 +149,9 @@ def _database(url: str) -> Any:
         remedy = (
             "check that the server runs, and host, port, user and password; without --storage a journal file is used"
         )
-        raise UserError(f"--storage {without_password(url)} cannot be used: {_reason(error)}", suggestion=remedy) from error
+        raise UserError(
+            f"--storage {without_password(url)} cannot be used: {_reason(error)}", suggestion=remedy
+        ) from error
 
 
 def _reason(error: Exception) -> str:

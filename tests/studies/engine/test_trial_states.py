@@ -52,6 +52,6 @@ def test_a_database_that_went_away_is_said_with_what_to_do(tmp_path: Path) -> No
     file = tmp_path / "x.db"
     _, states = opened(tmp_path / "study", f"sqlite:///{file}")
     file.write_bytes(b"no database any more" * 1000)
-    with pytest.raises(UserError, match="does not answer any more: .*not a database") as caught:
+    with pytest.raises(UserError, match=r"does not answer any more: .*not a database") as caught:
         states.begin(TRIAL)
     assert caught.value.problems[0].suggestion == "when it is there again, the same command goes on"
