@@ -76,7 +76,7 @@ def compare_runs(
         notes=["runs that existed were compared as they are: nothing was trained, and no learning rate searched"],
         command=command,
     )
-    before = kept_scores(directory / "scores" / "before-training.json", lambda: score_base(runs[0].loaded))
+    before = kept_scores(_kept_file(runs[0], directory, "before-training"), lambda: score_base(runs[0].loaded))
     return with_verdicts(comparison, scored, [before])
 
 
@@ -160,16 +160,20 @@ def _direction(recipe: Recipe, metric: str) -> bool:
     return greater_is_better(metric) if given is None or not same else given
 
 
+def _kept_file(run: ExistingRun, directory: Path, name: str) -> Path:
+    """Return where scores are kept: another file for each run, and for each state of its summary."""
+    text = f"{run.path.resolve()} {json.dumps(run.summary, sort_keys=True)}"
+    return directory / "scores" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+
 def _scores(run: ExistingRun, directory: Path, say: Say) -> RowScores:
     """Return the scores of a run's held-out rows, computed once for each state of its summary."""
-    text = f"{run.path.resolve()} {json.dumps(run.summary, sort_keys=True)}"
-    name = f"{run.path.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
     def compute() -> RowScores:
         say(f"scoring the held-out rows of {run.path}")
         return score_rows(run.path)
 
-    return kept_scores(directory / "scores" / name, compute)
+    return kept_scores(_kept_file(run, directory, run.path.name), compute)
 
 
 def _row(group: RunGroup, metric: str) -> ComparedMethod:

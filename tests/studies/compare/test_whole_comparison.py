@@ -91,6 +91,9 @@ def test_runs_that_exist_are_compared_as_they_are(cli, workspace, tmp_path) -> N
     assert list(rows) == ["lora", "bitfit"], "two seeds of one method are one row"
     assert len(rows["lora"]["scores"]) == 2 and rows["lora"]["runs"] == [str(path) for path in paths[:2]]
     assert any(text.startswith("seed differs: 0 in a, c; 1 in b") for text in result.json["differs"])
+    assert cli("compare", paths[1], paths[2], "-o", tmp_path / "study").code == 0
+    kept = list((tmp_path / "study" / "scores").glob("before-training*"))
+    assert len(kept) == 2, "scores of another run's base were taken for this one's"
     other = cli("compare", paths[0], paths[3], "-o", tmp_path / "other")
     assert other.code == 2 and "other held-out rows" in other.err and "data.split_seed" in other.err
     assert cli("compare", paths[0]).code == 2
