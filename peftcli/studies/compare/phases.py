@@ -276,7 +276,7 @@ class Phases:
 
     def _middle(self, candidate: Candidate) -> float:
         """Return the rate in the middle of a method's window: the recipe's, or the default that the timing run used."""
-        return candidate.own_rate or method_rate(candidate, self._found.timing[candidate.name], self._asked.directory)
+        return candidate.own_rate or method_rate(self._found.timing[candidate.name], self._asked.directory)
 
     def _rows(self) -> int:
         """Return how many rows are held out."""

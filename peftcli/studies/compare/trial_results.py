@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
-from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import recipe_as_written, stored_recipe
-from peftcli.studies.compare.candidate import Candidate
 from peftcli.studies.engine.trial import TrialResult
 
 
@@ -22,16 +20,19 @@ def final_score(result: TrialResult, metric: str) -> float | None:
     return float(kept) if isinstance(kept, int | float) and math.isfinite(kept) else None
 
 
-def method_rate(candidate: Candidate, timing: TrialResult, study: Path) -> float:
-    """Return the default learning rate that the timing run used: its own recipe has every default filled in."""
-    if timing.run is not None:
-        try:
-            written = recipe_as_written(stored_recipe(study / timing.run), NAMES).training.learning_rate
-        except UserError:
-            written = None
-        if written is not None:
-            return written
-    return registry.info(candidate.loaded.recipe.method.name).learning_rate
+def method_rate(timing: TrialResult, study: Path) -> float:
+    """Return the default learning rate that the timing run used: its own recipe has every default filled in.
+
+    Raises:
+        UserError: that recipe was damaged or removed.
+    """
+    assert timing.run is not None  # it trained
+    file = stored_recipe(study / timing.run)
+    rate = recipe_as_written(file, NAMES).training.learning_rate
+    if rate is None:
+        remedy = f"remove {timing.name}.json from the study's results, and {file.parent}: it is timed again"
+        raise UserError(Problem("the learning rate of this run was removed", str(file), suggestion=remedy))
+    return rate
 
 
 def step_count(recipe: Recipe, timing: TrialResult) -> int | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peftcli.inference.row_scores import RowScores
+from peftcli.studies.compare.compared_rows import read_scores
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.trial import TrialResult
 from peftcli.studies.evidence.judgement import judge
@@ -65,7 +65,7 @@ def judge_winners(
             reason=None if ended else reason or "no run finished",
         )
         if ended:
-            scored[one.name] = [_row_scores(study, result.name) for _, result in ended]
+            scored[one.name] = [read_scores(study, result.name) for _, result in ended]
     judged = judge(scored, metric=request.metric, greater_is_better=request.greater_is_better, reference=None)
     for name, judgement in judged.items():
         winner = found[name]
@@ -75,7 +75,3 @@ def judge_winners(
     rows = max((len(scores[0]) for scores in scored.values()), default=0)
     ordered = sorted(found.values(), key=lambda one: (one.score is None, one.verdict != "best", one.difference or 0.0))
     return ordered, rows
-
-
-def _row_scores(study: Path, name: str) -> RowScores:
-    return RowScores.from_dict(json.loads((study / "scores" / f"{name}.json").read_text(encoding="utf-8")))

@@ -12,7 +12,7 @@ from pathlib import Path
 from peftcli.atomic import write_text
 from peftcli.errors import UserError
 
-_UNITS = {"h": 3600, "m": 60, "min": 60, "s": 1, "": 60}
+_UNITS = {"h": 3600, "m": 60, "min": 60, "s": 1}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(h|min|m|s)")
 
 
