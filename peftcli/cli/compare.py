@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.console.options import Json, Quiet, TrustRemoteCode, refuse_nothing
+from peftcli.console.study_views.study_options import Jobs, Metric, Storage, refuse_empty, typed_command
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -37,16 +36,9 @@ Seeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, max=99, help=
 NoSearch = Annotated[
     bool, typer.Option("--no-search", help="Take the recipe's learning rate, or the method's default.")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at a time.")]
 Reference = Annotated[
     str | None,
     typer.Option("--reference", metavar="NAME", help="What to measure against: full, head, base, none, or a label."),
-]
-Metric = Annotated[
-    str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
-]
-Storage = Annotated[
-    str | None, typer.Option("--storage", metavar="URL", help="Database for the study's trials, shared by machines.")
 ]
 Output = Annotated[
     str | None, typer.Option("--output", "-o", metavar="DIR", help="Directory of the study and its report.")
@@ -78,10 +70,9 @@ def compare(
 
     Example: peft compare configs/*.yaml --budget 40m
     """
-    given = {"--methods": methods, "--budget": budget, "--output": output, "--metric": metric, "--storage": storage}
-    for option, value in given.items():
-        if value is not None:
-            refuse_nothing(value, option)
+    refuse_empty(budget=budget, output=output, metric=metric, storage=storage)
+    if methods is not None:
+        refuse_nothing(methods, "--methods")
 
     from peftcli.console.study_views.compare_request import CompareRequest, split_arguments
 
@@ -99,7 +90,7 @@ def compare(
         storage=storage,
         output=output,
         trust_code=trust_remote_code,
-        command=shlex.join(["peft", *sys.argv[1:]]),
+        command=typed_command(storage),
     )
     comparison = _of_runs(request, quiet) if request.of_runs else _of_recipes(request, quiet)
     _report(comparison, request, as_json)
@@ -107,14 +98,14 @@ def compare(
 
 def _of_recipes(request: CompareRequest, quiet: bool) -> Comparison:
     """Train what is not trained yet, and return the record."""
-    from peftcli.console.study_views.compare_display import CompareDisplay
     from peftcli.console.study_views.compare_request import read_request
+    from peftcli.console.study_views.study_display import StudyDisplay
 
     asked = read_request(request)
 
     from peftcli.studies.compare.compare_recipes import compare_recipes
 
-    with CompareDisplay(asked.metric, quiet=quiet) as display:
+    with StudyDisplay(asked.metric, quiet=quiet) as display:
         return compare_recipes(asked, display)
 
 
@@ -131,7 +122,7 @@ def _of_runs(request: CompareRequest, quiet: bool) -> Comparison:
         request.reference,
         request.metric,
         request.command,
-        note if not quiet else lambda _text: None,
+        (lambda _text: None) if quiet else note,
     )
 
 

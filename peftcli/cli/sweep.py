@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode, refuse_nothing
+from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode
+from peftcli.console.study_views.study_options import Jobs, Metric, Storage, refuse_empty, typed_command
 from peftcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,16 +46,9 @@ Winners = Annotated[
         "--winners", metavar="N", help="Best trials that are trained again; 3. A grid of one number trains all again."
     ),
 ]
-Metric = Annotated[
-    str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
-]
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Trials at a time.")]
 Budget = Annotated[
     str | None,
     typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; fewer trials are made."),
-]
-Storage = Annotated[
-    str | None, typer.Option("--storage", metavar="URL", help="Database for the study's trials, shared by machines.")
 ]
 Output = Annotated[
     str | None,
@@ -93,9 +85,7 @@ def sweep(
 
     Example: peft sweep configs/lora.yaml --grid method.r=4,8,16,32
     """
-    for option, value in {"--budget": budget, "--output": output, "--metric": metric, "--storage": storage}.items():
-        if value is not None:
-            refuse_nothing(value, option)
+    refuse_empty(budget=budget, output=output, metric=metric, storage=storage)
 
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE
@@ -108,17 +98,17 @@ def sweep(
     changes = [*(overrides or []), *([TRUST_REMOTE_CODE] if trust_remote_code else [])]
     request = prepare_sweep(recipe, changes, options, NAMES)
     directory = Path(output).expanduser() if output is not None else Path("runs") / f"sweep-{recipe.stem}"
-    settings = RunSettings(directory, storage, jobs, seconds, shlex.join(["peft", *sys.argv[1:]]))
+    settings = RunSettings(directory, storage, jobs, seconds, typed_command(storage))
     _run(request, settings, quiet=quiet, as_json=as_json)
 
 
 def _run(request: SweepRequest, settings: RunSettings, *, quiet: bool, as_json: bool) -> None:
     from peftcli.console.output import print_json
-    from peftcli.console.study_views.compare_display import CompareDisplay
+    from peftcli.console.study_views.study_display import StudyDisplay
     from peftcli.console.study_views.sweep_view import print_sweep
     from peftcli.studies.sweep.run_sweep import run_sweep
 
-    with CompareDisplay(request.metric, quiet=quiet) as display:
+    with StudyDisplay(request.metric, quiet=quiet) as display:
         found = run_sweep(request, settings, display)
     if as_json:
         print_json(found.as_dict())

@@ -1,14 +1,16 @@
-"""A comparison at work: the plan, the phase, which trial of how many, its last score, and the time that is left."""
+"""A comparison or a sweep at work: plan, phase, which trial of how many, its last score, the time that is left."""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from peftcli.console.terminal import safe_console
 from peftcli.record.shown_numbers import count, duration, metric
 from peftcli.studies.compare.budget.length_plan import StudyPlan
+from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.trial import CurvePoint, Trial, TrialResult
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 
-class CompareDisplay:
+class StudyDisplay:
     """The watcher of the command line: lines that stay, and on a terminal one line that moves below them.
 
     A context manager, so that an error leaves the terminal in order.
@@ -37,7 +39,7 @@ class CompareDisplay:
         console = safe_console(stderr=True)
         self._console = console if console.is_terminal and not console.is_dumb_terminal and not quiet else None
 
-    def __enter__(self) -> CompareDisplay:
+    def __enter__(self) -> StudyDisplay:
         if self._console is not None:
             self._status = self._console.status("", refresh_per_second=5)
             self._status.start()
@@ -91,8 +93,7 @@ class CompareDisplay:
         """Show how a trial ended, on a line that stays."""
         self._running.pop(trial.name, None)
         self._done += 1
-        values = [point.metrics[self._metric] for point in result.curve if self._metric in point.metrics]
-        score = (result.summary.get("eval") or {}).get(self._metric, values[-1] if values else None)
+        score = final_score(result, self._metric)
         said = f"{self._metric} {metric(self._metric, score)}" if score is not None else ""
         if result.state != "finished":
             said = f"{result.state} {said}{f' ({result.reason})' if result.reason else ''}".replace("  ", " ")
@@ -105,8 +106,9 @@ class CompareDisplay:
     def _about(self, trial: Trial) -> str:
         """Return the rate and the seed of a trial, where they are its own."""
         values = dict(text.split("=", 1) for text in trial.overrides)
-        rate, seed = values.get("training.learning_rate"), values.get("seed")
-        shown = f", rate {float(rate):g}" if rate is not None else ""
+        seed, shown = values.get("seed"), ""
+        with suppress(ValueError):  # `null` is the method's default
+            shown = f", rate {float(values['training.learning_rate']):g}" if "training.learning_rate" in values else ""
         return f"{shown}, seed {seed}" if seed is not None else shown
 
     def _left(self) -> str:
