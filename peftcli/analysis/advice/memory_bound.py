@@ -1,6 +1,6 @@
 """An upper bound on what LoRA takes on a device, from shapes alone, to choose bits, checkpointing and the micro-batch.
 
-`peft estimate` predicts the peak of one recipe by following the real code; a recommendation has to look at many.
+Nothing is measured: a recommendation has to look at many plans for a model whose weights it does not load.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from typing import Any, get_args
 
 import pytest
 
+from peftcli.analysis.advice.advice_rules import rules
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind
 from peftcli.protocol.rates.published_sources import sources
-from peftcli.protocol.rates.rate_evidence import rate_evidence
+from peftcli.protocol.rates.rate_evidence import points_for, rate_evidence
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.tasks.task_info import ModelKind
@@ -116,3 +117,10 @@ def test_each_piece_of_evidence_has_a_source_and_a_scope() -> None:
             assert all(point.source in known and point.scope for point in points)
     assert all(one.source in known and one.scope and one.says for one in evidence.settings.values())
     assert all(one.title and one.who and one.where and one.read for one in known.values())
+
+
+def test_each_source_is_used() -> None:
+    groups = rate_evidence().groups.values()
+    points = [point for group in groups for kind in KINDS for point in points_for(group, kind)]
+    named = {one.source for one in [*points, *rate_evidence().settings.values(), *rules()]}
+    assert set(sources()) <= named
