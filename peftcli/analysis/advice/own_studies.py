@@ -92,8 +92,8 @@ def _of_sweep(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFindi
     best = record["best"]
     if best is None:
         return None
-    written = next((path for path in (Path(best["recipe"]), file.parent / best["recipe"]) if path.is_file()), None)
-    if written is None:
+    written = file.parent / best["recipe"]
+    if not written.is_file():
         return None
     of = yaml.safe_load(written.read_text(encoding="utf-8"))
     if (of["model"]["name_or_path"], of["task"]) != (recipe.model.name_or_path, recipe.task):

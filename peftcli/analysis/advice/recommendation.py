@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -73,12 +73,14 @@ def recommend(loaded: LoadedRecipe, memory: int | None = None) -> Recommendation
     for rule in rules_that_hold(now):
         if rule.key != RATE:
             found[rule.key] = _by_rule(rule, now, loaded.path)
-    _share_batch_(found, now)
-    for finding in studies.findings:
+    findings = _of_the_last_method(studies.findings)
+    for finding in findings:
         _prefer_(found, finding, loaded.path)
+    if not any(_is_own(found.get(key), findings) for key in (BATCH, ACCUMULATION)):
+        _share_batch_(found, now)
     _only_fitting_(found)
     for rule in rules_that_hold(now):
-        if rule.key == RATE and not _is_own(found.get(RATE), studies.findings):
+        if rule.key == RATE and not _is_own(found.get(RATE), findings):
             found[RATE] = _rate(rule, now, found, loaded.path)
     order = ("method", "training", "model")
     lines = sorted(found.values(), key=lambda line: order.index(line.key.split(".")[0]))
@@ -109,8 +111,13 @@ def _share_batch_(found: dict[str, Advice], now: Situation) -> None:
     line = found.get(BATCH)
     wanted = 8 if line is not None and now.rows is not None and now.rows < 1000 else 16
     if line is not None and line.value < wanted:
-        reason = f"{line.value} rows fit into the memory; {wanted} rows a step are wanted: {line.reason}"
+        reason = f"{wanted} rows a step, {line.value} at a time for the memory: {line.reason}"
         found[ACCUMULATION] = replace(line, key=ACCUMULATION, value=wanted // line.value, reason=reason)
+
+
+def _of_the_last_method(findings: Sequence[OwnFinding]) -> list[OwnFinding]:
+    """Return the findings on the method that the last study chose: a rate of another method says nothing of it."""
+    return [one for one in findings if one.values["method.name"] == findings[-1].values["method.name"]]
 
 
 def _prefer_(found: dict[str, Advice], finding: OwnFinding, recipe: str) -> None:
@@ -139,6 +146,8 @@ def _remarks(now: Situation) -> list[str]:
     remarks = []
     if now.why_no_rows is not None:
         remarks.append(f"the rows are not known ({now.why_no_rows}): rules that depend on them are left out")
+    if now.memory is not None:
+        remarks.append("what fits into the memory is judged by an upper bound from shapes; nothing was measured")
     if now.memory is not None and now.micro_rows is None:
         remarks.append(
             "not even one row on a 4-bit base with recomputed activations fits into the memory by an upper bound; "

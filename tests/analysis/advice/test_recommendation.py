@@ -157,6 +157,55 @@ def test_an_own_sweep_sets_its_keys(recipe) -> None:
     assert "2 fresh seeds" in lines["method.r"].scope
 
 
+def write_sweep(recipe: Any, name: str = "swept", *, of: str | None = None, **values: Any) -> Path:
+    """Write a sweep of a recipe whose best values these are; `of` is the text of its best.yaml, by default the recipe."""
+    folder = Path(recipe.recipe.output_dir).parent / name
+    folder.mkdir(parents=True)
+    (folder / "best.yaml").write_text(of or Path(recipe.path).read_text(encoding="utf-8"), encoding="utf-8")
+    best = SweepBest(values, 0.3, (0.2, 0.4), "best.yaml", seeds=[5, 6])
+    trials = [SweepTrial(0, values, 0.3, "finished")]
+    record = Sweep("eval_loss", False, dict.fromkeys(values, "2,4"), trials, best=best, date="2026-11-28")
+    (folder / "sweep.json").write_text(json.dumps(record.as_dict()), encoding="utf-8")
+    return folder
+
+
+def test_a_sweep_is_judged_by_the_recipe_in_its_own_directory(recipe, tmp_path, monkeypatch) -> None:
+    loaded = recipe("bert", "sequence_classification")
+    write_sweep(loaded, **{"method.r": 2})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "best.yaml").write_text("model: {name_or_path: another}\ntask: causal_lm\n", encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    assert by_key(recommend(loaded))["method.r"].value == 2
+
+
+def test_what_was_found_for_another_method_is_not_mixed_with_the_best_one(recipe) -> None:
+    loaded = recipe("bert", "sequence_classification")
+    write_sweep(loaded, **{"training.learning_rate": 7e-3})  # of LoRA
+    file = write_comparison(loaded, methods=[ComparedMethod("ia3", "ia3", {}, score=0.95, verdict="best")])
+    lines = by_key(recommend(loaded))
+    assert lines["method.name"].value == "ia3" and lines["method.name"].source == str(file)
+    assert lines["training.learning_rate"].value != 7e-3
+
+
+def test_a_batch_of_an_own_sweep_is_not_multiplied(recipe) -> None:
+    loaded = recipe("bert", "sequence_classification")
+    write_sweep(loaded, **{"training.per_device_train_batch_size": 2})
+    lines = by_key(recommend(loaded))
+    assert lines["training.per_device_train_batch_size"].value == 2
+    assert "training.gradient_accumulation_steps" not in lines
+
+
+def test_where_nothing_fits_no_line_says_that_it_does(recipe) -> None:
+    found = recommend(recipe("llama"), 1000)
+    assert found.now.micro_rows is None and any("not even one row" in note for note in found.notes)
+    assert any("upper bound" in note and "nothing was measured" in note for note in found.notes)
+    lines = by_key(found)
+    assert lines["method.name"].value == "qlora" and lines["training.gradient_accumulation_steps"].value == 8
+    for line in found.lines:
+        assert not any(said in line.reason for said in ("it does", "they do", "rows fit")), line.reason
+
+
 def test_the_written_recipe_is_valid_and_keeps_what_it_had(recipe, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SECRET_ROWS", "rows")
     loaded = recipe("bert", "sequence_classification", class_rows(24),
