@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 from peftcli.analysis.advice.recommendation import ACCUMULATION, Advice
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.yaml.dump_recipe import Reference, dump_plain
+from peftcli.recipe.yaml.dump_recipe import as_written, dump_plain
 
 _WIDTH = 100
 _OF_EVERY_METHOD = ("modules_to_save", "init_from")
@@ -21,7 +20,7 @@ def lines_to_paste(lines: Sequence[Advice]) -> str:
     for line in lines:
         block, _, key = line.key.partition(".")
         blocks.setdefault(block, {})[key] = line.value
-    return dump_plain(blocks) if not blocks else "".join(_block(name, block, {}) for name, block in blocks.items())
+    return "".join(_block(name, block, {}) for name, block in blocks.items())
 
 
 def advised_recipe(loaded: LoadedRecipe, lines: Sequence[Advice]) -> str:
@@ -29,7 +28,7 @@ def advised_recipe(loaded: LoadedRecipe, lines: Sequence[Advice]) -> str:
 
     The method's block is replaced where another method is recommended; everything else stays.
     """
-    data = _with_references(loaded)
+    data = as_written(loaded.tree)
     advised = {line.key: line for line in lines}
     method = data.get("method")
     old = method if isinstance(method, dict) else {}
@@ -65,14 +64,3 @@ def _comment(line: Advice) -> Iterator[str]:
     )
     for part in textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False):
         yield f"  # {part}"
-
-
-def _with_references(loaded: LoadedRecipe) -> dict[str, Any]:
-    """Return the recipe's data as it was written; values of environment variables are named, not spelled out."""
-    data: dict[str, Any] = deepcopy(loaded.tree.data)
-    for key, text in loaded.tree.references.items():
-        place: Any = data
-        for part in key[:-1]:
-            place = place[part]
-        place[key[-1]] = Reference(text, loaded.tree.value(key))
-    return data

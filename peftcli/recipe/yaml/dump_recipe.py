@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -9,7 +10,7 @@ import yaml
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.yaml.environment_variables import escape
 from peftcli.recipe.yaml.scalars import read_scalar
-from peftcli.recipe.yaml.value_tree import Tree
+from peftcli.recipe.yaml.value_tree import Tree, has_part
 
 
 class Reference(str):
@@ -57,6 +58,18 @@ def with_references(recipe: Recipe, written: Tree) -> dict[str, Any]:
             found = _replaced(place, rest, value, Reference(text, value))
             if not found and isinstance(value, str) and value:  # a short form that was written out elsewhere
                 _replaced(data, None, value, Reference(text, value))
+    return data
+
+
+def as_written(tree: Tree) -> dict[str, Any]:
+    """Return a recipe's data as its author wrote it, in which values of environment variables are `Reference`s."""
+    data: dict[str, Any] = deepcopy(tree.data)
+    for (*blocks, last), text in tree.references.items():
+        place: Any = data
+        for part in blocks:
+            place = place[part] if has_part(place, part) else None
+        if has_part(place, last):  # an override can have replaced what was there
+            place[last] = Reference(text, place[last])
     return data
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.yaml.dump_recipe import Reference, dump_plain
-from peftcli.recipe.yaml.value_tree import has_part
-from peftcli.recipe.yaml.yaml_lines import Key
+from peftcli.recipe.yaml.dump_recipe import as_written, dump_plain
 from peftcli.record.shown_numbers import metric
 from peftcli.studies.sweep.space.point_overrides import point_text
 from peftcli.studies.sweep.sweep_answer import TIES
@@ -27,10 +23,8 @@ def best_recipe_text(loaded: LoadedRecipe, sweep: Sweep, edges: Sequence[str]) -
         sweep: the record; it has a best.
         edges: a sentence for each best value at the edge of what was searched.
     """
-    data = copy.deepcopy(loaded.tree.data)
+    data = as_written(loaded.tree)
     data["output_dir"] = f"{loaded.recipe.output_dir}-best"
-    for key, text in loaded.tree.references.items():
-        _put_reference(data, key, text)
     lines = [line for comment in comments(sweep, edges) for line in textwrap.wrap(comment, WIDTH)]
     return "".join(f"# {line}\n" for line in lines) + dump_plain(data)
 
@@ -51,14 +45,3 @@ def comments(sweep: Sweep, edges: Sequence[str]) -> list[str]:
     ties = [one for one in sweep.winners if one.verdict in TIES and one.values != best.values and one.score is not None]
     found += [f"Tied with it: {point_text(one.values)} ({metric(sweep.metric, one.score)})." for one in ties]
     return [*found, *(f"Note: {edge}." for edge in edges)]
-
-
-def _put_reference(data: Any, key: Key, text: str) -> None:
-    """Write the name of an environment variable where its value stands; a key that was replaced has none any more."""
-    *blocks, last = key
-    for part in blocks:
-        if not has_part(data, part):
-            return
-        data = data[part]
-    if has_part(data, last):
-        data[last] = Reference(text, data[last])
