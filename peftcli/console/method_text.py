@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peftcli.errors import UserError
+from peftcli.recipe.yaml.scalars import parts_at_commas
 
 if TYPE_CHECKING:
     from peftcli.recipe.method_params import MethodParams
@@ -74,20 +75,4 @@ def split_outside_brackets(text: str) -> list[str]:
     >>> split_outside_brackets("r=8,target_modules=[attn.q,attn.v]")
     ['r=8', 'target_modules=[attn.q,attn.v]']
     """
-    parts = [""]
-    depth = 0
-    quote = ""
-    for char in text:
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        elif char in "[{":
-            depth += 1
-        elif char in "]}":
-            depth -= 1
-        if char == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts_at_commas(text) if part.strip()]

@@ -63,3 +63,26 @@ def show(value: Any, limit: int = 60) -> str:
 def kind(value: Any) -> str:
     """Return a value's type in words."""
     return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
+
+
+def parts_at_commas(text: str) -> list[str]:
+    """Divide a text at the commas that stand in no brackets, braces or quotes; parts are as written, also empty ones.
+
+    >>> parts_at_commas("[attn.q,attn.v],'a,b', 4")
+    ['[attn.q,attn.v]', "'a,b'", ' 4']
+    """
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        if letter == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

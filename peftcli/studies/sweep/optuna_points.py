@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,8 +13,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from peftcli.studies.sweep.space.search_domain import Choices, Range
 from peftcli.studies.sweep.space.search_space import Dimension, Point, SearchSpace
+from peftcli.studies.sweep.sweep_request import SamplerName
 
-SamplerName = Literal["tpe", "random", "grid"]
 STARTUP = 8
 """Points that TPE draws at random before it models the scores; a third of the trials where that is less."""
 
@@ -104,14 +104,12 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> Point:
 
 
 def _drawn(trial: optuna.Trial, one: Dimension) -> Any:
-    domain = one.domain
-    if isinstance(domain, Choices):
-        return trial.suggest_categorical(one.name, [_choice(value) for value in domain.values])
-    low, high = domain.extremes()
-    if domain.whole:
-        return trial.suggest_int(one.name, int(low), int(high), step=int(domain.step or 1), log=domain.log)
-    step = None if domain.step is None else float(domain.step)
-    return trial.suggest_float(one.name, float(low), float(high), step=step, log=domain.log)
+    over = distribution(one)
+    if isinstance(over, CategoricalDistribution):
+        return trial.suggest_categorical(one.name, over.choices)
+    if isinstance(over, IntDistribution):
+        return trial.suggest_int(one.name, over.low, over.high, step=over.step, log=over.log)
+    return trial.suggest_float(one.name, over.low, over.high, step=over.step, log=over.log)
 
 
 def params_of(point: Point, space: SearchSpace) -> dict[str, Any]:

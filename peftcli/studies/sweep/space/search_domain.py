@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftcli.recipe.yaml.scalars import show
+from peftcli.recipe.yaml.scalars import parts_at_commas, show
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 
@@ -142,7 +142,7 @@ def read_domain(text: str) -> Domain:
         return _range(text, *match.groups())
     if text.startswith("log:") or _half_a_range(text):
         raise WrongDomain(f"{text!r} is no range of numbers")
-    return choices(read_value(part) for part in _parts(text))
+    return choices(read_value(part) for part in parts_at_commas(text))
 
 
 def choices(values: Any) -> Choices:
@@ -222,21 +222,3 @@ def _half_a_range(text: str) -> bool:
     if not dots or "," in text:
         return False
     return any(re.fullmatch(_NUMBER, end.strip()) for end in (first, last.partition(":")[0]))
-
-
-def _parts(text: str) -> list[str]:
-    """Divide a text at its commas, except within brackets and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for place, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter in "[{":
-            depth += 1
-        elif letter in "]}":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-    return [*parts, text[start:]]
