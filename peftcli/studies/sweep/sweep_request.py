@@ -13,7 +13,7 @@ from peftcli.preflight import check_surroundings
 from peftcli.recipe.checks.idle_keys import evaluates
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.recipe.vocabulary import Names
-from peftcli.studies.sweep.space.check_search import CheckedSearch, check_search
+from peftcli.studies.sweep.space.check_search import CheckedSearch, check_search, one_number_key
 from peftcli.studies.sweep.space.read_search import Search, search_of_file, search_of_options
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -74,6 +74,12 @@ class SweepRequest:
         """Whether every point is tried."""
         return self.sampler == "grid"
 
+    @property
+    def number_key(self) -> str | None:
+        """The key of a grid over one number: all its values are trained on fresh seeds. None for other searches."""
+        one = one_number_key(self.checked.space) if self.grid else None
+        return None if one is None else one.key
+
 
 def prepare_sweep(recipe: Path, overrides: Sequence[str], options: SweepOptions, names: Names) -> SweepRequest:
     """Read and check everything that a sweep was asked to do.
@@ -114,7 +120,7 @@ def prepare_sweep(recipe: Path, overrides: Sequence[str], options: SweepOptions,
         sampler=sampler,
         pruner=chosen["pruner"],
         trials=len(checked.points) if sampler == "grid" else chosen["trials"],
-        seeds=tuple(spec.seed + 1 + index for index in range(chosen["seeds"])),
+        seeds=tuple((spec.seed + 1 + index) % 2**32 for index in range(chosen["seeds"])),
         winners=chosen["winners"],
         metric=name,
         greater_is_better=greater_is_better(name) if greater is None else greater,
@@ -184,11 +190,14 @@ def _wrong(name: str, value: Any, words: Sequence[str] | None) -> tuple[str, str
 
 
 def _metric_override(metric: str | None) -> list[str]:
-    """Return the override that makes a metric decide, also which adapter of a run is kept."""
+    """Return the overrides that make a metric decide, also which adapter of a run is kept.
+
+    The recipe's direction is that of its own metric, so that the typed one's is read from its name.
+    """
     if metric is None:
         return []
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
-    return [f"training.metric_for_best_model={json.dumps(name)}"]
+    return [f"training.metric_for_best_model={json.dumps(name)}", "training.greater_is_better=null"]
 
 
 def _about_metric(error: UserError, metric: str, override: Sequence[str]) -> list[Problem]:

@@ -41,6 +41,7 @@ def prepared(workspace: Workspace, *overrides: str, **options: object) -> SweepR
         ({"grid": ("output_dir=a,b",)}, ["output_dir cannot be searched", "-o DIR"]),
         ({"grid": ("data.val_set_size=0.1,0.2",)}, ["decides which rows are held out"]),
         ({"grid": ("data.validation.path=a,b",)}, ["decides which rows are held out"]),
+        ({"grid": ("data.max_eval_rows=4,8",)}, ["decides which rows are held out"]),
         ({"grid": ("training.metric_for_best_model=eval_loss",)}, ["use --metric"]),
         ({"grid": ("training.eval_strategy=epoch,no",)}, ["nothing is evaluated", "eval_strategy is no"]),
         ({"grid": ("training.adam_beta1=0.8,0.9",)}, None),
@@ -128,3 +129,13 @@ def test_scores_are_of_the_same_rows_and_of_the_metric_asked_for(workspace: Work
     assert "data.split_seed=7" in request.overrides and request.seeds == (8, 9)
     assert request.metric == "eval_accuracy" and request.greater_is_better
     assert not prepared(workspace, grid=("method.r=4,8",)).greater_is_better
+
+
+def test_the_direction_of_a_typed_metric_is_not_that_of_the_recipes_own(workspace: Workspace) -> None:
+    falling = "training.greater_is_better=false"
+    request = prepared(workspace, falling, grid=("method.r=4,8",), metric="accuracy")
+    assert request.greater_is_better and request.loaded.recipe.training.greater_is_better is None
+
+
+def test_fresh_seeds_are_seeds_beside_the_largest_one(workspace: Workspace) -> None:
+    assert prepared(workspace, f"seed={2**32 - 1}", grid=("method.r=4,8",), seeds=2).seeds == (0, 1)

@@ -28,9 +28,9 @@ SHOWN = 12  # problems that are printed
 
 _HELD_OUT = (
     "data.path", "data.datasets", "data.validation", "data.val_set_size", "data.split", "data.config", "data.stratify",
-    "data.group_by", "data.split_rule", "data.split_seed", "data.streaming",
+    "data.group_by", "data.split_rule", "data.split_seed", "data.streaming", "data.max_eval_rows",
 )  # fmt: skip
-"""Keys that decide which rows are held out."""
+"""Keys that decide which rows are held out and scored."""
 
 
 class Load(Protocol):
