@@ -78,8 +78,7 @@ def _filled(comparison: Comparison, columns: list[Column]) -> list[Column]:
 
 def score_cell(row: ComparedMethod, scale: ScoreScale) -> str:
     """Return a score and its interval: `91% (89% to 93%)`."""
-    between = scale.range(row.interval)
-    return scale.score(row.score, row.interval) + (f" ({between})" if between else "")
+    return scale.score_text(row.score, row.interval)
 
 
 def verdict_text(row: ComparedMethod, comparison: Comparison) -> str:
@@ -90,8 +89,7 @@ def verdict_text(row: ComparedMethod, comparison: Comparison) -> str:
     words: str = row.verdict
     if row.verdict == "behind" and row.difference is not None:
         scale = ScoreScale(comparison.metric, comparison.greater_is_better)
-        shown, between = scale.difference(row.difference, row.difference_interval)
-        words = f"behind by {shown}" + (f" ({between})" if between else "")
+        words = f"behind by {scale.difference_text(row.difference, row.difference_interval)}"
     return f"{words}; the reference" if row.label == comparison.reference else words
 
 
@@ -104,8 +102,7 @@ def _steps(row: ComparedMethod, comparison: Comparison) -> str:
 def _forgotten(row: ComparedMethod) -> str:
     if row.forgotten is None:
         return ""
-    shown, between = ScoreScale("loss", False).difference(row.forgotten, row.forgotten_interval)
-    return shown + (f" ({between})" if between else "")
+    return ScoreScale("loss", False).difference_text(row.forgotten, row.forgotten_interval)
 
 
 def measured(comparison: Comparison) -> list[str]:

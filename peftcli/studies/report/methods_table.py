@@ -124,8 +124,7 @@ def _change(value: float | None, interval: Interval | None) -> str:
     """Return a change of loss with its sign."""
     if not known(value):
         return ""
-    text, between = ScoreScale("loss", greater_is_better=False).difference(value, interval)
-    return ("" if value < 0 else "+") + text + (f" ({between})" if between else "")
+    return ("" if value < 0 else "+") + ScoreScale("loss", greater_is_better=False).difference_text(value, interval)
 
 
 def _forest_axis(comparison: Comparison, scale: ScoreScale) -> Axis | None:

@@ -120,8 +120,7 @@ def _winner_cells(one: SweepWinner, keys: list[str], scale: ScoreScale) -> list[
         score = Cell(escape(scale.score(one.score, one.interval)) + f"<small>{escape(between)}</small>", one.score)
     verdict = one.verdict or one.reason or ""
     if one.verdict == "behind" and known(one.difference):
-        shown, between = scale.difference(one.difference, one.difference_interval)
-        verdict = f"behind by {shown}" + (f" ({between})" if between else "")
+        verdict = f"behind by {scale.difference_text(one.difference, one.difference_interval)}"
     return [
         text_cell(values or "the recipe's own"),
         score,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftcli.record.shown_numbers import duration, metric
+from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial, SweepWinner
 
 LUCKY = "one seed each, so that the best of them is partly lucky: not the result"
@@ -37,18 +38,17 @@ def winner_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the rows of the values that were trained again on fresh seeds."""
     keys = searched_keys(sweep)
     headings = [*keys, sweep.metric, "95% interval", "seeds", "verdict"]
-    return headings, [[*cells(one.values, keys), *_winner(one, sweep.metric)] for one in sweep.winners]
+    scale = ScoreScale(sweep.metric, sweep.greater_is_better)
+    return headings, [[*cells(one.values, keys), *_winner(one, scale)] for one in sweep.winners]
 
 
-def _winner(one: SweepWinner, name: str) -> list[str]:
+def _winner(one: SweepWinner, scale: ScoreScale) -> list[str]:
     if one.score is None or one.verdict is None:
         return ["", "", str(len(one.seeds)), one.reason or "no run has a score"]
-    low, high = one.interval or (one.score, one.score)
     verdict = one.verdict
-    if one.verdict == "behind" and one.difference is not None and one.difference_interval is not None:
-        least, most = one.difference_interval
-        verdict = f"behind by {one.difference:.2g} ({least:.2g} to {most:.2g})"
-    return [metric(name, one.score), f"{metric(name, low)} to {metric(name, high)}", str(len(one.seeds)), verdict]
+    if one.verdict == "behind" and one.difference is not None:
+        verdict = f"behind by {scale.difference_text(one.difference, one.difference_interval)}"
+    return [scale.score(one.score, one.interval), scale.range(one.interval), str(len(one.seeds)), verdict]
 
 
 def trial_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:

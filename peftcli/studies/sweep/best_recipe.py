@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.yaml.dump_recipe import as_written, dump_plain
-from peftcli.record.shown_numbers import metric
+from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.sweep.space.point_overrides import point_text
 from peftcli.studies.sweep.sweep_answer import TIES
 from peftcli.studies.sweep.sweep_record import Sweep
@@ -33,15 +33,15 @@ def comments(sweep: Sweep, edges: Sequence[str]) -> list[str]:
     """Return sentences on why the best values are the best, what ties with them, and what was searched."""
     best = sweep.best
     assert best is not None
-    low, high = (metric(sweep.metric, end) for end in best.interval)
+    scale = ScoreScale(sweep.metric, sweep.greater_is_better)
     seeds = len(best.seeds)
     found = [
         f"The best of {sweep.command or 'peft sweep'}",
-        f"{point_text(best.values)}: {sweep.metric} {metric(sweep.metric, best.score)}, 95% interval {low} to {high}, "
-        f"on {seeds} fresh seed{'' if seeds == 1 else 's'} ({', '.join(map(str, best.seeds))}) and {sweep.rows} "
-        "held-out rows.",
+        f"{point_text(best.values)}: {sweep.metric} {scale.score(best.score, best.interval)}, 95% interval "
+        f"{scale.range(best.interval)}, on {seeds} fresh seed{'' if seeds == 1 else 's'} "
+        f"({', '.join(map(str, best.seeds))}) and {sweep.rows} held-out rows.",
         *(f"Searched: {key} in {text}." for key, text in sweep.keys.items()),
     ]
     ties = [one for one in sweep.winners if one.verdict in TIES and one.values != best.values and one.score is not None]
-    found += [f"Tied with it: {point_text(one.values)} ({metric(sweep.metric, one.score)})." for one in ties]
+    found += [f"Tied with it: {point_text(one.values)} ({scale.score(one.score, one.interval)})." for one in ties]
     return [*found, *(f"Note: {edge}." for edge in edges)]

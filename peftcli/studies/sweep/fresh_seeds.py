@@ -16,8 +16,8 @@ from peftcli.studies.sweep.sweep_record import SweepWinner
 from peftcli.studies.sweep.sweep_request import SweepRequest
 
 
-def winners_of(tried: Sequence[Tried], request: SweepRequest, *, every: bool) -> list[Tried]:
-    """Return the points with the best scores of the search, the best first; all that finished if `every`."""
+def winners_of(tried: Sequence[Tried], request: SweepRequest) -> list[Tried]:
+    """Return the points with the best scores of the search, the best first; of a grid over one number all."""
     sign = -1.0 if request.greater_is_better else 1.0
     scored = [
         (sign * score, number, one)
@@ -27,7 +27,7 @@ def winners_of(tried: Sequence[Tried], request: SweepRequest, *, every: bool) ->
         and (score := final_score(one.result, request.metric)) is not None
     ]
     ranked = [one for _, _, one in sorted(scored, key=lambda entry: entry[:2])]
-    return ranked if every else ranked[: request.winners]
+    return ranked if request.number_key is not None else ranked[: request.winners]
 
 
 def run_winners(

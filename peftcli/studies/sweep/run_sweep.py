@@ -16,6 +16,7 @@ from peftcli.record.step_lines import finite
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.measured_where import library_versions, machine_name, today
 from peftcli.studies.engine.study import Study
+from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.report.written_report import REPORT, write_report
 from peftcli.studies.sweep.best_recipe import best_recipe_text
@@ -24,7 +25,6 @@ from peftcli.studies.sweep.key_importance import importance
 from peftcli.studies.sweep.optuna_points import STARTUP, RepeatableSampler
 from peftcli.studies.sweep.run_settings import RunSettings, SweepWatcher
 from peftcli.studies.sweep.search_trials import SearchTrials, Tried
-from peftcli.studies.sweep.space.check_search import one_number_key
 from peftcli.studies.sweep.space.point_overrides import overrides_of
 from peftcli.studies.sweep.sweep_answer import alpha_note, best_answer, edges, ordered_answer
 from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial, SweepWinner
@@ -46,15 +46,16 @@ def run_sweep(request: SweepRequest, settings: RunSettings, watch: SweepWatcher)
     trials = SearchTrials(study, request, _written_recipe(request, settings.directory), settings, watch)
     early = trials.run()
     tried = trials.tried()
-    key = one_number_key(request.checked.space) if request.grid else None
-    winners = winners_of(tried, request, every=key is not None)
+    winners = winners_of(tried, request)
     results = run_winners(winners, request, trials, watch)
     judged, rows = judge_winners(winners, results, request, settings.directory)
+    key = request.number_key
     best = next((one for one in judged if one.verdict == "best"), None)
     at_edge = [] if best is None else edges(request.checked.space, best.values)
     table = [_row(number, one, request.metric) for number, one in enumerate(tried)]
     shares, why = importance(table, request.checked.space, greater_is_better=request.greater_is_better)
     happened = _what_happened(request, tried, trials.repeated(), early=early)
+    scale = ScoreScale(request.metric, request.greater_is_better)
     every = [one.result for one in tried if one.result is not None] + [one for some in results.values() for one in some]
     sweep = Sweep(
         metric=request.metric,
@@ -64,7 +65,7 @@ def run_sweep(request: SweepRequest, settings: RunSettings, watch: SweepWatcher)
         winners=judged,
         best=None if best is None else _best(best),
         importance=shares,
-        answer=best_answer(judged, request.metric) if key is None else ordered_answer(key.key, judged, request.metric),
+        answer=best_answer(judged, scale) if key is None else ordered_answer(key, judged, scale),
         sampler=request.sampler,
         pruner=request.pruner,
         notes=[*happened, *at_edge, *_about_keys(request), *([why] if why else [])],

@@ -17,7 +17,6 @@ from peftcli.studies.engine.trial import Trial, TrialResult
 from peftcli.studies.sweep.optuna_points import suggest
 from peftcli.studies.sweep.prune_trials import CurvePruning
 from peftcli.studies.sweep.run_settings import RunSettings, SweepWatcher
-from peftcli.studies.sweep.space.check_search import one_number_key
 from peftcli.studies.sweep.space.point_overrides import overrides_of, point_name, point_text
 from peftcli.studies.sweep.space.search_space import Point
 from peftcli.studies.sweep.sweep_request import SweepRequest
@@ -192,7 +191,8 @@ class SearchTrials:
         if budget is None or not results or not new:
             return False
         mean = sum(result.seconds for result in results) / len(results)
-        every = one_number_key(self._request.checked.space) is not None and self._request.grid
-        winners = len(results) + len(new) if every else min(self._request.winners, len(results) + len(new))
+        winners = len(results) + len(new)
+        if self._request.number_key is None:
+            winners = min(self._request.winners, winners)
         runs = len(new) + winners * len(self._request.seeds)
         return self._spent.seconds() + runs * mean / self._settings.jobs > budget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peftcli.record.shown_numbers import metric
+from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.sweep.space.point_overrides import point_text
 from peftcli.studies.sweep.space.search_space import Point, SearchSpace
 from peftcli.studies.sweep.sweep_record import SweepWinner
@@ -12,13 +12,13 @@ from peftcli.studies.sweep.sweep_record import SweepWinner
 TIES = ("best", "tied with the best")
 
 
-def ordered_answer(key: str, winners: Sequence[SweepWinner], name: str) -> str:
+def ordered_answer(key: str, winners: Sequence[SweepWinner], scale: ScoreScale) -> str:
     """Return which is the smallest value of a key that ties with the best.
 
     Args:
         key: dotted path in the recipe.
         winners: every value that was trained on fresh seeds.
-        name: of the metric.
+        scale: how scores are written.
     """
     judged = [one for one in winners if one.verdict is not None]
     if not judged:
@@ -28,10 +28,10 @@ def ordered_answer(key: str, winners: Sequence[SweepWinner], name: str) -> str:
     behind = sorted((one for one in judged if one.verdict == "behind"), key=lambda one: float(one.values[key]))
     least = ties[0]
     head = f"the smallest {key} that ties with the best is {_value(least, key)}"
-    facts = [_score(least, name)]
+    facts = [_score(least, scale)]
     if least is not best:
-        gap = least.difference or 0.0
-        facts.append(f"the best is {_value(best, key)} with {_score(best, name)}, better by {gap:.2g}{_within(least)}")
+        gap = scale.difference_text(least.difference or 0.0, least.difference_interval)
+        facts.append(f"the best is {_value(best, key)} with {_score(best, scale)}, better by {gap}")
     others = [_value(one, key) for one in ties if one is not least and one is not best]
     if others:
         facts.append(f"{_listed(others)} {'tie' if len(others) > 1 else 'ties'}, too")
@@ -42,14 +42,14 @@ def ordered_answer(key: str, winners: Sequence[SweepWinner], name: str) -> str:
     return f"{head} ({'; '.join(facts)})"
 
 
-def best_answer(winners: Sequence[SweepWinner], name: str) -> str:
+def best_answer(winners: Sequence[SweepWinner], scale: ScoreScale) -> str:
     """Return the best values, and which of the others that were trained again tie with them."""
     judged = [one for one in winners if one.verdict is not None]
     if not judged:
         return "no trial finished on fresh seeds"
     best = next(one for one in judged if one.verdict == "best")
     ties = [point_text(one.values) for one in judged if one.verdict == "tied with the best"]
-    text = f"the best is {point_text(best.values)} ({_score(best, name)} on fresh seeds"
+    text = f"the best is {point_text(best.values)} ({_score(best, scale)} on fresh seeds"
     return f"{text}; tied with it: {'; '.join(ties)})" if ties else f"{text})"
 
 
@@ -87,19 +87,8 @@ def _value(one: SweepWinner, key: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _score(one: SweepWinner, name: str) -> str:
-    score = f"{name} {metric(name, one.score)}"
-    if one.interval is None:
-        return score
-    low, high = one.interval
-    return f"{score} ({metric(name, low)} to {metric(name, high)})"
-
-
-def _within(one: SweepWinner) -> str:
-    if one.difference_interval is None:
-        return ""
-    low, high = one.difference_interval
-    return f" ({low:.2g} to {high:.2g})"
+def _score(one: SweepWinner, scale: ScoreScale) -> str:
+    return f"{scale.metric} {scale.score_text(one.score, one.interval)}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -157,16 +157,15 @@ def test_an_own_sweep_sets_its_keys(recipe) -> None:
     assert "2 fresh seeds" in lines["method.r"].scope
 
 
-def write_sweep(recipe: Any, name: str = "swept", *, of: str | None = None, **values: Any) -> Path:
-    """Write a sweep of a recipe whose best values these are; `of` is the text of its best.yaml, by default the recipe."""
-    folder = Path(recipe.recipe.output_dir).parent / name
+def write_sweep(recipe: Any, **values: Any) -> None:
+    """Write a sweep of a recipe whose best values these are."""
+    folder = Path(recipe.recipe.output_dir).parent / "swept"
     folder.mkdir(parents=True)
-    (folder / "best.yaml").write_text(of or Path(recipe.path).read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "best.yaml").write_text(Path(recipe.path).read_text(encoding="utf-8"), encoding="utf-8")
     best = SweepBest(values, 0.3, (0.2, 0.4), "best.yaml", seeds=[5, 6])
     trials = [SweepTrial(0, values, 0.3, "finished")]
     record = Sweep("eval_loss", False, dict.fromkeys(values, "2,4"), trials, best=best, date="2026-11-28")
     (folder / "sweep.json").write_text(json.dumps(record.as_dict()), encoding="utf-8")
-    return folder
 
 
 def test_a_sweep_is_judged_by_the_recipe_in_its_own_directory(recipe, tmp_path, monkeypatch) -> None:

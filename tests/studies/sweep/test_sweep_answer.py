@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
+from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.sweep.best_recipe import best_recipe_text
 from peftcli.studies.sweep.key_importance import importance
@@ -29,6 +31,9 @@ def winner(r: int, score: float, verdict: str, difference: float = 0.0) -> Sweep
     )
 
 
+LOSS = ScoreScale("eval_loss", greater_is_better=False)
+
+
 def space(*texts: str) -> SearchSpace:
     return search_of_options("--search", texts).space
 
@@ -41,23 +46,38 @@ def test_the_smallest_value_that_ties_is_named_whatever_the_order_of_scores() ->
         winner(64, 0.6, "behind", 0.1),
         winner(4, 0.7, "behind", 0.2),
     ]
-    answer = ordered_answer("method.r", ranks, "eval_loss")
-    assert answer.startswith("the smallest method.r that ties with the best is 8 (eval_loss 0.51 (0.41 to 0.61)")
-    assert "the best is 32" in answer and "better by 0.01" in answer
+    answer = ordered_answer("method.r", ranks, LOSS)
+    assert answer.startswith("the smallest method.r that ties with the best is 8 (eval_loss 0.5 (0.4 to 0.6)")
+    assert "the best is 32" in answer and "better by 0.01 (0.00 to 0.02)" in answer
     assert "16 ties, too" in answer and "4 and 64 are behind" in answer
 
 
+def test_scores_and_differences_have_no_more_digits_than_their_intervals_support() -> None:
+    best, tied = winner(32, 0.87651234, "best"), winner(8, 0.87656534, "tied with the best", 5.3e-5)
+    tied.difference_interval = (-0.00039, 0.0005)
+    best.interval = tied.interval = (0.851, 0.902)
+    answer = ordered_answer("method.r", [best, tied], LOSS)
+    assert "8 (eval_loss 0.88 (0.85 to 0.90);" in answer and "better by 0.0001 (-0.0004 to 0.0005)" in answer
+    table = record(None)
+    table.winners = [best, replace(tied, verdict="behind", difference_interval=(0.00002, 0.00009))]
+    assert "| 0.88 | 0.85 to 0.90 | 1 | behind by 0.00005 (0.00002 to 0.00009) |" in sweep_markdown(table)
+    shares = ScoreScale("eval_accuracy", greater_is_better=True)
+    assert "better by 1 point (0 to 2)" in ordered_answer(
+        "method.r", [winner(8, 0.9, "best"), winner(4, 0.89, "tied with the best", 0.01)], shares
+    )
+
+
 def test_the_best_is_the_answer_where_nothing_smaller_ties() -> None:
-    answer = ordered_answer("method.r", [winner(4, 0.5, "best"), winner(8, 0.6, "behind", 0.1)], "eval_loss")
+    answer = ordered_answer("method.r", [winner(4, 0.5, "best"), winner(8, 0.6, "behind", 0.1)], LOSS)
     assert "ties with the best is 4 (" in answer and "8 is behind" in answer and "better by" not in answer
 
 
 def test_ties_everywhere_and_nothing_at_all_are_said() -> None:
     ranks = [winner(4, 0.5, "best"), winner(2, 0.5, "tied with the best")]
-    assert "none can be told apart" in ordered_answer("method.r", ranks, "eval_loss")
-    assert "no value of method.r finished" in ordered_answer("method.r", [SweepWinner({"method.r": 4})], "eval_loss")
-    assert best_answer([], "eval_loss") == "no trial finished on fresh seeds"
-    assert "tied with it: method.r = 2" in best_answer(ranks, "eval_loss")
+    assert "none can be told apart" in ordered_answer("method.r", ranks, LOSS)
+    assert "no value of method.r finished" in ordered_answer("method.r", [SweepWinner({"method.r": 4})], LOSS)
+    assert best_answer([], LOSS) == "no trial finished on fresh seeds"
+    assert "tied with it: method.r = 2" in best_answer(ranks, LOSS)
 
 
 def test_a_best_value_at_the_edge_is_said() -> None:

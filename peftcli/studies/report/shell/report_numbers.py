@@ -59,6 +59,16 @@ class ScoreScale:
         ends = [] if interval is None else [self._written(end, interval, decimals) for end in interval]
         return f"{shown}{points}", " to ".join(ends)
 
+    def score_text(self, value: float | None, interval: Interval | None) -> str:
+        """Return a score and its interval: `91% (89% to 93%)`."""
+        between = self.range(interval)
+        return self.score(value, interval) + (f" ({between})" if between else "")
+
+    def difference_text(self, value: float, interval: Interval | None) -> str:
+        """Return a difference and its interval: `2 points (1 to 3)`."""
+        shown, between = self.difference(value, interval)
+        return shown + (f" ({between})" if between else "")
+
     def _written(self, value: float, interval: Interval | None, decimals: int | None = None) -> str:
         if decimals is None:
             decimals = supported_decimals(interval, self.factor)
