@@ -190,7 +190,7 @@ def test_what_was_found_for_another_method_is_not_mixed_with_the_best_one(recipe
 def test_a_batch_of_an_own_sweep_is_not_multiplied(recipe) -> None:
     loaded = recipe("bert", "sequence_classification")
     write_sweep(loaded, **{"training.per_device_train_batch_size": 2})
-    lines = by_key(recommend(loaded))
+    lines = by_key(recommend(loaded, 1000))
     assert lines["training.per_device_train_batch_size"].value == 2
     assert "training.gradient_accumulation_steps" not in lines
 
