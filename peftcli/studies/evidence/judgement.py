@@ -143,28 +143,36 @@ def better_than_reference(found: Any) -> bool:
 
 
 def _fill_before(out: dict[str, Judgement], before: Mapping[str, Sequence[RowScores]], metric: str) -> None:
-    if not before:
-        return
-    estimates = Estimates({label: _runs(rows, metric) for label, rows in before.items()})
-    for label in before:
-        value = estimates.score(label).value
+    """Fill in the scores before the first step.
+
+    Methods mostly share them. They count once: copies would pass for runs of their own, whose seeds agree.
+    """
+    shared = {id(rows): rows for rows in before.values()}
+    estimates = Estimates({key: _runs(rows, metric) for key, rows in shared.items()})
+    for label, rows in before.items():
+        value = estimates.score(id(rows)).value
         out[label].score_before = value if np.isfinite(value) else None
-        out[label].interval_before = estimates.score_interval(label)
+        out[label].interval_before = estimates.score_interval(id(rows))
 
 
 def _fill_forgotten(
     out: dict[str, Judgement], scored: Mapping[str, Sequence[RowScores]], before: Mapping[str, Sequence[RowScores]]
 ) -> None:
     """Fill in by how much the loss on general text rose, paired over the paragraphs of that text."""
-    runs: dict[tuple[str, str], Runs] = {}
+    runs: dict[str | int, Runs] = {}
     for label in out:
-        for when, scores in (("after", scored[label]), ("before", before.get(label, ()))):
-            rows = [general for each in scores if (general := general_rows_of(each)) is not None]
-            if rows:
-                runs[label, when] = Runs(rows, any(each.seed is not None for each in scores))
-    whole = [label for label in out if (label, "after") in runs and (label, "before") in runs]
-    if whole:
-        estimates = Estimates({key: runs[key] for label in whole for key in ((label, "after"), (label, "before"))})
-        for label in whole:
-            rise = estimates.difference((label, "after"), (label, "before"))
+        first = before.get(label, ())
+        after, earlier = _general_runs(scored[label]), _general_runs(first)
+        if after.rows and earlier.rows:
+            runs |= {label: after, id(first): earlier}
+    estimates = Estimates(runs)
+    for label in out:
+        if label in runs:
+            rise = estimates.difference(label, id(before[label]))
             out[label].forgotten, out[label].forgotten_interval = rise.value, rise.interval
+
+
+def _general_runs(scores: Sequence[RowScores]) -> Runs:
+    """Return the rows of general text of those runs that have some."""
+    rows = [general for each in scores if (general := general_rows_of(each)) is not None]
+    return Runs(rows, any(each.seed is not None for each in scores))

@@ -118,6 +118,15 @@ def test_before_forgotten_and_what_has_no_score() -> None:
     assert found == of_losses({"lora": [after]}, before={"lora": [before]})  # the same data, the same report
 
 
+def test_methods_that_share_the_scores_before_training_say_no_more_about_the_seed_than_one_does() -> None:
+    first = [with_losses((np.linspace(3, 4, 60) + seed / 4).tolist(), seed) for seed in range(3)]
+    scored = {label: noisy(1.0, start=number) for number, label in enumerate("abcdef")}
+    alone = of_losses({"a": scored["a"]}, before={"a": first})["a"]
+    together = of_losses(scored, before=dict.fromkeys(scored, first))
+    assert alone.interval_before == pytest.approx(together["f"].interval_before)
+    assert alone.score_before == together["f"].score_before
+
+
 @pytest.mark.parametrize(("seeds", "unstable"), [(3, 1.0), (3, 4.0), (1, 0.0)])
 def test_by_simulation_intervals_cover_and_equal_methods_are_not_called_behind(seeds: int, unstable: float) -> None:
     """120 comparisons of four equal methods; bounds are those of the promise, with the simulation's own error."""
