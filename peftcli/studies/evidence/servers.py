@@ -1,4 +1,7 @@
-"""Which servers load a run's adapter as it is: rules in `servers.json`, each with its source and date."""
+"""Which servers load a run's adapter as it is: rules in `servers.json`, each with its source and the date of reading.
+
+The rules for vLLM and llama.cpp were read in their sources; no adapter was loaded there.
+"""
 
 from __future__ import annotations
 
