@@ -46,7 +46,8 @@ class ComparedMethod:
         score_before: the mean score before the first step, `interval_before`: its interval.
         difference: to the best, positive is worse; `difference_to_reference`: likewise.
         p_best, p_reference: Holm-corrected p-values of these two differences.
-        steps_to_reference: optimizer steps until the reference's score was reached; None if it never was.
+        steps_to_reference: optimizer steps until an evaluation while training reached the reference's score (of the
+            same rows, if it was trained); None if none did.
         trainable, saved, percent: as `count-params` counts them.
         adapter_bytes: size of the saved weights on disk.
         merges: whether the change can be folded into the base's weights.
@@ -135,6 +136,11 @@ class Comparison:
     date: str = ""
     command: str = ""
     version: int = 1
+
+    @property
+    def reference_method(self) -> ComparedMethod | None:
+        """The row of the reference; None if there is none."""
+        return next((row for row in self.methods if row.label == self.reference), None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for `comparison.json` and `--json`."""

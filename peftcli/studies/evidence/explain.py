@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from peftcli.protocol.registry import registry
 from peftcli.record.shown_numbers import byte_size, count, duration
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.evidence.judgement import better_than_reference
+from peftcli.studies.evidence.judgement import LEVEL, better_than_reference
 from peftcli.studies.evidence.steps_to_reference import fill_steps_to_reference
 from peftcli.studies.evidence.undecided import undecided
-from peftcli.studies.report.shell.report_numbers import ScoreScale
+from peftcli.studies.report.shell.report_numbers import ScoreScale, share_text
 
 Cost = Callable[[ComparedMethod], float | None]
 
@@ -90,13 +90,7 @@ def _costs(row: ComparedMethod) -> list[str]:
     what = [] if info is None else [f"What {row.label} is: {info.summary[0].lower()}{info.summary[1:]}"]
     parts = []
     if row.trainable is not None:
-        share = (
-            ""
-            if row.percent is None
-            else f" ({row.percent:.0f}% of the model)"
-            if row.percent >= 10
-            else f" ({row.percent:.2g}% of the model)"
-        )
+        share = "" if row.percent is None else f" ({share_text(row.percent)}% of the model)"
         parts.append(f"trains {count(row.trainable)} numbers{share}")
     if row.adapter_bytes is not None:
         parts.append(f"is saved in {byte_size(row.adapter_bytes)}")
@@ -127,8 +121,7 @@ def _others(comparison: Comparison, chosen: ComparedMethod) -> list[str]:
 
 def _worth(comparison: Comparison, chosen: ComparedMethod) -> list[str]:
     """Return whether the choice is better than the reference."""
-    name = comparison.reference
-    reference = next((row for row in comparison.methods if row.label == name), None)
+    name, reference = comparison.reference, comparison.reference_method
     if reference is None or reference.score is None:
         return []
     scale = ScoreScale(comparison.metric, comparison.greater_is_better)
@@ -142,7 +135,7 @@ def _worth(comparison: Comparison, chosen: ComparedMethod) -> list[str]:
         sentence = f"It is better than the reference, {name}, by {shown}{between}"
         steps = chosen.steps_to_reference
         return [f"{sentence}, whose score it reached after {count(steps)} steps." if steps else f"{sentence}."]
-    if chosen.p_reference is not None and chosen.p_reference < 0.05:
+    if chosen.p_reference is not None and chosen.p_reference < LEVEL:
         worse, around = scale.difference(chosen.difference_to_reference, chosen.reference_interval)
         return [f"It is worse than the reference, {name}, by {worse}{f' ({around})' if around else ''}."]
     return [f"It is not shown to be better than the reference, {name}: the difference is {shown}{between}."]

@@ -10,17 +10,18 @@ from peftcli.studies.compare.comparison import Comparison, Curve
 def fill_steps_to_reference(comparison: Comparison) -> None:
     """Write `steps_to_reference` of each method but the reference, from its evaluations while training.
 
-    These may be on some of the rows: the reference's score is then that of its own last evaluation, on the same rows.
+    These may be on some of the rows: the reference's score is that of its own last evaluation, on the same rows. A base
+    was not trained and has no evaluation: its score of all rows is taken, so that the step is off by what the rows of
+    the curves are easier or harder. (Its score of those rows is where each method starts: every step would be 0.)
     """
-    reference = next((row for row in comparison.methods if row.label == comparison.reference), None)
+    reference = comparison.reference_method
     if reference is None or reference.score is None:
         return
     own = [curve.scores[-1] for curve in reference.curves if curve.scores]
+    score = sum(own) / len(own) if own else reference.score
     for row in comparison.methods:
-        if row is reference:
-            continue
-        score = sum(own) / len(own) if own else reference.score
-        row.steps_to_reference = steps_until(row.curves, score, comparison.greater_is_better)
+        if row is not reference:
+            row.steps_to_reference = steps_until(row.curves, score, comparison.greater_is_better)
 
 
 def steps_until(curves: Sequence[Curve], score: float, greater_is_better: bool) -> int | None:

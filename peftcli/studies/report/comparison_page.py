@@ -96,7 +96,7 @@ def _not_measured(comparison: Comparison, costs: Sequence[Figure]) -> str:
 
 def _rates_note(comparison: Comparison) -> str:
     if comparison.searched:
-        return "Each method was trained for a few steps at several rates first, and scored at the one that gave most."
+        return "Each method was trained for a few steps at several rates first, and scored at the best."
     return (
         "No rates were searched (--no-search): every method ran at its default or at the recipe's rate. "
         "A method that looks worse here may only want another rate."
@@ -110,7 +110,7 @@ def _glossary(comparison: Comparison, scale: ScoreScale) -> list[tuple[str, str]
     reference = comparison.reference or ""
     return [
         ("best", best),
-        ("tied with the best", "the difference to the best could be chance: its interval holds 0 after the correction"),
+        ("tied with the best", "the difference to the best could be chance: its corrected p is 0.05 or more"),
         ("behind by x", "worse than the best by x; the range beside it is the 95% interval of the difference"),
         (
             "not better than the reference",
@@ -118,8 +118,8 @@ def _glossary(comparison: Comparison, scale: ScoreScale) -> list[tuple[str, str]
         ),
         (
             "95% interval",
-            "from a bootstrap over held-out rows and seeds; with few seeds it is itself rough. "
-            "Scores are rounded to what the interval supports",
+            "over held-out rows (a bootstrap) and, with several seeds, over seeds (a t distribution), for one score or "
+            "difference at a time. Scores are rounded to what the interval supports",
         ),
         ("p", "chance of so large a difference if there were none, Holm-corrected for the number of comparisons"),
         ("trained, saved", "numbers that training changes, and those that the adapter file holds"),

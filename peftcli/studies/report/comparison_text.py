@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peftcli.record.shown_numbers import byte_size, count, duration, short_count
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.report.shell.report_numbers import ScoreScale
+from peftcli.studies.report.shell.report_numbers import ScoreScale, share_text
 
 Cell = Callable[[ComparedMethod], str]
 
@@ -50,7 +50,7 @@ def wide_columns(comparison: Comparison) -> list[Column]:
         Column("verdict", lambda row: verdict_text(row, comparison), numbers=False),
         Column("before", lambda row: scale.score(row.score_before, row.interval_before)),
         Column("rate", lambda row: "" if row.rate is None else f"{row.rate:g}"),
-        Column("steps to reference", lambda row: _steps(row, comparison)),
+        Column("steps to reference", lambda row: steps_text(row, comparison)),
         Column("trains", lambda row: "" if row.trainable is None else short_count(row.trainable)),
         Column("% of model", lambda row: "" if row.percent is None else share_text(row.percent)),
         Column("saved numbers", lambda row: "" if row.saved is None else short_count(row.saved)),
@@ -63,11 +63,6 @@ def wide_columns(comparison: Comparison) -> list[Column]:
         Column("forgotten", _forgotten),
     ]
     return _filled(comparison, wanted)
-
-
-def share_text(percent: float) -> str:
-    """Return a percentage in two digits: 0.013, 1.3, 100."""
-    return f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
 
 
 def _filled(comparison: Comparison, columns: list[Column]) -> list[Column]:
@@ -93,10 +88,14 @@ def verdict_text(row: ComparedMethod, comparison: Comparison) -> str:
     return f"{words}; the reference" if row.label == comparison.reference else words
 
 
-def _steps(row: ComparedMethod, comparison: Comparison) -> str:
-    if comparison.reference is None or row.label == comparison.reference or row.score is None:
+def steps_text(row: ComparedMethod, comparison: Comparison) -> str:
+    """Return when a method reached the reference's score; empty where no evaluation while training could show it."""
+    if row.steps_to_reference is not None:
+        return count(row.steps_to_reference)
+    reference = comparison.reference_method
+    if row.label == comparison.reference or reference is None or reference.score is None or row.score is None:
         return ""
-    return "never" if row.steps_to_reference is None else count(row.steps_to_reference)
+    return "never" if any(curve.steps for curve in row.curves) else ""
 
 
 def _forgotten(row: ComparedMethod) -> str:

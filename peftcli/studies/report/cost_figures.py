@@ -85,7 +85,7 @@ def _figure(comparison: Comparison, cost: Cost, shown: Sequence[Standing], scale
     names = {marks[one.number]: one.method.label for one in shown}
     weighed = [_weighed(mark, frontier) for mark in drawn]
     scores = [value for mark in weighed for value in (mark.y, *(mark.interval or ()))]
-    levels = _reference_level(comparison, scale)
+    levels = reference_level(comparison, scale)
     scores += [level.value for level in levels]
     title = f"{scale.name} against {cost.words}"
     description = (
@@ -158,8 +158,9 @@ def _axis(cost: Cost, values: Sequence[float], unit: str) -> Axis:
     return linear_axis(title, values, wanted=6)
 
 
-def _reference_level(comparison: Comparison, scale: ScoreScale) -> list[Level]:
-    reference = next((one for one in comparison.methods if one.label == comparison.reference), None)
+def reference_level(comparison: Comparison, scale: ScoreScale) -> list[Level]:
+    """Return the line of the reference's score; none without one."""
+    reference = comparison.reference_method
     if reference is None or not known(reference.score):
         return []
     return [Level(reference.score * scale.factor)]

@@ -11,7 +11,7 @@ from peftcli.record.charts.drawing import Drawing
 from peftcli.record.charts.plot_area import Level
 from peftcli.studies.compare import comparison as record
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.report.cost_figures import SIZES
+from peftcli.studies.report.cost_figures import SIZES, reference_level
 from peftcli.studies.report.shell.html_parts import Figure, plain_table
 from peftcli.studies.report.shell.report_numbers import ScoreScale, known, mean
 from peftcli.studies.report.standing import Standing
@@ -99,7 +99,7 @@ def _together(comparison: Comparison, scored: Sequence[Standing], scale: ScoreSc
     named += [one for one in scored if one.kind == "reference"]
     styles = {one.number: index for index, one in enumerate(named)}
     grey = [one for one in scored if one.number not in styles]
-    level = _level(comparison, scale)
+    level = reference_level(comparison, scale)
     x, y = _axes(means.values(), level, scale.title, x_title="optimizer steps")
     series = [
         Curve(one.method.label, means[one.number], styles[one.number], dots=True, dark=one.kind == "reference")
@@ -118,7 +118,7 @@ def _together(comparison: Comparison, scored: Sequence[Standing], scale: ScoreSc
 
 
 def _score_panels(comparison: Comparison, scored: Sequence[Standing], scale: ScoreScale) -> Figure:
-    level = _level(comparison, scale)
+    level = reference_level(comparison, scale)
     lines = {one.number: [_scores(curve, scale.factor) for curve in one.method.curves] for one in scored}
     x, y = _axes([points for group in lines.values() for points in group], level, "", x_title="")
     panels = [_panel(one, lines[one.number], x, y, scale.name, level) for one in scored]
@@ -162,11 +162,6 @@ def _axes(lines: object, level: Sequence[Level], title: str, *, x_title: str) ->
     x = linear_axis(x_title, [x for x, _ in points], lambda value: short_number(value), wanted=4, room=0.0)
     values = [y for _, y in points] + [one.value for one in level]
     return x, linear_axis(title, values, wanted=5 if title else 4)
-
-
-def _level(comparison: Comparison, scale: ScoreScale) -> list[Level]:
-    found = [one.score for one in comparison.methods if one.label == comparison.reference]
-    return [Level(score * scale.factor) for score in found if known(score)]
 
 
 def _scores(curve: record.Curve, factor: float) -> Points:

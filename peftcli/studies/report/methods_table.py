@@ -10,6 +10,7 @@ from peftcli.record.charts.scatter_chart import shape
 from peftcli.record.shown_numbers import byte_size, count, duration
 from peftcli.shown_text import escape
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Interval
+from peftcli.studies.report.comparison_text import steps_text
 from peftcli.studies.report.shell.html_parts import MISSING, Cell, Column, number_cell, sortable_table, text_cell
 from peftcli.studies.report.shell.report_numbers import ScoreScale, known
 from peftcli.studies.report.standing import Standing, sign, verdict_words
@@ -22,9 +23,7 @@ def methods_table(comparison: Comparison, ordered: Sequence[Standing], scale: Sc
     axis = _forest_axis(comparison, scale)
     made = [_cells(comparison, one, scale, axis) for one in ordered]
     columns = _columns(comparison, scale)
-    kept = [index for index in range(len(columns)) if index < 3 or any(row[index].value is not None for row in made)]
-    if axis is not None:
-        kept = sorted({*kept, 2})
+    kept = [index for index in range(len(columns)) if index < 2 or any(row[index].html != MISSING for row in made)]
     caption = (
         f"{len(ordered)} methods, {comparison.rows:,} held-out rows, seeds {', '.join(map(str, comparison.seeds))}. "
         f"Scores are {scale.title}; the range beside a score is its 95% interval."
@@ -47,7 +46,7 @@ def _columns(comparison: Comparison, scale: ScoreScale) -> list[Column]:
         Column("Time", True, "of one training run"),
         Column("Peak memory", True, "of the training process"),
         Column("Rate", True, "learning rate of the scored runs"),
-        Column("Steps to reference", True, "optimizer steps until the reference's score was reached"),
+        Column("Steps to reference", True, "until an evaluation while training reached the reference's score"),
         Column("Merges", hint="whether the change can be folded into the base's weights"),
         Column("Served by", hint="servers that load the adapter as it is; a merged model loads everywhere"),
         Column("%", True, "trained numbers as a share of all"),
@@ -108,12 +107,8 @@ def _verdict(one: Standing, scale: ScoreScale) -> Cell:
 
 
 def _steps(comparison: Comparison, one: Standing) -> Cell:
-    method = one.method
-    if method.steps_to_reference is not None:
-        return number_cell(method.steps_to_reference, count(method.steps_to_reference))
-    if comparison.reference is None or one.kind == "reference" or not known(method.score) or not method.curves:
-        return Cell(MISSING)
-    return Cell("never", None)
+    text = steps_text(one.method, comparison)
+    return Cell(text, one.method.steps_to_reference) if text else Cell(MISSING)
 
 
 def _number(value: float | None, write: Callable[[float], str]) -> Cell:
@@ -149,7 +144,7 @@ def _forest(comparison: Comparison, one: Standing, scale: ScoreScale, axis: Axis
         return ""
     middle = _HEIGHT / 2
     parts = []
-    reference = next((each for each in comparison.methods if each.label == comparison.reference), None)
+    reference = comparison.reference_method
     if reference is not None and known(reference.score):
         across = 6 + axis.share(reference.score * scale.factor) * (_WIDTH - 12)
         parts.append(line(across, 0, across, _HEIGHT, "level"))

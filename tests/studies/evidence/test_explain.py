@@ -14,7 +14,9 @@ from peftcli.studies.evidence.explain import explain
 from peftcli.studies.evidence.servers import server_rules, servers_of
 from peftcli.studies.evidence.steps_to_reference import steps_until
 from peftcli.studies.report.comparison_markdown import comparison_markdown
+from peftcli.studies.report.comparison_page import comparison_report
 from peftcli.studies.report.comparison_table import print_comparison
+from peftcli.studies.report.comparison_text import steps_text
 
 
 def method(label: str, score: float | None, verdict: str | None, trainable: int = 100, **more) -> ComparedMethod:
@@ -101,6 +103,22 @@ def test_steps_to_reference_is_the_first_step_at_which_the_mean_over_seeds_is_as
     assert made.methods[0].steps_to_reference == 20 and made.methods[1].steps_to_reference is None
 
 
+def test_never_is_said_only_where_evaluations_could_have_shown_it() -> None:
+    low = [Curve(0, [0, 10], [0.1, 0.2])]
+    for curves, reference, words in ((low, FREEZE, "never"), ([], FREEZE, ""), ([Curve(0)], FREEZE, ""),
+                                     (low, replace(FREEZE, score=None), "")):  # fmt: skip
+        made = comparison(replace(BEST, curves=curves), reference)
+        assert steps_text(made.methods[0], made) == words and steps_text(made.methods[1], made) == ""
+        page = comparison_report(made)[0]
+        assert ("never" in page) == bool(words) and ("Steps to reference" in page) == bool(words)
+
+
+def test_the_page_has_no_empty_column_for_intervals_where_nothing_has_a_score() -> None:
+    lost = method("lora", None, None, status="diverged", reason="the loss was not finite")
+    assert 'scope="col">95% interval' not in comparison_report(comparison(lost))[0]
+    assert 'scope="col">95% interval' in comparison_report(comparison(lost, FREEZE))[0]
+
+
 @pytest.mark.parametrize(
     ("config", "task_type", "servers"),
     [
@@ -131,7 +149,9 @@ def test_each_rule_of_a_server_has_a_source_and_a_date() -> None:
 
 
 def test_the_table_fits_80_characters_and_a_wide_one_has_every_value() -> None:
-    made = comparison(BEST, TIED, replace(FREEZE, label="a|b*c"), notes=["a note \x1b[31m"], differs=["the seed"])
+    best = replace(BEST, curves=[Curve(0, [0, 10], [0.1, 0.9])])
+    made = comparison(best, TIED, replace(FREEZE, label="a|b*c"), notes=["a note \x1b[31m"], differs=["the seed"],
+                      reference="a|b*c")  # fmt: skip
     for width, expected in ((80, "(86% to 92%)"), (200, "steps to reference")):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         print_comparison(made, console)

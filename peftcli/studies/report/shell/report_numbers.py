@@ -89,6 +89,11 @@ def supported_decimals(interval: Interval | None, factor: float = 1.0) -> int | 
     return min(5, max(0, math.ceil(-math.log10(half) - 1e-9)))
 
 
+def share_text(percent: float) -> str:
+    """Return a percentage in two digits: 0.013, 1.3, 100."""
+    return f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+
+
 def known(value: float | None) -> TypeGuard[float]:
     """Return whether there is a finite number."""
     return value is not None and math.isfinite(value)
