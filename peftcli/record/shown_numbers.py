@@ -18,20 +18,20 @@ def count(number: int) -> str:
 
 
 def short_count(number: int) -> str:
-    """Return a count in at most five characters: 812, 149.4K, 22.7M, 1.2B."""
-    size = float(number)
-    for unit in ("", "K", "M", "B"):
-        if size < 1000 or unit == "B":
-            return f"{size:.1f}{unit}" if unit else str(number)
-        size /= 1000
-    return str(number)
+    """Return a count in few characters, six below 1,000 billions: 812, 149.4K, 22.7M, 1.2B."""
+    if number < 1000:
+        return str(number)
+    for unit, size in (("K", 1e3), ("M", 1e6)):
+        if round(number / size, 1) < 1000:
+            return f"{number / size:.1f}{unit}"
+    return f"{number / 1e9:.1f}B"
 
 
 def byte_size(number: float) -> str:
     """Return a size for reading: 612 B, 1.2 MB; powers of 1000, as disks count."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+    for unit, digits in (("B", 0), ("KB", 1), ("MB", 1), ("GB", 1)):
+        if round(number, digits) < 1000:
+            return f"{number:.{digits}f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
 

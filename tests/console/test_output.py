@@ -12,7 +12,15 @@ from peftcli.record.shown_numbers import byte_size, duration, metric, short_coun
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.0K"), (149_381, "149.4K"), (22_713_221, "22.7M"), (175e9, "175.0B")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0K"),
+        (149_381, "149.4K"),
+        (999_960, "1.0M"),
+        (22_713_221, "22.7M"),
+        (175e9, "175.0B"),
+    ],
 )
 def test_short_count(number: float, text: str) -> None:
     assert short_count(int(number)) == text
@@ -23,7 +31,9 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(612, "612 B"), (1_240_000, "1.2 MB"), (3e12, "3.0 TB")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(612, "612 B"), (999_960, "1.0 MB"), (1_240_000, "1.2 MB"), (3e12, "3.0 TB")]
+)
 def test_byte_size(number: float, text: str) -> None:
     assert byte_size(number) == text
 
