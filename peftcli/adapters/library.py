@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from peftcli.adapters.model_card import Use
     from peftcli.recipe.method_params import MethodParams
 
+PLAIN_LORA = "lora"
+"""What `peft export` calls one low-rank pair at each matrix and nothing else: HF peft's LORA, which servers read."""
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -36,6 +39,36 @@ class RunFiles:
     use: Use
 
 
+class RunLayout(ABC):
+    """How a run keeps its adapter in a library's files, so that the library loads the run as it is.
+
+    Attributes:
+        name: what peftcli.json calls it.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def files(self, params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> RunFiles | None:
+        """Return a run's adapter in this layout, or None if the library cannot hold it; `state` reads it back."""
+
+    @abstractmethod
+    def state(
+        self, directory: Path, tensors: Mapping[str, Tensor], params: MethodParams, meta: AdapterMeta
+    ) -> dict[str, Tensor]:
+        """Return the tensors of `files` by our keys.
+
+        Args:
+            directory: of the run's adapter.
+            tensors: as they are in its file.
+            params: of the method.
+            meta: the adapter's record.
+
+        Raises:
+            UserError: this version does not know the method's layout.
+        """
+
+
 class Library(ABC):
     """An adapter library; a subclass implements the abstract methods and overrides the others where they apply.
 
@@ -45,8 +78,7 @@ class Library(ABC):
         files: the words for its files in the help of `--to`.
         lacks: the reason why adapters of methods outside `methods()` cannot be exported.
         instead: what `peft export --as` offers for it: a method's name, and the help.
-        run_layout: how peftcli.json calls the library's layout where a run keeps its adapter in it (`run_files`); None
-            where no run does.
+        run_layout: how a run keeps its adapter in the library's files; None where no run does.
     """
 
     name: ClassVar[str]
@@ -54,7 +86,7 @@ class Library(ABC):
     files: ClassVar[str]
     lacks: ClassVar[str]
     instead: ClassVar[Mapping[str, str]] = {}
-    run_layout: ClassVar[str | None] = None
+    run_layout: ClassVar[RunLayout | None] = None
 
     @abstractmethod
     def methods(self) -> Collection[str]:
@@ -103,26 +135,6 @@ class Library(ABC):
         Raises:
             UserError: the library cannot hold these parameters or tensors; says which, and what to do instead.
         """
-
-    def run_files(self, params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> RunFiles | None:
-        """Return a run's adapter in `run_layout`, or None if the library cannot hold it; `run_state` reads it back."""
-        return None
-
-    def run_state(
-        self, directory: Path, tensors: Mapping[str, Tensor], params: MethodParams, meta: AdapterMeta
-    ) -> dict[str, Tensor]:
-        """Return the tensors of `run_files` by our keys.
-
-        Args:
-            directory: of the run's adapter.
-            tensors: as they are in its file.
-            params: of the method.
-            meta: the adapter's record.
-
-        Raises:
-            UserError: this version does not know the method's layout.
-        """
-        raise NotImplementedError(f"no run keeps its adapter in the layout of {self.title}")
 
 
 def other_use(params: MethodParams) -> str:

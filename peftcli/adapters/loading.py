@@ -38,7 +38,7 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
     record = read_adapter_record(directory, methods)
     tensors = read_tensors(directory / WEIGHTS, recorded=WEIGHTS in record.digests)
     refuse_changed_files(directory, [WEIGHTS], record.digests, directory / SIDECAR)
-    layouts = {library.run_layout: library for library in LIBRARIES.values() if library.run_layout is not None}
+    layouts = {known.run_layout.name: known.run_layout for known in LIBRARIES.values() if known.run_layout is not None}
     params, meta = record.params, record.meta
     if record.layout not in (*layouts, OWN_LAYOUT):
         known = ", ".join(map(str, (*layouts, OWN_LAYOUT)))
@@ -46,7 +46,7 @@ def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -
         raise UserError(Problem(reason, str(directory / SIDECAR), key="layout", suggestion=f"known are {known}"))
     layout = layouts.get(record.layout)
     try:
-        state = tensors if layout is None else layout.run_state(directory, tensors, params, meta)
+        state = tensors if layout is None else layout.state(directory, tensors, params, meta)
     except UserError as error:
         wrong = f"{directory}: its {WEIGHTS} is not what {SIDECAR} and {CONFIG} describe"
         found = [p if p.file else replace(p, message=f"{wrong}: {p.message}") for p in error.problems]

@@ -57,9 +57,9 @@ def _library_files(params: MethodParams, meta: AdapterMeta, state: Mapping[str, 
     """Return the layout's name and the library's files; no files for our own layout."""
     for library in LIBRARIES.values():
         if library.run_layout is not None:
-            files = library.run_files(params, meta, state)
+            files = library.run_layout.files(params, meta, state)
             if files is not None:
-                return library.run_layout, files
+                return library.run_layout.name, files
     return OWN_LAYOUT, None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peftcli.adapters.library import PLAIN_LORA
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
 from peftcli.errors import UserError
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from peftcli.adapters.transfer import Transfer
     from peftcli.merging.low_rank.export_lora import LoraExport
 
-LORA = "lora"
-"""What `--to` calls the nearest plain LoRA of any adapter that merges."""
 _INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
 
 Output = Annotated[
@@ -28,10 +27,10 @@ To = Annotated[
     str,
     typer.Option(
         "--to",
-        metavar=f"<{'|'.join((*LIBRARIES, LORA))}>",
+        metavar=f"<{'|'.join((*LIBRARIES, PLAIN_LORA))}>",
         help=f"The library to write for: {', or '.join(library.files for library in LIBRARIES.values())}; or "
-        f"{LORA}: the nearest plain LoRA of any adapter that merges, for servers.",
-        autocompletion=lambda: [*LIBRARIES, LORA],
+        f"{PLAIN_LORA}: the nearest plain LoRA of any adapter that merges, for servers.",
+        autocompletion=lambda: [*LIBRARIES, PLAIN_LORA],
     ),
 ]
 Instead = Annotated[
@@ -44,22 +43,25 @@ Instead = Annotated[
         show_default=False,
     ),
 ]
-Rank = Annotated[int | None, typer.Option("--rank", min=1, help=f"Rank of --to {LORA}.", show_default=False)]
+Rank = Annotated[int | None, typer.Option("--rank", min=1, help=f"Rank of --to {PLAIN_LORA}.", show_default=False)]
 Keep = Annotated[
     float | None,
     typer.Option(
         "--keep",
-        help=f"Instead of --rank: the smallest rank at which --to {LORA} keeps this share of each change's squared "
-        "norm, such as 0.95.",
+        help=f"Instead of --rank: the smallest rank at which --to {PLAIN_LORA} keeps this share of each change's "
+        "squared norm, such as 0.95.",
         show_default=False,
     ),
 ]
 LeaveOut = Annotated[
-    bool, typer.Option("--leave-out", help=f"--to {LORA}: leave out what no LoRA holds, such as biases and norms.")
+    bool,
+    typer.Option("--leave-out", help=f"--to {PLAIN_LORA}: leave out what no LoRA holds, such as biases and norms."),
 ]
 Measure = Annotated[
     bool,
-    typer.Option("--measure/--no-measure", help=f"--to {LORA}: evaluate on the validation rows before and after."),
+    typer.Option(
+        "--measure/--no-measure", help=f"--to {PLAIN_LORA}: evaluate on the validation rows before and after."
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -91,9 +93,9 @@ def export(
 
     Example: peft export runs/lora -o lora-for-peft --to hf-peft
     """
-    if to == LORA:
+    if to == PLAIN_LORA:
         if instead is not None:
-            raise UserError(f"--as {instead} does not go with --to {LORA}", suggestion="leave --as out")
+            raise UserError(f"--as {instead} does not go with --to {PLAIN_LORA}", suggestion="leave --as out")
 
         from peftcli.merging.low_rank.export_lora import export_lora
         from peftcli.merging.low_rank.plain_lora import Wanted
@@ -119,15 +121,17 @@ def _show(done: Transfer | LoraExport, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(done.as_dict())
         return
-    kind = "as a plain LoRA" if done.kind == LORA else f"in the format of {done.kind}"
+    kind = "as a plain LoRA" if done.kind == PLAIN_LORA else f"in the format of {done.kind}"
     print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers, {kind}")
 
 
 def _refuse_for_library(to: str, options: Mapping[str, object]) -> None:
     """Refuse options of a plain LoRA where a library gets the adapter as it is."""
     for option, value in options.items():
-        if value not in (None, False):
-            raise UserError(f"{option} is for --to {LORA}, not for --to {to}", suggestion=f"add --to {LORA}")
+        if value is not None and value is not False:  # 0 is given, too
+            raise UserError(
+                f"{option} is for --to {PLAIN_LORA}, not for --to {to}", suggestion=f"add --to {PLAIN_LORA}"
+            )
 
 
 def _export_for_library(

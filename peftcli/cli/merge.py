@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peftcli.adapters.library import PLAIN_LORA
 from peftcli.console.options import CheckpointName, Json, Quiet, TrustRemoteCode, note
 from peftcli.console.several_processes import NumProcesses, share_among
 from peftcli.errors import UserError
@@ -171,11 +172,11 @@ def _check_number_of_runs(runs: int, several: Mapping[str, object], requantize: 
         several: the options for several runs, by name.
         requantize: as given.
     """
-    given = [option for option, value in several.items() if value not in (None, False)]
+    given = [option for option, value in several.items() if value is not None and value is not False]
     if runs == 1 and given:
         raise UserError(
             f"{', '.join(given)}: for several runs",
-            suggestion="name two runs or more; peft export RUN --to lora reduces one run to a rank",
+            suggestion=f"name two runs or more; peft export RUN --to {PLAIN_LORA} reduces one run to a rank",
         )
     if runs > 1 and several["--weights"] is None:
         raise UserError(f"{runs} runs need --weights, one for each", suggestion=f"add --weights {_even(runs)}")

@@ -24,7 +24,7 @@ def test_every_folder_is_a_library_of_the_table() -> None:
 
 
 def test_libraries_hold_methods_that_exist_and_say_what_they_are() -> None:
-    layouts = [library.run_layout for library in LIBRARIES.values() if library.run_layout]
+    layouts = [library.run_layout.name for library in LIBRARIES.values() if library.run_layout]
     assert len(set(layouts)) == len(layouts)
     for library in LIBRARIES.values():
         assert library.methods() and set(library.methods()) <= set(registry.names())

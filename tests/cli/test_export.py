@@ -124,6 +124,7 @@ def test_a_plain_lora_and_what_it_loses(run: Path, cli: Cli, tmp_path: Path) -> 
     ("given", "message"),
     [
         (["--rank", "4"], "--rank is for --to lora"),
+        (["--keep", "0"], "--keep is for --to lora"),
         (["--to", "lora"], "needs --rank or --keep"),
         (["--to", "lora", "--rank", "4", "--as", "lora"], "--as lora does not go with --to lora"),
         (["--to", "lora", "--rank", "4000"], "the largest useful rank is 32"),

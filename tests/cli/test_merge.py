@@ -56,6 +56,7 @@ def test_several_runs(cli: Cli, tmp_path: Path) -> None:
     [
         (["--weights", "0.5"], "--weights: for several runs"),
         (["--rank", "4"], "--rank: for several runs"),
+        (["--seed", "0"], "--seed: for several runs"),
         (["--adapter"], "--adapter: for several runs"),
         (["again", "--weights", "1,1", "--combination-type", "tie"], "did you mean ties?"),
         (["again", "--weights", "1,1", "--combination-type", "ties"], "add --density 0.5"),

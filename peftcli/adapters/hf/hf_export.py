@@ -9,7 +9,7 @@ from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.hf.hf_files import hf_use
 from peftcli.adapters.hf.hf_format import HfFiles
 from peftcli.adapters.hf.hf_table import FORMATS
-from peftcli.adapters.library import other_use
+from peftcli.adapters.library import PLAIN_LORA, other_use
 from peftcli.adapters.model_card import adapter_card
 from peftcli.errors import UserError
 
@@ -41,12 +41,12 @@ def hf_peft_files(saved: SavedAdapter, source: Path, instead: str | None = None)
     """Return an adapter's files for HF peft; see `write`."""
     params, state, meta = saved.params, saved.state, saved.meta
     known = FORMATS[params.name]
-    if instead == "lora":
+    if instead == PLAIN_LORA:
         plain = known.as_lora(params, meta, state)
         if plain is None:
             raise UserError(
                 f"{source}: {params.name} is not a low-rank change, so plain LoRA cannot hold it",
-                suggestion="leave --as out; --as lora is for adalora",
+                suggestion=f"leave --as out; --as {PLAIN_LORA} is for adalora",
             )
         params, state = plain
         known = FORMATS[params.name]

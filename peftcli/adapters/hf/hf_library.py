@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from peftcli.adapters.adapter_files import CONFIG, WEIGHTS, read_json, read_tensors
-from peftcli.adapters.library import Library, RunFiles
+from peftcli.adapters.library import PLAIN_LORA, Library, RunFiles, RunLayout
 from peftcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +18,36 @@ if TYPE_CHECKING:
     from peftcli.recipe.method_params import MethodParams
 
 
+class HfRunLayout(RunLayout):
+    """HF peft's files beside peftcli.json."""
+
+    name = "hf_peft"
+
+    def files(self, params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> RunFiles | None:
+        """Return HF peft's files of a run's adapter, if it can hold it as it is."""
+        from peftcli.adapters.hf.hf_files import hf_use
+        from peftcli.adapters.hf.hf_table import FORMATS
+
+        found = FORMATS.get(params.name)
+        if found is None or found.why_not(params, meta, state) is not None:
+            return None
+        return RunFiles(found.config(params, meta, state), found.to_file(state, params, meta), hf_use(meta, found.note))
+
+    def state(
+        self, directory: Path, tensors: Mapping[str, Tensor], params: MethodParams, meta: AdapterMeta
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a run's adapter by our keys."""
+        from peftcli.adapters.hf.hf_config import read_hf_config
+        from peftcli.adapters.hf.hf_table import FORMATS
+
+        found = FORMATS.get(params.name)
+        if found is None:
+            raise UserError(
+                f"{directory}: {params.name} was saved in HF peft's layout, which this version does not read"
+            )
+        return found.from_file(tensors, params, meta, read_hf_config(directory))
+
+
 class HfPeft(Library):
     """HF peft. A run's adapter is saved in its layout where HF peft has the method, so that it loads `RUN/adapter`."""
 
@@ -25,8 +55,8 @@ class HfPeft(Library):
     title = "HF peft"
     files = "HF peft's"
     lacks = "HF peft has no such method"
-    instead = {"lora": "Convert AdaLoRA to an equivalent plain LoRA."}  # noqa: RUF012  (typed in the base)
-    run_layout = "hf_peft"
+    instead: ClassVar[Mapping[str, str]] = {PLAIN_LORA: "Convert AdaLoRA to an equivalent plain LoRA."}
+    run_layout = HfRunLayout()
 
     def methods(self) -> Collection[str]:
         """Return the methods in `FORMATS`."""
@@ -71,27 +101,3 @@ class HfPeft(Library):
         from peftcli.adapters.hf.hf_export import write
 
         return write(saved, source, output, instead)
-
-    def run_files(self, params: MethodParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> RunFiles | None:
-        """Return HF peft's files of a run's adapter, if it can hold it as it is."""
-        from peftcli.adapters.hf.hf_files import hf_use
-        from peftcli.adapters.hf.hf_table import FORMATS
-
-        found = FORMATS.get(params.name)
-        if found is None or found.why_not(params, meta, state) is not None:
-            return None
-        return RunFiles(found.config(params, meta, state), found.to_file(state, params, meta), hf_use(meta, found.note))
-
-    def run_state(
-        self, directory: Path, tensors: Mapping[str, Tensor], params: MethodParams, meta: AdapterMeta
-    ) -> dict[str, Tensor]:
-        """Return the tensors of a run's adapter by our keys."""
-        from peftcli.adapters.hf.hf_config import read_hf_config
-        from peftcli.adapters.hf.hf_table import FORMATS
-
-        found = FORMATS.get(params.name)
-        if found is None:
-            raise UserError(
-                f"{directory}: {params.name} was saved in HF peft's layout, which this version does not read"
-            )
-        return found.from_file(tensors, params, meta, read_hf_config(directory))

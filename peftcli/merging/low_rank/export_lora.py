@@ -9,6 +9,7 @@ from typing import Any
 
 from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.label_names import write_label_names
+from peftcli.adapters.library import PLAIN_LORA
 from peftcli.adapters.library_table import library_named
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.transfer import check_free, text_notes
@@ -35,7 +36,7 @@ class LoraExport:
 
     Args:
         output: the new directory.
-        kind: `lora`.
+        kind: `PLAIN_LORA`.
         method: of the run.
         task: as in a recipe.
         base: the base model's name.
@@ -120,7 +121,7 @@ def export_lora(
         after = None
         if found is not None and before is not None:
             after = _measured(replace(found, saved=load_adapter(partial)), lambda _text: None)
-    said = (*opened.notes, *notes, *texts, *_notes(made, measure=measure, measured=after is not None))
+    said = (*made.run.notes, *notes, *texts, *_notes(made, measure=measure, measured=after is not None))
     return _report(output, opened, made, saved, (before, after), said)
 
 
@@ -143,7 +144,7 @@ def _report(
     """
     return LoraExport(
         output=str(output),
-        kind="lora",
+        kind=PLAIN_LORA,
         method=opened.recipe.method.name,
         task=opened.recipe.task,
         base=opened.spec.name_or_path,
