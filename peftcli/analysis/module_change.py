@@ -23,7 +23,7 @@ class ModuleChange:
         shape: of the weight that changes.
         change: Frobenius norm of the weight's change; None where it is no weight, or depends on a base not at hand.
         weight: Frobenius norm of the base's weight; None if it is not at hand.
-        allotted: ranks that the factors had in training.
+        allotted: r: the rank that the trained factors had.
         spectrum: of a low-rank change, over the ranks that were kept.
         magnitude: least, mean and largest learnt magnitude over the weight's own row norm (DoRA).
         tensors: norm of each saved tensor, where the change is no change of a weight.
@@ -49,8 +49,13 @@ class ModuleChange:
 
     @property
     def kept(self) -> int | None:
-        """Ranks in the file."""
+        """Ranks in the file; more than `allotted` where an initial pair is subtracted (PiSSA)."""
         return None if self.spectrum is None else len(self.spectrum.values)
+
+    @property
+    def room(self) -> int:
+        """The largest rank that the change could have."""
+        return max(self.kept or 0, self.allotted or 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
@@ -70,7 +75,7 @@ class ModuleChange:
                 "effective_rank": self.spectrum.effective_rank,
                 "rank_90": self.spectrum.rank_of_energy(0.9),
                 "rank_99": self.spectrum.rank_of_energy(0.99),
-                "rank_used": self.spectrum.effective_rank / self.allotted if self.allotted else None,
+                "rank_used": self.spectrum.effective_rank / self.room if self.room else None,
                 "singular_values": list(self.spectrum.values),
             }
         if self.magnitude is not None:

@@ -64,14 +64,17 @@ def judge(rows: Sequence[ModuleChange], params: MethodParams) -> Verdict:
         return Verdict(
             "unknown", "Every change is zero: nothing was learnt; train longer or with a higher learning rate."
         )
-    pruned = any(row.kept != row.allotted for row, _ in moved)
+    pruned = any((row.kept or 0) < (row.allotted or 0) for row, _ in moved)
     # AdaLoRA moves ranks between modules: each is judged by the ranks that it kept
-    ranks = [len(spectrum.values) if pruned else (row.allotted or 0) for row, spectrum in moved]
+    ranks = [len(spectrum.values) if pruned else row.room for row, spectrum in moved]
     rank = max(1, round(mean(ranks))) if pruned else max(ranks)
     if rank == 1:
         change = _change(params, 1, 4)
         return Verdict("unknown", "With rank 1 there is one singular value, which says nothing about more.", change)
-    what = f"its ranks (kept: {min(ranks)} to {max(ranks)}, {rank} on average)" if pruned else f"r = {rank}"
+    allotted = max(row.allotted or 0 for row, _ in moved)
+    what = f"r = {rank}" if rank == allotted else f"the rank {rank} that r = {allotted} allows"
+    if pruned:
+        what = f"its ranks (kept: {min(ranks)} to {max(ranks)}, {rank} on average)"
     shares = [spectrum.effective_rank / own for own, (_, spectrum) in zip(ranks, moved, strict=True)]
     idle = sum(share < IDLE_SHARE for share in shares)
     flat = sum(

@@ -101,7 +101,7 @@ def _ranked(row: ModuleChange) -> list[str]:
     spectrum = row.spectrum
     assert spectrum is not None  # the caller's choice of rows
     allotted = row.allotted or 0
-    rank = str(allotted) if row.kept == allotted else f"{row.kept} of {allotted}"
+    rank = f"{row.kept} of {allotted}" if (row.kept or 0) < allotted else str(allotted)
     return [
         row.name + (" (before its gate)" if row.gated else ""),
         _shape(row),
@@ -109,7 +109,7 @@ def _ranked(row: ModuleChange) -> list[str]:
         _share(row.relative),
         rank,
         f"{spectrum.effective_rank:.1f}",
-        f"{spectrum.effective_rank / allotted:.0%}" if allotted else "",
+        f"{spectrum.effective_rank / row.room:.0%}" if row.room else "",
         str(spectrum.rank_of_energy(0.9)),
         str(spectrum.rank_of_energy(0.99)),
         f"{spectrum.flatness:.2g}",

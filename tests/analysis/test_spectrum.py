@@ -148,6 +148,15 @@ def test_adalora_shows_kept_of_allotted_ranks(tmp_path: Path) -> None:
     assert {row.kept for row in rows.values()} == {2, 6}
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "loftq"])
+def test_an_initial_pair_is_no_part_of_r(init: str, tmp_path: Path) -> None:
+    name = "qlora" if init == "loftq" else "lora"
+    view = view_adapter(make_run(tmp_path, "llama", "causal_lm", {"name": name, "r": 4, "init_lora_weights": init}))
+    assert {(row.allotted, row.kept) for row in view.rows} == {(4, 8)}
+    assert all(0 < row.as_dict()["rank_used"] <= 1 for row in view.rows)
+    assert "the rank 8 that r = 4 allows" in judge(view.rows, view.params).text
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -90,6 +90,10 @@ class LoraDelta(Part):
         """Return the width of the projection's input; None with PiSSA: under a gate its initial pairs do not cancel."""
         return None if self.keep_initial else int(self.lora_A.weight.shape[1])
 
+    def allotted_rank(self) -> int:
+        """Return r, without that of an initial pair: the change has up to twice that rank where one is subtracted."""
+        return self.lora_A.weight.shape[0]
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """Return B and A, with an initial pair that is subtracted beside them."""
         if not self.subtracts:
