@@ -10,7 +10,8 @@ when it is generated. An intervention of the last tokens alone then learns nothi
 
 Deviations from pyreft: it starts from a random W, so that a fresh adapter changes the model; here W = R and b = 0. It
 sets whole hidden states to zero by dropout; here dropout is on the r numbers W h + b - R h. A prompt that is shorter
-than f + l has every token changed once; pyreft leaves the middle one of an odd number out.
+than f + l has every token changed once: each kind gets what the other leaves, the first tokens the middle one. In the
+paper (section 4.1) no kind gets more than half, the last tokens the middle one; pyreft leaves the middle one out.
 
 The names are the paper's and pyreft's: rank r (`low_rank_dimension`), `layers`, `positions`, `share_weights`.
 """

@@ -165,6 +165,8 @@ PUBLISHED = [
               {"name": "loreft", "r": 4, "layers": [3, 9, 18, 24], "positions": "f5+l5", "share_weights": False},
               2 * 4 * 4 * (2 * 4096 + 1), "0.0039%"),
     Published("LoReFT, table 4", ROBERTA, {"name": "loreft", "r": 1, "positions": "f1"}, 12 * (2 * 768 + 1), "0.015%"),
+    Published("LoReFT, table 4", ROBERTA_LARGE, {"name": "loreft", "r": 1, "positions": "f1"},
+              24 * (2 * 1024 + 1), "0.014%"),
     Published("Compacter", T5_BASE, {"name": "compacter"}, 114_112 + 62 * 768, "0.073%"),
     Published("Compacter++, abstract", T5_BASE, {"name": "compacter", "placement": "ffn"}, 57_088 + 62 * 768, "0.047%"),
     Published("prefix tuning, table-to-text", GPT2_MEDIUM, {"name": "prefix_tuning", "num_virtual_tokens": 5},
