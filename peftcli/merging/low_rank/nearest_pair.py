@@ -6,7 +6,7 @@ its shorter side, and from a thin basis where that holds the whole matrix, as it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,21 @@ class Spectrum:
         if out <= d_in:
             return (thin.T @ self.matrix) / roots[:, None], thin * roots
         return (thin * roots).T.contiguous(), (self.matrix @ thin) / roots
+
+
+def below_rank(rank: int, ranks: Mapping[str, int]) -> list[str]:
+    """Return a note that changes of a smaller rank are not cut, if there are any.
+
+    Args:
+        rank: that was asked for.
+        ranks: the largest that each change can have, by where it is.
+    """
+    smaller = [where for where, own in ranks.items() if own < rank]
+    if not smaller:
+        return []
+    least = min(smaller, key=lambda where: ranks[where])
+    own = f"{ranks[least]} at {least}"
+    return [f"rank {rank} is above that of {len(smaller)} of {len(ranks)} changes, which keep their own ({own})"]
 
 
 def spectrum(matrix: Tensor, noise: float = 0.0) -> Spectrum:

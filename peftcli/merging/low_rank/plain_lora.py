@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peftcli.errors import UserError
-from peftcli.merging.low_rank.nearest_pair import Spectrum, spectrum
+from peftcli.merging.low_rank.nearest_pair import Spectrum, below_rank, spectrum
 from peftcli.merging.low_rank.with_lora import EMBEDDING, LINEAR, with_lora
 from peftcli.merging.merge_plan import MergedTensor, plan_merge
 from peftcli.merging.run_to_merge import RunToMerge, whole_tensors
@@ -176,7 +176,7 @@ def plain_lora(plan: LoraPlan) -> PlainLora:
     made = with_lora(of_adapter, list(ranks), ranks, state | _whole(run))
     kept, total = (sum(column) for column in zip(*shares.values(), strict=True))
     return PlainLora(
-        run=replace(made, notes=run.notes, method=run.method),
+        run=replace(made, notes=[*run.notes, *below_rank(wanted.rank or 1, ranks)], method=run.method),
         rank=max(ranks.values()),
         kept=_share(kept, total),
         least_kept=_share(*shares[least]),

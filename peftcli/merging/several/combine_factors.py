@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from peftcli.adapters.initial_pairs import stack_initial
 from peftcli.errors import UserError
-from peftcli.merging.low_rank.nearest_pair import spectrum
+from peftcli.merging.low_rank.nearest_pair import below_rank, spectrum
 from peftcli.merging.low_rank.with_lora import EMBEDDING, LINEAR, with_lora
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.merging.several.agreeing_runs import averages
@@ -76,7 +76,9 @@ def combine_factors(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
         state |= {f"{target.key}.{names[0]}": a.contiguous(), f"{target.key}.{names[1]}": b.contiguous()}
         ranks[target.key] = len(a)
     state |= averages(runs, how.weights)
-    return with_lora(first, entries, ranks, state)
+    changed = {key: rank for key, rank in ranks.items() if key in pairs}
+    made = with_lora(first, entries, ranks, state)
+    return replace(made, notes=[*first.notes, *below_rank(how.rank or 1, changed)])
 
 
 def _pairs(runs: Sequence[RunToMerge], weights: Sequence[float]) -> dict[str, list[_Pair]]:

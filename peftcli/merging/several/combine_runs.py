@@ -35,7 +35,7 @@ def combine_runs(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
     made = combine_weights(runs, decided) if reasons else combine_factors(runs, decided)
     words = ", ".join(f"{weight:g} x {run.directory}" for weight, run in zip(how.weights, runs, strict=True))
     what = "the sum" if decided.name in ("cat", "svd") else decided.described()
-    notes = [note for run in runs for note in run.notes] + differing_texts(runs)
+    notes = [note for run in (*runs, made) for note in run.notes] + differing_texts(runs)
     notes.append(f"{what} of {len(runs)} adapters: {words}")
     if decided.cut:
         rank = "the largest rank among them" if decided.rank is None else f"rank {decided.rank}"

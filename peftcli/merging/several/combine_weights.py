@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from peftcli.errors import UserError
-from peftcli.merging.low_rank.nearest_pair import spectrum
+from peftcli.merging.low_rank.nearest_pair import below_rank, spectrum
 from peftcli.merging.run_to_merge import RunToMerge, placed
 from peftcli.merging.several.agreeing_runs import averages
 from peftcli.merging.several.combination import Combination
@@ -48,7 +48,9 @@ def combine_weights(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
     whole = averages(runs, how.weights, names)
     rules = {name: _combined_rule(name, found, how) for name, found in parts.items()}
     rules |= {name: placed(value) for name, value in whole.items() if name not in rules}
-    return replace(runs[0], adapter=None, combined=rules, parts=tuple(runs))
+    shapes = {name: value.shape for name, value in runs[0].model.named_parameters() if value.ndim == 2}
+    notes = below_rank(how.rank or 1, {name: min(shapes[name]) for name in parts if name in shapes})
+    return replace(runs[0], adapter=None, combined=rules, parts=tuple(runs), notes=[*runs[0].notes, *notes])
 
 
 def _combined_rule(name: str, parts: list[tuple[float, MergeRule]], how: Combination) -> MergeRule:
