@@ -175,8 +175,9 @@ def plain_lora(plan: LoraPlan) -> PlainLora:
     of_adapter = run if run.adapter is not None else run.parts[0]  # whose record the LoRA's is made from
     made = with_lora(of_adapter, list(ranks), ranks, state | _whole(run))
     kept, total = (sum(column) for column in zip(*shares.values(), strict=True))
+    uncut = [] if run.parts else below_rank(wanted.rank or 1, ranks)  # a combination has told it
     return PlainLora(
-        run=replace(made, notes=[*run.notes, *below_rank(wanted.rank or 1, ranks)], method=run.method),
+        run=replace(made, notes=[*run.notes, *uncut], method=run.method),
         rank=max(ranks.values()),
         kept=_share(kept, total),
         least_kept=_share(*shares[least]),
