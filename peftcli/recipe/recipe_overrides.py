@@ -16,6 +16,15 @@ from peftcli.suggestions import did_you_mean, nearest
 _INDICATORS = tuple("*&!@%`")
 
 
+def metric_overrides(metric: str) -> tuple[str, str]:
+    """Return the overrides that make a metric decide which adapter is kept and what is best, `eval_` before it or not.
+
+    A recipe's direction is that of its own metric, so that this one's is read from its name.
+    """
+    name = json.dumps(f"eval_{metric.removeprefix('eval_')}")
+    return f"training.metric_for_best_model={name}", "training.greater_is_better=null"
+
+
 def apply_overrides(tree: Tree, overrides: Sequence[str], environ: Mapping[str, str]) -> list[Problem]:
     """Apply each `a.b=value` to `tree`, in order; return the problems of those that could not be applied."""
     problems: list[Problem] = []

@@ -12,6 +12,7 @@ from peftcli.models.own_code import with_allowed_code
 from peftcli.names import NAMES
 from peftcli.preflight import check_surroundings
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe
+from peftcli.recipe.recipe_overrides import metric_overrides
 from peftcli.studies.compare.asked import BASE, FULL, HEAD, Asked
 from peftcli.studies.compare.budget.time_budget import parse_budget
 from peftcli.studies.compare.candidate import Candidate, check_agreement, labels_of, named_candidates
@@ -107,7 +108,7 @@ def read_request(request: CompareRequest) -> Asked:
     budget = parse_budget(request.budget) if request.budget is not None else None
     typed = list(request.overrides)
     if request.metric is not None:
-        typed.append(f"{_METRIC}=eval_{request.metric.removeprefix('eval_')}")
+        typed += metric_overrides(request.metric)
     if request.trust_code:
         typed.append(TRUST_REMOTE_CODE)
     if request.methods is None:
@@ -172,7 +173,7 @@ def _loaded(path: Path, changes: Sequence[str]) -> LoadedRecipe:
     except UserError as error:
         raise UserError(
             replace(problem, file="--metric", key=None)
-            if problem.file is not None and problem.file.startswith(f"override {_METRIC}=eval_")
+            if problem.file is not None and problem.file.startswith(f'override {_METRIC}="eval_')
             else problem
             for problem in error.problems
         ) from error

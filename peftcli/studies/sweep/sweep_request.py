@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.preflight import check_surroundings
 from peftcli.recipe.checks.idle_keys import evaluates
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.recipe.recipe_overrides import metric_overrides
 from peftcli.recipe.vocabulary import Names
 from peftcli.studies.sweep.space.check_search import CheckedSearch, check_search, one_number_key
 from peftcli.studies.sweep.space.read_search import Search, search_of_file, search_of_options
@@ -92,7 +92,7 @@ def prepare_sweep(recipe: Path, overrides: Sequence[str], options: SweepOptions,
     """
     search = _read(options)
     chosen = _settings(search, options)
-    metric = _metric_override(chosen["metric"])
+    metric = () if chosen["metric"] is None else metric_overrides(chosen["metric"])
     try:
         loaded = load_recipe(recipe, [*overrides, *metric], names, surroundings=check_surroundings)
     except UserError as error:
@@ -187,17 +187,6 @@ def _wrong(name: str, value: Any, words: Sequence[str] | None) -> tuple[str, str
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         return f"{name} = {value!r}; expected a whole number from 1 to {most:,}", "write a number of that range"
     return None
-
-
-def _metric_override(metric: str | None) -> list[str]:
-    """Return the overrides that make a metric decide, also which adapter of a run is kept.
-
-    The recipe's direction is that of its own metric, so that the typed one's is read from its name.
-    """
-    if metric is None:
-        return []
-    name = metric if metric.startswith("eval_") else f"eval_{metric}"
-    return [f"training.metric_for_best_model={json.dumps(name)}", "training.greater_is_better=null"]
 
 
 def _about_metric(error: UserError, metric: str, override: Sequence[str]) -> list[Problem]:

@@ -95,6 +95,12 @@ def test_rates_and_directories_may_differ(workspace) -> None:
     assert [(each.label, each.own_rate) for each in asked.candidates] == [("fast", 0.01), ("slow", 0.1)]
 
 
+def test_the_direction_of_a_typed_metric_is_not_that_of_the_recipes_own(workspace) -> None:
+    recipe = workspace.recipe("falling", training__greater_is_better=False)
+    asked = read_request(request(recipe, methods="lora,bitfit", metric="accuracy", reference="none"))
+    assert asked.metric == "eval_accuracy" and asked.greater_is_better
+
+
 def test_bad_input_is_refused_with_what_to_do(workspace) -> None:
     recipe = workspace.recipe("bad")
     unheld = workspace.recipe("unheld", data__val_set_size=0)
