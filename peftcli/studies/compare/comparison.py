@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from peftcli.studies.engine.measured_where import MeasuredWhere
+
 Interval = tuple[float, float]
 Verdict = Literal["best", "tied with the best", "behind", "not better than the reference"]
 
@@ -91,11 +93,10 @@ class ComparedMethod:
 
 
 @dataclass
-class Comparison:
+class Comparison(MeasuredWhere):
     """A whole comparison.
 
     Args:
-        version: of this format.
         task, model, data: what was trained on, as the recipes name them.
         metric, greater_is_better: what the scores are values of.
         rows: how many rows were held out.
@@ -109,7 +110,6 @@ class Comparison:
         differs: of runs that existed: what differs between them besides the method, a sentence each.
         summary: sentences on which to choose and why; `undecided`: what these data cannot decide.
         notes: what else a reader must know: shortened runs, rates at the edge of the search, failed trials.
-        machine, versions, date, command: where this was measured.
     """
 
     task: str
@@ -131,11 +131,6 @@ class Comparison:
     summary: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    machine: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    date: str = ""
-    command: str = ""
-    version: int = 1
 
     @property
     def reference_method(self) -> ComparedMethod | None:

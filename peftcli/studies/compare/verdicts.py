@@ -8,7 +8,7 @@ from dataclasses import replace
 from peftcli.inference.row_scores import RowScores
 from peftcli.studies.compare.asked import BASE
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.engine.measured_where import library_versions, machine_name, today
+from peftcli.studies.engine.measured_where import measured_here
 from peftcli.studies.evidence.explain import explain
 from peftcli.studies.evidence.judgement import judge
 
@@ -37,6 +37,6 @@ def with_verdicts(
         before=dict.fromkeys(scored, before) if before else None,
     )
     rows = [replace(row, **judged[row.label].fields()) if row.label in judged else row for row in rows]
-    judged_all = replace(comparison, methods=rows, machine=machine_name(), versions=library_versions(), date=today())
+    judged_all = replace(comparison, methods=rows, **measured_here())
     explain(judged_all)
     return judged_all

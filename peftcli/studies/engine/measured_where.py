@@ -6,10 +6,34 @@ import datetime
 import os
 import platform
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peftcli import __version__
 from peftcli.installed_versions import installed_versions
+
+
+@dataclass(kw_only=True)
+class MeasuredWhere:
+    """The part of a study's record that says where it was measured.
+
+    Args:
+        machine: the processor and its cores; `versions`: of libraries by name; `date`: as 2026-11-29.
+        command: as it was typed.
+        version: of the record's format.
+    """
+
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    date: str = ""
+    command: str = ""
+    version: int = 1
+
+
+def measured_here() -> dict[str, Any]:
+    """Return `machine`, `versions` and `date` of a `MeasuredWhere` that is measured here and now."""
+    return {"machine": machine_name(), "versions": library_versions(), "date": today()}
 
 
 def machine_name() -> str:

@@ -14,7 +14,7 @@ from peftcli.recipe.yaml.dump_recipe import with_references
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.record.step_lines import finite
 from peftcli.studies.compare.trial_results import final_score
-from peftcli.studies.engine.measured_where import library_versions, machine_name, today
+from peftcli.studies.engine.measured_where import measured_here
 from peftcli.studies.engine.study import Study
 from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.report.sweep_markdown import sweep_markdown
@@ -74,10 +74,8 @@ def run_sweep(request: SweepRequest, settings: RunSettings, watch: SweepWatcher)
         rows=rows,
         recipe=str(request.recipe),
         seconds=sum(result.seconds for result in every),
-        machine=machine_name(),
-        versions=library_versions(),
-        date=today(),
         command=settings.command,
+        **measured_here(),
     )
     _write(sweep, request, settings.directory, at_edge)
     return sweep

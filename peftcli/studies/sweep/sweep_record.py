@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from peftcli.studies.engine.measured_where import MeasuredWhere
+
 
 @dataclass
 class SweepTrial:
@@ -69,7 +71,7 @@ class SweepBest:
 
 
 @dataclass
-class Sweep:
+class Sweep(MeasuredWhere):
     """A whole sweep.
 
     Args:
@@ -85,7 +87,6 @@ class Sweep:
         rows: how many were held out.
         recipe: path of the recipe as typed.
         seconds: of all trials together.
-        machine, versions, date, command: where this was measured.
     """
 
     metric: str
@@ -104,11 +105,6 @@ class Sweep:
     rows: int = 0
     recipe: str = ""
     seconds: float = 0.0
-    machine: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    date: str = ""
-    command: str = ""
-    version: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for `sweep.json` and `--json`."""
