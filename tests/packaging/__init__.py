@@ -1,0 +1,1 @@
+"""What is installed from this tree: the wheel, and the image that the Dockerfile describes."""
