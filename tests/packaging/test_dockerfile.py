@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -58,10 +59,8 @@ def test_the_steps_install_it_in_a_fresh_environment(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             installed += 1
     assert installed == 2
-    (entry,) = [
-        shlex.split(rest.strip("[]").replace(",", " ")) for kind, rest in instructions() if kind == "ENTRYPOINT"
-    ]
-    (words,) = [shlex.split(rest.strip("[]").replace(",", " ")) for kind, rest in instructions() if kind == "CMD"]
+    last = dict(instructions())
+    entry, words = json.loads(last["ENTRYPOINT"]), json.loads(last["CMD"])
     shutil.rmtree(place)  # what is installed is a copy
     for arguments in (words, ["methods"], ["validate", str(ROOT / "configs" / "lora.yaml")]):
         done = subprocess.run([*entry, *arguments], cwd=tmp_path, env=variables, capture_output=True, text=True)

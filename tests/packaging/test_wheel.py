@@ -36,7 +36,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel, built from a copy of the tree: a build leaves files there, and takes in what an old one left."""
+    """Return the wheel, built from a copy of the tree: a build leaves files, and takes in what an old one left."""
     tree = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "peftcli", tree / "peftcli", ignore=shutil.ignore_patterns("__pycache__"))
     for name in SOURCES:
