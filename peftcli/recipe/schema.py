@@ -215,6 +215,8 @@ class TrainingSpec(Block):
     """When to evaluate; auto evaluates after every epoch if there are validation rows."""
     eval_steps: Positive | None = None
     """Steps between evaluations, with eval_strategy: steps."""
+    eval_on_start: bool = True
+    """Evaluate before the first step, too: what the model scores without training. transformers leaves that out."""
     save_strategy: Literal["auto", "no", "steps", "epoch"] = "auto"
     """When to write checkpoints; auto does so at every evaluation, or every save_steps if that is given."""
     save_steps: Positive | None = None

@@ -35,8 +35,9 @@ class Milestones:
         self._about: dict[str, Any] | None = None
 
     def evaluate_first(self) -> None:
-        """Evaluate before the first step, for the closing table."""
-        if self.session.validation and self.session.state.step == 0:
+        """Evaluate before the first step, for the closing table, unless the recipe does without."""
+        wanted = self.session.recipe.training.eval_on_start
+        if wanted and self.session.validation and self.session.state.step == 0:
             self.session.state.eval_before = self.session.evaluate().metrics
             self._log({"step": 0, "epoch": 0.0, **self.session.state.eval_before})
 

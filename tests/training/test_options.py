@@ -76,6 +76,14 @@ def test_tags_are_predicted_word_by_word(recipe, models, tmp_path) -> None:
     assert all(len(p["scores"]) == 3 for p in predicted)
 
 
+def test_the_evaluation_before_the_first_step_can_be_left_out_and_changes_no_number(recipe) -> None:
+    rows, options = class_rows(24), {"data__val_set_size": 6, "training__max_steps": 2}
+    usual = train(recipe("bert", "sequence_classification", rows, **options))
+    without = train(recipe("bert", "sequence_classification", rows, name="w", training__eval_on_start=False, **options))
+    assert usual.eval_before is not None and without.eval_before is None
+    assert (without.eval["eval_loss"], without.train_loss) == (usual.eval["eval_loss"], usual.train_loss)
+
+
 def test_label_smoothing_and_class_weights_change_training_and_not_evaluation(recipe) -> None:
     rows = class_rows(24)
     options = {"data__val_set_size": 6, "training__max_steps": 1}

@@ -174,6 +174,7 @@ def _method(recipe: Recipe, _names: Names, _rows: KnownRows | None) -> Reasons:
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _OF_EVALUATIONS = (
     "eval_steps",
+    "eval_on_start",
     "per_device_eval_batch_size",
     "metrics",
     "metric_for_best_model",

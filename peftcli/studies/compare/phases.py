@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from peftcli.errors import UserError
 from peftcli.record.shown_numbers import duration
 from peftcli.studies.compare.asked import Asked
-from peftcli.studies.compare.budget.length_plan import CURVE_ROWS, StudyPlan, expected_seconds, make_plan
+from peftcli.studies.compare.budget.length_plan import StudyPlan, expected_seconds, make_plan
 from peftcli.studies.compare.budget.plan_file import kept_plan
-from peftcli.studies.compare.budget.run_cost import RunCost, RunLength, held_out_rows, measured_cost
+from peftcli.studies.compare.budget.run_cost import TIMED_ROWS, RunCost, RunLength, held_out_rows, measured_cost
 from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.candidate import Candidate
 from peftcli.studies.compare.rate_search import HalfwayStop, best_rate, beyond, rate_window
@@ -103,7 +103,7 @@ class Phases:
         for first in range(0, len(candidates), self._asked.jobs):
             some = candidates[first : first + self._asked.jobs]
             # one method is evaluated on all held-out rows, which also tells how many there are
-            results = self._run([timing_trial(each, 0 if each is candidates[0] else CURVE_ROWS) for each in some])
+            results = self._run([timing_trial(each, 0 if each is candidates[0] else TIMED_ROWS) for each in some])
             self._found.timing.update({each.name: result for each, result in zip(some, results, strict=True)})
             done = sum(each.name in missing for each in candidates[: first + len(some)])
             self._check_timing(done, len(missing), self._spent.seconds() - before)
@@ -167,7 +167,7 @@ class Phases:
                 names = ", ".join(each.label for each, _ in wanted)
                 self._found.notes.append(f"the budget left no time for a rate beyond the window of {names}")
                 break
-        self._learn_costs(alive, length)
+        self._learn_costs(alive, length, {each.name: [*self._found.rates[each.name].values()] for each in alive})
         for each in alive:
             best = best_rate(self.rate_scores(each), greater_is_better=self._asked.greater_is_better)
             if best is not None:
@@ -203,10 +203,16 @@ class Phases:
         rate = beyond(scores, self._asked.rates, greater_is_better=self._asked.greater_is_better)
         return None if rate in scores else rate
 
-    def _learn_costs(self, alive: Sequence[Candidate], length: RunLength) -> None:
-        """Correct what a run costs by what the runs of the search took."""
+    def _learn_costs(
+        self, alive: Sequence[Candidate], length: RunLength, ran: Mapping[str, Sequence[TrialResult]]
+    ) -> None:
+        """Correct what a run costs by what runs of this length took.
+
+        Args:
+            ran: by the candidate's name.
+        """
         for each in alive:
-            took = [one.seconds for one in self._found.rates[each.name].values() if one.state == "finished"]
+            took = [one.seconds for one in ran[each.name] if one.state == "finished"]
             expected = self._costs[each.name].seconds(length)
             if took and expected > 0:
                 self._costs[each.name] = self._costs[each.name].scaled(sum(took) / len(took) / expected)
@@ -233,6 +239,7 @@ class Phases:
             for each, result in zip(alive, self._run(trials), strict=True):
                 self._found.scores.setdefault(each.name, []).append(result)
             self._found.seeds.append(seed)
+            self._learn_costs(alive, length, {each.name: self._found.scores[each.name][-1:] for each in alive})
 
     def _score_length(self, alive: Sequence[Candidate]) -> RunLength:
         """Return the length of the scoring runs, planned again with what is left of the budget."""

@@ -84,6 +84,8 @@ def _trial(
         f"training.eval_steps={length.every}",
         *changes,
     ]
+    if not length.first:
+        overrides.append("training.eval_on_start=false")
     if length.rows:
         overrides.append(f"data.max_eval_rows={length.rows}")
     if purpose != "score":

@@ -113,7 +113,7 @@ def _together(comparison: Comparison, scored: Sequence[Standing], scale: ScoreSc
     table = plain_table(f"{title}, mean over seeds", ["method", "step", f"{scale.metric}{_percent(scale)}"], rows)
     legend = [(LEVEL_LINE, f"final score of {comparison.reference}, the reference")] if level else []
     legend += [(GREY_LINE, f"the other {len(grey)} methods")] if grey else []
-    caption = "Each line is the mean of a method's seeds, from before the first step to the last."
+    caption = "Each line is the mean of a method's seeds, from the first evaluation to the last."
     return Figure("score-curves", title, drawings, caption, table, legend)
 
 

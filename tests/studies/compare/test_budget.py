@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from peftcli.studies.compare.budget.length_plan import (
     CURVE_ROWS,
     FEWEST_STEPS,
     MARGIN,
+    THRIFTY_ROWS,
     expected_seconds,
     make_plan,
     run_length,
@@ -73,11 +75,14 @@ def test_dear_evaluations_are_fewer_but_never_below_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "every", "count", "halfway"), [(8, 4, 3, 4), (9, 3, 4, 3), (10, 3, 5, 3), (1, 1, 2, 1)]
+    ("steps", "every", "count", "halfway"), [(8, 4, 2, 4), (9, 3, 3, 3), (10, 3, 4, 3), (1, 1, 1, 1)]
 )
-def test_evaluations_are_before_at_each_interval_and_after(steps: int, every: int, count: int, halfway: int) -> None:
+def test_evaluations_are_at_each_interval_and_after_and_perhaps_before(
+    steps: int, every: int, count: int, halfway: int
+) -> None:
     length = RunLength(steps, every, ROWS)
     assert (length.evaluations, length.halfway) == (count, halfway)
+    assert replace(length, first=True).evaluations == count + 1
 
 
 def test_the_first_plan_counts_for_every_later_start(tmp_path) -> None:
@@ -102,11 +107,20 @@ def test_time_is_counted_over_starts_and_once_where_they_overlap(tmp_path) -> No
 
 def test_a_run_costs_its_steps_its_evaluations_and_the_scoring_of_its_rows() -> None:
     cost = RunCost(start=3.0, step=0.5, row=0.1)
-    assert cost.seconds(RunLength(10, 5, 20)) == 3.0 + 10 * 0.5 + 3 * 20 * 0.1
-    assert cost.seconds(RunLength(10, 5, 20, scored=20)) == 2 * 3.0 + 10 * 0.5 + 4 * 20 * 0.1
+    assert cost.seconds(RunLength(10, 5, 20)) == 3.0 + 10 * 0.5 + 2 * 20 * 0.1
+    assert cost.seconds(RunLength(10, 5, 20, scored=20)) == 2 * 3.0 + 10 * 0.5 + 3 * 20 * 0.1
     plan = make_plan({"a": cost}, rows=1000, rates=3, seeds=3, full_steps=200, budget=None, jobs=1)
     assert (plan.search.rows, plan.search.scored) == (CURVE_ROWS, 0)
-    assert (plan.score.rows, plan.score.scored) == (CURVE_ROWS, 1000)
+    assert (plan.score.rows, plan.score.scored, plan.score.first) == (CURVE_ROWS, 1000, True)
+
+
+def test_a_budget_that_is_short_is_kept_by_smaller_evaluations_before_it_is_refused() -> None:
+    costs = {"a": RunCost(start=3.0, step=0.5, row=0.1)}
+    usual = make_plan(costs, rows=200, rates=3, seeds=3, full_steps=20, budget=None, jobs=1).seconds
+    short = make_plan(costs, rows=200, rates=3, seeds=3, full_steps=20, budget=usual, jobs=1)
+    assert short.seconds <= MARGIN * usual
+    assert (short.score.rows, short.score.scored, short.score.first) == (THRIFTY_ROWS, 200, False)
+    assert short.search.rows == THRIFTY_ROWS
 
 
 def test_imports_are_no_cost_of_runs_that_are_forked() -> None:

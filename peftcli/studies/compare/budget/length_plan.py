@@ -23,6 +23,10 @@ CURVE_ROWS = 128
 """Held-out rows on which a run is evaluated while it trains, at most: for the choice of a rate, and for curves. Scores
 are of all rows, once at the end: evaluations on all of them would take most of a short study's time."""
 
+THRIFTY_ROWS = 64
+"""The same where a budget leaves no other way; scoring runs then go without the evaluation before their first step,
+which is for their curves only."""
+
 FEWEST = 2
 """Evaluations of any run: one halfway, at which a rate search stops the worse half, and one at the end."""
 
@@ -103,25 +107,28 @@ def make_plan(
     """
     fewest = min(full_steps, max(fewest, FEWEST_STEPS))
 
-    def planned(steps: int) -> StudyPlan:
-        some = min(rows, CURVE_ROWS)
-        score = replace(run_length(steps, costs, some), scored=rows)
+    def planned(steps: int, thrifty: bool = False) -> StudyPlan:
+        some = min(rows, THRIFTY_ROWS if thrifty else CURVE_ROWS)
+        score = replace(run_length(steps, costs, some), scored=rows, first=not thrifty)
         halved = max(min(fewest, steps), math.ceil(SEARCH_SHARE * steps))
         search = run_length(halved, costs, some, most=2 * FEWEST)
         plan = StudyPlan(tuple(costs), rates, seeds, full_steps, search, score, 0.0)
         return replace(plan, seconds=expected_seconds(plan, costs, jobs))
 
     whole = planned(full_steps)
-    if budget is None or whole.seconds <= MARGIN * (budget - spent):
+    if budget is None:
+        return whole
+    most = MARGIN * (budget - spent)
+    if whole.seconds <= most:
         return whole
     low, high = fewest, full_steps  # `high` is too long; the time hardly ever falls where steps rise
-    least = planned(low)
-    if least.seconds > MARGIN * (budget - spent):
+    thrifty = planned(low).seconds > most
+    if (least := planned(low, thrifty)).seconds > most:
         raise _too_small(least, budget, spent)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if planned(middle).seconds <= MARGIN * (budget - spent) else (low, middle)
-    return planned(low)
+        low, high = (middle, high) if planned(middle, thrifty).seconds <= most else (low, middle)
+    return planned(low, thrifty)
 
 
 def expected_seconds(plan: StudyPlan, costs: Mapping[str, RunCost], jobs: int) -> float:

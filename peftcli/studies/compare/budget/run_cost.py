@@ -15,6 +15,9 @@ from peftcli.studies.engine.trial import TrialResult
 TIMED_STEPS = 8
 """Optimizer steps of a run that is made to measure its speed."""
 
+TIMED_ROWS = 32
+"""Held-out rows of its one evaluation, which is made to measure the time of a row."""
+
 
 @dataclass(frozen=True)
 class RunLength:
@@ -25,17 +28,19 @@ class RunLength:
         every: steps between two evaluations.
         rows: held-out rows of an evaluation while it trains.
         scored: rows that are scored when the run is opened again afterwards; 0 for a run that is not.
+        first: evaluate before the first step, too.
     """
 
     steps: int
     every: int
     rows: int
     scored: int = 0
+    first: bool = False
 
     @property
     def evaluations(self) -> int:
-        """How often it evaluates: before the first step, every so many steps, and after the last."""
-        return 1 + math.ceil(self.steps / self.every)
+        """How often it evaluates: perhaps before the first step, every so many steps, and after the last."""
+        return int(self.first) + math.ceil(self.steps / self.every)
 
     @property
     def halfway(self) -> int:
