@@ -15,7 +15,7 @@ from peftcli.studies.compare.budget.plan_file import kept_plan
 from peftcli.studies.compare.budget.run_cost import TIMED_ROWS, RunCost, RunLength, held_out_rows, measured_cost
 from peftcli.studies.compare.budget.time_budget import SpentTime
 from peftcli.studies.compare.candidate import Candidate
-from peftcli.studies.compare.rate_search import HalfwayStop, best_rate, beyond, rate_window
+from peftcli.studies.compare.rate_search import HalfwayStop, beyond, chosen_rate, clear_difference, rate_window
 from peftcli.studies.compare.trial_recipes import rate_trial, score_trial, shortest_run, timing_trial, write_recipes
 from peftcli.studies.compare.trial_results import final_score, method_rate, step_count
 from peftcli.studies.engine.process.machine_share import machine_shares
@@ -169,9 +169,12 @@ class Phases:
                 break
         self._learn_costs(alive, length, {each.name: [*self._found.rates[each.name].values()] for each in alive})
         for each in alive:
-            best = best_rate(self.rate_scores(each), greater_is_better=self._asked.greater_is_better)
-            if best is not None:
-                self._found.chosen[each.name] = best
+            chosen = chosen_rate(
+                self.rate_scores(each), self._middle(each), self._asked.metric, length.rows,
+                greater_is_better=self._asked.greater_is_better,
+            )  # fmt: skip
+            if chosen is not None:
+                self._found.chosen[each.name] = chosen
 
     def _try(self, wanted: Sequence[tuple[Candidate, float]], length: RunLength) -> None:
         trials = [rate_trial(each, rate, length) for each, rate in wanted]
@@ -238,8 +241,47 @@ class Phases:
             self._watch.phase(f"seed {number + 1} of {len(seeds)}", len(trials), seconds * (len(seeds) - number))
             for each, result in zip(alive, self._run(trials), strict=True):
                 self._found.scores.setdefault(each.name, []).append(result)
+            if not number and self._asked.rates:
+                self._lower_what_does_not_hold(alive, seed, length)
             self._found.seeds.append(seed)
             self._learn_costs(alive, length, {each.name: self._found.scores[each.name][-1:] for each in alive})
+
+    def _lower_what_does_not_hold(self, alive: Sequence[Candidate], seed: int, length: RunLength) -> None:
+        """Take a lower rate for methods whose first scoring run is clearly worse than the search was at the same rate.
+
+        A scoring run is no shorter than those of the search. One that comes out worse on another seed says that the
+        search was lucky: the rate is too high to be steady.
+        """
+        fallen = [each for each in alive if not self._holds(each, length.rows)]
+        while fallen := [each for each in fallen if self._next_lower(each) is not None]:
+            for each in fallen:
+                before, lower = self._found.chosen[each.name], self._next_lower(each)
+                assert lower is not None
+                self._found.notes.append(
+                    f"{each.label}: the rate {before:g} was best in the search and did not hold on a fresh seed; "
+                    f"{lower:g} was taken for all seeds"
+                )
+                self._found.chosen[each.name] = lower
+            trials = [score_trial(each, self._found.chosen[each.name], seed, length) for each in fallen]
+            self._watch.phase("lower rates where the best did not hold", len(trials), None)
+            for each, result in zip(fallen, self._run(trials), strict=True):
+                self._found.scores[each.name] = [result]
+            fallen = [each for each in fallen if not self._holds(each, length.rows)]
+
+    def _holds(self, candidate: Candidate, rows: int) -> bool:
+        """Return whether the first scoring run is not clearly worse than the search's run at the same rate."""
+        result = self._found.scores[candidate.name][0]
+        found = self.rate_scores(candidate).get(self._found.chosen[candidate.name])
+        if found is None or result.state not in ("finished", "diverged"):
+            return True
+        score = final_score(result, self._asked.metric) if result.state == "finished" else None
+        worse = math.inf if score is None else (found - score if self._asked.greater_is_better else score - found)
+        return worse <= clear_difference(self._asked.metric, found, rows)
+
+    def _next_lower(self, candidate: Candidate) -> float | None:
+        """Return the next lower rate that has a score in the search."""
+        scores, now = self.rate_scores(candidate), self._found.chosen[candidate.name]
+        return max((rate for rate, score in scores.items() if score is not None and rate < now), default=None)
 
     def _score_length(self, alive: Sequence[Candidate]) -> RunLength:
         """Return the length of the scoring runs, planned again with what is left of the budget."""

@@ -2,19 +2,32 @@
 
 The window is centred on the method's default, or on the rate that its recipe asks for; neighbours differ by a factor of
 3. Where the best rate is the lowest or the highest that was tried, one beyond it is tried, at most twice.
+
+What the held-out rows cannot tell decides nothing: a rate is stopped only where it is clearly behind, of rates that
+score alike the one next to the middle is taken, and a rate that does not hold on a fresh seed makes way for a lower
+one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from peftcli.studies.engine.trial import CurvePoint, Trial
+from peftcli.studies.evidence.metric_sums import BOUNDS
 
 FACTOR = 3.0
 """Between neighbouring rates: between two rates that differ so, scores hardly tell a third."""
 
 BEYOND = 2
 """How often the window is made wider by one rate."""
+
+CLEAR = 0.05
+"""Share of a loss by which another must differ to be clearly better or worse. Of a metric with bounds it is one
+standard error of the mean of so many coins, twice: 1 / sqrt(rows) of what lies between its bounds."""
+
+ALIKE = 0.2
+"""Share of a clear difference below which two rates score alike."""
 
 HIGHEST = 100.0
 """The schema's bound of a learning rate."""
@@ -63,13 +76,38 @@ def best_rate(scores: Mapping[float, float | None], *, greater_is_better: bool) 
     return min(known, key=lambda rate: (sign * known[rate], rate))
 
 
+def chosen_rate(
+    scores: Mapping[float, float | None], middle: float, metric: str, rows: int, *, greater_is_better: bool
+) -> float | None:
+    """Return the best rate, or of those that score like it the one next to the middle of the window.
+
+    Where runs are too short to show a difference, the best of several rates is the luck of a few rows, and what is
+    known of the method in general, its default, is the better guess.
+    """
+    best = best_rate(scores, greater_is_better=greater_is_better)
+    if best is None:
+        return None
+    top = scores[best]
+    assert top is not None
+    near = ALIKE * clear_difference(metric, top, rows)
+    alike = [rate for rate, score in scores.items() if score is not None and abs(score - top) <= near]
+    return min(alike, key=lambda rate: (abs(math.log(rate / middle)), rate))
+
+
+def clear_difference(metric: str, value: float, rows: int) -> float:
+    """Return how far another value of the metric on so many held-out rows is from this one if it clearly differs."""
+    name = metric.removeprefix("eval_")
+    low, high = next((bounds for end, bounds in BOUNDS.items() if f"_{name}".endswith(f"_{end}")), (0.0, 1.0))
+    return (high - low) / max(1, rows) ** 0.5 if math.isfinite(high - low) else CLEAR * abs(value)
+
+
 def at_edge(scores: Mapping[float, float | None], rate: float) -> bool:
     """Return whether a rate is the lowest or the highest that was tried, of several."""
     return len(scores) > 1 and rate in (min(scores), max(scores))
 
 
 class HalfwayStop:
-    """Stops a rate halfway if half of the method's rates were better at the same step.
+    """Stops a rate halfway if half of the method's rates were clearly better at the same step.
 
     Args:
         metric: name of what is compared, such as `eval_loss`.
@@ -99,7 +137,8 @@ class HalfwayStop:
         if not names or curve[-1].step != self._step or own is None:  # one that is not finite ends by itself
             return False
         others = [value for name in names if name != trial.name and (value := self._at_step(name)) is not None]
-        return sum(value < own for value in others) >= (len(names) + 1) // 2
+        clear = clear_difference(self._metric, own, int(curve[-1].metrics.get("eval_rows", 1)))
+        return sum(value < own - clear for value in others) >= (len(names) + 1) // 2
 
     def _at_step(self, name: str) -> float | None:
         """Return a trial's value at the step, so oriented that smaller is better; None if there is none yet."""

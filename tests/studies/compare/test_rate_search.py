@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from peftcli.studies.compare.rate_search import HalfwayStop, best_rate, beyond, rate_window
+from peftcli.studies.compare.rate_search import (
+    HalfwayStop,
+    best_rate,
+    beyond,
+    chosen_rate,
+    clear_difference,
+    rate_window,
+)
 from peftcli.studies.engine.trial import CurvePoint, Trial
 
 
@@ -37,6 +44,28 @@ def test_of_equal_scores_the_lowest_rate_wins_and_none_without_scores() -> None:
     assert best_rate({3.0: None}, greater_is_better=False) is None
 
 
+def test_of_rates_that_score_alike_the_one_next_to_the_middle_is_taken() -> None:
+    def choose(**scores: float | None) -> float | None:
+        found = {float(rate.removeprefix("r")): score for rate, score in scores.items()}
+        return chosen_rate(found, 3.0, "eval_loss", 128, greater_is_better=False)
+
+    assert choose(r1=1.588, r3=1.590, r9=None) == 3.0, "nothing has been learned yet"
+    assert choose(r1=1.588, r3=1.590, r9=1.40) == 9.0
+    assert choose(r1=1.57, r3=1.61, r9=1.60) == 1.0
+    assert choose(r1=None, r3=None) is None
+    assert chosen_rate({1.0: 0.70, 3.0: 0.69}, 3.0, "eval_accuracy", 128, greater_is_better=True) == 3.0
+    assert chosen_rate({1.0: 0.80, 3.0: 0.69}, 3.0, "eval_accuracy", 128, greater_is_better=True) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "rows", "expected"),
+    [("eval_loss", 2.0, 128, 0.1), ("eval_news_loss", 2.0, 128, 0.1), ("eval_accuracy", 0.5, 100, 0.1),
+     ("eval_mcc", 0.5, 100, 0.2), ("eval_accuracy", 0.5, 0, 1.0)],
+)  # fmt: skip
+def test_a_difference_is_clear_by_the_rows_or_by_a_share_of_the_loss(metric, value, rows, expected) -> None:
+    assert clear_difference(metric, value, rows) == pytest.approx(expected)
+
+
 def curve(*values: float) -> list[CurvePoint]:
     return [CurvePoint(2 * step, {"eval_loss": value}) for step, value in enumerate(values)]
 
@@ -52,6 +81,7 @@ def test_the_worse_half_is_stopped_at_the_same_step() -> None:
     assert not stop.should_stop(high, curve(1.0, 2.0)), "not before halfway"
     assert stop.should_stop(high, curve(1.0, 2.0, 0.9))
     assert not stop.should_stop(high, curve(1.0, 2.0, 0.7)), "better than one of the two others"
+    assert not stop.should_stop(high, curve(1.0, 2.0, 0.82)), "behind by less than such rows tell"
     assert not stop.should_stop(high, curve(1.0, 2.0, 0.9, 0.9)), "not after halfway"
 
 
