@@ -37,7 +37,7 @@ def report(
 ) -> None:
     """Write one HTML page, which loads nothing from the network: curves, samples, counts, data, settings, versions.
 
-    A study's plots become SVG files in plots/ beside the page.
+    A study's report is written as Markdown beside the page, too, and its plots as SVG files in plots/.
 
     Example: peft report runs/lora
     """

@@ -8,7 +8,6 @@ from pathlib import Path
 from peftcli.atomic import write_text
 from peftcli.record.step_lines import finite
 from peftcli.studies.compare.comparison import Comparison
-from peftcli.studies.report.comparison_markdown import comparison_markdown
 from peftcli.studies.report.written_report import REPORT, write_report
 
 INSTEAD = "choose another --output"
@@ -23,6 +22,4 @@ def write_comparison(comparison: Comparison, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     record = directory / "comparison.json"
     write_text(record, json.dumps(finite(comparison.as_dict()), indent=2, allow_nan=False) + "\n", instead=INSTEAD)
-    markdown = directory / "report.md"
-    write_text(markdown, comparison_markdown(comparison), instead=INSTEAD)
-    return [record, markdown, *write_report(comparison, directory / REPORT, instead=INSTEAD)]
+    return [record, *write_report(comparison, directory / REPORT, instead=INSTEAD)]

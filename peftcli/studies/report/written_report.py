@@ -1,4 +1,4 @@
-"""Write the report of a study: report.html, and its plots as SVG files beside it."""
+"""Write the report of a study: report.html, and beside it report.md and the plots as SVG files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from peftcli.atomic import write_text
 from peftcli.errors import UserError
 from peftcli.studies.compare.comparison import Comparison
+from peftcli.studies.report.comparison_markdown import comparison_markdown
 from peftcli.studies.report.comparison_page import comparison_report
 from peftcli.studies.report.run_pages.run_files import read_run
 from peftcli.studies.report.run_pages.run_page import run_report
 from peftcli.studies.report.study_record import read_study, record_file
+from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.report.sweep_page import sweep_report
 from peftcli.studies.sweep.sweep_record import Sweep
 
@@ -46,7 +48,7 @@ def report_of(directory: Path, output: Path | None = None) -> list[Path]:
 
 
 def write_report(study: Comparison | Sweep, file: Path, *, instead: str = _INSTEAD) -> list[Path]:
-    """Write the page of a study, and each of its plots to `plots/NAME.svg` beside it.
+    """Write the page of a study, and beside it the same as Markdown and each of its plots in `plots/NAME.svg`.
 
     Args:
         study: the record.
@@ -56,8 +58,12 @@ def write_report(study: Comparison | Sweep, file: Path, *, instead: str = _INSTE
     Returns:
         The files, the page first.
     """
-    page, figures = comparison_report(study) if isinstance(study, Comparison) else sweep_report(study)
-    texts = {file: page, **{file.parent / "plots" / f"{one.name}.svg": one.file() for one in figures}}
+    if isinstance(study, Comparison):
+        (page, figures), markdown = comparison_report(study), comparison_markdown(study)
+    else:
+        (page, figures), markdown = sweep_report(study), sweep_markdown(study)
+    texts = {file: page, file.with_suffix(".md"): markdown}
+    texts |= {file.parent / "plots" / f"{one.name}.svg": one.file() for one in figures}
     for path, text in texts.items():
         write_text(path, text, instead=instead)
     return list(texts)

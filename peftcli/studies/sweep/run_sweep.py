@@ -17,7 +17,6 @@ from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.measured_where import measured_here
 from peftcli.studies.engine.study import Study
 from peftcli.studies.report.shell.report_numbers import ScoreScale
-from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.report.written_report import REPORT, write_report
 from peftcli.studies.sweep.best_recipe import best_recipe_text
 from peftcli.studies.sweep.fresh_seeds import judge_winners, run_winners, winners_of
@@ -161,7 +160,6 @@ def _write(sweep: Sweep, request: SweepRequest, directory: Path, at_edge: Sequen
     write_text(
         directory / RECORD, json.dumps(finite(sweep.as_dict()), indent=2, allow_nan=False) + "\n", instead=INSTEAD
     )
-    write_text(directory / "report.md", sweep_markdown(sweep), instead=INSTEAD)
     write_report(sweep, directory / REPORT, instead=INSTEAD)
     if sweep.best is not None:
         overrides = overrides_of(sweep.best.values, request.loaded.recipe.method.name)

@@ -66,8 +66,15 @@ def test_each_key_has_a_figure_by_its_kind(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(example_sweep().as_dict()), encoding="utf-8")
     written = report_of(tmp_path)
     assert [path.name for path in written] == [
-        *("report.html", "importance.svg", "score-by-key-1.svg", "score-by-key-2.svg", "score-by-key-3.svg"),
+        *(
+            "report.html",
+            "report.md",
+            "importance.svg",
+            "score-by-key-1.svg",
+            "score-by-key-2.svg",
+            "score-by-key-3.svg",
+        ),
         "score-by-trial.svg",
     ]
-    rate, rank, choice = (written[index].read_text(encoding="utf-8") for index in (2, 3, 4))
+    rate, rank, choice = (written[index].read_text(encoding="utf-8") for index in (3, 4, 5))
     assert ">1e-4<" in rate and ">16<" in rank and ">true<" in choice
