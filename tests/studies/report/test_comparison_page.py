@@ -126,7 +126,8 @@ def test_every_figure_has_its_numbers_and_is_a_file(tmp_path: Path) -> None:
     written = write_report(example_comparison(), tmp_path / "report.html")
     names = {path.relative_to(tmp_path).as_posix() for path in written}
     assert names == {
-        "report.html", "report.md", "plots/score-by-parameters.svg", "plots/score-by-time.svg", "plots/score-by-memory.svg",
+        "report.html", "report.md",
+        "plots/score-by-parameters.svg", "plots/score-by-time.svg", "plots/score-by-memory.svg",
         "plots/score-curves.svg", "plots/score-curves-by-method.svg", "plots/loss-curves.svg", "plots/rate-curves.svg",
     }  # fmt: skip
     page = written[0].read_text(encoding="utf-8")
