@@ -23,6 +23,7 @@ FLOORS = (
     ("assembly",),
     ("inference",),
     ("training", "merging"),
+    ("serving",),
     ("analysis",),
     ("studies",),
     ("console",),

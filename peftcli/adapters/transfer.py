@@ -90,11 +90,11 @@ def export_run(run: Path, output: Path, *, to: str, instead: str | None = None, 
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         notes = library.write(saved, directory, partial, base=base, instead=instead)
         write_label_names(partial, saved.meta.labels)
-        notes = (*notes, *_carry_texts(directory, partial))
+        notes = (*notes, *carry_texts(directory, partial))
     return _report(output, to, saved, base or saved.meta.base.get("name"), notes)
 
 
-def _carry_texts(directory: Path, output: Path) -> list[str]:
+def carry_texts(directory: Path, output: Path) -> list[str]:
     """Copy the tokenizer and the chat template that a run left beside its adapter, and say what they are for."""
     files = tokenizer_files(directory)
     refuse_changed_carried(directory, [file.as_posix() for file in files])

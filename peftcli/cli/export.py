@@ -1,4 +1,4 @@
-"""`peft export RUN -o DIR`: write a run's adapter for another library."""
+"""`peft export RUN -o DIR`: write a run's adapter or its merged model for another library or a server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from peftcli.adapters.library import PLAIN_LORA
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
 from peftcli.errors import UserError
+from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
+from peftcli.suggestions import did_you_mean, nearest
 
 if TYPE_CHECKING:
     from peftcli.adapters.transfer import Transfer
     from peftcli.merging.low_rank.export_lora import LoraExport
+    from peftcli.serving.server_export import ServerExport
 
+_TARGETS = (*LIBRARIES, PLAIN_LORA, *SERVER_TARGETS)
 _INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
 
 Output = Annotated[
@@ -27,10 +31,11 @@ To = Annotated[
     str,
     typer.Option(
         "--to",
-        metavar=f"<{'|'.join((*LIBRARIES, PLAIN_LORA))}>",
-        help=f"The library to write for: {', or '.join(library.files for library in LIBRARIES.values())}; or "
-        f"{PLAIN_LORA}: the nearest plain LoRA of any adapter that merges, for servers.",
-        autocompletion=lambda: [*LIBRARIES, PLAIN_LORA],
+        metavar=f"<{'|'.join(_TARGETS)}>",
+        help=f"The library to write for: {', or '.join(library.files for library in LIBRARIES.values())}; "
+        f"{PLAIN_LORA}: the nearest plain LoRA of any adapter that merges; "
+        f"{'; '.join(f'{name}: {text}' for name, text in SERVER_TARGETS.items())}.",
+        autocompletion=lambda: list(_TARGETS),
     ),
 ]
 Instead = Annotated[
@@ -63,6 +68,25 @@ Measure = Annotated[
         "--measure/--no-measure", help=f"--to {PLAIN_LORA}: evaluate on the validation rows before and after."
     ),
 ]
+GgufType = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        metavar=f"<{'|'.join(GGUF_TYPES)}>",
+        help="Type of the matrices in a GGUF file: f16 for a model, f32 for an adapter, if not given.",
+        autocompletion=lambda: list(GGUF_TYPES),
+        show_default=False,
+    ),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="--to ollama: write the adapter, on this model of Ollama's library or GGUF file, not the merged model.",
+        show_default=False,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
@@ -83,20 +107,29 @@ def export(
     keep: Keep = None,
     leave_out: LeaveOut = False,
     measure: Measure = True,
+    kind: GgufType = None,
+    adapter_on: From = None,
     base: Base = None,
     checkpoint: CheckpointName = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's adapter in another library's format, or as a plain LoRA.
+    """Write a run's adapter or merged model for another library or for a server.
 
     Example: peft export runs/lora -o lora-for-peft --to hf-peft
     """
+    if to not in _TARGETS:
+        choice = did_you_mean(nearest(to, _TARGETS), f"choose one of: {', '.join(_TARGETS)}")
+        raise UserError(f"--to {to}: there is no such library or server", suggestion=choice)
+    if instead is not None and to not in LIBRARIES:
+        raise UserError(f"--as {instead} does not go with --to {to}", suggestion="leave --as out")
+    if kind is not None and to not in DEFAULT_TYPE:
+        raise UserError(f"--type is for --to {', '.join(DEFAULT_TYPE)}", suggestion="leave --type out")
+    if adapter_on is not None and to != OLLAMA:
+        raise UserError(f"--from is for --to {OLLAMA}, not for --to {to}", suggestion="leave --from out")
+    of_lora = {"--rank": rank, "--keep": keep, "--leave-out": leave_out, "--no-measure": not measure}
     if to == PLAIN_LORA:
-        if instead is not None:
-            raise UserError(f"--as {instead} does not go with --to {PLAIN_LORA}", suggestion="leave --as out")
-
         from peftcli.merging.low_rank.export_lora import export_lora
         from peftcli.merging.low_rank.plain_lora import Wanted
 
@@ -106,9 +139,12 @@ def export(
         _show(lora, as_json, quiet)
         if not as_json:
             _print_loss(lora)
+    elif to in SERVER_TARGETS:
+        _refuse_for_other(to, of_lora)
+        done = _export_for_server(run, output, to, kind, adapter_on, base, checkpoint, trust_remote_code, quiet)
+        _show_server(done, as_json, quiet)
     else:
-        given = {"--rank": rank, "--keep": keep, "--leave-out": leave_out, "--no-measure": not measure}
-        _refuse_for_library(to, given | {"--trust-remote-code": trust_remote_code})
+        _refuse_for_other(to, of_lora | {"--trust-remote-code": trust_remote_code})
         _show(_export_for_library(run, output, to, instead, base, checkpoint), as_json, quiet)
 
 
@@ -125,13 +161,53 @@ def _show(done: Transfer | LoraExport, as_json: bool, quiet: bool) -> None:
     print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers, {kind}")
 
 
-def _refuse_for_library(to: str, options: Mapping[str, object]) -> None:
-    """Refuse options of a plain LoRA where a library gets the adapter as it is."""
+def _refuse_for_other(to: str, options: Mapping[str, object]) -> None:
+    """Refuse options of a plain LoRA where the adapter is written as it is."""
     for option, value in options.items():
         if value is not None and value is not False:  # 0 is given, too
             raise UserError(
                 f"{option} is for --to {PLAIN_LORA}, not for --to {to}", suggestion=f"add --to {PLAIN_LORA}"
             )
+
+
+def _export_for_server(
+    run: Path,
+    output: Path,
+    to: str,
+    kind: str | None,
+    adapter_on: str | None,
+    base: str | None,
+    checkpoint: str | None,
+    trust_code: bool,
+    quiet: bool,
+) -> ServerExport:
+    if to in DEFAULT_TYPE:
+        kind = gguf_type(GGUF_LORA if adapter_on else to, kind)
+
+    from peftcli.console.bytes_bar import bytes_bar
+    from peftcli.serving.asked_export import Asked
+    from peftcli.serving.export_to_server import export_to_server
+
+    told = (lambda _text: None) if quiet else note
+    with bytes_bar(f"writing {output}", quiet) as progress:
+        asked = Asked(run, output, base, checkpoint, trust_code, kind or "", adapter_on, told, progress)
+        return export_to_server(to, asked)
+
+
+def _show_server(done: ServerExport, as_json: bool, quiet: bool) -> None:
+    """Print notes, what was written, and what to type next."""
+    from peftcli.console.output import print_json
+    from peftcli.record.shown_numbers import byte_size
+
+    for text in [] if quiet else done.notes:
+        note(text)
+    if as_json:
+        print_json(done.as_dict())
+        return
+    kind = f" in {done.type}" if done.type else ""
+    print(f"{done.output}: {', '.join(done.files)}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}")
+    for command in done.commands:
+        print(f"  {command}")
 
 
 def _export_for_library(

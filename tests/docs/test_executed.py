@@ -26,6 +26,7 @@ PLACEHOLDERS = {
     "NAME": "lora",
 }
 LEFT_OUT = {
+    ("export", "runs/chat"): "needs a causal model; tests/serving/test_export_commands.py does that",
     ("chat",): "needs a causal model; tests/inference/chat does that",
     ("train", "trials/NAME/recipe.yaml"): "goes on with a trial; tests/studies/engine does that",
     ("train", "--num-processes"): "starts processes; tests/distributed does that",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftcli.adapters.servers import servers_of
 from peftcli.inference.row_scores import RowScores
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
@@ -16,7 +17,6 @@ from peftcli.studies.compare.comparison import ComparedMethod, Curve, RatePoint
 from peftcli.studies.compare.phases import Found
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.trial import CurvePoint, TrialResult
-from peftcli.studies.evidence.servers import servers_of
 
 
 def compared_method(candidate: Candidate, found: Found, metric: str, study: Path) -> ComparedMethod:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftcli.adapters.servers import servers_of
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import greater_is_better
 from peftcli.inference.row_scores import RowScores, score_base, score_rows
@@ -23,7 +24,6 @@ from peftcli.studies.compare.kept_scores import kept_scores
 from peftcli.studies.compare.run_groups import ExistingRun, RunGroup, differences, grouped
 from peftcli.studies.compare.verdicts import with_verdicts
 from peftcli.studies.engine.trial import CurvePoint
-from peftcli.studies.evidence.servers import servers_of
 
 Say = Callable[[str], None]
 

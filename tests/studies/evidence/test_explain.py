@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from peftcli.adapters.servers import server_rules, servers_of
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Curve, RatePoint
 from peftcli.studies.evidence.explain import explain
-from peftcli.studies.evidence.servers import server_rules, servers_of
 from peftcli.studies.evidence.steps_to_reference import steps_until
 from peftcli.studies.report.comparison_markdown import comparison_markdown
 from peftcli.studies.report.comparison_page import comparison_report

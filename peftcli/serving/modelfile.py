@@ -1,0 +1,77 @@
+"""The Modelfile of an Ollama model: the GGUF file, the chat template in Go, the texts that end an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftcli.data.chat.chat_template import FilledTemplate
+from peftcli.data.chat.named_templates import choose_template
+from peftcli.deliverables.leaving_model import LeavingModel
+from peftcli.serving.ollama_template import Pieces, Turn, pieces_of
+
+MODELFILE = "Modelfile"
+
+
+def modelfile(file: str, leaving: LeavingModel, adapter_on: str | None) -> tuple[str, list[str]]:
+    """Return the text of a Modelfile, and notes.
+
+    Args:
+        file: name of the GGUF file beside it.
+        leaving: the model's tokenizer, template and ends of answers.
+        adapter_on: a model of Ollama's library, or a GGUF file, on which the file is an adapter; None for a model.
+    """
+    lines = [f"FROM ./{file}"] if adapter_on is None else [f"FROM {adapter_on}", f"ADAPTER ./{file}"]
+    template, notes = _template(leaving)
+    if template is not None:
+        lines.append(f'TEMPLATE """{template}"""')
+    lines += [f"PARAMETER stop {_quoted(text)}" for text in _stops(leaving)]
+    return "\n".join(lines) + "\n", notes
+
+
+def model_name(run: Path) -> str:
+    """Return a name that Ollama takes for the model of a run."""
+    found = re.sub(r"[^a-z0-9._-]+", "-", run.resolve().name.lower()).strip("-._")
+    return found or "trained"
+
+
+def _template(leaving: LeavingModel) -> tuple[str | None, list[str]]:
+    """Return the Go template, None where there is none, and notes."""
+    tokenizer, learnt = leaving.tokenizer, leaving.texts.chat_template
+    if learnt is not None:
+        tokenizer.chat_template = learnt
+    jinja = choose_template(None, tokenizer)
+    if jinja is None:
+        return "{{ .Prompt }}", ["there is no chat template: Ollama gives the model each prompt as it is"]
+    filled = FilledTemplate(jinja, tokenizer)
+
+    def render(turns: Sequence[Turn], answer: bool) -> str:
+        return filled.render([{"role": role, "content": text} for role, text in turns], None, generate=answer)[0]
+
+    pieces = pieces_of(render, _begin(leaving))
+    if pieces is None:
+        return None, ["the chat template does more than put texts around turns, so the Modelfile has no TEMPLATE"]
+    return pieces.go(), _system_note(pieces)
+
+
+def _system_note(pieces: Pieces) -> list[str]:
+    return [] if pieces.system else ["the chat template takes no system message, and in Ollama one has no effect"]
+
+
+def _begin(leaving: LeavingModel) -> str:
+    """Return the token that the tokenizer puts before a text by itself."""
+    tokenizer = leaving.tokenizer
+    ids = tokenizer("a")["input_ids"]
+    return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def _stops(leaving: LeavingModel) -> list[str]:
+    """Return the texts of the tokens that end an answer."""
+    tokenizer = leaving.tokenizer
+    numbers = [*leaving.texts.stop_token_ids, tokenizer.eos_token_id]
+    return list(dict.fromkeys(str(tokenizer.convert_ids_to_tokens(n)) for n in numbers if n is not None))
+
+
+def _quoted(text: str) -> str:
+    return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'

@@ -1,0 +1,106 @@
+"""`peft export --to` a server: what is written, what is said, and what is refused with its remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.command_line import Cli
+from tests.merging.runs import make_run
+from tests.serving.served_models import LORA, Case, served_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return served_run(tmp_path_factory.mktemp("served") / "case", Case("llama", LORA))
+
+
+def test_a_model_and_an_adapter_for_llama_cpp(run: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("export", run, "-o", tmp_path / "model", "--to", "gguf", "--type", "q8_0", "--json")
+    assert done.code == 0, done.err
+    assert done.json["files"] == ["model-q8_0.gguf"] and done.json["type"] == "q8_0"
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model-q8_0.gguf"]
+    file = tmp_path / "adapter.gguf"
+    said = cli("export", run, "-o", file, "--to", "gguf-lora")
+    assert said.code == 0 and file.is_file() and f"--lora {file}" in said.out
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    again = cli("export", run, "-o", file, "--to", "gguf-lora")
+    assert again.code == 2 and "is a file" in again.err
+
+
+def test_a_directory_for_ollama(run: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("export", run, "-o", tmp_path / "model", "--to", "ollama").code == 0
+    text = (tmp_path / "model/Modelfile").read_text(encoding="utf-8")
+    assert text.startswith("FROM ./model-f16.gguf\n") and (tmp_path / "model/model-f16.gguf").is_file()
+    assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in text
+    assert 'PARAMETER stop "<|end|>"' in text
+    said = cli("export", run, "-o", tmp_path / "adapter", "--to", "ollama", "--from", "llama3.2:1b")
+    assert said.code == 0 and "ollama create run -f" in said.out
+    text = (tmp_path / "adapter/Modelfile").read_text(encoding="utf-8")
+    assert text.startswith("FROM llama3.2:1b\nADAPTER ./adapter-f32.gguf\n")
+    assert (tmp_path / "adapter/adapter-f32.gguf").is_file()
+
+
+def test_an_adapter_for_vllm(run: Path, cli: Cli, tmp_path: Path) -> None:
+    said = cli("export", run, "-o", tmp_path / "plain", "--to", "vllm")
+    assert said.code == 0, said.err
+    assert f"vllm serve {run.parent / 'model'} --enable-lora --max-lora-rank 8 --lora-modules run=" in said.out
+    assert json.loads((tmp_path / "plain/adapter_config.json").read_text())["r"] == 4
+
+
+def test_several_ranks_and_alphas_become_one_for_vllm(cli: Cli, tmp_path: Path) -> None:
+    """vLLM reads `r` and `lora_alpha` alone; the change of each matrix stays what it was."""
+    method = LORA | {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}
+    run = served_run(tmp_path / "case", Case("llama", method))
+    assert cli("export", run, "-o", tmp_path / "out", "--to", "vllm").code == 0
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert not config["rank_pattern"] and not config["alpha_pattern"]
+    before = load_file(run / "adapter/adapter_model.safetensors")
+    after = load_file(tmp_path / "out/adapter_model.safetensors")
+    for name, a in before.items():
+        if name.endswith("lora_A.weight"):
+            other = name.replace("lora_A", "lora_B")
+            alpha = 3 if "v_proj" in name else 8
+            wanted = alpha / len(a) * before[other] @ a
+            found = config["lora_alpha"] / config["r"] * after[other] @ after[name]
+            assert len(after[name]) == config["r"] == 4
+            assert (wanted - found).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "method", "to", "words"),
+    [
+        ("llama", "causal_lm", {"name": "lora", "use_dora": True}, "gguf-lora", ("use_dora", "--to gguf")),
+        ("llama", "causal_lm", {"name": "lora", "use_dora": True}, "vllm", ("use_dora", "peft merge")),
+        ("llama", "causal_lm", {"name": "ia3"}, "vllm", ("loads LoRA", "--to lora --rank")),
+        ("llama", "causal_lm", {"name": "prefix_tuning"}, "gguf-lora", ("loads LoRA", "peft predict")),
+        ("llama", "causal_lm", {"name": "prefix_tuning"}, "gguf", ("cannot be merged",)),
+        ("gpt_neo", "causal_lm", {"name": "lora"}, "gguf-lora", ("family gpt_neo", "llama, mistral, qwen2")),
+        ("gpt_neo", "causal_lm", {"name": "lora"}, "gguf", ("family gpt_neo", "peft merge")),
+        ("llama", "sequence_classification", {"name": "lora"}, "gguf", ("sequence_classification", "peft merge")),
+        ("llama", "sequence_classification", {"name": "lora"}, "vllm", ("sequence_classification", "peft predict")),
+    ],
+)
+def test_what_a_server_cannot_take_is_refused(
+    family: str, task: str, method: dict, to: str, words: tuple[str, ...], cli: Cli, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "case", family, task, method, base_class="causal_lm")
+    found = cli("export", run, "-o", tmp_path / "out", "--to", to)
+    assert found.code == 2 and all(word in found.err for word in words), found.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_go_together_are_refused(run: Path, cli: Cli, tmp_path: Path) -> None:
+    for options, words in (
+        (("--to", "ggufs"), "did you mean gguf"),
+        (("--to", "gguf", "--type", "q4_0"), "q4_0 is none of: f32, f16, q8_0"),
+        (("--to", "vllm", "--type", "f16"), "--type is for --to gguf-lora, gguf, ollama"),
+        (("--to", "gguf", "--rank", "4"), "--rank is for --to lora"),
+        (("--to", "gguf", "--from", "llama3.2"), "--from is for --to ollama"),
+        (("--to", "gguf", "--checkpoint", "step-9"), "no checkpoint"),
+    ):
+        found = cli("export", run, "-o", tmp_path / "out", *options)
+        assert found.code == 2 and words in found.err, found.err

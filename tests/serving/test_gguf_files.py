@@ -1,0 +1,101 @@
+"""GGUF files have the names, shapes, types and values that llama.cpp's own converters write for the same models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from peftcli.errors import UserError
+from peftcli.serving.asked_export import Asked
+from peftcli.serving.export_to_server import export_to_server
+from peftcli.serving.gguf_pretokenizers import pretokenizer_name
+from tests.serving.gguf_facts import GOLDEN, KINDS, facts, vocabulary
+from tests.serving.served_models import CASES, LORA, Case, byte_tokenizer, served_run
+from tests.tiny import tiny_tokenizer
+
+STORED = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_is_that_of_llama_cpps_converter(name: str, tmp_path: Path) -> None:
+    run = served_run(tmp_path / name, CASES[name])
+    for to in ("gguf", "gguf-lora"):
+        for kind in KINDS:
+            file = tmp_path / f"{to}-{kind}.gguf"
+            export_to_server(to, Asked(run, file, kind=kind))
+            theirs = STORED[name][f"{to}-{kind}"]
+            if to == "gguf-lora" and CASES[name].method.get("use_rslora"):
+                theirs["keys"]["adapter.lora.alpha"] = 16.0  # 8 * sqrt(4): their converter does not read use_rslora
+            assert facts(file) == theirs, (to, kind)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_vocabulary_is_that_of_llama_cpps_converter(name: str, tmp_path: Path) -> None:
+    run = served_run(tmp_path / name, CASES[name])
+    export_to_server("gguf", Asked(run, tmp_path / "model.gguf", kind="q8_0"))
+    ours, theirs = vocabulary(tmp_path / "model.gguf"), STORED[name]["vocabulary"]
+    assert ours.items() >= theirs.items()
+    assert ours.keys() - theirs.keys() <= {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"}
+
+
+def scales(file: Path) -> Iterator[tuple[str, float, np.ndarray]]:
+    """Yield the name, the scale that llama.cpp computes, and the change of each matrix of an adapter."""
+    reader = gguf.GGUFReader(file)
+    alpha = reader.fields["adapter.lora.alpha"].contents()
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    for name, a in tensors.items():
+        if name.endswith(".lora_a"):
+            b = tensors[name.removesuffix("lora_a") + "lora_b"]
+            yield name.removesuffix(".lora_a"), alpha / b.shape[1], b @ a
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"q_proj": 2}}]
+)
+def test_the_scale_of_each_matrix_is_that_of_training(more: dict, tmp_path: Path) -> None:
+    """q_proj of a model whose rows are not reordered: the change is the one that a merge adds."""
+    from safetensors.numpy import load_file
+
+    from peftcli.merging.merge_run import merge_run
+
+    run = served_run(tmp_path / "case", Case("qwen2", LORA | {"target_modules": ["q_proj", "v_proj"]} | more))
+    export_to_server("gguf-lora", Asked(run, tmp_path / "adapter.gguf", kind="f32"))
+    merge_run(run, tmp_path / "merged", dtype="float32", verify=False, use_alone=False)
+    base, merged = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "case/model", tmp_path / "merged")
+    )
+    found = list(scales(tmp_path / "adapter.gguf"))
+    assert len(found) == 4
+    for name, scale, change in found:
+        block, module = name.split(".")[1], {"attn_q": "q_proj", "attn_v": "v_proj"}[name.split(".")[2]]
+        key = f"model.layers.{block}.self_attn.{module}.weight"
+        np.testing.assert_allclose(scale * change, merged[key] - base[key], atol=1e-5)
+
+
+def test_a_tokenizer_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
+    """Metaspace without all bytes; and a division of texts that no name stands for."""
+    run = served_run(tmp_path / "meta", Case("llama", LORA, tiny_tokenizer))
+    with pytest.raises(UserError, match="no tokenizer like this model's"):
+        export_to_server("gguf", Asked(run, tmp_path / "out", kind="f16"))
+    assert not (tmp_path / "out").exists()
+    known = json.loads(byte_tokenizer("qwen").backend_tokenizer.to_str())
+    assert pretokenizer_name(known) == "qwen2"
+    known["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "[a-z]+"}
+    with pytest.raises(UserError, match="no name for this tokenizer's pattern"):
+        pretokenizer_name(known)
+
+
+def test_a_model_that_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    for changes, reason in (
+        ({"hidden_act": "relu"}, "its activation is relu"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "no rope_type dynamic"),
+    ):
+        run = served_run(tmp_path / reason[-7:].strip(), Case("llama", LORA, changes=changes))
+        for to in ("gguf", "gguf-lora"):
+            with pytest.raises(UserError, match=reason):
+                export_to_server(to, Asked(run, tmp_path / "out", kind="f32"))
