@@ -20,6 +20,7 @@ LARGEST = 64 * 2**20
 """Bytes of a JSON file that is a record. Data files are read in pieces, by `data/read`."""
 
 _Record = TypeVar("_Record")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 def read_json(path: Path, *, suggestion: str | None = None) -> Any:
@@ -88,7 +89,8 @@ def record_of(
     """
     try:
         # as JSON: strict about numbers and text, and a list is what JSON has for a tuple
-        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+        found: _Record = _adapter(kind).validate_json(json.dumps(data), strict=True)
+        return found
     except RecursionError:  # a reader of JSON may take deeper values than a writer
         raise UserError(Problem("its values are nested too deeply", str(path), suggestion=suggestion)) from None
     except ValidationError as error:
@@ -97,6 +99,13 @@ def record_of(
             for each in error.errors(include_url=False, include_context=False)
         ]
         raise UserError(problems) from None
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return what checks a kind of record: to make it takes milliseconds, and lists of runs read hundreds."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def read_record(kind: type[_Record], path: Path, *, suggestion: str | None = None) -> _Record:

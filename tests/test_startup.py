@@ -44,7 +44,10 @@ def loaded(arguments: list[str], unwanted: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["train", "--help"], ["validate", "configs/lora.yaml"], ["schema"], ["methods"]],
+    [
+        *(["--help"], ["--version"], ["train", "--help"], ["validate", "configs/lora.yaml"], ["schema"], ["methods"]),
+        ["runs", "recipes"],
+    ],
     ids=" ".join,
 )
 def test_loads_nothing_heavy(arguments: list[str]) -> None:

@@ -35,6 +35,7 @@ COMMANDS = (
     "recommend",
     "compare",
     "sweep",
+    "runs",
     "report",
     "methods",
     "validate",

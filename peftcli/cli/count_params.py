@@ -9,6 +9,7 @@ import typer
 
 from peftcli.console.method_text import method_overrides
 from peftcli.console.options import Json, TrustRemoteCode
+from peftcli.console.progress_bar import with_progress
 from peftcli.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("count-params", short_help="Compare what methods train and save.")(count_params)
+    app.command("count-params", short_help="Compare what methods train and save.")(with_progress(count_params))
 
 
 def count_params(

@@ -18,6 +18,7 @@ from peftcli.console.options import (
     note,
     refuse_nothing,
 )
+from peftcli.console.progress_bar import with_progress
 from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
 from peftcli.console.standard_input import rows_file
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("eval", short_help="Evaluate a run, or a recipe's untrained base.")(evaluate)
+    app.command("eval", short_help="Evaluate a run, or a recipe's untrained base.")(with_progress(evaluate))
 
 
 def evaluate(
@@ -35,7 +36,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="RUN_OR_RECIPE",
-            help="A run, or a recipe to evaluate its untrained base.",
+            help="A run, a directory with a complete model (with --data), or a recipe to evaluate its untrained base.",
             show_default=False,
         ),
     ],

@@ -12,6 +12,7 @@ import typer
 from peftcli.adapters.library import PLAIN_LORA
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
+from peftcli.console.progress_bar import with_progress
 from peftcli.errors import UserError
 from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
 from peftcli.suggestions import did_you_mean, nearest
@@ -95,7 +96,7 @@ Base = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("export")(export)
+    app.command("export")(with_progress(export))
 
 
 def export(

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, refuse_directory
+from peftcli.console.progress_bar import with_progress
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("inspect", short_help="Show the rows as the model will see them.")(inspect)
+    app.command("inspect", short_help="Show the rows as the model will see them.")(with_progress(inspect))
 
 
 def inspect(

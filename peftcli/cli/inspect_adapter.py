@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import Json, TrustRemoteCode, note
+from peftcli.console.progress_bar import with_progress
 
 if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("inspect-adapter", short_help="Show what an adapter changed, and where.")(inspect_adapter)
+    app.command("inspect-adapter", short_help="Show what an adapter changed, and where.")(
+        with_progress(inspect_adapter)
+    )
 
 
 def inspect_adapter(

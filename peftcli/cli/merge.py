@@ -11,6 +11,7 @@ import typer
 
 from peftcli.adapters.library import PLAIN_LORA
 from peftcli.console.options import CheckpointName, Json, Quiet, TrustRemoteCode, note
+from peftcli.console.progress_bar import with_progress
 from peftcli.console.several_processes import NumProcesses, share_among
 from peftcli.errors import UserError
 from peftcli.merging.several.combination import TYPES, combination
@@ -67,7 +68,7 @@ AsAdapter = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("merge", short_help="Fold an adapter into its base model, and verify.")(merge)
+    app.command("merge", short_help="Fold an adapter into its base model, and verify.")(with_progress(merge))
 
 
 def merge(

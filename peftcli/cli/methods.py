@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftcli.console.options import Json
+from peftcli.console.progress_bar import with_progress
 
 if TYPE_CHECKING:
     from peftcli.analysis.method_contracts import Finding
@@ -20,7 +21,7 @@ _MERGES = {True: "yes", False: "no", None: "depends"}
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("methods", short_help="List the methods, or show one.")(methods)
+    app.command("methods", short_help="List the methods, or show one.")(with_progress(methods))
 
 
 def methods(

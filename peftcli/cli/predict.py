@@ -1,4 +1,4 @@
-"""`peft predict RUN... --input FILE`: one line of JSON for each row of a file."""
+"""`peft predict RUN... --input FILE`: one line of JSON for each row of a file, or for texts on the command line."""
 
 from __future__ import annotations
 
@@ -22,20 +22,29 @@ from peftcli.console.options import (
     refuse_nothing,
 )
 from peftcli.console.output import json_line
+from peftcli.console.progress_bar import progress_shown
 from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
-from peftcli.console.standard_input import rows_file
+from peftcli.console.standard_input import rows_file, texts_file
 from peftcli.console.terminal import data_stream
 from peftcli.errors import UserError
 from peftcli.write_errors import OTHER_OUTPUT
 
 Input = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--input",
         "-i",
         metavar="FILE",
-        help="Rows in the format of the run's data; labels may be absent. `-` is standard input.",
+        help="Rows in any format that training reads; labels may be absent. `-` is standard input.",
+        show_default=False,
     ),
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Option("--text", "-t", metavar="TEXT", help="A text instead of a file; may be repeated.", show_default=False),
+]
+KeepColumns = Annotated[
+    bool, typer.Option("--keep-columns", help="Put the columns of each row into its line, before the prediction.")
 ]
 BatchSize = Annotated[
     int | None,
@@ -52,14 +61,19 @@ def predict(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Run directories; one base that they share is loaded once.", show_default=False
+            metavar="RUN...",
+            help="Runs, directories with a complete model, or a recipe for its untrained base. A base that runs share "
+            "is loaded once.",
+            show_default=False,
         ),
     ],
-    data: Input,
+    data: Input = None,
+    text: Text = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file to write, instead of standard output."),
     ] = None,
+    keep_columns: KeepColumns = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -75,19 +89,19 @@ def predict(
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
 
     `truncated` (true) marks a row longer than the run's max_length; `finish_reason` of a generated text is `stop`, or
-    `length` where it reached the limit. Tags are one for each word, null where a word has no token or was cut off.
-    With several runs each line also has `run`: all rows of the first run, then all of the second, and so on.
+    `length` where it reached the limit. Tags are one for each word of `tokens`, null where a word has no token or was
+    cut off. With several runs each line also has `run`: all rows of the first run, then all of the second, and so on.
 
     Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
     """
-    _check(data, output)
+    _check(runs, data, text, output)
 
     from peftcli.distributed.launching import is_main_process
     from peftcli.tasks.decoding import Decoding
 
     decoding = Decoding(temperature, top_p, top_k, num_beams)
 
-    with about_option("--input"), rows_file(data, "--input") as file:
+    with about_option("--input"), texts_file(text) if text else rows_file(data or "", "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
         shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
         shared |= {
@@ -96,25 +110,38 @@ def predict(
             "--top-k": top_k or None,
         }
         shared |= {"--num-beams": num_beams if num_beams > 1 else None, "--seed": seed or None}
-        share_among(num_processes, "predict", runs, shared | {"--batch-size": batch_size})
+        shared |= {"--batch-size": batch_size, "--keep-columns": keep_columns}
+        share_among(num_processes, "predict", runs, shared)
 
-        from peftcli.inference.opened_run import Predicting
-        from peftcli.inference.predict_run import predict_run, predict_runs
+        with progress_shown(quiet=not is_main_process()) as bar:
+            from peftcli.inference.opened_run import Predicting
+            from peftcli.inference.predict_run import predict_run, predict_runs
 
-        further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
-        how = Predicting(batch_size, decoding, seed)
-        rows = predict_run(runs[0], *further, how) if len(runs) == 1 else predict_runs(runs, *further, how)
-        _deliver(rows, output if is_main_process() else None)  # beside the main process there are no rows
+            further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+            how = Predicting(batch_size, decoding, seed, keep_columns)
+            rows = predict_run(runs[0], *further, how) if len(runs) == 1 else predict_runs(runs, *further, how)
+            if output is None and sys.stdout.isatty():
+                bar.close()  # each line shows how far it is
+            _deliver(rows, output if is_main_process() else None)  # beside the main process there are no rows
 
 
-def _check(data: str, output: Path | None) -> None:
+def _check(runs: list[Path], data: str | None, texts: list[str] | None, output: Path | None) -> None:
     """Refuse an input that cannot be read, and an output that cannot be written, before anything is computed."""
-    refuse_nothing(data, "--input")
+    if data is not None and texts:
+        raise UserError("--text and --input both say what to predict", suggestion="give one of the two")
+    if data is None and not texts:
+        last = str(runs[-1])
+        if len(runs) > 1 and not runs[-1].exists() and runs[-1].suffix == "":
+            remedy = f'a text is given with --text: peft predict {runs[0]} --text "{last}"'
+        else:
+            remedy = 'give a file with --input FILE, standard input with `--input -`, or texts with --text "..."'
+        raise UserError("there is nothing to predict", suggestion=remedy)
+    if data is not None:
+        refuse_nothing(data, "--input")
     if output is not None:
         refuse_directory(output, "--output")
-        if output.exists() and Path(data).exists() and output.samefile(data):
+        if data is not None and output.exists() and Path(data).exists() and output.samefile(data):
             raise UserError("--output is the --input file", suggestion="write the predictions to another file")
-
     refuse_shared_input(data, "--input")
 
 

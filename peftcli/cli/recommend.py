@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode
+from peftcli.console.progress_bar import with_progress
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("recommend", short_help="Recommend method, rank, rate and batch, with the reasons.")(recommend)
+    app.command("recommend", short_help="Recommend method, rank, rate and batch, with the reasons.")(
+        with_progress(recommend)
+    )
 
 
 def recommend(

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from peftcli.console.options import refuse_directory
+from peftcli.console.progress_bar import with_progress
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("report", short_help="Write one HTML page of a run or a study.")(report)
+    app.command("report", short_help="Write one HTML page of a run or a study.")(with_progress(report))
 
 
 def report(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peftcli.console.output import print_table, result_console, table
 from peftcli.console.terminal import safe_console
+from peftcli.progress import Stage, watched_by
 from peftcli.record.shown_numbers import byte_size, count, duration, metric
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ class View(Protocol):
         """Draw that a step is done."""
         ...
 
+    def show(self, stage: Stage | None) -> None:
+        """Draw a stage of what takes long, where the screen can be redrawn; None where it ended."""
+        ...
+
     def close(self) -> None:
         """Leave the terminal as it was found."""
         ...
@@ -68,14 +74,17 @@ class RunDisplay:
         self._command = command
         self._results = results
         self._view: View = _Nothing() if quiet else choose_view()
+        self._watched = ExitStack()
 
     def __enter__(self) -> RunDisplay:
         self._view.waiting("loading libraries, model and data")
+        self._watched.enter_context(watched_by(self._view))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watched.close()
         self._view.close()
 
     def header(self, facts: dict[str, Any]) -> None:
@@ -138,6 +147,9 @@ class PlainView:
         if record.logged:
             self.line(f"step {record.step}/{record.total_steps}  {step_text(record)}")
 
+    def show(self, stage: Stage | None) -> None:
+        """Do nothing: a log needs no sign of life."""
+
     def close(self) -> None:
         """Do nothing; lines need no end."""
 
@@ -154,6 +166,8 @@ class _Nothing:
     def preparing(self, rows: int) -> None: ...
 
     def step(self, record: StepRecord) -> None: ...
+
+    def show(self, stage: Stage | None) -> None: ...
 
     def close(self) -> None: ...
 

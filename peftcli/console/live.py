@@ -16,6 +16,7 @@ from peftcli.record.shown_numbers import count, duration
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from peftcli.progress import Stage
     from peftcli.training.watch.reporting import StepRecord
 
 
@@ -34,6 +35,7 @@ class LiveView:
         )
         self._status: Status | None = None
         self._task: TaskID | None = None
+        self._numbers = ""
         self._loss: float | None = None
         self._speed: float | None = None
 
@@ -65,6 +67,15 @@ class LiveView:
         """Draw how many rows are tokenised so far."""
         self.waiting(f"preparing data: {count(rows)} rows")
 
+    def show(self, stage: Stage | None) -> None:
+        """Draw a stage: beside the spinner before the first step, in place of the bar's numbers later."""
+        done = "" if stage is None or not stage.total else f" {stage.done:,}/{stage.total:,}"
+        if self._task is not None:
+            text = self._numbers if stage is None else f"{stage.text}{done}"
+            self._progress.update(self._task, numbers=text)
+        elif stage is not None and self._status is not None and not (stage.done and not stage.total):
+            self.waiting(f"{stage.text}{done}")
+
     def _waited(self) -> None:
         if self._status is not None:
             self._status.stop()
@@ -84,7 +95,8 @@ class LiveView:
             "" if self._speed is None else f"{self._speed:,.0f} tok/s",
             "" if record.seconds_left is None else f"{duration(record.seconds_left)} left",
         ]
-        self._progress.update(self._task, completed=record.step, numbers="  ".join(part for part in numbers if part))
+        self._numbers = "  ".join(part for part in numbers if part)
+        self._progress.update(self._task, completed=record.step, numbers=self._numbers)
 
     def close(self) -> None:
         """Stop redrawing and leave the last state of the bar on the screen."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peftcli.console.terminal import data_stream, safe_console
+from peftcli.progress import end_watching
 from peftcli.shown_text import without_secrets
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ def print_json(document: Any) -> None:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """Return one line of JSON Lines, without the line feed."""
-    return json.dumps(_plain(row), allow_nan=False, ensure_ascii=False)
+    return json.dumps(_plain(row), allow_nan=False, ensure_ascii=False, default=str)
 
 
 def result_console() -> Console:
     """Return a console on standard output; without a terminal it never wraps or colours."""
+    end_watching()
     terminal = sys.stdout.isatty()
     return safe_console(width=None if terminal else 160, soft_wrap=not terminal)
 

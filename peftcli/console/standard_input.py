@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from peftcli.console.options import note
+from peftcli.console.options import note, refuse_nothing
 from peftcli.errors import UserError
 
 NAMES = ("-", "/dev/stdin")
@@ -40,17 +41,40 @@ def rows_file(data: str, option: str) -> Iterator[str]:
         file.write_bytes(content)
         if suffix not in (".jsonl", ".json"):
             note(f"{title} is read as {suffix}")
-        try:
+        with _called(str(file), title):
             yield str(file)
-        except UserError as error:
-            raise UserError(
-                replace(
-                    problem,
-                    file=title if problem.file == str(file) else problem.file,
-                    message=problem.message.replace(str(file), title),
-                )
-                for problem in error.problems
-            ) from error
+
+
+@contextmanager
+def texts_file(texts: Sequence[str]) -> Iterator[str]:
+    """Yield a file with a row for each text of `--text`; errors name the option instead.
+
+    Raises:
+        UserError: a text is empty.
+    """
+    for text in texts:
+        refuse_nothing(text, "--text")
+    with tempfile.TemporaryDirectory(prefix="peft-") as directory:
+        file = Path(directory) / "texts.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        with _called(str(file), "--text"):
+            yield str(file)
+
+
+@contextmanager
+def _called(file: str, title: str) -> Iterator[None]:
+    """Let errors about a copy name what it is a copy of."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            replace(
+                problem,
+                file=title if problem.file == file else problem.file,
+                message=problem.message.replace(file, title),
+            )
+            for problem in error.problems
+        ) from error
 
 
 def _is_pipe(path: Path) -> bool:

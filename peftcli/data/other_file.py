@@ -45,13 +45,14 @@ def reading_spec(spec: DataSpec, path: str, trained_format: str | None = None) -
     Args:
         spec: the recipe's.
         path: the file. It is read as `data` says, or, where the columns of `data` are not in it, as the first source
-            with a `format` or `columns` of its own whose input columns are.
+            with a `format` or `columns` of its own whose input columns are. A column may also have our name instead of
+            the one that the recipe gives it.
         trained_format: that of the training rows. A recipe with `data.template` and format `auto` recognises its format
             by the answers, which another file need not have.
     """
     changes = {**CHOICE_OF_ROWS, "path": path}
     found = _best(list(_readings(spec)), path)
-    changes |= {"format": found.format, "columns": found.columns}
+    changes |= {"format": found.format, "columns": _columns_or_our_names(found.columns, path)}
     if spec.template is not None and found.format == "auto" and trained_format:
         changes["format"] = trained_format
     return spec.model_copy(update=changes)
@@ -74,7 +75,7 @@ def _best(readings: list[DataSpec], path: str) -> DataSpec:
     """Return the reading with all of its input columns in the file, and most others; one alone is not checked."""
     if len(readings) == 1:
         return readings[0]
-    present = _columns(path)
+    present = columns_of(path)
     learnt = {column.name for known in FORMATS for column in known.columns if column.target}
 
     def found(reading: DataSpec) -> int:
@@ -86,7 +87,17 @@ def _best(readings: list[DataSpec], path: str) -> DataSpec:
     return max(readings, key=found)  # the first of equal ones
 
 
-def _columns(path: str) -> set[str]:
+def _columns_or_our_names(columns: Mapping[str, str], path: str) -> dict[str, str]:
+    """Return the mapping without the columns that the file lacks and has under our own name."""
+    present = columns_of(path) if columns else set()
+    return {
+        ours: theirs
+        for ours, theirs in columns.items()
+        if ours not in present or theirs in present or theirs.split(".")[0] in present
+    }
+
+
+def columns_of(path: str) -> set[str]:
     """Return the columns of a file's first rows; none where it cannot be read, which its preparation then says."""
     try:
         rows = islice(resolve_source(DataSource(path=path)).rows(), FIRST_ROWS)

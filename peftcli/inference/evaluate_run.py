@@ -16,7 +16,8 @@ from peftcli.data.store.data_report import Counts
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
-from peftcli.inference.open_run import FoundRun, load_run, open_run, opened, with_text_length
+from peftcli.inference.complete_model import find_used, is_complete_model, refuse_checkpoint
+from peftcli.inference.open_run import FoundRun, load_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_validation
 from peftcli.models.load.load_model import load_model
@@ -44,7 +45,7 @@ def evaluate_run(
     """Return `eval_*` metrics of a run, or of a recipe's untrained base.
 
     Args:
-        path: a run directory or a recipe.
+        path: a run directory, a directory with a complete model, or a recipe.
         data: labelled rows to use instead of the validation rows.
         note: receives what the user should know, such as another base dtype than in training, and rows that were cut.
         max_new_tokens: longest generated text in tokens, where a metric needs texts; None is the recipe's.
@@ -58,11 +59,13 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
-        if checkpoint is not None:
-            raise UserError(f"--checkpoint is for a run directory; {path} is a recipe", suggestion="name the run")
+        refuse_checkpoint(checkpoint, f"{path} is a recipe")
         loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES))
         return _evaluate_recipe(loaded, data, base_dtype, note, max_new_tokens)
-    run = open_run(path, base_dtype, None, max_new_tokens, trust_code, checkpoint)
+    if data is None and is_complete_model(path):
+        remedy = "name labelled rows with --data FILE"
+        raise UserError(f"{path} is a complete model, which has no validation rows of its own", suggestion=remedy)
+    run = load_run(find_used(path, base_dtype, max_new_tokens, trust_code, checkpoint))
     for text in run.notes:
         note(text)
     if data is not None:

@@ -22,6 +22,7 @@ from peftcli.distributed.processes import World
 from peftcli.distributed.sharding import drop_gathered
 from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import compute_metrics
+from peftcli.progress import stage
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import Evaluated, Task
 
@@ -237,10 +238,12 @@ class Evaluator:
         compute: Callable[[Sequence[int]], T],
     ) -> Iterator[tuple[Sequence[int], T]]:
         """Yield each batch of this process with what is computed for it, in halves where one process lacks memory."""
-        for batch, counts in equal_passes(self.world, batches, idle, stopping):
-            for chosen, result in in_halves(batch, compute, allowed=self.world.size == 1):
-                if counts:
-                    yield chosen, result
+        with stage("evaluating", sum(map(len, batches))) as advance:
+            for batch, counts in equal_passes(self.world, batches, idle, stopping):
+                for chosen, result in in_halves(batch, compute, allowed=self.world.size == 1):
+                    if counts:
+                        yield chosen, result
+                        advance(len(chosen))
 
     def _evaluated(self, rows: RowSet, chosen: Sequence[int], by_row: bool = False) -> Evaluated:
         return self.task.evaluate(self.model, self.collator(rows, chosen).to(self.world.device), by_row=by_row)

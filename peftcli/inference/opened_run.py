@@ -43,11 +43,13 @@ class Predicting:
         batch_size: rows at once on one device; None is the recipe's `per_device_eval_batch_size`.
         decoding: how the tokens of a generated text are chosen.
         seed: of sampling. What is drawn depends on it and on the rows of a batch.
+        keep_columns: put the columns of each row into its line.
     """
 
     batch_size: int | None = None
     decoding: Decoding = GREEDY
     seed: int = 0
+    keep_columns: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peftcli.data.other_file import columns_of, reading_spec
+from peftcli.data.plain_texts import format_of_training, texts_as_inputs
 from peftcli.data.prepare import prepare_for_prediction
 from peftcli.data.rows.row_set import StoredRows
 from peftcli.errors import UserError
-from peftcli.inference.open_run import Bases, FoundRun, find_run, load_run, open_run
+from peftcli.inference.complete_model import find_used, is_recipe, refuse_checkpoint
+from peftcli.inference.evaluate_run import open_untrained
+from peftcli.inference.input_rows import InputRows
+from peftcli.inference.open_run import Bases, FoundRun, load_run, with_text_length
 from peftcli.inference.opened_run import OpenedRun, Predicting
-from peftcli.recipe.schema import DataSpec, DTypeName
+from peftcli.inference.row_lines import row_lines
+from peftcli.models.own_code import with_allowed_code
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
+from peftcli.recipe.schema import DataSpec, DTypeName, Recipe, TaskName
 from peftcli.tasks.decoding import GREEDY
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from peftcli.tasks.task_table import task_info
 
 Note = Callable[[str], None]
 
@@ -34,21 +42,27 @@ def predict_run(
 
     A line has `prediction` and `scores`; `truncated` (true) where tokens of the row were left out; for generated text
     `finish_reason`: `stop`, or `length` where it reached the limit. Tags are one for each word, null for a word without
-    tokens or beyond max_length.
+    tokens or beyond max_length, and `tokens` are the words.
 
     Args:
-        run: a run directory.
-        data: any data file of the task's format; labels may be absent.
+        run: a run directory, a directory with a complete model, or a recipe, whose untrained base then predicts.
+        data: any data file of the task's format; labels may be absent. A column `text` is what the model goes on from,
+            whatever the format of the training rows is.
         note: receives what the user should know; the number of rows that were cut comes at the end.
         max_new_tokens: longest generated text in tokens; None is the recipe's.
         trust_code: let the Python code that comes with the model run.
         checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
-        how: batch size, and how the tokens of a text are chosen; None is the recipe's, and greedy.
+        how: batch size, how the tokens of a text are chosen, what is kept; None is the recipe's, and greedy.
 
     Raises:
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
-    opened_run = open_run(run, base_dtype, None, max_new_tokens, trust_code, checkpoint)
+    path, how = Path(run), how or Predicting()
+    if is_recipe(path):
+        return _predict_untrained(path, data, base_dtype, note, max_new_tokens, trust_code, checkpoint, how)
+    found = find_used(path, base_dtype, max_new_tokens, trust_code, checkpoint)
+    refuse_sampling(found.loaded.recipe.task, how)
+    opened_run = load_run(found)
     for text in opened_run.notes:
         note(text)
     return _predict(opened_run, data, note, how)
@@ -67,22 +81,62 @@ def predict_runs(
     """Return predictions of several runs for one file, each with `run`; a base that they share is loaded once.
 
     Args:
-        runs: run directories, in the order of the output: all rows of the first, then all of the second, ...
+        runs: run directories or complete models, in the order of the output: all rows of the first, then all of the
+            second, ...
         data, note, max_new_tokens, trust_code, checkpoint, how: as in `predict_run`.
 
     Raises:
         UserError: anything about a run or the file is wrong; raised here, before the first prediction, but for what
             only the weights of a base can tell.
     """
-    found = [find_run(run, base_dtype, max_new_tokens, trust_code, checkpoint) for run in runs]
+    how = how or Predicting()
+    for run in runs:
+        if is_recipe(Path(run)):
+            raise UserError(f"{run} is a recipe, and its base predicts alone", suggestion=f"peft predict {run} ...")
+    found = [find_used(Path(run), base_dtype, max_new_tokens, trust_code, checkpoint) for run in runs]
     for one in found:  # the rows are kept prepared, so this is not done twice
-        spec = one.loaded.recipe.data or DataSpec()
-        prepare_for_prediction(data, spec, one.loaded.recipe.task, one.tokenizer, one.trained_format)
+        recipe = one.loaded.recipe
+        refuse_sampling(recipe.task, how)
+        _read_as(recipe.data or DataSpec(), recipe, data, one.trained_format).prepare(one.tokenizer)
     return _predict_each(runs, found, data, note, how)
 
 
+def refuse_sampling(task: TaskName, how: Predicting) -> None:
+    """Refuse options of generated text where none is written.
+
+    Raises:
+        UserError: the task writes none.
+    """
+    if how.decoding != GREEDY and not task_info(task).generates:
+        raise UserError(
+            f"--temperature, --top-p, --top-k and --num-beams are for generated text; {task} writes none",
+            suggestion="leave them out",
+        )
+
+
+def _predict_untrained(
+    path: Path,
+    data: str,
+    base_dtype: DTypeName | None,
+    note: Note,
+    max_new_tokens: int | None,
+    trust_code: bool,
+    checkpoint: str | None,
+    how: Predicting,
+) -> Iterator[dict[str, Any]]:
+    """Predict with the base of a recipe, as it is before training."""
+    refuse_checkpoint(checkpoint, f"{path} is a recipe")
+    loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES))
+    loaded = with_text_length(loaded, max_new_tokens)
+    refuse_sampling(loaded.recipe.task, how)
+    run, _ = open_untrained(loaded, base_dtype)
+    for text in run.notes:
+        note(text)
+    return _predict(run, data, note, how)
+
+
 def _predict_each(
-    runs: Sequence[Path | str], found: Sequence[FoundRun], data: str, note: Note, how: Predicting | None
+    runs: Sequence[Path | str], found: Sequence[FoundRun], data: str, note: Note, how: Predicting
 ) -> Iterator[dict[str, Any]]:
     bases = Bases()
     for run, one in zip(runs, found, strict=True):
@@ -98,50 +152,32 @@ def _predict_each(
         opened_run.close()
 
 
-def _predict(run: OpenedRun, data: str, note: Note, how: Predicting | None) -> Iterator[dict[str, Any]]:
-    if how is not None and how.decoding != GREEDY and not run.task.info.generates:
-        raise UserError(
-            f"--temperature, --top-p, --top-k and --num-beams are for generated text; {run.recipe.task} writes none",
-            suggestion="leave them out",
-        )
-    spec, task = run.data_spec, run.recipe.task
-    rows = run.world.main_first(lambda: prepare_for_prediction(data, spec, task, run.tokenizer, run.trained_format))
-    for text in rows.store.meta["notes"]:
+def _predict(run: OpenedRun, data: str, note: Note, how: Predicting) -> Iterator[dict[str, Any]]:
+    task = run.recipe.task
+    reading = _read_as(run.data_spec, run.recipe, data, run.trained_format)
+    rows = run.world.main_first(lambda: reading.prepare(run.tokenizer))
+    for text in [*reading.notes, *rows.store.meta["notes"]]:
         note(text)
-    return _lines(run, rows, note, how)
+    return row_lines(run, rows, InputRows(data, reading.spec, task), note, how)
 
 
-def _lines(run: OpenedRun, rows: StoredRows, note: Note, how: Predicting | None) -> Iterator[dict[str, Any]]:
-    """Yield the line of each row; say at the end how many rows and texts were cut."""
-    cut, words = rows.cut, rows.words
-    nested = len(rows) != len(rows.store.raw("status"))
-    at_limit = 0
-    for place, line in enumerate(run.predict(rows, _end_of_turn(run.tokenizer, rows), how)):
-        if words is not None:
-            line = {**line, **{key: _one_a_word(line[key], int(words[place])) for key in ("prediction", "scores")}}
-        if nested:  # several lines from one row of the file
-            line = {"row": rows.store.place(place)[1], **line}
-        if cut[place]:
-            line["truncated"] = True
-        at_limit += line.get("finish_reason") == "length"
-        yield line
-    if count := int(cut.sum()):
-        limit = run.data_spec.max_length
-        note(f"{count:,} of {len(rows):,} rows are longer than max_length {limit} and were cut (truncated: true)")
-    if at_limit:
-        note(
-            f"{at_limit:,} of {len(rows):,} texts reached the limit of {run.recipe.training.max_new_tokens} new tokens "
-            "before their end (finish_reason: length); --max-new-tokens sets another"
-        )
+@dataclass(frozen=True)
+class _Reading:
+    """How a file is read for a prediction."""
+
+    path: str
+    spec: DataSpec
+    task: TaskName
+    trained_format: str | None
+    notes: list[str]
+
+    def prepare(self, tokenizer: Any) -> StoredRows:
+        return prepare_for_prediction(self.path, self.spec, self.task, tokenizer, self.trained_format)
 
 
-def _one_a_word(values: list[Any], words: int) -> list[Any]:
-    """Return a value for each word: null where the last words have none."""
-    return [*values, *[None] * (words - len(values))]
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, rows: StoredRows) -> tuple[int, ...]:
-    """Return the token with which the rows' chat template ends a turn, if it is one."""
-    turn = rows.store.meta.get("end_of_turn")
-    number = tokenizer.convert_tokens_to_ids(turn) if turn else None
-    return (number,) if isinstance(number, int) and number != tokenizer.unk_token_id else ()
+def _read_as(spec: DataSpec, recipe: Recipe, path: str, trained_format: str | None) -> _Reading:
+    """Return how a run reads a file: as its training rows, or a text as what it goes on from."""
+    trained = trained_format or format_of_training(recipe.data, recipe.task)
+    reading = reading_spec(spec, path, trained)
+    found, notes = texts_as_inputs(reading, recipe.task, columns_of(path), trained)
+    return _Reading(path, found, recipe.task, trained, notes)

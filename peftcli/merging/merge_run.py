@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from peftcli.atomic import new_directory
 from peftcli.deliverables.check_files import check_files
@@ -28,6 +30,7 @@ from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_model import load_model
 from peftcli.models.weights.base_files import base_directory, stored_tensors
 from peftcli.models.weights.tensor_source import Source, held_tensors
+from peftcli.progress import stage
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.write_errors import OTHER_OUTPUT
 
@@ -147,7 +150,8 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
             world.broadcast(str(partial))
-            usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
+            with stage("comparing with base + adapter"):
+                usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
         card = merged_card(run.recipe.model.name_or_path, run.recipe.task, report)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if options.requantize:  # it has written the quantised model's own config
@@ -155,7 +159,8 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
         else:
             write_config(partial, config, leaving)
             if options.use_alone:
-                check_use(usage)
+                with stage("using the result without peftcli"):
+                    check_use(usage)
     return report
 
 
@@ -164,11 +169,19 @@ def write_weights(directory: Path, outputs: list[MergedTensor], limit: int) -> N
     by_name = {output.planned.name: output for output in outputs}
     groups = shards([output.planned for output in outputs], limit)
     files = shard_names(len(groups))
-    for file, group in zip(files, groups, strict=True):
-        write_file(directory / file, group, {planned.name: by_name[planned.name].pieces() for planned in group})
+    with stage("merging", len(outputs), "tensors") as advance:
+        for file, group in zip(files, groups, strict=True):
+            pieces = {planned.name: _counted(by_name[planned.name].pieces(), advance) for planned in group}
+            write_file(directory / file, group, pieces)
     if len(files) > 1:
         names = {planned.name: file for file, group in zip(files, groups, strict=True) for planned in group}
         write_index(directory, names, sum(output.planned.nbytes for output in outputs))
+
+
+def _counted(pieces: Iterable[Tensor], advance: Callable[[int], None]) -> Iterator[Tensor]:
+    """Yield a tensor's pieces, and tell when there are no more."""
+    yield from pieces
+    advance(1)
 
 
 def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:

@@ -22,6 +22,22 @@ def possible_tasks(config: PretrainedConfig) -> list[TaskName]:
     return [info.name for info in infos if _has_class(config, info) and not _why_not(config, info)]
 
 
+def saved_tasks(config: PretrainedConfig) -> list[TaskName]:
+    """Return the tasks whose head a saved model has, by the class that its config names; usually one."""
+    from transformers.models.auto import modeling_auto
+
+    saved = {str(name) for name in getattr(config, "architectures", None) or []}
+    remote = getattr(config, "auto_map", None) or {}
+    found: list[TaskName] = []
+    for name in possible_tasks(config):
+        info = task_info(name)
+        known = getattr(modeling_auto, f"{info.mapping}_NAMES").get(config.model_type, ())
+        classes = {known} if isinstance(known, str) else set(known)
+        if saved & (classes | {str(remote.get(info.auto_class, "")).rpartition(".")[2]}):
+            found.append(name)
+    return found
+
+
 def check_task(config: PretrainedConfig, task: TaskName) -> None:
     """Check that a model can be trained for a task.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peftcli.atomic import PARTIAL, put_back, remove_partial
 from peftcli.errors import UserError
+from peftcli.record.failure import FAILURE
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE
 
 ARTIFACTS = ("adapter", "model")
@@ -24,6 +25,7 @@ OWN_ENTRIES = (
     "skipped_rows.jsonl",
     "logs",
     "profile",
+    FAILURE,
     LOCK_FILE,
     HOLDER_FILE,
     "recipe.yaml",

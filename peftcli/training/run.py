@@ -18,6 +18,7 @@ from peftcli.process_state import compiler_settings, libraries_quiet, matmul_pre
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe, TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.record.failure import forget_failure, write_failure
 from peftcli.record.open_rate import with_open_rate
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept
@@ -118,8 +119,10 @@ def _interruptible(directory: RunDirectory, world: World) -> Iterator[None]:
         Stopped: in place of the interrupt.
         OutOfResources: with what is left.
     """
+    forget_failure(directory.path)
     try:
-        yield
+        with _failure_told(directory, world):
+            yield
     except OutOfResources as error:
         if world.is_main:
             with suppress(OutOfResources):
@@ -129,6 +132,19 @@ def _interruptible(directory: RunDirectory, world: World) -> Iterator[None]:
         if world.is_main:
             directory.discard_start()
         raise Stopped(directory.how_to_go_on()) from None
+
+
+@contextmanager
+def _failure_told(directory: RunDirectory, world: World) -> Iterator[None]:
+    """Leave the reason of an error in the directory of a run that had begun, for whoever lists runs."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:
+        if world.is_main and directory.recipe_file.is_file() and not directory.summary_file.is_file():
+            write_failure(directory.path, error)
+        raise
 
 
 @contextmanager

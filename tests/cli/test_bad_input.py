@@ -249,6 +249,8 @@ def test_other_directories_in_place_of_a_run(cli: Cli, workspace: Workspace, tmp
     for path, words in expected.items():
         for command in (["merge", "-o", tmp_path / "out"], ["predict", "-i", workspace.path / "colours.jsonl"]):
             done = cli(*command, path)
+            if command[0] == "predict" and words == "it is a model":  # it would do, with a head
+                words = "it does not say for which task this model was saved"
             assert done.code == 2 and words in done.err and "Traceback" not in done.err, done.err
         if not (path / "adapter_config.json").is_file():  # `export` takes an adapter too
             done = cli("export", path, "-o", tmp_path / "out")

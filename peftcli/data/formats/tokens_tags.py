@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,13 @@ from peftcli.data.read.records import Record, RowError
 from peftcli.data.recognition.examples import Example, Tagged
 from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
 
+_WORD = re.compile(r"\w+(?:[-'\u2019]\w+|[.,:]\d+)*|[^\w\s]")
+
 
 def _tagged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]:
     words = structure(found.cell(values, "tokens"))
+    if found.predicting and isinstance(words, str):
+        words = words_of(words)
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise found.wrong(f"{found.columns['tokens']!r} is not a list of words")
     if found.predicting:
@@ -25,6 +30,11 @@ def _tagged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]
         if isinstance(tag, bool) or not isinstance(tag, str | int) or tag == "":
             raise found.wrong(f"the tag {tag!r} is neither a name nor a number")
     return [Tagged(words, tags)]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text: marks of punctuation are words of their own, but not within a word or a number."""
+    return _WORD.findall(text)
 
 
 def _has_lists(columns: Mapping[str, str], records: Sequence[Record]) -> bool:
@@ -41,5 +51,6 @@ FORMAT = RowFormat(
     makes={"tagged": _tagged},
     looks_right=_has_lists,
     rows=({"tokens": ["Ada", "wrote", "code"], "tags": ["B-PER", "O", "O"]},),
-    about="There is one tag for each word; training is on the word's first token. The tokenizer must be a fast one.",
+    about="There is one tag for each word; training is on the word's first token. The tokenizer must be a fast one. "
+    "`peft predict` also takes a text in place of the words, and divides it into words.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from peftcli.data.store.cache_key import key_of, tokenizer_fingerprint
 from peftcli.data.store.store_job import StoreJob, source_jobs
 from peftcli.data.store.token_store import Store
 from peftcli.errors import Problem, UserError
+from peftcli.progress import stage
 from peftcli.recipe.schema import DataSource, DataSpec
 
 ATTEMPTS = 3  # to prepare rows whose files are written meanwhile
@@ -68,6 +70,20 @@ def open_store(
     )
 
 
+def _told(progress: Progress | None, advance: Callable[[int], None]) -> Progress:
+    """Return what receives the number of rows so far, and tells both the caller and whoever watches."""
+    before = 0
+
+    def tell(rows: int) -> None:
+        nonlocal before
+        if progress is not None:
+            progress(rows)
+        advance(rows - before)
+        before = rows
+
+    return tell
+
+
 def _prepared(job: StoreJob, spec: DataSpec, tokenizer: Any, of_tokenizer: str, progress: Progress | None) -> Found:
     """Return the store of a job from the cache, or made now.
 
@@ -77,7 +93,9 @@ def _prepared(job: StoreJob, spec: DataSpec, tokenizer: Any, of_tokenizer: str, 
     state, facts = job.files_state(), job.facts()
 
     def build(directory: Path) -> None:
-        build_store(directory, job, tokenizer, processes=spec.num_proc, progress=progress)
+        with stage("preparing rows") as advance:
+            told = _told(progress, advance)
+            build_store(directory, job, tokenizer, processes=spec.num_proc, progress=told)
         # the state finds files that were put back meanwhile, the facts what a coarse clock of the file system hides
         if job.files_state() != state or job.facts() != facts:
             raise _Changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,16 @@ from peftcli.assembly.outline import model_spec
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
+from peftcli.inference.complete_model import is_complete_model, is_recipe, recipe_of_model, refuse_checkpoint
 from peftcli.inference.open_run import Bases, FoundRun, find_run, load_run, opened
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
-from peftcli.models.model_tasks import check_task, possible_tasks
+from peftcli.models.model_tasks import check_task, saved_tasks
 from peftcli.models.own_code import with_allowed_code
 from peftcli.names import NAMES
 from peftcli.protocol.attachment import Attachment
-from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe, recipe_from_overrides
-from peftcli.recipe.run_paths import STORED
+from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DTypeName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.tasks.task_table import task_info
@@ -130,8 +129,8 @@ def find_targets(
 
 
 def _target(path: Path, dtype: DTypeName | None, checkpoint: str | None, trust_code: bool) -> ChatTarget:
-    if path.suffix in (".yaml", ".yml") and not path.is_dir():
-        _refuse_checkpoint(checkpoint, f"{path} is a recipe")
+    if is_recipe(path):
+        refuse_checkpoint(checkpoint, f"{path} is a recipe")
         loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES, need_data=False))
         _check_writes(str(path), loaded)
         return ChatTarget(path.stem, loaded)
@@ -140,21 +139,14 @@ def _target(path: Path, dtype: DTypeName | None, checkpoint: str | None, trust_c
             f"there is no run, model directory or recipe {path}",
             suggestion="name what `peft train` or `peft merge` left, or a recipe to talk to its untrained base",
         )
-    if (path / STORED).exists() or not (path / "config.json").exists():
+    if not is_complete_model(path):
         _check_writes(str(path), load_stored_recipe(stored_recipe(path), NAMES))
         found = find_run(path, dtype, trust_code=trust_code, checkpoint=checkpoint)
         return ChatTarget(path.resolve().name, found.loaded, found)
-    _refuse_checkpoint(checkpoint, f"{path} is a complete model")
-    named = [f"model.name_or_path={json.dumps(str(path))}", "task=causal_lm", "method.name=full"]
-    loaded = recipe_from_overrides(str(path), [*named, *([TRUST_REMOTE_CODE] if trust_code else [])], NAMES)
-    loaded = with_allowed_code(loaded)
+    refuse_checkpoint(checkpoint, f"{path} is a complete model")
+    loaded = recipe_of_model(path, trust_code=trust_code, task="causal_lm")
     _check_model(path, loaded)
     return ChatTarget(path.resolve().name, loaded)
-
-
-def _refuse_checkpoint(checkpoint: str | None, what: str) -> None:
-    if checkpoint is not None:
-        raise UserError(f"--checkpoint is for a run directory; {what}", suggestion="leave it out, or name the run")
 
 
 def _check_writes(where: str, loaded: LoadedRecipe) -> None:
@@ -179,11 +171,10 @@ def _check_model(path: Path, loaded: LoadedRecipe) -> None:
     """
     config = load_config(loaded.recipe.model)
     check_task(config, loaded.recipe.task)
-    kinds = [str(name) for name in getattr(config, "architectures", None) or []]
-    heads = {name: task_info(name).auto_class.removeprefix("AutoModel") for name in possible_tasks(config)}
-    for task, ending in heads.items():
-        if task != loaded.recipe.task and any(kind.endswith(ending) for kind in kinds):
-            raise UserError(
-                f"{path} is a model for {task} ({', '.join(kinds)}); a chat needs one for {loaded.recipe.task}",
-                suggestion="name another directory",
-            )
+    others = [task for task in saved_tasks(config) if task != loaded.recipe.task]
+    if others:
+        raise UserError(
+            f"{path} is a model for {others[0]} ({', '.join(config.architectures)}); a chat needs one for "
+            f"{loaded.recipe.task}",
+            suggestion="name another directory",
+        )

@@ -50,6 +50,7 @@ from peftcli.models.weights.unread_weights import (
 from peftcli.models.weights.weight_damage import check_weight_files, refuse_broken_numbers
 from peftcli.models.weights.weight_index import check_hub_index
 from peftcli.process_state import quiet_transformers
+from peftcli.progress import stage
 from peftcli.recipe.schema import ModelSpec, TaskName
 
 _FOR_A_MODEL = "model.load_in_4bit: true, model.dtype: bfloat16, a smaller model, or a machine with more memory"
@@ -127,6 +128,7 @@ def saved_model_spec(spec: ModelSpec, directory: Path) -> ModelSpec:
     return spec.model_copy(update=changes)
 
 
+@stage("loading the model")
 @memory_for("while the base model was loaded", _FOR_A_MODEL)
 def load_model(
     spec: ModelSpec,
