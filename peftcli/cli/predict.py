@@ -10,7 +10,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from peftcli.atomic import new_file
-from peftcli.console.decoding_options import NumBeams, SamplingSeed, Temperature, TopK, TopP
+from peftcli.console.decoding_options import NumBeams, SamplingSeed, Temperature, TopK, TopP, decoding_words
 from peftcli.console.options import (
     BaseDtype,
     CheckpointName,
@@ -104,12 +104,7 @@ def predict(
     with about_option("--input"), texts_file(text) if text else rows_file(data or "", "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
         shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
-        shared |= {
-            "--temperature": temperature or None,
-            "--top-p": top_p if top_p < 1 else None,
-            "--top-k": top_k or None,
-        }
-        shared |= {"--num-beams": num_beams if num_beams > 1 else None, "--seed": seed or None}
+        shared |= {**decoding_words(decoding), "--seed": seed or None}
         shared |= {"--batch-size": batch_size, "--keep-columns": keep_columns}
         share_among(num_processes, "predict", runs, shared)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from peftcli.tasks.decoding import Decoding
 
 Temperature = Annotated[
     float,
@@ -23,3 +26,13 @@ NumBeams = Annotated[
     int, typer.Option("--num-beams", metavar="N", min=1, max=1000, help="Search with this many beams instead.")
 ]
 SamplingSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of what is drawn.")]
+
+
+def decoding_words(decoding: Decoding) -> dict[str, object]:
+    """Return the options that give this decoding, None for those that need not be given."""
+    return {
+        "--temperature": decoding.temperature or None,
+        "--top-p": decoding.top_p if decoding.top_p < 1 else None,
+        "--top-k": decoding.top_k or None,
+        "--num-beams": decoding.num_beams if decoding.num_beams > 1 else None,
+    }

@@ -1,4 +1,4 @@
-"""A table that loses nothing on a narrow terminal: where its lines do not fit, each row becomes a few lines."""
+"""A table that loses nothing on a narrow terminal without saying so."""
 
 from __future__ import annotations
 
@@ -10,31 +10,45 @@ from peftcli.console.output import print_table, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-_BETWEEN = 2
+_BETWEEN = 3
 """Columns of the terminal between two columns of a table."""
 
 
 def print_fitted(
-    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Iterable[int] = ()
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Iterable[int] = (),
+    spare: Sequence[int] = (),
 ) -> None:
-    """Print a table; where it is wider than the terminal, each row by itself, with the names of its columns.
+    """Print a table whose cells are never cut or wrapped.
+
+    Where it is wider than the terminal, spare columns are left out, and a line below names them. Where it is too wide
+    without them, each row is printed by itself, a line for each of its cells. Columns without any value are left out.
 
     Args:
         columns: headings.
         rows: cells, already formatted; the first cell names its row.
         numeric: indices of the columns that align right.
+        spare: indices of the columns to leave out, the first ones first.
     """
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     filled = [place for place in range(len(columns)) if any(row[place] for row in rows)]
-    width = sum(widths[place] for place in filled) + _BETWEEN * (len(filled) - 1)
-    if not console.is_terminal or width <= console.width:
-        right = set(numeric)
-        shown = [[row[place] for place in filled] for row in rows]
-        numbers = [at for at, place in enumerate(filled) if place in right]
-        print_table(console, table([columns[place] for place in filled], shown, numeric=numbers))
-        return
+    left_out = [place for place in spare if place in filled]
+    for count in range(len(left_out) + 1):
+        kept = [place for place in filled if place not in left_out[:count]]
+        width = sum(widths[place] for place in kept) + _BETWEEN * (len(kept) - 1)
+        if not console.is_terminal or width <= console.width:
+            shown = [[row[place] for place in kept] for row in rows]
+            numbers = [at for at, place in enumerate(kept) if place in set(numeric)]
+            print_table(console, table([columns[place] for place in kept], shown, numeric=numbers))
+            if count:
+                names = ", ".join(columns[place] for place in filled if place not in kept)
+                console.print(f"left out for lack of width: {names}; --json has all", style="dim", markup=False)
+            return
     label = max(len(columns[place]) for place in filled)
     for row in rows:
         console.print(row[0], style="bold", markup=False)

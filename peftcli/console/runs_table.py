@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from peftcli.record.listing.find_runs import StudyEntry
     from peftcli.record.listing.run_entry import RunEntry
 
-COLUMNS = ("run", "state", "method", "score", "trained", "size", "time", "ended", "task")
+COLUMNS = ("run", "state", "method", "score", "trained", "size", "time", "age", "task")
+_SPARE = (8, 7, 6, 5, 4)
+"""Columns that a narrow terminal does without, the first ones first."""
 
 
 def print_runs(runs: Sequence[RunEntry], studies: Sequence[StudyEntry], directory: Path, console: Console) -> None:
@@ -30,7 +32,7 @@ def print_runs(runs: Sequence[RunEntry], studies: Sequence[StudyEntry], director
     if not lines:
         return
     lines.sort(key=lambda line: -line[0])
-    print_fitted(console, COLUMNS, [cells for _, cells in lines], numeric=(3, 4, 5, 6))
+    print_fitted(console, COLUMNS, [cells for _, cells in lines], numeric=(3, 4, 5, 6, 7), spare=_SPARE)
     for run in runs:
         if run.reason is not None:
             console.print(f"{_name(run.path, directory)}: {run.state}: {run.reason}", markup=False)
@@ -49,14 +51,14 @@ def _run_cells(run: RunEntry, directory: Path) -> list[str]:
         "" if run.trained is None else short_count(run.trained),
         byte_size(run.size),
         "" if run.seconds is None else duration(run.seconds),
-        _when(run.changed),
+        _age(run.changed),
         run.task or "",
     ]
 
 
 def _study_cells(study: StudyEntry, directory: Path) -> list[str]:
     trials = f"{study.ended} of {study.trials} trials ended"
-    return [_name(study.path, directory), trials, "study", "", "", "", "", _when(study.changed), ""]
+    return [_name(study.path, directory), trials, "study", "", "", "", "", _age(study.changed), ""]
 
 
 def _name(path: str, directory: Path) -> str:
@@ -72,5 +74,10 @@ def _score(name: str, value: float) -> str:
     return f"{name.removeprefix('eval_')} {metric(name, value)}"
 
 
-def _when(changed: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)) if changed else ""
+def _age(changed: float) -> str:
+    """Return how long ago something was, in one unit: 8 s, 12 min, 5 h, 3 d."""
+    seconds = max(0.0, time.time() - changed)
+    for unit, size, most in (("s", 1, 60), ("min", 60, 60), ("h", 3600, 24)):
+        if seconds < size * most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d" if changed else ""

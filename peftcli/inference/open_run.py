@@ -38,7 +38,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.run_paths import homes
 from peftcli.recipe.schema import DTypeName, ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
-from peftcli.record.checkpoint_adapter import checkpoint_adapter
+from peftcli.record.checkpoint_adapter import checkpoint_adapter, without_best
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.tasks.task_table import task_info
@@ -132,6 +132,7 @@ def find_run(
     """
     directory = RunDirectory(Path(run))
     file = stored_recipe(directory.path)
+    checkpoint = without_best(directory.path, checkpoint)
     if checkpoint is None and directory.status() is RunStatus.UNFINISHED:
         remedy = "go on with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
         raise UserError(f"the run {run} is not finished", suggestion=remedy)

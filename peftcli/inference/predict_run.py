@@ -21,6 +21,7 @@ from peftcli.inference.row_lines import row_lines
 from peftcli.models.own_code import with_allowed_code
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
+from peftcli.recipe.run_paths import lies_in_run
 from peftcli.recipe.schema import DataSpec, DTypeName, Recipe, TaskName
 from peftcli.tasks.decoding import GREEDY
 from peftcli.tasks.task_table import task_info
@@ -58,7 +59,7 @@ def predict_run(
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
     path, how = Path(run), how or Predicting()
-    if is_recipe(path):
+    if is_recipe(path) and not lies_in_run(path):  # a run's recipe means the run
         return _predict_untrained(path, data, base_dtype, note, max_new_tokens, trust_code, checkpoint, how)
     found = find_used(path, base_dtype, max_new_tokens, trust_code, checkpoint)
     refuse_sampling(found.loaded.recipe.task, how)

@@ -34,7 +34,7 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
-from peftcli.record.checkpoint_adapter import checkpoint_adapter
+from peftcli.record.checkpoint_adapter import checkpoint_adapter, without_best
 
 
 @dataclass
@@ -125,6 +125,7 @@ def open_run_to_merge(
     """
     loaded = load_stored_recipe(stored_recipe(directory), NAMES, trust_code=trust_code)
     recipe = loaded.recipe
+    checkpoint = without_best(directory, checkpoint)
     if checkpoint is None and (directory / "model").is_dir() and registry.info(recipe.method.name).artifact == "model":
         return _open_model(directory, loaded, base)
     if checkpoint is None:

@@ -18,6 +18,7 @@ from peftcli.errors import UserError
 from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.recipe.schema import Recipe
 from peftcli.record.checkpoints import Checkpoints, read_verified
+from peftcli.record.run_directory import RunDirectory, RunStatus
 from peftcli.record.train_state import TrainState
 from peftcli.typed_record import record_of
 
@@ -57,6 +58,11 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
         state, name = checkpoints.load_best(best)["adapter"], f"step {best}, the best so far"
     meta = meta_of(tree[ABOUT], directory / "state.json", ABOUT)
     return SavedAdapter(recipe.method, state, meta, (f"the adapter of {name}",), recorded=True)
+
+
+def without_best(run: Path, which: str | None) -> str | None:
+    """Return the checkpoint that is asked for, or None where that is the result of a finished run: its best."""
+    return None if which == BEST and RunDirectory(run).status() is RunStatus.FINISHED else which
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftcli.atomic import PARTIAL, put_back, remove_partial
 from peftcli.errors import UserError
-from peftcli.record.failure import FAILURE
+from peftcli.record.listing.failure import FAILURE
 from peftcli.record.run_lock import HOLDER_FILE, LOCK_FILE
 
 ARTIFACTS = ("adapter", "model")

@@ -18,7 +18,7 @@ from peftcli.process_state import compiler_settings, libraries_quiet, matmul_pre
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe, TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
-from peftcli.record.failure import forget_failure, write_failure
+from peftcli.record.listing.failure import forget_failure, write_failure
 from peftcli.record.open_rate import with_open_rate
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept

@@ -18,7 +18,7 @@ USES: dict[str, list[str]] = {
              "--trust-remote-code", "--json"],
     "predict": ["run", "other", "--input", "rows.jsonl", "--output", "out.jsonl", "--max-new-tokens", "3",
                 "--base-dtype", "float32", "--checkpoint", "last", "--trust-remote-code", "--temperature", "0.7",
-                "--top-p", "0.9", "--top-k", "5", "--seed", "3", "--batch-size", "2"],
+                "--top-p", "0.9", "--top-k", "5", "--seed", "3", "--batch-size", "2", "--keep-columns"],
     "merge": ["run", "other", "--output", "merged", "--dtype", "float16", "--base", "gpt2", "--max-shard-size", "1GB",
               "--no-verify", "--checkpoint", "last", "--trust-remote-code", "--quiet", "--json",
               "--weights", "0.5,0.5", "--rank", "4"],

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from peftcli.contained import foreign_target
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.model_files import ModelSource, hub_is_reachable
+from peftcli.models.weights.contained import foreign_target
 from peftcli.typed_record import read_record
 
 SINGLE = "model.safetensors"

@@ -14,7 +14,7 @@ import yaml
 
 from peftcli.errors import UserError
 from peftcli.recipe.run_paths import STORED
-from peftcli.record.failure import failure
+from peftcli.record.listing.failure import failure
 from peftcli.record.run_lock import HOLDER_FILE
 from peftcli.record.run_summary import Summary
 from peftcli.record.shown_numbers import is_share

@@ -13,7 +13,7 @@ import pytest
 from peftcli.errors import Stopped, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
-from peftcli.record.failure import FAILURE
+from peftcli.record.listing.failure import FAILURE
 from peftcli.record.listing.find_runs import find_runs
 from peftcli.record.listing.run_entry import RunEntry
 from peftcli.training.run import train
