@@ -62,8 +62,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Runs, directories with a complete model, or a recipe for its untrained base. A base that runs share "
-            "is loaded once.",
+            help="Runs, directories with a complete model, or a recipe for its untrained base.",
             show_default=False,
         ),
     ],
