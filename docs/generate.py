@@ -24,6 +24,7 @@ from peftcli.protocol.rates.published_sources import sources
 from peftcli.protocol.rates.rate_evidence import rate_evidence
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
+from peftcli.recipe.aliases.foreign_values import DATASET_TYPES, DEFAULTS, INFO_COLUMNS, VALUES
 from peftcli.recipe.field_descriptions import describe
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.schema import (
@@ -36,6 +37,7 @@ from peftcli.recipe.schema import (
     TrainingSpec,
 )
 from peftcli.recipe.vocabulary import spelled_out
+from peftcli.starting.shipped_recipes import shipped_recipes
 from peftcli.tasks.task_info import ModelKind
 
 DOCS = Path(__file__).resolve().parent
@@ -277,6 +279,53 @@ def foreign_methods(_: str) -> str:
     return table(["other name", "here", "remark"], rows)
 
 
+def foreign_values(_: str) -> str:
+    """Return what values of axolotl's and LLaMA-Factory's keys are here."""
+    rows = [
+        [f"`{key}`", f"`{text_of(theirs)}`", "(default)" if ours is None else f"`{text_of(ours)}`"]
+        for key, values in VALUES.items()
+        for theirs, ours in values.items()
+    ]
+    return table(["key", "value there", "here"], rows)
+
+
+def foreign_defaults(_: str) -> str:
+    """Return what axolotl and LLaMA-Factory do where a key is missing."""
+    rows = [
+        [tool, f"`{key}`", f"`{text_of(value)}`"]
+        for tool, defaults in DEFAULTS.items()
+        for key, value in defaults.items()
+    ]
+    return table(["tool", "our key", "its default"], rows)
+
+
+def foreign_rows(_: str) -> str:
+    """Return the formats of other tools' data sets."""
+    rows = [["axolotl", f"`type: {theirs}`", f"`data.format: {ours}`"] for theirs, ours in DATASET_TYPES.items()]
+    rows += [["LLaMA-Factory", f"`{theirs}`", f"`data.columns: {ours}`"] for theirs, ours in INFO_COLUMNS.items()]
+    return table(["tool", "there", "here"], rows)
+
+
+def recipes_shipped(_: str) -> str:
+    """Return the shipped recipes."""
+    return table(
+        ["recipe", "task", "model", "method", "memory", "purpose", "source"],
+        [
+            [f"[`{one.name}`](../recipes/{one.name}.yaml)", f"`{one.task}`", one.model, one.method, one.memory_how,
+             one.purpose, one.source]
+            for one in shipped_recipes()
+        ],
+    )  # fmt: skip
+
+
+def papers_shipped(_: str) -> str:
+    """Return the recipes with a paper's settings: its figure, and this project's."""
+    return table(
+        ["recipe", "the paper's figure", "measured with this project"],
+        [[f"`{one.name}`", one.paper, one.measured or ""] for one in shipped_recipes() if one.paper],
+    )
+
+
 PARTS: dict[str, Callable[[str], str]] = {
     "fields": fields,
     "methods": methods,
@@ -294,6 +343,11 @@ PARTS: dict[str, Callable[[str], str]] = {
     "metrics": metrics,
     "foreign-keys": foreign_keys,
     "foreign-methods": foreign_methods,
+    "foreign-values": foreign_values,
+    "foreign-defaults": foreign_defaults,
+    "foreign-rows": foreign_rows,
+    "shipped-recipes": recipes_shipped,
+    "shipped-papers": papers_shipped,
 }
 
 

@@ -26,6 +26,7 @@ FLOORS = (
     ("serving",),
     ("analysis",),
     ("studies",),
+    ("starting",),
     ("console",),
     ("cli",),
 )

@@ -42,6 +42,9 @@ COMMANDS = (
     "inspect",
     "inspect_adapter",
     "schema",
+    "recipes",
+    "convert",
+    "init",
 )
 """Modules of this package that hold a command, in the order of `--help`."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases.renamed_keys import Change, upgrade_tree_
@@ -134,6 +135,19 @@ def recipe_from_overrides(source: str, overrides: Sequence[str], names: Names) -
         UserError: as `load_recipe`.
     """
     return _checked(Tree(source, {}, {}), (), overrides, names, False, {})
+
+
+def recipe_from_data(source: str, data: dict[str, Any], names: Names) -> LoadedRecipe:
+    """Check a recipe that a program made; the files that it names are not looked at.
+
+    Args:
+        source: what it was made from; problems name it.
+        data: the recipe's mapping.
+
+    Raises:
+        UserError: every problem found.
+    """
+    return _checked(Tree(source, data, {}), (), (), names, True, {})
 
 
 def _checked(

@@ -13,6 +13,7 @@ import yaml
 
 from peftcli.cli.app import main
 from tests.docs.pages import PAGES, commands
+from tests.starting.foreign_configs import CHAT_AXOLOTL
 from tests.studies.report.records import example_comparison
 from tests.tiny import save_tiny
 
@@ -65,6 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = json.dumps(example_comparison().as_dict())
     (path / "runs/compare/comparison.json").write_text(comparison, encoding="utf-8")
     (path / "configs").mkdir()
+    (path / "axolotl.yaml").write_text(CHAT_AXOLOTL.format(model="org/name"), encoding="utf-8")
     for file, output in (("configs/lora.yaml", "runs/lora"), ("recipe.yaml", "runs/recipe")):
         recipe = {
             "model": {"name_or_path": str(path / "model")},

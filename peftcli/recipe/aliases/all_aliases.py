@@ -10,11 +10,12 @@ from peftcli.recipe.aliases.alias import Alias
 from peftcli.recipe.aliases.distributed_aliases import DISTRIBUTED
 from peftcli.recipe.aliases.method_aliases import METHOD, METHOD_ALIASES
 from peftcli.recipe.aliases.model_data_aliases import DATA, MODEL, TOP
+from peftcli.recipe.aliases.tool_aliases import ONLY_THERE
 from peftcli.recipe.aliases.training_aliases import TRAINING
 
 __all__ = ["ALIASES", "METHOD_ALIASES", "TASK_ALIASES", "Alias"]
 
-ALIASES: dict[str, Alias] = {**MODEL, **DATA, **METHOD, **TRAINING, **DISTRIBUTED, **TOP}
+ALIASES: dict[str, Alias] = {**ONLY_THERE, **MODEL, **DATA, **METHOD, **TRAINING, **DISTRIBUTED, **TOP}
 """From a name of another tool, in lower case with underscores, to ours."""
 
 TASK_ALIASES: dict[str, str] = {

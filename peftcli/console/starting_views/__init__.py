@@ -1,0 +1,1 @@
+"""What `peft recipes`, `peft convert` and `peft init` show and ask."""

@@ -1,0 +1,26 @@
+"""Ask for what was not given as an option, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+Check = Callable[[str], str | None]
+"""Returns what is wrong with an answer, or None."""
+
+
+def can_ask() -> bool:
+    """Return whether there is somebody to ask: both ends of the conversation are a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(text: str, default: str | None = None, check: Check | None = None) -> str:
+    """Return an answer, asking again until nothing is wrong with it; Enter takes the default."""
+    while True:
+        answer = str(typer.prompt(text, default=default, err=True)).strip()
+        wrong = check(answer) if check is not None else None
+        if wrong is None:
+            return answer
+        typer.echo(f"  {wrong}", err=True)

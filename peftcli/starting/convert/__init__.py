@@ -1,0 +1,1 @@
+"""From a configuration of axolotl or LLaMA-Factory to a recipe."""

@@ -1,0 +1,167 @@
+"""A first recipe from a few answers: what the rows say, what is recommended for the model, and why, as comments."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftcli.analysis.advice.advised_recipe import advised_recipe
+from peftcli.analysis.advice.recommendation import Advice, recommend
+from peftcli.errors import UserError
+from peftcli.models.load.load_model import load_config
+from peftcli.models.model_tasks import possible_tasks
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import LoadedRecipe, recipe_from_data
+from peftcli.recipe.schema import ModelSpec
+from peftcli.recipe.yaml.yaml_lines import parse_yaml
+from peftcli.starting.look_at_rows import Rows, default_output
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was asked for.
+
+    Args:
+        model: a hub id or a directory.
+        rows: the data, looked at.
+        task, method: None leaves them to the rows, the model and `peft recommend`.
+        memory: bytes of one device; None where nobody said.
+        name: the recipe's file, for messages.
+    """
+
+    model: str
+    rows: Rows
+    task: str | None
+    method: str | None
+    memory: int | None
+    name: str
+
+
+def tasks_of_model(model: str) -> list[str] | None:
+    """Return the tasks that a model can be trained for; None where its config cannot be had.
+
+    Raises:
+        UserError: the model is a path, and nothing is there.
+    """
+    try:
+        return list(possible_tasks(load_config(ModelSpec(name_or_path=model))))
+    except UserError:
+        if _is_local(model):
+            raise
+        return None
+
+
+def likely_tasks(rows: Rows, able: Sequence[str] | None) -> list[str]:
+    """Return the tasks that the rows are for and the model can do, the likeliest first.
+
+    Raises:
+        UserError: there is none.
+    """
+    fit = [name for name in rows.tasks if able is None or name in able]
+    if not fit:
+        raise UserError(
+            f"the rows are for {' or '.join(rows.tasks)}; the model can do {', '.join(able or ()) or 'no task'}",
+            suggestion="choose another model, or other rows: docs/data.md shows the formats of each task",
+        )
+    return fit
+
+
+def first_recipe(answers: Answers) -> str:
+    """Return the text of a recipe that validates.
+
+    Raises:
+        UserError: the rows are not for the task, or there is no such method, task or local model.
+    """
+    task = answers.task or likely_tasks(answers.rows, tasks_of_model(answers.model))[0]
+    if task not in NAMES.tasks:
+        raise UserError(f"--task {task}: there is no such task", suggestion=f"choose one of: {', '.join(NAMES.tasks)}")
+    if task not in answers.rows.tasks:
+        fits = " or ".join(answers.rows.tasks)
+        raise UserError(f"--task {task}: the rows are for {fits}", suggestion="docs/data.md shows the formats of rows")
+    found = answers.rows.tasks[task]
+    data: dict[str, Any] = {
+        "model": {"name_or_path": answers.model},
+        "task": task,
+        "data": {"path": answers.rows.path, "format": found.format.name, "val_set_size": 0.1, "max_length": 1024},
+        "method": {"name": answers.method or "lora"},
+        "training": {"num_train_epochs": 3},
+        "output_dir": default_output(answers.rows.path),
+    }
+    loaded = recipe_from_data(answers.name, data, NAMES)
+    lines, why_none = _advice(loaded, answers)
+    head = [f"{answers.rows.path}: {found.evidence}" if found.evidence else answers.rows.path]
+    head.append(f"columns of the rows: {', '.join(answers.rows.columns)}")
+    if len(answers.rows.tasks) > 1:
+        head.append(f"the rows would also do for: {', '.join(name for name in answers.rows.tasks if name != task)}")
+    head += [why_none] if why_none else []
+    head.append(f"next: peft inspect {answers.name}, peft train {answers.name}; docs/recipes.md has every key")
+    body = advised_recipe(loaded, lines) if lines else _plain(loaded)
+    text = _comments(["Made by `peft init`.", *head]) + _explained(body)
+    recipe_from_data(answers.name, parse_yaml(text, {}).data, NAMES)
+    return text
+
+
+def _advice(loaded: LoadedRecipe, answers: Answers) -> tuple[list[Advice], str | None]:
+    """Return what is recommended, and why nothing is; a method that was asked for is kept, with its own defaults."""
+    try:
+        lines = recommend(loaded, answers.memory).lines
+    except UserError as error:
+        if _is_local(answers.model):
+            raise
+        first = error.problems[0].message
+        return [], f"nothing is recommended, because the model's config could not be had: {first}"
+    advised = next(line.value for line in lines if line.key == "method.name")
+    if answers.method is None or answers.method == advised:
+        return lines, None
+    kept = [line for line in lines if not line.key.startswith("method.") and line.key != "training.learning_rate"]
+    own = f"the method {answers.method} was asked for; `peft recommend` would take {advised}"
+    name = next(line for line in lines if line.key == "method.name")
+    asked = Advice(
+        "method.name", answers.method, "it was asked for", "you", "this recipe", "none", name.date, name.against
+    )
+    return [asked, *kept], own
+
+
+def _is_local(model: str) -> bool:
+    from peftcli.locations import resolve_location
+
+    return resolve_location(model) is not None
+
+
+def _plain(loaded: LoadedRecipe) -> str:
+    from peftcli.recipe.yaml.dump_recipe import dump_plain
+
+    return "".join(
+        f"{key}:\n" + "".join(textwrap.indent(dump_plain({name: one}), "  ") for name, one in value.items())
+        if isinstance(value, dict)
+        else dump_plain({key: value})
+        for key, value in loaded.tree.data.items()
+    )
+
+
+_MEANING = {
+    "  val_set_size: ": "rows held out to evaluate on: a share, or a number of rows",
+    "  max_length: ": "tokens of a row at most; `peft inspect` shows how long the rows are",
+    "  num_train_epochs: ": "passes over the rows; the best evaluated adapter is kept",
+}
+
+
+def _explained(body: str) -> str:
+    """Return the recipe with a remark behind the keys that somebody new would change first."""
+    lines = []
+    for line in body.splitlines():
+        meaning = next((text for start, text in _MEANING.items() if line.startswith(start)), None)
+        lines.append(line if meaning is None or " # " in line else f"{line}  # {meaning}")
+    return "\n".join(lines) + "\n"
+
+
+def _comments(texts: Sequence[str]) -> str:
+    lines = []
+    for text in texts:
+        parts = textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines += [f"# {'  ' if number else ''}{part}" for number, part in enumerate(parts)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,70 @@
+"""Look at the first rows of some data: their format, their columns, and the task that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from peftcli.data.read.records import Record
+from peftcli.data.read.sources import resolve_source
+from peftcli.data.recognition.recognise import recognise
+from peftcli.data.recognition.row_format import RecognisedFormat
+from peftcli.errors import UserError
+from peftcli.names import NAMES
+from peftcli.recipe.schema import DataSource
+
+_FIRST_ROWS = 50
+_GENERAL = ("causal_lm", "seq2seq_lm")
+"""Tasks whose rows are any text: what the rows are for is another task, where one fits."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the first rows of some data are.
+
+    Args:
+        path: as the user gave it.
+        tasks: those whose rows these can be, with the format for each; the likeliest first.
+        columns: of the file.
+    """
+
+    path: str
+    tasks: dict[str, RecognisedFormat]
+    columns: tuple[str, ...]
+
+
+def look_at_rows(path: str) -> Rows:
+    """Return what the first rows of a file, a directory or a data set of the hub are.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or no format fits.
+    """
+    source = resolve_source(DataSource(path=path), purpose="train")
+    records = [row for row in islice(source.rows(), _FIRST_ROWS) if isinstance(row, Record)]
+    if not records:
+        raise UserError(f"{path} holds no rows", suggestion="docs/data.md shows the formats of rows")
+    kind = source.kind if source.kind == "folders" else None
+    tasks: dict[str, RecognisedFormat] = {}
+    refused: UserError | None = None
+    for name in sorted(
+        NAMES.tasks, key=lambda name: (name in _GENERAL, _GENERAL.index(name) if name in _GENERAL else 0)
+    ):
+        try:
+            tasks[name] = recognise(records, name, source=path, of_source=kind)
+        except UserError as error:
+            refused = error
+    if not tasks and refused is not None:
+        raise refused
+    return Rows(path, tasks, _columns(records))
+
+
+def _columns(records: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for record in records for name in record.values))
+
+
+def default_output(path: str) -> str:
+    """Return the directory of the run for some data: runs/ and the name of the file."""
+    stem = Path(path).name.split(".")[0] or "run"
+    return f"runs/{stem}"

@@ -1,0 +1,85 @@
+"""`peft init`: rows decide format and task, the recipe says why and validates; without a terminal flags are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import load_recipe
+from tests.command_line import Cli
+from tests.recipes import class_rows, write_jsonl
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def talks() -> Path:
+    turns = [{"role": "user", "content": "is it red"}, {"role": "assistant", "content": "red"}]
+    return write_jsonl(Path("talks.jsonl"), [{"messages": turns} for _ in range(12)])
+
+
+def test_a_chat_file_becomes_a_commented_recipe_that_validates(cli: Cli, models) -> None:
+    done = cli(
+        "init", "--model", models("llama", "causal_lm"), "--data", talks(), "--memory", "24GB", "-o", "chat.yaml"
+    )
+    assert done.code == 0, done.err
+    recipe = load_recipe("chat.yaml", [], NAMES).recipe
+    assert recipe.data is not None
+    assert (recipe.task, recipe.data.format, recipe.method.name) == ("causal_lm", "messages", "lora")
+    assert recipe.training.learning_rate is not None
+    text = Path("chat.yaml").read_text()
+    assert "messages[].role/content -> messages" in text
+    assert "Against it: peft compare chat.yaml" in text
+    assert cli("validate", "chat.yaml").code == 0
+
+
+def test_rows_with_labels_are_for_classification_and_a_method_that_was_asked_for_is_kept(cli: Cli, models) -> None:
+    data = write_jsonl(Path("rows.jsonl"), class_rows(24))
+    done = cli("init", "--model", models("bert", "sequence_classification"), "--data", data, "--method", "adapter")
+    assert done.code == 0, done.err
+    recipe = load_recipe("recipe.yaml", [], NAMES).recipe
+    assert (recipe.task, recipe.method.name) == ("sequence_classification", "adapter")
+    assert recipe.training.learning_rate is None  # the method's own
+
+
+def test_a_model_that_is_not_here_gets_a_recipe_without_advice(cli: Cli) -> None:
+    done = cli("init", "--model", "meta-llama/Llama-3.1-8B", "--data", talks(), "-o", "hub.yaml")
+    assert done.code == 0, done.err
+    assert "nothing is recommended" in Path("hub.yaml").read_text()
+    assert load_recipe("hub.yaml", [], NAMES).recipe.method.name == "lora"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--model M and --data FILE must be given"),
+        (["--model", "org/name"], "--data FILE must be given"),
+        (["--data", "talks.jsonl"], "--model M must be given"),
+        (["--model", "org/name", "--data", "gone.jsonl"], "gone.jsonl"),
+        (["--model", "./gone", "--data", "talks.jsonl"], "gone"),
+        (
+            ["--model", "org/name", "--data", "talks.jsonl", "--task", "token_classification"],
+            "the rows are for causal_lm",
+        ),
+        (["--model", "org/name", "--data", "talks.jsonl", "--task", "poetry"], "there is no such task"),
+        (["--model", "org/name", "--data", "talks.jsonl", "--method", "lorra"], "lorra"),
+        (["--model", "org/name", "--data", "talks.jsonl", "--memory", "much"], "is not a size"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named_and_nothing_is_written(cli: Cli, flags: list[str], said: str) -> None:
+    talks()
+    done = cli("init", *flags)
+    assert done.code == 2
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert not Path("recipe.yaml").exists()
+
+
+def test_a_recipe_that_exists_is_left_alone(cli: Cli) -> None:
+    Path("recipe.yaml").write_text("mine")
+    assert cli("init", "--model", "org/name", "--data", talks()).code == 2
+    assert Path("recipe.yaml").read_text() == "mine"
