@@ -6,6 +6,7 @@ Nothing heavy is imported here or at the top of a command's module, so that `pef
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from importlib import import_module
@@ -16,7 +17,7 @@ from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.console.streams import ReaderLeft, fit_streams
-from peftcli.console.terminal import shown_streams
+from peftcli.console.terminal import say, shown_streams
 from peftcli.distributed.launched_worker import PEER_LOST, LaunchedWorker
 from peftcli.distributed.memory_errors import OTHER_MACHINE, OutOfMemory, is_out_of_memory, out_of_memory, release
 from peftcli.errors import PeftCliError, Stopped, UserError
@@ -53,6 +54,10 @@ _HELP = """Fine-tune pretrained models with few parameters, driven by one YAML r
 Start with: peft train configs/lora.yaml"""
 
 
+_NARROW = 52
+"""Columns below which click keeps to lines of 50."""
+
+
 class _Commands(TyperGroup):
     """The commands; Ctrl-C ends each with a sentence, also where it left nothing to say."""
 
@@ -82,12 +87,18 @@ def build_app() -> typer.Typer:
         # a bug shows a plain traceback, and plain help needs neither rich nor pygments
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "terminal_width": _narrow_width()},
     )
     app.callback(help=_HELP)(_root)
     for name in COMMANDS:
         import_module(f"peftcli.cli.{name}").register(app)
     return app
+
+
+def _narrow_width() -> int | None:
+    """Return the columns of a terminal for which click's help would be too wide; None leaves the width to click."""
+    columns = shutil.get_terminal_size().columns
+    return max(columns - 1, 20) if columns <= _NARROW else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,13 +142,13 @@ def _end(error: BaseException) -> int:
         release(error)
         quiet_exit()
     if isinstance(error, PeftCliError):
-        _say(_message(error))
+        say(_message(error))
         return error.exit_code
     if is_out_of_memory(error):  # it can run out anywhere; where something can be lowered, that is said there
         return _end(out_of_memory(error, "in this command", OTHER_MACHINE))
     if isinstance(error, OSError) and error.filename is not None:
         remedy = "check that this path is of the right kind, and that this user may use it"
-        _say(f"error: {error.filename}: {error.strerror or error}\n    {remedy}")
+        say(f"error: {error.filename}: {error.strerror or error}\n    {remedy}")
         return 2
     _say("".join(traceback.format_exception(error)))
     _say("This is a bug in peftcli, not in your input: please report it with the lines above.")

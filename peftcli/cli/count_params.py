@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peftcli.console.completions import complete_method, complete_task
 from peftcli.console.method_text import method_overrides
 from peftcli.console.options import Json, TrustRemoteCode
 from peftcli.console.progress_bar import with_progress
@@ -29,10 +30,18 @@ def count_params(
         str | None,
         typer.Option("--model", metavar="M", help="Hub id, directory (a config.json is enough) or package:."),
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", metavar="T", help="The task, with --model.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="T", help="The task, with --model.", autocompletion=complete_task),
+    ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", metavar="NAME[:KEY=VALUE,...]", help="A method, with --model; may be repeated."),
+        typer.Option(
+            "--method",
+            metavar="NAME[:KEY=VALUE,...]",
+            help="A method, with --model; may be repeated.",
+            autocompletion=complete_method,
+        ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,

@@ -96,7 +96,7 @@ Base = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("export")(with_progress(export))
+    app.command("export", short_help="Write a run for another library or a server.")(with_progress(export))
 
 
 def export(

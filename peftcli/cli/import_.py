@@ -13,7 +13,7 @@ from peftcli.console.options import Json, Quiet, TrustRemoteCode, note
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("import")(import_)
+    app.command("import", short_help="Turn another library's adapter into a run.")(import_)
 
 
 def import_(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peftcli.console.completions import complete_method, complete_task
 from peftcli.console.options import Json
 from peftcli.console.progress_bar import with_progress
 
@@ -26,13 +27,19 @@ def register(app: typer.Typer) -> None:
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show one method and its hyper-parameters.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Show one method and its hyper-parameters.", autocompletion=complete_method
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="M", help="Show which methods work with this model; reads no weights."),
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="The task for --model.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="The task for --model.", autocompletion=complete_task),
+    ] = None,
     check: Annotated[
         str | None,
         typer.Option(

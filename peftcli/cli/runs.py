@@ -29,7 +29,7 @@ def runs(
     Example: peft runs
     """
     from peftcli.console.output import print_json, result_console
-    from peftcli.console.runs_table import print_runs
+    from peftcli.console.tables.runs_table import print_runs
     from peftcli.record.listing.find_runs import find_runs
 
     found, studies = find_runs(directory)

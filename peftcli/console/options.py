@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,13 +10,18 @@ from typing import Annotated, Literal
 
 import typer
 
+from peftcli.console.completions import complete_checkpoint, complete_override
+from peftcli.console.terminal import say
 from peftcli.errors import UserError
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes to the recipe by dotted path: method.r=16.", show_default=False
+        metavar="[KEY=VALUE]...",
+        help="Changes to the recipe by dotted path: method.r=16.",
+        show_default=False,
+        autocompletion=complete_override,
     ),
 ]
 RunPath = Annotated[
@@ -49,6 +53,7 @@ CheckpointName = Annotated[
         metavar="STEP",
         help="Use a checkpoint, of a finished run or not: step-200, last, or best (the best evaluation so far).",
         show_default=False,
+        autocompletion=complete_checkpoint,
     ),
 ]
 
@@ -96,4 +101,4 @@ def note(text: str) -> None:
     from peftcli.distributed.launching import is_main_process
 
     if is_main_process():
-        print(f"note: {text}", file=sys.stderr)
+        say(f"note: {text}")

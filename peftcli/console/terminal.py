@@ -22,6 +22,11 @@ _BARS = re.compile(r"(?:\x1b\[A)+")
 """What progress bars of libraries (downloads of the hub) write beside a carriage return in front of their text."""
 
 
+_WORDS = re.compile(r"[^\s`]*`[^`]*`\S*|\S+")
+_FURTHER = 4
+"""Columns by which the lines that follow one begin further in, as the remedy of an error does."""
+
+
 class ShownStream:
     """A text stream that writes out control characters, and what its encoding lacks."""
 
@@ -70,6 +75,38 @@ def data_stream() -> TextIO:
     """Return standard output for JSON: as it is in a file or a pipe, filtered on a terminal."""
     stream: Any = sys.stdout
     return stream.behind if isinstance(stream, ShownStream) and not stream.isatty() else stream
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a message in lines of at most `width` columns, parted between words; a command in backticks stays whole.
+
+    Lines of the message stay lines, and what follows one's first begins below it, a little further in.
+    """
+    return "\n".join(line for given in text.split("\n") for line in _parts(given, width))
+
+
+def _parts(line: str, width: int) -> list[str]:
+    words = _WORDS.findall(line)
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    if len(line) <= width or not words or width <= len(indent) + _FURTHER:
+        return [line]
+    further = indent or " " * _FURTHER
+    lines = [indent + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(further + word)
+    return lines
+
+
+def say(text: str) -> None:
+    """Write a message on standard error, in lines that fit where it is a terminal."""
+    import shutil
+
+    if sys.stderr.isatty():
+        text = wrapped(text, shutil.get_terminal_size().columns)
+    print(text, file=sys.stderr, flush=True)
 
 
 def safe_console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:

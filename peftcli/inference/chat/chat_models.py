@@ -170,11 +170,11 @@ def _check_model(path: Path, loaded: LoadedRecipe) -> None:
         UserError: with what it is.
     """
     config = load_config(loaded.recipe.model)
-    check_task(config, loaded.recipe.task)
     others = [task for task in saved_tasks(config) if task != loaded.recipe.task]
     if others:
         raise UserError(
             f"{path} is a model for {others[0]} ({', '.join(config.architectures)}); a chat needs one for "
             f"{loaded.recipe.task}",
-            suggestion="name another directory",
+            suggestion=f'peft predict {path} --text "..."',
         )
+    check_task(config, loaded.recipe.task)

@@ -41,7 +41,9 @@ def print_fitted(
     for count in range(len(left_out) + 1):
         kept = [place for place in filled if place not in left_out[:count]]
         width = sum(widths[place] for place in kept) + _BETWEEN * (len(kept) - 1)
-        if not console.is_terminal or width <= console.width:
+        if not console.is_terminal:
+            console.width = max(console.width, width)  # nobody's screen
+        if width <= console.width:
             shown = [[row[place] for place in kept] for row in rows]
             numbers = [at for at, place in enumerate(kept) if place in set(numeric)]
             print_table(console, table([columns[place] for place in kept], shown, numeric=numbers))
@@ -51,7 +53,7 @@ def print_fitted(
             return
     label = max(len(columns[place]) for place in filled)
     for row in rows:
-        console.print(row[0], style="bold", markup=False)
+        console.print(row[0], style="bold", markup=False, soft_wrap=True)
         for place in filled[1:]:
             if row[place]:
-                console.print(f"  {columns[place]:<{label}}  {row[place]}", markup=False)
+                console.print(f"  {columns[place]:<{label}}  {row[place]}", markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftcli.console.fitted_table import print_fitted
+from peftcli.console.tables.fitted_table import print_fitted
 from peftcli.record.shown_numbers import byte_size, duration, metric, short_count
 
 if TYPE_CHECKING:

@@ -1,0 +1,42 @@
+"""Narrow terminals: messages part between words, and tables lose nothing without saying so."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from peftcli.console.tables.fitted_table import print_fitted
+from peftcli.console.terminal import wrapped
+
+COLUMNS = ("run", "state", "score", "size")
+ROWS = [("first", "finished", "accuracy 37.5%", "117.2 KB"), ("a longer name", "interrupted at 3/4", "", "9 B")]
+
+
+def drawn(width: int, spare: tuple[int, ...] = (3,), terminal: bool = True) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=terminal, highlight=False)
+    print_fitted(console, COLUMNS, ROWS, numeric=(2, 3), spare=spare)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 52, 60, 70, 80, 200])
+def test_every_cell_is_there_or_its_column_is_named(width: int) -> None:
+    text = drawn(width)
+    for row in ROWS:
+        for heading, cell in zip(COLUMNS, row, strict=True):
+            assert cell in text or f"left out for lack of width: {heading}" in text.replace("\n", " "), text
+
+
+def test_a_pipe_gets_the_whole_table() -> None:
+    assert all(cell in drawn(20, terminal=False) for row in ROWS for cell in row)
+
+
+def test_messages_part_between_words() -> None:
+    text = "error: the run is not finished\n    go on with `peft train RECIPE --resume`, or use --checkpoint last"
+    lines = wrapped(text, 40).split("\n")
+    assert all(len(line) <= 40 for line in lines) and " ".join(" ".join(lines).split()) == " ".join(text.split())
+    assert any("`peft train RECIPE --resume`" in line for line in lines)  # to copy it
+    assert lines[0] == "error: the run is not finished" and all(line.startswith("    ") for line in lines[1:])
+    assert wrapped("short", 40) == "short" and wrapped("a" * 50, 40) == "a" * 50
