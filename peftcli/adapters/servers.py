@@ -1,6 +1,7 @@
-"""Which servers load a run's adapter as it is: rules in `servers.json`, each with its source and the date of reading.
+"""Which servers load a run's adapter: rules in `servers.json`, each with its source and the date of reading.
 
-The rules for vLLM and llama.cpp were read in their sources; no adapter was loaded there.
+The rules are those for the adapter as it is. `export_to` is what `peft export --to` writes for the server, and
+`export_folds` are the settings that this writes in another way, so that they do no harm.
 """
 
 from __future__ import annotations
@@ -12,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.adapter_files import CONFIG
+from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_table import task_info
+
+PLAIN = "LORA"
+"""HF peft's `peft_type` of a plain LoRA."""
 
 
 @cache
@@ -36,6 +43,30 @@ def servers_of(run: Path) -> list[str]:
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         return []  # this project's own format
     return [name for name, rule in server_rules().items() if _loads(rule, config)]
+
+
+def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
+    """Return the servers that will load what a run trains: its adapter as it is, or what is exported for them.
+
+    Args:
+        params: of the method.
+        task: of the run.
+    """
+    from peftcli.adapters.hf.hf_format import HfFormat  # torch
+    from peftcli.adapters.hf.hf_table import FORMATS
+
+    known = FORMATS.get(params.name)
+    if known is None:
+        return []
+    config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": known.peft_type}
+    plain = type(known).as_lora is not HfFormat.as_lora
+    return [name for name, rule in server_rules().items() if _loads(rule, config) or (plain and _takes(rule, config))]
+
+
+def _takes(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether a server loads what is exported for it: a plain LoRA."""
+    left = [key for key in rule["refused_if_set"] if key not in rule["export_folds"]]
+    return _loads({**rule, "refused_if_set": left}, {**config, "peft_type": PLAIN})
 
 
 def _loads(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.errors import UserError
+from peftcli.progress import end_watching
 from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -185,14 +186,11 @@ def _export_for_server(
     if to in DEFAULT_TYPE:
         kind = gguf_type(GGUF_LORA if adapter_on else to, kind)
 
-    from peftcli.console.bytes_bar import bytes_bar
     from peftcli.serving.asked_export import Asked
     from peftcli.serving.export_to_server import export_to_server
 
     told = (lambda _text: None) if quiet else note
-    with bytes_bar(f"writing {output}", quiet) as progress:
-        asked = Asked(run, output, base, checkpoint, trust_code, kind or "", adapter_on, told, progress)
-        return export_to_server(to, asked)
+    return export_to_server(to, Asked(run, output, base, checkpoint, trust_code, kind or "", adapter_on, told))
 
 
 def _show_server(done: ServerExport, as_json: bool, quiet: bool) -> None:
@@ -205,6 +203,7 @@ def _show_server(done: ServerExport, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(done.as_dict())
         return
+    end_watching()
     kind = f" in {done.type}" if done.type else ""
     print(f"{done.output}: {', '.join(done.files)}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}")
     for command in done.commands:

@@ -18,9 +18,6 @@ from peftcli.recipe.schema import ModelSpec
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.record.checkpoint_adapter import adapter_directory
 
-Progress = Callable[[int, int], None]
-"""Receives how many bytes of how many are written."""
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -35,7 +32,6 @@ class Asked:
         kind: type of the matrices of a GGUF file.
         adapter_on: a model of Ollama's library, or a GGUF file, that an Ollama model is to be an adapter on.
         note: receives what the user should know while it runs.
-        progress: receives how many bytes of how many are written.
     """
 
     run: Path
@@ -46,7 +42,6 @@ class Asked:
     kind: str = "f32"
     adapter_on: str | None = None
     note: Callable[[str], None] = lambda _text: None
-    progress: Progress = lambda _done, _total: None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,11 +21,13 @@ from peftcli.merging.merge_run import Note, base_tensors
 from peftcli.merging.merged_config import merged_config
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.families.gguf_families import GgufFamily
-from peftcli.serving.asked_export import Progress
 from peftcli.serving.gguf_file import TYPES, GgufTensor, new_writer, write_gguf
 from peftcli.serving.gguf_layout import GgufTensors, Key, gguf_family, hyper_parameters, rotary_factors
 from peftcli.serving.gguf_vocabulary import add_vocabulary
 from peftcli.tasks.task_table import task_info
+
+_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+"""Where a file names tokens at which an answer ends, besides the end of a text."""
 
 
 class MergedGguf:
@@ -61,18 +64,17 @@ class MergedGguf:
         self.writer = new_writer(self.family.architecture, self._keys())
         self._add_tokenizer()
 
-    def write(self, path: Path, progress: Progress) -> int:
+    def write(self, path: Path) -> int:
         """Write the file, and return its size in bytes.
 
         Args:
             path: of the new file.
-            progress: called after each tensor.
 
         Raises:
             UserError: the disk is too small, or a merged weight is not finite.
         """
         refuse_small_disk(path, self.plan.size // (4 if self.kind == "q8_0" else 2 if self.kind == "f16" else 1))
-        return write_gguf(path, self.writer, self.tensors, self.kind, progress)
+        return write_gguf(path, self.writer, self.tensors, self.kind)
 
     def _keys(self) -> Iterator[Key]:
         name = Path(self.run.spec.name_or_path).name
@@ -91,18 +93,24 @@ class MergedGguf:
             self.notes += write_beside_weights(directory, self.leaving, self.run.model)
             write_config(directory, merged_config(self.run, self.plan, self.leaving), self.leaving)
             add_vocabulary(self.writer, directory, self.family, int(self.config["vocab_size"]))
+        eos = self.run.tokenizer.eos_token_id
+        for name, number in zip(_ENDS, (n for n in self.run.texts.stop_token_ids if n != eos), strict=False):
+            self.writer.add_key_value(name, number, gguf.GGUFValueType.UINT32)
 
 
 def _tensors(plan: MergePlan, family: GgufFamily, config: dict[str, Any]) -> Iterator[GgufTensor]:
     layout = GgufTensors(family, config)
-    factors = rotary_factors(family, config)
-    if factors is not None:
-        yield GgufTensor("rope_freqs.weight", tuple(factors.shape), lambda: factors)
+    for name, values in rotary_factors(family, config).items():
+        yield GgufTensor(name, tuple(values.shape), partial(_held, values))
     for output in plan.outputs:
         parameter = output.live_name or output.planned.name
-        name = layout.name(parameter)
-        if name is not None:
-            yield GgufTensor(name, output.planned.shape, _reader(output, parameter, layout))
+        place = layout.name(parameter)
+        if place is not None:
+            yield GgufTensor(place, output.planned.shape, _reader(output, parameter, layout))
+
+
+def _held(values: Tensor) -> Tensor:
+    return values
 
 
 def _reader(output: MergedTensor, parameter: str, layout: GgufTensors) -> Any:

@@ -40,7 +40,7 @@ def write_gguf_lora(path: Path, saved: SavedAdapter, source: Path, config: dict[
     layout = GgufTensors(family, config)
     tensors = [tensor for pair in pairs for tensor in _tensors(pair, layout, alpha)]
     writer = new_writer(family.architecture, _keys(family, saved, alpha))
-    write_gguf(path, writer, tensors, kind, lambda _done, _total: None)
+    write_gguf(path, writer, tensors, kind)
     return len(tensors)
 
 

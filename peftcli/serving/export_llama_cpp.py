@@ -34,7 +34,7 @@ def export_gguf(asked: Asked) -> ServerExport:
     opened = open_run_to_merge(asked.run, asked.base, asked.trust_code, asked.checkpoint)
     planned = MergedGguf(opened, asked.kind, asked.note)
     with _gguf_path(asked.output, f"model-{asked.kind}") as (path, shown):
-        size = planned.write(path, asked.progress)
+        size = planned.write(path)
     return ServerExport(
         output=str(asked.output),
         kind=GGUF,
@@ -106,7 +106,7 @@ def _ollama_model(asked: Asked) -> ServerExport:
     with new_directory(asked.output, instead=OTHER_OUTPUT, replace=False) as partial:
         text, notes = modelfile(file, planned.leaving, None)
         write_text(partial / MODELFILE, text)
-        size = planned.write(partial / file, asked.progress)
+        size = planned.write(partial / file)
     found, tensors = (*planned.notes, *notes), len(planned.tensors)
     return _ollama_report(asked, opened.recipe.method.name, opened.spec.name_or_path, file, tensors, size, found)
 

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from torch import Tensor
 
-from peftcli.serving.asked_export import Progress
+from peftcli.progress import stage
 from peftcli.serving.gguf_layout import Key
 
 TYPES: dict[str, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
@@ -53,9 +53,7 @@ def new_writer(architecture: str, keys: Iterable[Key]) -> gguf.GGUFWriter:
     return writer
 
 
-def write_gguf(
-    path: Path, writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor], kind: str, progress: Progress
-) -> int:
+def write_gguf(path: Path, writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor], kind: str) -> int:
     """Write a file, and return its size in bytes.
 
     Args:
@@ -63,7 +61,6 @@ def write_gguf(
         writer: with the keys.
         tensors: in the order of the file.
         kind: one of `TYPES`.
-        progress: called after each tensor.
     """
     kinds = [tensor.kind(TYPES[kind][0]) for tensor in tensors]
     sizes = [_bytes(tensor.shape, own) for tensor, own in zip(tensors, kinds, strict=True)]
@@ -73,14 +70,13 @@ def write_gguf(
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    done, total = 0, sum(sizes)
-    for tensor, own, size in zip(tensors, kinds, sizes, strict=True):
-        values = tensor.read().contiguous().numpy()
-        if values.shape != tensor.shape:
-            raise ValueError(f"{tensor.name} has the shape {values.shape}, {tensor.shape} was planned")
-        writer.write_tensor_data(gguf.quants.quantize(values, own))
-        done += size
-        progress(done, total)
+    with stage("writing", len(tensors), "tensors") as advance:
+        for tensor, own in zip(tensors, kinds, strict=True):
+            values = tensor.read().contiguous().numpy()
+            if values.shape != tensor.shape:
+                raise ValueError(f"{tensor.name} has the shape {values.shape}, {tensor.shape} was planned")
+            writer.write_tensor_data(gguf.quants.quantize(values, own))
+            advance(1)
     writer.close()
     return path.stat().st_size
 

@@ -77,20 +77,45 @@ def _rotations(config: Config) -> list[dict[str, Any]]:
 
 def hyper_parameters(family: GgufFamily, config: Config) -> list[Key]:
     """Return the keys below the architecture's name."""
-    keys = [
-        Key(setting.key, config[setting.name], _TYPES[setting.kind])
-        for setting in family.settings
-        if config.get(setting.name) is not None
-    ]
+    keys = []
+    for setting in family.settings:
+        value = _value(config, setting.name)
+        if value is None:
+            value = setting.missing
+        if value is not None:
+            keys.append(Key(setting.key, value, _TYPES[setting.kind]))
     if family.rotary_size is not None:
-        keys.append(Key("rope.dimension_count", _head_size(config), gguf.GGUFValueType.UINT32))
-    if family.writes_rotary:
-        keys += _rotary_keys(config)
+        size = _head_size(config) if family.rotary_size == "head" else _rotated(config)
+        keys.append(Key("rope.dimension_count", size, gguf.GGUFValueType.UINT32))
+    if family.rotary_keys != "none":
+        keys += [key for key in _rotary_keys(config) if family.rotary_keys == "kind" or key.name == "rope.freq_base"]
+    attention = _long_attention(config)
+    if attention is not None and "longrope" in family.rotary_kinds:
+        keys.append(Key("rope.scaling.attn_factor", attention, gguf.GGUFValueType.FLOAT32))
     return [Key(f"{family.architecture}.{key.name}", key.value, key.kind) for key in keys]
+
+
+def _value(config: Config, name: str) -> Any:
+    return config.get(name, (config.get("rope_parameters") or {}).get(name))
 
 
 def _head_size(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _rotated(config: Config) -> int:
+    """Return how many features of a head are rotated."""
+    share = _value(config, "partial_rotary_factor")
+    return int((1.0 if share is None else share) * config["hidden_size"]) // int(config["num_attention_heads"])
+
+
+def _long_attention(config: Config) -> float | None:
+    """Return the factor of attention that LongRoPE has (Ding et al. 2024), None for another rotation."""
+    if not _value(config, "long_factor"):
+        return None
+    original = _value(config, "original_max_position_embeddings")
+    scale = config["max_position_embeddings"] / original
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
 def _rotary_keys(config: Config) -> Iterator[Key]:
@@ -172,15 +197,21 @@ class GgufTensors:
         return tensor
 
 
-def rotary_factors(family: GgufFamily, config: Config) -> Tensor | None:
-    """Return the divisors of the rotation's frequencies, (size of a head / 2,), that Llama 3.1 and later have.
-
-    The formula is that of transformers' `_compute_llama3_parameters`; llama.cpp divides a frequency by its number.
-    """
+def rotary_factors(family: GgufFamily, config: Config) -> dict[str, Tensor]:
+    """Return tensors by their names in the file with the divisors of the rotation's frequencies, (rotated / 2,)."""
     rotation = config.get("rope_parameters") or {}
-    if rotation.get("rope_type") != "llama3" or "llama3" not in family.rotary_kinds:
-        return None
-    size = _head_size(config)
+    kind = rotation.get("rope_type")
+    if kind not in family.rotary_kinds:
+        return {}
+    if kind == "longrope":
+        lengths = ("long", "short")
+        factors = {length: torch.tensor(rotation[f"{length}_factor"], dtype=torch.float32) for length in lengths}
+        return {f"rope_factors_{length}.weight": values for length, values in factors.items()}
+    return {"rope_freqs.weight": _llama3_factors(rotation, _head_size(config))} if kind == "llama3" else {}
+
+
+def _llama3_factors(rotation: dict[str, Any], size: int) -> Tensor:
+    """Return the divisors that Llama 3.1 and later have: the formula of transformers' `_compute_llama3_parameters`."""
     frequencies = 1.0 / (rotation["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
     factor, low, high = (rotation[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
     length = rotation["original_max_position_embeddings"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftcli.adapters.servers import servers_to_come
 from peftcli.models.load.load_model import count_parameters
 from peftcli.models.target_modules import summarise_targets
+from peftcli.protocol.registry import registry
+from peftcli.tasks.task_table import task_info
 from peftcli.training.session import Session
 
 
@@ -34,8 +37,23 @@ def header(session: Session) -> dict[str, Any]:
         "learning_rate": session.learning_rate.value,
         "learning_rate_source": session.learning_rate.reason,
         "optimizer": spec.optim,
+        "servers": _servers(session),
         "output_dir": str(session.directory.path),
     }
+
+
+def _servers(session: Session) -> str | None:
+    """Return what will serve the result; None for a task that no server of texts has."""
+    recipe = session.recipe
+    if not task_info(recipe.task).generates:
+        return None
+    info, name = registry.info(recipe.method.name), recipe.method.name
+    if info.artifact == "model":
+        return "all that load the base: a complete model is saved"
+    servers = servers_to_come(recipe.method, recipe.task)
+    merges = registry.method(name).why_not_mergeable(recipe.method) is None
+    after = "after a merge all that load the base" if merges else "no other: it does not merge"
+    return f"{', '.join(servers)} with the adapter; {after}" if servers else f"none with the adapter; {after}"
 
 
 def parameter_counts(session: Session) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Run llama.cpp's converters over what `gguf_facts make` wrote; its docstring has the commands.
 
 It imports nothing of this project, and the package `gguf` from llama.cpp's sources. A converter knows a byte-level
-tokenizer by a hash of published ones; here it is told its name. Gemma's converter wants SentencePiece's own file, which
-no tiny model has, so its vocabulary is left out.
+tokenizer by a hash of published ones; here it is told its name. The converters of Gemma and Phi 3 want SentencePiece's
+own file, which no tiny model has, so their vocabularies are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def convert(sources: Path, directory: Path) -> None:
         TextModel.get_vocab_base_pre = lambda _self, _tokenizer, name=name: name
         settings = ModelBase.load_hparams(folder / "merged", False)
         converter = get_model_class(get_model_architecture(settings, ModelType.TEXT))
-        if folder.name.startswith("gemma"):
+        if folder.name.startswith(("gemma", "phi3")):
             converter.set_vocab = lambda _self: None
         for kind, file_type in FILE_TYPES.items():
             target = folder / f"theirs-gguf-{kind}.gguf"

@@ -17,7 +17,7 @@ from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.merging.runs import make_recipe, save_random_adapter
-from tests.tiny import tiny_model
+from tests.tiny import POSITIONS, tiny_model
 
 TEXTS = [
     "the cat sat on the mat",
@@ -127,6 +127,29 @@ CASES: dict[str, Case] = {
     "qwen3": Case("qwen3", LORA | {"rank_pattern": {"q_proj": 8}}, _qwen_tokenizer),
     "gemma2": Case("gemma2", LORA, piece_tokenizer),
     "gemma3_text": Case("gemma3_text", LORA, piece_tokenizer, {"num_hidden_layers": 6, "sliding_window_pattern": 6}),
+    "phi": Case("phi", LORA, changes={"intermediate_size": 128, "num_key_value_heads": 4}),
+    "phi3": Case(
+        "phi3",
+        LORA | {"target_modules": ["qkv_proj", "o_proj", "down_proj"]},
+        piece_tokenizer,
+        {"original_max_position_embeddings": POSITIONS},
+    ),
+    "phi3-long": Case(
+        "phi3",
+        LORA,
+        piece_tokenizer,
+        {
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "long_factor": [1.0, 1.5, 2.0, 3.0],
+                "short_factor": [1.0, 1.0, 1.25, 1.5],
+                "original_max_position_embeddings": 32,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
 }
 """What is compared with llama.cpp's converters, and loaded in llama.cpp."""
 

@@ -36,7 +36,7 @@ def test_a_directory_for_ollama(run: Path, cli: Cli, tmp_path: Path) -> None:
     text = (tmp_path / "model/Modelfile").read_text(encoding="utf-8")
     assert text.startswith("FROM ./model-f16.gguf\n") and (tmp_path / "model/model-f16.gguf").is_file()
     assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in text
-    assert 'PARAMETER stop "<|end|>"' in text
+    assert text.endswith('PARAMETER stop "<|end|>"\nPARAMETER stop "<|im_end|>"\n')
     said = cli("export", run, "-o", tmp_path / "adapter", "--to", "ollama", "--from", "llama3.2:1b")
     assert said.code == 0 and "ollama create run -f" in said.out
     text = (tmp_path / "adapter/Modelfile").read_text(encoding="utf-8")

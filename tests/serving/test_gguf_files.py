@@ -40,7 +40,10 @@ def test_a_vocabulary_is_that_of_llama_cpps_converter(name: str, tmp_path: Path)
     export_to_server("gguf", Asked(run, tmp_path / "model.gguf", kind="q8_0"))
     ours, theirs = vocabulary(tmp_path / "model.gguf"), STORED[name]["vocabulary"]
     assert ours.items() >= theirs.items()
-    assert ours.keys() - theirs.keys() <= {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"}
+    more = {f"tokenizer.ggml.{key}" for key in ("add_bos_token", "add_eos_token", "eot_token_id")}
+    assert ours.keys() - theirs.keys() == more
+    end = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
+    assert ours["tokenizer.ggml.eot_token_id"] == end, "the end of a turn of the template that was trained with"
 
 
 def scales(file: Path) -> Iterator[tuple[str, float, np.ndarray]]:

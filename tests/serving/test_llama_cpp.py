@@ -66,7 +66,7 @@ def base_file(folder: Path) -> Path:
     return folder / "base.gguf"
 
 
-@pytest.mark.parametrize("name", ["llama-long", "mistral", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["llama-long", "mistral", "qwen3", "gemma2", "phi", "phi3"])
 def test_llama_cpp_answers_as_we_do(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     run = served_run(folder, CASES[name])

@@ -23,13 +23,15 @@ class Setting:
 
     Args:
         key: below the architecture's name.
-        name: of the config's value; a config without it, or with none, leaves the key out.
+        name: of the config's value, or of one among its `rope_parameters`.
         kind: `count` for an unsigned integer, `number` for a float, both of 32 bits.
+        missing: the value where the config has none; None leaves the key out.
     """
 
     key: str
     name: str
     kind: Kind = "count"
+    missing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class GgufFamily:
             with the second, llama.cpp neighbours.
         norm_shift: added to the weights of the norms, which transformers adds while it computes.
         left_out: tensors that llama.cpp takes from others.
-        writes_rotary: whether base, kind and factor of the rotation are written.
+        rotary_keys: what of the rotation is written: its base, also its kind with its factor, or nothing.
         rotary_size: what the key `rope.dimension_count` is: the size of a head, or a share of it; None leaves it out.
         rotary_kinds: values of `rope_type` that llama.cpp computes.
         words: kinds of vocabularies, the preferred one first.
@@ -60,7 +62,7 @@ class GgufFamily:
     reorders_rotary: bool = False
     norm_shift: float = 0.0
     left_out: tuple[str, ...] = ()
-    writes_rotary: bool = True
+    rotary_keys: Literal["none", "base", "kind"] = "kind"
     rotary_size: Literal["head", "share"] | None = None
     rotary_kinds: tuple[str, ...] = ("default", "linear", "yarn")
     words: tuple[Words, ...] = ("pieces", "bytes")
@@ -94,6 +96,20 @@ def _window(config: Config) -> str | None:
     return f"a layer of this model looks at {window} tokens; in llama.cpp, at all: answers differ in longer texts"
 
 
+def _long_texts(config: Config) -> str | None:
+    """llama.cpp chooses between LongRoPE's factors by the context that it is started with, not by a text's length."""
+    original = config.get("original_max_position_embeddings")
+    if (config.get("rope_parameters") or {}).get("rope_type") != "longrope":
+        return _window(config)
+    return f"texts of up to {original} tokens are computed as trained where llama.cpp is started with -c {original}"
+
+
+def _phi_base(config: Config) -> str | None:
+    """A file of this architecture has no place for the base of the rotation."""
+    theta = (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+    return None if theta == 10000.0 else f"its rope_theta is {theta:g}, and llama.cpp computes with 10000"
+
+
 def _gemma_scale(config: Config) -> str | None:
     """llama.cpp scales by the size of a head, but for the largest models, which it knows by their number of layers."""
     scalar, layers = config.get("query_pre_attn_scalar"), config["num_hidden_layers"]
@@ -124,7 +140,7 @@ _GEMMA = GgufFamily(
     activations=_GELU,
     norm_shift=1.0,
     left_out=("lm_head.weight",),
-    writes_rotary=False,
+    rotary_keys="none",
     rotary_kinds=("default",),
     words=("pieces",),
     fixed={"add_space_prefix": False},
@@ -148,9 +164,32 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
         architecture="gemma3",
         settings=(*_GEMMA.settings, _FINAL_CAP, _SLIDING),
         left_out=(),
-        writes_rotary=True,
+        rotary_keys="kind",
         rotary_kinds=("default", "linear"),
         sliding=6,
         why_not=_both_directions,
+    ),
+    "phi": GgufFamily(
+        "phi2",
+        (*_SHAPE, _LAYER_NORM),
+        activations=("gelu_new", "gelu_pytorch_tanh"),
+        rotary_keys="none",
+        rotary_size="share",
+        rotary_kinds=("default",),
+        words=("bytes",),
+        why_not=_phi_base,
+    ),
+    "phi3": GgufFamily(
+        "phi3",
+        (
+            *_SHAPE,
+            _RMS,
+            Setting("rope.scaling.original_context_length", "original_max_position_embeddings"),
+            Setting("attention.sliding_window", "sliding_window", missing=0),
+        ),
+        rotary_keys="base",
+        rotary_size="share",
+        rotary_kinds=("default", "longrope"),
+        note=_long_texts,
     ),
 }
