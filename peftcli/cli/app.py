@@ -39,6 +39,7 @@ COMMANDS = (
     "runs",
     "report",
     "methods",
+    "plugins",
     "validate",
     "inspect",
     "inspect_adapter",

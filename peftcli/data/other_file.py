@@ -11,7 +11,7 @@ from typing import Any
 
 from peftcli.data.read.records import Record
 from peftcli.data.read.sources import resolve_source
-from peftcli.data.recognition.format_table import FORMATS
+from peftcli.data.recognition.format_table import BY_NAME, FORMATS
 from peftcli.data.store.data_report import Counts
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSource, DataSpec
@@ -76,7 +76,8 @@ def _best(readings: list[DataSpec], path: str) -> DataSpec:
     if len(readings) == 1:
         return readings[0]
     present = columns_of(path)
-    learnt = {column.name for known in FORMATS for column in known.columns if column.target}
+    formats = [*FORMATS, *(BY_NAME[one.format] for one in readings if one.format != "auto")]
+    learnt = {column.name for known in formats for column in known.columns if column.target}
 
     def found(reading: DataSpec) -> int:
         columns = reading.columns.items()

@@ -9,18 +9,25 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.suggestions import did_you_mean, nearest
-from peftcli.tasks.metric_table import METRICS, Scores
+from peftcli.tasks.metric_table import METRICS, OWN_METRICS, Scores, metrics_of_plugin
 
-_EVERY = {name: info for metrics in METRICS.values() for name, info in metrics.items()}
+_EVERY = {name: info for metrics in OWN_METRICS.values() for name, info in metrics.items()}
 _BESIDE_THE_LOSS = ("loss", *(name for name, info in _EVERY.items() if info.function is None))
 """Names that come with the loss and are no functions of the predictions."""
 _FALLING = ("loss", *(name for name, info in _EVERY.items() if info.falls))
-"""Last words of the metrics that should fall; all others should rise."""
+"""The metrics that should fall; all others should rise."""
 
 
 def greater_is_better(metric: str) -> bool:
     """Return the usual direction of a metric, such as `eval_loss` or `eval_news_f1_macro`."""
-    return not any(metric == name or metric.endswith(f"_{name}") for name in _FALLING)
+    words = metric.removeprefix("eval_").split("_")
+    for start in range(len(words)):  # the longest ending that is a metric: what stands before it is a validation set
+        name = "_".join(words[start:])
+        if name in _EVERY or name == "loss":
+            return name not in _FALLING
+        if found := metrics_of_plugin(name):
+            return not any(info.falls for info in found.values())
+    return True
 
 
 def metric_problems(names: Sequence[str], kind: str) -> list[Problem]:
@@ -33,7 +40,8 @@ def metric_problems(names: Sequence[str], kind: str) -> list[Problem]:
             choice = did_you_mean(nearest(name, METRICS[kind]), f"choose from: {', '.join(METRICS[kind])}")
             problems.append(Problem(f"{name!r} is no metric of {kind} predictions", key=key, suggestion=choice))
         elif info.package and find_spec(info.package) is None:
-            remedy = 'python -m pip install "peftcli[metrics]"'
+            extra = "peftcli[metrics]" if name in _EVERY else info.package
+            remedy = f'python -m pip install "{extra}"'
             problems.append(Problem(f"{name} needs the package {info.package}", key=key, suggestion=remedy))
     return problems
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
 from typing import Any
 
 from peftcli.errors import UserError
+from peftcli.plugins import Plugin, plugin
 from peftcli.protocol.method import Method, MethodInfo
 from peftcli.recipe.method_params import MethodParams
-
-ENTRY_POINT_GROUP = "peftcli.methods"
 
 _BUILT_IN = (
     "lora",
@@ -81,40 +78,36 @@ class MethodRegistry:
 @cache
 def _find(name: str) -> Method[Any] | None:
     if name in _BUILT_IN:
-        return _method_in(import_module(f"peftcli.methods.{name}"))
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return _method_of_plugin(entry)
-    return None
+        module = import_module(f"peftcli.methods.{name}")
+        return _checked(vars(module).get("METHOD"), module.__name__)
+    found = plugin("method", name, _BUILT_IN)
+    return None if found is None else _method_of_plugin(found)
 
 
-def _method_in(module: ModuleType) -> Method[Any]:
+def _checked(method: Any, module: str) -> Method[Any]:
     """Return the instance that a method's module ends in.
 
     Raises:
         TypeError: the module has no `METHOD`, or it is no `Method`.
     """
-    method = vars(module).get("METHOD")
     if not isinstance(method, Method):
-        raise TypeError(f"{module.__name__} has no METHOD that is an instance of {Method.__module__}.Method")
+        raise TypeError(f"{module} has no METHOD that is an instance of {Method.__module__}.Method")
     return method
 
 
-def _method_of_plugin(entry: EntryPoint) -> Method[Any]:
-    """Return the method of an entry point, which names a module.
+def _method_of_plugin(found: Plugin) -> Method[Any]:
+    """Return the method of a plug-in.
 
     Raises:
         UserError: the module cannot be imported, holds no method, or the method has another name.
     """
-    plugin = f"the plug-in {entry.value}, which offers the method {entry.name!r},"
     try:
-        method = _method_in(import_module(entry.module))
-    except ImportError as error:
-        raise UserError(f"{plugin} cannot be imported: {error}", suggestion="install it again, or remove it") from error
+        method = _checked(found.held("METHOD"), found.entry.module)
     except TypeError as error:
         remedy = "end the module in METHOD = ..., see `Adding a method` in CONTRIBUTING.md"
-        raise UserError(f"{plugin} holds no method: {error}", suggestion=remedy) from error
-    if method.info.name != entry.name:
-        raise UserError(f"{plugin} calls itself {method.info.name!r}", suggestion="give both the same name")
+        raise found.wrong(f"holds no method: {error}", remedy) from error
+    if method.info.name != found.name:
+        raise found.wrong(f"calls itself {method.info.name!r}", "give both the same name")
     return method
 
 

@@ -250,6 +250,8 @@ class TrainingSpec(Block):
     """Device to train on; auto takes CUDA, then MPS, then the CPU."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
     """Experiment trackers that receive the metrics."""
+    callbacks: list[str] = Field(default_factory=list)
+    """Callbacks of installed packages (docs/plugins.md), by name."""
     push_to_hub: str | None = None
     """Repository on the hub to which the adapter is uploaded at the end."""
 

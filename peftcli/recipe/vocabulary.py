@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union
 
@@ -80,6 +80,10 @@ class Names(Protocol):
     def metrics(self) -> Mapping[str, Mapping[str, MetricFacts]]:
         """The metrics by kind of prediction."""
 
+    @property
+    def callbacks(self) -> Container[str]:
+        """The callbacks; all are plug-ins."""
+
 
 @dataclass(frozen=True)
 class NameOf:
@@ -92,16 +96,21 @@ class NameOf:
     auto: bool = False
 
     def known(self, names: Names) -> tuple[str, ...]:
-        """Return what the field may hold."""
-        found = names.tasks if self.kind == "tasks" else names.formats
+        """Return what the field may hold, without names of plug-ins."""
+        found = self._named(names)
         return ("auto", *found) if self.auto else tuple(found)
+
+    def _named(self, names: Names) -> Mapping[str, object]:
+        return names.tasks if self.kind == "tasks" else names.formats
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return the schema of the text, and the check behind it."""
         return core_schema.with_info_after_validator_function(self._checked, handler(source))
 
     def _checked(self, value: str, info: ValidationInfo) -> str:
-        if info.context is not None and value not in self.known(info.context):
+        if info.context is None or (self.auto and value == "auto"):
+            return value
+        if value not in self._named(info.context):
             raise PydanticCustomError("unknown_name", "there is no such name")
         return value
 

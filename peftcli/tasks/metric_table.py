@@ -5,9 +5,12 @@ Libraries are imported on use: `peft validate` reads the names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from peftcli.plugins import Plugin, WithPlugins, plugin
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]
@@ -21,7 +24,7 @@ class MetricInfo:
         summary: one sentence.
         function: from predictions and references to values by name, without the `eval_` prefix; None for what the
             evaluation counts beside the loss, without predictions.
-        package: what must be installed, if it is no core dependency.
+        package: what must be installed, if it is no core dependency of ours; a plug-in's package says that itself.
         falls: whether a smaller value is better.
         several: whether it gives several values, so that it cannot choose the best adapter.
     """
@@ -161,7 +164,7 @@ _CLASSES = {
     "recall": MetricInfo("mean of the classes' recall", _macro("recall")),
 }
 
-METRICS: dict[str, dict[str, MetricInfo]] = {
+OWN_METRICS: dict[str, dict[str, MetricInfo]] = {
     "single_label": {**_CLASSES, "mcc": MetricInfo("Matthews correlation", _mcc)},
     "multi_label": _CLASSES,
     "regression": {
@@ -197,3 +200,52 @@ METRICS: dict[str, dict[str, MetricInfo]] = {
     },
 }
 """The metrics of each kind of prediction, in the order of the documentation. A new metric is one line here."""
+
+
+def own_names() -> set[str]:
+    """Return the names of our own metrics, of all kinds of prediction."""
+    return {name for metrics in OWN_METRICS.values() for name in metrics} | {"loss"}
+
+
+def metrics_of_plugin(name: str) -> dict[str, MetricInfo]:
+    """Return the metric of that name that an installed package offers, by kind of prediction; {} if there is none.
+
+    Raises:
+        UserError: the package cannot be imported, holds something else, or takes one of our names.
+    """
+    found = plugin("metric", name, own_names())
+    if found is None:
+        return {}
+    held = found.held("METRIC")
+    if not isinstance(held, Mapping) or not held or not all(isinstance(info, MetricInfo) for info in held.values()):
+        raise found.wrong("ends in no METRIC that is a mapping from kinds of prediction to MetricInfo")
+    if unknown := set(held) - set(OWN_METRICS):
+        kinds = ", ".join(OWN_METRICS)
+        raise found.wrong(f"names unknown kinds of prediction: {', '.join(sorted(unknown))}", f"choose from: {kinds}")
+    return {kind: _guarded(found, info) for kind, info in held.items()}
+
+
+def _guarded(found: Plugin, info: MetricInfo) -> MetricInfo:
+    """Return a plug-in's metric, whose errors and odd values are told with the package's name."""
+    if info.function is None:
+        raise found.wrong("has a METRIC without a function")
+    inner = found.guarded(info.function)
+
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        values = inner(predictions, references)
+        numbers = isinstance(values, Mapping) and all(isinstance(value, int | float) for value in values.values())
+        if not numbers or not (info.several or set(values) == {found.name}):
+            raise found.wrong(f"returned {values!r:.80}; expected {{{found.name!r}: a number}}")
+        return {str(name): float(value) for name, value in values.items()}
+
+    return replace(info, function=function)
+
+
+def _of_kind(kind: str, name: str) -> MetricInfo | None:
+    return metrics_of_plugin(name).get(kind)
+
+
+METRICS: dict[str, Mapping[str, MetricInfo]] = {
+    kind: WithPlugins(metrics, partial(_of_kind, kind)) for kind, metrics in OWN_METRICS.items()
+}
+"""The same, and those of plug-ins, which are looked up for other names; iterating gives our own."""

@@ -48,6 +48,7 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         directory.write_summary(summary.as_dict())
         directory.tidy()
         session.reporter.finished(summary)
+        session.callbacks.finished(summary)
     world.wait()
     if world.is_main and session.recipe.training.push_to_hub is not None:  # nobody waits for an upload
         kind = "model" if session.info.artifact == "model" else "adapter"

@@ -68,6 +68,7 @@ class Milestones:
         line = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **metrics}
         best = self._judge(metrics)
         self._log({**line, "best": best})
+        self._ask_callbacks({**line, "best": best})
         self._keep_samples(found.samples)
         return True
 
@@ -224,6 +225,12 @@ class Milestones:
         self.session.append_metrics(line)
         if self.session.world.is_main:
             self.session.reporter.evaluation(line)
+
+    def _ask_callbacks(self, line: dict[str, Any]) -> None:
+        """Show them an evaluation; one of them may end the run, in every process."""
+        session = self.session
+        if session.recipe.training.callbacks and session.world.broadcast(session.callbacks.evaluation(line)):
+            session.state.done = session.state.stopped_early = True
 
     def _keep_samples(self, own: list[dict[str, Any]]) -> None:
         """Store the generated samples of all processes and show the first."""

@@ -263,9 +263,10 @@ def _fits(checkpoint: Path) -> Iterator[None]:
 
 @contextmanager
 def _watched(session: Session, *, profile: bool) -> Iterator[Callable[[], None]]:
-    """Start the trackers of the recipe, and the profiler if asked for; yield what to call after each step."""
+    """Start trackers, callbacks, and the profiler if asked for; yield what to call after each step."""
     with ExitStack() as stack:
         stack.enter_context(session.trackers.running())
+        stack.enter_context(session.callbacks.running())
         if not (profile and session.world.is_main):
             yield lambda: None
             return

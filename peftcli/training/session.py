@@ -31,6 +31,7 @@ from peftcli.training.optim.chosen_rate import ChosenRate
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import StepPlan
+from peftcli.training.watch.callbacks import Callbacks
 from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Trackers
 
@@ -55,7 +56,7 @@ class Session:
         learning_rate: the peak rate and where it is from.
         rate_factor: its share at the step with a given index, counted from 0.
         state: counts, best evaluation, and what was decided for the whole run.
-        trackers: of the recipe; none beside the main process.
+        trackers, callbacks: of the recipe; none beside the main process.
     """
 
     loaded: LoadedRecipe
@@ -81,6 +82,7 @@ class Session:
     optimizer: AcceleratedOptimizer
     state: TrainState
     trackers: Trackers
+    callbacks: Callbacks
 
     @property
     def recipe(self) -> Recipe:

@@ -50,6 +50,7 @@ from peftcli.training.speed.padding_free import rows_stay_apart
 from peftcli.training.speed.recomputation import need_of, set_up_recomputation
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import token_limit
+from peftcli.training.watch.callbacks import Callbacks, WatchedRun
 from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Earlier, Trackers
 
@@ -116,6 +117,7 @@ def build_session(
         optimizer=_optimizer(recipe, attachment, rate.value, world),
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
+        callbacks=_callbacks(loaded, ready, directory, reporter, state.step, world),
     )
 
 
@@ -166,6 +168,15 @@ def _trackers(loaded: LoadedRecipe, world: World, directory: RunDirectory, repor
     names = loaded.recipe.training.report_to if world.is_main else ()
     earlier = Earlier(step, directory.metrics.lines()) if step and names else None
     return Trackers(names, directory.path, with_references(loaded.recipe, loaded.tree), earlier, reporter.note)
+
+
+def _callbacks(
+    loaded: LoadedRecipe, ready: BeforeWeights, directory: RunDirectory, reporter: Reporter, step: int, world: World
+) -> Callbacks:
+    """Return the recipe's callbacks in the main process, none in the others."""
+    names = loaded.recipe.training.callbacks if world.is_main else ()
+    recipe = with_references(loaded.recipe, loaded.tree) if names else {}
+    return Callbacks(names, WatchedRun(directory.path, recipe, step, ready.plan.total_steps), reporter.note)
 
 
 def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel, attachment: Attachment) -> PackingRoute:

@@ -50,7 +50,7 @@ def test_a_plug_in_without_a_method_says_so(cli: Cli, plugin: None, reason: str)
     done = cli("methods", "gain")
     assert done.code == 2
     said = " ".join(done.err.split())
-    assert "the plug-in gain_method, which offers the method 'gain'," in said
+    assert "the plug-in gain_method of the package gain-method 1.0, which offers the method 'gain'," in said
     assert reason in said
 
 

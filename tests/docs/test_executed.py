@@ -49,7 +49,9 @@ def executable() -> list[tuple[str, ...]]:
         for words in commands(page):
             given = [word for word in words if not word.startswith("[") and word != "...]"]
             filled = [PLACEHOLDERS.get(word, word) for word in given]
-            bare = len(filled) == 1 and filled[0] not in ("methods", "schema") and not filled[0].startswith("-")
+            bare = (
+                len(filled) == 1 and filled[0] not in ("methods", "plugins", "schema") and not filled[0].startswith("-")
+            )
             if not bare and not any(set(some) <= set(filled) for some in LEFT_OUT):
                 found[tuple(filled)] = None
     return list(found)

@@ -51,7 +51,8 @@ def recognise(
     paths = (*columns.values(), *(parsed.columns if parsed else ()))
     records = [replace(record, values=dict(with_paths(record.values, paths))) for record in records]
     present = _columns_of(records)
-    absent = _absent_targets(columns, present, formats_for(kind)) if predicting else frozenset()
+    formats = formats_for(kind) if wanted == "auto" else (*formats_for(kind), BY_NAME[wanted])
+    absent = _absent_targets(columns, present, formats) if predicting else frozenset()
     mapped = {ours: theirs for ours, theirs in columns.items() if ours not in absent}
     _check_mapped(mapped, present, source, _inside(records))
     if parsed:

@@ -11,6 +11,7 @@ from peftcli.data.read.records import Record
 from peftcli.data.read.source_files import SourceFiles
 from peftcli.data.read.sources import resolve_source
 from peftcli.data.read.splits import Purpose
+from peftcli.data.recognition.format_table import format_code
 from peftcli.data.recognition.recognise import recognise
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.recipe.schema import DataSource, DataSpec
@@ -64,7 +65,10 @@ class StoreJob:
     def facts(self) -> dict[str, Any]:
         """Return what belongs into the cache key."""
         sources = [
-            [job.files.kind, job.files.fingerprint(), job.format, sorted(job.columns.items()), job.template]
+            [
+                *(job.files.kind, job.files.fingerprint(), job.format, sorted(job.columns.items()), job.template),
+                *format_code(job.format),
+            ]
             for job in self.sources
         ]
         return {

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from peftcli.recipe.checks.callback_checks import check_callbacks
 from peftcli.recipe.checks.data_checks import check_data
 from peftcli.recipe.checks.distributed_checks import check_distributed
 from peftcli.recipe.checks.method_checks import check_methods
@@ -185,6 +186,7 @@ _CHECKS: tuple[Check, ...] = (
     _head,
     _evaluation,
     check_metrics,
+    check_callbacks,
     check_methods,
     check_distributed,
 )

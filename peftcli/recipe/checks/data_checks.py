@@ -49,7 +49,7 @@ def _data_for_task(recipe: Recipe, data: DataSpec, names: Names) -> Iterator[Fin
     task = names.tasks[recipe.task]
     allowed = {name for name, known in names.formats.items() if task.rows in known.makes}
     for key, name in _formats(data):
-        if name not in allowed:
+        if name not in allowed and not (name in names.formats and task.rows in names.formats[name].makes):
             reason = f"the format {name} does not serve the task {recipe.task}"
             yield Finding(key, reason, f"one of auto, {', '.join(sorted(allowed))}")
     if task.rows != "text":

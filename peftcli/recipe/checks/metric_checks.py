@@ -18,7 +18,7 @@ def check_metrics(recipe: Recipe, names: Names) -> Iterator[Finding]:
     known = frozenset(name for kind in kinds for name in names.metrics[kind])
     every = f"the metrics of {recipe.model.problem_type or recipe.task} are: {', '.join(sorted(known))}"
     for index, name in enumerate(recipe.training.metrics):
-        if name not in known:
+        if name not in known and not any(name in names.metrics[kind] for kind in kinds):
             reason = f"training.metrics: {_wrong(name, recipe, names)}"
             yield Finding(("training", "metrics", index), reason, _nearest(name, known, every))
     best = recipe.training.metric_for_best_model
@@ -30,7 +30,8 @@ def check_metrics(recipe: Recipe, names: Names) -> Iterator[Finding]:
     name = _without_set(best.removeprefix("eval_"), recipe)
     several = {name for kind in kinds for name, metric in names.metrics[kind].items() if metric.several}
     single = known - several | {"loss"}
-    if name not in single:
+    plugins = [] if name in known or name == "loss" else [names.metrics[kind].get(name) for kind in kinds]
+    if name not in single and not any(found is not None and not found.several for found in plugins):
         reason = f"training.metric_for_best_model = {best!r}: {_wrong(name, recipe, names)}"
         yield Finding(("training", "metric_for_best_model"), reason, _nearest(name, single, every, "eval_"))
 

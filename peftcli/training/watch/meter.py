@@ -76,6 +76,7 @@ class Meter:
         session.world.watch.end()
         if session.world.is_main:
             session.reporter.step(record)
+            session.callbacks.step(record)
 
     def _record(self, **measured: float) -> StepRecord:
         session, state = self._session, self._session.state
