@@ -43,12 +43,27 @@ def test_shipped_recipes_are_valid(folder: str) -> None:
 
 
 def test_method_table_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+)% \| ([\d,]+) \|", text_of("README.md"), flags=re.M)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+)% \| ([\d,]+) \|", text_of("docs/methods.md"), flags=re.M)
     assert [name for name, *_ in rows] == registry.names()
     for name, family, percent, saved in rows:
         counts = count_params(load_recipe(ROOT / "configs" / f"{name}.yaml", [], NAMES).recipe)
         info = registry.info(name)
         assert (family, percent, saved) == (info.family, f"{counts.percent:.2f}", f"{counts.saved:,}"), name
+
+
+def test_what_sets_it_apart_has_a_proof_in_each_row() -> None:
+    """A test, a benchmark or a page; tests/docs/test_pages.py follows the links."""
+    section = text_of("README.md").partition("## What sets it apart\n")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) >= 8
+    for row in rows:
+        proof = row.rstrip("| ").rpartition(" | ")[2]
+        assert re.search(r"\]\((tests|benchmarks|docs)/", proof), row
+
+
+def test_readme_counts_the_methods() -> None:
+    (number,) = re.findall(r"^\| (\d+) methods", text_of("README.md"), flags=re.M)
+    assert int(number) == len(registry.names())
 
 
 def test_the_comparison_of_methods_has_a_row_for_each() -> None:
