@@ -30,7 +30,7 @@ def on_config(config: Any) -> Any:
     """Set the order of the pages."""
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[[^\]]+\]\(([\w-]+\.md)\)", index, flags=re.M)
-    config.nav = [OUTSIDE["README.md"], *listed, *(page for page in OUTSIDE.values() if page != "index.md")]
+    config["nav"] = [OUTSIDE["README.md"], *listed, *(page for page in OUTSIDE.values() if page != "index.md")]
     return config
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from peftcli.data.recognition.format_table import FORMATS, format_of_plugin
 from peftcli.data.recognition.row_format import RowFormat
-from peftcli.plugins import WithPlugins
 from peftcli.protocol.registry import registry
+from peftcli.recipe.entry_points import WithPlugins
 from peftcli.recipe.method_facts import Registry
+from peftcli.record.callback import Callback, find_callback
 from peftcli.tasks.metric_table import METRICS, MetricInfo
 from peftcli.tasks.task_info import TaskInfo
 from peftcli.tasks.task_table import TASKS
-from peftcli.training.watch.callbacks import Callback, find_callback
 
 
 @dataclass(frozen=True)

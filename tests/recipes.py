@@ -14,8 +14,8 @@ import yaml
 
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.record.callback import StepRecord
 from peftcli.record.run_summary import Summary
-from peftcli.training.watch.reporting import StepRecord
 
 WORDS = ["cat", "dog", "mat", "house", "film", "story", "green", "red", "blue", "bad", "good", "very"]
 

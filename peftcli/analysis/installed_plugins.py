@@ -8,10 +8,10 @@ from typing import Any
 
 from peftcli.data.recognition.format_table import OWN_FORMATS, format_of_plugin
 from peftcli.errors import UserError
-from peftcli.plugins import plugin, plugins
 from peftcli.protocol.registry import registry
+from peftcli.recipe.entry_points import plugin, plugins
+from peftcli.record.callback import find_callback
 from peftcli.tasks.metric_table import metrics_of_plugin, own_names
-from peftcli.training.watch.callbacks import find_callback
 
 
 @dataclass(frozen=True)

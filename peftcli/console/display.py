@@ -22,8 +22,8 @@ from peftcli.record.shown_numbers import byte_size, count, duration, metric
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from peftcli.record.callback import StepRecord
     from peftcli.record.run_summary import Summary
-    from peftcli.training.watch.reporting import StepRecord
 
 
 PREPARING_EVERY = 10.0  # seconds between lines of a log while rows are tokenised

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from peftcli.progress import Stage
-    from peftcli.training.watch.reporting import StepRecord
+    from peftcli.record.callback import StepRecord
 
 
 class LiveView:

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from peftcli.errors import UserError
-from peftcli.plugins import Plugin, plugin
 from peftcli.protocol.method import Method, MethodInfo
+from peftcli.recipe.entry_points import Plugin, plugin
 from peftcli.recipe.method_params import MethodParams
 
 _BUILT_IN = (

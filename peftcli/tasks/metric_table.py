@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from peftcli.plugins import Plugin, WithPlugins, plugin
+from peftcli.recipe.entry_points import Plugin, WithPlugins, plugin
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]

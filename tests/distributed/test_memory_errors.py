@@ -14,8 +14,8 @@ from peftcli.distributed.memory_errors import OutOfMemory, memory_for, says_noth
 from peftcli.errors import UserError
 from peftcli.models.packed_documents import packing_route
 from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.record.callback import StepRecord
 from peftcli.training.run import train
-from peftcli.training.watch.reporting import StepRecord
 from tests.recipes import Recorder
 from tests.tiny import tiny_model
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from peftcli import plugins
 from peftcli.inference.metrics import greater_is_better
 from peftcli.protocol import registry as registry_module
+from peftcli.recipe import entry_points
 from tests.command_line import COLOURS, Cli, Workspace, write_jsonl
 from tests.docs.pages import blocks, text_of
 
@@ -40,7 +40,7 @@ class Site:
         metadata.mkdir(exist_ok=True)
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8")
         (metadata / "entry_points.txt").write_text(points, encoding="utf-8")
-        plugins._read.cache_clear()
+        entry_points._read.cache_clear()
 
     def install_page(self, **changed: str) -> None:
         """Install what docs/plugins.md shows, modules with `changed` text in place of their own."""
@@ -60,7 +60,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
             del sys.modules[name]
-    plugins._read.cache_clear()
+    entry_points._read.cache_clear()
     registry_module._find.cache_clear()
 
 
@@ -224,8 +224,8 @@ def test_names_that_nobody_offers_have_the_remedy(cli: Cli, workspace: Workspace
 def test_nothing_is_looked_up_for_names_of_ours(
     cli: Cli, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins, "entry_points", None)  # a call would fail
-    plugins._read.cache_clear()
+    monkeypatch.setattr(entry_points, "entry_points", None)  # a call would fail
+    entry_points._read.cache_clear()
     changes = {"data__format": "classification", "training__metrics": ["f1"], "training__max_steps": 1}
     assert (
         cli("train", workspace.recipe("ours", **changes, training__metric_for_best_model="eval_mcc"), "--quiet").code

@@ -39,8 +39,9 @@ from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
+from peftcli.record.callback import StepRecord
 from peftcli.training.run import train
-from peftcli.training.watch.reporting import Silent, StepRecord
+from peftcli.training.watch.reporting import Silent
 from tests.recipes import chat_rows, class_rows, write_jsonl
 from tests.tiny import save_tiny
 

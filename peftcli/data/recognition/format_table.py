@@ -28,7 +28,7 @@ from peftcli.data.formats import (
 from peftcli.data.read.records import RowError
 from peftcli.data.recognition.examples import Example
 from peftcli.data.recognition.row_format import MakeExamples, RecognisedFormat, RowFormat
-from peftcli.plugins import Plugin, WithPlugins, plugin
+from peftcli.recipe.entry_points import Plugin, WithPlugins, plugin
 from peftcli.tasks.task_info import RowKind
 
 FORMATS: tuple[RowFormat, ...] = (

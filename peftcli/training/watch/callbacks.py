@@ -1,73 +1,14 @@
-"""Callbacks: what other packages do while a run trains; a recipe names them in `training.callbacks`. No torch here."""
+"""The callbacks of a run: a recipe names those of other packages in `training.callbacks`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.plugins import plugin
+from peftcli.record.callback import Callback, StepRecord, WatchedRun, find_callback
 from peftcli.record.run_summary import Summary
-from peftcli.training.watch.reporting import StepRecord
-
-
-@dataclass(frozen=True)
-class WatchedRun:
-    """What a callback is told of its run.
-
-    Args:
-        directory: of the run.
-        recipe: with every default filled in; references to variables of the environment are left as they are written.
-        first_step: steps that were taken before, by the part of the run that was interrupted; 0 for a new run.
-        total_steps: optimizer steps of the whole run.
-    """
-
-    directory: Path
-    recipe: Mapping[str, Any]
-    first_step: int
-    total_steps: int
-
-
-class Callback:
-    """Watches a run; override what you need. One object is made for each run, without arguments, in its main process.
-
-    A callback that raises is told about and gets nothing more; the run goes on. Two runs of one recipe stay equal bit
-    for bit as long as it takes no random numbers of Python, NumPy or torch.
-    """
-
-    def begin(self, run: WatchedRun) -> None:
-        """Do what is due before the first step."""
-
-    def step(self, record: StepRecord) -> None:
-        """See that a step was taken; every one, before a due evaluation."""
-
-    def evaluation(self, metrics: Mapping[str, Any]) -> bool | None:
-        """See the metrics of an evaluation, with `step`, `epoch` and `best`; return True to end the run here.
-
-        The run then ends as after early stopping: the best adapter is kept, and it is finished.
-        """
-        return None
-
-    def end(self, summary: Summary | None) -> None:
-        """See how the run ended; None where it was stopped, or failed."""
-
-
-def find_callback(name: str) -> type[Callback] | None:
-    """Return the class of a callback that an installed package offers, None if there is none.
-
-    Raises:
-        UserError: the package cannot be imported, or holds something else.
-    """
-    found = plugin("callback", name, ())
-    if found is None:
-        return None
-    held = found.held("CALLBACK")
-    if not isinstance(held, type) or not issubclass(held, Callback):
-        raise found.wrong("ends in no CALLBACK that is a subclass of peftcli.training.watch.callbacks.Callback")
-    return held
 
 
 class Callbacks:

@@ -7,10 +7,10 @@ import time
 import torch
 from torch import Tensor
 
+from peftcli.record.callback import StepRecord
 from peftcli.tasks.task import Batch
 from peftcli.training.session import Session
 from peftcli.training.watch.finite import FiniteWatch
-from peftcli.training.watch.reporting import StepRecord
 
 
 class Meter:

@@ -1,42 +1,11 @@
-"""What a run tells whoever watches it: the record of a step, and the protocol of a watcher. No torch here."""
+"""What a run tells whoever shows it: the protocol of a watcher. No torch here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from peftcli.record.callback import StepRecord
 from peftcli.record.run_summary import Summary
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One optimizer step, as the screen shows it.
-
-    `loss`, `grad_norm` and `tokens_per_second` are measured over the steps since the last logged one and are None in
-    between: reading them from the device at every step would make the device wait.
-
-    Args:
-        step, total_steps: optimizer steps, from 1.
-        epoch: passes over the training rows so far, fractional.
-        learning_rate: of the first parameter group, at this step.
-        tokens: non-padding tokens seen since the start of the run.
-        seconds_left: estimate, None until a step was measured.
-    """
-
-    step: int
-    total_steps: int
-    epoch: float
-    learning_rate: float
-    tokens: int
-    loss: float | None = None
-    grad_norm: float | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-
-    @property
-    def logged(self) -> bool:
-        """Whether this step is a line of metrics.jsonl."""
-        return self.loss is not None
 
 
 class Reporter(Protocol):

@@ -24,8 +24,8 @@ from peftcli.stop_signals import ignore_signals, interrupted_by_signals
 from peftcli.studies.engine.process.trial_outcome import Evaluated, Outcome, Progress, Ready, TrialJob, curve_point
 
 if TYPE_CHECKING:
+    from peftcli.record.callback import StepRecord
     from peftcli.record.run_summary import Summary
-    from peftcli.training.watch.reporting import StepRecord
 
 _BETWEEN = 0.5
 """Seconds between two messages on how far the run is."""
