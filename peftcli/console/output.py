@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peftcli.console.tables.fitted_table import print_fitted
 from peftcli.console.terminal import data_stream, safe_console
 from peftcli.progress import end_watching
 from peftcli.shown_text import without_secrets
@@ -56,10 +57,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Ite
     return made
 
 
-def print_table(console: Console, made: Table) -> None:
-    """Print a table; into a file or pipe without the spaces that fill the last column."""
+def print_table(console: Console, made: Table, spare: Sequence[int] | None = None) -> None:
+    """Print a table: fitted to a terminal; into a file or pipe whole, without the spaces that fill the last column.
+
+    Args:
+        spare: indices of the columns that a narrow terminal does without, the first ones first; None is the last ones.
+    """
     if console.is_terminal:
-        console.print(made)
+        print_fitted(console, made, spare)
         return
     with console.capture() as drawn:
         console.print(made)

@@ -88,7 +88,7 @@ def progress_shown(*, quiet: bool = False) -> Iterator[ProgressBar | _Unseen]:
         yield _Unseen()
         return
     drawn = Progress(
-        SpinnerColumn(),
+        SpinnerColumn("line" if console.options.ascii_only else "dots"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None, pulse_style="bar.back"),
         TextColumn("{task.fields[numbers]}", markup=False, style="cyan"),

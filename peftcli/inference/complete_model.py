@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from peftcli.assembly.outline import model_spec
 from peftcli.errors import UserError
 from peftcli.inference.open_run import FoundRun, find_run, with_text_length
+from peftcli.inference.reading_file import with_reading
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
 from peftcli.models.model_tasks import possible_tasks, saved_tasks
@@ -69,12 +70,14 @@ def find_used(
     if not is_complete_model(path):
         return find_run(path, base_dtype, max_new_tokens, trust_code, checkpoint)
     refuse_checkpoint(checkpoint, f"{path} is a complete model")
-    loaded = with_text_length(recipe_of_model(path, trust_code=trust_code), max_new_tokens)
+    loaded, trained = with_reading(recipe_of_model(path, trust_code=trust_code), path)
+    loaded = with_text_length(loaded, max_new_tokens)
     spec = model_spec(loaded.recipe)
     if base_dtype is not None:
         spec = spec.model_copy(update={"dtype": base_dtype})
     tokenizer, notes = load_tokenizer_with_notes(spec)
-    return FoundRun(RunDirectory(path), replace(loaded, path=str(path)), None, spec, None, tokenizer, notes)
+    loaded = replace(loaded, path=str(path))
+    return FoundRun(RunDirectory(path), loaded, None, spec, None, tokenizer, notes, read_as=trained)
 
 
 def refuse_checkpoint(checkpoint: str | None, what: str) -> None:

@@ -75,6 +75,7 @@ class FoundRun:
         notes: what a user should know.
         computes_in: dtype of the products; None is that of the weights. A complete model is kept in float32, and was
             evaluated in its base's dtype.
+        read_as: format of the training rows of a complete model, which has no summary.
     """
 
     directory: RunDirectory
@@ -85,11 +86,12 @@ class FoundRun:
     tokenizer: PreTrainedTokenizerBase
     notes: list[str]
     computes_in: DTypeName | None = None
+    read_as: str | None = None
 
     @property
     def trained_format(self) -> str | None:
         """The format of the training rows; None where the run has no record of it."""
-        return trained_format(self.directory)
+        return self.read_as or trained_format(self.directory)
 
 
 def open_run(
@@ -165,7 +167,7 @@ def load_run(found: FoundRun, bases: Bases | None = None) -> OpenedRun:
     world = World(usable_device(found.loaded.recipe.training.device))
     saved = found.saved
     run = _load_model(found, world) if saved is None else _load_adapter(found, saved, world, bases or Bases())
-    return replace(run, trained_format=trained_format(found.directory))
+    return replace(run, trained_format=found.trained_format)
 
 
 def with_text_length(loaded: LoadedRecipe, max_new_tokens: int | None) -> LoadedRecipe:

@@ -15,6 +15,8 @@ from peftcli.deliverables.write_beside import write_beside_weights, write_config
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.memory_errors import OTHER_MACHINE, memory_for
 from peftcli.distributed.processes import World
+from peftcli.inference.open_run import trained_format
+from peftcli.inference.reading_file import write_reading
 from peftcli.merging.check_use import check_use
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
@@ -32,6 +34,7 @@ from peftcli.models.weights.base_files import base_directory, stored_tensors
 from peftcli.models.weights.tensor_source import Source, held_tensors
 from peftcli.progress import stage
 from peftcli.record.random_state import random_numbers_kept
+from peftcli.record.run_directory import RunDirectory
 from peftcli.write_errors import OTHER_OUTPUT
 
 Note = Callable[[str], None]
@@ -153,6 +156,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             with stage("comparing with base + adapter"):
                 usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
         card = merged_card(run.recipe.model.name_or_path, run.recipe.task, report)
+        write_reading(partial, run.recipe, trained_format(RunDirectory(run.directory)))
         (partial / "README.md").write_text(card, encoding="utf-8")
         if options.requantize:  # it has written the quantised model's own config
             make_readable(partial / CONFIG, config, leaving)

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from peftcli.console.tables.fitted_table import print_fitted
+from peftcli.console.output import print_table, table
 from peftcli.console.terminal import wrapped
 
 COLUMNS = ("run", "state", "score", "size")
@@ -17,7 +17,7 @@ ROWS = [("first", "finished", "accuracy 37.5%", "117.2 KB"), ("a longer name", "
 def drawn(width: int, spare: tuple[int, ...] = (3,), terminal: bool = True) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=terminal, highlight=False)
-    print_fitted(console, COLUMNS, ROWS, numeric=(2, 3), spare=spare)
+    print_table(console, table(COLUMNS, ROWS, numeric=(2, 3)), spare)
     return stream.getvalue()
 
 
@@ -30,7 +30,18 @@ def test_every_cell_is_there_or_its_column_is_named(width: int) -> None:
 
 
 def test_a_pipe_gets_the_whole_table() -> None:
-    assert all(cell in drawn(20, terminal=False) for row in ROWS for cell in row)
+    assert all(cell in drawn(160, terminal=False) for row in ROWS for cell in row)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_sentences_part_between_words_and_numbers_never(width: int) -> None:
+    rows = [("lora", "8", "Hu et al. 2021, arXiv:2106.09685"), ("prompt_tuning", "22,713,221", "a word " * 20)]
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, highlight=False)
+    print_table(console, table(("method", "trained", "paper"), rows))
+    found = stream.getvalue()
+    assert all(word in found for word in ("prompt_tuning", "22,713,221", "arXiv:2106.09685"))
+    assert found.count("word") == 20 and max(map(len, found.splitlines())) <= width + 10  # with colours
 
 
 def test_messages_part_between_words() -> None:

@@ -15,6 +15,7 @@ from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.input_rows import beside
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run, predict_runs
+from peftcli.inference.reading_file import READING
 from peftcli.merging.merge_run import merge_run
 from peftcli.recipe.schema import DataSpec
 from peftcli.training.run import train
@@ -125,6 +126,16 @@ def test_a_line_of_text_is_a_prompt_for_a_model_of_prompts(recipe, tmp_path: Pat
     notes: list[str] = []
     assert list(predict_run(run, str(tmp_path / "in.txt"), note=notes.append)) == list(predict_run(run, asked))
     assert any("read as prompt" in note for note in notes)
+    with_template = recipe("llama", training__max_steps=1, training__max_new_tokens=3, name="template",
+                           data__template="Q: {prompt} A:", data__max_length=20)  # fmt: skip
+    run = train(with_template).output_dir
+    merge_run(run, tmp_path / "merged", use_alone=False)
+    for file in (asked, str(tmp_path / "in.txt")):
+        of_run, of_model = (list(predict_run(one, file)) for one in (run, tmp_path / "merged"))
+        assert [line["prediction"] for line in of_model] == [line["prediction"] for line in of_run]
+    (tmp_path / "merged" / READING).write_text("{}")
+    with pytest.raises(UserError, match=READING):
+        predict_run(tmp_path / "merged", asked)
     untrained = list(predict_run(loaded.path, asked))
     assert len(untrained) == 2 and set(untrained[0]) == {"prediction", "scores", "finish_reason"}
 

@@ -1,59 +1,83 @@
-"""A table that loses nothing on a narrow terminal without saying so."""
+"""A table that fits a terminal: numbers and names are never parted, and nothing is lost without saying so."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from peftcli.console.output import print_table, table
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Column, Table
 
 _BETWEEN = 3
 """Columns of the terminal between two columns of a table."""
+_PROSE = 24
+"""Columns of the terminal that are enough for a column of sentences: they part between words."""
+_ALWAYS = 3
+"""Columns of a table, from its first, that are only left out all together."""
 
 
-def print_fitted(
-    console: Console,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    numeric: Iterable[int] = (),
-    spare: Sequence[int] = (),
-) -> None:
-    """Print a table whose cells are never cut or wrapped.
+def print_fitted(console: Console, made: Table, spare: Sequence[int] | None = None) -> None:
+    """Print a table on a terminal.
 
-    Where it is wider than the terminal, spare columns are left out, and a line below names them. Where it is too wide
-    without them, each row is printed by itself, a line for each of its cells. Columns without any value are left out.
+    Columns of sentences are made narrower first. Then columns are left out, and a line below names them. Where it is
+    too wide even so, each row is printed by itself, a line for each of its cells.
 
     Args:
-        columns: headings.
-        rows: cells, already formatted; the first cell names its row.
-        numeric: indices of the columns that align right.
-        spare: indices of the columns to leave out, the first ones first.
+        made: its cells are plain texts.
+        spare: indices of the columns to leave out, the first ones first; None is from the last one to the fourth.
     """
+    headings = [str(column.header) for column in made.columns]
+    cells = [[str(cell) for cell in column.cells] for column in made.columns]
+    least = [_least(heading, texts) for heading, texts in zip(headings, cells, strict=True)]
+    places = list(range(len(headings)))
+    left_out = list(reversed(places[_ALWAYS:])) if spare is None else list(spare)
+    for count in range(len(left_out) + 1):
+        kept = [place for place in places if place not in left_out[:count]]
+        if sum(least[place] for place in kept) + _BETWEEN * (len(kept) - 1) <= console.width:
+            _print_columns(console, made, kept, least, cells)
+            if count:
+                names = ", ".join(headings[place] for place in places if place not in kept)
+                text = f"left out for lack of width: {names}; a wider terminal or --json has all"
+                console.print(text, style="dim", markup=False)
+            return
+    _print_rows(console, headings, cells)
+
+
+def _least(heading: str, texts: Sequence[str]) -> int:
+    """Return the columns of the terminal that a column of a table needs."""
     from rich.cells import cell_len
 
-    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
-    filled = [place for place in range(len(columns)) if any(row[place] for row in rows)]
-    left_out = [place for place in spare if place in filled]
-    for count in range(len(left_out) + 1):
-        kept = [place for place in filled if place not in left_out[:count]]
-        width = sum(widths[place] for place in kept) + _BETWEEN * (len(kept) - 1)
-        if not console.is_terminal:
-            console.width = max(console.width, width)  # nobody's screen
-        if width <= console.width:
-            shown = [[row[place] for place in kept] for row in rows]
-            numbers = [at for at, place in enumerate(kept) if place in set(numeric)]
-            print_table(console, table([columns[place] for place in kept], shown, numeric=numbers))
-            if count:
-                names = ", ".join(columns[place] for place in filled if place not in kept)
-                console.print(f"left out for lack of width: {names}; --json has all", style="dim", markup=False)
-            return
-    label = max(len(columns[place]) for place in filled)
-    for row in rows:
+    lines = [line for text in texts for line in text.split("\n")]
+    widest = max(map(cell_len, lines), default=0)
+    if widest > _PROSE and any(" " in line for line in lines if cell_len(line) > _PROSE):
+        widest = max(_PROSE, *(cell_len(word) for line in lines for word in line.split()))
+    return max(widest, *(cell_len(word) for word in heading.split()), 1)
+
+
+def _print_columns(
+    console: Console, made: Table, kept: Sequence[int], least: Sequence[int], cells: Sequence[Sequence[str]]
+) -> None:
+    """Print some columns; what is left of the width goes to those whose cells would part."""
+    from rich.cells import cell_len
+
+    room = console.width - sum(least[place] for place in kept) - _BETWEEN * (len(kept) - 1)
+    columns: list[Column] = []
+    for place in kept:
+        column = made.columns[place]
+        texts = [str(column.header), *cells[place]]
+        more = min(room, max(cell_len(line) for text in texts for line in text.split("\n")) - least[place])
+        column.width, room = least[place] + max(more, 0), room - max(more, 0)
+        column._index = len(columns)  # rich keeps a column's place in it
+        columns.append(column)
+    made.columns = columns
+    console.print(made)
+
+
+def _print_rows(console: Console, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    label = max(map(len, headings))
+    for row in zip(*cells, strict=True):
         console.print(row[0], style="bold", markup=False, soft_wrap=True)
-        for place in filled[1:]:
-            if row[place]:
-                console.print(f"  {columns[place]:<{label}}  {row[place]}", markup=False, soft_wrap=True)
+        for heading, cell in zip(headings[1:], row[1:], strict=True):
+            if cell:
+                console.print(f"  {heading:<{label}}  {cell}", markup=False, soft_wrap=True)

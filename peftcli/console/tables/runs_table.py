@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftcli.console.tables.fitted_table import print_fitted
+from peftcli.console.output import print_table, table
 from peftcli.record.shown_numbers import byte_size, duration, metric, short_count
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def print_runs(runs: Sequence[RunEntry], studies: Sequence[StudyEntry], director
     if not lines:
         return
     lines.sort(key=lambda line: -line[0])
-    print_fitted(console, COLUMNS, [cells for _, cells in lines], numeric=(3, 4, 5, 6, 7), spare=_SPARE)
+    rows = [cells for _, cells in lines]
+    print_table(console, table(COLUMNS, rows, numeric=(3, 4, 5, 6, 7)), _SPARE)
     for run in runs:
         if run.reason is not None:
             console.print(f"{_name(run.path, directory)}: {run.state}: {run.reason}", markup=False)

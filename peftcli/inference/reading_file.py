@@ -1,0 +1,82 @@
+"""How the rows of a merged model's training were read: a file beside the model, so that it reads others as its run did.
+
+peftcli_rows.json   {"task", "trained_format", "max_new_tokens", "format", "columns", "template", ...}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from peftcli.atomic import write_text
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.schema import DataSpec, Recipe
+from peftcli.typed_record import read_record
+
+READING = "peftcli_rows.json"
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """What of a recipe says how a file is read, and how long a generated text becomes.
+
+    Args:
+        trained_format: format of the training rows; None where that is not known.
+        format, columns, template, max_length, chat_template_kwargs: as in `DataSpec`. The chat template itself is the
+            tokenizer's.
+    """
+
+    task: str
+    trained_format: str | None
+    max_new_tokens: int
+    format: str
+    columns: dict[str, str]
+    template: str | None
+    max_length: int
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def write_reading(directory: Path, recipe: Recipe, trained_format: str | None) -> None:
+    """Write how a run reads rows beside a model that it became; nothing for a run that knows of none."""
+    data = recipe.data
+    if data is None:
+        return
+    reading = RowReading(
+        recipe.task,
+        trained_format,
+        recipe.training.max_new_tokens,
+        data.format,
+        dict(data.columns),
+        data.template,
+        data.max_length,
+        dict(data.chat_template_kwargs),
+    )
+    write_text(directory / READING, json.dumps(asdict(reading), indent=2) + "\n")
+
+
+def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, str | None]:
+    """Return a complete model's recipe with what its directory says of rows, and the format of its training rows.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = directory / READING
+    if not file.exists():
+        return loaded, None
+    remedy = "merge again, or remove the file: rows are then read by their columns alone"
+    found = read_record(RowReading, file, suggestion=remedy)
+    recipe = loaded.recipe
+    if found.task != recipe.task:
+        return loaded, None
+    data = DataSpec(
+        format=found.format,
+        columns=found.columns,
+        template=found.template,
+        max_length=max(1, found.max_length),
+        chat_template_kwargs=found.chat_template_kwargs,
+    )
+    training = recipe.training.model_copy(update={"max_new_tokens": max(1, found.max_new_tokens)})
+    changes = {"data": data, "training": training}
+    return replace(loaded, recipe=recipe.model_copy(update=changes)), found.trained_format
