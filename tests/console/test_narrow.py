@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from peftcli.console.output import print_table, table
 from peftcli.console.terminal import wrapped
@@ -23,10 +24,10 @@ def drawn(width: int, spare: tuple[int, ...] = (3,), terminal: bool = True) -> s
 
 @pytest.mark.parametrize("width", [20, 30, 40, 52, 60, 70, 80, 200])
 def test_every_cell_is_there_or_its_column_is_named(width: int) -> None:
-    text = drawn(width)
+    text = " ".join(drawn(width).split())  # cells may part between words where each has its own line
     for row in ROWS:
         for heading, cell in zip(COLUMNS, row, strict=True):
-            assert cell in text or f"left out for lack of width: {heading}" in text.replace("\n", " "), text
+            assert cell in text or f"left out for lack of width: {heading}" in text, text
 
 
 def test_a_pipe_gets_the_whole_table() -> None:
@@ -39,9 +40,9 @@ def test_sentences_part_between_words_and_numbers_never(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, highlight=False)
     print_table(console, table(("method", "trained", "paper"), rows))
-    found = stream.getvalue()
+    found = Text.from_ansi(stream.getvalue()).plain
     assert all(word in found for word in ("prompt_tuning", "22,713,221", "arXiv:2106.09685"))
-    assert found.count("word") == 20 and max(map(len, found.splitlines())) <= width + 10  # with colours
+    assert found.count("word") == 20 and max(map(len, found.splitlines())) <= width
 
 
 def test_messages_part_between_words() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from peftcli.console.terminal import wrapped
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
@@ -80,4 +82,5 @@ def _print_rows(console: Console, headings: Sequence[str], cells: Sequence[Seque
         console.print(row[0], style="bold", markup=False, soft_wrap=True)
         for heading, cell in zip(headings[1:], row[1:], strict=True):
             if cell:
-                console.print(f"  {heading:<{label}}  {cell}", markup=False, soft_wrap=True)
+                lines = wrapped(cell, max(console.width - label - 4, 1)).replace("\n", "\n" + " " * (label + 4))
+                console.print(f"  {heading:<{label}}  {lines}", markup=False, soft_wrap=True)
