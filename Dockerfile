@@ -13,8 +13,9 @@ ENV PIP_NO_CACHE_DIR=1 \
 WORKDIR /src
 # torch in a layer of its own: it is large, and a change of this package does not fetch it again
 RUN python -m pip install "torch==${TORCH_VERSION}" --extra-index-url "${TORCH_INDEX}"
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY peftcli peftcli
+COPY recipes recipes
 # hadolint ignore=DL3013 # the package itself, from this directory
 RUN python -m pip install ".[demo,metrics,gguf,sentencepiece]"
 

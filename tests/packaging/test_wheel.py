@@ -17,7 +17,7 @@ import peftcli
 from tests.command_line import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 COMMANDS = """
 import json, sys
 import peftcli
@@ -39,6 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel, built from a copy of the tree: a build leaves files, and takes in what an old one left."""
     tree = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "peftcli", tree / "peftcli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes", tree / "recipes")
     for name in SOURCES:
         shutil.copy(ROOT / name, tree)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
@@ -54,6 +55,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
         for path in (ROOT / "peftcli").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
+    here |= {f"peftcli/starting/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
     assert packed == here
@@ -83,6 +85,7 @@ def test_the_wheel_does_the_demo_outside_the_clone(wheel: Path, workspace: Works
         ["--version"],
         ["validate", recipe],
         ["methods"],
+        ["recipes", "list"],
         ["schema"],
         ["count-params", recipe],
         ["recommend", recipe],  # reads rules.yaml
