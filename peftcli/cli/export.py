@@ -205,7 +205,8 @@ def _show_server(done: ServerExport, as_json: bool, quiet: bool) -> None:
         return
     end_watching()
     kind = f" in {done.type}" if done.type else ""
-    print(f"{done.output}: {', '.join(done.files)}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}")
+    files = ", ".join(done.files) if Path(done.output).is_dir() else "a GGUF file"
+    print(f"{done.output}: {files}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}")
     for command in done.commands:
         print(f"  {command}")
 

@@ -11,6 +11,7 @@ import gguf
 from torch import Tensor
 
 from peftcli.adapters.format import SavedAdapter
+from peftcli.deliverables.carried_files import TOKENIZER_CONFIG
 from peftcli.errors import UserError
 from peftcli.models.families.gguf_families import GgufFamily
 from peftcli.serving.gguf_file import GgufTensor, new_writer, write_gguf
@@ -34,6 +35,11 @@ def write_gguf_lora(path: Path, saved: SavedAdapter, source: Path, config: dict[
         UserError: the base's family or the adapter has no place in llama.cpp; nothing is written then.
     """
     family = gguf_family(config)
+    if (source / TOKENIZER_CONFIG).is_file():
+        raise UserError(
+            f"{source}: the run added tokens to the vocabulary, which a GGUF file of the base does not have",
+            suggestion="fold the run into the base: --to gguf",
+        )
     pairs = lora_pairs(lora_files(saved, source, SERVER))
     _refuse_tied(pairs, config)
     alpha = common_alpha(pairs)

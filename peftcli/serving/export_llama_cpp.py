@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ def export_gguf(asked: Asked) -> ServerExport:
         type=asked.kind,
         tensors=len(planned.tensors),
         bytes=size,
-        commands=(f"llama-server -m {shown}",),
+        commands=(shlex.join(["llama-server", "-m", str(shown)]),),
         notes=tuple(planned.notes),
     )
 
@@ -70,7 +71,7 @@ def export_gguf_lora(asked: Asked) -> ServerExport:
         type=asked.kind,
         tensors=tensors,
         bytes=size,
-        commands=(f"llama-server -m BASE.gguf --lora {shown}",),
+        commands=(shlex.join(["llama-server", "-m", "BASE.gguf", "--lora", str(shown)]),),
         notes=saved.notes,
     )
 
@@ -115,7 +116,8 @@ def _ollama_report(
     asked: Asked, method: str, base: str, file: str, tensors: int, size: int, notes: tuple[str, ...]
 ) -> ServerExport:
     name = model_name(asked.run)
-    commands = (f"ollama create {name} -f {asked.output / MODELFILE}", f"ollama run {name}")
+    create = ["ollama", "create", name, "-f", str(asked.output / MODELFILE)]
+    commands = (shlex.join(create), f"ollama run {name}")
     files = (MODELFILE, file)
     return ServerExport(str(asked.output), OLLAMA, method, base, files, asked.kind, tensors, size, commands, notes)
 

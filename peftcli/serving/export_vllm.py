@@ -6,6 +6,7 @@ largest rank (zeros added) and one alpha; what remains of a module's scale is mu
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from torch import Tensor, cat
@@ -112,10 +113,12 @@ def export_vllm(asked: Asked) -> ServerExport:
             notes += carry_texts(directory, partial)
             names = tuple(sorted(path.name for path in partial.iterdir()))
             size = (partial / WEIGHTS).stat().st_size
-    command = f"vllm serve {base} --enable-lora --max-lora-rank {allowed_rank(rank)} --lora-modules"
-    command += f" {model_name(asked.run)}={asked.output}"
+    command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(allowed_rank(rank))]
+    command += ["--lora-modules", f"{model_name(asked.run)}={asked.output}"]
     if TEMPLATE_FILE in names:
-        command += f" --chat-template {asked.output / TEMPLATE_FILE}"
+        command += ["--chat-template", str(asked.output / TEMPLATE_FILE)]
     found = (*saved.notes, *notes)
     method = saved.params.name
-    return ServerExport(str(asked.output), VLLM, method, base, names, None, tensors, size, (command,), found)
+    return ServerExport(
+        str(asked.output), VLLM, method, base, names, None, tensors, size, (shlex.join(command),), found
+    )

@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
+from peftcli.deliverables.learnt_texts import LearntTexts
+from peftcli.deliverables.leaving_model import leaving_model
+from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from tests.merging.runs import make_recipe, save_random_adapter
 from tests.tiny import POSITIONS, tiny_model
@@ -127,6 +130,9 @@ CASES: dict[str, Case] = {
     "qwen3": Case("qwen3", LORA | {"rank_pattern": {"q_proj": 8}}, _qwen_tokenizer),
     "gemma2": Case("gemma2", LORA, piece_tokenizer),
     "gemma3_text": Case("gemma3_text", LORA, piece_tokenizer, {"num_hidden_layers": 6, "sliding_window_pattern": 6}),
+    "granite": Case("granite", LORA, changes={"attention_multiplier": 0.25, "embedding_multiplier": 3.0}),
+    "olmo2": Case("olmo2", LORA),
+    "starcoder2": Case("starcoder2", LORA, changes={"sliding_window": None}),
     "phi": Case("phi", LORA, changes={"intermediate_size": 128, "num_key_value_heads": 4}),
     "phi3": Case(
         "phi3",
@@ -176,11 +182,15 @@ def save_served(directory: Path, family: str, tokenizer: PreTrainedTokenizerFast
     return directory
 
 
-def served_run(folder: Path, case: Case) -> Path:
-    """Return a run directory with a random adapter, whose values are multiples of 1/16."""
+def served_run(folder: Path, case: Case, **model: Any) -> Path:
+    """Return a run directory with a random adapter, whose values are multiples of 1/16.
+
+    Args:
+        model: more of the recipe's model block.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     base = save_served(folder / "model", case.family, case.tokenizer(), **case.changes)
-    recipe = make_recipe(folder, "causal_lm", case.method, base)
+    recipe = make_recipe(folder, "causal_lm", case.method, base, **model)
     run = folder / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -190,5 +200,7 @@ def served_run(folder: Path, case: Case) -> Path:
     drawn = {name: torch.randn(saved.state[name].shape, generator=generator) for name in sorted(saved.state)}
     state = {name: (tensor * 5).round() / 16 for name, tensor in drawn.items()}
     shutil.rmtree(run / "adapter")
-    save_adapter(run / "adapter", attachment_state=state, params=saved.params, meta=saved.meta)
+    texts = LearntTexts.from_dict(saved.meta.texts or {})
+    leaving = leaving_model(recipe.model, recipe.task, load_tokenizer(recipe.model), texts)
+    save_adapter(run / "adapter", attachment_state=state, params=saved.params, meta=saved.meta, leaving=leaving)
     return run

@@ -93,6 +93,18 @@ def test_what_a_server_cannot_take_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_added_tokens_are_in_the_model_and_refused_beside_the_base(cli: Cli, tmp_path: Path) -> None:
+    """The base's GGUF file has no rows for them."""
+    import gguf
+
+    run = served_run(tmp_path / "case", Case("llama", LORA), new_special_tokens=["<call>"])
+    found = cli("export", run, "-o", tmp_path / "out", "--to", "gguf-lora")
+    assert found.code == 2 and "added tokens" in found.err and "--to gguf" in found.err
+    assert cli("export", run, "-o", tmp_path / "model.gguf", "--to", "gguf").code == 0
+    tokens = gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.tokens"].contents()
+    assert "<call>" in tokens
+
+
 def test_options_that_do_not_go_together_are_refused(run: Path, cli: Cli, tmp_path: Path) -> None:
     for options, words in (
         (("--to", "ggufs"), "did you mean gguf"),

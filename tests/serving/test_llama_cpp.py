@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from peftcli.merging.merge_run import merge_run
 from peftcli.serving.asked_export import Asked
 from peftcli.serving.export_to_server import export_to_server
+from tests.serving.greedy_tokens import NEW, expected
 from tests.serving.served_models import CASES, TEXTS, served_run
 
 llama_cpp = pytest.importorskip("xllamacpp", reason="has no wheel for this machine")
-NEW = 12
 
 
 def serve(model: Path, adapter: Path | None = None) -> Any:
@@ -47,13 +46,6 @@ def answer(server: Any, ids: list[int]) -> list[int]:
     return found[: found.index(2)] if 2 in found else found
 
 
-def expected(directory: Path, ids: list[int]) -> list[int]:
-    """Return the tokens that transformers goes on with, the end left out."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    made = model.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)[0, len(ids) :].tolist()
-    return made[: made.index(2)] if 2 in made else made
-
-
 def base_file(folder: Path) -> Path:
     """Return a GGUF file of the base: of a run that left it as a complete model."""
     run = folder / "untrained"
@@ -66,7 +58,9 @@ def base_file(folder: Path) -> Path:
     return folder / "base.gguf"
 
 
-@pytest.mark.parametrize("name", ["llama-long", "mistral", "qwen3", "gemma2", "phi", "phi3"])
+@pytest.mark.parametrize(
+    "name", ["llama-long", "mistral", "qwen3", "gemma2", "phi", "phi3", "granite", "olmo2", "starcoder2"]
+)
 def test_llama_cpp_answers_as_we_do(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     run = served_run(folder, CASES[name])

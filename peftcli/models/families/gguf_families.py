@@ -152,6 +152,27 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
     "mistral": _LLAMA,
     "qwen2": _QWEN2,
     "qwen3": replace(_QWEN2, architecture="qwen3"),
+    "granite": replace(
+        _LLAMA,
+        architecture="granite",
+        settings=(
+            *_SHAPE,
+            _RMS,
+            Setting("vocab_size", "vocab_size"),
+            Setting("attention.scale", "attention_multiplier", "number"),
+            Setting("embedding_scale", "embedding_multiplier", "number"),
+            Setting("residual_scale", "residual_multiplier", "number"),
+            Setting("logit_scale", "logits_scaling", "number"),
+        ),
+    ),
+    "olmo2": replace(_QWEN2, architecture="olmo2"),
+    "starcoder2": GgufFamily(
+        "starcoder2",
+        (*_SHAPE, Setting("attention.layer_norm_epsilon", "norm_epsilon", "number")),
+        activations=("gelu_pytorch_tanh",),
+        words=("bytes",),
+        note=_window,
+    ),
     "gemma2": replace(
         _GEMMA,
         architecture="gemma2",
