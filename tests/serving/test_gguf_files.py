@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from peftcli.errors import UserError
+from peftcli.progress import Stage, watched_by
 from peftcli.serving.asked_export import Asked
 from peftcli.serving.export_to_server import export_to_server
 from peftcli.serving.gguf_pretokenizers import pretokenizer_name
@@ -102,3 +103,20 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) ->
         for to in ("gguf", "gguf-lora"):
             with pytest.raises(UserError, match=reason):
                 export_to_server(to, Asked(run, tmp_path / "out", kind="f32"))
+
+
+def test_what_is_written_is_shown_tensor_by_tensor(tmp_path: Path) -> None:
+    class Seen:
+        def __init__(self) -> None:
+            self.done: list[tuple[int, int | None]] = []
+
+        def show(self, stage: Stage | None) -> None:
+            if stage is not None and stage.text == "writing":
+                self.done.append((stage.done, stage.total))
+
+        def close(self) -> None: ...
+
+    run, seen = served_run(tmp_path / "case", CASES["llama"]), Seen()
+    with watched_by(seen):
+        done = export_to_server("gguf", Asked(run, tmp_path / "model.gguf", kind="f16"))
+    assert seen.done == [(number, done.tensors) for number in range(done.tensors + 1)]
