@@ -34,6 +34,7 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe
+from peftcli.record.checkpoint_adapter import checkpoint_adapter, without_best
 
 
 @dataclass
@@ -51,12 +52,13 @@ class AdapterView:
     notes: list[str] = field(default_factory=list)
 
 
-def view_adapter(path: Path, trust_code: bool = False) -> AdapterView:
+def view_adapter(path: Path, trust_code: bool = False, checkpoint: str | None = None) -> AdapterView:
     """Measure the adapter or model of a run, or an adapter directory.
 
     Args:
         path: what `peft train` left, or a directory with adapter_config.json.
         trust_code: let the Python code that comes with the model run.
+        checkpoint: of a run: measure the adapter of this one.
 
     Raises:
         UserError: neither is there, or the base's config is out of reach.
@@ -64,10 +66,18 @@ def view_adapter(path: Path, trust_code: bool = False) -> AdapterView:
     if (path / "recipe.yaml").is_file():
         loaded = load_stored_recipe(path / "recipe.yaml", NAMES, trust_code=trust_code)
         recipe = with_allowed_code(loaded).recipe
+        checkpoint = without_best(path, checkpoint)
+        if checkpoint is not None and registry.info(recipe.method.name).artifact == "adapter":
+            return _view_adapter(checkpoint_adapter(path, recipe, checkpoint), recipe.model, recipe.task)
+        if checkpoint is not None:
+            remedy = "finish the training; `peft merge --checkpoint` writes the model of a checkpoint"
+            raise UserError(f"a checkpoint of {recipe.method.name} is a whole model, not an adapter", suggestion=remedy)
         if registry.info(recipe.method.name).artifact == "model":
             with_allowed_code(loaded, saved_model_spec(recipe.model, path / "model"))
             return _view_model(path, recipe)
         return _view_adapter(load_adapter(run_adapter(path)), recipe.model, recipe.task)
+    if checkpoint is not None:
+        raise UserError(f"--checkpoint is for a run directory; {path} is none", suggestion="leave it out")
     if (path / CONFIG).is_file():
         saved = load_adapter(path)
         if not saved.meta.base.get("name"):

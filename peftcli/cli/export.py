@@ -13,6 +13,7 @@ from peftcli.adapters.library import PLAIN_LORA
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
+from peftcli.console.standard_input import called
 from peftcli.errors import UserError
 from peftcli.progress import end_watching
 from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
@@ -222,7 +223,9 @@ def _export_for_library(
     with ExitStack() as stack:
         if checkpoint is not None:
             recipe = load_stored_recipe(stored_recipe(run), NAMES).recipe
-            run = stack.enter_context(adapter_directory(run, recipe, checkpoint))
+            adapter = stack.enter_context(adapter_directory(run, recipe, checkpoint))
+            stack.enter_context(called(str(adapter), f"{run} ({checkpoint})"))
+            run = adapter
         return export_run(run, output, to=to, instead=instead, base=base)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import Json, TrustRemoteCode, note
+from peftcli.console.options import CheckpointName, Json, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def inspect_adapter(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (SVG) to this file.")
     ] = None,
+    checkpoint: CheckpointName = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def inspect_adapter(
     from peftcli.analysis.adapter_view import view_adapter
     from peftcli.analysis.rank_verdict import judge
 
-    view = view_adapter(run, trust_remote_code)
+    view = view_adapter(run, trust_remote_code, checkpoint)
     verdict = judge(view.rows, view.params)
     if plot is not None:
         _write_plot(plot, view, run)

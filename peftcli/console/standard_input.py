@@ -41,7 +41,7 @@ def rows_file(data: str, option: str) -> Iterator[str]:
         file.write_bytes(content)
         if suffix not in (".jsonl", ".json"):
             note(f"{title} is read as {suffix}")
-        with _called(str(file), title):
+        with called(str(file), title):
             yield str(file)
 
 
@@ -57,12 +57,12 @@ def texts_file(texts: Sequence[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="peft-") as directory:
         file = Path(directory) / "texts.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        with _called(str(file), "--text"):
+        with called(str(file), "--text"):
             yield str(file)
 
 
 @contextmanager
-def _called(file: str, title: str) -> Iterator[None]:
+def called(file: str, title: str) -> Iterator[None]:
     """Let errors about a copy name what it is a copy of."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -40,6 +41,39 @@ def test_an_unfinished_run_is_used_at_its_steps(recipe, method) -> None:
         assert evaluate_run(run, checkpoint=which)["eval_loss"] == found[step], which
     with pytest.raises(UserError, match=r"not finished(.|\n)*--checkpoint last"):
         evaluate_run(run)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_command_takes_checkpoints_of_an_interrupted_run(
+    recipe, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    own = {"r": 4} if method == "lora" else {}
+    loaded = recipe(method={"name": method, **own}, training__max_new_tokens=3, **EVERY_STEP)
+    with pytest.raises(Stopped):
+        train(loaded, reporter=CtrlC(at=2, evaluated=True))
+    run, rows = str(loaded.recipe.output_dir), str(write_jsonl(tmp_path / "in.jsonl", chat_rows(2)))
+    commands = {
+        "eval": [], "predict": ["-i", rows], "merge": ["-o", tmp_path / "merged", "--no-verify"], "chat": [],
+        "export": ["-o", tmp_path / "exported"], "inspect-adapter": [],
+    }  # fmt: skip
+    for command, further in commands.items():
+        if (method, command) != ("full", "inspect-adapter"):
+            missing = cli(command, run, *further, "--checkpoint", "9")
+            assert missing.code == 2 and "step-1, step-2, last, best" in missing.err, command
+        done = cli(command, run, *further, "--checkpoint", "last")
+        if method == "full" and command in ("export", "inspect-adapter"):
+            assert done.code == 2 and "peft merge" in done.err and "peftcli-" not in done.err, done.err
+        else:
+            assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("which", ["best", "step-1"])
+def test_a_finished_run_of_a_whole_model(recipe, which: str) -> None:
+    loaded = recipe(method={"name": "full"}, training__learning_rate=0.05, training__save_total_limit=9, **EVERY_STEP)
+    summary = train(loaded)
+    expected = losses(Path(summary.output_dir))[1] if which == "step-1" else (summary.eval or {})["eval_loss"]
+    assert evaluate_run(summary.output_dir, checkpoint=which)["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_predictions_merges_and_exports_of_a_checkpoint(recipe, tmp_path: Path, cli: Cli) -> None:
