@@ -20,7 +20,9 @@ def complete_override(incomplete: str) -> list[str]:
         return _values(words[-1])
     if words[-1:] == ["="] and len(words) > 1:
         return [each for each in _values(words[-2]) if each.startswith(incomplete)]
-    return [f"{key}=" for key in _keys() if key.startswith(incomplete)] if incomplete else []
+    keys = [key for key in _keys() if key.startswith(incomplete)] if incomplete else []
+    values = _values(keys[0]) if len(keys) == 1 else []  # a shell adds a space behind the only answer
+    return [f"{key}={value}" for key in keys for value in values] or [f"{key}=" for key in keys]
 
 
 def complete_method(incomplete: str) -> list[str]:

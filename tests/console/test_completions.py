@@ -11,7 +11,8 @@ ASKED = [
     ("predi", ["predict"]),
     ("methods lo", ["lora", "lokr", "loreft"]),
     ("train recipe.yaml method.name = lok", ["lokr"]),  # bash parts words at "="
-    ("train recipe.yaml data.form", ["data.format="]),
+    ("train recipe.yaml data.form", ["data.format=auto", "data.format=messages"]),
+    ("train recipe.yaml data.s", ["data.split=", "data.streaming="]),
     ("export runs/x --to hf", ["hf-peft"]),
     ("count-params --task seq", ["seq2seq_lm", "sequence_classification"]),
     ("eval runs/x --checkpoint la", ["last"]),
