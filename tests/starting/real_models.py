@@ -15,6 +15,7 @@ from peftcli.models.load.load_model import count_parameters
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import Recipe
+from tests.tiny import HEADS, HIDDEN, LAYERS, POSITIONS, VOCAB, save_tiny
 
 DEVICES = (8, 16, 24, 48, 80)
 """Sizes of devices in GB that a recipe's `Memory` names."""
@@ -31,6 +32,35 @@ def real_config(model: str) -> PretrainedConfig:
     """Return the config of a model; its values are those of the public config.json."""
     values = dict(known()[model]["config"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+_SMALL = {
+    **dict.fromkeys(["hidden_size", "n_embd", "d_model"], HIDDEN),
+    **dict.fromkeys(["intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"], 2 * HIDDEN),
+    **dict.fromkeys(["num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"], LAYERS),
+    **dict.fromkeys(["encoder_layers", "decoder_layers"], LAYERS),
+    **dict.fromkeys(["num_attention_heads", "n_head", "num_heads"], HEADS),
+    **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], HEADS),
+    **dict.fromkeys(["head_dim", "d_kv"], HIDDEN // HEADS),
+    **dict.fromkeys(["max_position_embeddings", "n_positions"], POSITIONS),
+    "vocab_size": VOCAB,
+    "moe_intermediate_size": HIDDEN,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": POSITIONS // 2,
+    "position_buckets": 8,
+}
+
+
+def save_shrunk(folder: Path, model: str, task: str) -> Path:
+    """Write a model with the structure of a real config and small sizes, with a tokenizer, and return its directory."""
+    values = dict(known()[model]["config"])
+    family = values.pop("model_type")
+    if heads := values.get("num_key_value_heads"):
+        values["num_key_value_heads"] = max(1, HEADS * heads // values["num_attention_heads"])
+    small = {key: _SMALL.get(key, value) if value is not None else None for key, value in values.items()}
+    kept = {key: value for key, value in small.items() if not key.endswith("token_id")}
+    return save_tiny(folder, family, "base" if "classification" in task else task, **kept)
 
 
 def memory_line(recipe: Recipe) -> str:
