@@ -34,6 +34,7 @@ def test_the_table_fits_its_width(width: int) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     assert sum(line.startswith("qlora-llama-3.1-8b") for line in lines) == 1
+    assert any(line.startswith("recipe ") and line.endswith("memory") for line in lines) == (width >= 80)
 
 
 def test_show_prints_the_file(cli: Cli) -> None:
