@@ -38,6 +38,7 @@ COMMANDS = (
     "sweep",
     "runs",
     "report",
+    "estimate",
     "methods",
     "plugins",
     "validate",

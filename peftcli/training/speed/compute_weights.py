@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from peftcli.distributed.whole_tensors import is_share
 from peftcli.layers.added_modules import is_added
 
 
@@ -78,4 +79,4 @@ def frozen_projections(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_ours(weight: nn.Parameter) -> bool:
-    return type(weight) is nn.Parameter and weight.dtype == torch.float32 and not weight.requires_grad
+    return not is_share(weight) and weight.dtype == torch.float32 and not weight.requires_grad

@@ -104,7 +104,7 @@ def last_block(model: Any, anatomy: Anatomy, prepare: Callable[..., dict[str, An
         model: with its parts attached; only the hooks of the cut are added to it.
         prepare: `Attachment.prepare_inputs`.
     """
-    last = _hooked(model, anatomy)
+    last = hooked_last_block(model, anatomy)
     if last is None:
         return None
     was_training = model.training
@@ -119,8 +119,8 @@ def last_block(model: Any, anatomy: Anatomy, prepare: Callable[..., dict[str, An
     return last if same else None
 
 
-def _hooked(model: nn.Module, anatomy: Anatomy) -> LastBlock | None:
-    """Return the last block with its hooks, or None if the anatomy lacks a module or a part mixes positions."""
+def hooked_last_block(model: nn.Module, anatomy: Anatomy) -> LastBlock | None:
+    """Return the last block with its hooks, untried; None if the anatomy lacks a module or a part mixes positions."""
     blocks = anatomy.layers.get("encoder", ())
     if len(anatomy.layers) != 1 or not blocks:
         return None

@@ -1,0 +1,113 @@
+"""Hold what `peft estimate` predicts against what `peft train` takes, each in a fresh process.
+
+    python benchmarks/memory/estimate_error.py --material DIR
+
+writes estimate_error.json and the table in docs/choosing.md.
+
+Cells: models x methods x lengths x checkpointing. Rows are as long as max_length, so that the prediction from the
+config alone is of the same run. Memory depends little on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- estimate_error: begin -->", "<!-- estimate_error: end -->"
+METHODS, LENGTHS, CHECKPOINTING = ("lora", "adapter", "full"), (128, 512), (False, True)
+_LLAMA = {
+    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "vocab_size": 16384, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_T5 = {
+    "d_model": 512, "d_ff": 1408, "num_layers": 4, "num_heads": 8, "vocab_size": 16384, "pad_token_id": 0,
+    "eos_token_id": 2, "decoder_start_token_id": 0,
+}  # fmt: skip
+SHAPES = {"llama": ("causal_lm", _LLAMA), "t5": ("seq2seq_lm", _T5)}
+
+
+def prepare(material: Path) -> None:
+    """Write random models of two families with a tokenizer, and rows that are longer than any length tried."""
+    sys.path.insert(0, str(HERE.parent))
+    from material import tiny_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    words = ["many", "models", "learn", "one", "thing", "after", "another", "and", "forget", "little"]
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=1500)) for _ in range(32)]
+    rows = [json.dumps({"text": text}) for text in texts]
+    pairs = [json.dumps({"input": text, "target": text}) for text in texts]
+    (material / "causal_lm.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (material / "seq2seq_lm.jsonl").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    for family, (task, shape) in SHAPES.items():
+        kind = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSeq2SeqLM
+        kind.from_config(AutoConfig.for_model(family, **shape)).save_pretrained(material / family)
+        tiny_tokenizer(material / "causal_lm.jsonl").save_pretrained(material / family)
+
+
+def cell(material: Path, family: str, method: str, length: int, checkpointing: bool) -> dict[str, Any]:
+    """Return one cell: what was predicted from config, data and two steps, and what the run took, in bytes."""
+    task = SHAPES[family][0]
+    recipe = material / f"{family}.yaml"
+    recipe.write_text(
+        f"model: {{name_or_path: {material / family}}}\ntask: {task}\nmethod: {{name: {method}}}\n"
+        f"data: {{path: {material / task}.jsonl, val_set_size: 4, max_length: {length}}}\n"
+        f"training: {{max_steps: 3, gradient_checkpointing: {str(checkpointing).lower()}}}\n"
+        f"output_dir: {material / 'run'}\n",
+        encoding="utf-8",
+    )
+    found = {
+        "config": _peak("estimate", str(recipe), f"data.path={material / 'nothing.jsonl'}"),
+        "data": _peak("estimate", str(recipe)),
+        "measured": _peak("estimate", str(recipe), "--measure"),
+        "trained": _peak("train", str(recipe), "--overwrite", "--quiet"),
+    }
+    return {"family": family, "method": method, "length": length, "checkpointing": checkpointing, **found}
+
+
+def _peak(command: str, *arguments: str) -> int:
+    line = [sys.executable, "-m", "peftcli", command, *arguments, "--json"]
+    done = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    return int(done["devices"][0]["peak_memory_bytes"] if command == "estimate" else done["peak_memory_bytes"])
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Return the cells in Markdown, errors in percent of what the run took."""
+    lines = ["| model | method | tokens | checkpointing | trained, MB | config | data | two steps |", "|---" * 8 + "|"]
+    for each in cells:
+        off = [f"{100 * (each[tier] / each['trained'] - 1):+.1f}%" for tier in ("config", "data", "measured")]
+        about = [each["family"], f"`{each['method']}`", str(each["length"]), "yes" if each["checkpointing"] else "no"]
+        lines.append(f"| {' | '.join([*about, format(each['trained'] / 1e6, ',.0f'), *off])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every cell, and write the JSON and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--material", type=Path, required=True, help="directory for models, rows and the runs")
+    parser.add_argument("--most", type=int, default=None, help="cells to measure at most")
+    given = parser.parse_args()
+    material = given.material.resolve()
+    material.mkdir(parents=True, exist_ok=True)
+    prepare(material)
+    wanted = list(product(SHAPES, METHODS, LENGTHS, CHECKPOINTING))[: given.most]
+    cells = []
+    for one in wanted:
+        cells.append(cell(material, *one))
+        print(table(cells[-1:]).splitlines()[-1], flush=True)
+    (HERE / "estimate_error.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    page = HERE.parent.parent / "docs" / "choosing.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(cells)}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""`peft estimate`: the memory and the time of a recipe's run, from its config or its rows, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peftcli.analysis.estimate.c_heap import Heap
+from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, step_sizes
+from peftcli.analysis.estimate.library_memory import library_bytes
+from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate, Tier
+from peftcli.analysis.estimate.simulated_run import Counted, Setting, Work, simulate
+from peftcli.analysis.estimate.step_rates import kept_rate
+from peftcli.analysis.estimate.synthetic_rows import EqualRows, assumed_labels
+from peftcli.assembly.outline import model_spec
+from peftcli.assembly.positions_left import positions_left
+from peftcli.assembly.precision import Precision, decide_precision
+from peftcli.assembly.recipe_data import prepare_data
+from peftcli.assembly.recipe_task import make_task
+from peftcli.data.rows.row_set import RowSet
+from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.devices import free_bytes, pick_device
+from peftcli.distributed.processes import World
+from peftcli.distributed.strategy import Strategy, choose_strategy
+from peftcli.errors import PeftCliError, UserError
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.dtypes import checkpoint_dtype, choose_dtype
+from peftcli.models.load.load_model import load_config, shape_of
+from peftcli.models.load.meta_model import build_meta
+from peftcli.models.load.model_files import find_source
+from peftcli.models.load.tokenizers import load_tokenizer_with_notes
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.process_state import libraries_quiet
+from peftcli.protocol.apply_method import apply_method
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.schema import DataSpec, Recipe
+from peftcli.tasks.task_table import task_info
+from peftcli.training.speed.fast_paths import AllowedPaths
+from peftcli.training.speed.recomputation import Need
+from peftcli.training.step_plan import StepPlan, make_plan, token_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KEPT_FROM = 1 << 30
+"""Size from which `process_state.keep_freed_memory` lets the C library map blocks apart."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What an estimate starts from: a recipe's model and rows, looked at once.
+
+    Args:
+        validation: rows that are evaluated; empty without an evaluation.
+        notes: why no data was read.
+    """
+
+    loaded: LoadedRecipe
+    tier: Tier
+    device: torch.device
+    anatomy: Anatomy
+    tokenizer: PreTrainedTokenizerBase
+    train: RowSet
+    validation: RowSet | None
+    labels: LabelSpec | None
+    notes: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+
+def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
+    """Look at a recipe's config, and at its rows where they are there.
+
+    Raises:
+        UserError: the model has no config, cannot do the task, or the method does not fit it.
+    """
+    recipe = loaded.recipe
+    device = pick_device(recipe.training.device)
+    config = load_config(recipe.model)
+    spec = model_spec(recipe)
+    meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
+    anatomy = read_anatomy(meta, recipe.model.anatomy)
+    apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
+    notes: list[str] = []
+    tokenizer: Any = None
+    try:
+        tokenizer, _ = load_tokenizer_with_notes(spec)
+        if use_data and recipe.data is not None:
+            data = prepare_data(loaded, tokenizer, anatomy, World(device))
+            evaluates = recipe.training.eval_strategy != "no"
+            held = [rows for rows in data.validation.values() if len(rows) and evaluates]
+            longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
+            return Basis(loaded, "data", device, anatomy, tokenizer, data.train, longest, data.labels, ())
+    except UserError as error:
+        notes.append(f"no rows were read: {error.problems[0].message}")
+    labels = assumed_labels(recipe.task, spec)
+    data_spec = recipe.data or DataSpec()
+    room = positions_left(anatomy, recipe.method)
+    length = data_spec.max_length if room is None else min(data_spec.max_length, room)
+    count = recipe.training.per_device_train_batch_size * min(2, recipe.training.gradient_accumulation_steps)
+    kind = task_info(recipe.task).rows
+    evaluates = recipe.training.eval_strategy != "no" and bool(data_spec.val_set_size or data_spec.validation)
+    held_out = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, labels) if evaluates else None
+    rows = EqualRows(count, length, kind, labels)
+    notes.append(f"every row is taken to have {length:,} tokens")
+    return Basis(loaded, "config", device, anatomy, tokenizer or _stand_in(), rows, held_out, labels, tuple(notes))
+
+
+def _stand_in() -> Any:
+    """Return a tokenizer that knows its padding, for a model that comes without one."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+
+
+def estimate(basis: Basis, changed: Mapping[str, Any] | None = None, *, processes: int = 1) -> Estimate:
+    """Return the memory of each device, and the time where a rate was measured.
+
+    Args:
+        changed: keys of the model block and of `training` that differ from the recipe's.
+        processes: how many share the work.
+
+    Raises:
+        UserError: the model's code asks for values that only weights have.
+    """
+    recipe = _with(basis.recipe, changed or {})
+    with libraries_quiet():
+        try:
+            counted, setting, plan = _counted(basis, recipe, processes)
+        except PeftCliError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the memory of this model cannot be counted without its weights: {type(error).__name__}: {error}",
+                suggestion="measure it: peft estimate RECIPE --measure",
+            ) from error
+    strategy = choose_strategy(recipe.distributed, processes, basis.device.type)
+    quantised = setting.model.load_in_4bit or setting.model.load_in_8bit
+    device = _device(counted, library_bytes(basis.device, quantised=quantised), strategy, processes)
+    seconds = None
+    if basis.tier == "data":
+        rate = kept_rate(recipe, basis.device, shape_of(setting.config()), setting.recomputes)
+        tokens = float(basis.train.lengths.sum()) * plan.epochs
+        seconds = None if rate is None else tokens / rate / processes
+    return Estimate(basis.tier, [device] * processes, seconds, setting.recomputes, list(basis.notes))
+
+
+def _with(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with other values, by dotted key."""
+    for key, value in changed.items():
+        block, _, name = key.partition(".")
+        inner = getattr(recipe, block)
+        if inner is not None:
+            recipe = recipe.model_copy(update={block: inner.model_copy(update={name: value})})
+    return recipe
+
+
+def _counted(basis: Basis, recipe: Recipe, processes: int) -> tuple[Counted, Setting, StepPlan]:
+    """Simulate, with checkpointing where the recipe leaves it open and activations would not fit."""
+    setting, work, plan = _setting(basis, recipe, processes)
+    counted = simulate(setting, work)
+    if recipe.training.gradient_checkpointing == "auto":
+        free = free_bytes(basis.device, processes)
+        need = Need(1, 1, counted.kept, 12 * counted.trainable, (free or 0) - counted.base)
+        if free is not None and not need.fits:
+            setting = replace(setting, recomputes=True)
+            counted = simulate(setting, work)
+    return counted, setting, plan
+
+
+def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Work, StepPlan]:
+    world = World(basis.device)
+    spec, training = model_spec(recipe), recipe.training
+    config, source = load_config(spec), find_source(spec.name_or_path)
+    dtype, _ = choose_dtype(spec, config, source, basis.device)
+    stored = checkpoint_dtype(config, source)
+    precision: Precision = decide_precision(training, dtype, basis.device, width=basis.anatomy.hidden_size)
+    info = task_info(recipe.task)
+    allowed = AllowedPaths.of(recipe, basis.device)
+    joined = bool(info.packs and allowed.by_document and not training.neftune_noise_alpha)
+    joined = joined and not (recipe.data is not None and recipe.data.packing)
+    plan = make_plan(training, len(basis.train), processes)
+    limit = token_limit(training, basis.device.type, basis.anatomy.hidden_size)
+    steps = step_sizes(recipe, basis.train, plan, limit, joined)
+    _, batches = largest(basis.train, steps, joined)
+    held = [] if basis.validation is None else evaluation_rows(recipe, basis.validation, basis.device.type)
+    on_cpu = basis.device.type == "cpu"
+    plain = not (spec.load_in_4bit or spec.load_in_8bit) and source.kind == "directory"
+    setting = Setting(
+        recipe=recipe,
+        model=spec,
+        config=lambda: load_config(spec),
+        tokenizer=basis.tokenizer,
+        task=make_task(recipe, basis.tokenizer, basis.labels, train=basis.train if basis.tier == "data" else None),
+        labels=basis.labels,
+        world=world,
+        precision=precision,
+        by_document=joined,
+        last_block=allowed.last_block and info.rows == "labelled",
+        recomputes=training.gradient_checkpointing is True,
+        mapped=on_cpu and plain and stored == dtype,
+        heap=Heap(KEPT_FROM if training.fast_paths.allocator else None) if on_cpu else None,
+    )
+    return setting, Work(basis.train, batches, held), plan
+
+
+def _device(counted: Counted, libraries: int, strategy: Strategy, processes: int) -> Device:
+    """Return the peak of one device and its parts; a base that is divided counts its share and what is gathered."""
+    parts = dict.fromkeys(PARTS, 0) | {"libraries": libraries}
+    parts |= {part: counted.parts[part] for part in PARTS if part in counted.parts}
+    parts["activations"] += counted.waste
+    peak = libraries + counted.peak + counted.waste
+    if strategy.sharded:
+        gathered = min(counted.base, 2 * counted.largest_block + counted.outside)
+        share = counted.base // processes + gathered
+        peak += share - counted.base
+        parts["weights"] += share - counted.base
+    parts["evaluation"] = counted.evaluation
+    return Device(peak, parts)

@@ -1,0 +1,53 @@
+"""Which batches of a run take most memory: those of its own steps, cut as training cuts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from peftcli.data.rows.batching import batches as epoch_batches
+from peftcli.data.rows.micro_batches import longest_first, micro_batches, split_by_tokens
+from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.inference.evaluator import EVAL_BATCH_TOKENS
+from peftcli.recipe.schema import Recipe
+from peftcli.training.step_plan import StepPlan
+
+STEPS = 5000
+"""Steps of the first epoch that are looked at: enough to meet the longest rows together."""
+
+
+def step_sizes(recipe: Recipe, rows: RowSet, plan: StepPlan, limit: int | None, joined: bool) -> list[list[list[int]]]:
+    """Return the micro-batches of each step of the first epoch, as numbers of rows.
+
+    Args:
+        limit: tokens of a micro-batch at most.
+        joined: whether rows are put behind each other.
+    """
+    spec, lengths = recipe.training, rows.lengths
+    sampling = spec.train_sampling_strategy
+    steps = epoch_batches(rows, plan.step_rows, seed=recipe.seed, epoch=0, sampling=sampling)
+    size = spec.per_device_train_batch_size
+    return [
+        micro_batches(longest_first(numbers, lengths), lengths, batch_size=size, max_tokens=limit, joined=joined)
+        for numbers in islice(steps, min(plan.total_steps, STEPS))
+    ]
+
+
+def largest(rows: RowSet, steps: Sequence[list[list[int]]], joined: bool) -> tuple[int, list[list[int]]]:
+    """Return the index of the step with the largest micro-batch, and its largest micro-batches: two at most."""
+    lengths = rows.lengths
+
+    def tokens(numbers: list[int]) -> tuple[int, int]:
+        own = [int(lengths[number]) for number in numbers]
+        return (sum(own) if joined else max(own) * len(own)), max(own)
+
+    index = max(range(len(steps)), key=lambda step: max(tokens(numbers) for numbers in steps[step]))
+    return index, sorted(steps[index], key=tokens, reverse=True)[:2]
+
+
+def evaluation_rows(recipe: Recipe, rows: RowSet, device_type: str) -> list[Row]:
+    """Return the rows of the first batch of an evaluation, which is the largest one."""
+    order = longest_first(range(len(rows)), rows.lengths)
+    limit = EVAL_BATCH_TOKENS.get(device_type)
+    cut = split_by_tokens(order, rows.lengths, recipe.training.per_device_eval_batch_size, limit)
+    return [rows[number] for number in cut[0]] if cut else []

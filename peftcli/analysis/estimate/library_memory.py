@@ -1,0 +1,50 @@
+"""What a process holds before there is a model: Python, torch, transformers and their buffers, measured here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from peftcli import __version__
+from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, machine
+from peftcli.installed_versions import installed_versions
+
+_CHILD = """
+import resource, sys, torch
+import peftcli.training.run, peftcli.console.display
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+if sys.argv[1] == "bitsandbytes":
+    import bitsandbytes
+config = LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+model = AutoModelForCausalLM.from_config(config)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+ids = torch.randint(0, 512, (4, 64))
+for dtype in (torch.float32, torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    optimizer.step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def library_bytes(device: torch.device, *, quantised: bool) -> int:
+    """Return the resident bytes of a process that has trained a model of no size; 0 on a GPU, which holds no code.
+
+    Measured once on a machine and with these versions, in a process of its own; it takes a few seconds.
+    """
+    if device.type == "cuda" or sys.platform == "win32":
+        return 0
+    extra = "bitsandbytes" if quantised else "plain"
+    versions = json.dumps(installed_versions("transformers", "accelerate", "bitsandbytes"), sort_keys=True)
+    question = {"asked": "libraries", **machine(device), "peftcli": __version__, "with": extra, "versions": versions}
+    answer = kept_answer(question)
+    if answer is None:
+        done = subprocess.run([sys.executable, "-c", _CHILD, extra], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return 0
+        answer = keep_answer(question, Answer(faster=True, ratio=float(done.stdout.split()[-1])))
+    return int(answer.ratio)

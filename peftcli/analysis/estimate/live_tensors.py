@@ -1,0 +1,154 @@
+"""Run a model's code on tensors without values, and count the bytes that live at each moment.
+
+A tensor that stems from a weight or from numbers with a fraction is a `FakeTensor` of torch: shape, dtype and device,
+no memory. What is made of whole numbers alone (tokens, masks, positions) is computed as it is while it is small, so
+that the code takes the branches that it takes in training. Where the code asks for a value that there is not, it gets
+one: true, or 1. The idea of counting in a dispatch mode is that of torch's `MemTracker`
+(torch.distributed._tools.mem_tracker).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+SMALL = 2**22
+"""Elements up to which whole numbers are computed."""
+
+NOT_HELD = ""
+"""The part of what stands for something and takes no memory."""
+
+aten: Any = torch.ops.aten
+
+
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class
+    """A context in which every operation's memory is counted.
+
+    Attributes:
+        live: bytes that live now, by part.
+        peak: bytes at the fullest moment since the start, or since `restart`.
+        at_peak: the bytes by part then.
+        vocabulary: last dimension of what counts as logits; 0 for nothing.
+        events: (number of the block, its size) in order; the size is negative where it is given back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.live: Counter[str] = Counter()
+        self.peak, self.at_peak = 0, Counter[str]()
+        self._part, self._known = "activations", dict[int, tuple[weakref.ref[Any], int, str, int]]()
+        self.total = self._number = self.vocabulary = 0
+        self.events: list[tuple[int, int]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Be in the context."""
+        with self.fake, self:
+            yield
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what is made inside as this part's."""
+        before, self._part = self._part, name
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def restart(self) -> None:
+        """Look for a new fullest moment from now on."""
+        self.peak, self.at_peak = self.total, Counter(self.live)
+
+    def begin_events(self, without: Container[str]) -> None:
+        """Forget what happened, but for the blocks that live now and do not belong to one of these parts."""
+        known = sorted((number, size, part) for _, number, part, size in self._known.values())
+        self.events = [(number, size) for number, size, part in known if part not in without]
+
+    def claim(self, tensors: Iterable[Tensor | None], part: str) -> None:
+        """Count tensors that live already as those of another part."""
+        for tensor in tensors:
+            key = 0 if tensor is None else id(tensor.untyped_storage())
+            if key in self._known:
+                storage, number, old, size = self._known[key]
+                self._add(old, -size)
+                self._add(part, size)
+                self._known[key] = (storage, number, part, size)
+
+    def _add(self, part: str, size: int) -> None:
+        self.live[part] += size
+        self.total += 0 if part == NOT_HELD else size
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation, and count what it makes."""
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        fakes = any(isinstance(tensor, FakeTensor) for tensor in given)
+        if fakes and func in _ASKED:
+            return _ASKED[func](given[0])
+        made = func(*args, **kwargs) if fakes else self._made_of_values(func, given, args, kwargs)
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return made
+
+    def _made_of_values(self, func: Any, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute what only stems from values, if it is small; what is made anew with a fraction has none."""
+        large = any(tensor.numel() > SMALL for tensor in given)
+        if not large and func not in _WITHOUT_SIZE:
+            shape = func(*args, **kwargs)
+            leaves = [leaf for leaf in tree_leaves(shape) if isinstance(leaf, Tensor)]
+            fraction = not given and any(leaf.is_floating_point() for leaf in leaves)
+            large = any(leaf.numel() > SMALL for leaf in leaves)
+            if large or fraction:
+                return shape
+        with unset_fake_temporarily():
+            return func(*args, **kwargs)
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        known = self._known.get(key)
+        if known is not None and known[0]() is storage:
+            return
+        size, part = storage.nbytes(), self._part
+        if part == "activations" and self.vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
+            part = "logits"
+        self._number += 1
+        self._known[key] = (weakref.ref(storage, lambda _gone: self._gone(key)), self._number, part, size)
+        self.events.append((self._number, size))
+        self._add(part, size)
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, Counter(self.live)
+
+    def _gone(self, key: int) -> None:
+        _storage, number, part, size = self._known.pop(key)
+        self.events.append((number, -size))
+        self._add(part, -size)
+
+
+def _one(tensor: Tensor) -> Any:
+    return True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
+
+
+_ASKED: dict[Any, Callable[[Tensor], Any]] = {
+    aten._local_scalar_dense.default: _one,
+    aten.equal.default: lambda _tensor: True,
+    aten.allclose.default: lambda _tensor: True,
+    aten.is_nonzero.default: lambda _tensor: True,
+}
+"""Operations that give a value, and what is given where there is none."""
+
+_WITHOUT_SIZE = {*_ASKED, aten.nonzero.default}
+"""Operations whose result, or its size, depends on values."""

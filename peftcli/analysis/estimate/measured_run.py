@@ -1,0 +1,84 @@
+"""`peft estimate --measure`: two real steps in a process of their own, the largest micro-batch in the first of them.
+
+Run as `python -m peftcli.analysis.estimate.measured_run RECIPE [KEY=VALUE ...]`; it prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from peftcli.errors import UserError
+
+
+def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
+    """Return `peak_memory_bytes`, `tokens_per_second`, `tokens` of the whole run, and `recomputes` (0 or 1).
+
+    Raises:
+        UserError: what the run itself would refuse; or its process was killed.
+    """
+    line = [sys.executable, "-m", "peftcli.analysis.estimate.measured_run", str(recipe), *changes]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode == 2:
+        raise UserError(done.stderr.strip().removeprefix("error: "))
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was killed: memory may have run out"])[-1]
+        raise UserError(f"the steps could not be measured: {last}", suggestion="estimate without --measure")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, float]:
+    """Evaluate once and take two steps, as a run does."""
+    from peftcli.analysis.estimate.largest_batches import largest, step_sizes
+    from peftcli.distributed.devices import peak_memory, pick_device
+    from peftcli.distributed.processes import World
+    from peftcli.names import NAMES
+    from peftcli.process_state import keep_freed_memory, libraries_quiet
+    from peftcli.recipe.load_recipe import load_recipe
+    from peftcli.record.run_directory import RunDirectory
+    from peftcli.record.train_state import TrainState
+    from peftcli.stop_signals import stop_on_signal
+    from peftcli.training.loop import train_steps
+    from peftcli.training.milestones import Milestones
+    from peftcli.training.setup import build_session
+    from peftcli.training.watch.reporting import Silent
+
+    loaded = load_recipe(recipe, list(changes), NAMES)
+    device = pick_device(loaded.recipe.training.device)
+    if loaded.recipe.training.fast_paths.allocator and device.type == "cpu":
+        keep_freed_memory()
+    with libraries_quiet():
+        world = World(device, loaded.recipe.distributed)
+        session = build_session(loaded, world, RunDirectory(directory), Silent(), TrainState())
+        milestones, joined = Milestones(session), session.batches.collator.joins_rows
+        sizes = step_sizes(session.recipe, session.data.train, session.plan, session.batches.max_tokens, joined)
+        index, _ = largest(session.data.train, sizes, joined)
+        milestones.evaluate_first()
+        started = time.perf_counter()
+        with stop_on_signal() as stop, session.compute_weights.in_place():
+            other = (index + 1) % max(1, len(sizes))
+            taken = [index] if session.plan.total_steps == 1 else [index, other]
+            train_steps(session, milestones, (session.batches(step) for step in taken), stop, lambda: None)
+        seconds = session.state.step_seconds or time.perf_counter() - started
+        tokens = session.state.tokens + session.state.window.get("tokens", 0.0)
+    return {
+        "peak_memory_bytes": peak_memory(device),
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "tokens": float(session.data.train.lengths.sum()) * session.plan.epochs,
+        "recomputes": float(bool(session.state.recomputes)),
+    }
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as made:
+        try:
+            print(json.dumps(_steps(Path(sys.argv[1]), sys.argv[2:], Path(made))))
+        except UserError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)

@@ -1,0 +1,38 @@
+"""Tokens a second that this machine was measured to train with: kept, so that later estimates can tell a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, machine
+from peftcli.recipe.schema import Recipe
+
+
+def _question(recipe: Recipe, device: torch.device, shape: dict[str, int], recomputes: bool) -> dict[str, str]:
+    """Return what the rate of a recipe depends on besides the rows."""
+    about: dict[str, Any] = {
+        "shape": shape,
+        "task": recipe.task,
+        "method": recipe.method.model_dump(mode="json"),
+        "model": recipe.model.model_dump(mode="json", exclude={"name_or_path", "revision"}),
+        "rows": recipe.training.per_device_train_batch_size,
+        "length": recipe.data.max_length if recipe.data is not None else None,
+        "recomputes": recomputes,
+        "bf16": recipe.training.bf16,
+    }
+    return {"asked": "tokens a second", **machine(device), "about": json.dumps(about, sort_keys=True)}
+
+
+def kept_rate(recipe: Recipe, device: torch.device, shape: dict[str, int], recomputes: bool) -> float | None:
+    """Return the tokens a second that were measured for such a run; None without a measurement."""
+    answer = kept_answer(_question(recipe, device, shape, recomputes))
+    return None if answer is None or answer.ratio <= 0 else answer.ratio
+
+
+def keep_rate(recipe: Recipe, device: torch.device, shape: dict[str, int], recomputes: bool, rate: float) -> None:
+    """Keep a measured rate; the first one holds."""
+    if rate > 0:
+        keep_answer(_question(recipe, device, shape, recomputes), Answer(faster=True, ratio=float(rate)))
