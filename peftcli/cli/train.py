@@ -12,6 +12,7 @@ from peftcli.errors import Stopped, UserError
 from peftcli.process_state import quiet_profiler
 
 if TYPE_CHECKING:
+    from peftcli.console.display import RunDisplay
     from peftcli.recipe.load_recipe import LoadedRecipe
 
 Resume = Annotated[
@@ -29,6 +30,12 @@ MaxRestarts = Annotated[
 NoLock = Annotated[
     bool,
     typer.Option("--no-lock", help="Train without a lock on the output directory; for file systems that have none."),
+]
+
+
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Do all up to the first step, estimate memory and time, and write no run."),
 ]
 
 
@@ -55,6 +62,7 @@ def train(
         bool, typer.Option("--profile", help="Profile a few steps: write a trace, and show where time and memory went.")
     ] = False,
     no_lock: NoLock = False,
+    dry_run: DryRun = False,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -65,6 +73,8 @@ def train(
     """
     if output is not None:
         refuse_nothing(output, "--output")
+    if dry_run and (resume or profile):
+        raise UserError("--dry-run takes no step", suggestion="leave out --resume and --profile")
     changes = [*(overrides or []), *([f"output_dir={json.dumps(output)}"] if output else [])]
     from peftcli.assembly.recipe_to_train import recipe_to_train, set_allocator
 
@@ -77,6 +87,7 @@ def train(
     if num_processes is not None and num_processes > 1 and not is_launched():
         flags = {"--resume": resume, "--overwrite": overwrite, "--profile": profile, "--quiet": quiet}
         flags |= {"--no-lock": no_lock, "--json": as_json, "--trust-remote-code": trust_remote_code}
+        flags["--dry-run"] = dry_run
         typed = ["train", str(recipe), *changes, *(flag for flag, on in flags.items() if on)]
         raise typer.Exit(_start(loaded, typed, num_processes, max_restarts))
     resume = resume or (is_restarted() and not overwrite)
@@ -93,10 +104,32 @@ def train(
         set_allocator(loaded.recipe.training)
         for note in notes if is_main_process() else ():
             display.note(note)
+        if dry_run:
+            return _rehearse(loaded, display, overwrite=overwrite, as_json=as_json)
         how = {"resume": resume, "overwrite": overwrite, "profile": profile, "lock": not no_lock}
         summary = run_training(loaded, reporter=display, **how)
     if as_json and is_main_process():
         print_json(summary.as_dict())
+
+
+def _rehearse(loaded: LoadedRecipe, display: RunDisplay, *, overwrite: bool, as_json: bool) -> None:
+    """Do everything up to the first step, and print what the run would take."""
+    from peftcli.analysis.estimate.estimating import estimate, read_basis
+    from peftcli.console.estimate_view import print_estimate
+    from peftcli.console.output import print_json
+    from peftcli.distributed.launching import is_main_process
+    from peftcli.training.run import rehearse
+
+    processes, recomputes = rehearse(loaded, overwrite=overwrite, reporter=display)
+    if not is_main_process():
+        return
+    decided = {"training.gradient_checkpointing": recomputes}
+    found = estimate(read_basis(loaded), decided, processes=processes)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_estimate(found)
+        display.note("nothing was trained or written: leave out --dry-run to train")
 
 
 def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts: int) -> int:

@@ -101,6 +101,31 @@ def train(
             return _run(session, milestones, after_step)
 
 
+def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporter | None = None) -> tuple[int, bool]:
+    """Do everything that a new run does before its first step, and write nothing into its directory.
+
+    Weights are loaded, the method is attached, rows are prepared (their cache is that of a run), and the header is
+    shown.
+
+    Returns:
+        The processes that share the work, and whether activations are computed again in the backward pass.
+
+    Raises:
+        UserError: what the run would be refused for.
+    """
+    recipe = loaded.recipe
+    world = World(pick_device(recipe.training.device), recipe.distributed)
+    reporter = reporter if reporter is not None and world.is_main else Silent()
+    directory = RunDirectory(Path(recipe.output_dir or "runs/run"))
+    if world.is_main and directory.check(recipe, resume=False, overwrite=overwrite) is RunStatus.FINISHED:
+        reporter.note(f"{directory.path} holds this run, finished: peft train would do nothing without --overwrite")
+    with _borrowed(recipe.training), memory_for("before the first step", for_training(recipe)):
+        session = build_session(loaded, world, directory, reporter, TrainState())
+        world.wait()
+        reporter.header(header(session))
+        return world.size, bool(session.state.recomputes)
+
+
 def for_training(recipe: Recipe) -> str:
     """Return what takes less memory in training."""
     training, data = recipe.training, recipe.data

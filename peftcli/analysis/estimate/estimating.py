@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftcli.analysis.estimate.c_heap import Heap
+from peftcli.analysis.estimate.counted_bytes import Counted
 from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, step_sizes
 from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate, Tier
-from peftcli.analysis.estimate.simulated_run import Counted, Setting, Work, simulate
+from peftcli.analysis.estimate.simulated_run import Setting, Work, simulate
 from peftcli.analysis.estimate.step_rates import kept_rate
-from peftcli.analysis.estimate.synthetic_rows import EqualRows, assumed_labels
+from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels
 from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision, decide_precision
@@ -45,9 +45,6 @@ from peftcli.training.step_plan import StepPlan, make_plan, token_limit
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEPT_FROM = 1 << 30
-"""Size from which `process_state.keep_freed_memory` lets the C library map blocks apart."""
-
 
 @dataclass(frozen=True)
 class Basis:
@@ -72,6 +69,18 @@ class Basis:
     def recipe(self) -> Recipe:
         """The recipe."""
         return self.loaded.recipe
+
+    @property
+    def weights_are_float32(self) -> bool:
+        """Whether the frozen weights would be held in float32."""
+        spec = model_spec(self.recipe)
+        found, _ = choose_dtype(spec, load_config(spec), find_source(spec.name_or_path), self.device)
+        return found == torch.float32
+
+    def with_rows_cut(self, length: int) -> Basis:
+        """Return this with no row longer than so many tokens."""
+        held = None if self.validation is None else CutRows(self.validation, length)
+        return replace(self, train=CutRows(self.train, length), validation=held)
 
 
 def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
@@ -125,13 +134,17 @@ def estimate(basis: Basis, changed: Mapping[str, Any] | None = None, *, processe
     """Return the memory of each device, and the time where a rate was measured.
 
     Args:
-        changed: keys of the model block and of `training` that differ from the recipe's.
+        changed: keys of the recipe that differ, by dotted key (of the blocks model, training and distributed, and
+            `data.max_length`); `method` is a whole method's hyper-parameters.
         processes: how many share the work.
 
     Raises:
         UserError: the model's code asks for values that only weights have.
     """
-    recipe = _with(basis.recipe, changed or {})
+    changed = changed or {}
+    recipe = _with(basis.recipe, changed)
+    if "data.max_length" in changed:
+        basis = basis.with_rows_cut(int(changed["data.max_length"]))
     with libraries_quiet():
         try:
             counted, setting, plan = _counted(basis, recipe, processes)
@@ -144,7 +157,7 @@ def estimate(basis: Basis, changed: Mapping[str, Any] | None = None, *, processe
             ) from error
     strategy = choose_strategy(recipe.distributed, processes, basis.device.type)
     quantised = setting.model.load_in_4bit or setting.model.load_in_8bit
-    device = _device(counted, library_bytes(basis.device, quantised=quantised), strategy, processes)
+    device = _device(counted, setting, library_bytes(basis.device, quantised=quantised), strategy, processes)
     seconds = None
     if basis.tier == "data":
         rate = kept_rate(recipe, basis.device, shape_of(setting.config()), setting.recomputes)
@@ -157,6 +170,9 @@ def _with(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
     """Return the recipe with other values, by dotted key."""
     for key, value in changed.items():
         block, _, name = key.partition(".")
+        if not name:
+            recipe = recipe.model_copy(update={block: value})
+            continue
         inner = getattr(recipe, block)
         if inner is not None:
             recipe = recipe.model_copy(update={block: inner.model_copy(update={name: value})})
@@ -169,7 +185,7 @@ def _counted(basis: Basis, recipe: Recipe, processes: int) -> tuple[Counted, Set
     counted = simulate(setting, work)
     if recipe.training.gradient_checkpointing == "auto":
         free = free_bytes(basis.device, processes)
-        need = Need(1, 1, counted.kept, 12 * counted.trainable, (free or 0) - counted.base)
+        need = Need(1, 1, counted.size("kept"), 12 * counted.size("trainable"), (free or 0) - counted.size("base"))
         if free is not None and not need.fits:
             setting = replace(setting, recomputes=True)
             counted = simulate(setting, work)
@@ -207,21 +223,19 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         last_block=allowed.last_block and info.rows == "labelled",
         recomputes=training.gradient_checkpointing is True,
         mapped=on_cpu and plain and stored == dtype,
-        heap=Heap(KEPT_FROM if training.fast_paths.allocator else None) if on_cpu else None,
+        heap_keeps=training.fast_paths.allocator if on_cpu else None,
     )
     return setting, Work(basis.train, batches, held), plan
 
 
-def _device(counted: Counted, libraries: int, strategy: Strategy, processes: int) -> Device:
+def _device(counted: Counted, setting: Setting, libraries: int, strategy: Strategy, processes: int) -> Device:
     """Return the peak of one device and its parts; a base that is divided counts its share and what is gathered."""
-    parts = dict.fromkeys(PARTS, 0) | {"libraries": libraries}
-    parts |= {part: counted.parts[part] for part in PARTS if part in counted.parts}
-    parts["activations"] += counted.waste
-    peak = libraries + counted.peak + counted.waste
+    parts = dict.fromkeys(PARTS, 0) | counted.parts | {"libraries": libraries}
+    if counted.size("heap"):
+        beside = counted.size("base") if setting.mapped else 0
+        parts["fragments"] = max(0, counted.size("heap") - (counted.peak - beside))
     if strategy.sharded:
-        gathered = min(counted.base, 2 * counted.largest_block + counted.outside)
-        share = counted.base // processes + gathered
-        peak += share - counted.base
-        parts["weights"] += share - counted.base
-    parts["evaluation"] = counted.evaluation
-    return Device(peak, parts)
+        base = counted.size("base")
+        gathered = min(base, 2 * counted.size("largest_block") + counted.size("outside"))
+        parts["weights"] += base // processes + gathered - base
+    return Device(sum(parts.values()), parts | {"evaluation": counted.size("evaluation")})

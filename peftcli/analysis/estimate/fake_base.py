@@ -1,8 +1,12 @@
-"""A base model without values: the class, the head, the dtypes and the 4-bit layers that loading gives."""
+"""A base model without values: the class, the head, the dtypes and the 4-bit layers that loading gives.
+
+It is built on the meta device, where a method is attached without drawing anything; `give_memory` then puts tensors of
+the tracker in the place of its tensors, so that what it takes is counted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import ceil
 from typing import Any
 
@@ -25,10 +29,10 @@ BLOCK_4BIT, BLOCK_OF_BLOCKS = 64, 256
 """Numbers that share a scale in bitsandbytes' 4-bit formats, and scales that share one with double quantisation."""
 
 
-def fake_base(
+def meta_base(
     spec: ModelSpec, config: PretrainedConfig, task: TaskName, labels: LabelSpec | None, device: torch.device
 ) -> Loaded:
-    """Return what `load_model` would, without values; to be called within `LiveTensors.running`.
+    """Return what `load_model` would, on the meta device.
 
     Args:
         config: it is changed as loading changes it.
@@ -38,9 +42,10 @@ def fake_base(
     words: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "dtype": dtype}
     if spec.attn_implementation != "auto":
         words["attn_implementation"] = spec.attn_implementation
-    model: PreTrainedModel = auto_class(task).from_config(config, **words)
-    if spec.load_in_4bit or spec.load_in_8bit:
-        pack(model, spec, dtype)
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class(task).from_config(config, **words)
+        if spec.load_in_4bit or spec.load_in_8bit:
+            pack(model, spec, dtype)
     compute_head_in_float32(model)
     model.eval()
     identity = BaseIdentity(
@@ -55,6 +60,31 @@ def fake_base(
         source="config",
     )
     return Loaded(model, model.config, identity, dtype, [note] if note else [])
+
+
+def give_memory(model: nn.Module, others: Iterable[nn.Parameter], device: torch.device) -> None:
+    """Let every tensor of a model on the meta device be one of the tracker, on `device`.
+
+    Parameters stay the same objects, so that tied modules, hooks and an attachment still hold them.
+
+    Args:
+        others: parameters that belong to no module.
+    """
+    for parameter in [*model.parameters(), *others]:
+        if parameter.is_meta:
+            fresh: Any = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            fresh.requires_grad_(parameter.requires_grad)
+            vars(fresh).update(vars(parameter))
+            fresh._is_param = True  # nn.Parameter would make another tensor, which cannot be swapped
+            torch.utils.swap_tensors(parameter, fresh)  # type: ignore[no-untyped-call]
+    given: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                fresh = torch.zeros(
+                    buffer.shape, dtype=buffer.dtype, device=device
+                )  # whole numbers have values: indices
+                module._buffers[name] = given.setdefault(id(buffer), fresh)
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

@@ -17,7 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -101,18 +107,31 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
+        if func in _PRODUCTS:
+            self._note_scratch(given)
         return made
+
+    def _note_scratch(self, factors: list[Tensor]) -> None:
+        """Note the memory that a product in 16 bits takes on a CPU while it runs: oneDNN packs a factor anew."""
+        right = factors[-1]
+        if right.device.type == "cpu" and right.dtype in (torch.bfloat16, torch.float16):
+            self._number += 1
+            size = right.numel() * right.element_size()
+            self.events += [(self._number, size), (self._number, -size)]
 
     def _made_of_values(self, func: Any, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute what only stems from values, if it is small; what is made anew with a fraction has none."""
         large = any(tensor.numel() > SMALL for tensor in given)
         if not large and func not in _WITHOUT_SIZE:
-            shape = func(*args, **kwargs)
-            leaves = [leaf for leaf in tree_leaves(shape) if isinstance(leaf, Tensor)]
-            fraction = not given and any(leaf.is_floating_point() for leaf in leaves)
-            large = any(leaf.numel() > SMALL for leaf in leaves)
-            if large or fraction:
-                return shape
+            try:
+                shape = func(*args, **kwargs)
+            except (DynamicOutputShapeException, DataDependentOutputException):
+                pass  # what it makes depends on the values, which are there
+            else:
+                leaves = [leaf for leaf in tree_leaves(shape) if isinstance(leaf, Tensor)]
+                fraction = not given and any(leaf.is_floating_point() for leaf in leaves)
+                if fraction or any(leaf.numel() > SMALL for leaf in leaves):
+                    return shape
         with unset_fake_temporarily():
             return func(*args, **kwargs)
 
@@ -149,6 +168,8 @@ _ASKED: dict[Any, Callable[[Tensor], Any]] = {
     aten.is_nonzero.default: lambda _tensor: True,
 }
 """Operations that give a value, and what is given where there is none."""
+
+_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
 _WITHOUT_SIZE = {*_ASKED, aten.nonzero.default}
 """Operations whose result, or its size, depends on values."""

@@ -13,7 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from peftcli.analysis.estimate.memory_parts import Device, Estimate
 from peftcli.errors import UserError
+
+
+def measured(recipe: Path, changes: Sequence[str]) -> Estimate:
+    """Return what two real steps took, in a process of their own.
+
+    Raises:
+        UserError: what the run itself would refuse; or its process was killed.
+    """
+    took = measure(recipe, changes)
+    rate = took["tokens_per_second"]
+    seconds = took["tokens"] / rate if rate else None
+    device = Device(int(took["peak_memory_bytes"]), {})
+    return Estimate("measured", [device], seconds, bool(took["recomputes"]))
 
 
 def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:

@@ -6,7 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Tier = Literal["config", "data", "measured"]
-PARTS = ("libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "evaluation")
+PARTS = ("libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "fragments")
+"""They add up to the peak: `libraries` is what a process holds before there is a model, `fragments` what the C
+library's heap holds between blocks that live. Both are 0 on a GPU, whose allocator reports what lives."""
+
+
+EXPECTED_ERROR = {"config": "10%, see docs/choosing.md", "data": "10%, see docs/choosing.md", "measured": "3%"}
+"""How far off a peak is, by tier, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +21,8 @@ class Device:
 
     Args:
         peak_memory_bytes: comparable with that of `summary.json`.
-        parts: bytes at the fullest moment, by part; `evaluation` is what an evaluation adds to the model at its own
-            fullest moment and is no summand where training needs more.
+        parts: bytes at the fullest moment, by part, and `evaluation`: what an evaluation adds to the model at its own
+            fullest moment; it is no summand.
     """
 
     peak_memory_bytes: int
@@ -45,6 +51,11 @@ class Estimate:
         """The peak of the fullest device."""
         return max(device.peak_memory_bytes for device in self.devices)
 
+    @property
+    def expected_error(self) -> str:
+        """How far off the peak is, by benchmarks/memory/estimate_error.py."""
+        return EXPECTED_ERROR[self.tier]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `estimate --json` prints."""
-        return asdict(self)
+        return {**asdict(self), "expected_error": self.expected_error}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftcli.analysis.estimate.c_heap import Heap
-from peftcli.analysis.estimate.fake_base import PackedLinear, fake_base, tensors_of
+from peftcli.analysis.estimate.counted_bytes import Counted
+from peftcli.analysis.estimate.fake_base import PackedLinear, give_memory, meta_base, tensors_of
+from peftcli.analysis.estimate.fewer_blocks import Repeats, repeats, shorten
+from peftcli.analysis.estimate.heap_replay import heap_bytes
 from peftcli.analysis.estimate.live_tensors import NOT_HELD, LiveTensors
-from peftcli.assembly.attach_method import attach_method
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import Row, RowSet
@@ -22,6 +22,10 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.gradients import clip_gradients
 from peftcli.distributed.processes import World
 from peftcli.layers.added_modules import is_added
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.tokenizers import fit_to_tokenizer
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.tasks.task import Task
@@ -38,12 +42,6 @@ from peftcli.training.step_plan import make_plan
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-
-HELD = 1.9
-"""Bytes that glibc's heap holds for each that `c_heap` counts: small blocks lie between large ones, and kernels take
-some for themselves. Fitted to a single run of a llama of 160 MB; benchmarks/memory/estimate_error.py shows how far it
-carries."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Setting:
         by_document: whether rows are joined without padding; `last_block`: whether a classifier's last block is cut.
         recomputes: whether activations are computed again in the backward pass.
         mapped: whether the weights stay in their files' pages, which no allocator holds.
-        heap: of the process; None on a device whose allocator reports what lives.
+        heap_keeps: whether the C library's heap keeps what is freed; None on a device that has its own allocator.
     """
 
     recipe: Recipe
@@ -86,58 +84,54 @@ class Setting:
     last_block: bool
     recomputes: bool
     mapped: bool = False
-    heap: Heap | None = None
-
-
-@dataclass
-class Counted:
-    """Bytes of a simulated run.
-
-    Args:
-        peak: at the fullest moment, without libraries.
-        parts: the bytes by part then.
-        evaluation: the most that an evaluation takes.
-        kept: what the forward pass of the largest micro-batch keeps for the backward pass.
-        largest_block, outside: bytes of the base's largest block, and of what is in no block.
-        base: of the whole base.
-        trainable: numbers that are trained.
-        heap: bytes of the C library's heap at its largest, weights that are mapped from files left out; `heap_live` of
-            those live at the fullest moment.
-    """
-
-    peak: int = 0
-    parts: Counter[str] = field(default_factory=Counter)
-    evaluation: int = 0
-    kept: int = 0
-    base: int = 0
-    largest_block: int = 0
-    outside: int = 0
-    trainable: int = 0
-    heap: int = 0
-    heap_live: int = 0
-
-    @property
-    def waste(self) -> int:
-        """Bytes that the C library's heap holds beyond what lives at the fullest moment."""
-        return max(0, round(HELD * self.heap) - self.heap_live) if self.heap else 0
+    heap_keeps: bool | None = None
 
 
 def simulate(setting: Setting, work: Work) -> Counted:
-    """Run an evaluation and two steps without values, and count.
+    """Run two steps and an evaluation without values, and count; of a deep model that of shorter ones.
 
     Raises:
         UserError: the method does not fit the model.
     """
-    counted = Counted()
+    attachment, anatomy = _attached(setting, {})
+    whole = _sizes(attachment, anatomy)
+    cuts = repeats(attachment.model, anatomy)
+    if cuts:
+        counted = _from_shorter(setting, work, cuts)
+        if counted is not None and all(counted.size(name) == whole.size(name) for name in ("base", "trainable")):
+            return counted
+    return _count(setting, attachment, anatomy, work)
+
+
+def _from_shorter(setting: Setting, work: Work, cuts: Mapping[str, Repeats]) -> Counted | None:
+    """Return what short models say of the whole one; None where the model's code or the method has no such models."""
+    short = {stack: cut.short for stack, cut in cuts.items()}
+    try:
+        base = _count(setting, *_attached(setting, short), work)
+        longer = {
+            stack: _count(setting, *_attached(setting, {**short, stack: cut.short + cut.period}), work)
+            for stack, cut in cuts.items()
+        }
+    except Exception:  # whatever a family's code raises that counts its blocks by the config; then the whole one is run
+        return None
+    return base.with_more(longer, {stack: cut.more for stack, cut in cuts.items()})
+
+
+def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Work) -> Counted:
+    counted = _sizes(attachment, anatomy)
     tracker = LiveTensors()
     with tracker.running():
-        run = _built(setting, work, tracker, counted)
-        _evaluate(setting, run, work, tracker, counted)
-        _train(setting, run, work, tracker, counted)
-        _evaluate(setting, run, work, tracker, counted)
-        if setting.heap is not None:
-            counted.heap = setting.heap.play(tracker.events)
-            counted.heap_live = counted.peak - (counted.base if setting.mapped else 0)
+        run = _built(setting, attachment, anatomy, work, tracker)
+        with ExitStack() as stack:  # the order of a run decides what its heap looks like
+            _evaluate(setting, run, work, tracker, counted)
+            with tracker.part("weights"):
+                stack.enter_context(run.copies.in_place())
+            _train(setting, run, work, tracker, counted)
+            with run.copies.set_aside():
+                _evaluate(setting, run, work, tracker, counted)
+        events = tracker.events
+    if setting.heap_keeps is not None:
+        counted.set_size("heap", heap_bytes(events, keeps=setting.heap_keeps))
     return counted
 
 
@@ -150,35 +144,46 @@ class _Run:
     optimizer: Any
 
 
-def _built(setting: Setting, work: Work, tracker: LiveTensors, counted: Counted) -> _Run:
-    """Return the model with its method, and what trains it."""
+def _attached(setting: Setting, blocks: Mapping[str, int]) -> tuple[Attachment, Anatomy]:
+    """Return the recipe's method on its model, both on the meta device.
+
+    Args:
+        blocks: how many to leave of each stack; all where it is not named.
+    """
+    recipe = setting.recipe
+    base = meta_base(setting.model, setting.config(), recipe.task, setting.labels, setting.world.device)
+    fit_to_tokenizer(base.model, setting.tokenizer, seed=recipe.seed)
+    anatomy = read_anatomy(base.model, recipe.model.anatomy)
+    if blocks:
+        shorten(base.model, anatomy, blocks)
+        anatomy = read_anatomy(base.model, recipe.model.anatomy)
+    return apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head), anatomy
+
+
+def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Work, tracker: LiveTensors) -> _Run:
+    """Give the model with its method memory, and return it with what trains it."""
     recipe, spec, world = setting.recipe, setting.recipe.training, setting.world
+    model: Any = attachment.model
     with tracker.part("weights"):
-        base = fake_base(setting.model, setting.config(), recipe.task, setting.labels, world.device)
-    plain = recipe.model_copy(update={"method": recipe.method.model_copy(update={"init_from": None})})
-    attached = attach_method(plain, base, setting.tokenizer, setting.labels, world)
-    attachment, model = attached.attachment, base.model
-    trained = attachment.trainable_parameters().values()
+        give_memory(model, attachment.trainable_parameters().values(), world.device)
     named = list(chain(model.named_parameters(), model.named_buffers()))
     tracker.claim((tensor for name, tensor in named if is_added(name)), "adapter")
     tracker.claim((tensor for name, tensor in named if not is_added(name)), "weights")
     tracker.claim(attachment.shared.values(), "adapter")
     tracker.claim((m.weight for m in model.modules() if isinstance(m, PackedLinear)), NOT_HELD)
     tracker.begin_events({"weights", NOT_HELD} if setting.mapped else {NOT_HELD})
-    counted.trainable = sum(parameter.numel() for parameter in trained)
-    _measure_base(model, attached.anatomy.layers, counted)
     if setting.task.info.generates:
         tracker.vocabulary = int(model.config.get_text_config().vocab_size)
     setting.task.bind(model, attachment.prepare_inputs)
     allowed = AllowedPaths.of(recipe, world.device, model)
-    cut = hooked_last_block(model, attached.anatomy) if setting.last_block else None
+    cut = hooked_last_block(model, anatomy) if setting.last_block else None
     paths = FastPaths(allowed, by_document=setting.by_document, last_block=cut)
     world.compute_in(setting.precision.mixed)
     computing = Computing(setting.precision, paths, world.accelerator)
     if setting.recomputes:
         enable_checkpointing(model, paths.again)
     if spec.neftune_noise_alpha:
-        add_neftune(model.get_submodule(attached.anatomy.embeddings), spec.neftune_noise_alpha)
+        add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
     joins = setting.by_document and not (recipe.data is not None and recipe.data.packing)
     casts = setting.precision.compute != setting.precision.weights and not setting.recomputes
     copies = ComputeWeights(model, setting.precision.compute if casts and spec.fast_paths.compute_weights else None)
@@ -190,13 +195,17 @@ def _built(setting: Setting, work: Work, tracker: LiveTensors, counted: Counted)
     return _Run(attachment, computing, batches, copies, optimizer)
 
 
-def _measure_base(model: Any, layers: Any, counted: Counted) -> None:
-    """Note the sizes that a division among processes depends on."""
-    counted.base = sum(tensor.nbytes for tensor in _held(model))
-    blocks = [
-        sum(tensor.nbytes for tensor in _held(model.get_submodule(path))) for paths in layers.values() for path in paths
-    ]
-    counted.largest_block, counted.outside = max(blocks, default=0), counted.base - sum(blocks)
+def _sizes(attachment: Attachment, anatomy: Anatomy) -> Counted:
+    """Note the sizes of a model: those that a division among processes depends on, and what trains."""
+    counted, model = Counted(), attachment.model
+    paths = [path for paths in anatomy.layers.values() for path in paths]
+    blocks = [sum(tensor.nbytes for tensor in _held(model.get_submodule(path))) for path in paths]
+    base = sum(tensor.nbytes for tensor in _held(model))
+    counted.set_size("base", base)
+    counted.set_size("largest_block", max(blocks, default=0))
+    counted.set_size("outside", base - sum(blocks))
+    counted.set_size("trainable", sum(each.numel() for each in attachment.trainable_parameters().values()))
+    return counted
 
 
 def _held(module: Any) -> list[torch.Tensor]:
@@ -209,48 +218,41 @@ def _evaluate(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, cou
         return
     model, device = run.attachment.model, setting.world.device
     model.eval()
-    with ExitStack() as stack:
-        with tracker.part("weights"):
-            stack.enter_context(run.copies.in_place())
-        tracker.restart()
-        before = tracker.peak
-        with run.copies.set_aside(), torch.no_grad(), setting.precision.inference(device):
-            setting.task.evaluate(model, run.batches.collator.batch(work.evaluate).to(device))
-        counted.evaluation = tracker.peak - before
-    _note_peak(tracker, counted)
+    tracker.restart()
+    before = tracker.peak
+    with torch.no_grad(), setting.precision.inference(device):
+        setting.task.evaluate(model, run.batches.collator.batch(work.evaluate).to(device))
+    counted.set_size("evaluation", tracker.peak - before)
+    counted.note("evaluation", tracker.at_peak)
 
 
 def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counted: Counted) -> None:
-    """Take a step, and compute the passes of a second one, which has the optimizer's state beside it."""
+    """Take a step with one micro-batch, and one with two, which has the optimizer's state and gradients beside it."""
     model, spec, device = run.attachment.model, setting.recipe.training, setting.world.device
     parameters = list(run.attachment.trainable_parameters().values())
     accelerator = setting.world.accelerator
     shares = [Share(0, list(numbers), [work.rows[n] for n in numbers]) for numbers in work.micro_batches]
     model.train()
-    with ExitStack() as stack:
-        with tracker.part("weights"):
-            stack.enter_context(run.copies.in_place())
+    for step in (1, 2):
+        for batch in run.batches.collate(shares[:step]):
+            before = tracker.total
+            tracker.restart()
+            with run.computing(batch):
+                terms = setting.task.loss(model, batch.to(device))
+            counted.set_size("kept", max(counted.size("kept"), tracker.total - before))
+            counted.note("forward", tracker.at_peak)
+            tracker.restart()
+            accelerator.backward(terms.loss_sum / 1.0)
+            counted.note("backward", tracker.at_peak)
+            del terms
+            tracker.claim((parameter.grad for parameter in parameters), "gradients")
         tracker.restart()
-        for step in (1, 2):
-            for batch in run.batches.collate(shares if step == 1 else shares[:1]):
-                before = tracker.total
-                with run.computing(batch):
-                    terms = setting.task.loss(model, batch.to(device))
-                counted.kept = max(counted.kept, tracker.total - before)
-                accelerator.backward(terms.loss_sum / 1.0)
-                del terms
-                tracker.claim((parameter.grad for parameter in parameters), "gradients")
-            extra = run.attachment.extra_loss()
-            if extra is not None:
-                accelerator.backward(extra)
-            del extra
-            clip_gradients(accelerator, parameters, spec.max_grad_norm or float("inf"))
-            with tracker.part("optimizer"):
-                run.optimizer.step()
-            run.optimizer.zero_grad()
-    _note_peak(tracker, counted)
-
-
-def _note_peak(tracker: LiveTensors, counted: Counted) -> None:
-    if tracker.peak > counted.peak:
-        counted.peak, counted.parts = tracker.peak, tracker.at_peak
+        extra = run.attachment.extra_loss()
+        if extra is not None:
+            accelerator.backward(extra)
+        del extra
+        clip_gradients(accelerator, parameters, spec.max_grad_norm or float("inf"))
+        with tracker.part("optimizer"):
+            run.optimizer.step()
+        counted.note("step", tracker.at_peak)
+        run.optimizer.zero_grad()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.rows.row_set import Row
+from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_info import RowKind
@@ -52,6 +52,40 @@ class EqualRows:
                 return np.zeros(self.labels.num_labels, dtype=np.float32)
             return 0.0 if self.labels is not None and self.labels.problem == "regression" else 0
         return np.zeros_like(ids) if self.kind == "tagged" else ids
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """Rows as they are with a smaller `data.max_length`.
+
+    Args:
+        rows: as they are now.
+        length: tokens of a row at most.
+    """
+
+    rows: RowSet
+    length: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each row."""
+        return np.minimum(self.rows.lengths, self.length)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Row:
+        row, length = self.rows[index], self.length
+        cut: dict[str, Any] = {
+            key: value[:length]
+            for key in ("input_ids", "labels", "token_type_ids", "position_ids", "documents")
+            if isinstance(value := getattr(row, key), np.ndarray)
+            and value.dtype.kind != "f"  # labels by name are floats
+        }
+        return replace(row, **cut)
 
 
 def assumed_labels(task: TaskName, spec: ModelSpec) -> LabelSpec | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.analysis.contract_models import MODELS
-from peftcli.analysis.estimate import library_memory
+from peftcli.analysis.estimate import fewer_blocks, library_memory
 from peftcli.analysis.estimate.estimating import estimate, read_basis
 from peftcli.analysis.estimate.memory_options import options
 from peftcli.analysis.estimate.memory_parts import PARTS, Estimate
@@ -48,22 +48,43 @@ def estimated(directory: Path, task: str, method: str = "lora", *changes: str) -
     return estimate(read_basis(recipe(directory, task, method, *changes)))
 
 
-CASES = [(name, title) for name in registry.names() for title in TASKS if name != "compose"]
+NAMED = [name for name in registry.names() if name != "compose"]
+SMALLER = {"miss": ["method.r=16"], "shira": ["method.r=8"]}
+"""What does not fit a model of width 32 by default."""
+ON_LLAMA = ("lora", "full", "prefix_tuning", "prompt_tuning", "adapter")
 
 
-@pytest.mark.parametrize(("method", "title"), CASES)
-def test_every_method_is_estimated_where_it_fits(method: str, title: str, directories: dict[str, Path]) -> None:
-    loaded = recipe(directories[title], TASKS[title], method)
-    try:
-        basis = read_basis(loaded)
-    except UserError as error:
-        assert title == "llama", (method, error)  # no biases there
-        return
-    found = estimate(basis)
+@pytest.mark.parametrize(("method", "title"), [(n, "bert") for n in NAMED] + [(n, "llama") for n in ON_LLAMA])
+def test_every_method_is_estimated(method: str, title: str, directories: dict[str, Path]) -> None:
+    info = registry.info(method)
+    task = TASKS[title] if not info.tasks or TASKS[title] in info.tasks else sorted(info.tasks)[0]
+    found = estimated(directories[title], task, method, *SMALLER.get(method, []))
     assert found.tier == "config" and found.seconds is None
-    parts = found.devices[0].parts
-    assert set(parts) == set(PARTS) and parts["weights"] > 0 and parts["optimizer"] > 0
-    assert found.peak == found.devices[0].peak_memory_bytes > parts["weights"]
+    parts = dict(found.devices[0].parts)
+    assert set(parts) == {*PARTS, "evaluation"} and parts["weights"] > 0 and parts["optimizer"] > 0
+    parts.pop("evaluation")
+    assert found.peak == sum(parts.values()) > parts["weights"]
+
+
+def test_a_deep_model_is_as_its_first_blocks_say(
+    directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = next(kind for kind in MODELS if kind.title == "llama")
+    config = kind.made_config()
+    config.num_hidden_layers = 14
+    config.save_pretrained(tmp_path)
+    short = estimated(tmp_path, "causal_lm").devices[0].parts
+    monkeypatch.setattr(fewer_blocks, "RUN_WHOLE", 100)
+    whole = estimated(tmp_path, "causal_lm").devices[0].parts
+    exact = ("weights", "adapter", "optimizer")
+    assert {part: short[part] for part in exact} == {part: whole[part] for part in exact}
+    assert short["activations"] == pytest.approx(whole["activations"], rel=0.01)
+
+
+def test_blocks_that_a_method_treats_differently_are_all_run(directories: dict[str, Path]) -> None:
+    assert fewer_blocks._repeats(list("abababab")) == fewer_blocks.Repeats(2, 2, 8)
+    assert fewer_blocks._repeats(list("axxxxx")) == fewer_blocks.Repeats(2, 1, 6)
+    assert fewer_blocks._repeats(list("xxxxxa")) is None
 
 
 def test_memory_grows_with_length_and_rows_and_shrinks_with_checkpointing(directories: dict[str, Path]) -> None:
@@ -83,13 +104,28 @@ def test_parts_are_those_of_the_recipe(directories: dict[str, Path]) -> None:
     assert lora["optimizer"] < lora["weights"] == found["weights"]
 
 
-def test_what_fits_is_named_with_what_to_type(directories: dict[str, Path]) -> None:
+def test_what_fits_is_named_with_what_to_type(directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "names", lambda: ("lora", "full", "ia3"))
     basis = read_basis(recipe(directories["llama"], "causal_lm"))
-    found = options(basis, 10**12, 1)
-    assert found[0].overrides == "" and found[0].fits and found[0].saves == 0
-    assert any("training.gradient_checkpointing=true" in option.overrides and option.saves > 0 for option in found)
-    assert any("--num-processes 2" in option.overrides for option in found)
-    assert not any(option.fits for option in options(basis, 1, 1))
+    settings, methods = options(basis, 10**12, 1, lambda _text: None)
+    assert settings[0].overrides == "" and settings[0].fits and settings[0].saves == 0
+    assert any("training.gradient_checkpointing=true" in option.overrides and option.saves > 0 for option in settings)
+    assert any("--num-processes 2" in option.overrides for option in settings)
+    halved = next(option for option in settings if "data.max_length=16" in option.overrides)
+    assert halved.saves > 0
+    by_name = {option.method: option for option in methods}
+    assert set(by_name) == {"full", "ia3"} and by_name["full"].saves < by_name["ia3"].saves
+    assert by_name["ia3"].overrides == "method.name=ia3"
+
+
+def test_methods_are_tried_with_what_takes_least_where_nothing_fits(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "names", lambda: ("lora", "ia3"))
+    settings, methods = options(read_basis(recipe(directories["llama"], "causal_lm")), 1, 1, lambda _text: None)
+    assert not any(option.fits for option in [*settings, *methods])
+    least = min(settings, key=lambda option: option.peak)
+    assert methods[0].overrides == f"method.name=ia3 {least.overrides}"
 
 
 def test_libraries_are_measured_in_a_process_of_their_own() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from peftcli.analysis.estimate.c_heap import Heap
+from peftcli.analysis.estimate.heap_replay import heap_bytes
 from peftcli.analysis.estimate.live_tensors import LiveTensors
 
 FLOAT = 4
@@ -46,14 +46,21 @@ def test_masked_attention_takes_the_branches_of_its_mask() -> None:
         assert bool((torch.randn(3) > 9).all())  # numbers with a fraction have none: true
 
 
-def test_a_heap_takes_the_smallest_hole_and_joins_neighbours() -> None:
-    heap = Heap(1 << 30)
-    mega = 2**20
-    heap.play([(1, mega), (2, mega), (3, mega), (1, -mega), (2, -mega), (4, 2 * mega)])
-    assert heap.peak < 3 * mega + 2**12
-    assert heap.play([(5, mega)]) > 4 * mega
+def test_what_depends_on_values_that_are_there_is_computed() -> None:
+    with LiveTensors().running():
+        assert torch.repeat_interleave(torch.arange(3), torch.tensor([1, 0, 2])).tolist() == [0, 2, 2]
 
 
-def test_a_large_block_is_mapped_apart_and_given_back() -> None:
-    heap = Heap(1000)
-    assert heap.play([(1, 5000), (1, -5000), (2, 5000)]) < 6000
+MEGA = 2**20
+
+
+def test_a_heap_that_is_kept_holds_what_lay_between_blocks_that_live() -> None:
+    grown = [(1, MEGA), (2, MEGA), (3, MEGA), (1, -MEGA), (3, -MEGA)]
+    held = heap_bytes([*grown, (4, MEGA // 2), (5, MEGA // 2)], keeps=True)
+    assert 3 * MEGA <= held < 3.1 * MEGA  # the halves fit where the first and the third block were
+    assert heap_bytes([*grown, (4, 2 * MEGA)], keeps=True) > 3.9 * MEGA  # these two are no neighbours
+
+
+def test_a_heap_is_what_lives_where_nothing_is_given_back() -> None:
+    events = [(number, 100_000) for number in range(100)]
+    assert 1.0 <= heap_bytes(events, keeps=True) / 1e7 < 1.05

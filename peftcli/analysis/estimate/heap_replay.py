@@ -1,0 +1,79 @@
+"""How far the C library's heap grows: what a run takes and gives back, taken and given back in a process of its own.
+
+A process on a CPU holds more than what lives: a free block between two that live stays resident, and `peft train` lets
+glibc keep what is freed (`process_state.keep_freed_memory`). How much that is depends on the order and the sizes of the
+blocks, so they are asked of the C library itself, in the order of the run. Nobody writes into them: that takes address
+space and no memory. Beside each block are the small objects that torch makes for it, which lie in the gaps.
+
+Run as `python heap_replay.py KEEPS`, with the events on standard input; it prints the bytes. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+from array import array
+from collections.abc import Sequence
+
+ALIGNED = 64
+"""Bytes to which torch aligns its blocks on a CPU (c10/core/alignment.h)."""
+PAGE = 4096
+BESIDE = (112, 208)
+"""Bytes of the objects that describe a block: c10's StorageImpl and TensorImpl."""
+
+
+def heap_bytes(events: Sequence[tuple[int, int]], *, keeps: bool) -> int:
+    """Return the bytes of the heap at its largest; 0 where the C library is another one than glibc.
+
+    Args:
+        events: (number of the block, its size) in order; the size is negative where it is given back.
+        keeps: whether freed memory is kept, as in a run that leaves `fast_paths.allocator` on.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return 0
+    flat = array("q", [number for event in events for number in event])
+    line = [sys.executable, "-I", "-S", __file__, str(int(keeps))]
+    done = subprocess.run(line, input=flat.tobytes(), capture_output=True, check=True)
+    return int(done.stdout)
+
+
+def _replay(events: array[int], keeps: bool) -> int:
+    """Take and give back the blocks; return the bytes of all pages that a block ever lay on, for they stay resident."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_size_t], [ctypes.c_void_p], [ctypes.c_long]
+    libc.posix_memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    if keeps:
+        for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 64 * 2**20)):  # as `process_state` sets them
+            libc.mallopt(option, value)
+    begin = libc.sbrk(0)
+    touched = bytearray()  # a byte for each page of the heap
+    taken: dict[int, tuple[int, int, list[int]]] = {}
+    place = ctypes.c_void_p()
+    mapped = most_mapped = 0
+    for number, size in zip(events[::2], events[1::2], strict=True):
+        if size > 0:
+            libc.posix_memalign(ctypes.byref(place), ALIGNED, size)
+            at = place.value or 0
+            taken[number] = (at, size, [libc.malloc(small) for small in BESIDE])
+            if begin <= at < libc.sbrk(0):
+                first, behind = (at - begin) // PAGE, (at + size - begin + PAGE - 1) // PAGE
+                touched.extend(bytes(max(0, behind - len(touched))))
+                touched[first:behind] = b"1" * (behind - first)
+            else:  # mapped apart, and given back at once
+                mapped += size
+                most_mapped = max(most_mapped, mapped)
+        elif number in taken:
+            at, own, beside = taken.pop(number)
+            mapped -= 0 if begin <= at < libc.sbrk(0) else own
+            for each in (at, *beside):
+                libc.free(each)
+    return touched.count(b"1") * PAGE + most_mapped
+
+
+if __name__ == "__main__":
+    numbers = array("q")
+    numbers.frombytes(sys.stdin.buffer.read())
+    print(_replay(numbers, sys.argv[1] == "1"))

@@ -1,0 +1,60 @@
+"""`peft estimate` and `peft train --dry-run` on the command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Cli, Workspace
+
+PARTS = {"libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits"}
+
+
+@pytest.fixture(autouse=True)
+def _no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries are measured in a test of their own, which takes seconds."""
+    from peftcli.analysis.estimate import estimating
+
+    monkeypatch.setattr(estimating, "library_bytes", lambda _device, *, quantised: 1000)
+
+
+def test_an_estimate_reads_the_rows_and_no_weights(cli: Cli, workspace: Workspace, tmp_path: Path) -> None:
+    without = shutil.ignore_patterns("*.safetensors")
+    model = shutil.copytree(workspace.path / "bert", tmp_path / "model", ignore=without)
+    found = cli("estimate", workspace.recipe(), f"model.name_or_path={model}", "--json").json
+    assert found["tier"] == "data" and found["seconds"] is None
+    (device,) = found["devices"]
+    assert set(device["parts"]) >= PARTS
+    summands = sum(size for part, size in device["parts"].items() if part != "evaluation")
+    assert device["peak_memory_bytes"] == summands
+
+
+def test_without_data_rows_have_the_greatest_length(cli: Cli, workspace: Workspace) -> None:
+    done = cli("estimate", workspace.recipe(), "data.path=nowhere.jsonl")
+    assert done.code == 0 and "every row is taken to have 16 tokens" in done.err
+    assert "peak" in done.out and "expected error" in done.out
+
+
+def test_steps_in_several_processes_are_not_measured(cli: Cli, workspace: Workspace) -> None:
+    done = cli("estimate", workspace.recipe(), "--measure", "--num-processes", 2)
+    assert done.code == 2 and "leave out --num-processes" in done.err
+
+
+def test_a_dry_run_shows_the_header_and_the_estimate_and_writes_nothing(cli: Cli, workspace: Workspace) -> None:
+    recipe = workspace.recipe("dry")
+    done = cli("train", recipe, "--dry-run")
+    assert done.code == 0, done.err
+    assert "trainable" in done.err and "peak" in done.out and "time:" in done.out
+    assert not Path(workspace.path / "runs" / "dry").exists()
+
+
+def test_a_dry_run_is_refused_for_what_the_run_is_refused_for(cli: Cli, workspace: Workspace) -> None:
+    directory = workspace.path / "runs" / "taken"
+    directory.mkdir(parents=True)
+    (directory / "letter.txt").write_text("keep me", encoding="utf-8")
+    done = cli("train", workspace.recipe("taken"), "--dry-run")
+    assert done.code == 2 and "letter.txt" in done.err
+    done = cli("train", workspace.recipe("dry"), "--dry-run", "--resume")
+    assert done.code == 2 and "--dry-run takes no step" in done.err
