@@ -42,11 +42,7 @@ def train_steps(
         # forward, backward
         with session.precision.float32_products():
             for batch in batches:
-                with session.computing(batch):
-                    terms = session.task.loss(session.model, batch.to(world.device))
-                loss_sum = terms.loss_sum * 0.0 if batch.idle else terms.loss_sum
-                accelerator.backward(loss_sum / count)
-                meter.add(loss_sum, batch)
+                meter.add(_pass(session, batch, count), batch)
         _name_what_was_not_reached(session)
 
         # the method's own loss, once a step
@@ -83,6 +79,19 @@ def train_steps(
         if asked:
             return False
     return True
+
+
+def _pass(session: Session, batch: Batch, count: Tensor | float) -> Tensor:
+    """Compute the gradients of one micro-batch, and return its loss without the graph.
+
+    Nothing of the graph may outlive the pass: its nodes would lie between the blocks that the activations gave back,
+    and the next pass's would not fit there (on a CPU the run then holds half as much again).
+    """
+    with session.computing(batch):
+        terms = session.task.loss(session.model, batch.to(session.world.device))
+    loss_sum = terms.loss_sum * 0.0 if batch.idle else terms.loss_sum
+    session.accelerator.backward(loss_sum / count)
+    return loss_sum.detach()
 
 
 def _total_count(batches: list[Batch], world: World) -> Tensor | float:
