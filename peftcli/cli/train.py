@@ -12,6 +12,7 @@ from peftcli.errors import Stopped, UserError
 from peftcli.process_state import quiet_profiler
 
 if TYPE_CHECKING:
+    from peftcli.analysis.estimate.memory_parts import Estimate
     from peftcli.console.display import RunDisplay
     from peftcli.recipe.load_recipe import LoadedRecipe
 
@@ -33,6 +34,21 @@ NoLock = Annotated[
 ]
 
 
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="DIR", help="Directory of the run, instead of output_dir.")
+]
+
+NumProcesses = Annotated[
+    int | None,
+    typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine, each on its own device."),
+]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")]
+
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Profile a few steps: write a trace, and show where time and memory went.")
+]
+
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Do all up to the first step, estimate memory and time, and write no run."),
@@ -47,20 +63,12 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Directory of the run, instead of output_dir."),
-    ] = None,
+    output: Output = None,
     resume: Resume = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
-    num_processes: Annotated[
-        int | None,
-        typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine, each on its own device."),
-    ] = None,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
     max_restarts: MaxRestarts = 0,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Profile a few steps: write a trace, and show where time and memory went.")
-    ] = False,
+    profile: Profile = False,
     no_lock: NoLock = False,
     dry_run: DryRun = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -104,32 +112,31 @@ def train(
         set_allocator(loaded.recipe.training)
         for note in notes if is_main_process() else ():
             display.note(note)
-        if dry_run:
-            return _rehearse(loaded, display, overwrite=overwrite, as_json=as_json)
         how = {"resume": resume, "overwrite": overwrite, "profile": profile, "lock": not no_lock}
-        summary = run_training(loaded, reporter=display, **how)
+        rehearsed = _rehearse(loaded, display, overwrite=overwrite) if dry_run else None
+        done = rehearsed or run_training(loaded, reporter=display, **how)
     if as_json and is_main_process():
-        print_json(summary.as_dict())
+        print_json(done.as_dict())
+    elif rehearsed is not None and is_main_process():
+        _print_rehearsed(rehearsed)
 
 
-def _rehearse(loaded: LoadedRecipe, display: RunDisplay, *, overwrite: bool, as_json: bool) -> None:
-    """Do everything up to the first step, and print what the run would take."""
+def _rehearse(loaded: LoadedRecipe, display: RunDisplay, *, overwrite: bool) -> Estimate:
+    """Do everything up to the first step, and return what the run would take."""
     from peftcli.analysis.estimate.estimating import estimate, read_basis
-    from peftcli.console.estimate_view import print_estimate
-    from peftcli.console.output import print_json
-    from peftcli.distributed.launching import is_main_process
     from peftcli.training.run import rehearse
 
     processes, recomputes = rehearse(loaded, overwrite=overwrite, reporter=display)
-    if not is_main_process():
-        return
     decided = {"training.gradient_checkpointing": recomputes}
-    found = estimate(read_basis(loaded), decided, processes=processes)
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        print_estimate(found)
-        display.note("nothing was trained or written: leave out --dry-run to train")
+    return estimate(read_basis(loaded), decided, processes=processes)
+
+
+def _print_rehearsed(found: Estimate) -> None:
+    from peftcli.console.estimate_view import print_estimate
+    from peftcli.console.options import note
+
+    print_estimate(found)
+    note("nothing was trained, and no run was written: leave out --dry-run to train")
 
 
 def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts: int) -> int:

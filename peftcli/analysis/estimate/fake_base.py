@@ -74,8 +74,8 @@ def give_memory(model: nn.Module, others: Iterable[nn.Parameter], device: torch.
         if parameter.is_meta:
             fresh: Any = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
             fresh.requires_grad_(parameter.requires_grad)
-            vars(fresh).update(vars(parameter))
-            fresh._is_param = True  # nn.Parameter would make another tensor, which cannot be swapped
+            # nn.Parameter would make another tensor, which cannot be swapped
+            vars(fresh).update(vars(parameter), _is_param=True)
             torch.utils.swap_tensors(parameter, fresh)  # type: ignore[no-untyped-call]
     given: dict[int, Tensor] = {}
     for module in model.modules():

@@ -50,6 +50,7 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
 def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, float]:
     """Evaluate once and take two steps, as a run does."""
     from peftcli.analysis.estimate.largest_batches import largest, step_sizes
+    from peftcli.analysis.estimate.step_rates import keep_rate
     from peftcli.distributed.devices import peak_memory, pick_device
     from peftcli.distributed.processes import World
     from peftcli.names import NAMES
@@ -81,9 +82,11 @@ def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, f
             train_steps(session, milestones, (session.batches(step) for step in taken), stop, lambda: None)
         seconds = session.state.step_seconds or time.perf_counter() - started
         tokens = session.state.tokens + session.state.window.get("tokens", 0.0)
+    rate = tokens / seconds if seconds else 0.0
+    keep_rate(loaded.recipe, device, session.base.identity.shape, bool(session.state.recomputes), rate)
     return {
         "peak_memory_bytes": peak_memory(device),
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "tokens_per_second": rate,
         "tokens": float(session.data.train.lengths.sum()) * session.plan.epochs,
         "recomputes": float(bool(session.state.recomputes)),
     }
