@@ -82,12 +82,20 @@ def evaluate(
     if as_json:
         print_json(metrics)
     else:
-        _print(metrics, result_console())
+        console = result_console()
+        if console.is_terminal:
+            rows = "its own validation rows" if data is None else f"the rows of {data}"
+            console.print(f"{run}, {rows}", markup=False, soft_wrap=True)
+        _print(metrics, console)
 
 
 def _print(metrics: dict[str, Any], console: Console) -> None:
     from peftcli.console.output import print_table, table
     from peftcli.record.shown_numbers import metric
 
-    rows = [[name, metric(name, value)] for name, value in metrics.items() if not isinstance(value, (dict, list))]
+    rows = [
+        [name, metric(name, value) + (" s" if name.endswith("_runtime") else "")]
+        for name, value in metrics.items()
+        if not isinstance(value, (dict, list))
+    ]
     print_table(console, table(["metric", "value"], rows, numeric=(1,)))
