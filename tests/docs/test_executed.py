@@ -30,7 +30,7 @@ LEFT_OUT = {
     ("export", "runs/chat"): "needs a causal model; tests/serving/test_export_commands.py does that",
     ("chat",): "needs a causal model; tests/inference/chat does that",
     ("train", "trials/NAME/recipe.yaml"): "goes on with a trial; tests/studies/engine does that",
-    ("train", "--num-processes"): "starts processes; tests/distributed does that",
+    ("--num-processes",): "starts processes; cli/test_num_processes.py, tests/distributed and tests/matrix do that",
     ("compare", "--budget"): "trains for minutes; tests/studies/compare does that",
     ("compare", "--methods"): "trains for minutes; tests/studies/compare does that",
     ("sweep", "--search"): "trains for a minute; tests/studies/sweep does that",
