@@ -16,7 +16,7 @@ from peftcli.console.progress_bar import with_progress
 from peftcli.console.standard_input import called
 from peftcli.errors import UserError
 from peftcli.progress import end_watching
-from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
+from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
 from peftcli.suggestions import did_you_mean, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +28,13 @@ _TARGETS = (*LIBRARIES, PLAIN_LORA, *SERVER_TARGETS)
 _INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
 
 Output = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; must not hold anything yet.")
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help=f"Directory to write, or with --to {GGUF} and {GGUF_LORA} a file X.gguf; must not hold anything yet.",
+    ),
 ]
 To = Annotated[
     str,
