@@ -65,6 +65,10 @@ class Precision:
         """
         return matmul_precision("high") if self.tf32 else nullcontext()
 
+    def training(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of a pass without gradients that computes as training does."""
+        return _context(device, self.compute)
+
     def inference(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of evaluation and prediction: the weights' dtype."""
         return _context(device, self.weights)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import longest_first, split_by_tokens
+from peftcli.data.rows.referenced_rows import Reference
 from peftcli.data.rows.row_set import RowSet
 from peftcli.distributed.equal_passes import equal_passes
 from peftcli.distributed.memory_errors import memory_for
@@ -144,6 +146,21 @@ class Evaluator:
         pairs = {row: values for share in shares for row, values in share[1].items()}
         return [EvaluatedRow(*terms[row], *pairs.get(row, ())) for row in range(len(rows))]
 
+    @memory_for("while the reference's log-probabilities were computed", FOR_EVALUATION)
+    def log_probabilities(self, rows: RowSet) -> Reference:
+        """Return the log-probabilities of each row's answers, in the order of the rows; the same in each process."""
+        found: dict[int, list[float]] = {}
+
+        def compute(chosen: Sequence[int]) -> torch.Tensor:
+            return self.task.log_probabilities(self.model, self.collator(rows, chosen).to(self.world.device))
+
+        with self._evaluating():
+            mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+            for chosen, result in self._passes(mine, idle, _never, compute):
+                found.update(zip(chosen, result.tolist(), strict=True))
+        together = {row: values for share in self.world.gather(found) for row, values in share.items()}
+        return np.array([together[row] for row in range(len(rows))], dtype=np.float32).reshape(-1, 2)
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Put the model in eval mode, without gradients and compiled blocks, and leave it in the mode it was in."""
@@ -217,7 +234,8 @@ class Evaluator:
         """Return this process's generated rows, all for a text metric and none otherwise, and the samples of them."""
         if not self.task.info.generates:
             return [], []
-        wanted = len(rows) if self.metrics else min(self.samples, len(rows))
+        of_texts = bool(self.metrics) and self.task.metric_kind == "text"
+        wanted = len(rows) if of_texts else min(self.samples, len(rows))
         mine, idle = self._share(rows, range(wanted), None)
         found: list[Generated] = []
         samples: list[dict[str, Any]] = []
@@ -228,7 +246,7 @@ class Evaluator:
                 if row < self.samples:
                     sample = {"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference}
                     samples.append(sample)
-        return found if self.metrics else [], samples
+        return found if of_texts else [], samples
 
     def _passes(
         self,

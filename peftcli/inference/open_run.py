@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from peftcli.adapters.base_shape import check_config
@@ -21,9 +22,10 @@ from peftcli.deliverables.checksums import check_checksums
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
+from peftcli.inference.compared_sets import RunStart
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_texts
-from peftcli.models.load.dtypes import dtype_named
+from peftcli.models.load.dtypes import dtype_name, dtype_named
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
@@ -76,6 +78,7 @@ class FoundRun:
         computes_in: dtype of the products; None is that of the weights. A complete model is kept in float32, and was
             evaluated in its base's dtype.
         read_as: format of the training rows of a complete model, which has no summary.
+        other_dtype: whether the user asked for the base in another dtype than in training.
     """
 
     directory: RunDirectory
@@ -87,6 +90,7 @@ class FoundRun:
     notes: list[str]
     computes_in: DTypeName | None = None
     read_as: str | None = None
+    other_dtype: bool = False
 
     @property
     def trained_format(self) -> str | None:
@@ -139,10 +143,11 @@ def find_run(
         remedy = "go on with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
         raise UserError(f"the run {run} is not finished", suggestion=remedy)
     loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=trust_code), max_new_tokens)
+    other = base_dtype is not None
     if checkpoint is None and registry.info(loaded.recipe.method.name).artifact == "model":
-        return _find_model(directory, loaded, base_dtype)
+        return replace(_find_model(directory, loaded, base_dtype), other_dtype=other)
     try:
-        return _find_adapter(directory, loaded, base_dtype, checkpoint)
+        return replace(_find_adapter(directory, loaded, base_dtype, checkpoint), other_dtype=other)
     except UserError as error:
         about = _relative_base(directory.path, loaded.recipe)
         raise UserError([*error.problems, *about]) from error
@@ -167,7 +172,31 @@ def load_run(found: FoundRun, bases: Bases | None = None) -> OpenedRun:
     world = World(usable_device(found.loaded.recipe.training.device))
     saved = found.saved
     run = _load_model(found, world) if saved is None else _load_adapter(found, saved, world, bases or Bases())
-    return replace(run, trained_format=found.trained_format)
+    start = RunStart(
+        found.directory.path,
+        lambda parts: _at_start(found, parts, run.base.dtype, world).log_probabilities,
+        as_trained=not found.other_dtype,
+    )
+    return replace(run, trained_format=found.trained_format, start=start)
+
+
+def _at_start(found: FoundRun, parts: Mapping[str, Tensor], dtype: torch.dtype, world: World) -> OpenedRun:
+    """Return the model before a run's first step.
+
+    Args:
+        parts: the method's state then; empty where the base alone is that model.
+        dtype: of the base.
+    """
+    recipe, tokenizer = found.loaded.recipe, found.tokenizer
+    spec = model_spec(recipe) if found.saved is None else found.spec
+    spec = spec.model_copy(update={"dtype": dtype_name(dtype)})
+    base = load_model(spec, recipe.task, device=world.device, seed=recipe.seed)
+    fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
+    attachment = Attachment(base.model)
+    if parts:
+        attachment = apply_method(base.model, read_anatomy(base.model, recipe.model.anatomy), recipe.method)
+        attachment.load_state_dict(parts)
+    return opened(found.loaded, tokenizer, attachment, None, base, world)
 
 
 def with_text_length(loaded: LoadedRecipe, max_new_tokens: int | None) -> LoadedRecipe:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
+from peftcli.data.rows.referenced_rows import Reference
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
+from peftcli.inference.compared_sets import RunStart, compared
 from peftcli.inference.evaluator import FOR_EVALUATION, EvaluatedRow, Evaluator, make_evaluator
 from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import wanted_metrics
@@ -62,6 +64,7 @@ class OpenedRun:
         precision: the weights' dtype.
         notes: what a user should know, such as another base dtype than in training.
         trained_format: format of the training rows; None where there is no record of it.
+        start: the model before the first step, of a run; None of an untrained one.
         untouched: values of the base's own parameters that the run replaced (head, biases), for `close`.
     """
 
@@ -77,6 +80,7 @@ class OpenedRun:
     notes: tuple[str, ...]
     untouched: Mapping[str, Tensor]
     trained_format: str | None = None
+    start: RunStart | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -92,18 +96,27 @@ class OpenedRun:
     def evaluate(self, sets: Mapping[str, RowSet]) -> dict[str, Any]:
         """Return `eval_*` metrics over row sets by name."""
         with libraries_quiet():
-            return self._evaluator(sets)(sets).metrics
+            return self._evaluator(sets)(self._compared(sets)).metrics
 
     def evaluate_rows(self, sets: Mapping[str, RowSet]) -> dict[str, list[EvaluatedRow]]:
         """Return what each row adds to the metrics of `evaluate`, by set, in the order of the rows."""
         evaluator = self._evaluator(sets)
         with libraries_quiet():
-            return {name: evaluator.by_row(rows) for name, rows in sets.items()}
+            return {name: evaluator.by_row(rows) for name, rows in self._compared(sets).items()}
 
     def evaluate_losses(self, rows: RowSet) -> list[EvaluatedRow]:
         """Return the loss of each row, in order; texts are not generated."""
         with libraries_quiet():
             return replace(self._evaluator([]), metrics=(), samples=0).by_row(rows)
+
+    def log_probabilities(self, rows: RowSet) -> Reference:
+        """Return the log-probabilities of each row's answers, of preferences: (rows, 2)."""
+        with libraries_quiet():
+            return self._evaluator([]).log_probabilities(rows)
+
+    def _compared(self, sets: Mapping[str, RowSet]) -> Mapping[str, RowSet]:
+        """Return rows with what the model before the first step makes of them, where the task compares with that."""
+        return compared(sets, self.start, self.log_probabilities) if self.task.needs_reference else sets
 
     def _evaluator(self, sets: Collection[str]) -> Evaluator:
         metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))

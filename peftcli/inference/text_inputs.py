@@ -49,7 +49,7 @@ def changed_texts(run: Path, recipe: Recipe, tokenizer: Any) -> list[str]:
     then = recorded_inputs(run)
     data = recipe.data or DataSpec()
     template = None
-    if then.template is not None and task_info(recipe.task).rows == "text":
+    if then.template is not None and task_info(recipe.task).reads == "text":
         try:
             template = choose_template(data.chat_template, tokenizer, data.chat_template_kwargs)
         except UserError:  # a file that is gone: said where the rows are read

@@ -46,6 +46,7 @@ class _Settings:
     label_smoothing: float
     rows: int
     compute_dtype: torch.dtype
+    by_row: bool = False
 
     @property
     def slope(self) -> float:
@@ -62,6 +63,7 @@ def head_loss(
     label_smoothing: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
     least_rows: int = 0,
+    by_row: bool = False,
 ) -> Tensor:
     """Return the summed cross-entropy of `head(hidden)` against `targets`, in float32.
 
@@ -73,13 +75,15 @@ def head_loss(
         label_smoothing: share of the probability that is spread over the vocabulary.
         chunk_bytes: maximum bytes of float32 logits in memory at a time.
         least_rows: of a chunk, whatever they take.
+        by_row: return the cross-entropy of each row, (rows,), instead of the sum. A trained head's chunks are then
+            computed again in the backward pass, which knows what each row counts.
     """
     transform = transform or LogitTransform()
-    if not is_plain_linear(head):
-        return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes)
+    if not is_plain_linear(head) or (by_row and any(p.requires_grad for p in head.parameters())):
+        return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes, by_row)
     assert isinstance(head, nn.Linear)  # is_plain_linear has checked it
     rows = max(1, least_rows, chunk_bytes // (4 * head.out_features))
-    settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden))
+    settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden), by_row)
     apply: Callable[..., Tensor] = _HeadCrossEntropy.apply  # untyped in torch
     loss: Tensor = apply(hidden, head.weight, head.bias, targets, settings)
     return loss
@@ -105,21 +109,24 @@ def _module_loss(
     transform: LogitTransform,
     label_smoothing: float,
     chunk_bytes: int,
+    by_row: bool,
 ) -> Tensor:
     """Return the same loss by calling the module; several chunks are computed again in the backward pass."""
 
     def loss_of(h: Tensor, t: Tensor) -> Tensor:
-        logits = transform(head(h)).float()
-        return F.cross_entropy(logits, t, reduction="sum", label_smoothing=label_smoothing)
+        logits = transform(head(h))
+        logits = logits if by_row and logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(logits, t, reduction="none" if by_row else "sum", label_smoothing=label_smoothing)
 
     vocab = int(getattr(head, "out_features", 0)) or int(head(hidden[:1].detach()).shape[-1])
     rows = max(1, chunk_bytes // (4 * vocab))
     if len(hidden) <= rows:
         return loss_of(hidden, targets)
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(hidden), rows):
-        total = total + _recomputed(loss_of, hidden[start : start + rows], targets[start : start + rows])
-    return total
+    starts = range(0, len(hidden), rows)
+    parts = [_recomputed(loss_of, hidden[start : start + rows], targets[start : start + rows]) for start in starts]
+    if by_row:
+        return torch.cat(parts)
+    return sum(parts, hidden.new_zeros((), dtype=torch.float32))
 
 
 def _recomputed(function: Callable[[Tensor, Tensor], Tensor], h: Tensor, t: Tensor) -> Tensor:
@@ -128,7 +135,10 @@ def _recomputed(function: Callable[[Tensor, Tensor], Tensor], h: Tensor, t: Tens
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
-    """The sum of cross-entropies. Keeps dL/dhidden (and dL/dW, dL/db if they are trained), but no logits."""
+    """The sum of cross-entropies, or each. Keeps dL/dhidden (and dL/dW, dL/db if they are trained), but no logits.
+
+    Of each row's own loss the gradient is a factor on the row's dL/dhidden, which `backward` brings.
+    """
 
     @staticmethod
     def forward(
@@ -136,7 +146,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total = hidden.new_zeros((), dtype=wide)
+        total = hidden.new_zeros((len(hidden),) if settings.by_row else (), dtype=wide)
         d_hidden = torch.empty_like(hidden, dtype=_kept(hidden.dtype)) if needs_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
@@ -146,7 +156,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), settings.rows):
                 h = hidden[start : start + settings.rows].to(settings.compute_dtype)
                 loss, d_logits = _chunk(F.linear(h, w, b).to(wide), targets[start : start + settings.rows], settings)
-                total += loss
+                if settings.by_row:
+                    total[start : start + settings.rows] = loss
+                else:
+                    total += loss
                 if d_hidden is not None:
                     d_hidden[start : start + settings.rows] = _product(d_logits, w, 2 * settings.slope)
                 if d_weight is not None:
@@ -163,6 +176,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grad = grad[:, None] if grad.dim() else grad  # of each row, and then only the hidden states have a gradient
         d_hidden, d_weight, d_bias = (None if d is None else (d * grad.to(d.dtype)).to(dtype) for d, dtype in saved)
         return d_hidden, d_weight, d_bias, None, None
 
@@ -192,7 +206,7 @@ def _product(d_logits: Tensor, other: Tensor, most: float) -> Tensor:
 
 
 def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of one chunk and its gradient with respect to the head's output.
+    """Return the summed loss of one chunk, or each row's, and its gradient with respect to the head's output.
 
     Args:
         raw: (rows, vocab) output of the head; it is overwritten.
@@ -206,12 +220,13 @@ def _chunk(raw: Tensor, targets: Tensor, settings: _Settings) -> tuple[Tensor, T
         logits = bounded.mul_(transform.softcap)
     peak = logits.amax(-1, keepdim=True)
     shifted = logits.sub_(peak)  # in place: the loss stays the same, and no second tensor of this size is needed
-    loss = (smoothing - 1) * shifted.gather(1, targets[:, None]).sum()
+    total: Callable[[Tensor], Tensor] = torch.flatten if settings.by_row else torch.sum
+    loss = (smoothing - 1) * total(shifted.gather(1, targets[:, None]))
     if smoothing:
-        loss = loss - smoothing * shifted.mean(-1).sum()
+        loss = loss - smoothing * total(shifted.mean(-1))
     grad = shifted.exp_()
     normaliser = grad.sum(-1, keepdim=True)
-    loss = loss + normaliser.log().sum()
+    loss = loss + total(normaliser.log())
     grad.div_(normaliser)  # softmax, in place of the logits
     if smoothing:
         grad.sub_(smoothing / grad.shape[-1])

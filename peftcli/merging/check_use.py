@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from peftcli.data.chat.chat_template import ChatTemplate, FilledTemplate
 from peftcli.data.chat.named_templates import choose_template
 from peftcli.data.read.records import RowError
-from peftcli.data.rows.row_set import Row
+from peftcli.data.rows.row_set import Row, sequences_of
 from peftcli.deliverables import use_alone
 from peftcli.distributed.launching import SIZES
 from peftcli.errors import UserError, VerificationFailed
@@ -137,8 +137,10 @@ def _prompt(row: Row, run: RunToMerge, longest: int) -> str:
 
     Where all of the row is learnt, it is half of the row.
     """
+    reads_text = task_info(run.recipe.task).reads == "text"
+    row = sequences_of(row)[0] if reads_text else row
     ids, labels = row.input_ids, row.labels
-    if task_info(run.recipe.task).rows == "text" and isinstance(labels, np.ndarray):
+    if reads_text and isinstance(labels, np.ndarray):
         learnt = np.flatnonzero(labels != IGNORED)
         first = int(learnt[0]) if len(learnt) else len(ids)
         ids = ids[: first if first > 1 else max(1, len(ids) // 2)]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from peftcli.data.prepare import prepare
 from peftcli.data.rows.padding import collate
-from peftcli.data.rows.row_set import Row
+from peftcli.data.rows.row_set import Row, sequences_of
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
@@ -240,9 +240,9 @@ def _each_output(
 ) -> list[Tensor]:
     """Return the compared logits of each row."""
     found = []
-    kind = task_info(run.recipe.task).rows
+    kind = task_info(run.recipe.task).reads
     model.eval()
-    for row in rows:
+    for row in (sequences_of(row)[0] if kind == "text" else row for row in rows):
         batch = {key: value[:, :LONGEST] if value.ndim > 1 else value for key, value in _batch(row, run).items()}
         labels = batch.pop("labels", None)
         if kind == "pairs" and labels is not None:
@@ -256,7 +256,7 @@ def _each_output(
 
 
 def _batch(row: Row, run: RunToMerge) -> dict[str, Tensor]:
-    return collate([row], run.tokenizer, task_info(run.recipe.task).rows)
+    return collate([row], run.tokenizer, task_info(run.recipe.task).reads)
 
 
 def _compared(logits: Tensor, labels: Tensor | None, kind: RowKind) -> Tensor:

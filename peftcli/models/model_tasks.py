@@ -31,6 +31,8 @@ def saved_tasks(config: PretrainedConfig) -> list[TaskName]:
     found: list[TaskName] = []
     for name in possible_tasks(config):
         info = task_info(name)
+        if any(task_info(other).auto_class == info.auto_class for other in found):  # the same head, trained otherwise
+            continue
         known = getattr(modeling_auto, f"{info.mapping}_NAMES").get(config.model_type, ())
         classes = {known} if isinstance(known, str) else set(known)
         if saved & (classes | {str(remote.get(info.auto_class, "")).rpartition(".")[2]}):

@@ -12,6 +12,7 @@ from peftcli.recipe.vocabulary import NameOf
 TaskName = Annotated[str, NameOf("tasks")]
 SamplingStrategy = Literal["group_by_length", "random", "sequential"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+LossType = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo", "cpo"]
 FormatName = Annotated[str, NameOf("formats", auto=True)]
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -205,6 +206,19 @@ class TrainingSpec(Block):
     """Recompute activations in the backward pass to save memory; auto does if a step would not fit otherwise."""
     label_smoothing_factor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Amount of label smoothing."""
+    loss_type: LossType | None = None
+    """Loss of preference tuning, by TRL's name; null is sigmoid (DPO)."""
+    beta: Annotated[float, Field(gt=0.0)] | None = None
+    """Preference losses: how strongly the model is held to its reference, of orpo the weight of its odds ratio; null is
+    the loss's default: 0.1, of simpo 2."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
+    """Share of the preferences that is taken to be the wrong way round; for the losses sigmoid, robust, simpo and cpo;
+    null is 0."""
+    simpo_gamma: Annotated[float, Field(ge=0.0)] | None = None
+    """Margin that the loss simpo wants between the rewards; null is 0.5."""
+    sft_weight: Annotated[float, Field(ge=0.0)] | None = None
+    """Weight of the chosen answer's mean negative log-likelihood beside a preference loss; null is 1 for orpo and cpo,
+    else 0."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] | None = None
     """Scale of the uniform noise that NEFTune adds to the input embeddings; null adds none."""
     class_weights: Literal["balanced"] | list[float] | None = None

@@ -25,6 +25,10 @@ class TaskFacts(Protocol):
         """The kind of its rows."""
 
     @property
+    def reads(self) -> str:
+        """The kind of row that its model reads at once."""
+
+    @property
     def label_kind(self) -> str | None:
         """The kind of its labels; None for a task without labels and without a head."""
 

@@ -18,6 +18,7 @@ OWN_ENTRIES = (
     "summary.json",
     *ARTIFACTS,
     "checkpoints",
+    "reference",
     "metrics.jsonl",
     "plots",
     "report.html",

@@ -153,6 +153,18 @@ class LanguageModelTask(Task):
             least_rows=self._chunk_rows,
         )
 
+    def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each supervised token."""
+        from torch.nn.functional import cross_entropy
+
+        from peftcli.layers.chunked_loss import head_loss
+
+        if self.route is None:
+            return cross_entropy(states.float(), targets, reduction="none")
+        transform = self.route.transform
+        head = self.route.head
+        return head_loss(head, states, targets, transform=transform, least_rows=self._chunk_rows, by_row=True)
+
     def _right_tokens(self, states: Tensor, targets: Tensor) -> Tensor:
         """Return how many supervised tokens are the likeliest ones."""
         import torch

@@ -5,6 +5,7 @@ Libraries are imported on use: `peft validate` reads the names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -154,6 +155,16 @@ def _exact_match(predictions: Sequence[Any], references: Sequence[Any]) -> Score
     return {"exact_match": right / max(1, len(predictions))}
 
 
+def _preferred(name: str, of: Callable[[Sequence[float], Sequence[float]], float]) -> Function:
+    """Return the mean of a function of a pair's rewards and log-probabilities: (chosen, rejected) each."""
+
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        values = [float(of(rewards, logps)) for rewards, logps in zip(predictions, references, strict=True)]
+        return {name: math.fsum(values) / max(1, len(values))}
+
+    return function
+
+
 _CLASSES = {
     "accuracy": MetricInfo("share of rows that are exactly right", _accuracy),
     "f1": MetricInfo("mean of the classes' F1", _f1("macro", "f1")),
@@ -197,6 +208,28 @@ OWN_METRICS: dict[str, dict[str, MetricInfo]] = {
         "exact_match": MetricInfo("share of texts that are exactly right", _exact_match),
         "perplexity": MetricInfo("exponential of the loss", None, falls=True),
         "token_accuracy": MetricInfo("share of supervised tokens that are the likeliest ones", None),
+    },
+    "preferences": {
+        "rewards_accuracies": MetricInfo(
+            "share of pairs whose chosen answer has the larger reward",
+            _preferred("rewards_accuracies", lambda rewards, _: rewards[0] > rewards[1]),
+        ),
+        "rewards_margins": MetricInfo(
+            "mean of the chosen answer's reward less the rejected one's",
+            _preferred("rewards_margins", lambda rewards, _: rewards[0] - rewards[1]),
+        ),
+        "rewards_chosen": MetricInfo(
+            "mean reward of the chosen answers", _preferred("rewards_chosen", lambda rewards, _: rewards[0])
+        ),
+        "rewards_rejected": MetricInfo(
+            "mean reward of the rejected answers", _preferred("rewards_rejected", lambda rewards, _: rewards[1])
+        ),
+        "logps_chosen": MetricInfo(
+            "mean log-probability of the chosen answers", _preferred("logps_chosen", lambda _, logps: logps[0])
+        ),
+        "logps_rejected": MetricInfo(
+            "mean log-probability of the rejected answers", _preferred("logps_rejected", lambda _, logps: logps[1])
+        ),
     },
 }
 """The metrics of each kind of prediction, in the order of the documentation. A new metric is one line here."""

@@ -227,6 +227,15 @@ class Task(ABC):
             by_row: also return the terms of each row.
         """
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether rows are compared with what the model before the first step makes of them (`log_probabilities`)."""
+        return False
+
+    def log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the log-probability of each row's answers, (rows, 2): chosen, rejected; of preferences."""
+        raise NotImplementedError(f"{self.info.name} has no pairs of answers")
+
     def derived_metrics(self, loss: float) -> dict[str, float]:
         """Return metrics that follow from the mean loss alone."""
         return {}

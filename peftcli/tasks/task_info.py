@@ -11,7 +11,7 @@ from typing import Literal
 
 from peftcli.recipe.schema import TaskName
 
-RowKind = Literal["text", "pairs", "labelled", "tagged"]
+RowKind = Literal["text", "pairs", "labelled", "tagged", "preferences"]
 """What a row of a task is, and with it how rows are read, encoded and padded:
 
 - `text`: one sequence of tokens. Its labels are its own tokens where they are learnt, -100 elsewhere; a generated text
@@ -19,6 +19,8 @@ RowKind = Literal["text", "pairs", "labelled", "tagged"]
 - `pairs`: an input and a target. The labels are the target's tokens, a sequence with a length of its own.
 - `labelled`: a text, or two, with one label: a class, several classes, or a number.
 - `tagged`: words with a tag each. The labels are as long as the tokens: a word's tag at its first token, else -100.
+- `preferences`: two sequences of tokens behind each other, each as in a row of `text`: a prompt with the chosen answer,
+  and the same prompt with the rejected one.
 """
 
 LabelKind = Literal["single_label", "multi_label", "regression", "token"]
@@ -83,6 +85,11 @@ class TaskInfo:
     adapterhub_classes: tuple[str, ...] = ()
 
     @property
+    def reads(self) -> RowKind:
+        """What the model reads at once: a row, or of `preferences` one of its sequences, which is a row of `text`."""
+        return "text" if self.rows == "preferences" else self.rows
+
+    @property
     def label_kind(self) -> LabelKind | None:
         """The kind of its labels where nothing says more; None for a task without labels and without a head."""
         kinds: dict[RowKind, LabelKind] = {"labelled": "single_label", "tagged": "token"}
@@ -96,4 +103,4 @@ class TaskInfo:
     @property
     def labels_tokens(self) -> bool:
         """Whether the labels of a row belong to its tokens, one to each."""
-        return self.rows in ("text", "tagged")
+        return self.reads in ("text", "tagged")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from peftcli.errors import UserError
 from peftcli.tasks.causal_lm import CausalLM
+from peftcli.tasks.preference import Preference
 from peftcli.tasks.seq2seq_lm import Seq2SeqLM
 from peftcli.tasks.sequence_classification import SequenceClassification
 from peftcli.tasks.task import Task
@@ -17,6 +18,7 @@ _CLASSES: tuple[type[Task], ...] = (
     Seq2SeqLM,
     SequenceClassification,
     TokenClassification,
+    Preference,
 )
 
 TASKS: Mapping[str, type[Task]] = {task.info.name: task for task in _CLASSES}

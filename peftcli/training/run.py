@@ -23,6 +23,7 @@ from peftcli.record.open_rate import with_open_rate
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
+from peftcli.record.run_reference import write_run_reference
 from peftcli.record.run_summary import Summary
 from peftcli.record.train_state import TrainState
 from peftcli.stop_signals import stop_on_signal
@@ -226,6 +227,8 @@ def _start(
         if goes_on:
             reporter.note("there is no checkpoint to go on from: the run starts again at the first step")
         directory.begin(_recipe_text(session), keep=ARTIFACTS if goes_on else ())
+    if world.is_main and session.reference is not None:
+        write_run_reference(directory.path, session.reference)
     if world.is_main:
         directory.write_skipped_rows(session.data.report.skipped)
     world.wait()

@@ -23,6 +23,7 @@ from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
+from peftcli.record.run_reference import RunReference
 from peftcli.record.train_state import TrainState
 from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Task
@@ -57,6 +58,7 @@ class Session:
         rate_factor: its share at the step with a given index, counted from 0.
         state: counts, best evaluation, and what was decided for the whole run.
         trackers, callbacks: of the recipe; none beside the main process.
+        reference: what the directory of a new run keeps of the model before its first step; None where nothing.
     """
 
     loaded: LoadedRecipe
@@ -83,6 +85,7 @@ class Session:
     state: TrainState
     trackers: Trackers
     callbacks: Callbacks
+    reference: RunReference | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -40,6 +40,7 @@ from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.resuming.compare_inputs import compare_inputs
+from peftcli.training.resuming.reference_rows import StartModel, compared_rows
 from peftcli.training.resuming.start_from_rows import start_from_rows
 from peftcli.training.resuming.start_from_stored import start_from_stored
 from peftcli.training.session import Session
@@ -77,21 +78,20 @@ def build_session(
     Raises:
         UserError: anything in the recipe, the model or the data is wrong.
     """
-    recipe = loaded.recipe
-    seed_everything(recipe.seed)
-    ready = before_weights(loaded, world, reporter, state)
-    known, data, task = ready.known, ready.data, ready.task
-    base = _load(ready, recipe, world)
+    seed_everything(loaded.recipe.seed)
+    recipe, ready = loaded.recipe, before_weights(loaded, world, reporter, state)
+    known, data, task, base = ready.known, ready.data, ready.task, _load(ready, recipe, world)
     attached = _attach(recipe, base, ready, state, world, reporter)
-    attachment, anatomy = attached.attachment, attached.anatomy
     computing = _computing(recipe, base, attached, task, state, world, reporter)
-    precision, paths = computing.precision, computing.fast_paths
-    collator = _collator(loaded, base, attachment, ready, paths)
-    limit = token_limit(recipe.training, world.device.type, anatomy.hidden_size)
-    batches = StepBatches(recipe, data.train, collator, ready.plan, world, limit)
+    attachment, anatomy, precision = attached.attachment, attached.anatomy, computing.precision
+    collator = _collator(loaded, base, attachment, ready, computing.fast_paths)
+    batches = StepBatches(recipe, data.train, collator, ready.plan, world, _token_limit(recipe, world, anatomy))
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
-    compare_inputs(_inputs_of_weights(base, paths, limit), state, reporter)
+    compare_inputs(_inputs_of_weights(base, computing.fast_paths, batches.max_tokens), state, reporter)
     start_from_rows(recipe, attachment, batches, precision, state, reporter)
+    evaluator = make_evaluator(recipe, base.model, task, collator, world, precision, ready.metrics)
+    start = StartModel(base, known.info, attachment, computing)
+    validation, kept_of_start = compared_rows(recipe, directory, start, evaluator, batches, ready.validation, state)
     rate = choose_rate(recipe, anatomy, kept, reporter.note)
     loaded = with_rate(loaded, rate)
     return Session(
@@ -106,9 +106,9 @@ def build_session(
         anatomy=anatomy,
         attachment=attachment,
         task=task,
-        validation=ready.validation,
+        validation=validation,
         batches=batches,
-        evaluator=make_evaluator(recipe, base.model, task, collator, world, precision, ready.metrics),
+        evaluator=evaluator,
         computing=computing,
         compute_weights=_compute_weights(recipe, base.model, precision, state),
         plan=ready.plan,
@@ -119,7 +119,12 @@ def build_session(
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
         callbacks=_callbacks(loaded, ready, directory, reporter, state.step, world),
+        reference=kept_of_start,
     )
+
+
+def _token_limit(recipe: Recipe, world: World, anatomy: Anatomy) -> int | None:
+    return token_limit(recipe.training, world.device.type, anatomy.hidden_size)
 
 
 def _load(ready: BeforeWeights, recipe: Recipe, world: World) -> Loaded:

@@ -90,10 +90,13 @@ class StepBatches:
 
     def _batch(self, share: Share) -> Batch:
         batch = self.collator.micro_batch(share.rows)
-        documents = batch.documents() if batch.rows < len(share.rows) else ()
-        lengths, widths = _sequences(share.rows, batch)
+        rows = self.collator.sequences(share.rows)
+        documents = batch.documents() if batch.rows < len(rows) else ()
+        lengths, widths = _sequences(rows, batch)
         ends = [documents] if documents else lengths
-        drawn = DrawnRows.of_step(self._seed, share.step, share.numbers, ends, widths, joined=bool(documents))
+        each = len(rows) // len(share.rows)  # sequences of a row
+        numbers = [each * number + place for number in share.numbers for place in range(each)]
+        drawn = DrawnRows.of_step(self._seed, share.step, numbers, ends, widths, joined=bool(documents))
         batch = replace(batch, drawn=drawn)
         if share.idle:
             batch = batch.as_idle()

@@ -141,7 +141,7 @@ class CausalEncoder:
             parts = [_piece(ids[part], mask[part]) for part in pieces(len(ids), settings.max_length)]
             learning = [part for part in parts if part.mask is not None and part.mask.any()]
             return Outcome(learning, status=TRUNCATED if learning else MASKED, reason="split by max_length")
-        keep = self._first_kept(ids)
+        keep = self.first_kept(ids)
         window = settings.max_length - keep
         start = keep + best_window(mask[keep:], window) if window > 0 else 0
         cut_ids = np.concatenate((ids[:keep], ids[start : start + window]))
@@ -151,7 +151,7 @@ class CausalEncoder:
         cut.truncated = True
         return Outcome([cut], status=TRUNCATED)
 
-    def _first_kept(self, ids: Ints) -> int:
+    def first_kept(self, ids: Ints) -> int:
         """Return how many tokens at the front stay in a cut row: BOS, or whatever the tokenizer puts there."""
         count = len(self._head)
         return count if count and count < self._settings.max_length and np.array_equal(ids[:count], self._head) else 0
@@ -161,7 +161,7 @@ class CausalEncoder:
         longest = self._settings.max_length
         if len(ids) <= longest:
             return Encoded(ids)
-        keep = self._first_kept(ids)
+        keep = self.first_kept(ids)
         return Encoded(np.concatenate((ids[:keep], ids[len(ids) - (longest - keep) :])), truncated=True)
 
     def _why_masked(self, item: Rendered | None) -> str:

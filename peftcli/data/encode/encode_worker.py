@@ -14,6 +14,7 @@ from peftcli.data.encode.classification import ClassificationEncoder
 from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, KEPT, MASKED, TRUNCATED, Encoded, Names, Outcome
 from peftcli.data.encode.pairs import PairEncoder
+from peftcli.data.encode.preferences import PreferenceEncoder
 from peftcli.data.encode.tags import TagEncoder
 from peftcli.data.read.nested_values import MISSING, value_at
 from peftcli.data.read.records import BadRow, Record, RowError
@@ -38,6 +39,7 @@ ENCODERS: dict[RowKind, Callable[[Any, EncodeSettings, Names], Encoder]] = {
     "pairs": lambda tokenizer, settings, _: PairEncoder(tokenizer, settings),
     "labelled": ClassificationEncoder,
     "tagged": TagEncoder,
+    "preferences": lambda tokenizer, settings, _: PreferenceEncoder(tokenizer, settings),
 }
 """From a tokenizer, the settings and the chunk's label names to what encodes a kind of row."""
 

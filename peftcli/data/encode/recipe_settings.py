@@ -24,7 +24,7 @@ def recipe_settings(
     Raises:
         UserError: the tokenizer does not do for the task, or there is no such chat template.
     """
-    kind = task_info(task).rows
+    kind = task_info(task).reads
     if kind == "tagged" and not tokenizer.is_fast:
         raise UserError(
             Problem(

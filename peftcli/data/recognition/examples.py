@@ -51,7 +51,15 @@ class Tokens:
     labels: Any
 
 
-Example = Text | Conversation | Labelled | Tagged | InputTarget | Tokens
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """Two conversations with the same beginning, whose last turns are a better and a worse answer."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+Example = Text | Conversation | Labelled | Tagged | InputTarget | Tokens | Preferred
 
 
 def check_characters(example: Example) -> None:
@@ -75,6 +83,9 @@ def _texts(example: Example) -> Iterator[str]:
     elif isinstance(example, InputTarget):
         yield example.input
         yield example.target or ""
+    elif isinstance(example, Preferred):
+        yield from _texts(example.chosen)
+        yield from _texts(example.rejected)
     elif isinstance(example, Conversation):
         plain = example.plain
         yield from (plain[0], plain[1] or "") if plain else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from peftcli.data.formats import preference
 from peftcli.data.read.nested_values import structure, with_paths
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.format_table import BY_NAME, WITH_TEMPLATE, formats_for
@@ -13,6 +14,7 @@ from peftcli.data.recognition.row_template import RowTemplate
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TaskName
 from peftcli.suggestions import did_you_mean, nearest
+from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import task_info
 
 _LOOKED_INTO = 20  # rows whose objects are looked into for a message
@@ -51,29 +53,39 @@ def recognise(
     paths = (*columns.values(), *(parsed.columns if parsed else ()))
     records = [replace(record, values=dict(with_paths(record.values, paths))) for record in records]
     present = _columns_of(records)
-    formats = formats_for(kind) if wanted == "auto" else (*formats_for(kind), BY_NAME[wanted])
+    serving = _serving(kind, predicting=predicting)
+    formats = serving if wanted == "auto" else (*serving, BY_NAME[wanted])
     absent = _absent_targets(columns, present, formats) if predicting else frozenset()
     mapped = {ours: theirs for ours, theirs in columns.items() if ours not in absent}
     _check_mapped(mapped, present, source, _inside(records))
     if parsed:
         parsed.check(present, source)
+    if wanted == "auto" and kind == "text" and not predicting:
+        _refuse_preferences(present, columns, task, source)
     if wanted == "auto" and of_source is None and parsed and kind == "text":
         chosen = _templated(present, columns)
     elif wanted == "auto" and of_source is None:
-        _check_ours(columns, task, formats_for(kind))
-        for chosen in formats_for(kind):
+        _check_ours(columns, task, serving)
+        for chosen in serving:
             if chosen.has_columns and _fits(chosen, records, present, columns, parsed, predicting, absent):
                 break
         else:
-            raise _no_format(task, formats_for(kind), present, source, _inside(records))
+            raise _no_format(task, serving, present, source, _inside(records))
     else:
         chosen = BY_NAME[of_source if wanted == "auto" and of_source else wanted]
-    _check_serves(chosen, task, columns)
+    _check_serves(chosen, task, columns, serving)
     mapping = _map(chosen, present, columns, absent)
     missing = _missing(chosen, mapping, parsed, predicting)
     if missing:
         raise UserError(_missing_problem(chosen, missing, present, source))
+    kind = kind if kind in chosen.makes else "text"
     return RecognisedFormat(chosen, kind, mapping, parsed, _evidence(chosen, mapping, records, parsed), predicting)
+
+
+def _serving(kind: RowKind, *, predicting: bool) -> tuple[RowFormat, ...]:
+    """Return the formats whose rows serve; to a prompt of any format of texts a model of preferences can answer."""
+    own = formats_for(kind)
+    return own if kind != "preferences" or not predicting else (*own, *formats_for("text"))
 
 
 def _absent_targets(columns: Mapping[str, str], present: Sequence[str], formats: Sequence[RowFormat]) -> frozenset[str]:
@@ -151,15 +163,30 @@ def _missing(
     ]
 
 
-def _check_serves(chosen: RowFormat, task: TaskName, columns: Mapping[str, str]) -> None:
+def _refuse_preferences(present: Sequence[str], columns: Mapping[str, str], task: TaskName, source: str) -> None:
+    """Raise where a file has two answers to each prompt: one of them would be learnt, the other one ignored."""
+    pair = [_map(preference.FORMAT, present, {}).get(name) for name in ("chosen", "rejected")]
+    if None in pair or set(pair) & set(columns.values()):
+        return
+    raise UserError(
+        Problem(
+            f"the columns {' and '.join(map(str, pair))} look like preferences: a better and a worse answer to each "
+            f"prompt; {task} would learn one of them alone",
+            file=source or None,
+            key="task",
+            suggestion=f"write task: preference; to learn {pair[0]} alone, data.columns: {{completion: {pair[0]}}}",
+        )
+    )
+
+
+def _check_serves(chosen: RowFormat, task: TaskName, columns: Mapping[str, str], serving: Sequence[RowFormat]) -> None:
     """Raise when a format does not serve a task, or lacks a column that the recipe maps."""
-    kind = task_info(task).rows
-    if kind not in chosen.makes:
+    if chosen not in serving:
         raise UserError(
             Problem(
                 f"format {chosen.name!r} does not fit task {task}",
                 key="data.format",
-                suggestion=f"formats of this task: {', '.join(known.name for known in formats_for(kind))}",
+                suggestion=f"formats of this task: {', '.join(known.name for known in serving)}",
             )
         )
     unknown = [name for name in columns if chosen.column(name) is None]

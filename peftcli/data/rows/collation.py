@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftcli.data.rows.packing import join
-from peftcli.data.rows.padding import collate
-from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.data.rows.padding import collate, preference_tensors
+from peftcli.data.rows.row_set import Row, RowSet, sequences_of
 from peftcli.ignored_label import IGNORED
 from peftcli.models.packed_documents import PackingRoute
 from peftcli.tasks.task import Batch, Task
@@ -42,7 +42,14 @@ class Collator:
 
         A row alone has nothing to be kept apart from: without positions of its own, no mask is built for it.
         """
-        return self.batch([join(rows)] if self.joins_rows and len(rows) > 1 else rows)
+        sequences = self.sequences(rows)
+        return self._made([join(sequences)] if self.joins_rows and len(sequences) > 1 else sequences, rows)
+
+    def sequences(self, rows: Sequence[Row]) -> list[Row]:
+        """Return what the model reads of rows: the rows themselves, or both sequences of each preference."""
+        if self.task.info.rows != "preferences":
+            return list(rows)
+        return [sequence for row in rows for sequence in sequences_of(row)]
 
     def batch(self, rows: Sequence[Row], *, generate: bool = False) -> Batch:
         """Return rows as one batch, on the CPU.
@@ -50,8 +57,15 @@ class Collator:
         Args:
             generate: for prediction; decoder-only prompts are padded on the left, so that new tokens follow at once.
         """
-        side = "left" if generate and self.task.info.rows == "text" else "right"
-        made = collate(rows, self.tokenizer, self.task.info.rows, padding_side=side, packing_route=self.packing_route)
+        return self._made(self.sequences(rows), rows, generate=generate)
+
+    def _made(self, sequences: Sequence[Row], rows: Sequence[Row], *, generate: bool = False) -> Batch:
+        """Return sequences, padded or joined, as a batch; `rows` are what they were made of."""
+        side = "left" if generate and self.task.info.reads == "text" else "right"
+        kind = self.task.info.reads
+        made = collate(sequences, self.tokenizer, kind, padding_side=side, packing_route=self.packing_route)
+        if self.task.info.rows == "preferences" and not generate:
+            made |= preference_tensors(rows)
         tokens = sum(len(row.input_ids) for row in rows)
         return self.task.batch(made, tokens, generate=generate and self.task.info.generates)
 
@@ -63,9 +77,13 @@ class Collator:
         return batch, references, [self._text(prompt.input_ids) for prompt, _ in cut]
 
     def _cut(self, row: Row) -> tuple[Row, Any]:
-        """Return what stands before the last supervised run, and that run; input and target for seq2seq."""
+        """Return what stands before the last supervised run, and that run; input and target for seq2seq.
+
+        Of a preference it is the chosen sequence.
+        """
+        row = self.sequences([row])[0]
         labels = np.asarray(row.labels)
-        if self.task.info.rows != "text":
+        if self.task.info.reads != "text":
             return replace(row, labels=None), labels[labels != IGNORED]
         supervised = np.flatnonzero(labels != IGNORED)
         if not len(supervised):

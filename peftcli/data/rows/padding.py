@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.rows.row_set import Row
+from peftcli.data.rows.row_set import Row, sequences_of
 from peftcli.ignored_label import IGNORED
 from peftcli.models.packed_documents import PackingRoute, block_causal
 from peftcli.tasks.task_info import RowKind
@@ -63,6 +63,18 @@ def collate(
     if packed and packing_route in ("bool_mask", "float_mask"):
         tensors["attention_mask"] = block_causal(tensors["position_ids"], packing_route)
     return tensors
+
+
+def preference_tensors(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Return `learnt`, how many tokens of each sequence are compared, and `reference` (rows, 2) where rows have it."""
+    learnt = []
+    for sequence in (sequence for row in rows for sequence in sequences_of(row)):
+        learnt.append(int((np.asarray(sequence.labels)[1:] != IGNORED).sum()))
+    out: dict[str, npt.NDArray[Any]] = {"learnt": np.array(learnt, dtype=np.int64)}
+    reference = [row.reference for row in rows if row.reference is not None]
+    if len(reference) == len(rows):
+        out["reference"] = np.stack(reference)
+    return _tensors(out)
 
 
 def _behind_each_other(rows: Sequence[Row]) -> Row:

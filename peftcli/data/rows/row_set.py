@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,9 +27,12 @@ class Row:
             sequence-to-sequence), a class number, a number, a float32 0/1 vector, or None.
         source: file that the row comes from.
         row: its line or element there.
-        token_type_ids: (tokens,) segments of a text pair, or None.
+        token_type_ids: (tokens,) segments of a text pair, or None; of a preference 0 in the chosen sequence and 1
+            in the rejected one.
         position_ids: (tokens,) restarting at every document of a packed row, or None.
         documents: (tokens,) number of the document of each token of a packed row, or None.
+        reference: (sequences,) log-probability of the answer in each sequence of a preference under the model before
+            the first step, or None.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -39,6 +42,22 @@ class Row:
     token_type_ids: npt.NDArray[np.uint8] | None = None
     position_ids: npt.NDArray[np.int32] | None = None
     documents: npt.NDArray[np.int32] | None = None
+    reference: npt.NDArray[np.float32] | None = None
+
+
+def sequences_of(row: Row) -> list[Row]:
+    """Return the sequences of a preference as rows of a causal model, chosen before rejected; a prompt is one."""
+    sides, labels = row.token_type_ids, row.labels
+    if sides is None:
+        return [row]
+    found = []
+    for number in np.unique(sides):
+        own = sides == number
+        part = labels[own] if isinstance(labels, np.ndarray) else None
+        if part is not None:
+            part[:1] = IGNORED  # nothing stands before the first token of a sequence
+        found.append(replace(row, input_ids=row.input_ids[own], labels=part, token_type_ids=None, reference=None))
+    return found
 
 
 class RowSet(Protocol):

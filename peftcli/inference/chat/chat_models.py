@@ -156,7 +156,7 @@ def _check_writes(where: str, loaded: LoadedRecipe) -> None:
         UserError: with the command that serves.
     """
     info = task_info(loaded.recipe.task)
-    if not info.generates or info.rows != "text":
+    if not info.generates or info.reads != "text":
         raise UserError(
             f"{where} is for {info.name}: {info.summary}; a chat needs a model that goes on with a conversation",
             suggestion=f"peft predict {where} --input FILE",
@@ -170,7 +170,8 @@ def _check_model(path: Path, loaded: LoadedRecipe) -> None:
         UserError: with what it is.
     """
     config = load_config(loaded.recipe.model)
-    others = [task for task in saved_tasks(config) if task != loaded.recipe.task]
+    wanted = task_info(loaded.recipe.task).auto_class
+    others = [task for task in saved_tasks(config) if task_info(task).auto_class != wanted]
     if others:
         raise UserError(
             f"{path} is a model for {others[0]} ({', '.join(config.architectures)}); a chat needs one for "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcli.recipe.aliases.alias import AXOLOTL, LITGPT, LLAMA_FACTORY, TORCHTUNE, TRANSFORMERS, UNSLOTH, Alias
+from peftcli.recipe.aliases.alias import AXOLOTL, LITGPT, LLAMA_FACTORY, TORCHTUNE, TRANSFORMERS, TRL, UNSLOTH, Alias
 
 _BEST = "not needed: the best evaluated adapter is kept whenever there are validation rows"
 _ORDER = "write group_by_length, random or sequential"
@@ -80,7 +80,16 @@ TRAINING = {
     "use_gradient_checkpointing": Alias(UNSLOTH, "training.gradient_checkpointing"),
     "activation_checkpointing": Alias("other tools", "training.gradient_checkpointing"),
     "gradient_checkpointing_kwargs": Alias(TRANSFORMERS, None, "checkpointing here is always non-reentrant"),
-    "label_smoothing": Alias("other tools", "training.label_smoothing_factor"),
+    "smoothing": Alias("other tools", "training.label_smoothing_factor"),
+    "pref_loss": Alias(LLAMA_FACTORY, "training.loss_type"),
+    "pref_beta": Alias(LLAMA_FACTORY, "training.beta"),
+    "dpo_beta": Alias("other tools", "training.beta"),
+    "rl_beta": Alias(AXOLOTL, "training.beta"),
+    "orpo_alpha": Alias(AXOLOTL, "training.beta", "orpo's weight is beta, as in TRL"),
+    "pref_ftx": Alias(LLAMA_FACTORY, "training.sft_weight"),
+    "rpo_alpha": Alias(f"{TRL}, {AXOLOTL}", "training.sft_weight"),
+    "cpo_alpha": Alias(f"{TRL}, {AXOLOTL}", "training.sft_weight"),
+    "dpo_label_smoothing": Alias(AXOLOTL, "training.label_smoothing"),
     "noisy_embedding_alpha": Alias(AXOLOTL, "training.neftune_noise_alpha"),
     "neftune_alpha": Alias("other tools", "training.neftune_noise_alpha"),
     "length_column_name": Alias(TRANSFORMERS, None, "lengths are computed; see train_sampling_strategy"),

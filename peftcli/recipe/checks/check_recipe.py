@@ -15,6 +15,7 @@ from peftcli.recipe.checks.data_checks import check_data
 from peftcli.recipe.checks.distributed_checks import check_distributed
 from peftcli.recipe.checks.method_checks import check_methods
 from peftcli.recipe.checks.metric_checks import check_metrics
+from peftcli.recipe.checks.preference_checks import check_preference
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.pydantic_messages import Finding, choice_hint
 from peftcli.recipe.schema import Recipe
@@ -187,6 +188,7 @@ _CHECKS: tuple[Check, ...] = (
     _evaluation,
     check_metrics,
     check_callbacks,
+    check_preference,
     check_methods,
     check_distributed,
 )

@@ -52,7 +52,7 @@ def _data_for_task(recipe: Recipe, data: DataSpec, names: Names) -> Iterator[Fin
         if name not in allowed and not (name in names.formats and task.rows in names.formats[name].makes):
             reason = f"the format {name} does not serve the task {recipe.task}"
             yield Finding(key, reason, f"one of auto, {', '.join(sorted(allowed))}")
-    if task.rows != "text":
+    if task.reads != "text":
         for field, default in (("train_on", "completions"), ("chat_template", None)):
             if getattr(data, field) != default:
                 yield Finding(("data", field), f"data.{field} does nothing for the task {recipe.task}", "leave it out")

@@ -93,7 +93,7 @@ def _data(recipe: Recipe, names: Names, rows: KnownRows | None) -> Reasons:
     data = recipe.data
     if data is None:
         return {}
-    kind = names.tasks[recipe.task].rows
+    kind = names.tasks[recipe.task].reads
     mixed = "each source of data.datasets has its own" if data.datasets else None
     streamed = "the rows are streamed" if data.streaming and data.validation is None else None
     formats = [] if rows is None else rows.formats

@@ -27,7 +27,7 @@ from peftcli.studies.evidence.class_sums import (
     of_entities,
 )
 from peftcli.studies.evidence.text_sums import bleu_sums, chrf_sums
-from peftcli.tasks.metric_table import METRICS
+from peftcli.tasks.metric_table import METRICS, OWN_METRICS
 
 Array = npt.NDArray[np.float64]
 WeightedMetric = Callable[[Array], Array]
@@ -231,6 +231,7 @@ _MAKERS: dict[tuple[str, str], Callable[[list[Any], list[Any]], WeightedMetric]]
     ("regression", "r2"): _moments(_r2),
     ("regression", "spearman"): _spearman,
     **{("text", name): _mean_of_rows(name, "text") for name in ("rouge1", "rouge2", "rougeL", "exact_match")},
+    **{("preferences", name): _mean_of_rows(name, "preferences") for name in OWN_METRICS["preferences"]},
     ("text", "bleu"): bleu_sums,
     ("text", "chrf"): chrf_sums,
 }  # fmt: skip

@@ -36,7 +36,8 @@ def start_from_rows(
 
     def made() -> Iterator[dict[str, Tensor]]:
         for rows in batches.of_all_processes():
-            tensors = collate(rows, collator.tokenizer, collator.task.info.rows, packing_route=collator.packing_route)
+            sequences, kind = collator.sequences(rows), collator.task.info.reads
+            tensors = collate(sequences, collator.tokenizer, kind, packing_route=collator.packing_route)
             yield {name: tensor.to(device) for name, tensor in tensors.items()}
 
     rows, training = TrainingRows(made), model.training

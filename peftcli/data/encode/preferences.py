@@ -1,0 +1,97 @@
+"""Rows of preference tuning: the tokens of both sequences of a pair, chosen before rejected, and which are compared."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from peftcli.data.encode.causal import CausalEncoder
+from peftcli.data.encode.encode_settings import EncodeSettings
+from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Outcome
+from peftcli.data.encode.overflow import CONTEXT
+from peftcli.data.read.records import RowError
+from peftcli.data.recognition.examples import Example, Preferred
+
+
+class PreferenceEncoder:
+    """Encodes each side of a pair as a row of a causal model, and cuts both alike."""
+
+    def __init__(self, tokenizer: Any, settings: EncodeSettings) -> None:
+        self._settings = settings
+        whole = settings if settings.predicting else replace(settings, max_length=sys.maxsize, overflow="error")
+        self._sides = CausalEncoder(tokenizer, whole)
+
+    def statistics(self) -> dict[str, int]:
+        """Return how the answers' tokens were found and checked."""
+        return self._sides.statistics()
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome | RowError]:
+        """Return the row of each pair, or why there is none; of a prediction the prompts."""
+        sides: list[Example] = []
+        for example in examples:
+            sides += [example.chosen, example.rejected] if isinstance(example, Preferred) else [example]
+        made = iter(self._sides.encode(sides))
+        return [
+            self._pair(next(made), next(made)) if isinstance(example, Preferred) else next(made) for example in examples
+        ]
+
+    def _pair(self, chosen: Outcome | RowError, rejected: Outcome | RowError) -> Outcome | RowError:
+        for name, side in (("chosen", chosen), ("rejected", rejected)):
+            if isinstance(side, RowError):
+                return side
+            if not side.rows:
+                return RowError(f"the {name} side has nothing to compare: {side.reason}", "two answers")
+        assert isinstance(chosen, Outcome) and isinstance(rejected, Outcome)
+        rows = [chosen.rows[0], rejected.rows[0]]
+        if np.array_equal(rows[0].ids, rows[1].ids):
+            return RowError("chosen and rejected are the same tokens: there is nothing to prefer", "two answers")
+        unused = (*chosen.unused, *(name for name in rejected.unused if name not in chosen.unused))
+        tokens = sum(len(row.ids) for row in rows)
+        prompt, longest = min(_prompt(row) for row in rows), self._settings.max_length
+        if prompt >= longest:
+            reason = f"the prompt alone takes {prompt} tokens, and max_length is {longest}"
+            return RowError(reason, "a shorter prompt, or a larger data.max_length")
+        most = max(len(row.ids) for row in rows)
+        if most > longest and self._settings.overflow in ("drop", "error"):
+            reason = f"{most} tokens of the longer side, more than max_length {longest}"
+            return Outcome(status=DROPPED, reason=reason, tokens=tokens, unused=unused)
+        cut = most > longest
+        if cut:
+            rows = self._cut(rows, most - longest)
+            if np.array_equal(rows[0].ids, rows[1].ids):
+                reason = f"max_length {longest} cuts away what the answers differ in"
+                return Outcome(status=MASKED, reason=reason, tokens=tokens, unused=unused)
+        return Outcome([_joined(rows, truncated=cut)], TRUNCATED if cut else 0, "", unused, tokens)
+
+    def _cut(self, rows: Sequence[Encoded], excess: int) -> list[Encoded]:
+        """Return both sides without the same first tokens of the prompt, and then without what is too long at the end.
+
+        A quarter of a row stays for the prompt, and the tokenizer's own first tokens.
+        """
+        longest, keep = self._settings.max_length, self._sides.first_kept(rows[0].ids)
+        prompt = min(_prompt(row) for row in rows)
+        gone = min(excess, max(0, prompt - max(keep, longest // CONTEXT)))
+        return [_without(row, keep, gone, longest) for row in rows]
+
+
+def _prompt(row: Encoded) -> int:
+    """Return how many tokens stand before the answer."""
+    assert row.mask is not None  # rows of a causal model have one
+    return int(np.argmax(row.mask))
+
+
+def _without(row: Encoded, keep: int, gone: int, longest: int) -> Encoded:
+    assert row.mask is not None  # rows of a causal model have one
+    ids = np.concatenate((row.ids[:keep], row.ids[keep + gone :]))[:longest]
+    return Encoded(ids, np.concatenate((row.mask[:keep], row.mask[keep + gone :]))[:longest])
+
+
+def _joined(rows: Sequence[Encoded], *, truncated: bool) -> Encoded:
+    masks = [row.mask for row in rows if row.mask is not None]
+    sides = np.repeat(np.arange(len(rows), dtype=np.uint8), [len(row.ids) for row in rows])
+    ids = np.concatenate([row.ids for row in rows])
+    return Encoded(ids, np.concatenate(masks), types=sides, truncated=truncated)

@@ -1,0 +1,138 @@
+"""The losses of preference tuning, each a function of the log-probabilities of a pair's answers.
+
+Names are TRL's. Where a paper and the libraries differ, the function says which reading this is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftcli.recipe.preference_losses import PreferenceLoss
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of pairs, each (pairs, 2): chosen, rejected; float32 or float64.
+
+    Args:
+        sums: of an answer's tokens under the model: log p(answer | prompt).
+        lengths: tokens of each answer.
+        reference: `sums` under the model before the first step; None for a loss without a reference.
+    """
+
+    sums: Tensor
+    lengths: Tensor
+    reference: Tensor | None = None
+
+    def ratios(self, *, per_token: bool) -> Tensor:
+        """Return log p / p_reference, or log p without a reference: (pairs, 2).
+
+        Args:
+            per_token: divide by the tokens of each answer.
+        """
+        found = self.sums if self.reference is None else self.sums - self.reference
+        return found / self.lengths if per_token else found
+
+
+def preference_losses(scores: Scores, loss: PreferenceLoss) -> Tensor:
+    """Return the loss of each pair: (pairs,).
+
+    `sft_weight` adds that weight times the mean negative log-likelihood of the chosen answer's tokens (RPO: Pang et
+    al. 2024, arXiv:2404.19733, equation 1). The mean is over each answer and then over pairs, as in the paper; TRL's
+    `rpo_alpha`, and its ORPO and CPO, take it over all tokens of a batch, which depends on what is batched.
+    """
+    margin, _ = _margin(scores, loss)
+    found = _FORMULAS[loss.name](margin, loss) if loss.name != "orpo" else loss.beta * _odds_ratio_loss(scores)
+    if loss.sft_weight:
+        found = found - loss.sft_weight * scores.sums[:, 0] / scores.lengths[:, 0]
+    return found
+
+
+def rewards(scores: Scores, loss: PreferenceLoss) -> Tensor:
+    """Return beta times what the loss compares, (pairs, 2): TRL's `rewards/chosen` and `rewards/rejected`."""
+    return loss.beta * scores.ratios(per_token=loss.info.per_token)
+
+
+def _margin(scores: Scores, loss: PreferenceLoss) -> tuple[Tensor, Tensor]:
+    """Return by how much the chosen answer is ahead, (pairs,), and the two values."""
+    ratios = scores.ratios(per_token=loss.info.per_token)
+    return ratios[:, 0] - ratios[:, 1], ratios
+
+
+def _sigmoid(margin: Tensor, loss: PreferenceLoss) -> Tensor:
+    """Return -log sigmoid(beta m), mixed with the loss of the swapped pair (Mitchell 2023, cDPO, equation 3).
+
+    Of CPO the margin is that of log p (Xu et al. 2024, equation 3).
+    """
+    import torch.nn.functional as F
+
+    beta, smoothing = loss.beta, loss.label_smoothing
+    found = -F.logsigmoid(beta * margin) * (1 - smoothing)
+    return found - F.logsigmoid(-beta * margin) * smoothing if smoothing else found
+
+
+def _robust(margin: Tensor, loss: PreferenceLoss) -> Tensor:
+    """Return DPO's loss without the bias that a share of swapped pairs gives it."""
+    import torch.nn.functional as F
+
+    beta, swapped = loss.beta, loss.label_smoothing
+    right, wrong = -F.logsigmoid(beta * margin), -F.logsigmoid(-beta * margin)
+    return (right * (1 - swapped) - wrong * swapped) / (1 - 2 * swapped)
+
+
+def _ipo(margin: Tensor, loss: PreferenceLoss) -> Tensor:
+    """Return (m - 1 / (2 beta))^2.
+
+    The paper's log-ratios are those of whole answers; in TRL, after its authors' advice, they are means over an
+    answer's tokens. Here too.
+    """
+    return (margin - 1 / (2 * loss.beta)) ** 2
+
+
+def _hinge(margin: Tensor, loss: PreferenceLoss) -> Tensor:
+    """Return max(0, 1 - beta m)."""
+    return (1 - loss.beta * margin).relu()
+
+
+def _simpo(margin: Tensor, loss: PreferenceLoss) -> Tensor:
+    """Return -log sigmoid(beta m - gamma) of mean log-probabilities; `label_smoothing` as in TRL's CPOTrainer."""
+    return _sigmoid(margin - loss.simpo_gamma / loss.beta, loss)
+
+
+_FORMULAS: dict[str, Callable[[Tensor, PreferenceLoss], Tensor]] = {
+    "sigmoid": _sigmoid,
+    "ipo": _ipo,
+    "hinge": _hinge,
+    "robust": _robust,
+    "simpo": _simpo,
+    "cpo": _sigmoid,
+}
+
+
+def _odds_ratio_loss(scores: Scores) -> Tensor:
+    """Return -log sigmoid(log odds(chosen) / odds(rejected)), the odds of geometric mean probabilities of a token.
+
+    Hong et al. 2024, equations 3, 4 and 7. The likelihood that ORPO adds is that of the chosen answer's tokens, as in
+    the paper; TRL's also counts the prompt's.
+    """
+    import torch.nn.functional as F
+
+    means = (scores.sums / scores.lengths).clamp(max=-1e-7)  # a probability of 1 has no odds
+    odds = means - _log_one_minus_exp(means)
+    return -F.logsigmoid(odds[:, 0] - odds[:, 1])
+
+
+def _log_one_minus_exp(x: Tensor) -> Tensor:
+    """Return log(1 - exp(x)) for x < 0, exact at both ends (Maechler 2012)."""
+    import torch
+
+    near = x > -math.log(2)
+    # each branch sees only values that it is finite for: an infinite one would make the gradient nan
+    of_near = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
+    return torch.where(near, of_near, torch.log1p(-torch.exp(torch.where(near, -1.0, x))))

@@ -1,0 +1,107 @@
+"""Preference tuning with every method, through the whole loop: it learns, goes on bit for bit, opens again, and a step
+is the same however its pairs are batched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from peftcli.errors import Stopped, UserError
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.protocol.registry import registry
+from peftcli.recipe.preference_losses import PREFERENCE_LOSSES
+from peftcli.training.run import train
+from tests.recipes import WORDS, CtrlC, Recorder, write_jsonl
+from tests.training.test_every_method import METHODS, SMALL
+from tests.training.test_train import adapter
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    """Prompts with an answer in green, and a worse one, of another length, in red."""
+    return [
+        {
+            "prompt": f"the {WORDS[i % 12]} {WORDS[(i * 5 + i // 12) % 12]} " + "and " * (i % 5),
+            "chosen": f"green {WORDS[(i * 7) % 12]}",
+            "rejected": f"red {WORDS[(i + 3) % 12]} and " + "bad " * (i % 3),
+        }
+        for i in range(count)
+    ]
+
+
+OPTIONS: dict[str, Any] = {"data__val_set_size": 4, "training__learning_rate": 0.01, "training__max_steps": 4,
+                           "training__eval_steps": 4, "training__save_steps": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_goes_on_and_opens_again(recipe, name: str) -> None:
+    options = {**OPTIONS, "method": {"name": name, **SMALL.get(name, {})}}
+    if name == "full":
+        options["training__learning_rate"] = 1e-3
+    family = "gpt2" if name == "bitfit" else "llama"  # which has no biases
+    whole, recorder = recipe(family, "preference", pairs(16), name="whole", **options), Recorder()
+    summary = train(whole, reporter=recorder)
+    first = recorder.losses[0]
+    assert first == pytest.approx(0.693147, abs=1e-4)  # log 2: the model is its own reference
+    assert recorder.losses[-1] < first
+    assert not [note for note in recorder.notes if "no gradient" in note]
+    again = evaluate_run(whole.recipe.output_dir)
+    assert {key: again[key] for key in again if key != "eval_runtime"} == pytest.approx(
+        {key: summary.eval[key] for key in again if key != "eval_runtime"}, rel=1e-4, abs=1e-5
+    )
+
+    parts, stopped, rest = recipe(family, "preference", pairs(16), name="parts", **options), CtrlC(2), Recorder()
+    with pytest.raises(Stopped):
+        train(parts, reporter=stopped)
+    train(parts, resume=True, reporter=rest)
+    assert stopped.losses + rest.losses == recorder.losses
+    if registry.info(name).artifact == "adapter":
+        one, other = adapter(parts.recipe.output_dir), adapter(whole.recipe.output_dir)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_a_step_is_the_same_however_its_pairs_are_batched(recipe, name: str) -> None:
+    """One batch of 8 with dropout; accumulated ones of 2, each cut by a limit of tokens."""
+    options = {"training__loss_type": name, "training__max_steps": 2, "training__learning_rate": 1e-3,
+               "method__lora_dropout": 0.3}  # fmt: skip
+    if name == "robust":
+        options["training__label_smoothing"] = 0.1
+    adapters = []
+    for size in (8, 2):
+        sizes = {"training__per_device_train_batch_size": size, "training__gradient_accumulation_steps": 8 // size,
+                 "training__max_tokens_per_micro_batch": 10_000 if size == 8 else 40,
+                 "training__fast_paths": {"padding_free": size == 8}}  # fmt: skip
+        loaded = recipe("llama", "preference", pairs(16), name=f"of-{size}", **options, **sizes)
+        train(loaded)
+        adapters.append(adapter(loaded.recipe.output_dir))
+    for key, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][key], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_the_reference_is_kept_beside_the_rows_and_in_the_run(recipe, tmp_path) -> None:
+    loaded = recipe("llama", "preference", pairs(16), **OPTIONS)
+    train(loaded)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("reference-*.npz")}
+    assert len(kept) == 2  # training and validation rows
+    train(loaded, overwrite=True)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("reference-*.npz")} == kept
+    other = write_jsonl(tmp_path / "other.jsonl", pairs(7))
+    found = evaluate_run(loaded.recipe.output_dir, str(other))
+    assert found["eval_rows"] == 7 and found["eval_rewards_margins"] > 0
+    for file in (tmp_path / "runs" / "run" / "reference").iterdir():
+        file.unlink()
+    (tmp_path / "runs" / "run" / "reference").rmdir()
+    with pytest.raises(UserError, match="reference/"):
+        evaluate_run(loaded.recipe.output_dir)
+
+
+def test_what_was_fine_tuned_is_the_reference_of_what_goes_on_from_it(recipe) -> None:
+    """`method.init_from` an adapter of causal_lm: the reference is the fine-tuned model, so the first loss is log 2."""
+    tuned = recipe("llama", "causal_lm", name="tuned")
+    train(tuned)
+    recorder = Recorder()
+    going = recipe("llama", "preference", pairs(16), name="going", method__init_from=tuned.recipe.output_dir)
+    train(going, reporter=recorder)
+    assert recorder.losses[0] == pytest.approx(0.693147, abs=1e-5)
