@@ -109,7 +109,7 @@ def test_losses_by_row_in_chunks_have_the_gradients_of_full_logits(trained: bool
 
 @pytest.mark.parametrize("name", PREFERENCE_LOSSES)
 def test_losses_and_gradients_are_those_of_trl(name: str) -> None:
-    """The stored ones are TRL's on these weights and rows, its SFT term aside; `trl_preference.json` names the version."""
+    """On these weights and rows; `trl_preference.json` names the version. Its SFT term is left out."""
     golden = json.loads((Path(__file__).parent / "trl_preference.json").read_text(encoding="utf-8"))
     reference, policy = tiny_model("llama"), tiny_model("llama")
     torch.manual_seed(11)
