@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from peftcli.assembly.run_reference import read_run_reference, validation_key
 from peftcli.data.rows.referenced_rows import Reference, ReferencedRows
 from peftcli.data.rows.row_fingerprint import row_fingerprint
 from peftcli.data.rows.row_set import RowSet
 from peftcli.errors import UserError
-from peftcli.record.run_reference import read_run_reference, validation_key
 
 Values = Callable[[RowSet], Reference]
 """Computes the values of some rows."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftcli.assembly.run_reference import write_run_reference
 from peftcli.distributed.accelerate_engine import accelerate_state_kept
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.memory_errors import is_out_of_memory, memory_for
@@ -23,7 +24,6 @@ from peftcli.record.open_rate import with_open_rate
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
-from peftcli.record.run_reference import write_run_reference
 from peftcli.record.run_summary import Summary
 from peftcli.record.train_state import TrainState
 from peftcli.stop_signals import stop_on_signal

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from peftcli.assembly.precision import Precision
+from peftcli.assembly.run_reference import RunReference
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet
 from peftcli.deliverables.leaving_model import LeavingModel
@@ -23,7 +24,6 @@ from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
-from peftcli.record.run_reference import RunReference
 from peftcli.record.train_state import TrainState
 from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Task

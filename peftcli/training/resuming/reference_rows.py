@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from peftcli import __version__
+from peftcli.assembly.run_reference import TRAIN, RunReference, read_run_reference, validation_key
 from peftcli.data.rows.referenced_rows import Reference, ReferencedRows
 from peftcli.data.rows.row_fingerprint import row_fingerprint
 from peftcli.data.rows.row_set import RowSet
@@ -27,7 +28,6 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
-from peftcli.record.run_reference import TRAIN, RunReference, read_run_reference, validation_key
 from peftcli.record.train_state import TrainState
 from peftcli.training.computing import Computing
 from peftcli.training.step_batches import StepBatches
