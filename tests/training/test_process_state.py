@@ -82,7 +82,8 @@ RESTORED_ON_THE_SPOT = {
     ("tasks/metric_table.py", "simplefilter"),  # in warnings.catch_warnings
     ("analysis/method_contracts.py", "simplefilter"),  # the same
     ("training/watch/profiling.py", "filterwarnings"),
-    ("deliverables/use_alone.py", "set_verbosity_error"),  # a process of its own
+    ("analysis/estimate/heap_replay.py", "mallopt"),  # a process of its own
+    ("deliverables/use_alone.py", "set_verbosity_error"),  # the same
     ("studies/engine/process/train_trial.py", "set_num_threads"),  # the same
     ("studies/engine/process/train_trial.py", "os.environ.update"),  # the same
     ("studies/engine/storage.py", "set_verbosity"),  # of Optuna alone, while it is asked
