@@ -117,6 +117,13 @@ def test_qlora_of_llama_factory() -> None:
     assert work.recipe["training"]["eval_steps"] == 2
 
 
+def test_a_template_without_thinking() -> None:
+    text = LORA_LLAMA_FACTORY.replace("template: chatml", "template: qwen3_nothink")
+    data = convert_file(write_config(Path(), text)).recipe["data"]
+    assert "chat_template" not in data  # the tokenizer's own, which reads it
+    assert data["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_a_data_set_that_nothing_describes_is_left_to_the_user() -> None:
     file = write_config(Path(), LORA_LLAMA_FACTORY)
     Path("dataset_info.json").unlink()
@@ -146,6 +153,7 @@ def test_what_a_recipe_refuses_is_left_to_the_user() -> None:
         ("model_name_or_path: m\nstage: ppo\n", ":2: stage: ppo is not supervised"),
         ("base_model: m\nadapter: llama-adapter\n", ":2: adapter: 'llama-adapter' is no method"),
         ("base_model: [\n", "config.yaml"),
+        ("model_name_or_path: m\ntemplate: llama3\n", "names no data set to train on"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(cli: Cli, text: str, said: str) -> None:

@@ -50,8 +50,10 @@ VALUES: Mapping[str, Mapping[Any, Any]] = {
     "disable_gradient_checkpointing": {True: False, False: None},
     "pissa_init": {True: "pissa", False: None},
     "do_eval": {True: None, False: "no"},
-    "optimizer": {"adamw_hf": "adamw_torch"},
-    "optim": {"adamw_hf": "adamw_torch"},
+    "optimizer": {"adamw_hf": "adamw_torch", "adamw_torch_8bit": "adamw_8bit"},
+    "optim": {"adamw_hf": "adamw_torch", "adamw_torch_8bit": "adamw_8bit"},
+    "fsdp_sharding_strategy": {"FULL_SHARD": True, "SHARD_GRAD_OP": False},
+    "sharding_strategy": {"FULL_SHARD": True, "SHARD_GRAD_OP": False},
 }  # fmt: skip
 """From a key of theirs to our value for each of theirs; None leaves our default. Values not listed stay as they are,
 where our key takes them."""

@@ -9,6 +9,7 @@ _PROCESSES = "not needed: processes, their communication and their numbers follo
 _TOKENIZER = "not needed: the model's own tokenizer is used as it is"
 _LOSS = "not needed: the loss is computed in chunks at learnt positions only"
 _MEDIA = "text only"
+_SHARDS = "not needed: weights are read once, and each process keeps its share"
 _MODE = "not a recipe key: an option of peft predict and peft chat"
 _HUB = "log in with the hub's own tool, or set HF_TOKEN and HF_HOME"
 
@@ -39,6 +40,15 @@ ONLY_THERE = {
     )},
     **{name: Alias(LLAMA_FACTORY, None, _MODE) for name in ("temperature", "top_p", "top_k", "num_beams")},
     **{name: Alias(LLAMA_FACTORY, None, _HUB) for name in ("hf_hub_token", "ms_hub_token")},
+    **{name: Alias(AXOLOTL, None, _SHARDS) for name in (
+        "fsdp_cpu_ram_efficient_loading", "cpu_ram_efficient_loading", "fsdp_sync_module_states",
+        "fsdp_limit_all_gathers", "limit_all_gathers", "fsdp_backward_prefetch",
+    )},
+    "eot_tokens": Alias(AXOLOTL, None, "not needed: the token that ends a turn is found in the template, and learnt"),
+    "processor_type": Alias(AXOLOTL, None, _MEDIA),
+    "skip_prepare_dataset": Alias(AXOLOTL, None, _MEDIA),
+    "use_kernels": Alias(AXOLOTL, None, _KERNELS),
+    "use_v1_kernels": Alias(LLAMA_FACTORY, None, _KERNELS),
     "hf_use_auth_token": Alias(AXOLOTL, None, _HUB),
     "hub_strategy": Alias(AXOLOTL, None, "the adapter is uploaded once, at the end"),
     "quantization_method": Alias(LLAMA_FACTORY, None, "bitsandbytes only"),

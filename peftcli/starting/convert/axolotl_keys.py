@@ -112,9 +112,12 @@ def _source(work: Conversion, place: Key, entry: Mapping[str, Any]) -> list[dict
         elif name == "name":
             made["config"] = str(value)
             work.say(key, "data.config")
-        elif name == "split" and "[" not in str(value):
-            made["split"] = str(value)
-            work.say(key, "data.split")
+        elif name == "split":
+            made["split"], _, part = str(value).partition("[")
+            if part:
+                work.decide(key, f"a part of the split: {made['split']} is taken; data.max_rows takes fewer rows")
+            else:
+                work.say(key, "data.split")
         elif name in _COLUMNS:
             columns[_COLUMNS[name]] = str(value)
             work.say(key, "data.columns")
@@ -174,7 +177,13 @@ def _roles(
 
 def _times_an_epoch(block: str) -> Handler:
     def handle(work: Conversion, key: Key, value: Any) -> None:
-        if value == 1:
+        if (
+            block == "eval"
+            and not work.document.data.get("val_set_size")
+            and not work.document.data.get("test_datasets")
+        ):
+            work.drop(key, "no rows are held out to evaluate on")
+        elif value == 1:
             work.put(key, f"training.{block}_strategy", "epoch")
         elif value == 0:
             work.put(key, f"training.{block}_strategy", "no")

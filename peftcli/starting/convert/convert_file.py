@@ -93,9 +93,14 @@ def convert_file(path: Path) -> Conversion:
             tool.handlers[name](work, (name,), value)
         else:
             translate_plain(work, (name,), value)
+    if work.get("data.path") is None and not work.get("data.datasets"):
+        raise UserError(Problem("names no data set to train on", file=work.file, suggestion=_NO_ROWS))
     _defaults(work)
     _settle(work)
     return work
+
+
+_NO_ROWS = "only training has a recipe: `datasets` (axolotl) or `dataset` (LLaMA-Factory) is missing or empty"
 
 
 def _read(path: Path) -> Document:

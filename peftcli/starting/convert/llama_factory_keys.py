@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.recipe.aliases.foreign_values import INFO_COLUMNS
+from peftcli.recipe.aliases.foreign_values import INFO_COLUMNS, VALUES
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.yaml_lines import Key
 from peftcli.starting.convert.axolotl_keys import Handler
@@ -76,6 +76,15 @@ def _dropped(note: str) -> Handler:
 
 def _thinking(work: Conversion, key: Key, value: Any) -> None:
     work.put(key, "data.chat_template_kwargs", {"enable_thinking": value})
+
+
+def _template(work: Conversion, key: Key, value: Any) -> None:
+    """Translate a template's name; one that ends in `_nothink` is the tokenizer's own, told not to think."""
+    plain = str(value).removesuffix("_nothink")
+    if plain != value and VALUES["template"].get(plain):
+        work.put(key, "data.chat_template_kwargs", {"enable_thinking": False}, "of the tokenizer's own template")
+    else:
+        translate_plain(work, key, value)
 
 
 def _stage(work: Conversion, key: Key, value: Any) -> None:
@@ -203,6 +212,7 @@ HANDLERS: Mapping[str, Handler] = {
     "dataset_dir": _dropped(f"its {INFO} is in the recipe now: data.path, data.format, data.columns"),
     "max_samples": _max_samples,
     "enable_thinking": _thinking,
+    "template": _template,
     "cache_dir": _dropped("models are kept where HF_HOME says; data.cache_dir is for prepared rows"),
     "tokenized_path": _dropped("not needed: prepared rows are found again by themselves"),
     "run_name": _dropped("the name of a run is that of its directory, output_dir"),

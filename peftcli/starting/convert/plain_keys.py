@@ -34,7 +34,9 @@ def translate_plain(work: Conversion, key: Key, value: Any) -> None:
     alias = ALIASES.get(name)
     theirs = alias is not None and work.tool in alias.tools  # what they mean by a word that is also one of ours
     ours = None if theirs else _same_name(name, work.get("method.name"))
-    if ours is None and alias is None:
+    if ours is None and alias is None and _method_has("lora", name):
+        work.drop(key, f"the method {work.get('method.name')} has no such key")
+    elif ours is None and alias is None:
         work.decide(key, _UNKNOWN)
     elif ours is None and alias is not None and alias.ours is None:
         work.drop(key, alias.note or "not needed")
