@@ -32,6 +32,9 @@ def decided(kind: str, draw: random.Random, rows: int = 30) -> tuple[list, list]
     if kind == "tags":
         truth = [[draw.choice(TAGS) for _ in range(draw.randint(1, 6))] for _ in range(rows)]
         return [[t if draw.random() < 0.7 else draw.choice(TAGS) for t in row] for row in truth], truth
+    if kind == "preferences":  # rewards and log-probabilities of both answers
+        rewards, logps = ([[draw.gauss(0, 1), draw.gauss(0, 1)] for _ in range(rows)] for _ in range(2))
+        return rewards, logps
     truth = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 9))) for _ in range(rows)]
     return [t if draw.random() < 0.2 else " ".join(w for w in t.split() if draw.random() < 0.8) for t in truth], truth
 
