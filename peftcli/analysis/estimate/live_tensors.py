@@ -9,6 +9,7 @@ one: true, or 1. The idea of counting in a dispatch mode is that of torch's `Mem
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -45,6 +46,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         at_peak: the bytes by part then.
         vocabulary: last dimension of what counts as logits; 0 for nothing.
         events: (number of the block, its size) in order; the size is negative where it is given back.
+        first_events: how many of them are of the first passes, as who runs them says.
     """
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self._part, self._known = "activations", dict[int, tuple[weakref.ref[Any], int, str, int]]()
         self.total = self._number = self.vocabulary = 0
         self.events: list[tuple[int, int]] = []
+        self.first_events = 0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -72,7 +75,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             self._part = before
 
     def restart(self) -> None:
-        """Look for a new fullest moment from now on."""
+        """Look for a new fullest moment from now on; what only a circle of objects holds is let go of before."""
+        gc.collect(1)
         self.peak, self.at_peak = self.total, Counter(self.live)
 
     def begin_events(self, without: Container[str]) -> None:

@@ -11,8 +11,9 @@ PARTS = ("libraries", "weights", "adapter", "gradients", "optimizer", "activatio
 library's heap holds between blocks that live. Both are 0 on a GPU, whose allocator reports what lives."""
 
 
-EXPECTED_ERROR = {"config": "10%, see docs/choosing.md", "data": "10%, see docs/choosing.md", "measured": "3%"}
-"""How far off a peak is, by tier, on a CPU."""
+_COUNTED = "on a CPU about 15%, for what lies between blocks (docs/choosing.md)"
+EXPECTED_ERROR = {"config": _COUNTED, "data": _COUNTED, "measured": "on a CPU a longer run may hold a little more"}
+"""How far off a peak is, by tier."""
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,9 @@ def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
             _train(setting, run, work, tracker, counted)
             with run.copies.set_aside():
                 _evaluate(setting, run, work, tracker, counted)
-        events = tracker.events
+        events, first = tracker.events, tracker.first_events
     if setting.heap_keeps is not None:
-        counted.set_size("heap", heap_bytes(events, keeps=setting.heap_keeps))
+        counted.set_size("heap", heap_bytes(events, keeps=setting.heap_keeps, first=first))
     return counted
 
 
@@ -256,3 +256,5 @@ def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counte
             run.optimizer.step()
         counted.note("step", tracker.at_peak)
         run.optimizer.zero_grad()
+        if step == 1:
+            tracker.first_events = len(tracker.events)
