@@ -73,6 +73,8 @@ def rows_for(recipe: Recipe) -> list[dict[str, Any]]:
                 row[place] = values[ours]
         if not row and data.format == "text":
             row = {"text": f"the {word} sat on the mat " * 3}
+        elif not row and recipe.task == "preference":
+            row = {"prompt": f"is it {word}", "chosen": word, "rejected": "no"}
         elif not row:
             turns = ({"role": "user", "content": f"is it {word}"}, {"role": "assistant", "content": word})
             row = {"messages": list(turns)}
@@ -95,7 +97,7 @@ def test_a_shrunk_model_trains_three_steps(file: Path, cli: Cli, tmp_path: Path)
         "training.device=cpu", "training.bf16=false", "training.optim=adamw_torch", "training.metrics=[f1_macro]",
         "training.eval_generate=0",
     ]  # fmt: skip
-    if recipe.task in ("seq2seq_lm", "causal_lm", "token_classification"):
+    if recipe.task != "sequence_classification":
         changes.append("training.metrics=[]")
     for size, most in (("r", 8), ("bottleneck_size", 16)):  # no more than the small matrices have
         if (getattr(recipe.method, size, None) or 0) > most:

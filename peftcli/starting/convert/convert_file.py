@@ -74,8 +74,9 @@ def convert_file(path: Path) -> Conversion:
     data = document.data
     task = tool.stages.get(data.get(tool.stage))
     if task is None:
-        raise UserError(_at(work, tool.stage, f"{tool.stage}: {data[tool.stage]} is not supervised fine-tuning; "
-                            "only that has a recipe", "trl trains with preferences and rewards"))  # fmt: skip
+        text = f"{tool.stage}: {data[tool.stage]} is not supervised fine-tuning, and only that is translated"
+        remedy = "preference pairs train with `task: preference` (docs/recipes.md); trl trains with rewards"
+        raise UserError(_at(work, tool.stage, text, remedy))
     method = tool.method_of(data)
     if method is None:
         remedy = (
