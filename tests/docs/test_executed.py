@@ -33,7 +33,7 @@ LEFT_OUT = {
     ("--num-processes",): "starts processes; cli/test_num_processes.py, tests/distributed and tests/matrix do that",
     ("compare", "--budget"): "trains for minutes; tests/studies/compare does that",
     ("compare", "--methods"): "trains for minutes; tests/studies/compare does that",
-    ("sweep", "--search"): "trains for a minute; tests/studies/sweep does that",
+    ("sweep",): "trains for a minute; tests/studies/sweep does that, with --grid and --search",
     ("methods", "--check", "gain"): "needs the plug-in; tests/analysis does that",
     ("merge", "--requantize"): "needs a run on a 4-bit base; tests/merging does that",
 }
