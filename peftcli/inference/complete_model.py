@@ -20,6 +20,7 @@ from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, recipe_f
 from peftcli.recipe.run_paths import STORED
 from peftcli.recipe.schema import DTypeName, TaskName
 from peftcli.record.run_directory import RunDirectory
+from peftcli.tasks.task_table import GOES_ON
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,7 +48,7 @@ def recipe_of_model(path: Path, *, trust_code: bool = False, task: TaskName | No
         UserError: the config cannot be read, or does not say which task the model is for.
     """
     if task is None:
-        task = _task_of(path, load_config(recipe_of_model(path, trust_code=trust_code, task="causal_lm").recipe.model))
+        task = _task_of(path, load_config(recipe_of_model(path, trust_code=trust_code, task=GOES_ON).recipe.model))
     named = [f"model.name_or_path={json.dumps(str(path))}", f"task={task}", "method.name=full"]
     loaded = recipe_from_overrides(str(path), [*named, *([TRUST_REMOTE_CODE] if trust_code else [])], NAMES)
     return with_allowed_code(loaded)

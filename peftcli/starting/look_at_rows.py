@@ -16,8 +16,8 @@ from peftcli.names import NAMES
 from peftcli.recipe.schema import DataSource
 
 _FIRST_ROWS = 50
-_GENERAL = ("causal_lm", "seq2seq_lm")
-"""Tasks whose rows are any text: what the rows are for is another task, where one fits."""
+_GENERAL = ("text", "pairs")
+"""Rows of tasks that any text is: what the rows are for is another task, where one fits."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def look_at_rows(path: str) -> Rows:
     kind = source.kind if source.kind == "folders" else None
     tasks: dict[str, RecognisedFormat] = {}
     refused: UserError | None = None
-    for name in sorted(
-        NAMES.tasks, key=lambda name: (name in _GENERAL, _GENERAL.index(name) if name in _GENERAL else 0)
-    ):
+    for name in sorted(NAMES.tasks, key=lambda name: NAMES.tasks[name].rows in _GENERAL):
         try:
             tasks[name] = recognise(records, name, source=path, of_source=kind)
         except UserError as error:

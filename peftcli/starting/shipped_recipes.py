@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import UserError
+from peftcli.names import NAMES
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -76,7 +77,7 @@ def shipped_recipes() -> list[ShippedRecipe]:
         remedy = "install peftcli again; the repository has them in recipes/"
         raise UserError("no recipe is installed with this package", suggestion=remedy)
     found = [read_shipped(file) for file in files]
-    order = ("causal_lm", "preference", "seq2seq_lm", "sequence_classification", "token_classification")
+    order = tuple(NAMES.tasks)
     return sorted(found, key=lambda one: (order.index(one.task) if one.task in order else len(order), one.name))
 
 

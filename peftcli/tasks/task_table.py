@@ -23,6 +23,9 @@ _CLASSES: tuple[type[Task], ...] = (
 
 TASKS: Mapping[str, type[Task]] = {task.info.name: task for task in _CLASSES}
 
+GOES_ON = CausalLM.info.name
+"""The task of a model that goes on with a text, where nothing says more."""
+
 
 def task_info(name: str) -> TaskInfo:
     """Return the record of a task.

@@ -18,7 +18,7 @@ from peftcli.recipe.vocabulary import spelled_out
 from tests.recipe.conftest import GOOD, SMALL
 
 PACKAGE = Path(__file__).resolve().parents[2] / "peftcli"
-TRANSLATIONS = {"recipe/aliases/all_aliases.py"}
+TRANSLATIONS = {"recipe/aliases/all_aliases.py", "starting/convert/convert_file.py"}
 """Files that say which task another tool's name means."""
 NAMESAKES = {"data/formats/preference.py"}
 """A format that has the name of a task."""

@@ -22,7 +22,7 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe
 from peftcli.recipe.schema import DTypeName
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
-from peftcli.tasks.task_table import task_info
+from peftcli.tasks.task_table import GOES_ON, task_info
 
 BASE = "base"
 """The name under which the model without an adapter is asked for."""
@@ -144,7 +144,7 @@ def _target(path: Path, dtype: DTypeName | None, checkpoint: str | None, trust_c
         found = find_run(path, dtype, trust_code=trust_code, checkpoint=checkpoint)
         return ChatTarget(path.resolve().name, found.loaded, found)
     refuse_checkpoint(checkpoint, f"{path} is a complete model")
-    loaded = recipe_of_model(path, trust_code=trust_code, task="causal_lm")
+    loaded = recipe_of_model(path, trust_code=trust_code, task=GOES_ON)
     _check_model(path, loaded)
     return ChatTarget(path.resolve().name, loaded)
 
