@@ -13,6 +13,7 @@ from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.protocol.registry import registry
 from peftcli.recipe.preference_losses import PREFERENCE_LOSSES
 from peftcli.training.run import train
+from tests.matrix.several_worlds import in_worlds
 from tests.recipes import WORDS, CtrlC, Recorder, write_jsonl
 from tests.training.test_every_method import METHODS, SMALL
 from tests.training.test_train import adapter
@@ -105,3 +106,24 @@ def test_what_was_fine_tuned_is_the_reference_of_what_goes_on_from_it(recipe) ->
     going = recipe("llama", "preference", pairs(16), name="going", method__init_from=tuned.recipe.output_dir)
     train(going, reporter=recorder)
     assert recorder.losses[0] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_two_processes_equal_one(recipe, tmp_path) -> None:
+    """Five validation rows and eleven to train, so that shares are unequal; with dropout, stopped and gone on."""
+    options = {**OPTIONS, "data__val_set_size": 5, "method__lora_dropout": 0.3, "training__adam_epsilon": 1e-3}
+    size = "training__per_device_train_batch_size"
+    alone, recorder = recipe("llama", "preference", pairs(16), name="alone", **options, **{size: 4}), Recorder()
+    train(alone, reporter=recorder)
+    own = {size: 2, "data__cache_dir": str(tmp_path / "of-both")}  # nothing that one process computed
+    both = recipe("llama", "preference", pairs(16), name="both", **options, **own)
+    going = {"kind": "train", "recipe": str(both.path)}
+    using = {"kind": "evaluate", "run": both.recipe.output_dir}
+    jobs = [{**going, "stop_at": 2}, {**going, "resume": True}, using]
+    ((stopped, rest, evaluated),) = in_worlds(tmp_path, [(2, jobs)])
+    assert len(stopped) < 4 and stopped + rest == pytest.approx(recorder.losses, rel=2e-6)
+    one, other = adapter(alone.recipe.output_dir), adapter(both.recipe.output_dir)
+    for key, tensor in one.items():
+        torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=2e-5)
+    found = evaluate_run(alone.recipe.output_dir)
+    del evaluated["eval_runtime"]
+    assert evaluated == pytest.approx({key: found[key] for key in evaluated}, rel=1e-4, abs=1e-5)
