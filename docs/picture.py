@@ -1,14 +1,18 @@
 """Pictures of a report for README: `python docs/picture.py STUDY/report.html docs/compare.png`.
 
 Writes `docs/compare-light.png` and `docs/compare-dark.png`: what to choose, and score against trained parameters, as
-sharp as `LARGEST` allows. Needs playwright (in the extra `test`) and Chromium (`apt-get install chromium`).
+sharp as `LARGEST` allows. Needs playwright (in the extra `test`), Pillow and Chromium (`apt-get install chromium`).
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from pathlib import Path
+
+COLOURS = 128
+"""Of a picture: what a page of text and marks needs; a third of the bytes of all."""
 
 LARGEST = 200_000
 """Bytes of a picture."""
@@ -37,7 +41,7 @@ def main(report: Path, picture: Path) -> None:
                 page = browser.new_page(viewport=_SIZE, color_scheme=scheme, device_scale_factor=sharpness)
                 page.goto(report.resolve().as_uri())
                 page.evaluate(_HIDE_THE_REST)
-                png = page.locator(".frame").screenshot()
+                png = fewer_colours(page.locator(".frame").screenshot())
                 page.close()
                 if len(png) <= LARGEST:
                     break
@@ -45,6 +49,15 @@ def main(report: Path, picture: Path) -> None:
             file.write_bytes(png)
             print(f"wrote {file}: {len(png):,} bytes")
         browser.close()
+
+
+def fewer_colours(png: bytes) -> bytes:
+    """Return a picture with at most `COLOURS` colours."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS).save(out, format="PNG", optimize=True)
+    return out.getvalue()
 
 
 if __name__ == "__main__":
