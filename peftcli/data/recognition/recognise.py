@@ -53,7 +53,8 @@ def recognise(
     paths = (*columns.values(), *(parsed.columns if parsed else ()))
     records = [replace(record, values=dict(with_paths(record.values, paths))) for record in records]
     present = _columns_of(records)
-    serving = _serving(kind, predicting=predicting)
+    kinds: tuple[RowKind, ...] = (kind, "text") if predicting and kind == "preferences" else (kind,)
+    serving = _serving(kinds)
     formats = serving if wanted == "auto" else (*serving, BY_NAME[wanted])
     absent = _absent_targets(columns, present, formats) if predicting else frozenset()
     mapped = {ours: theirs for ours, theirs in columns.items() if ours not in absent}
@@ -73,7 +74,7 @@ def recognise(
             raise _no_format(task, serving, present, source, _inside(records))
     else:
         chosen = BY_NAME[of_source if wanted == "auto" and of_source else wanted]
-    _check_serves(chosen, task, columns, serving)
+    _check_serves(chosen, task, columns, kinds)
     mapping = _map(chosen, present, columns, absent)
     missing = _missing(chosen, mapping, parsed, predicting)
     if missing:
@@ -82,10 +83,9 @@ def recognise(
     return RecognisedFormat(chosen, kind, mapping, parsed, _evidence(chosen, mapping, records, parsed), predicting)
 
 
-def _serving(kind: RowKind, *, predicting: bool) -> tuple[RowFormat, ...]:
-    """Return the formats whose rows serve; to a prompt of any format of texts a model of preferences can answer."""
-    own = formats_for(kind)
-    return own if kind != "preferences" or not predicting else (*own, *formats_for("text"))
+def _serving(kinds: Sequence[RowKind]) -> tuple[RowFormat, ...]:
+    """Return our formats whose rows serve; to a prompt of any format of texts a model of preferences can answer."""
+    return tuple(known for kind in kinds for known in formats_for(kind))
 
 
 def _absent_targets(columns: Mapping[str, str], present: Sequence[str], formats: Sequence[RowFormat]) -> frozenset[str]:
@@ -179,14 +179,14 @@ def _refuse_preferences(present: Sequence[str], columns: Mapping[str, str], task
     )
 
 
-def _check_serves(chosen: RowFormat, task: TaskName, columns: Mapping[str, str], serving: Sequence[RowFormat]) -> None:
-    """Raise when a format does not serve a task, or lacks a column that the recipe maps."""
-    if chosen not in serving:
+def _check_serves(chosen: RowFormat, task: TaskName, columns: Mapping[str, str], kinds: Sequence[RowKind]) -> None:
+    """Raise when a format, ours or a plug-in's, does not serve a task, or lacks a column that the recipe maps."""
+    if not set(kinds) & set(chosen.makes):
         raise UserError(
             Problem(
                 f"format {chosen.name!r} does not fit task {task}",
                 key="data.format",
-                suggestion=f"formats of this task: {', '.join(known.name for known in serving)}",
+                suggestion=f"formats of this task: {', '.join(known.name for known in _serving(kinds))}",
             )
         )
     unknown = [name for name in columns if chosen.column(name) is None]
