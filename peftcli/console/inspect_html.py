@@ -13,6 +13,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #1a1a1a; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: .8em; border-radius: 6px; }
 .read { color: #777; } .learnt { color: #05602b; background: #d9f2e1; font-weight: 600; }
+.rejected { color: #8a1020; background: #fbe0e0; }
 .special { border: 1px solid #b04fb0; border-radius: 3px; } sub { color: #b04fb0; }
 td, th { text-align: left; padding: .1em 1.2em .1em 0; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { display: inline-block; height: .8em; background: #4a7ebb; }
@@ -26,8 +27,7 @@ def page(found: Inspection, *, title: str) -> str:
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
-        "<p><span class='learnt'>learnt</span> <span class='read'>read only</span> "
-        "<span class='special read'>special</span></p>",
+        f"<p>{_learnt(found)} <span class='read'>read only</span> <span class='special read'>special</span></p>",
         *map(_example, found.examples),
         "<h2>Rows</h2>",
         *(f"<p>{escape(line)}</p>" for line in [*report["evidence"], *report["notes"]]),
@@ -40,6 +40,9 @@ def page(found: Inspection, *, title: str) -> str:
         parts += [f"<h2>Labels: {escape(name)}</h2>", _table([(label, str(n)) for label, n in counts.items()])]
     parts.append(f"<h2>Equal rows</h2><p>duplicates in training: {found.duplicates}</p>")
     parts.append(_table(found.duplicate_pairs))
+    if found.contradictions is not None:
+        parts.append(f"<p>preferences that an earlier one has the other way round: {found.contradictions}</p>")
+        parts.append(_table(found.contradicting_pairs))
     if found.overlap:
         parts.append(f"<p>validation rows that are also training rows: {sum(found.overlap.values())}</p>")
         parts.append(_table(found.overlap_pairs))
@@ -47,6 +50,12 @@ def page(found: Inspection, *, title: str) -> str:
     if skipped:
         parts += ["<h2>Skipped rows</h2>", _table(skipped)]
     return "\n".join(parts) + "</html>\n"
+
+
+def _learnt(found: Inspection) -> str:
+    if found.contradictions is None:
+        return "<span class='learnt'>learnt</span>"
+    return "<span class='learnt'>chosen</span> <span class='learnt rejected'>rejected</span>"
 
 
 def _example(example: Example) -> str:
@@ -57,6 +66,7 @@ def _example(example: Example) -> str:
 
 def _token(token: Token) -> str:
     kind = ("learnt" if token.supervised else "read") + (" special" if token.special else "")
+    kind += " rejected" if token.supervised and token.rejected else ""
     tag = f"<sub>{escape(token.label)}</sub>" if token.label is not None else ""
     return f"<span class='{kind}'>{escape(token.text)}</span>{tag}"
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from peftcli.data.inspection import Example, Inspection
 
 LEARNT, SPECIAL, LEARNT_SPECIAL, READ = "bold green", "magenta", "bold green reverse", "dim"
+REJECTED, REJECTED_SPECIAL = "bold red", "bold red reverse"
 BAR = 40  # columns of the longest bar of a histogram
 MARKS = ("\u27e6", "\u27e7")  # around learnt text where there are no colours
+REJECTED_MARKS = ("\u27ea", "\u27eb")  # around a rejected answer
 
 
 def print_inspection(found: Inspection, width: int | None = None) -> None:
@@ -43,28 +45,41 @@ def _examples(console: Console, found: Inspection) -> None:
         console.print(render(example, colours=console.is_terminal))
         console.print()
     if found.examples and console.is_terminal:
-        legend = Text.assemble(("learnt", LEARNT), "  ", ("read only", READ), "  ", ("special", SPECIAL))
-        console.print(legend)
+        pairs = found.contradictions is not None
+        answers = [("chosen", LEARNT), ("rejected", REJECTED)] if pairs else [("learnt", LEARNT)]
+        kinds = [*answers, ("read only", READ), ("special", SPECIAL)]
+        console.print(Text("  ").join(Text(name, style=style) for name, style in kinds))
     elif any(token.supervised for example in found.examples for token in example.tokens):
-        console.print(f"{MARKS[0]}learnt{MARKS[1]}, the rest is read only")
+        marked = f"{MARKS[0]}learnt{MARKS[1]}"
+        if found.contradictions is not None:
+            marked = f"{MARKS[0]}chosen{MARKS[1]}, {REJECTED_MARKS[0]}rejected{REJECTED_MARKS[1]}"
+        console.print(f"{marked}, the rest is read only")
 
 
 def render(example: Example, *, colours: bool) -> Text:
-    """Return the tokens of a row as one text; without colours the learnt parts stand in double brackets."""
+    """Return the tokens of a row as one text; without colours the learnt parts stand in double brackets.
+
+    The rejected side of a pair begins a line, and its answer has a colour or brackets of its own.
+    """
     from rich.text import Text
 
     pieces: list[tuple[str, str]] = []
-    inside = False
+    inside, marks, second = False, MARKS, False
     for token in example.tokens:
         if not colours and token.supervised != inside:
-            pieces.append((MARKS[0] if token.supervised else MARKS[1], ""))
-            inside = token.supervised
-        style = LEARNT if token.supervised else READ
-        if token.special:
-            style = LEARNT_SPECIAL if token.supervised else SPECIAL
+            pieces.append((marks[1] if inside else (REJECTED_MARKS if token.rejected else MARKS)[0], ""))
+            inside, marks = token.supervised, REJECTED_MARKS if token.rejected else MARKS
+        if token.rejected and not second:
+            pieces.append(("\n", ""))
+            second = True
+        style = (REJECTED if token.rejected else LEARNT) if token.supervised else READ
+        if token.special and token.supervised:
+            style = REJECTED_SPECIAL if token.rejected else LEARNT_SPECIAL
+        elif token.special:
+            style = SPECIAL
         pieces.append((token.text if token.label is None else f"{token.text}[{token.label}]", style))
     if inside and not colours:
-        pieces.append((MARKS[1], ""))
+        pieces.append((marks[1], ""))
     # neighbours of one style as one piece: escape codes around every token would fill the terminal's buffer
     merged = [("".join(text for text, _ in same), style) for style, same in groupby(pieces, key=itemgetter(1))]
     return Text.assemble(*merged)
@@ -123,12 +138,15 @@ def _labels(console: Console, found: Inspection) -> None:
 
 def _equal_rows(console: Console, found: Inspection) -> None:
     _pairs(console, f"duplicates in training: {found.duplicates}", found.duplicate_pairs)
+    if found.contradictions is not None:
+        head = f"preferences that an earlier one has the other way round: {found.contradictions}"
+        _pairs(console, head, found.contradicting_pairs, "against")
     total = sum(found.overlap.values())
     if found.overlap:
         _pairs(console, f"validation rows that are also training rows: {total}", found.overlap_pairs)
 
 
-def _pairs(console: Console, head: str, pairs: list[tuple[str, str]]) -> None:
+def _pairs(console: Console, head: str, pairs: list[tuple[str, str]], between: str = "=") -> None:
     console.print(head)
     for first, second in pairs:
-        console.print(f"  {first} = {second}", soft_wrap=True, markup=False)
+        console.print(f"  {first} {between} {second}", soft_wrap=True, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from peftcli.data.overlap import shared_rows, stored_rows
 from peftcli.data.prepared_data import PreparedData
-from peftcli.data.rows.row_set import Row, RowSet, StoredRows
+from peftcli.data.rows.row_set import Row, RowSet, StoredRows, sequences_of
 from peftcli.data.store.labels import LabelSpec
 from peftcli.ignored_label import IGNORED
 from peftcli.recipe.schema import TaskName
@@ -24,12 +25,13 @@ CONTEXT = 8  # tokens decoded before a token to find the text that it adds
 
 @dataclass(frozen=True)
 class Token:
-    """One token as text; `label` is its tag, where tokens have one."""
+    """One token as text; `label` is its tag, where tokens have one; `rejected` where it is of a pair's worse side."""
 
     text: str
     supervised: bool
     special: bool = False
     label: str | None = None
+    rejected: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Inspection:
         uncut_quantiles: the same of every row of the training files before anything is cut, split or left out.
         duplicates: training rows with the same tokens as an earlier one; the pairs name some of them.
         overlap: by validation set, its rows that are also training rows.
+        contradictions: training preferences that an earlier one has the other way round, None where rows are none; the
+            pairs name some of them.
         labels: label to its share of rows, by set.
     """
 
@@ -68,6 +72,8 @@ class Inspection:
     overlap_pairs: list[tuple[str, str]]
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     uncut_quantiles: dict[str, int] = field(default_factory=dict)
+    contradictions: int | None = None
+    contradicting_pairs: list[tuple[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: `counts` and `examples` as DESIGN.md has them, and the rest beside them."""
@@ -85,6 +91,7 @@ def inspect_data(data: PreparedData, tokenizer: Any, task: TaskName, *, rows: in
     lengths = data.train.lengths
     duplicates, duplicate_pairs = _duplicates(train)
     overlap, overlap_pairs = _overlap(train, data.validation)
+    contradicting = _contradictions(train) if task_info(task).rows == "preferences" else None
     counts: dict[str, int] = asdict(data.report.counts)
     return Inspection(
         data.report.as_dict(),
@@ -99,6 +106,8 @@ def inspect_data(data: PreparedData, tokenizer: Any, task: TaskName, *, rows: in
         overlap_pairs,
         _balance(data),
         _quantiles(train.store.raw("length")),
+        None if contradicting is None else len(contradicting),
+        (contradicting or [])[:LISTED],
     )
 
 
@@ -118,10 +127,13 @@ def show(row: Row, tokenizer: Any, task: TaskName, labels: LabelSpec | None) -> 
         per_token = row.labels.tolist()
     elif labels is not None:
         own = _row_label(row, labels)
+    worse = [False] * len(texts)
+    if info.rows == "preferences" and row.token_type_ids is not None:
+        worse = (row.token_type_ids > 0).tolist()
     tokens = []
-    for text, number, label in zip(texts, row.input_ids.tolist(), per_token, strict=True):
+    for text, number, label, rejected in zip(texts, row.input_ids.tolist(), per_token, worse, strict=True):
         tag = labels.names[label] if labels and info.labels_tokens and label != IGNORED else None
-        tokens.append(Token(text, label != IGNORED, number in special, tag))
+        tokens.append(Token(text, label != IGNORED, number in special, tag, rejected))
     if info.rows == "pairs" and isinstance(row.labels, np.ndarray):
         target = row.labels[row.labels != IGNORED].tolist()
         tokens += [Token(t, True, n in special) for t, n in zip(token_texts(target, tokenizer), target, strict=True)]
@@ -202,6 +214,20 @@ def _duplicates(train: StoredRows) -> tuple[int, list[tuple[str, str]]]:
     again = np.flatnonzero(first[inverse] != np.arange(len(digest)))
     pairs = [(_place(once, int(first[inverse[i]])), _place(once, int(i))) for i in again[:LISTED]]
     return len(again), pairs
+
+
+def _contradictions(train: StoredRows) -> list[tuple[str, str]]:
+    """Return each preference that an earlier one has the other way round, behind the first such."""
+    once = StoredRows(train.store, np.unique(train.index), None)
+    seen: dict[tuple[bytes, bytes], int] = {}
+    found = []
+    for index, row in enumerate(once):
+        sides = [hashlib.blake2b(side.input_ids.tobytes(), digest_size=16).digest() for side in sequences_of(row)]
+        chosen, rejected = sides
+        if (twin := seen.get((rejected, chosen))) is not None:
+            found.append((_place(once, twin), _place(once, index)))
+        seen.setdefault((chosen, rejected), index)
+    return found
 
 
 def _overlap(train: StoredRows, validation: dict[str, RowSet]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -121,3 +121,31 @@ def test_lengths_before_cutting_are_those_of_the_whole_rows(tmp_path: Path) -> N
     found = inspect_data(ready(tokenizer, long, max_length=12), tokenizer, "causal_lm", rows=1, max_length=12)
     exact = len(tokenizer("word " * 9000)["input_ids"])
     assert abs(found.uncut_quantiles["longest"] - exact) < 0.1 * exact
+
+
+def test_preferences_that_contradict_each_other_are_found_and_their_sides_told_apart(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """The second row is the first one the other way round, the fourth is the third again; the last is like neither."""
+    one = {"prompt": "the cat", "chosen": "sat", "rejected": "ran"}
+    same = {"prompt": "the dog", "chosen": "sat", "rejected": "ran"}
+    rows = [one, {**one, "chosen": "ran", "rejected": "sat"}, same, same, {**one, "rejected": "slept"}]
+    file = write_jsonl(tmp_path / "p.jsonl", rows)
+    data = ready(tokenizer, file, task="preference")
+    found = inspect_data(data, tokenizer, "preference", rows=2, max_length=64)
+    assert (found.contradictions, found.duplicates) == (1, 1)
+    assert found.contradicting_pairs == [(f"{file}:1", f"{file}:2")]
+    for row, example in zip(rows, found.examples, strict=False):
+        for side, rejected in (("chosen", False), ("rejected", True)):
+            learnt = "".join(token.text for token in example.tokens if token.supervised and token.rejected is rejected)
+            assert learnt.removesuffix("</s>").strip() == row[side]
+    plain = render(found.examples[0], colours=False).plain
+    above, below = plain.split("\n")
+    assert "sat" in above[above.index("\u27e6") : above.index("\u27e7")]
+    assert "ran" in below[below.index("\u27ea") : below.index("\u27eb")] and "\u27e6" not in below
+    styles = {str(span.style) for span in render(found.examples[0], colours=True).spans}
+    assert any("green" in style for style in styles) and any("red" in style for style in styles)
+    shown = page(found, title="pairs")
+    assert "learnt rejected" in shown and "the other way round: 1" in shown
+    texts = ready(tokenizer, write_jsonl(tmp_path / "t.jsonl", QUESTIONS))
+    assert inspect_data(texts, tokenizer, "causal_lm", rows=1, max_length=64).contradictions is None
