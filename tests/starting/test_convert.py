@@ -144,6 +144,35 @@ def test_what_a_recipe_refuses_is_left_to_the_user() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "ours"),
+    [
+        (QLORA_AXOLOTL, "lora_target_modules: [q_proj, 5]", "method.target_modules"),
+        (LORA_LLAMA_FACTORY, "report_to: swanlab", "training.report_to"),
+        (LORA_LLAMA_FACTORY, "report_to: [all, wandb, none]", "training.report_to"),
+        (LORA_LLAMA_FACTORY, "lora_rank: many", "method.r"),
+    ],
+)
+def test_a_list_with_a_wrong_element_is_left_to_the_user(text: str, line: str, ours: str) -> None:
+    key = line.partition(":")[0]
+    others = [one for one in text.splitlines() if one.partition(":")[0] not in (key, "lora_target_linear")]
+    work = convert_file(write_config(Path(), "\n".join([*others, line]) + "\n"))
+    assert [one.ours for one in work.of("decide") if one.key == key] == [ours]
+    assert all(one.key != "(missing)" for one in work.of("decide"))
+    assert work.get(ours) is None
+
+
+def test_two_trackers_are_two() -> None:
+    work = convert_file(write_config(Path(), QLORA_AXOLOTL + "report_to: tensorboard\nuse_wandb: true\n"))
+    assert work.recipe["training"]["report_to"] == ["tensorboard", "wandb"]
+
+
+def test_an_empty_list_is_a_key_without_a_value() -> None:
+    work = convert_file(write_config(Path(), QLORA_AXOLOTL + "test_datasets: []\nfsdp: []\npretraining_dataset: []\n"))
+    assert {"test_datasets", "fsdp", "pretraining_dataset"} <= {one.key for one in work.of("empty")}
+    assert "distributed" not in work.recipe
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("model: {name_or_path: m}\nmethod: {name: lora}\n", "a recipe already"),
@@ -153,6 +182,9 @@ def test_what_a_recipe_refuses_is_left_to_the_user() -> None:
         ("model_name_or_path: m\nstage: ppo\n", ":2: stage: ppo is not supervised"),
         ("base_model: m\nadapter: llama-adapter\n", ":2: adapter: 'llama-adapter' is no method"),
         ("base_model: [\n", "config.yaml"),
+        ("base_model: m\nadapter: lora\nrl: [dpo]\n", ":3: rl: ['dpo'] is not supervised"),
+        ("base_model: m\npretraining_dataset: []\n", "names no data set to train on"),
+        ("base_model: m\nadapter: lora\nadapter: qlora\n", ":3: adapter: given twice (first on line 2)"),
         ("model_name_or_path: m\ntemplate: llama3\n", "names no data set to train on"),
     ],
 )

@@ -160,8 +160,8 @@ def _roles(
     """Choose between the two formats of conversations by the names that a turn's fields have."""
     mapping = entry.get("message_property_mappings")
     named = mapping if isinstance(mapping, dict) else {}
-    role = named.get("role") or entry.get("message_field_role") or "role"
-    content = named.get("content") or entry.get("message_field_content") or "content"
+    role = str(named.get("role") or entry.get("message_field_role") or "role")
+    content = str(named.get("content") or entry.get("message_field_content") or "content")
     for name in ("message_property_mappings", "message_field_role", "message_field_content"):
         if entry.get(name):
             if (role, content) in _ROLE_KEYS:
@@ -202,7 +202,9 @@ def _special_tokens(work: Conversion, key: Key, value: Any) -> None:
     for name, token in value.items():
         if name == "pad_token":
             work.drop((*key, name), "padding never counts here, whatever its token is")
-        elif token:
+        elif not token:
+            work.empty((*key, name))
+        else:
             work.decide((*key, name), "the model's own token is used; new ones go into model.new_special_tokens")
 
 
@@ -224,8 +226,10 @@ def _tracker(name: str) -> Handler:
         if value is False:
             work.drop(key, "no tracker unless training.report_to names it")
         else:
-            work.put(key, "training.report_to", sorted({*(work.get("training.report_to") or []), name}),
-                     "its project and names come from its environment variables")  # fmt: skip
+            known = work.get("training.report_to") or []
+            names = {name, *(known if isinstance(known, list) else [known])}
+            note = "its project and names come from its environment variables"
+            work.put(key, "training.report_to", sorted(names, key=str), note)
 
     return handle
 

@@ -92,10 +92,13 @@ class Conversion:
         node[last] = value
 
     def get(self, ours: str) -> Any:
-        """Return the value of a dotted key of the recipe, or None."""
+        """Return the value of a dotted key of the recipe, in which numbers count the elements of a list, or None."""
         node: Any = self.recipe
         for part in ours.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
         return node
 
     def remove(self, ours: str) -> None:

@@ -14,6 +14,7 @@ from peftcli.recipe.aliases.foreign_values import DEFAULTS
 from peftcli.recipe.load_recipe import recipe_from_data
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.recipe.yaml.scalars import show
+from peftcli.recipe.yaml.value_tree import dotted
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
 from peftcli.recipe.yaml.yaml_lines import Document, parse_yaml
 from peftcli.starting.convert import axolotl_keys, llama_factory_keys
@@ -21,8 +22,6 @@ from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.plain_keys import translate_plain
 
 _ROUNDS = 20  # a value that is taken out can make another one idle
-
-
 _NEEDED = ("model.name_or_path", "method.name", "task", "data")
 
 
@@ -32,11 +31,10 @@ class Tool:
 
     Args:
         name: as in the tables of names.
-        needed: a key that each of its configurations has; any of `typical` must be there as well.
+        needed, typical: a key that each of its configurations has, and keys of which it has at least one.
         adapter: the key that names the method, and what gives ours for it.
         stage: the key that names what is trained, and the values for which a recipe exists.
         handlers: the keys that need more than the tables.
-        first: keys whose meaning others depend on, handled before them.
     """
 
     name: str
@@ -52,7 +50,7 @@ class Tool:
 TOOLS = (
     Tool(
         AXOLOTL, "base_model", ("datasets", "pretraining_dataset", "adapter", "sequence_len", "micro_batch_size"),
-        "adapter", axolotl_keys.method_of, "rl", {None: "causal_lm", "": "causal_lm"}, axolotl_keys.HANDLERS,
+        "adapter", axolotl_keys.method_of, "rl", {None: "causal_lm"}, axolotl_keys.HANDLERS,
     ),
     Tool(
         LLAMA_FACTORY, "model_name_or_path", ("stage", "finetuning_type", "dataset", "template", "cutoff_len"),
@@ -72,10 +70,11 @@ def convert_file(path: Path) -> Conversion:
     tool = _whose(path, document)
     work = Conversion(tool.name, str(path), document)
     data = document.data
-    task = tool.stages.get(data.get(tool.stage))
+    stage = data.get(tool.stage) or None
+    task = tool.stages.get(stage) if stage is None or isinstance(stage, str) else None
     if task is None:
-        text = f"{tool.stage}: {data[tool.stage]} is not supervised fine-tuning, and only that is translated"
-        remedy = "preference pairs train with `task: preference` (docs/recipes.md); trl trains with rewards"
+        text = f"{tool.stage}: {stage} is not supervised fine-tuning, and only that is translated"
+        remedy = "preference pairs train with `task: preference` (docs/preference.md); trl trains with rewards"
         raise UserError(_at(work, tool.stage, text, remedy))
     method = tool.method_of(data)
     if method is None:
@@ -88,7 +87,7 @@ def convert_file(path: Path) -> Conversion:
     for name, value in work.items():
         if name == tool.adapter and value:
             work.say((name,), "method.name")
-        elif value is None or value == "":
+        elif value in (None, "", [], {}):
             work.empty((name,))
         elif name in tool.handlers:
             tool.handlers[name](work, (name,), value)
@@ -110,6 +109,13 @@ def _read(path: Path) -> Document:
         document = parse_yaml(read_recipe_text(path), {})
     except YamlProblem as error:
         raise UserError(Problem(error.message, file=str(path), line=error.line, suggestion=error.suggestion)) from error
+    twice = [
+        Problem(one.message, file=str(path), line=one.line, key=dotted(one.key), suggestion=one.suggestion)
+        for one in document.remarks
+        if not one.unset
+    ]
+    if twice:
+        raise UserError(twice)
     if not isinstance(document.data, dict):
         raise UserError(Problem(f"holds no mapping of keys; {_LOOKED_FOR}", file=str(path), suggestion=_WHAT))
     return document
@@ -145,8 +151,9 @@ def _defaults(work: Conversion) -> None:
             continue
         if not ours.startswith("method.") or lora:
             work.default(ours, value)
-    if work.tool == LLAMA_FACTORY and lora:
-        work.default("method.lora_alpha", 2 * work.get("method.r"))
+    rank = work.get("method.r")
+    if work.tool == LLAMA_FACTORY and lora and isinstance(rank, int):
+        work.default("method.lora_alpha", 2 * rank)
 
 
 def _settle(work: Conversion) -> None:
@@ -160,10 +167,20 @@ def _settle(work: Conversion) -> None:
             recipe_from_data(work.file, work.recipe, NAMES)
             return
         except UserError as error:
+            taken: set[str] = set()
             for problem in error.problems:
-                key = problem.key or ""
+                key = _whole(problem.key or "")
+                if key in taken:
+                    continue
                 if work.get(key) is None or key in _NEEDED:
                     raise
                 remedy = f"; {problem.suggestion}" if problem.suggestion else ""
                 work.refuse(key, f"{problem.message}{remedy}")
+                taken.add(key)
     recipe_from_data(work.file, work.recipe, NAMES)
+
+
+def _whole(key: str) -> str:
+    """Return the key that is taken out for a problem at `key`: an element of a list goes with its list."""
+    head, _, last = key.rpartition(".")
+    return _whole(head) if last.isdigit() else key

@@ -54,7 +54,7 @@ def _bits(work: Conversion, key: Key, value: Any) -> None:
 
 
 def _report(work: Conversion, key: Key, value: Any) -> None:
-    if value in ("none", "None"):
+    if value in ("none", "None", ["none"]):
         work.drop(key, "no tracker unless training.report_to names it")
     else:
         work.put(key, "training.report_to", value if isinstance(value, list) else [value])
