@@ -12,6 +12,7 @@ from peftcli.adapters.transfer import check_free
 from peftcli.atomic import PARTIAL, new_directory, write_text
 from peftcli.deliverables.learnt_texts import LearntTexts
 from peftcli.deliverables.leaving_model import leaving_model
+from peftcli.errors import UserError
 from peftcli.merging.run_to_merge import open_run_to_merge
 from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.serving.asked_export import Asked, base_config, base_name, base_spec, opened_adapter
@@ -85,6 +86,7 @@ def export_ollama(asked: Asked) -> ServerExport:
     check_free(asked.output)
     if asked.adapter_on is None:
         return _ollama_model(asked)
+    base = _ollama_base(asked.adapter_on)
     with opened_adapter(asked) as (saved, directory):
         config = base_config(saved, asked)
         spec = base_spec(saved, asked)
@@ -94,10 +96,28 @@ def export_ollama(asked: Asked) -> ServerExport:
         with new_directory(asked.output, instead=OTHER_OUTPUT, replace=False) as partial:
             tensors = write_gguf_lora(partial / file, saved, directory, config, asked.kind)
             size = (partial / file).stat().st_size
-            text, notes = modelfile(file, leaving, asked.adapter_on)
+            text, notes = modelfile(file, leaving, base)
             write_text(partial / MODELFILE, text)
     found = (*saved.notes, *notes)
     return _ollama_report(asked, saved.params.name, spec.name_or_path, file, tensors, size, found)
+
+
+def _ollama_base(named: str) -> str:
+    """Return a model as a Modelfile names it: of Ollama's library as it is, a file by its whole path.
+
+    Ollama looks for a relative path beside the Modelfile.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(named).expanduser()
+    if path.is_file():
+        return str(path.resolve())
+    if path.suffix == SUFFIX and ":" not in named:  # hf.co/OWNER/NAME:FILE.gguf is a name that Ollama takes
+        raise UserError(
+            f"--from {named}: there is no such file", suggestion="name a GGUF file of the base that is here"
+        )
+    return named
 
 
 def _ollama_model(asked: Asked) -> ServerExport:

@@ -74,9 +74,9 @@ def pieces_of(render: Render, begin: str) -> Pieces | None:
     """
     try:
         found = _found(render)
+        if found is None or not all(_agrees(render, found, turns) for turns in _conversations(found)):
+            return None
     except Exception:  # whatever a template raises for a conversation that it does not take
-        return None
-    if found is None or not all(_agrees(render, found, turns) for turns in _conversations(found)):
         return None
     if begin and found.begin.startswith(begin):
         found = Pieces(found.begin.removeprefix(begin), *_others(found))

@@ -44,6 +44,19 @@ def test_a_directory_for_ollama(run: Path, cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "adapter/adapter-f32.gguf").is_file()
 
 
+def test_a_base_of_ollama_that_is_a_file_is_named_by_its_whole_path(
+    run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama looks for a relative path beside the Modelfile, and the user means one from here."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.gguf").touch()
+    assert cli("export", run, "-o", "out", "--to", "ollama", "--from", "base.gguf").code == 0
+    assert Path("out/Modelfile").read_text(encoding="utf-8").startswith(f"FROM {Path('base.gguf').resolve()}\n")
+    gone = cli("export", run, "-o", "other", "--to", "ollama", "--from", "gone.gguf")
+    assert gone.code == 2 and "--from gone.gguf: there is no such file" in gone.err
+    assert not Path("other").exists()
+
+
 def test_an_adapter_for_vllm(run: Path, cli: Cli, tmp_path: Path) -> None:
     said = cli("export", run, "-o", tmp_path / "plain", "--to", "vllm")
     assert said.code == 0, said.err

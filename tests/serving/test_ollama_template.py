@@ -72,6 +72,11 @@ def test_the_token_that_ollama_puts_first_is_left_out() -> None:
     assert pieces is not None and "<|begin|>" not in pieces.go()
 
 
+def test_a_template_that_refuses_a_longer_conversation_is_not_translated() -> None:
+    short = "{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}" + TEMPLATE
+    assert pieces_of(rendered(short, byte_tokenizer()), "") is None
+
+
 def test_a_template_that_does_more_is_not_translated() -> None:
     tokenizer = byte_tokenizer()
     assert pieces_of(rendered(NUMBERED, tokenizer), "") is None
