@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import Json, refuse_directory
+from peftcli.console.options import Json, refuse_taken
 
 if TYPE_CHECKING:
     from peftcli.starting.convert.conversion import Conversion
@@ -37,19 +37,17 @@ def convert(
     Example: peft convert axolotl.yml -o recipe.yaml
     """
     import sys
+    from shlex import quote
 
     from peftcli.atomic import write_text
     from peftcli.console.output import print_json, result_console
     from peftcli.console.starting_views.conversion_list import print_outcomes
     from peftcli.console.terminal import safe_console
-    from peftcli.errors import UserError
     from peftcli.starting.convert.convert_file import convert_file
     from peftcli.starting.convert.converted_recipe import recipe_text
 
     if output is not None:
-        refuse_directory(output, "--output")
-        if output.exists():
-            raise UserError(f"--output {output} exists", suggestion="choose another file, or remove it")
+        refuse_taken(output, "--output")
     work = convert_file(config)
     text = recipe_text(work)
     if output is not None:
@@ -61,7 +59,7 @@ def convert(
         print_outcomes(safe_console(stderr=True, soft_wrap=not sys.stderr.isatty()), work)
     else:
         print_outcomes(result_console(), work)
-        typer.echo(f"written: {output}; next: peft validate {output}", err=True)
+        typer.echo(f"written: {output}; next: peft validate {quote(str(output))}", err=True)
 
 
 def _document(work: Conversion, text: str | None, output: Path | None) -> dict[str, object]:

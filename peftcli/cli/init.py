@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.console.options import refuse_directory
+from peftcli.console.options import refuse_nothing, refuse_taken
 
 if TYPE_CHECKING:
     from peftcli.starting.look_at_rows import Rows
@@ -43,15 +43,18 @@ def init(
 
     Example: peft init --model HuggingFaceTB/SmolLM2-135M-Instruct --data rows.jsonl
     """
+    from shlex import quote
+
     from peftcli.atomic import write_text
     from peftcli.console.starting_views.questions import can_ask
     from peftcli.errors import UserError
     from peftcli.protocol.registry import registry
     from peftcli.record.shown_numbers import bytes_of
 
-    refuse_directory(output, "--output")
-    if output.exists():
-        raise UserError(f"{output} exists", suggestion="choose another file with -o, or remove it")
+    refuse_taken(output, "--output")
+    for option, value in (("--model", model), ("--data", data), ("--task", task), ("--method", method)):
+        if value is not None:
+            refuse_nothing(value, option)
     size = None if memory is None else bytes_of("--memory", memory)
     if method is not None:
         registry.info(method)
@@ -71,7 +74,8 @@ def init(
         task, method, size = _rest(model, rows, task, method, size)
     text = first_recipe(Answers(model, rows, task, method, size, str(output)))
     write_text(output, text, instead="choose another file with -o")
-    typer.echo(f"written: {output}; next: peft inspect {output}, then: peft train {output}", err=True)
+    file = quote(str(output))
+    typer.echo(f"written: {output}; next: peft inspect {file}, then: peft train {file}", err=True)
 
 
 _SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

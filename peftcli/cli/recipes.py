@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from peftcli.console.options import Json, refuse_directory
+from peftcli.console.options import Json, refuse_taken
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="NAME", help="The recipe's name in `peft recipes list`.", show_default=False)
@@ -71,13 +71,10 @@ def copy_recipe(
     from shlex import quote
 
     from peftcli.atomic import write_text
-    from peftcli.errors import UserError
     from peftcli.starting.shipped_recipes import shipped_recipe
 
     one = shipped_recipe(name)
     file = Path(f"{one.name}.yaml") if output is None else output
-    refuse_directory(file, "--output")
-    if file.exists():
-        raise UserError(f"{file} exists", suggestion="choose another file with -o, or remove it")
+    refuse_taken(file, "--output")
     write_text(file, one.text(), instead="choose another file with -o")
     typer.echo(f"written: {file}; set data.path to your rows, then: peft validate {quote(str(file))}", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode
+from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, refuse_taken
 from peftcli.console.progress_bar import with_progress
 
 
@@ -41,15 +41,14 @@ def recommend(
 
     Example: peft recommend configs/lora.yaml --memory 24GB
     """
-    from peftcli.errors import UserError
     from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
     from peftcli.record.shown_numbers import bytes_of
 
     size = None if memory is None else bytes_of("--memory", memory)
-    if output is not None and output.exists():
-        raise UserError(f"--output {output} exists", suggestion="choose another file, or remove it")
+    if output is not None:
+        refuse_taken(output, "--output")
     typed = [TRUST_REMOTE_CODE] if trust_remote_code else []
     loaded = with_allowed_code(load_recipe(recipe, [*(overrides or []), *typed], NAMES, need_data=False))
 

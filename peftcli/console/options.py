@@ -76,6 +76,13 @@ def refuse_directory(output: Path, option: str) -> None:
         raise UserError(f"{option} {output} is a directory", suggestion=f"name a file in it: {output / 'NAME'}")
 
 
+def refuse_taken(output: Path, option: str) -> None:
+    """Refuse a file that exists where a new one is to be written, before anything is computed."""
+    refuse_directory(output, option)
+    if output.exists():
+        raise UserError(f"{option} {output} exists", suggestion="choose another file with -o, or remove it")
+
+
 def refuse_nothing(text: str, option: str) -> None:
     """Refuse an option whose value is empty, as an unset variable of a shell leaves it."""
     if not text.strip():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,10 @@ from peftcli.models.model_tasks import possible_tasks
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe, recipe_from_data
 from peftcli.recipe.schema import ModelSpec
+from peftcli.recipe.yaml.dump_recipe import dump_block
+from peftcli.recipe.yaml.recipe_comments import comment_lines
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from peftcli.starting.look_at_rows import Rows, default_output
-
-_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,10 @@ def first_recipe(answers: Answers) -> str:
         head.append(f"the rows would also do for: {', '.join(name for name in answers.rows.tasks if name != task)}")
     head += [why_none] if why_none else []
     head.append(f"next: peft inspect {answers.name}, peft train {answers.name}; docs/recipes.md has every key")
-    body = advised_recipe(loaded, lines) if lines else _plain(loaded)
-    text = _comments(["Made by `peft init`.", *head]) + _explained(body)
+    plain = "".join(dump_block(key, value) for key, value in loaded.tree.data.items())
+    body = advised_recipe(loaded, lines) if lines else plain
+    comments = [line for said in ("Made by `peft init`.", *head) for line in comment_lines(said)]
+    text = "\n".join([*comments, _explained(body)])
     recipe_from_data(answers.name, parse_yaml(text, {}).data, NAMES)
     return text
 
@@ -132,17 +133,6 @@ def _is_local(model: str) -> bool:
     return resolve_location(model) is not None
 
 
-def _plain(loaded: LoadedRecipe) -> str:
-    from peftcli.recipe.yaml.dump_recipe import dump_plain
-
-    return "".join(
-        f"{key}:\n" + "".join(textwrap.indent(dump_plain({name: one}), "  ") for name, one in value.items())
-        if isinstance(value, dict)
-        else dump_plain({key: value})
-        for key, value in loaded.tree.data.items()
-    )
-
-
 _MEANING = {
     "  val_set_size: ": "rows held out to evaluate on: a share, or a number of rows",
     "  max_length: ": "tokens of a row at most; `peft inspect` shows how long the rows are",
@@ -156,12 +146,4 @@ def _explained(body: str) -> str:
     for line in body.splitlines():
         meaning = next((text for start, text in _MEANING.items() if line.startswith(start)), None)
         lines.append(line if meaning is None or " # " in line else f"{line}  # {meaning}")
-    return "\n".join(lines) + "\n"
-
-
-def _comments(texts: Sequence[str]) -> str:
-    lines = []
-    for text in texts:
-        parts = textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
-        lines += [f"# {'  ' if number else ''}{part}" for number, part in enumerate(parts)]
     return "\n".join(lines) + "\n"

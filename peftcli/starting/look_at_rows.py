@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from peftcli.data.read.records import Record
+from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.sources import resolve_source
 from peftcli.data.recognition.recognise import recognise
 from peftcli.data.recognition.row_format import RecognisedFormat
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.schema import DataSource
 
@@ -42,9 +43,10 @@ def look_at_rows(path: str) -> Rows:
         UserError: nothing is there, it cannot be read, or no format fits.
     """
     source = resolve_source(DataSource(path=path), purpose="train")
-    records = [row for row in islice(source.rows(), _FIRST_ROWS) if isinstance(row, Record)]
+    rows = list(islice(source.rows(), _FIRST_ROWS))
+    records = [row for row in rows if isinstance(row, Record)]
     if not records:
-        raise UserError(f"{path} holds no rows", suggestion="docs/data.md shows the formats of rows")
+        raise UserError(_no_rows(path, rows))
     kind = source.kind if source.kind == "folders" else None
     tasks: dict[str, RecognisedFormat] = {}
     refused: UserError | None = None
@@ -58,11 +60,20 @@ def look_at_rows(path: str) -> Rows:
     return Rows(path, tasks, _columns(records))
 
 
+def _no_rows(path: str, rows: Sequence[Record | BadRow]) -> Problem:
+    """Return why there is no row: the file is empty, or what is wrong with its first one."""
+    remedy = "docs/data.md shows the formats of rows"
+    for row in rows:
+        if isinstance(row, BadRow):
+            return Problem(f"no row can be read; this one: {row.message}", row.source, row.row, suggestion=remedy)
+    return Problem(f"{path} holds no rows", suggestion=remedy)
+
+
 def _columns(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for record in records for name in record.values))
 
 
 def default_output(path: str) -> str:
     """Return the directory of the run for some data: runs/ and the name of the file."""
-    stem = Path(path).name.split(".")[0] or "run"
-    return f"runs/{stem}"
+    stem = re.sub(r"[*?\[\]]+", "", Path(path).name.split(".")[0]).strip(" -_")
+    return f"runs/{stem or 'run'}"

@@ -68,10 +68,16 @@ def test_a_model_that_is_not_here_gets_a_recipe_without_advice(cli: Cli) -> None
         (["--model", "org/name", "--data", "talks.jsonl", "--task", "poetry"], "there is no such task"),
         (["--model", "org/name", "--data", "talks.jsonl", "--method", "lorra"], "lorra"),
         (["--model", "org/name", "--data", "talks.jsonl", "--memory", "much"], "is not a size"),
+        (["--model", "", "--data", "talks.jsonl"], "--model is empty"),
+        (["--model", "org/name", "--data", " "], "--data is empty"),
+        (["--model", "org/name", "--data", "broken.jsonl"], "broken.jsonl:1: no row can be read; this one: "),
+        (["--model", "org/name", "--data", "empty.jsonl"], "empty.jsonl holds no rows"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named_and_nothing_is_written(cli: Cli, flags: list[str], said: str) -> None:
     talks()
+    Path("broken.jsonl").write_text("{a\n")
+    Path("empty.jsonl").touch()
     done = cli("init", *flags)
     assert done.code == 2
     assert said in done.err
@@ -83,3 +89,11 @@ def test_a_recipe_that_exists_is_left_alone(cli: Cli) -> None:
     Path("recipe.yaml").write_text("mine")
     assert cli("init", "--model", "org/name", "--data", talks()).code == 2
     assert Path("recipe.yaml").read_text() == "mine"
+
+
+def test_odd_names_of_columns_and_files_make_a_recipe_that_validates(cli: Cli) -> None:
+    odd = dict.fromkeys(["\a", "n\x85k: v", "l\u2028k: v", "c\n# d"], "x")
+    write_jsonl(Path("train-1.jsonl"), [{"instruction": "a", "output": "b", **odd}] * 4)
+    done = cli("init", "--model", "org/name", "--data", "train-*.jsonl")
+    assert done.code == 0, done.err
+    assert load_recipe("recipe.yaml", [], NAMES).recipe.output_dir == "runs/train"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftcli.analysis.advice.recommendation import ACCUMULATION, Advice
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.yaml.dump_recipe import as_written, dump_plain
+from peftcli.recipe.yaml.recipe_comments import comment_lines
 
-_WIDTH = 100
 _OF_EVERY_METHOD = ("modules_to_save", "init_from")
 
 
@@ -53,14 +53,12 @@ def _block(name: str, block: Mapping[str, Any], advised: Mapping[str, Advice]) -
     lines = [f"{name}:"]
     for key, value in block.items():
         line = advised.get(f"{name}.{key}")
-        lines += _comment(line) if line is not None else ()
+        lines += [] if line is None else comment_lines(_reason(line), "  # ", "  # ")
         lines += textwrap.indent(dump_plain({key: value}), "  ").splitlines()
     return "\n".join(lines) + "\n"
 
 
-def _comment(line: Advice) -> Iterator[str]:
-    text = (
+def _reason(line: Advice) -> str:
+    return (
         f"{line.reason}. On: {line.scope}. Limit: {line.limit}. [{line.source}, {line.date}] Against it: {line.against}"
     )
-    for part in textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False):
-        yield f"  # {part}"

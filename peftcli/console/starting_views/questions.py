@@ -20,7 +20,7 @@ def ask(text: str, default: str | None = None, check: Check | None = None) -> st
     """Return an answer, asking again until nothing is wrong with it; Enter takes the default."""
     while True:
         answer = str(typer.prompt(text, default=default, err=True)).strip()
-        wrong = check(answer) if check is not None else None
+        wrong = "an answer is needed" if not answer else check(answer) if check is not None else None
         if wrong is None:
             return answer
         typer.echo(f"  {wrong}", err=True)

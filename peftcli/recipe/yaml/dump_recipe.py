@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from copy import deepcopy
 from typing import Any
 
@@ -43,6 +44,13 @@ def dump_plain(data: dict[str, Any]) -> str:
     """Return the YAML text of a recipe's plain data, which can hold `Reference`s."""
     style = None if any(isinstance(value, dict | list) for value in data.values()) else False  # no {a: 1} as a whole
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=style, width=120)
+
+
+def dump_block(key: str, value: Any) -> str:
+    """Return the YAML text of one key at the top of a recipe, with a line for each key of a block."""
+    if not isinstance(value, dict):
+        return dump_plain({key: value})
+    return f"{key}:\n" + "".join(textwrap.indent(dump_plain({name: one}), "  ") for name, one in value.items())
 
 
 def with_references(recipe: Recipe, written: Tree) -> dict[str, Any]:
