@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peftcli.atomic import write_text
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.typed_record import read_record
@@ -53,7 +52,7 @@ def write_reading(directory: Path, recipe: Recipe, trained_format: str | None) -
         data.max_length,
         dict(data.chat_template_kwargs),
     )
-    write_text(directory / READING, json.dumps(asdict(reading), indent=2) + "\n")
+    (directory / READING).write_text(json.dumps(asdict(reading), indent=2) + "\n", encoding="utf-8")
 
 
 def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, str | None]:

@@ -45,6 +45,10 @@ class StepBatches:
         self._seed, self._plan, self._lengths = recipe.seed, plan, rows.lengths
         self._epoch: tuple[int, list[list[int]]] | None = None
 
+    def take(self, rows: RowSet) -> None:
+        """Make batches of these rows from now on: the same as before, with more in each."""
+        self.rows = rows
+
     def __call__(self, step: int) -> list[Batch]:
         """Return the micro-batches of the step with this index, counted from 0, on the CPU."""
         return self.collate(self.read(step))

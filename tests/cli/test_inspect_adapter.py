@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.command_line import Cli, Workspace
@@ -69,7 +71,7 @@ def test_a_full_run_shows_what_moved(cli: Cli, workspace: Workspace) -> None:
     assert "trains no low-rank change" in result.json["verdict"]["text"]
 
 
-def test_what_is_no_adapter_is_refused(cli: Cli, workspace: Workspace) -> None:
-    result = cli("inspect-adapter", workspace.path)
+def test_what_is_no_adapter_is_refused(cli: Cli, tmp_path: Path) -> None:
+    result = cli("inspect-adapter", tmp_path)
     assert result.code == 2
     assert "neither a run directory nor an adapter" in result.err

@@ -12,6 +12,7 @@ from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.metric_table import METRICS
 
 CLASSES = ([0, 1, 2, 2], [0, 1, 1, 2])  # predictions, references: three of four right
+PAIRS = ([[1.0, 0.0], [0.0, 2.0]], [[-1.0, -3.0], [-3.0, -5.0]])
 TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"]])
 
 
@@ -46,6 +47,12 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
         ("text", "rougeL", (["the cat sat"], ["the cat"]), 0.8),
         ("text", "bleu", (["the cat sat on the mat"], ["the cat sat on the mat"]), 100.0),
         ("text", "chrf", (["the cat"], ["the cat"]), 100.0),
+        ("preferences", "rewards_accuracies", PAIRS, 0.5),
+        ("preferences", "rewards_margins", PAIRS, -0.5),
+        ("preferences", "rewards_chosen", PAIRS, 0.5),
+        ("preferences", "rewards_rejected", PAIRS, 1.0),
+        ("preferences", "logps_chosen", PAIRS, -2.0),
+        ("preferences", "logps_rejected", PAIRS, -4.0),
     ],
 )
 def test_by_hand(kind, name, rows, expected) -> None:
@@ -57,7 +64,7 @@ def test_rouge_gives_all_three() -> None:
 
 
 def test_every_metric_has_a_value_here() -> None:
-    here = {(mark.args[1][i][0], mark.args[1][i][1]) for mark in test_by_hand.pytestmark for i in range(28)}
+    here = {(mark.args[1][i][0], mark.args[1][i][1]) for mark in test_by_hand.pytestmark for i in range(34)}
     every = {(kind, name) for kind, infos in METRICS.items() for name, info in infos.items() if info.function}
     same_code = {("multi_label", name) for name in METRICS["multi_label"]}
     assert every - same_code - here == {("text", "rouge")}

@@ -23,7 +23,7 @@ import json, sys
 import peftcli
 from peftcli.cli.app import main
 
-print(peftcli.__file__)
+print(peftcli.__file__, flush=True)
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)

@@ -107,6 +107,7 @@ TRAINED: dict[str, Example] = {
         "causal_lm", {"data__val_set_size": 4, "training__eval_generate": 1}, 1, 3,
     ),
     "training.report_to": ("causal_lm", {}, [], ["tensorboard"]),
+    "training.eval_on_start": ("causal_lm", {"data__val_set_size": 4}, True, False),
     "training.callbacks": ("causal_lm", {}, [], ["heard"]),
     "data.on_error": ("causal_lm", {"data__path": "spoilt"}, "skip", "error"),
     "model.attn_implementation": ("causal_lm", {}, "eager", "sdpa"),

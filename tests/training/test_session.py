@@ -54,7 +54,7 @@ def test_nothing_is_set_from_outside() -> None:
     of_state = {
         place
         for place in set_outside
-        if place.rpartition(".")[0] in ("state", "self.session.state", "self._session.state")
+        if place.rpartition(".")[0] in ("state", "session.state", "self.session.state", "self._session.state")
     }
     assert len(of_state) > 10
     assert set_outside - of_state == MOVES

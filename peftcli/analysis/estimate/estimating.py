@@ -22,6 +22,7 @@ from peftcli.assembly.recipe_data import prepare_data
 from peftcli.assembly.recipe_task import make_task
 from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.labels import LabelSpec
+from peftcli.distributed.accelerate_engine import accelerate_state_kept
 from peftcli.distributed.devices import free_bytes, pick_device
 from peftcli.distributed.processes import World
 from peftcli.distributed.strategy import Strategy, choose_strategy
@@ -145,7 +146,7 @@ def estimate(basis: Basis, changed: Mapping[str, Any] | None = None, *, processe
     recipe = _with(basis.recipe, changed)
     if "data.max_length" in changed:
         basis = basis.with_rows_cut(int(changed["data.max_length"]))
-    with libraries_quiet():
+    with libraries_quiet(), accelerate_state_kept():
         try:
             counted, setting, plan = _counted(basis, recipe, processes)
         except PeftCliError:

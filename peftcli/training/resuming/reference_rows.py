@@ -83,7 +83,7 @@ def compared_rows(
                 computes_in = precision.compute
             values[name] = _values(rows, own, {**facts, "dtype": str(computes_in)})
         record = RunReference(values, {name: row_fingerprint(rows) for name, rows in sets.items()}, parts)
-    batches.rows = ReferencedRows(batches.rows, values[TRAIN])
+    batches.take(ReferencedRows(batches.rows, values[TRAIN]))
     return {name: ReferencedRows(rows, values[validation_key(name)]) for name, rows in validation.items()}, record
 
 
