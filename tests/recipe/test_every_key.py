@@ -107,7 +107,6 @@ TRAINED: dict[str, Example] = {
         "causal_lm", {"data__val_set_size": 4, "training__eval_generate": 1}, 1, 3,
     ),
     "training.report_to": ("causal_lm", {}, [], ["tensorboard"]),
-    "training.eval_on_start": ("causal_lm", {"data__val_set_size": 4}, True, False),
     "training.callbacks": ("causal_lm", {}, [], ["heard"]),
     "data.on_error": ("causal_lm", {"data__path": "spoilt"}, "skip", "error"),
     "model.attn_implementation": ("causal_lm", {}, "eager", "sdpa"),
@@ -135,6 +134,7 @@ ELSEWHERE = {
     "training/test_step_batches.py": "training.dataloader_num_workers",
     "training/test_process_state.py": "training.fast_paths.allocator",
     "training/test_step_engine.py": "training.tf32",
+    "training/test_options.py": "training.eval_on_start",
     "training/speed/test_compile.py": "training.torch_compile",
     "training/speed/test_computing.py": "training.fast_paths.attention training.fast_paths.dropout "
     "training.fast_paths.compute_weights",
