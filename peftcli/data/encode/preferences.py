@@ -51,14 +51,14 @@ class PreferenceEncoder:
             return RowError("chosen and rejected are the same tokens: there is nothing to prefer", "two answers")
         unused = (*chosen.unused, *(name for name in rejected.unused if name not in chosen.unused))
         tokens = sum(len(row.ids) for row in rows)
-        prompt, longest = min(_prompt(row) for row in rows), self._settings.max_length
-        if prompt >= longest:
-            reason = f"the prompt alone takes {prompt} tokens, and max_length is {longest}"
-            return RowError(reason, "a shorter prompt, or a larger data.max_length")
-        most = max(len(row.ids) for row in rows)
+        most, longest = max(len(row.ids) for row in rows), self._settings.max_length
         if most > longest and self._settings.overflow in ("drop", "error"):
             reason = f"{most} tokens of the longer side, more than max_length {longest}"
             return Outcome(status=DROPPED, reason=reason, tokens=tokens, unused=unused)
+        prompt = max(_prompt(row) for row in rows)
+        if prompt >= longest:
+            reason = f"the prompt alone takes {prompt} tokens, and max_length is {longest}"
+            return RowError(reason, "a shorter prompt, or a larger data.max_length")
         cut = most > longest
         if cut:
             rows = self._cut(rows, most - longest)

@@ -44,11 +44,11 @@ def _prompt(found: RecognisedFormat, values: Mapping[str, Any]) -> str | list[di
     """Return the prompt: a text, "" where there is none, or messages; LLaMA-Factory's may have an input."""
     if found.template:
         return found.prompt(values)
-    given = structure(found.cell(values, "prompt"))
+    given = _turns_in(found.cell(values, "prompt"))
     if given is None or given == "":
         return ""
     if isinstance(given, list):
-        return _as_messages(found, given)
+        return _as_messages(found, "prompt", given)
     text = found.text(values, "prompt")
     more = found.cell(values, "input")
     return f"{text}\n{more}" if isinstance(more, str) and more.strip() else text
@@ -56,12 +56,10 @@ def _prompt(found: RecognisedFormat, values: Mapping[str, Any]) -> str | list[di
 
 def _answer(found: RecognisedFormat, values: Mapping[str, Any], name: str) -> str | list[dict[str, Any]]:
     """Return an answer: a text, or the messages from the end of the prompt, or from the beginning, to the answer."""
-    given = structure(found.cell(values, name))
-    if isinstance(given, dict):  # a turn alone
-        given = [given]
+    given = _turns_in(found.cell(values, name))
     if not isinstance(given, list):
         return found.text(values, name)
-    turns = _as_messages(found, given)
+    turns = _as_messages(found, name, given)
     if not turns:
         raise found.wrong(f"the column {found.columns[name]!r} has no messages")
     last = turns[-1]
@@ -76,12 +74,26 @@ def _answer(found: RecognisedFormat, values: Mapping[str, Any], name: str) -> st
 _ANSWERING = ("assistant", "gpt", "chatgpt", "model", "bot", "ai", "function_call", "tool_call")
 
 
-def _as_messages(found: RecognisedFormat, turns: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return turns with role and content; ShareGPT's from and value are renamed."""
+def _turns_in(value: Any) -> Any:
+    """Return the turns in a cell, which may be text or one turn alone; any other value, JSON too, as it is."""
+    inner = structure(value)
+    turns = [inner] if isinstance(inner, dict) else inner
+    if not isinstance(turns, list) or (isinstance(value, str) and not any(map(_is_turn, turns))):
+        return value
+    return turns
+
+
+def _is_turn(value: Any) -> bool:
+    pairs = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    return isinstance(value, dict) and any(pair <= value.keys() for pair in pairs)
+
+
+def _as_messages(found: RecognisedFormat, name: str, turns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the turns of a column with role and content; ShareGPT's from and value are renamed."""
     out = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise found.wrong(f"message {number} is not an object")
+            raise found.wrong(f"message {number} of {found.columns[name]!r} is not an object")
         if "from" in turn and "value" in turn:
             rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
             turn = {**rest, "role": _TURN.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
@@ -125,8 +137,8 @@ def _question(found: RecognisedFormat, values: Mapping[str, Any], asked: str | l
     """Return what is to be answered: the prompt, or the beginning of a conversation."""
     system, tools, expected = found.cell(values, "system"), found.cell(values, "tools"), found.format.expected
     if not asked:
-        given = [structure(found.cell(values, name)) for name in ("chosen", "rejected")]
-        sides = [_as_messages(found, one) for one in given if isinstance(one, list)]
+        given = {name: _turns_in(found.cell(values, name)) for name in ("chosen", "rejected")}
+        sides = [_as_messages(found, name, one) for name, one in given.items() if isinstance(one, list)]
         asked = sides[0][: _shared(*sides)] if len(sides) == 2 else sides[0][:-1] if sides else ""
     if isinstance(asked, str) and not asked:
         raise found.wrong("there is no prompt")
@@ -137,11 +149,15 @@ def _question(found: RecognisedFormat, values: Mapping[str, Any], asked: str | l
 
 
 def _has_answers(columns: Mapping[str, str], records: Sequence[Record]) -> bool:
-    return "prompt" in columns or any(
-        isinstance(structure(record.values.get(columns[name])), list)
-        for record in records
-        for name in ("chosen", "rejected")
-        if name in columns
+    return (
+        "prompt" in columns
+        or {"chosen", "rejected"} <= columns.keys()
+        or any(
+            isinstance(_turns_in(record.values.get(columns[name])), list)
+            for record in records
+            for name in ("chosen", "rejected")
+            if name in columns
+        )
     )
 
 

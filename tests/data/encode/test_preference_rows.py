@@ -45,6 +45,7 @@ FORMS: dict[str, dict[str, Any]] = {
                         "rejected": {"from": "gpt", "value": "red and bad"}},
     "LLaMA-Factory's instructions": {"instruction": "the cat", "chosen": "green", "rejected": "red and bad"},
     "axolotl's": {"messages": [ASKED], "chosen": GOOD, "rejected": BAD},
+    "turns alone": {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
 }  # fmt: skip
 
 
@@ -74,12 +75,31 @@ def test_a_pair_that_is_too_long_is_cut_alike(tmp_path: Path) -> None:
         prepared(tmp_path, [row], max_length=24, overflow="drop")
 
 
+def test_a_pair_whose_prompt_alone_is_too_long_is_dropped_where_long_rows_are(tmp_path: Path) -> None:
+    rows = [FORMS["texts"], {"prompt": "the cat " * 60, "chosen": "b", "rejected": "c"}]
+    assert prepared(tmp_path, rows, max_length=64, overflow="drop").report.counts.dropped == 1
+
+
+@pytest.mark.parametrize(("good", "bad"), [('{"a": 1}', '{"a": 2}'), ("[1, 2]", "[]"), ('[{"from": "a"}]', "{'b'}")])
+def test_answers_in_json_are_texts_and_messages_in_json_are_messages(tmp_path: Path, good: str, bad: str) -> None:
+    found = sides(prepared(tmp_path, [{"prompt": "[1, 2]", "chosen": good, "rejected": bad}]))
+    assert found == [("[1, 2]", f"{good}</s>"), ("[1, 2]", f"{bad}</s>")]
+    given = {name: json.dumps(turns) for name, turns in FORMS["messages"].items()}
+    assert sides(prepared(tmp_path, [given])) == sides(prepared(tmp_path, [FORMS["messages"]]))
+
+
+def test_a_template_makes_the_prompt(tmp_path: Path) -> None:
+    row = {"topic": "cat", "chosen": "green", "rejected": "red"}
+    assert sides(prepared(tmp_path, [row], template="the {topic}"))[0][0] == "the cat"
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "equal": ({"prompt": "a", "chosen": "b", "rejected": "b"}, "nothing to prefer"),
     "empty": ({"prompt": "a", "chosen": "b", "rejected": " "}, "'rejected' is empty"),
     "empty message": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, {**BAD, "content": ""}]}, "is empty"),
     "no prompt": ({"prompt": "", "chosen": "b", "rejected": "c"}, "no prompt"),
     "mixed": ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "one is a text"),
+    "no turn": ({"chosen": [ASKED, GOOD], "rejected": ["red"]}, "message 1 of 'rejected' is not an object"),
     "no common beginning": ({"chosen": [GOOD], "rejected": [BAD]}, "no turn in common"),
     "ends with a question": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD, ASKED]}, "not an answer"),
     "long prompt": ({"prompt": "the cat " * 60, "chosen": "b", "rejected": "c"}, "the prompt alone takes"),
