@@ -81,7 +81,9 @@ class Preference(CausalLM):
         targets = batch.targets
         losses = self._token_losses(self._supervised_states(model, batch), targets["target"])
         learnt = targets[LEARNT]
-        sequence = torch.arange(len(learnt), device=learnt.device).repeat_interleave(learnt)
+        numbers = torch.arange(len(learnt), device=learnt.device)
+        # without `output_size` the host would wait for a device's sum of `learnt`
+        sequence = numbers.repeat_interleave(learnt, output_size=len(losses))
         place = torch.arange(len(losses), device=learnt.device) - (learnt.cumsum(0) - learnt)[sequence]
         # a sum of padded rows, and not `index_add`: on CUDA that adds in any order
         padded = losses.new_zeros((len(learnt), len(targets[WIDEST]))).index_put((sequence, place), -losses)

@@ -74,7 +74,7 @@ def compared_rows(
         values = world.broadcast(_recorded(directory, sets) if world.is_main else None)
     else:
         parts = _parts(recipe, start.info, start.attachment, world)
-        facts = _facts(start.base, parts)
+        facts = _facts(recipe, start.base, parts)
         values = {}
         for name, rows in sets.items():
             own, computes_in = evaluator, precision.weights
@@ -111,8 +111,11 @@ def _parts(recipe: Recipe, info: MethodInfo, attachment: Attachment, world: Worl
     return whole_tree(state, keep=world.is_main) if world.strategy.sharded else dict(state)
 
 
-def _facts(base: Loaded, parts: Mapping[str, torch.Tensor | None]) -> dict[str, str]:
-    """Return what decides the values besides the rows: the base, its parts, and what computes."""
+def _facts(recipe: Recipe, base: Loaded, parts: Mapping[str, torch.Tensor | None]) -> dict[str, str]:
+    """Return what decides the values besides the rows: the base, its parts, and what computes.
+
+    Of the parts also their settings: a scale or the positions that are changed are in no tensor.
+    """
     total = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(parts.items()):
         if tensor is not None:
@@ -123,6 +126,7 @@ def _facts(base: Loaded, parts: Mapping[str, torch.Tensor | None]) -> dict[str, 
     return {
         "base": f"{identity.fingerprint} {identity.tensors} {identity.quantization} {identity.dtype}",
         "parts": total.hexdigest(),
+        "method": recipe.method.model_dump_json(exclude={"init_from"}),
         "versions": f"{__version__} {torch.__version__} {identity.versions}",
         "device": next(base.model.parameters()).device.type,
     }

@@ -108,6 +108,20 @@ def test_what_was_fine_tuned_is_the_reference_of_what_goes_on_from_it(recipe) ->
     assert recorder.losses[0] == pytest.approx(0.693147, abs=1e-5)
 
 
+def test_a_changed_scale_has_a_reference_of_its_own(recipe) -> None:
+    """The same tensors with another `lora_alpha` are another model; of the first one, values are kept."""
+    tuned = recipe("llama", "causal_lm", name="tuned", training__learning_rate=0.1)
+    train(tuned)
+    own = {"method__init_from": tuned.recipe.output_dir, "training__max_steps": 1}
+    for alpha in (8, 64):
+        recorder = Recorder()
+        train(
+            recipe("llama", "preference", pairs(16), name=f"a{alpha}", method__lora_alpha=alpha, **own),
+            reporter=recorder,
+        )
+        assert recorder.losses[0] == pytest.approx(0.693147, abs=1e-5)
+
+
 def test_two_processes_equal_one(recipe, tmp_path) -> None:
     """Five validation rows and eleven to train, so that shares are unequal; with dropout, stopped and gone on."""
     options = {**OPTIONS, "data__val_set_size": 5, "method__lora_dropout": 0.3, "training__adam_epsilon": 1e-3}
