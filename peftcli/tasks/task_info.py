@@ -90,6 +90,11 @@ class TaskInfo:
         return "text" if self.rows == "preferences" else self.rows
 
     @property
+    def sequences(self) -> int:
+        """Sequences of one row that the model reads; each is as long as `data.max_length` at most."""
+        return 2 if self.rows == "preferences" else 1
+
+    @property
     def label_kind(self) -> LabelKind | None:
         """The kind of its labels where nothing says more; None for a task without labels and without a head."""
         kinds: dict[RowKind, LabelKind] = {"labelled": "single_label", "tagged": "token"}

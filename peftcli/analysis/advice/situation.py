@@ -95,13 +95,14 @@ def look_at(loaded: LoadedRecipe, memory: int | None) -> Situation:
     )
     if memory is None:
         return now
+    most = _limit(recipe.data) * task_info(recipe.task).sequences
     shapes = Shapes(
         numbers=now.numbers,
         linear_numbers=sum(rows * columns for rows, columns in linears),
         adapter_numbers=16 * now.rank_numbers,
         width=now.width,
         blocks=sum(map(len, anatomy.layers.values())),
-        row_tokens=min(known.longest, _limit(recipe.data)) if known else _limit(recipe.data),
+        row_tokens=min(known.longest, most) if known else most,
     )
     rows, needs = memory_needs(shapes, memory)
     return replace(now, micro_rows=rows, needs=needs)

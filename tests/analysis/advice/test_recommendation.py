@@ -14,15 +14,16 @@ import yaml
 from peftcli.analysis.advice.advice_rules import COMPUTED, rules, rules_that_hold
 from peftcli.analysis.advice.advised_recipe import advised_recipe, lines_to_paste
 from peftcli.analysis.advice.computed_values import VALUES
-from peftcli.analysis.advice.memory_bound import Shapes, memory_needs
+from peftcli.analysis.advice.memory_bound import SPARE, Shapes, memory_needs
 from peftcli.analysis.advice.recommendation import Advice, Recommendation, recommend
-from peftcli.analysis.advice.situation import Situation
+from peftcli.analysis.advice.situation import Situation, look_at
 from peftcli.names import NAMES
 from peftcli.protocol.rates.published_sources import sources
 from peftcli.recipe.load_recipe import load_recipe
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial
 from tests.recipes import class_rows
+from tests.tiny import LAYERS
 
 LLAMA_8B = Situation("llama", "causal_lm", "decoder", 4096, False, 8_030_261_248, 2_621_440, 1024, 20_000, 4_000_000)
 BERT = Situation("bert", "sequence_classification", "encoder", 768, True, 110_000_000, 200_000, 768, 5_000, 5_000)
@@ -203,6 +204,18 @@ def test_where_nothing_fits_no_line_says_that_it_does(recipe) -> None:
     assert lines["method.name"].value == "qlora" and lines["training.gradient_accumulation_steps"].value == 8
     for line in found.lines:
         assert not any(said in line.reason for said in ("it does", "they do", "rows fit")), line.reason
+
+
+def test_a_preference_takes_the_memory_of_two_rows(recipe) -> None:
+    words, asked = "red blue " * 200, {"prompt": "which"}
+    fits = []
+    for task, row in (("causal_lm", {"completion": words}), ("preference", {"chosen": words, "rejected": words})):
+        loaded = recipe("llama", task, [asked | row] * 24, data__max_length=32)
+        now = look_at(loaded, None)
+        shapes = Shapes(now.numbers, 0, 16 * now.rank_numbers, now.width, LAYERS, 32)
+        sixteen = shapes.bytes_needed(16, four_bits=False, checkpointing=False)
+        fits.append(look_at(loaded, int(sixteen / SPARE) + 1).micro_rows)
+    assert fits == [16, 8]
 
 
 def test_the_written_recipe_is_valid_and_keeps_what_it_had(recipe, tmp_path, monkeypatch) -> None:
