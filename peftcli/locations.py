@@ -211,7 +211,8 @@ def _near_path(path: Path, shown_from: Path | None = None) -> str:
     except OSError:
         return f"{folder} is not a directory that can be read"
     shown = _shown(folder, shown_from)
-    close = nearest(missing.name, names, most=3, cutoff=0.5)
+    near = nearest(missing.name, names, most=3, cutoff=0.5)
+    close = [name for name in near if nearest(missing.stem, [Path(name).stem], cutoff=0.5)]  # not by the suffix alone
     if close:
         return did_you_mean(close if shown_from is not None else (folder / name for name in close))
     inside = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

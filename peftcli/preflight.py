@@ -35,7 +35,7 @@ def check_surroundings(loaded: LoadedRecipe, names: Names) -> list[Problem]:
         loaded: a checked recipe, or one with mistakes; what depends on a wrong key is not checked.
         names: what a recipe can name.
     """
-    problems = [*_model(loaded, names.methods), *_run_length(loaded, names.methods)]
+    problems = [*_model(loaded, names.methods), *_run_length(loaded, names.methods), *_metrics(loaded, names)]
     if loaded.recipe.data is not None:
         problems += _data(loaded, loaded.recipe.data)
     if loaded.recipe.method.init_from is not None:
@@ -51,7 +51,7 @@ def _model(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
     try:
         source = find_source(spec.name_or_path)
     except UserError as error:
-        yield from _placed(loaded, "model.name_or_path", error)
+        yield from _placed(loaded, "model.name_or_path", _beside_the_recipe(loaded, spec.name_or_path, error))
         return
     if source.kind != "hub" and spec.revision is not None:
         yield loaded.problem(
@@ -102,6 +102,19 @@ def _run_length(loaded: LoadedRecipe, registry: Registry) -> Iterator[Problem]:
         yield loaded.problem(f"method{_named_key(reason, method)}", reason)
 
 
+def _metrics(loaded: LoadedRecipe, names: Names) -> Iterator[Problem]:
+    """Yield metrics that cannot be computed for any kind of the task's predictions: their package is missing."""
+    from peftcli.tasks.metric_table import metric_problems
+
+    task = names.tasks.get(loaded.recipe.task)
+    if task is None:
+        return
+    for name in loaded.recipe.training.metrics:
+        found = [metric_problems([name], kind) for kind in task.predictions]
+        if name != "loss" and found and all(found):
+            yield loaded.problem("training.metrics", found[0][0].message, found[0][0].suggestion)
+
+
 def _named_key(reason: str, params: Any) -> str:
     """Return the hyper-parameter that a reason starts with, such as `.r`, or nothing."""
     first = reason.split(" ", 1)[0].strip(":`").removeprefix("method.")
@@ -115,7 +128,7 @@ def _data(loaded: LoadedRecipe, data: DataSpec) -> Iterator[Problem]:
             if paths is not None and not _rows_unknown(loaded.wrong):
                 _first_rows_fit(loaded, data, source, key)
         except UserError as error:
-            yield from _placed(loaded, key, error)
+            yield from _placed(loaded, key, _beside_the_recipe(loaded, source.path, error))
     if data.chat_template is not None:
         yield from _chat_template(loaded, data.chat_template)
 
@@ -182,7 +195,7 @@ def _warm_start(loaded: LoadedRecipe, start: str) -> Iterator[Problem]:
     try:
         path = resolve_location(start)
     except UserError as error:
-        yield from _placed(loaded, "method.init_from", error)
+        yield from _placed(loaded, "method.init_from", _beside_the_recipe(loaded, start, error))
         return
     if path is not None and not any((path / name).exists() for name in ("adapter", "adapter_config.json", "model")):
         yield loaded.problem("method.init_from", f"{start} is neither a run nor an adapter directory")
@@ -196,3 +209,12 @@ def _placed(loaded: LoadedRecipe, key: str, error: UserError) -> Iterator[Proble
         else:
             about = f"{problem.file}: " if problem.file and problem.file not in problem.message else ""
             yield loaded.problem(problem.key or key, f"{about}{problem.message}", problem.suggestion)
+
+
+def _beside_the_recipe(loaded: LoadedRecipe, path: str, error: UserError) -> UserError:
+    """Return the error of a path that is missing; where it lies beside the recipe, that is the suggestion."""
+    beside = Path(loaded.path).parent / path
+    if len(error.problems) != 1 or Path(path).is_absolute() or expanded(path).exists() or not beside.exists():
+        return error
+    remedy = f"paths are relative to the working directory: write {beside}, or start in {beside.parent}"
+    return UserError(replace(error.problems[0], suggestion=remedy))

@@ -58,6 +58,7 @@ def test_hub_ids(here: Path, text: str) -> None:
     [
         ("data/trian.jsonl", "data/train.jsonl"),
         ("data/missing", "train.jsonl"),
+        ("data/words.jsonl", "data contains"),
         ("./nothing", "contains data"),
         ("train.jsonl", "contains data"),
         ("a/b/c", "contains data"),

@@ -253,3 +253,23 @@ def test_rows_are_not_judged_where_their_format_is_in_doubt(check: Check) -> Non
 
     assert keys("colums: {text: x}") == ["data.colums"]
     assert keys("max_lenght: 3") == ["data.max_lenght", "data.path"]
+
+
+def test_a_path_that_lies_beside_the_recipe_is_named(check: Check) -> None:
+    Path("job").mkdir()
+    Path("job/rows.jsonl").write_text(Path("train.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    Path("job/r.yaml").write_text(RECIPE.replace("train.jsonl", "rows.jsonl"), encoding="utf-8")
+    (problem,) = check_surroundings(load_recipe("job/r.yaml", [], NAMES), NAMES)
+    assert problem.suggestion is not None and "working directory" in problem.suggestion
+    assert str(Path("job/rows.jsonl")) in problem.suggestion
+
+
+def test_metrics_whose_package_is_missing(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = ("task=token_classification", "data.path=org/rows")
+    monkeypatch.setattr("peftcli.tasks.metric_table.find_spec", lambda _name: None)
+    (problem,) = check(*tags, "training.metrics=[accuracy, f1]")
+    assert (
+        problem.key == "training.metrics"
+        and "needs the package" in problem.message
+        and "pip install" in str(problem.suggestion)
+    )

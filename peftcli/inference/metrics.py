@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from peftcli.errors import Problem, UserError
+from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.suggestions import did_you_mean, nearest
-from peftcli.tasks.metric_table import METRICS, OWN_METRICS, Scores, metrics_of_plugin
+from peftcli.tasks.metric_table import METRICS, OWN_METRICS, Scores, metric_problems, metrics_of_plugin
 
 _EVERY = {name: info for metrics in OWN_METRICS.values() for name, info in metrics.items()}
 _BESIDE_THE_LOSS = ("loss", *(name for name, info in _EVERY.items() if info.function is None))
@@ -28,22 +26,6 @@ def greater_is_better(metric: str) -> bool:
         if found := metrics_of_plugin(name):
             return not any(info.falls for info in found.values())
     return True
-
-
-def metric_problems(names: Sequence[str], kind: str) -> list[Problem]:
-    """Return what is wrong with `training.metrics` here: unknown names, other tasks' metrics, missing packages."""
-    problems = []
-    key = "training.metrics"
-    for name in names:
-        info = METRICS[kind].get(name)
-        if info is None:
-            choice = did_you_mean(nearest(name, METRICS[kind]), f"choose from: {', '.join(METRICS[kind])}")
-            problems.append(Problem(f"{name!r} is no metric of {kind} predictions", key=key, suggestion=choice))
-        elif info.package and find_spec(info.package) is None:
-            extra = "peftcli[metrics]" if name in _EVERY else info.package
-            remedy = f'python -m pip install "{extra}"'
-            problems.append(Problem(f"{name} needs the package {info.package}", key=key, suggestion=remedy))
-    return problems
 
 
 def wanted_metrics(default: Sequence[str], spec: TrainingSpec, sets: Sequence[str]) -> list[str]:

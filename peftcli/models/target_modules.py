@@ -220,6 +220,9 @@ class _Search:
             message = f"this {self.anatomy.family} model has no {entry}" + (f" ({reasons})" if reasons else "")
             return Problem(message, key=key, suggestion=roles)
         if is_pattern:
+            if any(entry in (name.rpartition(".")[2], short_path(name)) for name in self.kinds):
+                message = f"{entry!r} alone is a regular expression, and matches no module's whole path"
+                return Problem(message, key=key, suggestion=f"for the modules of this name, write a list: [{entry}]")
             near = ", ".join(list(self.kinds)[:3])
             message = f"the regular expression {entry!r} matches no linear or embedding module's whole path"
             return Problem(message, key=key, suggestion=f"paths look like {near}; {roles}")

@@ -57,6 +57,9 @@ class TargetedParams(MethodParams):
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _names_something(cls, value: list[str] | str | None) -> list[str] | str | None:
+        for name in [value] if isinstance(value, str) else value or ():
+            if name.lower().replace("_", "-") in ("all", "all-linear") and name != "all-linear":
+                raise ValueError(f"no module is named {name!r}; did you mean all-linear?")
         return names_something(value, "roles such as attn.q, module names, all-linear, or a pattern")
 
     @field_validator("layers_to_transform")

@@ -9,9 +9,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
+from peftcli.errors import Problem
 from peftcli.recipe.entry_points import Plugin, WithPlugins, plugin
+from peftcli.suggestions import did_you_mean, nearest
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]
@@ -282,3 +285,19 @@ METRICS: dict[str, Mapping[str, MetricInfo]] = {
     kind: WithPlugins(metrics, partial(_of_kind, kind)) for kind, metrics in OWN_METRICS.items()
 }
 """The same, and those of plug-ins, which are looked up for other names; iterating gives our own."""
+
+
+def metric_problems(names: Sequence[str], kind: str) -> list[Problem]:
+    """Return what is wrong with `training.metrics` here: unknown names, other tasks' metrics, missing packages."""
+    problems = []
+    key = "training.metrics"
+    for name in names:
+        info = METRICS[kind].get(name)
+        if info is None:
+            choice = did_you_mean(nearest(name, METRICS[kind]), f"choose from: {', '.join(METRICS[kind])}")
+            problems.append(Problem(f"{name!r} is no metric of {kind} predictions", key=key, suggestion=choice))
+        elif info.package and find_spec(info.package) is None:
+            extra = "peftcli[metrics]" if name in own_names() else info.package
+            remedy = f'python -m pip install "{extra}"'
+            problems.append(Problem(f"{name} needs the package {info.package}", key=key, suggestion=remedy))
+    return problems

@@ -19,12 +19,13 @@ from peftcli.deliverables.leaving_model import LeavingModel, leaving_model
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
-from peftcli.inference.metrics import metric_problems, wanted_metrics
+from peftcli.inference.metrics import wanted_metrics
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.checks.idle_keys import KnownRows, idle_keys
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.record.train_state import TrainState
+from peftcli.tasks.metric_table import metric_problems
 from peftcli.tasks.task import Task
 from peftcli.training.resuming.compare_inputs import compare_inputs, inputs_before_weights
 from peftcli.training.resuming.step_rows import check_step_rows

@@ -74,6 +74,8 @@ def test_a_string_is_one_regular_expression_over_whole_paths() -> None:
     assert [t.module for t in targets] == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     with pytest.raises(UserError, match="matches no linear or embedding module's whole path"):
         _resolve("llama", r"layers\.1\..*q_proj")
+    with pytest.raises(UserError, match=r"write a list: \[q_proj\]"):
+        _resolve("llama", "q_proj")
     with pytest.raises(UserError, match=r"no regular expression"):
         _resolve("llama", r"(q_proj")
 

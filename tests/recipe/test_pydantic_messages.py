@@ -46,6 +46,8 @@ Problems = Callable[..., list[Problem]]
         ("method.target_modules=[attn.q, 1]", "method.target_modules.1 = 1; expected text", None),
         ("method.target_modules='(q'", "is not a regular expression", None),
         ("method.target_modules=[]", "names nothing", None),
+        ("method.target_modules=all", "did you mean all-linear?", None),
+        ("method.target_modules=[All_Linear]", "did you mean all-linear?", None),
         ("method.layers_to_transform=[0, -1]", "method.layers_to_transform.1 = -1; expected value >= 0", None),
         ("method.rank_pattern={attn.q: 0}", "method.rank_pattern.attn.q = 0; expected value >= 1", None),
         ('model.revision="\\ud800"', "not Unicode", None),
