@@ -22,6 +22,8 @@ REJECTED, REJECTED_SPECIAL = "bold red", "bold red reverse"
 BAR = 40  # columns of the longest bar of a histogram
 MARKS = ("\u27e6", "\u27e7")  # around learnt text where there are no colours
 REJECTED_MARKS = ("\u27ea", "\u27eb")  # around a rejected answer
+ASCII_MARKS, ASCII_REJECTED_MARKS = ("[[", "]]"), ("<<", ">>")  # where the encoding lacks these
+Marks = tuple[str, str]
 
 
 def print_inspection(found: Inspection, width: int | None = None) -> None:
@@ -42,21 +44,43 @@ def _examples(console: Console, found: Inspection) -> None:
         about = learnt if example.label is None else f"label: {example.label}"
         head = f"{example.source}:{example.row}  {len(example.tokens)} tokens, {about}"
         console.print(Text(head, style="bold cyan"), soft_wrap=True)
-        console.print(render(example, colours=console.is_terminal))
+        console.print(render(example, colours=_colours(console), marks=_marks(console)))
         console.print()
-    if found.examples and console.is_terminal:
+    if found.examples and _colours(console):
         pairs = found.contradictions is not None
         answers = [("chosen", LEARNT), ("rejected", REJECTED)] if pairs else [("learnt", LEARNT)]
         kinds = [*answers, ("read only", READ), ("special", SPECIAL)]
         console.print(Text("  ").join(Text(name, style=style) for name, style in kinds))
     elif any(token.supervised for example in found.examples for token in example.tokens):
-        marked = f"{MARKS[0]}learnt{MARKS[1]}"
+        (begin, end), (begin_rejected, end_rejected) = _marks(console)
+        marked = f"{begin}learnt{end}"
         if found.contradictions is not None:
-            marked = f"{MARKS[0]}chosen{MARKS[1]}, {REJECTED_MARKS[0]}rejected{REJECTED_MARKS[1]}"
-        console.print(f"{marked}, the rest is read only")
+            marked = f"{begin}chosen{end}, {begin_rejected}rejected{end_rejected}"
+        console.print(f"{marked}, the rest is read only", markup=False)
 
 
-def render(example: Example, *, colours: bool) -> Text:
+def _colours(console: Console) -> bool:
+    """Return whether colours can be seen: not in a pipe, on a dumb terminal, or with NO_COLOR."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
+def _writable(console: Console, text: str, instead: str) -> str:
+    """Return a text, or what to write instead where the encoding lacks it, as Windows' older ones do."""
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        return instead
+    return text
+
+
+def _marks(console: Console) -> tuple[Marks, Marks]:
+    """Return the marks around learnt text and around a rejected answer."""
+    if _writable(console, "".join((*MARKS, *REJECTED_MARKS)), ""):
+        return MARKS, REJECTED_MARKS
+    return ASCII_MARKS, ASCII_REJECTED_MARKS
+
+
+def render(example: Example, *, colours: bool, marks: tuple[Marks, Marks] = (MARKS, REJECTED_MARKS)) -> Text:
     """Return the tokens of a row as one text; without colours the learnt parts stand in double brackets.
 
     The rejected side of a pair begins a line, and its answer has a colour or brackets of its own.
@@ -64,11 +88,11 @@ def render(example: Example, *, colours: bool) -> Text:
     from rich.text import Text
 
     pieces: list[tuple[str, str]] = []
-    inside, marks, second = False, MARKS, False
+    (learnt, rejected), inside, around, second = marks, False, marks[0], False
     for token in example.tokens:
         if not colours and token.supervised != inside:
-            pieces.append((marks[1] if inside else (REJECTED_MARKS if token.rejected else MARKS)[0], ""))
-            inside, marks = token.supervised, REJECTED_MARKS if token.rejected else MARKS
+            pieces.append((around[1] if inside else (rejected if token.rejected else learnt)[0], ""))
+            inside, around = token.supervised, rejected if token.rejected else learnt
         if token.rejected and not second:
             pieces.append(("\n", ""))
             second = True
@@ -79,7 +103,7 @@ def render(example: Example, *, colours: bool) -> Text:
             style = SPECIAL
         pieces.append((token.text if token.label is None else f"{token.text}[{token.label}]", style))
     if inside and not colours:
-        pieces.append((marks[1], ""))
+        pieces.append((around[1], ""))
     # neighbours of one style as one piece: escape codes around every token would fill the terminal's buffer
     merged = [("".join(text for text, _ in same), style) for style, same in groupby(pieces, key=itemgetter(1))]
     return Text.assemble(*merged)
@@ -116,9 +140,10 @@ def _lengths(console: Console, found: Inspection) -> None:
         uncut = ", ".join(f"{name} {number}" for name, number in found.uncut_quantiles.items())
         console.print(f"before cutting: {uncut}", soft_wrap=True)
     most = max(rows for _, _, rows in found.lengths)
+    block = _writable(console, "█", "#")
     digits = len(str(found.lengths[-1][1]))
     for first, last, rows in found.lengths:
-        bar = "█" * max(1 if rows else 0, round(BAR * rows / most))
+        bar = block * max(1 if rows else 0, round(BAR * rows / most))
         console.print(f"{first:>{digits}} - {last:>{digits}}  {bar} {rows or ''}".rstrip())
     console.print()
 

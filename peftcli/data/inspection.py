@@ -19,6 +19,7 @@ from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_table import task_info
 
 BINS = 12  # bars of the length histogram
+_LOOKED_AT = 500  # rows among which examples of different labels are sought: files are often sorted by label
 LISTED = 5  # pairs of equal rows that are named
 CONTEXT = 8  # tokens decoded before a token to find the text that it adds
 
@@ -190,7 +191,14 @@ def _stored(rows: RowSet) -> StoredRows:
 
 
 def _first(rows: RowSet, count: int) -> list[Row]:
-    return [rows[number] for number in range(min(count, len(rows)))]
+    """Return some of the first rows, in their order; where each has one label, of as many labels as possible."""
+    found = [rows[number] for number in range(min(max(count, _LOOKED_AT), len(rows)))]
+    first_of: dict[int, int] = {}
+    for number, row in enumerate(found):
+        if isinstance(row.labels, int):
+            first_of.setdefault(row.labels, number)
+    chosen = [*dict.fromkeys([*first_of.values(), *range(len(found))])][:count]
+    return [found[number] for number in sorted(chosen)]
 
 
 def _row_label(row: Row, labels: LabelSpec) -> str | None:
