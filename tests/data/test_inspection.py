@@ -149,3 +149,22 @@ def test_preferences_that_contradict_each_other_are_found_and_their_sides_told_a
     assert "learnt rejected" in shown and "the other way round: 1" in shown
     texts = ready(tokenizer, write_jsonl(tmp_path / "t.jsonl", QUESTIONS))
     assert inspect_data(texts, tokenizer, "causal_lm", rows=1, max_length=64).contradictions is None
+
+
+def test_a_cached_row_and_its_evidence_have_the_names_of_this_run(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    for name in ("first.jsonl", "second.jsonl"):
+        data = ready(tokenizer, write_jsonl(tmp_path / name, QUESTIONS))
+        assert data.report.evidence[0].startswith(f"{tmp_path / name}: ")
+    assert data.report.cache == "hit"
+
+
+def test_examples_are_of_different_labels(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}", "label": label} for label in "abc" for n in range(6)]
+    tokenizer = tiny_tokenizer(cls=True)
+    data = ready(tokenizer, write_jsonl(tmp_path / "sorted.jsonl", rows), task="sequence_classification")
+    for count, places in ((1, [1]), (3, [1, 7, 13]), (5, [1, 2, 3, 7, 13])):
+        found = inspect_data(data, tokenizer, "sequence_classification", rows=count, max_length=64)
+        assert [example.row for example in found.examples] == places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,6 +147,7 @@ class Store:
         names = dict(zip(self.meta["inputs"], inputs, strict=True))
         self.meta["inputs"] = inputs
         self.meta["sources"] = [names.get(source, source) for source in self.meta["sources"]]
+        self.meta["evidence"] = [_with_name(line, names) for line in self.meta["evidence"]]
         for bad in self.meta["skipped"]:
             bad["source"] = names.get(bad["source"], bad["source"])
 
@@ -258,3 +259,9 @@ def _digest(row: Encoded) -> int:
 
 def _offsets(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)))
+
+
+def _with_name(evidence: str, names: Mapping[str, str]) -> str:
+    """Return what was found of a source, behind the name that it has in this run."""
+    name = max((name for name in names if evidence.startswith(f"{name}: ")), key=len, default="")
+    return names[name] + evidence[len(name) :] if name else evidence
