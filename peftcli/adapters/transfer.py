@@ -26,6 +26,7 @@ from peftcli.deliverables.carried_files import TEMPLATE_FILE, TOKENIZER_CONFIG, 
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.errors import UserError, about
 from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.run_paths import IMPORTED
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import stored_recipe
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
@@ -216,7 +217,7 @@ def write_run(
         model=base.model_copy(update=changes), task=known_task(meta.task), method=params, output_dir=str(output)
     )
     summary = {
-        "status": "imported",
+        "status": IMPORTED,
         "method": params.name,
         "task": meta.task,
         "output_dir": str(output),

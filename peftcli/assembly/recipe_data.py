@@ -35,7 +35,7 @@ def prepare_data(
     """
     recipe, spec = loaded.recipe, loaded.recipe.data
     if spec is None:
-        raise UserError(loaded.problem("data", "the recipe has no data block"))
+        raise UserError(loaded.problem("data", "the recipe has no data block", "add data: {path: FILE}"))
     training = recipe.training
     if training.eval_strategy == "no":  # no rows are kept from training; those of data.validation are still there
         spec = spec.model_copy(update={"val_set_size": 0.0})

@@ -74,7 +74,7 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     loaded = with_allowed_code(load_recipe(path, overrides, NAMES))
     spec = loaded.recipe.data
     if spec is None:
-        raise UserError(loaded.problem("data", "the recipe has no data block"))
+        raise UserError(loaded.problem("data", "the recipe has no data block", "add data.path=FILE"))
     task, model = loaded.recipe.task, loaded.recipe.model
     try:
         tokenizer = load_tokenizer(model)

@@ -24,7 +24,8 @@ def runs(
 ) -> None:
     """List the runs below a directory, the newest first; a study is one line, and broken runs are lines, too.
 
-    A run is finished, running, interrupted (`--resume` goes on with it), failed (an error ended it) or damaged.
+    A run is finished, imported (by `peft import`), running, interrupted (`--resume` goes on with it), failed (an
+    error ended it) or damaged.
 
     Example: peft runs
     """

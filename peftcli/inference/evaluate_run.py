@@ -105,6 +105,11 @@ def rows_of_run(run: OpenedRun, path: Path, note: Note) -> dict[str, RowSet]:
 
 def _held_out(run: OpenedRun, path: Path, note: Note) -> Mapping[str, RowSet]:
     """Return the validation rows that a run's recipe names, by set; there may be none."""
+    if run.recipe.data is None:
+        raise UserError(
+            f"{path} has no rows of its own: its recipe has no data block",
+            suggestion="name labelled rows with --data FILE",
+        )
     anatomy = read_anatomy(run.model, run.recipe.model.anatomy)
     prepared = prepare_data(run.loaded, run.tokenizer, anatomy, run.world)
     for text in changed_validation(path, prepared.validation):

@@ -20,6 +20,8 @@ WORKING_DIRECTORY = "working_directory"
 STORED = "recipe.yaml"
 """The recipe's file in a run directory."""
 
+IMPORTED = "imported"
+"""The status in summary.json of another library's adapter: it has none of the numbers of a training."""
 _RUN_FILES = ("summary.json", "metrics.jsonl", "checkpoints", "adapter")
 
 

@@ -13,6 +13,7 @@ from peftcli.adapters.label_names import LABELS
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.transfer import export_run, import_adapter
 from peftcli.errors import UserError
+from peftcli.record.listing.run_entry import run_entry
 from peftcli.training.run import train
 from tests.tiny import HIDDEN, VOCAB, save_tiny
 
@@ -34,6 +35,8 @@ def test_label_names_survive_export_and_import(library: str, recipe, tmp_path: P
     labels = load_adapter(tmp_path / "imported" / "adapter").meta.label_spec
     assert labels is not None
     assert labels.names == ("politics", "sport")
+    entry = run_entry(tmp_path / "imported")
+    assert (entry.state, entry.method, entry.reason) == ("imported", "lora", None)
 
 
 def test_names_that_are_nowhere_are_said_to_be_unknown_or_taken_from_the_base(recipe, tmp_path: Path) -> None:

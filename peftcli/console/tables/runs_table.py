@@ -41,7 +41,7 @@ def print_runs(runs: Sequence[RunEntry], studies: Sequence[StudyEntry], director
 
 def _run_cells(run: RunEntry, directory: Path) -> list[str]:
     state: str = run.state
-    if state != "finished" and run.step:
+    if state not in ("finished", "imported") and run.step:
         state = f"{state} at {run.step:,}" + (f"/{run.steps:,}" if run.steps else "")
     score = "" if run.score is None or run.metric is None else _score(run.metric, run.score)
     return [

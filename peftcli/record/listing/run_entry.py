@@ -13,15 +13,15 @@ from typing import Any, Literal
 import yaml
 
 from peftcli.errors import UserError
-from peftcli.recipe.run_paths import STORED
+from peftcli.recipe.run_paths import IMPORTED, STORED
 from peftcli.record.listing.failure import failure
 from peftcli.record.run_lock import HOLDER_FILE
 from peftcli.record.run_summary import Summary
 from peftcli.record.shown_numbers import is_share
 from peftcli.record.step_lines import StepLines
-from peftcli.typed_record import read_record
+from peftcli.typed_record import read_object, read_record
 
-State = Literal["finished", "running", "interrupted", "failed", "damaged"]
+State = Literal["finished", "imported", "running", "interrupted", "failed", "damaged"]
 
 _LARGEST_RECIPE = 2**20  # bytes; recipes have a few thousand
 _LATER = 10.0  # seconds by which a process may begin after the note of who holds a run, where clocks are coarse
@@ -33,8 +33,9 @@ class RunEntry:
 
     Args:
         path: its directory.
-        state: `finished`; `running`, where a process holds it; `failed`, where an error ended it; `interrupted`, where
-            anything else did; `damaged`, where a file is missing or cannot be read.
+        state: `finished`; `imported`, where `peft import` wrote it; `running`, where a process holds it; `failed`,
+            where an error ended it; `interrupted`, where anything else did; `damaged`, where a file is missing or
+            cannot be read.
         metric, score: the metric that chose its best adapter, or the plainest that it has, and its value.
         trained: parameters that are trained.
         size: bytes of all of its files.
@@ -106,7 +107,12 @@ def _finished(path: Path, wanted: str | None) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or the weights that it tells of are gone.
     """
-    summary = read_record(Summary, path / "summary.json")
+    file = path / "summary.json"
+    if read_object(file).get("status") == IMPORTED:  # it was not trained here: no numbers but its weights
+        if not any((path / "adapter").glob("*.safetensors")):
+            raise UserError("adapter/ holds no weights")
+        return {"state": "imported"}
+    summary = read_record(Summary, file)
     if not any((path / summary.artifact).glob("*.safetensors")):
         raise UserError(f"{summary.artifact}/ holds no weights")
     name, score = _headline(summary.eval or {}, wanted)
