@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from peftcli.record.charts.chart_axis import linear_axis
 from peftcli.shown_text import escape
 
 Points = Sequence[tuple[float, float]]
@@ -43,22 +44,20 @@ def line_panel(title: str, series: Mapping[str, Points], x_title: str, *, from_z
     series = {name: points for name, points in series.items() if points}
     xs = [x for points in series.values() for x, _ in points] or [0.0, 1.0]
     ys = [y for points in series.values() for _, y in points] or [0.0, 1.0]
-    x_low, x_high = min(xs), max(xs)
-    y_low, y_high = min(ys), max(ys)
-    x_span, margin = (x_high - x_low) or 1.0, 0.05 * ((y_high - y_low) or abs(y_high) or 1.0)
-    y_low, y_high = 0.0 if from_zero else y_low - margin, y_high + margin
+    across, up = linear_axis(x_title, xs, room=0.0), linear_axis(title, ys, from_zero=from_zero)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / x_span * (WIDTH - LEFT - RIGHT)
-        return across, TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return LEFT + across.share(x) * (WIDTH - LEFT - RIGHT), TOP + (1 - up.share(y)) * (HEIGHT - TOP - BOTTOM)
 
     parts = [_title(title)]
-    for index in range(6):
-        x, y = x_low + x_span * index / 5, y_low + (y_high - y_low) * index / 5
-        (px, _), (_, py) = place(x, y_low), place(x_low, y)
+    for y, text in up.ticks:
+        py = place(across.low, y)[1]
         parts.append(f'<line x1="{LEFT}" y1="{py:.1f}" x2="{WIDTH - RIGHT}" y2="{py:.1f}" stroke="#d0d7de"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{y:.3g}</text>')
-        parts.append(f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.0f}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{text}</text>')
+    for x, _ in across.ticks:
+        if x == round(x):  # steps and numbers of values are whole
+            px = place(x, up.low)[0]
+            parts.append(f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.0f}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_title)}</text>')
     for index, (name, points) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
