@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from peftcli.analysis.advice.advice_rules import rules
 from peftcli.cli.methods import text_of
 from peftcli.names import NAMES
-from peftcli.protocol.composite_method import CompositeMethod
+from peftcli.protocol.method import merges_by_default
 from peftcli.protocol.rates.default_rate import default_rate
 from peftcli.protocol.rates.published_sources import sources
 from peftcli.protocol.rates.rate_evidence import rate_evidence
@@ -100,8 +100,7 @@ def methods(_: str) -> str:
     rows = []
     for name in registry.names():
         info = registry.info(name)
-        depends = isinstance(registry.method(name), CompositeMethod)  # on its parts
-        merges = "no" if info.unmergeable else "depends" if depends else "yes"
+        merges = {True: "yes", False: "no", None: "depends"}[merges_by_default(registry.method(name))]
         rows.append(
             [
                 f"[`{name}`](#{name})",

@@ -117,6 +117,9 @@ def _print_findings(findings: list[Finding]) -> None:
 
 
 def _record(info: MethodInfo, rate: DefaultRate, *, fits: list[str] | None) -> dict[str, Any]:
+    from peftcli.protocol.method import merges_by_default
+    from peftcli.protocol.registry import registry
+
     schema = info.params.model_json_schema()
     parameters = [
         {
@@ -136,7 +139,7 @@ def _record(info: MethodInfo, rate: DefaultRate, *, fits: list[str] | None) -> d
         "paper": info.paper,
         "learning_rate": rate.value,
         "learning_rate_source": rate.reason,
-        "mergeable": _merges(info),
+        "mergeable": merges_by_default(registry.method(info.name)),
         "quantised_base": info.quantised_base,
         "artifact": info.artifact,
         "tasks": sorted(info.tasks),
@@ -145,18 +148,6 @@ def _record(info: MethodInfo, rate: DefaultRate, *, fits: list[str] | None) -> d
     if fits is not None:
         record |= {"fits": not fits, "reasons": fits}
     return record
-
-
-def _merges(info: MethodInfo) -> bool | None:
-    """Return whether a method merges with its default hyper-parameters; None if it has no complete ones."""
-    from pydantic import ValidationError
-
-    from peftcli.protocol.registry import registry
-
-    try:
-        return registry.method(info.name).why_not_mergeable(info.params.model_validate({})) is None
-    except ValidationError:
-        return None
 
 
 def _default(params: type[MethodParams], key: str) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from pydantic import ValidationError
+
 from peftcli.protocol.combining import combined, joined, largest, total
 from peftcli.recipe.method_params import MethodParams
 
@@ -188,3 +190,11 @@ class Method(ABC, Generic[Params]):
             UserError: the rules cannot be computed from these tensors alone.
         """
         raise TypeError(f"{self.info.name} defines no merge_rules: its info must say why in `unmergeable`")
+
+
+def merges_by_default(method: Method[Any]) -> bool | None:
+    """Return whether a method merges with its default hyper-parameters; None where it has no complete ones."""
+    try:
+        return method.why_not_mergeable(method.info.params.model_validate({})) is None
+    except ValidationError:
+        return None
