@@ -9,7 +9,7 @@ import typer
 
 from peftcli.console.completions import complete_method, complete_task
 from peftcli.console.method_text import method_overrides
-from peftcli.console.options import Json, TrustRemoteCode
+from peftcli.console.options import Json, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.errors import Problem, UserError
 
@@ -57,6 +57,10 @@ def count_params(
     from peftcli.analysis.counting import count_params as count
 
     rows = [count(each.recipe).as_dict() for each in loaded]
+    if not as_json and any(
+        row["head"] and each.recipe.model.num_labels is None for each, row in zip(loaded, rows, strict=True)
+    ):
+        note("heads are counted for 2 labels; the data are not read: model.num_labels says how many there are")
     if as_json:
         print_json(rows)
     else:
