@@ -11,6 +11,7 @@ Run as `python heap_replay.py KEEPS FIRST`, with the events on standard input; i
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
 import subprocess
 import sys
@@ -53,12 +54,15 @@ def _replay(events: array[int], keeps: bool, first: int) -> int:
     if keeps:
         for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 64 * 2**20)):  # as `process_state` sets them
             libc.mallopt(option, value)
-    begin = libc.sbrk(0)
-    touched = bytearray()  # a byte for each page of the heap
-    taken: dict[int, tuple[int, int, list[int]]] = {}
+    # this function's own notes lie apart: they would part the blocks that are given back from each other
+    sizes = events[1::2]
+    touched = mmap.mmap(-1, sum(size for size in sizes if size > 0) // PAGE + len(sizes) + 1)  # a byte for each page
+    ones = b"1" * (max(sizes, default=0) // PAGE + 2)
+    taken: list[tuple[int, int, list[int]] | None] = [None] * (max(events[::2], default=0) + 1)
     place = ctypes.c_void_p()
     mapped = most_mapped = 0
-    for index, (number, size) in enumerate(zip(events[::2], events[1::2], strict=True)):
+    begin = libc.sbrk(0)
+    for index, (number, size) in enumerate(zip(events[::2], sizes, strict=True)):
         if size > 0:
             if index < first and number % EVERY == 0:
                 libc.malloc(STAYS)
@@ -66,18 +70,18 @@ def _replay(events: array[int], keeps: bool, first: int) -> int:
             at = place.value or 0
             taken[number] = (at, size, [libc.malloc(small) for small in BESIDE])
             if begin <= at < libc.sbrk(0):
-                first, behind = (at - begin) // PAGE, (at + size - begin + PAGE - 1) // PAGE
-                touched.extend(bytes(max(0, behind - len(touched))))
-                touched[first:behind] = b"1" * (behind - first)
+                page, behind = (at - begin) // PAGE, (at + size - begin + PAGE - 1) // PAGE
+                touched[page:behind] = memoryview(ones)[: behind - page]
             else:  # mapped apart, and given back at once
                 mapped += size
                 most_mapped = max(most_mapped, mapped)
-        elif number in taken:
-            at, own, beside = taken.pop(number)
+        elif (block := taken[number]) is not None:
+            at, own, beside = block
+            taken[number] = None
             mapped -= 0 if begin <= at < libc.sbrk(0) else own
             for each in (at, *beside):
                 libc.free(each)
-    return touched.count(b"1") * PAGE + most_mapped
+    return touched[: (libc.sbrk(0) - begin) // PAGE + 1].count(b"1") * PAGE + most_mapped
 
 
 if __name__ == "__main__":

@@ -64,3 +64,10 @@ def test_a_heap_that_is_kept_holds_what_lay_between_blocks_that_live() -> None:
 def test_a_heap_is_what_lives_where_nothing_is_given_back() -> None:
     events = [(number, 100_000) for number in range(100)]
     assert 1.0 <= heap_bytes(events, keeps=True) / 1e7 < 1.05
+
+
+def test_only_the_first_passes_leave_something_between_the_blocks() -> None:
+    small, large = range(1, 401), range(500, 540)
+    events = [*((n, MEGA // 4) for n in small), *((n, -MEGA // 4) for n in small), *((n, 9 * MEGA // 4) for n in large)]
+    assert heap_bytes(events, keeps=True) < 120 * MEGA  # the large blocks lie where the others were
+    assert heap_bytes(events, keeps=True, first=len(events)) > 180 * MEGA  # none fits between the small objects
