@@ -28,9 +28,9 @@ def save_tree(directory: Path, tree: Any) -> None:
     Raises:
         TypeError: anything else is inside.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = _Tensors()
     plain = _pack(tree, tensors)
-    save_file(tensors, directory / _TENSORS)
+    save_file(tensors.by_key, directory / _TENSORS)
     (directory / _PLAIN).write_text(json.dumps(plain), encoding="utf-8")
 
 
@@ -49,14 +49,39 @@ def load_tree(directory: Path) -> Any:
         raise UserError(f"{directory / _PLAIN} does not fit {_TENSORS} beside it: {error!r}") from error
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+class _Tensors:
+    """The tensors of a tree that is written: each one once, and as it lies in memory where that is possible.
+
+    A checkpoint of full fine-tuning holds the model three times over; copies of that would be the most that a run ever
+    takes.
+    """
+
+    def __init__(self) -> None:
+        self.by_key: dict[str, Tensor] = {}
+        self._keys: dict[tuple[Any, ...], str] = {}
+        self._storages: set[int] = set()
+
+    def add(self, tensor: Tensor) -> str:
+        """Return the tensor's key; one that was there before, under whatever name, has the same one."""
+        place = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        if tensor.numel() and place in self._keys:
+            return self._keys[place]
+        key = self._keys[place] = f"{len(self.by_key):06d}"
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        if storage in self._storages:  # another part of the same memory, which safetensors refuses
+            plain = plain.clone()
+        self._storages.add(storage)
+        self.by_key[key] = plain
+        return key
+
+
+def _pack(value: Any, tensors: _Tensors) -> Any:
     if isinstance(value, np.ndarray):
         wide = value.astype(np.int64) if value.dtype.kind == "u" and value.dtype != np.uint8 else value
         return {"array": _pack(torch.from_numpy(wide.copy()), tensors)["tensor"], "dtype": value.dtype.str}
     if isinstance(value, Tensor):
-        key = f"{len(tensors):06d}"
-        tensors[key] = value.detach().cpu().contiguous().clone()  # cloned: safetensors refuses shared storage
-        return {"tensor": key}
+        return {"tensor": tensors.add(value)}
     if isinstance(value, dict):
         return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
     if isinstance(value, tuple):

@@ -19,6 +19,7 @@ from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.record import tensor_tree
 from peftcli.record.checkpoints import Checkpoints, read_verified
 from peftcli.record.random_state import random_states, restore_random_states, seed_everything
 from peftcli.record.recipe_changes import changed_keys
@@ -194,6 +195,20 @@ def test_a_tree_survives_exactly(tmp_path) -> None:
     assert math.isnan(back["nan"])
     with pytest.raises(TypeError, match="cannot hold set"):
         save_tree(tmp_path, {"a": {1}})
+
+
+def test_a_tree_is_written_without_a_copy_of_its_tensors(tmp_path) -> None:
+    weight, table = torch.randn(1000, 10), torch.randn(6, 4)
+    views = {"rows": table[:3], "other rows": table[3:], "turned": table.t(), "whole": table, "empty": table[:0]}
+    tree = {"parameters": {"w": weight.requires_grad_()}, "adapter": {"w": weight.detach()}, **views}
+    tensors = tensor_tree._Tensors()
+    tensor_tree._pack(tree, tensors)
+    assert tensors.by_key["000000"].data_ptr() == weight.data_ptr()
+    save_tree(tmp_path, tree)
+    assert (tmp_path / "state.safetensors").stat().st_size < 1.1 * weight.nbytes
+    back = load_tree(tmp_path)
+    assert torch.equal(back["parameters"]["w"], weight) and torch.equal(back["adapter"]["w"], weight)
+    assert all(torch.equal(back[name], view) for name, view in views.items())
 
 
 def test_random_states_go_on_where_they_were(tmp_path) -> None:
