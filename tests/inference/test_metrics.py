@@ -73,7 +73,7 @@ def test_every_metric_has_a_value_here() -> None:
 def test_wrong_names_and_missing_packages_say_what_to_do(monkeypatch) -> None:
     with pytest.raises(UserError, match="did you mean accuracy"):
         compute_metrics(["acuracy"], "single_label", [0], [0])
-    import peftcli.inference.metrics as metrics
+    import peftcli.tasks.metric_table as metrics
 
     monkeypatch.setattr(metrics, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"needs the package seqeval.*\n.*pip install"):
