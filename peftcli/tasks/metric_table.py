@@ -278,7 +278,7 @@ def _guarded(found: Plugin, info: MetricInfo) -> MetricInfo:
 
 
 def _of_kind(kind: str, name: str) -> MetricInfo | None:
-    return metrics_of_plugin(name).get(kind)
+    return None if name in own_names() else metrics_of_plugin(name).get(kind)  # ours, of another kind, are no plug-in's
 
 
 METRICS: dict[str, Mapping[str, MetricInfo]] = {
