@@ -81,9 +81,8 @@ def give_memory(model: nn.Module, others: Iterable[nn.Parameter], device: torch.
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
-                fresh = torch.zeros(
-                    buffer.shape, dtype=buffer.dtype, device=device
-                )  # whole numbers have values: indices
+                # zeros: whole numbers have values, since some are indices
+                fresh = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
                 module._buffers[name] = given.setdefault(id(buffer), fresh)
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from peftcli.studies.engine.trial import CurvePoint, Trial
-from peftcli.studies.evidence.metric_sums import BOUNDS
+from peftcli.studies.evidence.metric_sums import bounds_of
 
 FACTOR = 3.0
 """Between neighbouring rates: between two rates that differ so, scores hardly tell a third."""
@@ -96,8 +96,7 @@ def chosen_rate(
 
 def clear_difference(metric: str, value: float, rows: int) -> float:
     """Return how far another value of the metric on so many held-out rows is from this one if it clearly differs."""
-    name = metric.removeprefix("eval_")
-    low, high = next((bounds for end, bounds in BOUNDS.items() if f"_{name}".endswith(f"_{end}")), (0.0, 1.0))
+    low, high = bounds_of(metric)
     return (high - low) / max(1, rows) ** 0.5 if math.isfinite(high - low) else CLEAR * abs(value)
 
 

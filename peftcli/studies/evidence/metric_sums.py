@@ -67,8 +67,8 @@ class ScoredRows:
 
 
 def bounds_of(metric: str) -> tuple[float, float]:
-    """Return the least and the greatest value that a metric can have."""
-    return BOUNDS.get(metric, (0.0, 1.0))
+    """Return the least and the greatest value that a metric can have, with `eval_` and the set's name or without."""
+    return next((bounds for name, bounds in BOUNDS.items() if f"_{metric}".endswith(f"_{name}")), (0.0, 1.0))
 
 
 def general_rows_of(scores: RowScores) -> ScoredRows | None:
