@@ -62,6 +62,6 @@ def read_run_reference(run: Path) -> RunReference | None:
     try:
         tree: Any = load_tree(run / NAME)
         return RunReference(tree["values"], tree["rows"], tree["parts"])
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (UserError, KeyError, TypeError) as error:
         remedy = "copy it back, or train again with --overwrite"
-        raise UserError(f"{run / NAME} is damaged: {error!r}", suggestion=remedy) from error
+        raise UserError(f"{run / NAME} is damaged: {error}", suggestion=remedy) from error

@@ -81,8 +81,11 @@ def refuse_existing(output: Path) -> None:
         raise UserError(f"{output} exists already", suggestion="choose another --output, or remove it first")
 
 
-def refuse_small_disk(output: Path, size: int) -> None:
+def refuse_small_disk(output: Path, size: int, smaller: str = "--dtype") -> None:
     """Refuse a disk that cannot hold the result.
+
+    Args:
+        smaller: the option that makes it smaller.
 
     Raises:
         UserError: with what is needed and what is free.
@@ -96,5 +99,5 @@ def refuse_small_disk(output: Path, size: int) -> None:
     if free < size + _SPARE_BYTES:
         raise UserError(
             f"the merged model needs {(size + _SPARE_BYTES) / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB free",
-            suggestion="free some space, choose an --output on another disk, or a smaller --dtype",
+            suggestion=f"free some space, choose an --output on another disk, or a smaller {smaller}",
         )

@@ -15,7 +15,6 @@ from torch import Tensor
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
 from peftcli.errors import UserError
-from peftcli.merging.merge_options import refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
 from peftcli.merging.merge_run import Note, base_tensors
 from peftcli.merging.merged_config import merged_config
@@ -73,7 +72,6 @@ class MergedGguf:
         Raises:
             UserError: the disk is too small, or a merged weight is not finite.
         """
-        refuse_small_disk(path, self.plan.size // (4 if self.kind == "q8_0" else 2 if self.kind == "f16" else 1))
         return write_gguf(path, self.writer, self.tensors, self.kind)
 
     def _keys(self) -> Iterator[Key]:

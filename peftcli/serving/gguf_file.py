@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 from torch import Tensor
 
+from peftcli.merging.merge_options import refuse_small_disk
 from peftcli.progress import stage
 from peftcli.serving.gguf_layout import Key
 
@@ -61,9 +62,13 @@ def write_gguf(path: Path, writer: gguf.GGUFWriter, tensors: Sequence[GgufTensor
         writer: with the keys.
         tensors: in the order of the file.
         kind: one of `TYPES`.
+
+    Raises:
+        UserError: the disk is too small.
     """
     kinds = [tensor.kind(TYPES[kind][0]) for tensor in tensors]
     sizes = [_bytes(tensor.shape, own) for tensor, own in zip(tensors, kinds, strict=True)]
+    refuse_small_disk(path, sum(sizes), "--type")
     for tensor, own, size in zip(tensors, kinds, sizes, strict=True):
         # the writer looks at this type of numpy's alone where it is given no other
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=own)

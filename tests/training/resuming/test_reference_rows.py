@@ -91,6 +91,10 @@ def test_the_reference_is_kept_beside_the_rows_and_in_the_run(recipe, tmp_path) 
     other = write_jsonl(tmp_path / "other.jsonl", pairs(7))
     found = evaluate_run(loaded.recipe.output_dir, str(other))
     assert found["eval_rows"] == 7 and found["eval_rewards_margins"] > 0
+    (tmp_path / "runs" / "run" / "reference" / "state.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged") as damaged:
+        evaluate_run(loaded.recipe.output_dir)
+    assert "copy it back" in str(damaged.value)
     for file in (tmp_path / "runs" / "run" / "reference").iterdir():
         file.unlink()
     (tmp_path / "runs" / "run" / "reference").rmdir()
