@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.assembly.outline import model_spec
 from peftcli.errors import UserError
-from peftcli.inference.open_run import FoundRun, find_run, with_text_length
+from peftcli.inference.open_run import AS_TRAINED, FoundRun, Opening, find_run, held_in, with_text_length
 from peftcli.inference.reading_file import with_reading
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
@@ -18,7 +18,7 @@ from peftcli.models.own_code import with_allowed_code
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, recipe_from_overrides
 from peftcli.recipe.run_paths import STORED
-from peftcli.recipe.schema import DTypeName, TaskName
+from peftcli.recipe.schema import TaskName
 from peftcli.record.run_directory import RunDirectory
 from peftcli.tasks.task_table import GOES_ON
 
@@ -54,31 +54,21 @@ def recipe_of_model(path: Path, *, trust_code: bool = False, task: TaskName | No
     return with_allowed_code(loaded)
 
 
-def find_used(
-    path: Path,
-    base_dtype: DTypeName | None = None,
-    max_new_tokens: int | None = None,
-    trust_code: bool = False,
-    checkpoint: str | None = None,
-) -> FoundRun:
+def find_used(path: Path, how: Opening = AS_TRAINED) -> FoundRun:
     """Return a run, or a complete model as one, checked as far as it can be without weights.
-
-    Args: as those of `open_run`.
 
     Raises:
         UserError: it is neither, or something about it is wrong.
     """
     if not is_complete_model(path):
-        return find_run(path, base_dtype, max_new_tokens, trust_code, checkpoint)
-    refuse_checkpoint(checkpoint, f"{path} is a complete model")
-    loaded, trained = with_reading(recipe_of_model(path, trust_code=trust_code), path)
-    loaded = with_text_length(loaded, max_new_tokens)
-    spec = model_spec(loaded.recipe)
-    if base_dtype is not None:
-        spec = spec.model_copy(update={"dtype": base_dtype})
-    tokenizer, notes = load_tokenizer_with_notes(spec)
+        return find_run(path, how)
+    refuse_checkpoint(how.checkpoint, f"{path} is a complete model")
+    loaded, trained = with_reading(recipe_of_model(path, trust_code=how.trust_code), path)
+    loaded = with_text_length(loaded, how.max_new_tokens)
+    spec, notes = held_in(model_spec(loaded.recipe), how.base_dtype)
+    tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
     loaded = replace(loaded, path=str(path))
-    return FoundRun(RunDirectory(path), loaded, None, spec, None, tokenizer, notes, read_as=trained)
+    return FoundRun(RunDirectory(path), loaded, None, spec, None, tokenizer, [*notes, *of_tokenizer], read_as=trained)
 
 
 def refuse_checkpoint(checkpoint: str | None, what: str) -> None:

@@ -17,7 +17,7 @@ from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.complete_model import find_used, is_complete_model, refuse_checkpoint
-from peftcli.inference.open_run import FoundRun, load_run, opened, with_text_length
+from peftcli.inference.open_run import FoundRun, Opening, load_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_validation
 from peftcli.models.load.load_model import load_model
@@ -65,7 +65,7 @@ def evaluate_run(
     if data is None and is_complete_model(path):
         remedy = "name labelled rows with --data FILE"
         raise UserError(f"{path} is a complete model, which has no validation rows of its own", suggestion=remedy)
-    run = load_run(find_used(path, base_dtype, max_new_tokens, trust_code, checkpoint))
+    run = load_run(find_used(path, Opening(base_dtype, max_new_tokens, trust_code, checkpoint)))
     for text in run.notes:
         note(text)
     if data is not None:

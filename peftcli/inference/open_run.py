@@ -67,6 +67,26 @@ class Bases:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How a run is opened, as far as it is not as it was trained.
+
+    Args:
+        base_dtype: hold the frozen weights in this dtype instead of the one in training; results then differ.
+        max_new_tokens: longest generated text in tokens; None is the recipe's.
+        trust_code: let the Python code that comes with the model run; the run's own recipe does not decide that.
+        checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
+    """
+
+    base_dtype: DTypeName | None = None
+    max_new_tokens: int | None = None
+    trust_code: bool = False
+    checkpoint: str | None = None
+
+
+AS_TRAINED = Opening()
+
+
+@dataclass(frozen=True)
 class FoundRun:
     """A finished run, checked as far as it can be without the weights of its base.
 
@@ -110,44 +130,33 @@ def open_run(
 
     Args:
         run: the run directory.
-        base_dtype: hold the frozen weights in this dtype instead of the one in training; results then differ.
         bases: keeps the base for the next run; `close` this one first.
-        max_new_tokens: longest generated text in tokens; None is the recipe's.
-        trust_code: let the Python code that comes with the model run; the run's own recipe does not decide that.
-        checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
+        base_dtype, max_new_tokens, trust_code, checkpoint: as in `Opening`.
 
     Raises:
         UserError: it is no finished run, there is no such checkpoint, or its base is gone or is another model.
     """
-    return load_run(find_run(run, base_dtype, max_new_tokens, trust_code, checkpoint), bases)
+    return load_run(find_run(run, Opening(base_dtype, max_new_tokens, trust_code, checkpoint)), bases)
 
 
-def find_run(
-    run: Path | str,
-    base_dtype: DTypeName | None = None,
-    max_new_tokens: int | None = None,
-    trust_code: bool = False,
-    checkpoint: str | None = None,
-) -> FoundRun:
+def find_run(run: Path | str, how: Opening = AS_TRAINED) -> FoundRun:
     """Check everything about a run but the weights of its base: recipe, adapter, config, tokenizer.
-
-    Args: as those of `open_run`.
 
     Raises:
         UserError: it is no finished run, or its base is gone or has another shape.
     """
     directory = RunDirectory(Path(run))
     file = stored_recipe(directory.path)
-    checkpoint = without_best(directory.path, checkpoint)
+    checkpoint = without_best(directory.path, how.checkpoint)
     if checkpoint is None and directory.status() is RunStatus.UNFINISHED:
         remedy = "go on with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
         raise UserError(f"the run {run} is not finished", suggestion=remedy)
-    loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=trust_code), max_new_tokens)
-    other = base_dtype is not None
+    loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=how.trust_code), how.max_new_tokens)
+    other = how.base_dtype is not None
     if checkpoint is None and registry.info(loaded.recipe.method.name).artifact == "model":
-        return replace(_find_model(directory, loaded, base_dtype), other_dtype=other)
+        return replace(_find_model(directory, loaded, how.base_dtype), other_dtype=other)
     try:
-        return replace(_find_adapter(directory, loaded, base_dtype, checkpoint), other_dtype=other)
+        return replace(_find_adapter(directory, loaded, how.base_dtype, checkpoint), other_dtype=other)
     except UserError as error:
         about = _relative_base(directory.path, loaded.recipe)
         raise UserError([*error.problems, *about]) from error
@@ -266,15 +275,18 @@ def _find_model(directory: RunDirectory, loaded: LoadedRecipe, base_dtype: DType
     """Find a run whose artifact is a complete model: nothing will be attached."""
     model = directory.path / "model"
     loaded = with_allowed_code(loaded, saved_model_spec(loaded.recipe.model, model))
-    check_checksums(directory.path / "model")
-    spec = saved_model_spec(loaded.recipe.model, model)
-    notes = []
-    if base_dtype is not None:
-        spec = spec.model_copy(update={"dtype": base_dtype})
-        notes.append(f"weights held in {base_dtype}: results can differ from training")
+    check_checksums(model)
+    spec, notes = held_in(saved_model_spec(loaded.recipe.model, model), base_dtype)
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
     computes_in = _evaluated_in(directory) if base_dtype is None else None
     return FoundRun(directory, loaded, None, spec, None, tokenizer, [*notes, *of_tokenizer], computes_in)
+
+
+def held_in(spec: ModelSpec, dtype: DTypeName | None) -> tuple[ModelSpec, list[str]]:
+    """Return a complete model's block with its weights held in a dtype, and what to say of it; None is its own."""
+    if dtype is None:
+        return spec, []
+    return spec.model_copy(update={"dtype": dtype}), [f"weights held in {dtype}: results can differ from training"]
 
 
 def _evaluated_in(directory: RunDirectory) -> DTypeName | None:

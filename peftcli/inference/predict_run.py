@@ -15,7 +15,7 @@ from peftcli.errors import UserError
 from peftcli.inference.complete_model import find_used, is_recipe, refuse_checkpoint
 from peftcli.inference.evaluate_run import open_untrained
 from peftcli.inference.input_rows import InputRows
-from peftcli.inference.open_run import Bases, FoundRun, load_run, with_text_length
+from peftcli.inference.open_run import Bases, FoundRun, Opening, load_run, with_text_length
 from peftcli.inference.opened_run import OpenedRun, Predicting
 from peftcli.inference.row_lines import row_lines
 from peftcli.models.own_code import with_allowed_code
@@ -59,9 +59,10 @@ def predict_run(
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
     path, how = Path(run), how or Predicting()
+    opening = Opening(base_dtype, max_new_tokens, trust_code, checkpoint)
     if is_recipe(path) and not lies_in_run(path):  # a run's recipe means the run
-        return _predict_untrained(path, data, base_dtype, note, max_new_tokens, trust_code, checkpoint, how)
-    found = find_used(path, base_dtype, max_new_tokens, trust_code, checkpoint)
+        return _predict_untrained(path, data, opening, note, how)
+    found = find_used(path, opening)
     refuse_sampling(found.loaded.recipe.task, how)
     opened_run = load_run(found)
     for text in opened_run.notes:
@@ -94,7 +95,8 @@ def predict_runs(
     for run in runs:
         if is_recipe(Path(run)):
             raise UserError(f"{run} is a recipe, and its base predicts alone", suggestion=f"peft predict {run} ...")
-    found = [find_used(Path(run), base_dtype, max_new_tokens, trust_code, checkpoint) for run in runs]
+    opening = Opening(base_dtype, max_new_tokens, trust_code, checkpoint)
+    found = [find_used(Path(run), opening) for run in runs]
     for one in found:  # the rows are kept prepared, so this is not done twice
         recipe = one.loaded.recipe
         refuse_sampling(recipe.task, how)
@@ -116,21 +118,14 @@ def refuse_sampling(task: TaskName, how: Predicting) -> None:
 
 
 def _predict_untrained(
-    path: Path,
-    data: str,
-    base_dtype: DTypeName | None,
-    note: Note,
-    max_new_tokens: int | None,
-    trust_code: bool,
-    checkpoint: str | None,
-    how: Predicting,
+    path: Path, data: str, opening: Opening, note: Note, how: Predicting
 ) -> Iterator[dict[str, Any]]:
     """Predict with the base of a recipe, as it is before training."""
-    refuse_checkpoint(checkpoint, f"{path} is a recipe")
-    loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES))
-    loaded = with_text_length(loaded, max_new_tokens)
+    refuse_checkpoint(opening.checkpoint, f"{path} is a recipe")
+    loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if opening.trust_code else [], NAMES))
+    loaded = with_text_length(loaded, opening.max_new_tokens)
     refuse_sampling(loaded.recipe.task, how)
-    run, _ = open_untrained(loaded, base_dtype)
+    run, _ = open_untrained(loaded, opening.base_dtype)
     for text in run.notes:
         note(text)
     return _predict(run, data, note, how)

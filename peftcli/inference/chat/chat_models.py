@@ -11,7 +11,7 @@ from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.complete_model import is_complete_model, is_recipe, recipe_of_model, refuse_checkpoint
-from peftcli.inference.open_run import Bases, FoundRun, find_run, load_run, opened
+from peftcli.inference.open_run import Bases, FoundRun, Opening, find_run, load_run, opened
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
@@ -141,7 +141,7 @@ def _target(path: Path, dtype: DTypeName | None, checkpoint: str | None, trust_c
         )
     if not is_complete_model(path):
         _check_writes(str(path), load_stored_recipe(stored_recipe(path), NAMES))
-        found = find_run(path, dtype, trust_code=trust_code, checkpoint=checkpoint)
+        found = find_run(path, Opening(dtype, trust_code=trust_code, checkpoint=checkpoint))
         return ChatTarget(path.resolve().name, found.loaded, found)
     refuse_checkpoint(checkpoint, f"{path} is a complete model")
     loaded = recipe_of_model(path, trust_code=trust_code, task=GOES_ON)

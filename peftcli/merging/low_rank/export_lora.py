@@ -18,7 +18,7 @@ from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_adapter
 from peftcli.errors import UserError
 from peftcli.inference.evaluate_run import evaluate_found
-from peftcli.inference.open_run import FoundRun, find_run
+from peftcli.inference.open_run import FoundRun, Opening, find_run
 from peftcli.merging.low_rank.plain_lora import PlainLora, Wanted, plain_lora, plan_lora
 from peftcli.merging.merge_run import base_tensors
 from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
@@ -164,7 +164,7 @@ def _report(
 
 def _found(run: Path, base: str | None, checkpoint: str | None, trust_code: bool) -> FoundRun:
     """Return the run as `peft eval` opens it, on the base that was named."""
-    found = find_run(run, None, None, trust_code, checkpoint)
+    found = find_run(run, Opening(trust_code=trust_code, checkpoint=checkpoint))
     if base is None:
         return found
     return replace(found, spec=found.spec.model_copy(update={"name_or_path": base, "revision": None}))
