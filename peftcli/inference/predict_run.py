@@ -14,7 +14,7 @@ from peftcli.data.rows.row_set import StoredRows
 from peftcli.errors import UserError
 from peftcli.inference.complete_model import find_used, is_recipe, refuse_checkpoint
 from peftcli.inference.evaluate_run import open_untrained
-from peftcli.inference.input_rows import InputRows
+from peftcli.inference.input_rows import InputRows, beside
 from peftcli.inference.open_run import Bases, FoundRun, Opening, load_run, with_text_length
 from peftcli.inference.opened_run import OpenedRun, Predicting
 from peftcli.inference.row_lines import row_lines
@@ -144,7 +144,8 @@ def _predict_each(
         for text in opened_run.notes:
             say(text)
         for row in _predict(opened_run, data, say, how):
-            yield {"run": str(run), **row}
+            named = {"run": str(run)}
+            yield named | beside(row, named)
         opened_run.close()
 
 

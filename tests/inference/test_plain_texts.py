@@ -116,6 +116,9 @@ def test_a_mapped_label_may_be_absent_and_columns_are_kept(recipe, tmp_path: Pat
         with pytest.raises(UserError, match="--checkpoint is for a run directory"):
             use(merged, labelled, checkpoint="last")
     assert len(list(predict_runs([run, merged], str(tmp_path / "in.jsonl")))) == 4
+    mine = str(write_jsonl(tmp_path / "mine.jsonl", [{"text": "the cat", "run": "of the morning"}]))
+    both = [(line["run"], line["input_run"]) for line in predict_runs([run, merged], mine, how=keep)]
+    assert both == [(str(run), "of the morning"), (str(merged), "of the morning")]
 
 
 def test_a_line_of_text_is_a_prompt_for_a_model_of_prompts(recipe, tmp_path: Path) -> None:
