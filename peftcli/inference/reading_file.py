@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from peftcli.errors import Problem, UserError
+from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.typed_record import read_record
@@ -59,7 +61,7 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
     """Return a complete model's recipe with what its directory says of rows, and the format of its training rows.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or names a row format that is not installed here.
     """
     file = directory / READING
     if not file.exists():
@@ -69,6 +71,10 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
     recipe = loaded.recipe
     if found.task != recipe.task:
         return loaded, None
+    for name in (found.format, found.trained_format):
+        if name not in (None, "auto") and name not in NAMES.formats:
+            reason = f"names the row format {name!r}, which nothing that is installed here has"
+            raise UserError(Problem(reason, file=str(file), suggestion=f"install the package that adds it, {remedy}"))
     data = DataSpec(
         format=found.format,
         columns=found.columns,
