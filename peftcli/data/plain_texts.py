@@ -73,11 +73,13 @@ def format_of_training(spec: DataSpec | None, task: TaskName) -> str | None:
 
 def _in_template(spec: DataSpec, template: str, present: Set[str]) -> tuple[DataSpec, list[str]]:
     """Put the text where the template has its only column, if the file lacks that."""
-    columns = set(RowTemplate.parse(template).columns)
+    parsed = RowTemplate.parse(template)
+    columns = set(parsed.columns)
     if len(columns) != 1 or columns & present:
         return spec, []
     (column,) = columns
-    text = template.replace("{" + column + "}", "{" + COLUMN + "}")
+    literals = [(literal.replace("{", "{{").replace("}", "}}"), name) for literal, name in parsed.parts]
+    text = "".join(literal if name is None else literal + "{" + COLUMN + "}" for literal, name in literals)
     return spec.model_copy(update={"template": text}), [f"each text is put where data.template has {{{column}}}"]
 
 

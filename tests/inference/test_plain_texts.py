@@ -33,6 +33,7 @@ TEXT = {"text": "the cat"}
         ("causal_lm", "text", {}, {"text"}, ("auto", {}, None)),
         ("causal_lm", "alpaca", {}, {"text", "prompt"}, ("auto", {}, None)),  # the file says itself what its prompt is
         ("causal_lm", None, {"template": "Q: {q} A:"}, {"text"}, ("auto", {}, "Q: {text} A:")),
+        ("causal_lm", None, {"template": "{{q}} {q}}}"}, {"text"}, ("auto", {}, "{{q}} {text}}}")),
         ("causal_lm", None, {"template": "Q: {q} A:"}, {"text", "q"}, ("auto", {}, "Q: {q} A:")),
         ("causal_lm", None, {"format": "question_answer"}, {"text"}, ("question_answer", {"question": "text"}, None)),
         ("token_classification", "tokens_tags", {}, {"text"}, ("tokens_tags", {"tokens": "text"}, None)),
