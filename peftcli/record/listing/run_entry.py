@@ -67,7 +67,8 @@ def run_entry(path: Path) -> RunEntry:
     try:
         recipe = _recipe(path / STORED)
         about |= {"method": recipe["method"]["name"], "task": recipe["task"]}
-        wanted = recipe.get("training", {}).get("metric_for_best_model")
+        asked = recipe.get("training", {}).get("metric_for_best_model")
+        wanted = asked if isinstance(asked, str) else None
         if (path / "summary.json").exists():
             return RunEntry(**about | _finished(path, wanted))
         return RunEntry(**about | _unfinished(path, recipe, wanted))

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from peftcli.errors import Stopped, UserError
 from peftcli.names import NAMES
@@ -100,6 +101,16 @@ def test_a_broken_run_is_a_line(home: Path, file: str, content: bytes | None) ->
         broken.unlink()
     assert states(home) == {"done": "damaged", "deep/cut": "interrupted", "failed": "failed"}
     assert file in str(entry(home, "done").reason)
+
+
+@pytest.mark.parametrize("value", [5, [1], {"a": 1}])
+def test_a_metric_that_is_no_name_is_no_error(home: Path, value: object) -> None:
+    for name in ("done", "deep/cut"):
+        file = home / name / "recipe.yaml"
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        recipe["training"]["metric_for_best_model"] = value
+        file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert entry(home, "done").metric == entry(home, "deep/cut").metric == "eval_accuracy"
 
 
 def test_a_study_is_one_line_and_its_trials_are_listed_when_it_is_named(home: Path) -> None:
