@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any
 
 from peftcli.errors import Problem
@@ -269,7 +270,7 @@ def _guarded(found: Plugin, info: MetricInfo) -> MetricInfo:
 
     def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
         values = inner(predictions, references)
-        numbers = isinstance(values, Mapping) and all(isinstance(value, int | float) for value in values.values())
+        numbers = isinstance(values, Mapping) and all(isinstance(value, Real) for value in values.values())
         if not numbers or not (info.several or set(values) == {found.name}):
             raise found.wrong(f"returned {values!r:.80}; expected {{{found.name!r}: a number}}")
         return {str(name): float(value) for name, value in values.items()}

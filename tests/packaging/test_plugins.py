@@ -13,6 +13,7 @@ import pytest
 from peftcli.inference.metrics import greater_is_better
 from peftcli.protocol import registry as registry_module
 from peftcli.recipe import entry_points
+from peftcli.tasks.metric_table import metrics_of_plugin
 from tests.command_line import COLOURS, Cli, Workspace, write_jsonl
 from tests.docs.pages import blocks, text_of
 
@@ -112,6 +113,18 @@ def test_the_direction_of_a_metric_is_that_of_the_plug_in(site: Site) -> None:
     assert [greater_is_better(f"eval_{name}") for name in ("cost", "news_cost", "not_rmse", "accuracy", "a_rmse")] == [
         False, False, True, True, False,
     ]  # fmt: skip
+
+
+def test_a_metric_of_a_plug_in_may_be_a_number_of_numpy(site: Site) -> None:
+    small = (
+        "import numpy as np\nfrom peftcli.tasks.metric_table import MetricInfo\n"
+        'METRIC = {"regression": MetricInfo("", lambda p, _: {"small": np.float32(len(p))})}'
+    )
+    site.install("[peftcli.metrics]\nsmall = small_numbers", small_numbers=small)
+    function = metrics_of_plugin("small")["regression"].function
+    assert function is not None
+    value = function([1.0], [1.0])["small"]
+    assert type(value) is float and value == 1.0
 
 
 def test_rows_are_prepared_again_when_the_format_s_module_changes(
