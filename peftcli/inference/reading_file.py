@@ -13,7 +13,7 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.schema import DataSpec, Recipe
+from peftcli.recipe.schema import DataSpec, Positive, Recipe
 from peftcli.typed_record import read_record
 
 READING = "peftcli_rows.json"
@@ -31,11 +31,11 @@ class RowReading:
 
     task: str
     trained_format: str | None
-    max_new_tokens: int
+    max_new_tokens: Positive
     format: str
     columns: dict[str, str]
     template: str | None
-    max_length: int
+    max_length: Positive
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,9 +79,9 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
         format=found.format,
         columns=found.columns,
         template=found.template,
-        max_length=max(1, found.max_length),
+        max_length=found.max_length,
         chat_template_kwargs=found.chat_template_kwargs,
     )
-    training = recipe.training.model_copy(update={"max_new_tokens": max(1, found.max_new_tokens)})
+    training = recipe.training.model_copy(update={"max_new_tokens": found.max_new_tokens})
     changes = {"data": data, "training": training}
     return replace(loaded, recipe=recipe.model_copy(update=changes)), found.trained_format
