@@ -11,9 +11,11 @@ PARTS = ("libraries", "weights", "adapter", "gradients", "optimizer", "activatio
 library's heap holds between blocks that live. Both are 0 on a GPU, whose allocator reports what lives."""
 
 
-_COUNTED = "on a CPU about 15%, for what lies between blocks (docs/choosing.md)"
-EXPECTED_ERROR = {"config": _COUNTED, "data": _COUNTED, "measured": "on a CPU a longer run may hold a little more"}
-"""How far off a peak is, by tier."""
+_COUNTED = "-11 to +22% in trials on a CPU; unknown on a GPU"
+_TWO_STEPS = "-15 to +1% in trials on a CPU; unknown on a GPU"
+EXPECTED_ERROR = {"config": _COUNTED, "data": _COUNTED, "measured": _TWO_STEPS}
+"""How far off a peak was, by tier: the range over cells of benchmarks/memory/estimate_error.py, and no bound
+(docs/choosing.md). `data` was not tried apart: with rows of max_length, as there, it counts what `config` does."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Estimate:
 
     @property
     def expected_error(self) -> str:
-        """How far off the peak is, by benchmarks/memory/estimate_error.py."""
+        """How far off such a peak was in benchmarks/memory/estimate_error.py."""
         return EXPECTED_ERROR[self.tier]
 
     def as_dict(self) -> dict[str, Any]:
