@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,16 @@ def test_memory_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 55)
     assert free_bytes(CUDA) == 140 and peak_memory(CUDA) == 55
     assert free_bytes(MPS) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere getrusage is all there is")
+def test_the_memory_of_whoever_started_a_process_is_not_its_own() -> None:
+    child = "import torch; from peftcli.distributed.devices import peak_memory; print(peak_memory(torch.device('cpu')))"
+    parent = (
+        "import subprocess, sys; held = b'1' * 2**30; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent, child], capture_output=True, text=True, check=True)
+    assert 2**20 < int(done.stdout) < 2**30
 
 
 def test_a_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

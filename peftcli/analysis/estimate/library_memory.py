@@ -13,11 +13,14 @@ from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, m
 from peftcli.installed_versions import installed_versions
 
 _CHILD = """
-import resource, sys, torch
+import sys, torch
+from contextlib import suppress
 import peftcli.training.run, peftcli.console.display
+from peftcli.distributed.devices import peak_memory
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 if sys.argv[1] == "bitsandbytes":
-    import bitsandbytes
+    with suppress(ImportError):
+        import bitsandbytes
 config = LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
 model = AutoModelForCausalLM.from_config(config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -27,7 +30,7 @@ for dtype in (torch.float32, torch.bfloat16):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
     optimizer.step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+print(peak_memory(torch.device("cpu")))
 """
 
 
@@ -40,7 +43,13 @@ def library_bytes(device: torch.device, *, quantised: bool) -> int:
         return 0
     extra = "bitsandbytes" if quantised else "plain"
     versions = json.dumps(installed_versions("transformers", "accelerate", "bitsandbytes"), sort_keys=True)
-    question = {"asked": "libraries", **machine(device), "peftcli": __version__, "with": extra, "versions": versions}
+    question = {
+        "asked": "resident libraries",
+        **machine(device),
+        "peftcli": __version__,
+        "with": extra,
+        "versions": versions,
+    }
     answer = kept_answer(question)
     if answer is None:
         done = subprocess.run([sys.executable, "-c", _CHILD, extra], capture_output=True, text=True, check=False)
