@@ -38,8 +38,8 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
     """
     line = [sys.executable, "-m", "peftcli.analysis.estimate.measured_run", str(recipe), *changes]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode == 2:
-        raise UserError(done.stderr.strip().removeprefix("error: "))
+    if done.returncode == UserError.exit_code and done.stdout:
+        raise UserError(json.loads(done.stdout.strip().splitlines()[-1]))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it was killed: memory may have run out"])[-1]
         raise UserError(f"the steps could not be measured: {last}", suggestion="estimate without --measure")
@@ -51,11 +51,10 @@ def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, f
     """Evaluate once and take two steps, as a run does."""
     from peftcli.analysis.estimate.largest_batches import largest, step_sizes
     from peftcli.analysis.estimate.step_rates import keep_rate
+    from peftcli.assembly.recipe_to_train import recipe_to_train, set_allocator
     from peftcli.distributed.devices import peak_memory, pick_device
     from peftcli.distributed.processes import World
-    from peftcli.names import NAMES
-    from peftcli.process_state import keep_freed_memory, libraries_quiet
-    from peftcli.recipe.load_recipe import load_recipe
+    from peftcli.process_state import libraries_quiet
     from peftcli.record.run_directory import RunDirectory
     from peftcli.record.train_state import TrainState
     from peftcli.stop_signals import stop_on_signal
@@ -64,10 +63,9 @@ def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, f
     from peftcli.training.setup import build_session
     from peftcli.training.watch.reporting import Silent
 
-    loaded = load_recipe(recipe, list(changes), NAMES)
+    loaded, _ = recipe_to_train(recipe, changes)
     device = pick_device(loaded.recipe.training.device)
-    if loaded.recipe.training.fast_paths.allocator and device.type == "cpu":
-        keep_freed_memory()
+    set_allocator(loaded.recipe.training)
     with libraries_quiet():
         world = World(device, loaded.recipe.distributed)
         session = build_session(loaded, world, RunDirectory(directory), Silent(), TrainState())
@@ -97,5 +95,5 @@ if __name__ == "__main__":
         try:
             print(json.dumps(_steps(Path(sys.argv[1]), sys.argv[2:], Path(made))))
         except UserError as error:
-            print(error, file=sys.stderr)
-            sys.exit(2)
+            print(json.dumps(str(error)))  # libraries write on standard error, too
+            sys.exit(UserError.exit_code)
