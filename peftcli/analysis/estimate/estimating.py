@@ -14,7 +14,7 @@ from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate, Tier
 from peftcli.analysis.estimate.simulated_run import Setting, Work, simulate
 from peftcli.analysis.estimate.step_rates import kept_rate
-from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels
+from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, sequences, with_reference
 from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision, decide_precision
@@ -78,10 +78,16 @@ class Basis:
         found, _ = choose_dtype(spec, load_config(spec), find_source(spec.name_or_path), self.device)
         return found == torch.float32
 
+    @property
+    def sequences(self) -> int:
+        """Sequences of a row, each of max_length tokens at most."""
+        return sequences(task_info(self.recipe.task).rows)
+
     def with_rows_cut(self, length: int) -> Basis:
-        """Return this with no row longer than so many tokens."""
-        held = None if self.validation is None else CutRows(self.validation, length)
-        return replace(self, train=CutRows(self.train, length), validation=held)
+        """Return this with no sequence longer than so many tokens."""
+        kind = task_info(self.recipe.task).rows
+        held = None if self.validation is None else CutRows(self.validation, length, kind)
+        return replace(self, train=CutRows(self.train, length, kind), validation=held)
 
 
 def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
@@ -99,14 +105,17 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
     notes: list[str] = []
     tokenizer: Any = None
+    kind = task_info(recipe.task).rows
+    evaluates = recipe.training.eval_strategy != "no"
     try:
         tokenizer, _ = load_tokenizer_with_notes(spec)
         if use_data and recipe.data is not None:
             data = prepare_data(loaded, tokenizer, anatomy, World(device))
-            evaluates = recipe.training.eval_strategy != "no"
             held = [rows for rows in data.validation.values() if len(rows) and evaluates]
             longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
-            return Basis(loaded, "data", device, anatomy, tokenizer, data.train, longest, data.labels, ())
+            train = with_reference(data.train, kind)
+            held_out = None if longest is None else with_reference(longest, kind)
+            return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, ())
     except UserError as error:
         notes.append(f"no rows were read: {error.problems[0].message}")
     labels = assumed_labels(recipe.task, spec)
@@ -114,11 +123,13 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     room = positions_left(anatomy, recipe.method)
     length = data_spec.max_length if room is None else min(data_spec.max_length, room)
     count = recipe.training.per_device_train_batch_size * min(2, recipe.training.gradient_accumulation_steps)
-    kind = task_info(recipe.task).rows
-    evaluates = recipe.training.eval_strategy != "no" and bool(data_spec.val_set_size or data_spec.validation)
-    held_out = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, labels) if evaluates else None
-    rows = EqualRows(count, length, kind, labels)
-    notes.append(f"every row is taken to have {length:,} tokens")
+    evaluates = evaluates and bool(data_spec.val_set_size or data_spec.validation)
+    eval_rows = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, labels)
+    held_out = with_reference(eval_rows, kind) if evaluates else None
+    rows = with_reference(EqualRows(count, length, kind, labels), kind)
+    notes.append(
+        f"every {'row' if sequences(kind) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
+    )
     return Basis(loaded, "config", device, anatomy, tokenizer or _stand_in(), rows, held_out, labels, tuple(notes))
 
 

@@ -87,6 +87,13 @@ def _typed(changes: Changes, count: int, processes: int) -> str:
     return " ".join([*words, *([f"--num-processes {count}"] if count != processes else [])])
 
 
+def _method_typed(basis: Basis, name: str) -> str:
+    """Return what to type for another method with its defaults; keys of the recipe's own must not stay in its block."""
+    written = basis.loaded.tree.data.get("method")
+    others = isinstance(written, Mapping) and written.keys() - {"name"}
+    return f"""'method={{"name":"{name}"}}'""" if others else f"method.name={name}"
+
+
 def _methods(
     basis: Basis,
     limit: int,
@@ -99,10 +106,11 @@ def _methods(
     task = basis.recipe.task
     for name in registry.names():
         info = registry.info(name)
-        four_bits = basis.recipe.model.load_in_4bit or changes.get("model.load_in_4bit")
+        model = basis.recipe.model
+        packed = model.load_in_4bit or model.load_in_8bit or changes.get("model.load_in_4bit")
         if name == basis.recipe.method.name or (info.tasks and task not in info.tasks):
             continue
-        if four_bits and not info.quantised_base:
+        if packed and not info.quantised_base:
             continue
         try:
             params = info.params.model_validate({})
@@ -111,7 +119,7 @@ def _methods(
         trying(name)
         peak = _peak(basis, {**changes, "method": params}, count)
         if peak is not None:
-            text = f"method.name={name} {_typed(changes, count, processes)}".strip()
+            text = f"{_method_typed(basis, name)} {_typed(changes, count, processes)}".strip()
             yield Option(name, text, peak, as_it_is - peak, peak <= limit)
 
 
@@ -122,7 +130,8 @@ def _settings(basis: Basis, processes: int) -> Iterator[tuple[Changes, int]]:
     longest = int(basis.train.lengths.max())
     recompute: dict[str, Any] = {} if training.gradient_checkpointing is True else {_RECOMPUTE: True}
     few: dict[str, Any] = {}
-    if training.per_device_train_batch_size > 1 and training.max_tokens_per_micro_batch != longest:
+    most = training.max_tokens_per_micro_batch
+    if training.per_device_train_batch_size > 1 and (most is None or most > longest):
         few = {"training.max_tokens_per_micro_batch": longest}
     yield {}, processes
     tried: list[Changes] = [{}]
@@ -141,9 +150,9 @@ def _settings(basis: Basis, processes: int) -> Iterator[tuple[Changes, int]]:
     for count in (2, 4, 8):
         if count > processes:
             yield {"distributed.strategy": "fsdp"} | cheap, count
-    if longest > 1:
-        half = longest // 2
-        tokens = {"training.max_tokens_per_micro_batch": half} if few else {}
+    half = longest // basis.sequences // 2
+    if half:
+        tokens = {"training.max_tokens_per_micro_batch": half * basis.sequences} if few else {}
         yield {"data.max_length": half} | recompute | tokens, processes
 
 

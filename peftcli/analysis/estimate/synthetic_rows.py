@@ -1,4 +1,4 @@
-"""Rows that are all as long as the recipe allows, for an estimate that reads no data."""
+"""Rows that stand for a recipe's: as long as it allows, cut shorter, or compared before they were."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from peftcli.data.rows.referenced_rows import ReferencedRows
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.recipe.schema import ModelSpec, TaskName
@@ -16,11 +17,22 @@ from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import task_info
 
 
+def sequences(kind: RowKind) -> int:
+    """Return how many sequences a row of a kind has, each of max_length tokens at most."""
+    return 2 if kind == "preferences" else 1
+
+
+def with_reference(rows: RowSet, kind: RowKind) -> RowSet:
+    """Return rows with what a run computes of them before its first step: of preferences, numbers to compare with."""
+    return ReferencedRows(rows, np.zeros((len(rows), 2), dtype=np.float32)) if kind == "preferences" else rows
+
+
 @dataclass(frozen=True)
 class EqualRows:
     """So many rows of one length, with something to learn at each token.
 
     Args:
+        length: tokens of each sequence of a row.
         kind: of the task's rows.
         labels: outputs of the head; 0 for tasks without one.
     """
@@ -33,7 +45,7 @@ class EqualRows:
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each row."""
-        return np.full(self.count, self.length, dtype=np.int32)
+        return np.full(self.count, self.length * sequences(self.kind), dtype=np.int32)
 
     def __len__(self) -> int:
         return self.count
@@ -42,8 +54,10 @@ class EqualRows:
         return (self[index] for index in range(self.count))
 
     def __getitem__(self, index: int) -> Row:
-        ids = np.ones(self.length, dtype=np.int32)
-        return Row(ids, self._label(ids), "max_length", index)
+        sides = np.repeat(np.arange(sequences(self.kind), dtype=np.uint8), self.length)
+        ids = np.ones(len(sides), dtype=np.int32)
+        types = sides if sequences(self.kind) > 1 else None
+        return Row(ids, self._label(ids), "max_length", index, types)
 
     def _label(self, ids: npt.NDArray[np.int32]) -> Any:
         if self.kind == "labelled":
@@ -60,16 +74,17 @@ class CutRows:
 
     Args:
         rows: as they are now.
-        length: tokens of a row at most.
+        length: tokens of a sequence at most; of a preference each keeps its last ones, where the answer is.
     """
 
     rows: RowSet
     length: int
+    kind: RowKind
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Tokens of each row."""
-        return np.minimum(self.rows.lengths, self.length)
+        """Tokens of each row, at most."""
+        return np.minimum(self.rows.lengths, self.length * sequences(self.kind))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,14 +93,22 @@ class CutRows:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Row:
-        row, length = self.rows[index], self.length
+        row = self.rows[index]
+        kept = self._kept(row)
         cut: dict[str, Any] = {
-            key: value[:length]
+            key: value[kept]
             for key in ("input_ids", "labels", "token_type_ids", "position_ids", "documents")
             if isinstance(value := getattr(row, key), np.ndarray)
             and value.dtype.kind != "f"  # labels by name are floats
         }
         return replace(row, **cut)
+
+    def _kept(self, row: Row) -> Any:
+        """Return which tokens stay."""
+        if self.kind != "preferences" or row.token_type_ids is None:
+            return slice(self.length)
+        sides = row.token_type_ids
+        return np.concatenate([np.flatnonzero(sides == side)[-self.length :] for side in np.unique(sides)])
 
 
 def assumed_labels(task: TaskName, spec: ModelSpec) -> LabelSpec | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,25 @@ def test_methods_are_tried_with_what_takes_least_where_nothing_fits(
     assert not any(option.fits for option in [*settings, *methods])
     least = min(settings, key=lambda option: option.peak)
     assert methods[0].overrides == f"method.name=ia3 {least.overrides}"
+
+
+def test_preferences_are_estimated_with_both_answers(directories: dict[str, Path]) -> None:
+    basis = read_basis(recipe(directories["llama"], "preference", "lora", "training.gradient_checkpointing=false"))
+    assert basis.train.lengths[0] == 2 * 32 and len(basis.train[0].input_ids) == 2 * 32
+    whole, cut = estimate(basis), estimate(basis, {"data.max_length": 8})
+    assert whole.tier == "config" and cut.devices[0].parts["activations"] < whole.devices[0].parts["activations"]
+
+
+def test_another_method_is_typed_without_keys_of_the_recipes_own(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "names", lambda: ("lora", "ia3"))
+    model = f"model.name_or_path={directories['llama']}"
+    given = ["task=causal_lm", "method.name=lora", "method.r=4", model, "data.path=nowhere.jsonl"]
+    _, methods = options(read_basis(recipe_from_overrides("test", given, NAMES)), 10**12, 1, print)
+    (typed,) = shlex.split(methods[0].overrides)
+    changed = recipe_from_overrides("test", [*given, typed], NAMES)
+    assert changed.recipe.method.name == "ia3"
 
 
 def test_libraries_are_measured_in_a_process_of_their_own() -> None:
