@@ -11,7 +11,7 @@ from peftcli.analysis.contract_models import MODELS
 from peftcli.analysis.estimate import fewer_blocks, library_memory
 from peftcli.analysis.estimate.estimating import estimate, read_basis
 from peftcli.analysis.estimate.memory_options import options
-from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate
+from peftcli.analysis.estimate.memory_parts import PARTS, Estimate
 from peftcli.errors import UserError
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
@@ -37,6 +37,16 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             made[kind.title] = tmp_path_factory.mktemp(kind.title)
             kind.made_config().save_pretrained(made[kind.title])
     return made
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """Return a llama's config whose activations outweigh the small objects between them."""
+    config = next(kind for kind in MODELS if kind.title == "llama").made_config()
+    config.hidden_size, config.intermediate_size, config.max_position_embeddings = 512, 1024, 1024
+    config.num_hidden_layers = 6
+    config.save_pretrained(tmp_path / "wide")
+    return tmp_path / "wide"
 
 
 def recipe(directory: Path, task: str, method: str = "lora", *changes: str) -> LoadedRecipe:
@@ -88,17 +98,14 @@ def test_blocks_that_a_method_treats_differently_are_all_run(directories: dict[s
     assert fewer_blocks._repeats(list("xxxxxa")) is None
 
 
-def test_memory_grows_with_length_and_rows_and_shrinks_with_checkpointing(directories: dict[str, Path]) -> None:
-    fixed = ("training.max_tokens_per_micro_batch=100000", "training.gradient_checkpointing=false")
+def test_memory_grows_with_length_and_rows_and_shrinks_with_checkpointing(wide: Path) -> None:
+    def peak(*changes: str) -> int:
+        fixed = ("data.max_length=512", "training.max_tokens_per_micro_batch=100000")
+        return estimated(wide, "causal_lm", "lora", *fixed, "training.gradient_checkpointing=false", *changes).peak
 
-    def device(*changes: str) -> Device:
-        return estimated(directories["llama"], "causal_lm", "lora", *fixed, *changes).devices[0]
-
-    plain = device()
-    assert device("data.max_length=16").peak_memory_bytes < plain.peak_memory_bytes
-    assert plain.peak_memory_bytes < device("training.per_device_train_batch_size=16").peak_memory_bytes
-    # of so small a model the peak is mostly small objects between the blocks
-    assert device("training.gradient_checkpointing=true").parts["activations"] < plain.parts["activations"]
+    plain = peak()
+    assert peak("data.max_length=256") < plain < peak("training.per_device_train_batch_size=16")
+    assert peak("training.gradient_checkpointing=true") < plain
 
 
 def test_parts_are_those_of_the_recipe(directories: dict[str, Path]) -> None:
@@ -108,14 +115,14 @@ def test_parts_are_those_of_the_recipe(directories: dict[str, Path]) -> None:
     assert lora["optimizer"] < lora["weights"] == found["weights"]
 
 
-def test_what_fits_is_named_with_what_to_type(directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_is_named_with_what_to_type(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "names", lambda: ("lora", "full", "ia3"))
-    basis = read_basis(recipe(directories["llama"], "causal_lm"))
+    basis = read_basis(recipe(wide, "causal_lm", "lora", "data.max_length=256"))
     settings, methods = options(basis, 10**12, 1, lambda _text: None)
     assert settings[0].overrides == "" and settings[0].fits and settings[0].saves == 0
     assert any("training.gradient_checkpointing=true" in option.overrides and option.saves > 0 for option in settings)
     assert any("--num-processes 2" in option.overrides for option in settings)
-    halved = next(option for option in settings if "data.max_length=16" in option.overrides)
+    halved = next(option for option in settings if "data.max_length=128" in option.overrides)
     assert halved.saves > 0
     by_name = {option.method: option for option in methods}
     assert set(by_name) == {"full", "ia3"} and by_name["full"].saves < by_name["ia3"].saves
