@@ -21,11 +21,12 @@ class Cell:
     """One thing that is measured on both sides.
 
     Args:
-        task: causal_lm or sequence_classification.
+        task: causal_lm, sequence_classification or preference.
         shape: a key of `material.SHAPES`, or `minilm` (the demo's encoder).
         method: lora, qlora, adalora, prefix_tuning, adapter, compacter, bitfit.
         dtype: float32 or bfloat16, of weights and products; auto leaves the choice to ours, the baseline's is float32.
-        rows: gsm8k; for classification articles (cut at 256 tokens, so that most are equally long) or questions.
+        rows: gsm8k; for classification articles (cut at 256 tokens, so that most are equally long) or questions; for
+            preference pairs.
         checkpointing: whether activations are recomputed.
         tuned: give the baseline its best settings (length grouping) and ours its own default order.
         packed: ours packs rows, the baseline pads them.

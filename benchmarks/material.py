@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,22 @@ def prepare(cell: Cell, material: Path, data: Path) -> tuple[Path, Path]:
         data: GSM8K rows as JSON lines.
     """
     checkpoint = encoder_checkpoint() if cell.shape == "minilm" else random_checkpoint(cell.shape, material, data)
+    rows = prepared_rows(cell, checkpoint, material, data)
+    return checkpoint if cell.dropout else without_dropout(checkpoint, material), rows
+
+
+def prepared_rows(cell: Cell, checkpoint: Path, material: Path, data: Path) -> Path:
+    """Return the rows of a cell, written if they are not there yet."""
     count = cell.steps * cell.batch_size
     rows = material / f"rows-{digest(str(checkpoint), cell.rows, count, data.stat().st_size)}.jsonl"
     if not rows.exists():
-        made = {"gsm8k": causal_rows, "articles": article_rows, "questions": question_rows}[cell.rows]
+        kinds = {"gsm8k": causal_rows, "articles": article_rows, "questions": question_rows, "pairs": pair_rows}
+        made = kinds[cell.rows]
         partial = rows.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in made(checkpoint, data, count))
         partial.rename(rows)
-    return checkpoint if cell.dropout else without_dropout(checkpoint, material), rows
+    return rows
 
 
 def digest(*content: Any) -> str:
@@ -155,6 +163,13 @@ def causal_rows(checkpoint: Path, data: Path, count: int) -> Iterator[dict[str, 
         prompt = tokenizer(row["question"] + "\n", add_special_tokens=False)["input_ids"]
         answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def pair_rows(_checkpoint: Path, data: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield GSM8K questions as texts, with their own answer as the chosen one and the next row's as the rejected."""
+    rows = list(gsm8k(data, count + 1))
+    for row, following in pairwise(rows):
+        yield {"prompt": row["question"] + "\n", "chosen": row["answer"], "rejected": following["answer"]}
 
 
 def question_rows(checkpoint: Path, data: Path, count: int) -> Iterator[dict[str, Any]]:

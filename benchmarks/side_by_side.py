@@ -43,18 +43,21 @@ IMPORTS = "import torch, peft; from transformers import Trainer"
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
-def run_side(script: str, *arguments: str | Path, cache: Path | None = None) -> dict[str, Any]:
+def run_side(
+    script: str, *arguments: str | Path, cache: Path | None = None, python: str = sys.executable
+) -> dict[str, Any]:
     """Run one side once and return its measurements.
 
     Args:
         cache: where this project keeps prepared rows; None is a new folder.
+        python: of the environment that has the side's packages.
 
     Raises:
         RuntimeError: it failed; shows what it printed.
     """
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    command = [python, str(HERE / script), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as empty:
-        environment = {"HF_HUB_OFFLINE": "1", "PEFTCLI_CACHE": str(cache or empty)}
+        environment = {"HF_HUB_OFFLINE": "1", "PEFTCLI_CACHE": str(cache or empty), "HF_DATASETS_CACHE": empty}
         started = time.time()
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     for line in done.stdout.splitlines():

@@ -33,11 +33,14 @@ class RunReference:
         values: (rows, 2) float32 each: log-probabilities of the chosen and of the rejected answers.
         rows: the fingerprint of each set.
         parts: what the method's state held; empty where the base alone is the reference.
+        live: the values that training moves, by name, of a run that computes its reference in every pass; empty where
+            they are the base's own.
     """
 
     values: Mapping[str, npt.NDArray[np.float32]]
     rows: Mapping[str, str | None]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    live: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def validation_key(name: str) -> str:
@@ -48,7 +51,8 @@ def validation_key(name: str) -> str:
 def write_run_reference(run: Path, found: RunReference) -> None:
     """Write `reference/` of a run; after a crash it is whole or absent."""
     with new_directory(run / NAME, instead=OTHER_RUN) as directory:
-        save_tree(directory, {"values": dict(found.values), "rows": dict(found.rows), "parts": dict(found.parts)})
+        tree = {"values": found.values, "rows": found.rows, "parts": found.parts, "live": found.live}
+        save_tree(directory, {name: dict(kept) for name, kept in tree.items()})
 
 
 def read_run_reference(run: Path) -> RunReference | None:
@@ -61,7 +65,7 @@ def read_run_reference(run: Path) -> RunReference | None:
         return None
     try:
         tree: Any = load_tree(run / NAME)
-        return RunReference(tree["values"], tree["rows"], tree["parts"])
+        return RunReference(tree["values"], tree["rows"], tree["parts"], tree.get("live", {}))
     except (UserError, KeyError, TypeError) as error:
         remedy = "copy it back, or train again with --overwrite"
         raise UserError(f"{run / NAME} is damaged: {error}", suggestion=remedy) from error

@@ -103,6 +103,9 @@ class Part(nn.Module):
         """
         return None
 
+    def forget(self) -> None:
+        """Drop what was computed from the part's values and is kept between calls: they were given other ones."""
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved, by key suffix such as `lora_A.weight`; by default the parameters."""
         return dict(self.named_parameters())

@@ -97,6 +97,22 @@ class Attachment:
         yield from self.shared.items()
         yield from self._base([*self.unfrozen, *self.head, *self.to_save]).items()
 
+    @combined(merged)
+    def part_buffers(self) -> dict[str, Tensor]:
+        """Return the tensors that the parts count to their state and that are no parameters, by key."""
+        return {
+            f"{placed.key}.{suffix}": tensor
+            for placed in self.placed
+            for suffix, tensor in placed.part.state_dict(keep_vars=True).items()
+            if not isinstance(tensor, nn.Parameter)
+        }
+
+    @combined(each)
+    def forget(self) -> None:
+        """Drop what the parts computed from their values and keep between calls: they were given other ones."""
+        for placed in self.placed:
+            placed.part.forget()
+
     @combined(inherited)
     def multiplicative(self) -> set[str]:
         """Return the names of trainable parameters that multiply what is there (`Part.multiplicative`)."""

@@ -219,6 +219,9 @@ class TrainingSpec(Block):
     sft_weight: Annotated[float, Field(ge=0.0)] | None = None
     """Weight of the chosen answer's mean negative log-likelihood beside a preference loss; null is 1 for orpo and cpo,
     else 0."""
+    reference: Literal["precomputed", "live"] | None = None
+    """When preference losses compute the log-probabilities of the model before the first step: once, before that step;
+    or live in every pass, with a frozen copy of the trained values. Null is precomputed."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] | None = None
     """Scale of the uniform noise that NEFTune adds to the input embeddings; null adds none."""
     class_weights: Literal["balanced"] | list[float] | None = None

@@ -113,7 +113,17 @@ class Preference(CausalLM):
         return {}
 
     def _scores(self, model: nn.Module, batch: Batch) -> Scores:
+        reference = self._reference(model, batch) if self.needs_reference else None
         sums = self.log_probabilities(model, batch)
         lengths = batch.targets[LEARNT].view(-1, 2).to(sums.dtype)
-        reference = batch.targets[REFERENCE].to(sums.dtype) if self.needs_reference else None
-        return Scores(sums, lengths, reference)
+        return Scores(sums, lengths, None if reference is None else reference.to(sums.dtype))
+
+    def _reference(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the log-probabilities of the model before the first step, which the rows bring or which are due now.
+
+        They come before the pass with gradients, which must find the values that it is to change in their place.
+        """
+        if self.at_start is None:
+            return batch.targets[REFERENCE]
+        with self.at_start():
+            return self.log_probabilities(model, batch)

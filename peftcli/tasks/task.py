@@ -6,7 +6,8 @@ A task's file holds its record, which `peft validate` reads: it imports torch in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -146,6 +147,10 @@ class PrepareInputs(Protocol):
         ...
 
 
+AtStart = Callable[[], AbstractContextManager[None]]
+"""Makes the context in which the live model is what it was before the first step, without gradients."""
+
+
 def unprepared(batch: Mapping[str, Any], *, generate: bool = False) -> dict[str, Any]:  # noqa: ARG001  # see above
     """Return the batch as it is: no method changes inputs."""
     return dict(batch)
@@ -157,6 +162,8 @@ class Task(ABC):
     Attributes:
         info: what is known of it before there is a run.
         metric_kind: which metrics apply: one of the kinds in `info.predictions`.
+        at_start: of a run that compares with the model before the first step in every pass (`needs_reference`); None
+            where rows bring what that model makes of them.
     """
 
     info: ClassVar[TaskInfo]
@@ -165,6 +172,7 @@ class Task(ABC):
         self.settings = settings
         self.metric_kind = next(iter(self.info.predictions))
         self.prepare_inputs: PrepareInputs = unprepared
+        self.at_start: AtStart | None = None
 
     @property
     def default_metrics(self) -> tuple[str, ...]:

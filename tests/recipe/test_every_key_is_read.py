@@ -38,6 +38,7 @@ WITHOUT_A_RUN = {
         (f"training.{key}" for key in ("loss_type", "beta", "label_smoothing", "simpo_gamma", "sft_weight")),
         "recipe/preference_losses.py",
     ),
+    "training.reference": "training/resuming/reference_rows.py",
 }
 """Keys that other parts read: tables of recipe/, the command line, and what has several validation sets."""
 RUNS: list[tuple[str, str, dict[str, Any]]] = [

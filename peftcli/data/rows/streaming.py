@@ -214,4 +214,4 @@ def _row(encoded: Encoded, source: str, number: int) -> Row:
     labels = encoded.labels
     if encoded.mask is not None:
         labels = np.where(encoded.mask, encoded.ids, np.int32(IGNORED))
-    return Row(encoded.ids, labels, source, number)
+    return Row(encoded.ids, labels, source, number, encoded.types)

@@ -79,7 +79,11 @@ class DoraDelta(LoraDelta):
         """Return the magnitude, (d_out,)."""
         return self.lora_magnitude_vector
 
+    def forget(self) -> None:
+        """Drop the norms."""
+        self._norm = None
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Return the factors and the magnitude; the norms kept from before are forgotten, since a load may follow."""
-        self._norm = None
+        self.forget()
         return super().adapter_tensors()

@@ -89,6 +89,7 @@ TRAINING = {
     "pref_ftx": Alias(LLAMA_FACTORY, "training.sft_weight"),
     "rpo_alpha": Alias(f"{TRL}, {AXOLOTL}", "training.sft_weight"),
     "cpo_alpha": Alias(f"{TRL}, {AXOLOTL}", "training.sft_weight"),
+    "precompute_ref_log_probs": Alias(f"{TRL}, {AXOLOTL}", "training.reference", "write precomputed or live"),
     "dpo_label_smoothing": Alias(AXOLOTL, "training.label_smoothing"),
     "noisy_embedding_alpha": Alias(AXOLOTL, "training.neftune_noise_alpha"),
     "neftune_alpha": Alias("other tools", "training.neftune_noise_alpha"),

@@ -9,7 +9,7 @@ from peftcli.recipe.pydantic_messages import Finding
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
 
-_OWN = ("loss_type", *HYPERPARAMETERS)
+_OWN = ("loss_type", *HYPERPARAMETERS, "reference")
 
 
 def check_preference(recipe: Recipe, names: Names) -> Iterator[Finding]:
@@ -47,18 +47,24 @@ def check_preference(recipe: Recipe, names: Names) -> Iterator[Finding]:
     if training.label_smoothing_factor:
         reason = f"training.label_smoothing_factor is for the next-token loss; the task is {recipe.task}"
         yield Finding(("training", "label_smoothing_factor"), reason, "losses of pairs have label_smoothing")
-    yield from _rows(recipe, loss.reference)
+    if training.reference is not None and not loss.reference:
+        comparing = ", ".join(other for other, info in PREFERENCE_LOSSES.items() if info.reference)
+        reason = f"training.reference = {training.reference}; the loss {name} compares with no reference"
+        yield Finding(("training", "reference"), reason, f"leave it out, or choose a loss that does: {comparing}")
+    yield from _rows(recipe, loss.reference and training.reference != "live")
 
 
-def _rows(recipe: Recipe, reference: bool) -> Iterator[Finding]:
+def _rows(recipe: Recipe, precomputed: bool) -> Iterator[Finding]:
     data = recipe.data
     if data is None:
         return
     if data.train_on == "all":
         reason = "data.train_on = all; a preference compares the answers, and both have the same prompt"
         yield Finding(("data", "train_on"), reason, "leave it out")
-    if data.streaming and reference:
+    if data.streaming and precomputed:
         reason = "data.streaming leaves no rows to compute the reference's log-probabilities on before the first step"
         yield Finding(
-            ("data", "streaming"), reason, "leave it out, or choose a loss without a reference: orpo, simpo, cpo"
+            ("data", "streaming"),
+            reason,
+            "leave it out, write training.reference: live, or choose a loss without one: orpo, simpo, cpo",
         )

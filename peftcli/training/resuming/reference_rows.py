@@ -1,7 +1,7 @@
 """The reference of preference tuning: this very model before its first step, on the rows that it will be compared on.
 
-Its log-probabilities are computed once, so that a step costs one forward and one backward pass of both answers. A run
-that goes on takes those that it began with.
+Its log-probabilities are computed once, so that a step costs one forward and one backward pass of both answers; or
+live, in every pass, with a frozen copy of the values. A run that goes on takes what it began with.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
 from peftcli.training.computing import Computing
+from peftcli.training.resuming.frozen_start import FrozenStart
 from peftcli.training.step_batches import StepBatches
+
+COPY_BACK = "copy the run's reference/ back, or start again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def compared_rows(
     world, precision = evaluator.world, start.computing.precision
     if not evaluator.task.needs_reference:
         return validation, None
+    if recipe.training.reference == "live":
+        return validation, _kept_live(recipe, directory, start, evaluator, state)
     sets = {TRAIN: batches.rows, **{validation_key(name): rows for name, rows in validation.items()}}
     record = None
     if state.step:
@@ -87,6 +92,31 @@ def compared_rows(
     return {name: ReferencedRows(rows, values[validation_key(name)]) for name, rows in validation.items()}, record
 
 
+def _kept_live(
+    recipe: Recipe, directory: RunDirectory, start: StartModel, evaluator: Evaluator, state: TrainState
+) -> RunReference | None:
+    """Keep a frozen copy of the model before the first step for the task, and return what the directory is to keep.
+
+    Raises:
+        UserError: a run that goes on has lost its copy.
+    """
+    world, attachment, record = evaluator.world, start.attachment, None
+    of_base = start.info.artifact == "model" and recipe.method.init_from is None
+    kept: Mapping[str, torch.Tensor] = {}
+    if state.step:
+        found = world.broadcast(read_run_reference(directory.path) if world.is_main else None)
+        if found is None or not (found.live or of_base):
+            raise UserError(f"{directory.path} has no copy of the values before the first step", suggestion=COPY_BACK)
+        kept = found.live
+    frozen = FrozenStart(attachment, kept)
+    evaluator.task.at_start = frozen.in_place
+    if not state.step:
+        own = {} if of_base else frozen.tensors()
+        live = whole_tree(own, keep=world.is_main) if world.strategy.sharded else own
+        record = RunReference({}, {}, _parts(recipe, start.info, attachment, world), live)
+    return record
+
+
 def _recorded(directory: RunDirectory, sets: Mapping[str, RowSet]) -> Mapping[str, Reference]:
     """Return the values that the run began with.
 
@@ -98,7 +128,7 @@ def _recorded(directory: RunDirectory, sets: Mapping[str, RowSet]) -> Mapping[st
     if found is None or missing:
         raise UserError(
             f"{directory.path} has no log-probabilities of the model before the first step for its {missing[0]} rows",
-            suggestion="copy the run's reference/ back, or start again with --overwrite",
+            suggestion=COPY_BACK,
         )
     return found.values
 

@@ -59,6 +59,18 @@ def test_batches_keep_the_order_of_the_stream(tokenizer: Any, tmp_path: Path) ->
     assert batches(rows, 4, seed=0, epoch=0) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_a_streamed_pair_has_both_sides(tokenizer: Any, tmp_path: Path) -> None:
+    """What a stream yields is the row that is prepared."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Green?", "chosen": "Yes.", "rejected": "No, red."}] * 2)
+    spec = DataSpec(path=str(path), val_set_size=0.0, cache_dir=str(tmp_path / "cache"))
+    streamed = spec.model_copy(update={"streaming": True})
+    whole = prepare(spec, "preference", tokenizer, seed=0).train[0]
+    row = prepare(streamed, "preference", tokenizer, seed=0, stream_rows=1).train[0]
+    assert row.token_type_ids is not None and set(row.token_type_ids.tolist()) == {0, 1}
+    for own, other in ((row.token_type_ids, whole.token_type_ids), (row.labels, whole.labels)):
+        assert np.array_equal(own, other)
+
+
 def test_the_first_rows_may_be_the_validation_set(tokenizer: Any, tmp_path: Path) -> None:
     data = stream(tokenizer, numbered(tmp_path / "a.jsonl", 20), 60, val_set_size=5.0)
     assert [row.row for row in data.validation[""]] == [1, 2, 3, 4, 5]
