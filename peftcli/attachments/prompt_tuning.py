@@ -93,7 +93,7 @@ class PromptAttachment(Attachment):
 
     def _pad(self) -> int | None:
         config: Any = self.model.config
-        pad: int | None = config.get_text_config().pad_token_id
+        pad: int | None = getattr(config.get_text_config(), "pad_token_id", None)  # RWKV has none
         return pad
 
     def _insertion(self, batch: Mapping[str, Any]) -> Insertion:

@@ -91,7 +91,7 @@ class PrefixTuningMethod(Method[PrefixTuningParams]):
         if anatomy.prefix_route is None or not anatomy.attentions:
             reason = anatomy.prefix_reason or "no attention was found that keys and values could be put before"
             return [f"{reason}; use prompt_tuning, or lora on attn.k and attn.v"]
-        without = anatomy.blocks_without_attention()
+        without = anatomy.without_attention
         if without:
             blocks = sum(len(paths) for paths in anatomy.layers.values())
             return [

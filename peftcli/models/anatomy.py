@@ -13,6 +13,7 @@ LINEAR_ROLES = (
     "attn.k",
     "attn.v",
     "attn.o",
+    "attn.gate",
     "cross_attn.q",
     "cross_attn.k",
     "cross_attn.v",
@@ -163,6 +164,7 @@ class Anatomy:
         takes_tokens: whether the model's main input is token ids, which a prompt can be put in front of.
         biases: names of the bias parameters (of linears, norms, the pooler, ...), without those of the head.
         transposed: paths of the modules whose weight is stored (in, out), those without a role included.
+        without_attention: paths of the blocks that have no keys and values: linear attention, state space models.
         notes: remarks for the user.
     """
 
@@ -185,22 +187,8 @@ class Anatomy:
     takes_tokens: bool = True
     biases: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
+    without_attention: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
-
-    def blocks_without_attention(self) -> list[str]:
-        """Return the blocks that have no attention, where others have one: linear attention, state space models.
-
-        A block whose attention has a query counts as one with attention, also if it shares keys with another block.
-        """
-        with_query = {(linear.stack, linear.layer) for linear in self.linears if linear.role == "attn.q"}
-        with_attention = with_query | {(role.stack, role.layer) for role in self.attentions}
-        stacks = {stack for stack, _ in with_attention}
-        return [
-            path
-            for stack, paths in self.layers.items()
-            for layer, path in enumerate(paths)
-            if stack in stacks and (stack, layer) not in with_attention
-        ]
 
     def roles(self) -> list[str]:
         """Return the linear roles that this model has, in the order of `LINEAR_ROLES`."""

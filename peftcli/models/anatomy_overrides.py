@@ -38,8 +38,8 @@ def apply_overrides(row: FamilyRow, overrides: Mapping[str, str | list[str]], vi
         new, used = _override_stack(stack, named, view)
         stacks.append(new)
         placed |= used
-    blocks = [path for stack in row.stacks for path in view.expand(stack.layers)]
-    candidates = _below(view, blocks[0]) if blocks else []
+    blocks = [path for stack in row.stacks for path in _blocks(view, stack)[:1]]
+    candidates = list(dict.fromkeys(name for block in blocks for name in _below(view, block)))
     for key in named:
         if key in ("embeddings", "layers"):
             continue
@@ -53,7 +53,7 @@ def _override_stack(
     stack: StackRow, named: Mapping[str, list[str]], view: ModuleView
 ) -> tuple[StackRow, set[tuple[str, str]]]:
     """Return the stack with the named roles that its blocks have, and those (role, path)."""
-    blocks = view.expand(stack.layers)
+    blocks = _blocks(view, stack)
     used: set[tuple[str, str]] = set()
     linears: dict[str, tuple[str, ...]] = {}
     exits: dict[str, str] = {}
@@ -82,6 +82,12 @@ def _override_stack(
     kept = {role: spec for role, spec in stack.linears.items() if role not in taken}
     branches = tuple(replace(branch, exit=exits.get(branch.kind, branch.exit)) for branch in stack.branches)
     return replace(stack, linears={**kept, **linears}, fused={**kept_fused, **fused}, branches=branches), used
+
+
+def _blocks(view: ModuleView, stack: StackRow) -> list[str]:
+    """Return the blocks that a row is about."""
+    paths = view.expand(stack.layers) if stack.layers else []
+    return [path for number, path in enumerate(paths) if stack.numbers is None or number in stack.numbers]
 
 
 def _below(view: ModuleView, parent: str) -> list[str]:

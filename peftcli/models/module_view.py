@@ -57,6 +57,9 @@ class ModuleView:
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules(remove_duplicate=False) if not is_added(name)
         }
+        self._first_names: dict[int, str] = {}
+        for name, module in self.modules.items():
+            self._first_names.setdefault(id(module), name)
         base = model.base_model
         self.base_path = next(name for name, module in self.modules.items() if module is base)
 
@@ -82,6 +85,10 @@ class ModuleView:
             if found:
                 return [name for _, name in sorted(found)]
         return []
+
+    def is_first_name(self, path: str) -> bool:
+        """Tell whether a path is the first of its module, which blocks may share."""
+        return self._first_names[id(self.modules[path])] == path
 
     def in_base(self, path: str) -> bool:
         """Tell whether a full path is in the base model."""

@@ -16,8 +16,10 @@ from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice
 from peftcli.models.anatomy_overrides import apply_overrides
 from peftcli.models.families.family_row import FamilyRow, FusedRow, StackRow
 from peftcli.models.families.family_table import family_row
+from peftcli.models.fused_slices import fused_slices
 from peftcli.models.module_view import ModuleView, heads_of, hidden_size, module_kind
-from peftcli.models.unknown_family import structural_row
+from peftcli.models.structure.block_lists import TextPart
+from peftcli.models.structure.unknown_family import structural_row
 
 Overrides = Mapping[str, str | list[str]]
 
@@ -64,22 +66,14 @@ class _Reader:
     attentions: list[AttentionRole] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     routers: list[str] = field(default_factory=list)
+    without_attention: list[str] = field(default_factory=list)
 
     def anatomy(self, origin: Literal["table", "structure", "recipe"], notes: list[str]) -> Anatomy:
-        for stack in self.row.stacks:
-            paths = self.view.expand(stack.layers)
-            if paths:
-                self.layers[stack.stack] = tuple(paths)
-            for layer, path in enumerate(paths):
-                self._read_block(stack, path, layer, len(paths))
-        if not self.linears:
-            raise UserError(
-                f"no attention or feed-forward projections were found in this {self.config.model_type} model",
-                suggestion="name them in the recipe, relative to a block: model.anatomy: {attn.q: ..., ffn.up: ...}",
-            )
+        self._read_blocks()
         embeddings = self._embeddings()
         output = _output_embeddings(self.view)
         head = head_modules(self.view)
+        text = TextPart(self.view)
         return Anatomy(
             family=self.view.model.config.model_type,
             origin=origin,
@@ -88,7 +82,7 @@ class _Reader:
             linears=tuple(self.linears),
             blocks=tuple(self.blocks),
             attentions=tuple(self.attentions),
-            norms=_norms(self.view),
+            norms=_norms(self.view, text),
             embeddings=embeddings,
             output_embeddings=output,
             head=head,
@@ -98,21 +92,44 @@ class _Reader:
             prefix_reason=self.row.prefix_reason,
             takes_tokens=self.view.model.main_input_name == "input_ids",
             max_positions=self.row.positions(self.config) if self.row.positions else None,
-            biases=_biases(self.view, head),
+            biases=_biases(self.view, head, text),
             transposed=tuple(name for name, live in self.view.modules.items() if module_kind(live) == "conv1d"),
+            without_attention=tuple(self.without_attention) if self.attentions else (),
             notes=tuple(notes),
         )
+
+    def _read_blocks(self) -> None:
+        """Read every block with the row of its kind; lists of one stack follow each other."""
+        first: dict[tuple[str, str], int] = {}
+        work: list[tuple[int, int, StackRow, str, int]] = []
+        for stack in self.row.stacks:
+            paths = self.view.expand(stack.layers) if stack.layers else []
+            before = self.layers.get(stack.stack, ())
+            start = first.setdefault((stack.stack, stack.layers), len(before))
+            if start == len(before):
+                self.layers[stack.stack] = (*before, *paths)
+            order = list(self.layers).index(stack.stack)
+            for number, path in enumerate(paths):
+                if stack.numbers is None or number in stack.numbers:
+                    work.append((order, start + number, stack, path, len(paths)))
+        for _, layer, stack, path, count in sorted(work, key=lambda item: item[:2]):
+            self._read_block(stack, path, layer, count)
+
+    def _own(self, path: str, spec: str) -> str | None:
+        """Return the module of a block, if no earlier block has it: Zamba's blocks share one attention."""
+        module = self.view.first(path, spec)
+        return module if module is not None and self.view.is_first_name(module) else None
 
     def _read_block(self, stack: StackRow, path: str, layer: int, count: int) -> None:
         found: dict[str, LinearRole] = {}
         for role, specs in stack.linears.items():
             for spec in (specs,) if isinstance(specs, str) else specs:
-                module = self.view.first(path, spec)
+                module = self._own(path, spec)
                 if module is not None:
                     found.setdefault(role, self._linear(stack, role, module, layer))
                     self.linears.append(self._linear(stack, role, module, layer))
         for spec, fused in stack.fused.items():
-            module = self.view.first(path, spec)
+            module = self._own(path, spec)
             if module is not None:
                 for role, piece in self._slices(stack, module, fused).items():
                     found[role] = self._linear(stack, role, module, layer, piece)
@@ -120,7 +137,7 @@ class _Reader:
         self._read_branches(stack, path, layer)
         self._read_attentions(stack, path, layer, count, found)
         for spec, reason in stack.left_out.items():
-            module = self.view.first(path, spec)
+            module = self._own(path, spec)
             if module is not None:
                 self.left_out.append((module, reason))
                 if spec in stack.routers:
@@ -147,32 +164,8 @@ class _Reader:
 
     def _slices(self, stack: StackRow, module: str, fused: FusedRow) -> dict[str, FusedSlice]:
         _, total = linear_widths(self.view.modules[module])
-        if len(fused.roles) == 2:  # gate and up: halves
-            half = total // 2
-            return {role: FusedSlice(1, total, i * half, half) for i, role in enumerate(fused.roles)}
-        heads = self._heads(stack)
-        if fused.layout == "per_head":
-            width = total // heads
-            size = width // len(fused.roles)
-            return {role: FusedSlice(heads, width, i * size, size) for i, role in enumerate(fused.roles)}
-        query, key, value = fused.roles
-        if fused.layout == "per_group":
-            groups = int(self.config.num_kv_heads)
-            width = total // groups
-            size = width // (heads // groups + 2)
-            return {
-                query: FusedSlice(groups, width, 0, width - 2 * size),
-                key: FusedSlice(groups, width, width - 2 * size, size),
-                value: FusedSlice(groups, width, width - size, size),
-            }
-        head_dim = getattr(self.config, "head_dim", None) or hidden_size(self.config) // heads
-        queries = heads * int(head_dim)
-        size = (total - queries) // 2  # smaller than the queries' in grouped-query attention
-        return {
-            query: FusedSlice(1, total, 0, queries),
-            key: FusedSlice(1, total, queries, size),
-            value: FusedSlice(1, total, queries + size, size),
-        }
+        heads = self._heads(stack) if fused.sizes is None and len(fused.roles) > 2 else 1
+        return fused_slices(fused, total, heads, self.config)
 
     def _heads(self, stack: StackRow) -> int:
         heads = heads_of(self.config, stack.heads)
@@ -184,7 +177,7 @@ class _Reader:
 
     def _read_branches(self, stack: StackRow, path: str, layer: int) -> None:
         for branch in stack.branches:
-            entry, end = self.view.first(path, branch.entry), self.view.first(path, branch.exit)
+            entry, end = self.view.first(path, branch.entry), self._own(path, branch.exit)
             if entry is None or end is None:
                 continue
             self.blocks.append(
@@ -209,14 +202,15 @@ class _Reader:
     def _read_attentions(
         self, stack: StackRow, path: str, layer: int, count: int, found: Mapping[str, LinearRole]
     ) -> None:
+        if not any(self.view.first(path, row.module) for row in stack.attentions):
+            self.without_attention.append(path)
         for row in stack.attentions:
-            module = self.view.first(path, row.module)
+            module = self._own(path, row.module)
             prefix = "cross_attn" if row.kind == "cross" else "attn"
             query, key = found.get(f"{prefix}.q"), found.get(f"{prefix}.k")
             if module is None or query is None or key is None:
                 continue
-            heads = self._heads(stack)
-            head_dim = query.out_features // heads
+            heads, head_dim = self._head_sizes(stack, self.view.modules[module], query, key)
             self.attentions.append(
                 AttentionRole(
                     module=module,
@@ -230,6 +224,14 @@ class _Reader:
                 )
             )
 
+    def _head_sizes(self, stack: StackRow, attention: nn.Module, query: LinearRole, key: LinearRole) -> tuple[int, int]:
+        """Return heads and head size: those that the module tells, where its projections are multiples of the size."""
+        own = getattr(attention, "head_dim", None)
+        if isinstance(own, int) and own > 0 and not query.out_features % own and not key.out_features % own:
+            return query.out_features // own, own
+        heads = self._heads(stack)
+        return heads, query.out_features // heads
+
     def _embeddings(self) -> str:
         found = self.view.first(self.view.base_path, self.row.embeddings)
         if found is None:
@@ -240,23 +242,25 @@ class _Reader:
         return found
 
 
-def _norms(view: ModuleView) -> tuple[str, ...]:
-    """Return the norms of the base model: modules whose class name says so, and that have parameters."""
+def _norms(view: ModuleView, text: TextPart) -> tuple[str, ...]:
+    """Return the norms that text passes: modules of the base whose class name says so, and that have parameters."""
     seen: set[int] = set()
     names = []
     for name, module in view.modules.items():
         has_weights = any(True for _ in module.parameters(recurse=False))
         if "norm" in type(module).__name__.lower() and has_weights and view.in_base(name) and id(module) not in seen:
             seen.add(id(module))
-            names.append(name)
+            if text.holds(name):
+                names.append(name)
     return tuple(names)
 
 
-def _biases(view: ModuleView, head: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the base model's biases, shared ones once: `bias`, `q_bias` (not T5's relative positions)."""
+def _biases(view: ModuleView, head: tuple[str, ...], text: TextPart) -> tuple[str, ...]:
+    """Return the base's biases that text meets, shared ones once: `bias`, `q_bias` (not T5's relative positions)."""
     inside = tuple(f"{path}." for path in head)
     own = (name for name in base_parameters(view.model) if not name.startswith(inside))
-    return tuple(name for name in own if name.rsplit(".", 1)[-1].endswith("bias"))
+    biases = (name for name in own if name.rpartition(".")[2].endswith("bias"))
+    return tuple(name for name in biases if text.holds(name) or not view.in_base(name))
 
 
 def _output_embeddings(view: ModuleView) -> str | None:

@@ -120,7 +120,7 @@ ELSEWHERE = {
     "test_preflight.py": "model.revision",
     "models/load/test_loading.py": "model.name_or_path model.num_labels",
     "models/load/test_remote_code.py": "model.trust_remote_code",
-    "models/test_unknown_family.py": "model.anatomy",
+    "models/structure/test_unknown_family.py": "model.anatomy",
     "models/load/test_quantization.py": "model.load_in_4bit model.load_in_8bit model.bnb_4bit_quant_type "
     "model.bnb_4bit_use_double_quant model.bnb_4bit_compute_dtype model.min_quantized_share",
     "data/read/test_splits.py": "data.split",

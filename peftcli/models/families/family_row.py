@@ -27,10 +27,13 @@ class FusedRow:
         layout: `contiguous` (all features of the first role, then all of the second, ...; keys and values have fewer
             features in grouped-query attention), `per_head` (q, k, v of head 0, then of head 1, ...) or `per_group`
             (for each key-value head: its queries, then its key, then its value).
+        sizes: features of each role in one head of a `per_head` layout; None if all are equal, one for each head that
+            the config tells.
     """
 
     roles: tuple[str, ...]
     layout: Layout = "contiguous"
+    sizes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class StackRow:
         routers: paths within a block of those of them that choose experts.
         depths: function of the config, a block's number and the number of blocks; returns how often a forward pass
             runs the block.
+        numbers: the numbers of the blocks that the row is about; None for all. Several rows may share one list.
     """
 
     stack: Stack
@@ -80,6 +84,7 @@ class StackRow:
     left_out: Mapping[str, str] = field(default_factory=dict)
     routers: tuple[str, ...] = ()
     depths: Callable[[PretrainedConfig, int, int], int] | None = None
+    numbers: frozenset[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -326,6 +326,6 @@ def test_a_model_with_blocks_without_attention_is_refused_from_its_structure() -
         linear_value_head_dim=8, linear_conv_kernel_dim=2, layer_types=["linear_attention"] * 3 + ["full_attention"],
     )  # fmt: skip
     anatomy = read_anatomy(build_meta(config, "causal_lm"))
-    assert len(anatomy.blocks_without_attention()) == 3
+    assert len(anatomy.without_attention) == 3
     reasons = METHOD.check(anatomy, PrefixTuningParams())
     assert "3 of this model's 4 blocks have no attention" in reasons[0]

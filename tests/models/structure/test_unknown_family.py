@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from peftcli.errors import UserError
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.unknown_family import structural_row
+from peftcli.models.structure.unknown_family import structural_row
 from tests.models.inputs import task_of
 from tests.tiny import FAMILIES, tiny_model
 
@@ -152,11 +152,6 @@ def test_every_wrong_name_of_the_recipe_is_reported_with_the_nearest() -> None:
     assert "self_attn.q_proj" in text
     assert "'attn.x' is not a role" in text
     assert "embed_tokens" in text
-
-
-def test_a_model_without_projections_says_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"no attention or feed-forward projections .*\n.*model\.anatomy"):
-        read_anatomy(_unknown("mamba", vocab_size=128, hidden_size=32, num_hidden_layers=2))
 
 
 def test_layers_that_match_nothing_name_the_lists_of_blocks() -> None:

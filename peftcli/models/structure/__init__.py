@@ -1,0 +1,1 @@
+"""Reading the blocks of families that the table does not know."""
