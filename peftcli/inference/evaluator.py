@@ -175,9 +175,10 @@ class Evaluator:
 
     def _share(self, rows: RowSet, chosen: range, limit: int | None) -> tuple[list[list[int]], list[int]]:
         """Return this process's batches of the chosen rows, and the shortest row, which is the same in each process."""
-        order = longest_first(chosen, rows.lengths)
+        lengths = self.collator.lengths(rows)
+        order = longest_first(chosen, lengths)
         own = order[self.world.rank :: self.world.size]
-        return list(split_by_tokens(own, rows.lengths, self.batch_size, limit)), order[-1:]
+        return list(split_by_tokens(own, lengths, self.batch_size, limit)), order[-1:]
 
     def _score(self, parts: Sequence[_Collected]) -> dict[str, Any]:
         count = sum(part.count for part in parts)

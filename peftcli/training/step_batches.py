@@ -35,6 +35,9 @@ class StepBatches:
     Args:
         rows: to train on.
         max_tokens: bound on a micro-batch's tokens; None without one.
+
+    Attributes:
+        lengths: tokens that each row takes in a micro-batch.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class StepBatches:
     ) -> None:
         self.spec, self.rows, self.collator = recipe.training, rows, collator
         self.world, self.max_tokens = world, max_tokens
-        self._seed, self._plan, self._lengths = recipe.seed, plan, rows.lengths
+        self._seed, self._plan = recipe.seed, plan
+        self.lengths = collator.lengths(rows, joined=collator.joins_rows)
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     def take(self, rows: RowSet) -> None:
@@ -58,7 +62,7 @@ class StepBatches:
         epoch, index = self._plan.position(step)
         numbers = self._epoch_rows(epoch)[index]
         read = {number: self.rows[number] for number in sorted(numbers)} if isinstance(self.rows, StreamedRows) else {}
-        lengths: Lengths = {number: len(row.input_ids) for number, row in read.items()} if read else self._lengths
+        lengths: Lengths = {number: self.collator.length(row) for number, row in read.items()} if read else self.lengths
         order = longest_first(numbers, lengths)
         shares = self._shares(order, lengths, self.world.rank)
         idle = 0

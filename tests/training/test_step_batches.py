@@ -64,6 +64,21 @@ def test_a_micro_batch_holds_rows_of_like_length_within_its_limit(recipe, tmp_pa
     assert max(counts) > 2
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "stream"])
+def test_pairs_of_unequal_sides_stay_within_the_limit(recipe, tmp_path, streaming) -> None:
+    """Both sides are padded to the longest one: a long answer beside a short one takes twice its tokens."""
+    rows = [{"prompt": "the cat", "chosen": "green", "rejected": "red and " * (1 + n % 9)} for n in range(24)]
+    loaded = recipe("llama", "preference", rows, data__streaming=streaming, training__max_steps=6,
+                    training__reference="live", training__per_device_train_batch_size=8,
+                    training__max_tokens_per_micro_batch=240, training__fast_paths={"padding_free": False})  # fmt: skip
+    batches, counts = batches_of(loaded, tmp_path), []
+    for step in range(6):
+        for batch in batches(step):
+            counts.append(len(batch.inputs["input_ids"]) // 2)
+            assert counts[-1] == 1 or batch.inputs["input_ids"].numel() <= 240
+    assert max(counts) > 2
+
+
 class Counting(StepBatches):
     """Notes which steps are read, and how many are collated at once."""
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from peftcli.data.rows.packing import join
 from peftcli.data.rows.padding import collate, preference_tensors
-from peftcli.data.rows.row_set import Row, RowSet, sequences_of
+from peftcli.data.rows.referenced_rows import ReferencedRows
+from peftcli.data.rows.row_set import Row, RowSet, StoredRows, padded_length, sequences_of
 from peftcli.ignored_label import IGNORED
 from peftcli.models.packed_documents import PackingRoute
 from peftcli.tasks.task import Batch, Task
@@ -50,6 +52,20 @@ class Collator:
         if self.task.info.rows != "preferences":
             return list(rows)
         return [sequence for row in rows for sequence in sequences_of(row)]
+
+    def lengths(self, rows: RowSet, *, joined: bool = False) -> npt.NDArray[np.int32]:
+        """Return the tokens that each row takes in a batch of equal rows: of a preference both sequences count as the
+        longer one, unless they are joined without padding.
+        """
+        inner = rows.rows if isinstance(rows, ReferencedRows) else rows
+        if joined or self.task.info.rows != "preferences" or not isinstance(inner, StoredRows):
+            return rows.lengths
+        return inner.padded_lengths
+
+    def length(self, row: Row) -> int:
+        """Return the tokens that one row takes in a micro-batch to train on, as `lengths` counts them."""
+        padded = self.task.info.rows == "preferences" and not self.joins_rows
+        return padded_length(row) if padded else len(row.input_ids)
 
     def batch(self, rows: Sequence[Row], *, generate: bool = False) -> Batch:
         """Return rows as one batch, on the CPU.

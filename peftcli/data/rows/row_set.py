@@ -60,6 +60,12 @@ def sequences_of(row: Row) -> list[Row]:
     return found
 
 
+def padded_length(row: Row) -> int:
+    """Return the tokens that a preference takes in a padded batch: its sequences are as long as the longer one."""
+    found = [len(sequence.input_ids) for sequence in sequences_of(row)]
+    return len(found) * max(found)
+
+
 class RowSet(Protocol):
     """Rows by number; `lengths` are known without reading them."""
 
@@ -98,6 +104,16 @@ class StoredRows:
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each row."""
         return self.store.lengths[self.index]
+
+    @property
+    def padded_lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens that each preference takes in a padded batch, as `padded_length` counts them."""
+        store, lengths = self.store, self.lengths
+        if store.types is None or not len(store):
+            return lengths
+        second = np.add.reduceat(store.types, store.offsets[:-1], dtype=np.int32)[self.index]
+        both = (second > 0) & (second < lengths)
+        return np.where(both, 2 * np.maximum(second, lengths - second), lengths)
 
     def __getitem__(self, index: int) -> Row:
         store, row = self.store, int(self.index[index])

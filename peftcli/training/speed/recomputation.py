@@ -107,7 +107,7 @@ def need_of(batches: StepBatches, attachment: Attachment, task: Task, computing:
     free = free_bytes(batches.world.device, batches.world.size)
     if free is None:
         return None
-    lengths = batches.rows.lengths
+    lengths = batches.lengths
     longest = batches.rows[int(np.argmax(lengths))]
     cost = activation_cost(attachment.model, task, batches.collator, longest, computing)
     count, length = largest_micro_batch(batches, int(lengths.max()))  # of a stream it is the limit

@@ -102,22 +102,21 @@ def test_a_run_that_goes_on_misses_its_copy(recipe, tmp_path) -> None:
         train(loaded, resume=True)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_two_processes_equal_one(recipe, tmp_path, kind: str) -> None:
-    """Each with its rows, and with the model divided among them; stopped and gone on."""
-    options = {**OPTIONS, **LIVE, "data__val_set_size": 5, "method": method(kind), "training__adam_epsilon": 1e-3}
-    options["training__learning_rate"] = 1e-3
+def test_two_processes_equal_one(recipe, tmp_path) -> None:
+    """LoRA with half of the rows each, stopped and gone on; full fine-tuning of a model that is divided."""
     size = "training__per_device_train_batch_size"
-    alone, recorder = recipe("llama", "preference", pairs(16), name="alone", **options, **{size: 4}), Recorder()
-    summary = train(alone, reporter=recorder)
-    worlds = []
-    for strategy in ("ddp", "fsdp"):
-        both = recipe("llama", "preference", pairs(16), name=strategy, **options, **{size: 2},
+    alone, worlds = [], []
+    for kind, strategy, stop in (("lora", "ddp", [2]), ("full", "fsdp", [])):
+        options = {**OPTIONS, **LIVE, "data__val_set_size": 5, "method": method(kind), "training__adam_epsilon": 1e-3,
+                   "training__learning_rate": 1e-3}  # fmt: skip
+        recorder = Recorder()
+        summary = train(recipe("llama", "preference", pairs(16), name=kind, **options, **{size: 4}), reporter=recorder)
+        alone.append((recorder.losses, summary.eval["eval_rewards_margins"]))
+        both = recipe("llama", "preference", pairs(16), name=f"{kind}-of-two", **options, **{size: 2},
                       distributed__strategy=strategy)  # fmt: skip
         going = {"kind": "train", "recipe": str(both.path)}
-        jobs = [{**going, "stop_at": 2}, {**going, "resume": True}, {"kind": "evaluate", "run": both.recipe.output_dir}]
-        worlds.append((2, jobs))
-    for stopped, rest, evaluated in in_worlds(tmp_path, worlds):
-        assert len(stopped) < 4 and stopped + rest == pytest.approx(recorder.losses, rel=1e-5)
-        margins = "eval_rewards_margins"
-        assert evaluated[margins] == pytest.approx(summary.eval[margins], rel=1e-3, abs=1e-5)
+        using = {"kind": "evaluate", "run": both.recipe.output_dir}
+        worlds.append((2, [*({**going, "stop_at": at} for at in stop), {**going, "resume": bool(stop)}, using]))
+    for (losses, margin), (*runs, evaluated) in zip(alone, in_worlds(tmp_path, worlds), strict=True):
+        assert [loss for run in runs for loss in run] == pytest.approx(losses, rel=1e-5)
+        assert evaluated["eval_rewards_margins"] == pytest.approx(margin, rel=1e-3, abs=1e-5)
