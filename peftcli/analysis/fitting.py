@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 from transformers import PretrainedConfig
@@ -19,10 +20,23 @@ from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import TASKS
 
 
-def refusals(
+@dataclass(frozen=True)
+class Fit:
+    """Whether a model can carry a method with its default hyper-parameters.
+
+    Args:
+        reasons: why it cannot; empty where it can.
+        notes: what it does not reach, such as `attn.q is in 15 of 60 blocks`.
+    """
+
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def fits(
     names: Iterable[str], model: str, task: str | None = None, *, methods: MethodRegistry = registry
-) -> dict[str, list[str]]:
-    """Return, by method, why this model cannot carry it with its default hyper-parameters; empty where it can.
+) -> dict[str, Fit]:
+    """Return, by method, whether this model can carry it with its default hyper-parameters.
 
     Args:
         names: methods.
@@ -34,7 +48,7 @@ def refusals(
     """
     config = load_config(ModelSpec(name_or_path=model))
     chosen = _task(config, task)
-    return {name: _reasons(name, config, chosen, methods) for name in names}
+    return {name: _fit(name, config, chosen, methods) for name in names}
 
 
 def rates_on(names: Iterable[str], model: str, task: str | None = None) -> dict[str, DefaultRate]:
@@ -61,17 +75,17 @@ def _task(config: PretrainedConfig, task: str | None) -> TaskName:
     return possible[0]
 
 
-def _reasons(name: str, config: PretrainedConfig, task: TaskName, methods: MethodRegistry) -> list[str]:
+def _fit(name: str, config: PretrainedConfig, task: TaskName, methods: MethodRegistry) -> Fit:
     info = methods.info(name)
     if info.tasks and task not in info.tasks:
-        return [f"it serves {', '.join(sorted(info.tasks))}, not {task}"]
+        return Fit((f"it serves {', '.join(sorted(info.tasks))}, not {task}",))
     try:
         params = info.params.model_validate({})
     except ValidationError:
-        return []  # a method without complete defaults, such as a composition, fits where its parts do
+        return Fit()  # a method without complete defaults, such as a composition, fits where its parts do
     model = build_meta(config, task)
     try:
-        apply_method(model, read_anatomy(model), params, methods=methods)
+        attachment = apply_method(model, read_anatomy(model), params, methods=methods)
     except UserError as error:
-        return [problem.message for problem in error.problems]
-    return []
+        return Fit(tuple(problem.message for problem in error.problems))
+    return Fit(notes=tuple(attachment.notes))

@@ -16,6 +16,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.target_modules import short_path
 from peftcli.models.weights.weight_damage import check_weight_files
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
@@ -103,9 +104,19 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     if problems:
         raise UserError(located(loaded, problems))
     anatomy = anatomies[0]
-    left_out = [f"{path} is left out: {why}" for path, why in anatomy.left_out]
-    notes = [*notes, *anatomy.notes, *left_out, *of_method]
+    notes = [*notes, *anatomy.notes, *_left_out(anatomy), *of_method]
     return Outline(info, spec, tokenizer, anatomy, tuple(notes))
+
+
+def _left_out(anatomy: Anatomy) -> list[str]:
+    """Return what has no role, with the reason: one sentence for all the blocks that have it."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for path, why in anatomy.left_out:
+        places.setdefault((short_path(path), why), []).append(path)
+    return [
+        f"{paths[0] if len(paths) == 1 else f'{name} of {len(paths)} blocks'} is left out: {why}"
+        for (name, why), paths in places.items()
+    ]
 
 
 def _kind_problems(anatomy: Anatomy, task: TaskName) -> list[Problem]:

@@ -11,6 +11,7 @@ from peftcli.console.options import Json
 from peftcli.console.progress_bar import with_progress
 
 if TYPE_CHECKING:
+    from peftcli.analysis.fitting import Fit
     from peftcli.analysis.method_contracts import Finding
     from peftcli.protocol.method import MethodInfo
     from peftcli.protocol.rates.default_rate import DefaultRate
@@ -61,9 +62,9 @@ def methods(
         _check(check, as_json=as_json)
         return
     infos = [registry.info(each) for each in ([name] if name else registry.names())]
-    reasons = _refusals(infos, model, task) if model else {}
+    fits = _fits(infos, model, task) if model else {}
     rates = _rates(infos, model, task)
-    rows = [_record(info, rates[info.name], fits=reasons.get(info.name) if model else None) for info in infos]
+    rows = [_record(info, rates[info.name], fit=fits.get(info.name)) for info in infos]
     if as_json:
         print_json(rows)
     elif name:
@@ -116,7 +117,7 @@ def _print_findings(findings: list[Finding]) -> None:
             console.print(f"{finding.contract}{place}: {finding.problem or finding.skipped}", markup=False)
 
 
-def _record(info: MethodInfo, rate: DefaultRate, *, fits: list[str] | None) -> dict[str, Any]:
+def _record(info: MethodInfo, rate: DefaultRate, *, fit: Fit | None) -> dict[str, Any]:
     from peftcli.protocol.method import merges_by_default
     from peftcli.protocol.registry import registry
 
@@ -145,8 +146,8 @@ def _record(info: MethodInfo, rate: DefaultRate, *, fits: list[str] | None) -> d
         "tasks": sorted(info.tasks),
         "parameters": parameters,
     }
-    if fits is not None:
-        record |= {"fits": not fits, "reasons": fits}
+    if fit is not None:
+        record |= {"fits": not fit.reasons, "reasons": list(fit.reasons), "reach": list(fit.notes)}
     return record
 
 
@@ -158,11 +159,11 @@ def _default(params: type[MethodParams], key: str) -> Any:
     return value.model_dump(mode="json") if isinstance(value, Block) else value
 
 
-def _refusals(infos: list[MethodInfo], model: str, task: str | None) -> dict[str, list[str]]:
-    """Return, per method, why this model cannot carry it with its default hyper-parameters."""
-    from peftcli.analysis.fitting import refusals
+def _fits(infos: list[MethodInfo], model: str, task: str | None) -> dict[str, Fit]:
+    """Return, per method, whether this model can carry it with its default hyper-parameters."""
+    from peftcli.analysis.fitting import fits
 
-    return refusals([info.name for info in infos], model, task)
+    return fits([info.name for info in infos], model, task)
 
 
 def _rates(infos: list[MethodInfo], model: str | None, task: str | None) -> dict[str, DefaultRate]:
@@ -199,11 +200,18 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
     if with_fit:
         columns.insert(1, "fits")
         for line, row in zip(cells, rows, strict=True):
-            line.insert(1, "yes" if row["fits"] else "no: " + "; ".join(row["reasons"]))
+            line.insert(1, _fit_text(row))
     console = result_console()
     print_table(console, table(columns, cells))
     other = "" if with_fit else " Learning rates are for a small encoder; --model M shows those for a model."
     console.print(f"\n`peft methods NAME` shows one with its hyper-parameters.{other}")
+
+
+def _fit_text(row: dict[str, Any]) -> str:
+    """Return `yes`, with what the method does not reach, or `no` with the reasons."""
+    if not row["fits"]:
+        return "no: " + "; ".join(row["reasons"])
+    return "yes" + "".join(f"; {note}" for note in row["reach"])
 
 
 def _print_one(row: dict[str, Any]) -> None:
@@ -217,7 +225,7 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print(f"  merges         {_MERGES[row['mergeable']]}")
     console.print(f"  4-bit base     {'yes' if row['quantised_base'] else 'no'}")
     if "fits" in row:
-        console.print(f"  fits           {'yes' if row['fits'] else 'no: ' + '; '.join(row['reasons'])}")
+        console.print(f"  fits           {_fit_text(row)}", markup=False)
     cells = [
         [
             field["name"],

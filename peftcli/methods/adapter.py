@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.protocol.bottlenecks import BottleneckParams, branches, norm_parameters, too_wide
+from peftcli.protocol.bottlenecks import BottleneckParams, bottleneck_problems, branches, norm_parameters
 from peftcli.protocol.method import Method, MethodInfo
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class AdapterMethod(Method[AdapterParams]):
 
     def check(self, anatomy: Anatomy, params: AdapterParams) -> list[str]:
         """Return why this model cannot carry these adapters."""
-        return too_wide(anatomy, params, _KINDS[params.placement])
+        return bottleneck_problems(anatomy, params, _KINDS[params.placement])
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: AdapterParams) -> Attachment:
         """Put one adapter on each branch of the placement, and let the norms train where the paper does."""

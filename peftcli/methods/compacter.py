@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from peftcli.models.config_facts import width
-from peftcli.protocol.bottlenecks import BottleneckParams, branches, norm_parameters, too_wide
+from peftcli.protocol.bottlenecks import BottleneckParams, bottleneck_problems, branches, norm_parameters
 from peftcli.protocol.method import Method, MethodInfo
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class CompacterMethod(Method[CompacterParams]):
 
     def check(self, anatomy: Anatomy, params: CompacterParams) -> list[str]:
         """Return why phm_dim does not divide this model's hidden size or the bottleneck that follows from it."""
-        problems = too_wide(anatomy, params, _KINDS[params.placement])
+        problems = bottleneck_problems(anatomy, params, _KINDS[params.placement])
         for size in sorted({block.width for block in branches(anatomy, _KINDS[params.placement])}):
             problems += _indivisible(params, size)
         return problems

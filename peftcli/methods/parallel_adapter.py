@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftcli.protocol.bottlenecks import BottleneckParams, branches, too_wide
+from peftcli.protocol.bottlenecks import BottleneckParams, bottleneck_problems, branches
 from peftcli.protocol.method import Method, MethodInfo
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ParallelAdapterMethod(Method[ParallelAdapterParams]):
 
     def check(self, anatomy: Anatomy, params: ParallelAdapterParams) -> list[str]:
         """Return why this model cannot carry these adapters."""
-        return too_wide(anatomy, params, _KINDS[params.placement])
+        return bottleneck_problems(anatomy, params, _KINDS[params.placement])
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: ParallelAdapterParams) -> Attachment:
         """Put one adapter beside each branch of the placement."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
-from peftcli.models.families.family_row import FamilyRow, FusedRow, Layout, StackRow
+from peftcli.models.families.family_row import BranchRow, FamilyRow, FusedRow, Layout, StackRow
 from peftcli.models.module_view import ModuleView, module_kind
 from peftcli.suggestions import did_you_mean, nearest
 
+_KINDS: tuple[Literal["attn", "cross_attn", "ffn"], ...] = ("attn", "cross_attn", "ffn")
 _LAYOUTS: tuple[Layout, ...] = ("contiguous", "per_head", "per_group")
 KEYS = (*LINEAR_ROLES, *BLOCK_ROLES, "layers", "embeddings")
 """The keys of `model.anatomy`. attn, cross_attn and ffn name the module whose output is that of the branch."""
@@ -80,8 +82,10 @@ def _override_stack(
     taken = {role for row in fused.values() for role in row.roles} | set(linears)
     kept_fused = {path: row for path, row in stack.fused.items() if not taken & set(row.roles)}
     kept = {role: spec for role, spec in stack.linears.items() if role not in taken}
-    branches = tuple(replace(branch, exit=exits.get(branch.kind, branch.exit)) for branch in stack.branches)
-    return replace(stack, linears={**kept, **linears}, fused={**kept_fused, **fused}, branches=branches), used
+    branches = [replace(branch, exit=exits.get(branch.kind, branch.exit)) for branch in stack.branches]
+    there = {branch.kind for branch in branches}
+    branches += [BranchRow(kind, exits[kind], exits[kind]) for kind in _KINDS if kind in exits and kind not in there]
+    return replace(stack, linears={**kept, **linears}, fused={**kept_fused, **fused}, branches=tuple(branches)), used
 
 
 def _blocks(view: ModuleView, stack: StackRow) -> list[str]:

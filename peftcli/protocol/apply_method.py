@@ -10,6 +10,7 @@ from peftcli.layers.added_modules import is_added
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.module_view import module_kind
+from peftcli.models.reach import partial_reach
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.method_params import MethodParams
@@ -47,6 +48,7 @@ def apply_method(
         raise UserError(Problem(reason, key="method") for reason in reasons)
     model.requires_grad_(False)
     attachment = method.attach(model, anatomy, params)
+    attachment.notes += partial_reach(anatomy, _named(anatomy, attachment))
     attachment.head = _parameters_below(model, anatomy.head)
     attachment.to_save = _parameters_to_save(model, params.modules_to_save or [])
     for name in attachment.head:
@@ -65,6 +67,16 @@ def apply_method(
     if masters:
         _upcast_(model, attachment)
     return attachment
+
+
+def _named(anatomy: Anatomy, attachment: Attachment) -> list[str]:
+    """Return the roles and branches that the method went by; no roles where it took modules that have none, too."""
+    kinds = {block.exit: block.kind for block in anatomy.blocks}
+    branches = [kinds.get(placed.key.rpartition(".")[0]) for placed in attachment.placed]
+    fused = {linear.module for linear in anatomy.linears if linear.slice is not None}
+    by_role = all(target.role or target.module in fused for target in attachment.targets)
+    roles = [target.role for target in attachment.targets] if by_role else []
+    return list(dict.fromkeys(name for name in [*roles, *branches] if name is not None))
 
 
 def _parameters_below(model: nn.Module, paths: tuple[str, ...] | list[str]) -> list[str]:

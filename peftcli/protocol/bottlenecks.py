@@ -43,8 +43,14 @@ def branches(anatomy: Anatomy, kinds: Iterable[str]) -> list[BlockRole]:
     return [block for block in anatomy.blocks if block.kind in wanted]
 
 
-def too_wide(anatomy: Anatomy, params: BottleneckParams, kinds: Iterable[str]) -> list[str]:
-    """Return why a given bottleneck is too wide: it has more than four times the hidden size."""
+def bottleneck_problems(anatomy: Anatomy, params: BottleneckParams, kinds: Iterable[str]) -> list[str]:
+    """Return why no bottleneck fits: no such branch was found, or it has more than four times the hidden size."""
+    kinds = tuple(kinds)
+    if not branches(anatomy, kinds):
+        return [
+            f"no {' or '.join(kinds)} branch was found in this {anatomy.family} model that an adapter could be put at; "
+            "name the module that ends it in model.anatomy, or use lora with target_modules: all-linear"
+        ]
     narrowest = min((block.width for block in branches(anatomy, kinds)), default=anatomy.hidden_size)
     if params.bottleneck_size is None or params.bottleneck_size <= 4 * narrowest:
         return []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftcli.analysis.fitting import refusals
+from peftcli.analysis.fitting import fits
 from peftcli.errors import UserError
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
@@ -66,7 +66,8 @@ def test_the_refusals_are_those_listed(family: str, tmp_path: Path) -> None:
         reasons = {method: _why_not(method, family) for method in METHODS}
     else:
         tiny_config(family, **changes_for(family)).save_pretrained(tmp_path)
-        reasons = refusals(METHODS, str(tmp_path))  # on the meta device; `peft methods --model` prints these
+        found = fits(METHODS, str(tmp_path))  # on the meta device; `peft methods --model` prints these
+        reasons = {method: list(fit.reasons) for method, fit in found.items()}
     assert {method for method, why in reasons.items() if why} == {m for m, f in REFUSALS if f == family} | too_wide
     for method, why in reasons.items():
         if why:
