@@ -35,12 +35,14 @@ class RunReference:
         parts: what the method's state held; empty where the base alone is the reference.
         live: the values that training moves, by name, of a run that computes its reference in every pass; empty where
             they are the base's own.
+        base: the `BaseIdentity` of the base, as plain data; empty in the record of an earlier version.
     """
 
     values: Mapping[str, npt.NDArray[np.float32]]
     rows: Mapping[str, str | None]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     live: Mapping[str, Tensor] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
 
 
 def validation_key(name: str) -> str:
@@ -52,6 +54,7 @@ def write_run_reference(run: Path, found: RunReference) -> None:
     """Write `reference/` of a run; after a crash it is whole or absent."""
     with new_directory(run / NAME, instead=OTHER_RUN) as directory:
         tree = {"values": found.values, "rows": found.rows, "parts": found.parts, "live": found.live}
+        tree["base"] = found.base
         save_tree(directory, {name: dict(kept) for name, kept in tree.items()})
 
 
@@ -65,7 +68,7 @@ def read_run_reference(run: Path) -> RunReference | None:
         return None
     try:
         tree: Any = load_tree(run / NAME)
-        return RunReference(tree["values"], tree["rows"], tree["parts"], tree.get("live", {}))
+        return RunReference(tree["values"], tree["rows"], tree["parts"], tree.get("live", {}), tree.get("base", {}))
     except (UserError, KeyError, TypeError) as error:
         remedy = "copy it back, or train again with --overwrite"
         raise UserError(f"{run / NAME} is damaged: {error}", suggestion=remedy) from error

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from peftcli.assembly.run_reference import read_run_reference, validation_key
+from peftcli.assembly.run_reference import RunReference, read_run_reference, validation_key
 from peftcli.data.rows.referenced_rows import Reference, ReferencedRows
 from peftcli.data.rows.row_fingerprint import row_fingerprint
 from peftcli.data.rows.row_set import RowSet
@@ -23,19 +22,19 @@ class RunStart:
 
     Args:
         run: the directory.
-        opened: returns what computes the values of rows on that model, from the method's state then (empty: the base
-            alone); loading it takes as long as loading the run did.
+        opened: returns what computes the values of rows on that model, from what the run kept of it; loading it takes
+            as long as loading the run did.
         as_trained: whether the base is held as in training, so that the run's own values are those of its rows.
     """
 
-    def __init__(self, run: Path, opened: Callable[[Mapping[str, Tensor]], Values], *, as_trained: bool) -> None:
+    def __init__(self, run: Path, opened: Callable[[RunReference], Values], *, as_trained: bool) -> None:
         self._run, self._opened, self._as_trained = run, opened, as_trained
 
     def values(self, sets: Mapping[str, RowSet]) -> dict[str, Reference]:
         """Return the values of each set's rows: those that the run kept, or computed now.
 
         Raises:
-            UserError: the run's record is gone.
+            UserError: the run's record is gone, or the base alone was that model and is another one now.
         """
         kept = read_run_reference(self._run)
         if kept is None:
@@ -51,7 +50,7 @@ class RunStart:
             if self._as_trained and key in kept.values and print_of_rows == kept.rows[key]:
                 found[name] = np.asarray(kept.values[key], dtype=np.float32)
             else:
-                compute = compute or self._opened(kept.parts)
+                compute = compute or self._opened(kept)
                 found[name] = compute(rows)
         return found
 

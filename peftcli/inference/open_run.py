@@ -17,6 +17,7 @@ from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision
 from peftcli.assembly.recipe_task import make_task
+from peftcli.assembly.run_reference import RunReference
 from peftcli.data.store.labels import LabelSpec
 from peftcli.deliverables.checksums import check_checksums
 from peftcli.distributed.devices import usable_device
@@ -27,6 +28,7 @@ from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_texts
 from peftcli.models.load.dtypes import dtype_name, dtype_named
 from peftcli.models.load.heads import PROBLEM_TYPES
+from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, load_model, saved_model_spec
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.own_code import with_allowed_code
@@ -183,28 +185,36 @@ def load_run(found: FoundRun, bases: Bases | None = None) -> OpenedRun:
     run = _load_model(found, world) if saved is None else _load_adapter(found, saved, world, bases or Bases())
     start = RunStart(
         found.directory.path,
-        lambda parts: _at_start(found, parts, run.base.dtype, world).log_probabilities,
+        lambda kept: _at_start(found, kept, run.base.dtype, world).log_probabilities,
         as_trained=not found.other_dtype,
     )
     return replace(run, trained_format=found.trained_format, start=start)
 
 
-def _at_start(found: FoundRun, parts: Mapping[str, Tensor], dtype: torch.dtype, world: World) -> OpenedRun:
+def _at_start(found: FoundRun, kept: RunReference, dtype: torch.dtype, world: World) -> OpenedRun:
     """Return the model before a run's first step.
 
     Args:
-        parts: the method's state then; empty where the base alone is that model.
+        kept: what the run kept of it; the base alone is that model where no parts are there.
         dtype: of the base.
+
+    Raises:
+        UserError: the base is another model now, and nothing else is kept of it.
     """
     recipe, tokenizer = found.loaded.recipe, found.tokenizer
     spec = model_spec(recipe) if found.saved is None else found.spec
     spec = spec.model_copy(update={"dtype": dtype_name(dtype)})
     base = load_model(spec, recipe.task, device=world.device, seed=recipe.seed)
+    if not kept.parts and kept.base and not BaseIdentity.from_dict(kept.base).same_files(base.identity):
+        raise UserError(
+            f"the files of {base.identity.name} changed since training, and answers are compared with that model",
+            suggestion="put the files back; the run's own validation rows need none of them",
+        )
     fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
     attachment = Attachment(base.model)
-    if parts:
+    if kept.parts:
         attachment = apply_method(base.model, read_anatomy(base.model, recipe.model.anatomy), recipe.method)
-        attachment.load_state_dict(parts)
+        attachment.load_state_dict(kept.parts)
     return opened(found.loaded, tokenizer, attachment, None, base, world)
 
 

@@ -87,7 +87,12 @@ def compared_rows(
                 own = replace(evaluator, context=lambda: precision.training(world.device))
                 computes_in = precision.compute
             values[name] = _values(rows, own, {**facts, "dtype": str(computes_in)})
-        record = RunReference(values, {name: row_fingerprint(rows) for name, rows in sets.items()}, parts)
+        record = RunReference(
+            values,
+            {name: row_fingerprint(rows) for name, rows in sets.items()},
+            parts,
+            base=start.base.identity.as_dict(),
+        )
     batches.take(ReferencedRows(batches.rows, values[TRAIN]))
     return {name: ReferencedRows(rows, values[validation_key(name)]) for name, rows in validation.items()}, record
 
@@ -113,7 +118,9 @@ def _kept_live(
     if not state.step:
         own = {} if of_base else frozen.tensors()
         live = whole_tree(own, keep=world.is_main) if world.strategy.sharded else own
-        record = RunReference({}, {}, _parts(recipe, start.info, attachment, world), live)
+        record = RunReference(
+            {}, {}, _parts(recipe, start.info, attachment, world), live, start.base.identity.as_dict()
+        )
     return record
 
 
