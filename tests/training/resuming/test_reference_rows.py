@@ -3,10 +3,12 @@ is the same however its pairs are batched."""
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.evaluate_run import evaluate_run
@@ -100,6 +102,21 @@ def test_the_reference_is_kept_beside_the_rows_and_in_the_run(recipe, tmp_path) 
     (tmp_path / "runs" / "run" / "reference").rmdir()
     with pytest.raises(UserError, match="reference/"):
         evaluate_run(loaded.recipe.output_dir)
+
+
+def test_of_full_the_base_that_changed_is_no_reference(recipe, models, tmp_path) -> None:
+    """Of what trained every weight nothing but the base says what it was before; its own rows have their values."""
+    shutil.copytree(models("llama", "causal_lm"), tmp_path / "base")
+    options = {**OPTIONS, "method": {"name": "full"}, "training__learning_rate": 1e-3, "training__max_steps": 1}
+    loaded = recipe("llama", "preference", pairs(16), model=str(tmp_path / "base"), **options)
+    train(loaded)
+    other = write_jsonl(tmp_path / "other.jsonl", pairs(7))
+    assert evaluate_run(loaded.recipe.output_dir, str(other))["eval_rows"] == 7
+    file = tmp_path / "base" / "model.safetensors"
+    save_file({name: value * 1.1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="changed since training, and answers are compared with that model"):
+        evaluate_run(loaded.recipe.output_dir, str(other))
+    assert evaluate_run(loaded.recipe.output_dir)["eval_rows"] == 4
 
 
 def test_what_was_fine_tuned_is_the_reference_of_what_goes_on_from_it(recipe) -> None:
