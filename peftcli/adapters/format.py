@@ -44,10 +44,11 @@ class SavedTarget:
 
     Args:
         key: path that its tensors are saved below.
-        module: path of the module.
+        module: path of the module; of kind experts, of the 3-D parameter.
         role: its role, if it has one.
-        kind: linear, conv1d or embedding.
+        kind: linear, conv1d, embedding or experts.
         slice: groups, width, start and size of a fused module's features, or None for a whole module.
+        experts: how many a 3-D parameter holds.
     """
 
     key: str
@@ -55,6 +56,7 @@ class SavedTarget:
     role: str | None
     kind: str
     slice: tuple[int, int, int, int] | None = None
+    experts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class AdapterMeta:
         labels: `data.store.labels.LabelSpec.as_dict()`, for classification.
         targets: the projections that the method chose.
         target_names: the shortest module names that match exactly these targets in the model, for HF peft's config.
+        target_parameters: likewise the shortest names of the 3-D parameters of experts among them.
         head: paths of the task head's modules.
         modules_to_save: full paths of the modules trained whole beside the method.
         versions: of the libraries that trained it.
@@ -84,6 +87,7 @@ class AdapterMeta:
     labels: Mapping[str, Any] | None = None
     targets: tuple[SavedTarget, ...] = ()
     target_names: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -159,22 +163,24 @@ def describe(
 
 
 def places_of(attachment: Attachment) -> dict[str, Any]:
-    """Return `targets`, `target_names` and `places` of an attachment's record."""
+    """Return `targets`, their shortest names, and `places` of an attachment's record."""
     targets = tuple(
         SavedTarget(
             target.key,
-            target.module,
+            target.place,
             target.role,
             target.kind,
             (target.slice.groups, target.slice.width, target.slice.start, target.slice.size) if target.slice else None,
+            target.experts.experts if target.experts else None,
         )
         for target in attachment.targets
     )
     everything = [name for name, _ in attachment.model.named_modules() if not is_added(name)]
-    names = tuple(shortest_names({target.module for target in targets}, everything))
+    weights = [name for name, _ in attachment.model.named_parameters() if not is_added(name)]
     return {
         "targets": targets,
-        "target_names": names,
+        "target_names": tuple(shortest_names({t.module for t in targets if t.kind != "experts"}, everything)),
+        "target_parameters": tuple(shortest_names({t.module for t in targets if t.kind == "experts"}, weights)),
         "places": tuple(placed.key for placed in attachment.placed),
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.adapter_files import CONFIG
+from peftcli.models.anatomy import EXPERT_ROLES, EXPERTS
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_table import task_info
@@ -59,6 +60,9 @@ def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
     if known is None:
         return []
     config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": known.peft_type}
+    named = getattr(params, "target_modules", ())
+    if any(entry in named for entry in (*EXPERT_ROLES, EXPERTS)):
+        config["target_parameters"] = named  # what HF peft's layout calls experts, however the recipe names them
     plain = type(known).as_lora is not HfFormat.as_lora
     return [name for name, rule in server_rules().items() if _loads(rule, config) or (plain and _takes(rule, config))]
 

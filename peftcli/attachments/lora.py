@@ -34,12 +34,13 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.trained_biases import train_biases
 from peftcli.tasks.training_rows import TrainingRows
 
-_LINEAR_INITS: dict[bool | str, Initialiser] = {
+LINEAR_INITS: dict[bool | str, Initialiser] = {
     True: kaiming_init,
     False: random_init,
     "gaussian": gaussian_init,
     "orthogonal": orthogonal_init,
 }
+"""How the factors of a projection start, by `init_lora_weights`."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
         place.rank,
         place.scale,
         dropout=variant.dropout,
-        init=_LINEAR_INITS.get(variant.init, kaiming_init),
+        init=LINEAR_INITS.get(variant.init, kaiming_init),
         decomposition=variant.decomposition,
         from_error=variant.from_error,
         freeze_a=variant.freeze_a,

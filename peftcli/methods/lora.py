@@ -46,7 +46,7 @@ from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.protocol.target_patterns import Alpha, AlphaPattern, Rank, RankPattern, pick, refuse_idle_patterns
-from peftcli.recipe.method_params import TargetedParams
+from peftcli.recipe.method_params import NotNegative, TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,6 +85,10 @@ class LoraParams(TargetedParams):
     """LoRA+: learning rate of B over that of A; the paper recommends 16."""
     freeze_a: bool = False
     """Train B alone and keep A as it started (LoRA-FA): a step holds less of the activations."""
+    target_parameters: list[str] | None = None
+    """3-D parameters of experts, by the end of their names, such as mlp.experts.down_proj; besides target_modules."""
+    experts_to_transform: list[NotNegative] | NotNegative | None = None
+    """Numbers of the experts to change, counted from 0, where experts are named; null is all."""
 
     @field_validator("init_lora_weights")
     @classmethod
@@ -93,8 +97,17 @@ class LoraParams(TargetedParams):
             return value
         raise ValueError(f"{value!r} is none of: true, false, {', '.join(INITS)}, pissa_niter_N")
 
+    @field_validator("target_parameters", "experts_to_transform")
+    @classmethod
+    def _not_empty(cls, value: list[str] | list[int] | int | None) -> list[str] | list[int] | int | None:
+        if value == []:
+            raise ValueError("an empty list names nothing; leave the key out")
+        return value
+
     @model_validator(mode="after")
     def _agreeing(self) -> LoraParams:
+        if self.target_modules == [] and not self.target_parameters:
+            raise ValueError("target_modules names nothing; name modules there, or experts in target_parameters")
         if self.use_dora and (self.starts_from_base or self.starts_from_error):
             raise ValueError(
                 "use_dora and a pissa, olora or loftq initialisation exclude each other: both redefine what is frozen"
@@ -132,6 +145,12 @@ class LoraParams(TargetedParams):
         """Return s of a target."""
         alpha = self.alpha_of(role, module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    @property
+    def experts(self) -> set[int] | None:
+        """The numbers of the experts to change, where experts are named; None for all."""
+        numbers = self.experts_to_transform
+        return numbers if numbers is None else {numbers} if isinstance(numbers, int) else set(numbers)
 
     @property
     def start(self) -> str:
@@ -227,13 +246,20 @@ class LoraMethod(Method[LoraParams]):
             UserError: a target or a pattern matches nothing, a rank is above its matrix, or a variant does not fit a
                 target.
         """
+        from peftcli.attachments.expert_lora import attach_expert_lora
         from peftcli.attachments.lora import LoraPlace, LoraVariant, attach_lora
+        from peftcli.models.experts.named_experts import ExpertChoice
         from peftcli.models.target_modules import resolve_targets
         from peftcli.protocol.narrow_layers import without_narrow
         from peftcli.protocol.trained_biases import train_biases
 
         targets = resolve_targets(
-            model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform
+            model,
+            anatomy,
+            params.target_modules,
+            exclude=params.exclude_modules,
+            layers=params.layers_to_transform,
+            experts=ExpertChoice(params.target_parameters or (), params.experts),
         )
         refuse_idle_patterns(targets, {"rank_pattern": params.rank_pattern, "alpha_pattern": params.alpha_pattern})
         targets, notes = without_narrow(
@@ -253,7 +279,10 @@ class LoraMethod(Method[LoraParams]):
             b_ratio=params.loraplus_lr_ratio,
             freeze_a=params.freeze_a,
         )
-        attachment = attach_lora(model, places, variant)
+        attachment = attach_lora(model, [place for place in places if place.target.kind != "experts"], variant)
+        attach_expert_lora(
+            attachment, [place for place in places if place.target.kind == "experts"], variant, params.experts
+        )
         attachment.notes += notes
         if params.bias == "all":
             train_biases(attachment, anatomy.biases)
@@ -261,12 +290,22 @@ class LoraMethod(Method[LoraParams]):
 
     def merge_rules(self, anatomy: Anatomy, params: LoraParams, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
         """Return rules that add s B A to weights (DoRA: and rescale rows), and put trained biases in place."""
+        from peftcli.attachments.expert_lora import experts_change
         from peftcli.attachments.lora import embedding_change, linear_change
+        from peftcli.models.experts.named_experts import by_key
 
         folding = Folding(anatomy)
-        roles = {linear.key: linear.role for linear in anatomy.linears}
+        stacked = by_key(anatomy.experts)
+        roles: dict[str, str | None] = {linear.key: linear.role for linear in anatomy.linears}
+        roles |= {role.key: role.role for role in anatomy.experts}
         suffixes = ("lora_A.weight", "lora_B.weight", "initial_A", "initial_B", "lora_magnitude_vector")
         for key, tensors in tensors_by_key(state, (*suffixes, "lora_embedding_A", "lora_embedding_B")).items():
+            if key in stacked:
+                role = stacked[key]
+                rank = len(tensors["lora_A.weight"]) // len(params.experts or range(role.experts))
+                scale = params.scale_of(role.role, key, rank)
+                folding.change_experts(role, experts_change(tensors, role, scale, params.experts))
+                continue
             embedded = "lora_embedding_A" in tensors
             rank = len(tensors["lora_embedding_A" if embedded else "lora_A.weight"])
             scale = params.scale_of(roles.get(key), key, rank)

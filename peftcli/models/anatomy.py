@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ LINEAR_ROLES = (
     "ffn.down",
 )
 BLOCK_ROLES = ("attn", "cross_attn", "ffn")
+EXPERT_ROLES = ("experts.up", "experts.gate", "experts.down")
+EXPERTS = "experts"
+"""Names all of `EXPERT_ROLES`."""
 Stack = Literal["encoder", "decoder"]
 
 
@@ -102,6 +105,54 @@ class LinearRole:
 
 
 @dataclass(frozen=True)
+class ExpertRole:
+    """One projection of the experts of a block: of all experts at once, or of one where each is a module of its own.
+
+    Args:
+        role: one of `EXPERT_ROLES`; None for a fused parameter as a whole.
+        module: full path of the module that holds the parameter; of the linear itself where each expert has one.
+        parameter: name of the 3-D parameter, (experts, out, in) or (experts, in, out); None for a linear.
+        layer: block number from 0 within its stack.
+        stack: encoder or decoder.
+        experts: how many the parameter holds; in a linear, how many the block has.
+        in_features, out_features: of the role, for one expert.
+        slice: the role's output features, if gate and up are fused.
+        transposed: whether the parameter is stored (experts, in, out).
+        bias: full path of the parameter (experts, out) that holds the biases, or None.
+        expert: number of the expert that a linear belongs to; None for a 3-D parameter.
+    """
+
+    role: str | None
+    module: str
+    parameter: str | None
+    layer: int
+    stack: Stack
+    experts: int
+    in_features: int
+    out_features: int
+    slice: FusedSlice | None = None
+    transposed: bool = False
+    bias: str | None = None
+    expert: int | None = None
+
+    @property
+    def path(self) -> str:
+        """Full path of the parameter, or of the linear."""
+        return self.module if self.parameter is None else f"{self.module}.{self.parameter}"
+
+    @property
+    def key(self) -> str:
+        """Path in adapter files: that of the parameter, followed by the role's last word if it is fused."""
+        return f"{self.path}.{self.role.split('.')[-1]}" if self.slice and self.role else self.path
+
+    def whole(self) -> ExpertRole:
+        """Return the same for the whole parameter: a fused one has no role of its own."""
+        if self.slice is None:
+            return self
+        return replace(self, role=None, slice=None, out_features=self.slice.groups * self.slice.width)
+
+
+@dataclass(frozen=True)
 class BlockRole:
     """One residual branch: attention, cross-attention or feed-forward.
 
@@ -158,6 +209,7 @@ class Anatomy:
         norms: paths of the normalisation modules.
         left_out: (path, reason) of modules without a role, such as experts with 3-D weights.
         routers: paths of the modules that choose experts; `all-linear` leaves them out.
+        experts: projections of experts, which take part in a method only where they are named.
         prefix_route: how prefix keys and values are added to the attention; None if they cannot be.
         prefix_reason: why they cannot be.
         max_positions: number of learned positions, or None without that limit.
@@ -181,6 +233,7 @@ class Anatomy:
     head: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...] = ()
     routers: tuple[str, ...] = ()
+    experts: tuple[ExpertRole, ...] = ()
     prefix_route: str | None = "interface"
     prefix_reason: str | None = None
     max_positions: int | None = None
@@ -191,6 +244,6 @@ class Anatomy:
     notes: tuple[str, ...] = field(default=())
 
     def roles(self) -> list[str]:
-        """Return the linear roles that this model has, in the order of `LINEAR_ROLES`."""
-        present = {linear.role for linear in self.linears}
-        return [role for role in LINEAR_ROLES if role in present]
+        """Return the roles that this model has, in the order of `LINEAR_ROLES` and `EXPERT_ROLES`."""
+        present = {linear.role for linear in self.linears} | {expert.role for expert in self.experts}
+        return [role for role in (*LINEAR_ROLES, *EXPERT_ROLES) if role in present]

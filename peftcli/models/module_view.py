@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 
-Kind = Literal["linear", "conv1d", "embedding"]
+Kind = Literal["linear", "conv1d", "embedding", "experts"]
 
 
 def module_kind(module: nn.Module) -> Kind | None:

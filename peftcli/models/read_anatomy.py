@@ -14,6 +14,7 @@ from peftcli.layers.base_linear import linear_widths
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice, LinearRole
 from peftcli.models.anatomy_overrides import apply_overrides
+from peftcli.models.experts.read_experts import read_experts
 from peftcli.models.families.family_row import FamilyRow, FusedRow, StackRow
 from peftcli.models.families.family_table import family_row
 from peftcli.models.fused_slices import fused_slices
@@ -74,20 +75,23 @@ class _Reader:
         output = _output_embeddings(self.view)
         head = head_modules(self.view)
         text = TextPart(self.view)
+        experts = read_experts(self.view, self.layers)
+        inside = {role.module for role in experts.roles}
         return Anatomy(
             family=self.view.model.config.model_type,
             origin=origin,
             hidden_size=hidden_size(self.config),
             layers=self.layers,
-            linears=tuple(self.linears),
+            linears=tuple(linear for linear in self.linears if linear.module not in inside),
             blocks=tuple(self.blocks),
             attentions=tuple(self.attentions),
             norms=_norms(self.view, text),
             embeddings=embeddings,
             output_embeddings=output,
             head=head,
-            left_out=tuple(self.left_out),
+            left_out=(*self.left_out, *experts.left_out),
             routers=tuple(self.routers),
+            experts=experts.roles,
             prefix_route=self.row.prefix_route,
             prefix_reason=self.row.prefix_reason,
             takes_tokens=self.view.model.main_input_name == "input_ids",

@@ -11,12 +11,22 @@ from torch import nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.layers.added_modules import is_added
-from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES, Anatomy, FusedSlice, Stack
+from peftcli.models.anatomy import (
+    BLOCK_ROLES,
+    EXPERT_ROLES,
+    EXPERTS,
+    LINEAR_ROLES,
+    Anatomy,
+    ExpertRole,
+    FusedSlice,
+    Stack,
+)
+from peftcli.models.experts.named_experts import ExpertChoice, beyond, named_experts, no_such_parameter, refused
 from peftcli.models.module_view import Kind, module_kind
 from peftcli.suggestions import nearest
 
 ALL_LINEAR = "all-linear"
-ROLE_WORDS = (*LINEAR_ROLES, *BLOCK_ROLES, "embeddings", "head", ALL_LINEAR)
+ROLE_WORDS = (*LINEAR_ROLES, *BLOCK_ROLES, *EXPERT_ROLES, EXPERTS, "embeddings", "head", ALL_LINEAR)
 """Entries that are not names of modules."""
 
 
@@ -29,9 +39,10 @@ class Target:
         module: full path of the module.
         layer: block number within its stack, or None outside the blocks.
         slice: the role's features of a fused module, None for a whole module.
-        kind: linear (4- and 8-bit ones too), conv1d (weight stored (in, out)) or embedding.
+        kind: linear (4- and 8-bit ones too), conv1d (weight stored (in, out)), embedding, or experts (a 3-D parameter).
         key: its path in adapter files.
         stack: encoder or decoder, or None outside the blocks.
+        experts: of kind experts, where their weights are and of what shape.
     """
 
     role: str | None
@@ -41,6 +52,12 @@ class Target:
     kind: Kind
     key: str
     stack: Stack | None = None
+    experts: ExpertRole | None = None
+
+    @property
+    def place(self) -> str:
+        """Path of what holds the weight: the module's, or the 3-D parameter's."""
+        return self.experts.path if self.experts else self.module
 
 
 def resolve_targets(
@@ -50,6 +67,7 @@ def resolve_targets(
     *,
     exclude: Sequence[str] | str | None = None,
     layers: Collection[int] | int | None = None,
+    experts: ExpertChoice | None = None,
 ) -> list[Target]:
     """Return what `targets` names, in the model's order, each once.
 
@@ -58,8 +76,10 @@ def resolve_targets(
         targets: roles (`attn.q`), branches (`ffn`: all its linears), `all-linear` (every linear of the blocks),
             `embeddings`, module names (a full path, or trailing parts of it), or, as a string, one regular expression
             that must match a module's whole path. The name of a fused module means all of it, a role means its slice.
+            Experts are named by role (`experts.up`), all of them (`experts`), or by a 3-D parameter's name.
         exclude: roles, module names or one regular expression to leave out.
         layers: numbers of the blocks to change; what is outside the blocks is then left out.
+        experts: which of them, for a method that can change 3-D parameters; None for one that cannot.
 
     Raises:
         UserError: entries match nothing; names similar modules and the roles of this model.
@@ -72,6 +92,11 @@ def resolve_targets(
         if not found:
             problems.append(search.no_match(entry, "method.target_modules", is_pattern=_is_pattern(targets)))
         chosen += found
+    for entry in experts.parameters if experts else ():
+        found = [target for target in search.of_experts(entry) if target.kind == "experts"]
+        if not found or entry in ROLE_WORDS:
+            problems.append(no_such_parameter(anatomy.experts, entry, "method.target_parameters"))
+        chosen += found
     excluded: list[Target] = []
     for entry in _entries(exclude or []):
         found = search.matching(entry, is_pattern=_is_pattern(exclude))
@@ -80,6 +105,12 @@ def resolve_targets(
         excluded += found
     if layers is not None:
         chosen, wrong = _within(chosen, anatomy, {layers} if isinstance(layers, int) else set(layers))
+        problems += wrong
+    stacked = [target.place for target in chosen if target.kind == "experts"]
+    if experts is None and stacked:
+        problems.append(refused(stacked, "method.target_modules"))
+    elif experts is not None and experts.numbers is not None and not problems:
+        chosen, wrong = _of_numbers(chosen, anatomy, set(experts.numbers))
         problems += wrong
     if problems:
         raise UserError(problems)
@@ -123,6 +154,19 @@ def _within(chosen: list[Target], anatomy: Anatomy, layers: set[int]) -> tuple[l
     return kept, []
 
 
+def _of_numbers(chosen: list[Target], anatomy: Anatomy, numbers: set[int]) -> tuple[list[Target], list[Problem]]:
+    """Return the targets without the linears of other experts, and the problem of numbers that are no experts."""
+    own = {role.module: role for role in anatomy.experts if role.parameter is None}
+    every = [target.experts or own.get(target.module) for target in chosen]
+    problems = beyond([role for role in every if role is not None], numbers, "method.experts_to_transform")
+    kept = [
+        target
+        for target, role in zip(chosen, every, strict=True)
+        if role is None or role.expert is None or role.expert in numbers
+    ]
+    return kept, problems
+
+
 class _Search:
     """Looks up entries in one model."""
 
@@ -134,13 +178,15 @@ class _Search:
             for name, module in self.all_modules.items()
             if not is_added(name) and (kind := module_kind(module)) is not None
         }
-        self.order = {name: i for i, name in enumerate(self.kinds)}
+        self.order = {name: i for i, name in enumerate(self.all_modules)}
         self.block_of: dict[str, tuple[Stack, int]] = {
             path: (_stack(stack), number)
             for stack, paths in anatomy.layers.items()
             for number, path in enumerate(paths)
         }
         self.whole_roles = {linear.module: linear.role for linear in anatomy.linears if linear.slice is None}
+        self.own_experts = {role.module: role.role for role in anatomy.experts if role.parameter is None}
+        self.whole_roles.update({module: role for module, role in self.own_experts.items() if role})
         self.left_out = dict(anatomy.left_out)
 
     def matching(self, entry: str, *, is_pattern: bool = False) -> list[Target]:
@@ -151,6 +197,8 @@ class _Search:
                 for role in self.anatomy.linears
                 if role.role == entry
             ]
+        if entry in EXPERT_ROLES or entry == EXPERTS:
+            return self.of_experts(entry)
         if entry in BLOCK_ROLES:
             return [self._whole(name) for name in self._of_branch(entry)]
         if entry == ALL_LINEAR:
@@ -163,7 +211,17 @@ class _Search:
         if is_pattern:
             pattern = _compile(entry)
             return [self._whole(name) for name in self.kinds if pattern.fullmatch(name)]
-        return [self._whole(name) for name in self.kinds if name == entry or name.endswith(f".{entry}")]
+        modules = [self._whole(name) for name in self.kinds if name == entry or name.endswith(f".{entry}")]
+        return modules or self.of_experts(entry)
+
+    def of_experts(self, entry: str) -> list[Target]:
+        """Return what an entry names among the experts; a linear of one expert is a target like any other."""
+        return [
+            Target(role.role, role.module, role.layer, role.slice, "experts", role.key, role.stack, role)
+            if role.parameter
+            else self._whole(role.module)
+            for role in named_experts(self.anatomy.experts, entry)
+        ]
 
     def _whole(self, module: str) -> Target:
         stack, layer = self._block(module) or (None, None)
@@ -179,6 +237,7 @@ class _Search:
             name
             for name, kind in self.kinds.items()
             if kind != "embedding" and name not in self.anatomy.routers and self._block(name) is not None
+            if name not in self.own_experts
         ]
 
     def _of_branch(self, branch: str) -> list[str]:
@@ -189,17 +248,24 @@ class _Search:
 
     def unique(self, targets: list[Target]) -> list[Target]:
         """Return each place once, in the model's order; a slice goes when its module is there whole."""
-        whole = {target.module for target in targets if target.slice is None}
-        kept = {target.key: target for target in targets if target.slice is None or target.module not in whole}
-        return sorted(kept.values(), key=lambda t: (self.order[t.module], t.slice.start if t.slice else 0))
+        whole = {target.place for target in targets if target.slice is None}
+        kept = {target.key: target for target in targets if target.slice is None or target.place not in whole}
+        places = {role.path: number for number, role in enumerate(self.anatomy.experts)}
+        return sorted(
+            kept.values(),
+            key=lambda t: (self.order[t.module], places.get(t.place, 0), t.slice.start if t.slice else 0),
+        )
 
     def without(self, targets: list[Target], excluded: list[Target]) -> list[Target]:
         """Take `excluded` out; a fused module that loses one role keeps its other roles as slices."""
-        gone_whole = {target.module for target in excluded if target.slice is None}
+        gone_whole = {target.place for target in excluded if target.slice is None}
         gone_slices = {target.key for target in excluded if target.slice is not None}
         kept: list[Target] = []
         for target in targets:
-            if target.module in gone_whole or target.key in gone_slices:
+            if target.place in gone_whole or target.key in gone_slices:
+                continue
+            if target.experts:
+                kept += _without_roles(target, self.anatomy.experts, gone_slices)
                 continue
             slices = [linear for linear in self.anatomy.linears if linear.module == target.module and linear.slice]
             if target.slice is None and any(linear.key in gone_slices for linear in slices):
@@ -246,6 +312,18 @@ class _Search:
     def _roles(self) -> list[str]:
         branches = dict.fromkeys(role.rpartition(".")[0] for role in self.anatomy.roles())
         return [*self.anatomy.roles(), *branches, ALL_LINEAR]
+
+
+def _without_roles(target: Target, experts: Iterable[ExpertRole], gone: Collection[str]) -> list[Target]:
+    """Return a 3-D parameter without the roles whose keys are gone; it stays whole where it loses none."""
+    own = [role for role in experts if role.path == target.place]
+    if target.slice is not None or not any(role.key in gone for role in own):
+        return [target]
+    return [
+        replace(target, role=role.role, slice=role.slice, key=role.key, experts=role)
+        for role in own
+        if role.key not in gone
+    ]
 
 
 def _stack(name: str) -> Stack:

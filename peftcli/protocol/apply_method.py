@@ -9,11 +9,12 @@ from peftcli.errors import Problem, UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.module_view import module_kind
 from peftcli.models.reach import partial_reach
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import MethodRegistry, registry
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.method_params import MethodParams, TargetedParams
 
 
 def apply_method(
@@ -49,6 +50,9 @@ def apply_method(
     model.requires_grad_(False)
     attachment = method.attach(model, anatomy, params)
     attachment.notes += partial_reach(anatomy, _named(anatomy, attachment))
+    if isinstance(params, TargetedParams):
+        note = experts_note(model, anatomy, params.target_modules, attachment.targets)
+        attachment.notes += [note] if note else []
     attachment.head = _parameters_below(model, anatomy.head)
     attachment.to_save = _parameters_to_save(model, params.modules_to_save or [])
     for name in attachment.head:

@@ -8,10 +8,12 @@ from peftcli.errors import UserError
 from peftcli.layers.parts.gates import Gate, Kind, PaddingMask
 from peftcli.layers.site import device_of, made_on
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.protocol.attachment import Placed
 from peftcli.protocol.composite_attachment import CompositeAttachment
 from peftcli.protocol.composition import PartSpec
 from peftcli.protocol.registry import registry
+from peftcli.recipe.method_params import TargetedParams
 
 
 def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> CompositeAttachment:
@@ -24,6 +26,9 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
     for spec in specs:
         part = registry.method(spec.params.name).attach(model, anatomy, spec.params)
         whole.parts[spec.label] = part
+        if isinstance(spec.params, TargetedParams):
+            note = experts_note(model, anatomy, spec.params.target_modules, part.targets)
+            part.notes += [note] if note else []
     _refuse_shared_places(whole)
     padding = PaddingMask()
     for spec in specs:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from peftcli.protocol.method import CHANGES, CHANGES_INPUT, REPLACES, MergeRule, MergeStep
+from peftcli.protocol.method import CHANGES, CHANGES_INPUT, REPLACES, MergeRule, MergeStep, RowsChange
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from peftcli.models.anatomy import Anatomy, LinearRole
+    from peftcli.models.anatomy import Anatomy, ExpertRole, LinearRole
 
 Change = Callable[["Tensor"], "Tensor"]
 """From a role's float32 tensor to the changed one. The argument is the change's own: it may work in place, so that a
@@ -69,6 +69,27 @@ class Folding:
         role = self._roles.get(key)
         module = role.module if role else key
         self._append(f"{module}.weight", _on_rows(change, None, module in self._transposed), CHANGES_INPUT)
+
+    def change_experts(self, role: ExpertRole, change: RowsChange, stage: int = CHANGES) -> None:
+        """Apply `change` to every expert of a 3-D parameter, one expert after the other.
+
+        Args:
+            role: says where the parameter is, and how it is stored.
+            change: of rows of one expert; features are those of the whole parameter, fused or not.
+            stage: when among the changes of all methods.
+        """
+
+        def apply(base: Tensor | None) -> Tensor:
+            if base is None:
+                raise ValueError("this rule changes a tensor that the base must have")
+            for expert, weight in enumerate(base.unbind(0)):
+                rows = weight.T if role.transposed else weight
+                changed = change(expert, 0, rows)
+                if changed is not rows:
+                    rows.copy_(changed)
+            return base
+
+        self._steps.setdefault(role.path, []).append(MergeStep(apply, stage, change))
 
     def change_bias(self, key: str, change: Change) -> None:
         """Apply `change` to the bias that an adapter key names, as (out,)."""

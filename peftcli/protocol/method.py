@@ -64,12 +64,24 @@ REPLACES, CHANGES, CHANGES_INPUT = range(3)
 change of a projection's input multiplies everything that sees this input."""
 
 
+RowsChange = Callable[[int, int, "Tensor"], "Tensor"]
+"""What happens to some output features of one expert: the expert's number, the first feature, and the rows (features,
+in) in float32, which are the change's own; it returns the changed rows."""
+
+
 @dataclass(frozen=True)
 class MergeStep:
-    """One step of a rule: what it does to the float32 tensor, and when among the steps of all methods."""
+    """One step of a rule: what it does to the float32 tensor, and when among the steps of all methods.
+
+    Args:
+        apply: from the tensor to the changed one.
+        stage: when.
+        rows: the same for rows of one expert, where the tensor holds experts: files may hold each in pieces.
+    """
 
     apply: Callable[[Tensor | None], Tensor]
     stage: int = CHANGES
+    rows: RowsChange | None = None
 
 
 @dataclass(frozen=True)

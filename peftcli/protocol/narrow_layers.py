@@ -34,7 +34,7 @@ def without_narrow(
     narrow: dict[str, str] = {}
     kinds: Counter[str] = Counter()
     for target in targets:
-        if target.kind == "embedding" or _is_named(target, entries):
+        if target.kind in ("embedding", "experts") or _is_named(target, entries):
             continue
         view = base_linear(model.get_submodule(target.module), target.slice)
         rank = rank_of(target)

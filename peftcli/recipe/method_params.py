@@ -57,6 +57,8 @@ class TargetedParams(MethodParams):
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _names_something(cls, value: list[str] | str | None) -> list[str] | str | None:
+        if value == [] and "target_parameters" in cls.model_fields:
+            return value  # such a method says itself what must be named then
         for name in [value] if isinstance(value, str) else value or ():
             if name.lower().replace("_", "-") in ("all", "all-linear") and name != "all-linear":
                 raise ValueError(f"no module is named {name!r}; did you mean all-linear?")

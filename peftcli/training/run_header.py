@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftcli.adapters.servers import servers_to_come
+from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
 from peftcli.models.target_modules import summarise_targets
 from peftcli.protocol.registry import registry
@@ -25,6 +26,7 @@ def header(session: Session) -> dict[str, Any]:
         "task": recipe.task,
         "method": recipe.method.name,
         "targets": summarise_targets(session.attachment.targets) or None,
+        "reaches": _reached(session),
         "data": "\n".join(session.data.report.evidence),
         "rows": f"{len(session.data.train):,} train, {validation:,} validation ({session.data.report.summary()})",
         **{key: counts[key] for key in ("trainable", "total", "percent")},
@@ -40,6 +42,12 @@ def header(session: Session) -> dict[str, Any]:
         "servers": _servers(session),
         "output_dir": str(session.directory.path),
     }
+
+
+def _reached(session: Session) -> str | None:
+    """Return the share of the base's weights that the method changes; None for one that chooses no weights."""
+    share = reached_share(session.attachment)
+    return None if share is None else f"{share:.2%} of the base's weights"
 
 
 def _servers(session: Session) -> str | None:

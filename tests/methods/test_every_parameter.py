@@ -41,6 +41,8 @@ LORA: dict[str, Example] = {
     "alpha_pattern": ({}, {}, {"q_proj": 2}),
     "loraplus_lr_ratio": ({}, None, 16.0),
     "freeze_a": ({}, False, True),
+    "target_parameters": ({"target_modules": ["attn.q"]}, None, ["experts.down_proj"]),
+    "experts_to_transform": ({"target_modules": ["experts"]}, None, [1, 2]),
 }
 PREFIX: dict[str, Example] = {
     "num_virtual_tokens": ({}, 4, 5),
@@ -201,6 +203,8 @@ BESIDE = {
 FAMILY = {
     "modules_to_save": "qwen2",
     "bias": "qwen2",
+    "target_parameters": "mixtral",
+    "experts_to_transform": "mixtral",
     "bitfit": "qwen2",
     "compose": "qwen2",
     "adapter": "bert",

@@ -129,7 +129,7 @@ def test_all_wrong_entries_are_reported_at_once() -> None:
 
 
 def test_experts_and_routers_are_refused_with_their_reason() -> None:
-    with pytest.raises(UserError, match=r"3-D parameters"):
+    with pytest.raises(UserError, match=r"a 3-D parameter that holds all experts, and this method"):
         _resolve("mixtral", ["experts"])
     with pytest.raises(UserError, match=r"no ffn \(.*router"):
         _resolve("mixtral", ["ffn"])

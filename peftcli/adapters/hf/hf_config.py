@@ -27,6 +27,7 @@ _KINDS: dict[str, Any] = {
     "peft_version": str | None,
     "modules_to_save": list[str] | None,
     "target_modules": list[str] | str | None,
+    "target_parameters": list[str] | None,
     "feedforward_modules": list[str] | str | None,
     "fan_in_fan_out": bool | None,
     "bias": str,

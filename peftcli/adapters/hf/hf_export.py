@@ -50,11 +50,11 @@ def hf_peft_files(saved: SavedAdapter, source: Path, instead: str | None = None)
             )
         params, state = plain
         known = FORMATS[params.name]
-    if any(target.slice for target in meta.targets):
+    reason = known.why_not(params, meta, state)
+    if reason is not None and any(target.slice or target.kind == "experts" for target in meta.targets):
         files = known.whole_module_files(params, meta, state)
         if files is not None:
             return files
-    reason = known.why_not(params, meta, state)
     if reason is not None:
         raise UserError(
             f"{source}: {params.name} cannot be exported: {reason}", suggestion=known.remedy or other_use(params)

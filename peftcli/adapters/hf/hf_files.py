@@ -165,7 +165,8 @@ def foreign_record(
         task=task_of(config, where),
         base={"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
         targets=targets,
-        target_names=tuple(target.module for target in targets),
+        target_names=tuple(target.module for target in targets if target.kind != "experts"),
+        target_parameters=tuple(target.module for target in targets if target.kind == "experts"),
         modules_to_save=tuple(whole),
         versions={"peft": str(config.get("peft_version", "unknown"))},
     )

@@ -63,7 +63,6 @@ _OLMO2 = replace(
     ),
 )
 
-_EXPERTS = "the experts' weights are 3-D parameters, not linear modules; they stay frozen"
 _ROUTER = "the router only chooses experts; it stays frozen"
 _MOE = replace(
     _LLAMA,
@@ -75,7 +74,7 @@ _MOE = replace(
                 # Dense layers (qwen3_moe's mlp_only_layers) have projections, sparse ones do not.
                 BranchRow("ffn", "mlp.gate_proj|mlp", "mlp.down_proj|mlp", pre_norm="post_attention_layernorm"),
             ),
-            left_out={"mlp.experts": _EXPERTS, "mlp.gate": _ROUTER},
+            left_out={"mlp.gate": _ROUTER},
             routers=("mlp.gate",),
         ),
     ),

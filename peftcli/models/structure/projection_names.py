@@ -30,7 +30,7 @@ _MIXER_NAMES = {"in_proj", "in_proj_qkv"}  # outside an attention: of a state sp
 GATE_AND_UP_NAMES = {"gate_up_proj", "wi", "input_linear"}
 """Projections that are the gate, which an activation follows, and then the up projection, in halves."""
 _FUSED_FFN_NAMES = {"gate_up_proj", "wi_fused", "up_gate_proj", "dense_h_to_4h_fused"}
-_FFN_NAMES = {
+FFN_NAMES = {
     "ffn.gate": {"gate_proj", "wi_0", "gate", "w1"},
     "ffn.up": {
         "up_proj",
@@ -97,7 +97,7 @@ def role_of(path: str, width_in: int, width_out: int, hidden: int, *, attention:
         return "fused"
     if last == "dense" and width_in != width_out:  # BERT's intermediate.dense and output.dense
         return "ffn.up" if width_in == hidden else "ffn.down" if width_out == hidden else None
-    for role, names in _FFN_NAMES.items():
+    for role, names in FFN_NAMES.items():
         fits = width_out == hidden if role == "ffn.down" else width_in == hidden
         if last in names and fits:
             return role

@@ -14,6 +14,13 @@ from peftcli.adapters.base_shape import BaseName
 from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget
 from peftcli.adapters.hf import hf_files
 from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
+from peftcli.adapters.hf.layouts.lora_experts import (
+    expert_targets,
+    file_names,
+    read_experts,
+    some_experts,
+    whole_experts,
+)
 from peftcli.adapters.hf.layouts.lora_slices import pad_pairs
 from peftcli.adapters.initial_pairs import one_pair, split_initial, stack_initial
 from peftcli.errors import UserError
@@ -27,7 +34,6 @@ _UNREADABLE = (
     "arrow_config",
     "layer_replication",
     "lora_bias",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -44,11 +50,15 @@ class LoraFormat(HfFormat[LoraParams]):
 
     peft_type = "LORA"
 
+    def why_not(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
+        """Return that HF peft knows no slices of fused projections, and changes all experts of a parameter."""
+        return hf_files.sliced(meta) or some_experts(params, meta)
+
     def config(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return adapter_config.json: the keys that every version of HF peft since 0.6 reads without a warning."""
         factor = 2 if params.starts_from_base else 1  # PiSSA is written as a pair of twice the rank
         ranks, alphas = _patterns(params, meta, factor)
-        changes = {
+        changes: dict[str, Any] = {
             "r": params.r * factor,
             "lora_alpha": _alpha_for(params, params.lora_alpha, factor),
             "lora_dropout": params.lora_dropout,
@@ -59,15 +69,17 @@ class LoraFormat(HfFormat[LoraParams]):
             "use_dora": params.use_dora,
             "init_lora_weights": True,  # the tensors are in the file; anything else would change the base on loading
         }
+        if expert_targets(meta):
+            changes["target_parameters"] = list(meta.target_parameters)
+            changes["lora_dropout"] = 0.0  # HF peft refuses another where it changes experts; it plays no part in use
         return hf_files.common_config(meta, self.peft_type) | hf_files.targeted_config(meta) | changes
 
     def to_file(self, state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta) -> State:
         """Return the tensors by HF peft's keys; a targeted module's bias lies in what HF peft calls its base layer."""
         whole = stack_initial(state) if params.starts_from_base else dict(state)
         targeted = {f"{target.module}.bias" for target in meta.targets}
-        return hf_files.add_prefix(
-            {_below_base_layer(key) if key in targeted else key: tensor for key, tensor in whole.items()}
-        )
+        named = {key: _below_base_layer(key) for key in targeted} | file_names(meta, whole)
+        return hf_files.add_prefix({named.get(key, key): tensor for key, tensor in whole.items()})
 
     def for_export(self, state: Mapping[str, Tensor], params: LoraParams) -> State:
         """Return the state without LoftQ's initial pair, which only a merge of ours reads."""
@@ -77,7 +89,9 @@ class LoraFormat(HfFormat[LoraParams]):
         self, tensors: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta, config: Mapping[str, Any]
     ) -> State:
         """Return the tensors by our keys; the inverse of `to_file`."""
-        state = {key.replace(".base_layer.", "."): tensor for key, tensor in hf_files.drop_prefix(tensors).items()}
+        own = hf_files.drop_prefix(tensors)
+        of_experts = {theirs: ours for ours, theirs in file_names(meta, ()).items()}
+        state = {re.sub(r"(\.base_layer)+\.", ".", of_experts.get(key, key)): tensor for key, tensor in own.items()}
         return split_initial(state) if params.starts_from_base else state
 
     def read(
@@ -93,26 +107,29 @@ class LoraFormat(HfFormat[LoraParams]):
                 key.
         """
         _refuse_unreadable(config, where)
-        state, notes = hf_files.own_keys(tensors, where)
-        ranks = {key: _rank(state, key) for key in _target_keys(state)}
+        renamed, experts = read_experts(hf_files.drop_prefix(tensors), config, where)
+        state, notes = hf_files.own_keys(hf_files.add_prefix(renamed), where)
+        counts = {target.key: target.experts or 1 for target in experts}
+        ranks = {key: _rank(state, key) // counts.get(key, 1) for key in _target_keys(state)}
         if not ranks:
             raise UserError(f"{where} is a LoRA adapter without a single lora_A")
         others = [key for key in state if not key.endswith(_FACTORS)]
         biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
         whole = hf_files.whole_modules([key for key in others if key not in biases], config)
         kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
-        targets = tuple(
+        modules = tuple(
             SavedTarget(key, key, None, "embedding" if f"{key}.lora_embedding_A" in state else kind) for key in ranks
         )
-        meta = hf_files.foreign_record(config, where, targets=targets, whole=whole)
-        return SavedAdapter(_params(config, ranks, whole), state, meta, tuple(notes))
+        meta = hf_files.foreign_record(config, where, targets=(*modules, *experts), whole=whole)
+        return SavedAdapter(_params(config, ranks, whole, list(counts)), state, meta, tuple(notes))
 
     def whole_module_files(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles:
-        """Return one pair for each fused module, of the ranks of its slices together."""
-        padded = pad_pairs(state, params, meta)
+        """Return one pair for each fused module, or expert, of the ranks of its slices together."""
+        experts = whole_experts(state, params, meta)
+        padded = pad_pairs(experts.state, params, experts.meta)
         config = self.config(params, padded.meta, padded.state)
-        config["rank_pattern"] |= padded.ranks
-        config["alpha_pattern"] |= padded.alphas
+        config["rank_pattern"] |= padded.ranks | experts.ranks
+        config["alpha_pattern"] |= padded.alphas | experts.alphas
         plain = params.model_copy(update={"init_lora_weights": True})  # PiSSA's initial pair is stacked already
         note = "slices of fused projections became one pair for the whole module: equal, but of a higher rank"
         return HfFiles(config, self.to_file(padded.state, plain, padded.meta), (note,))
@@ -147,13 +164,14 @@ def _below_base_layer(name: str) -> str:
     return f"{module}.base_layer.{parameter}"
 
 
-def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str]) -> LoraParams:
+def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str], experts: list[str]) -> LoraParams:
     """Return the hyper-parameters of an adapter that HF peft saved.
 
     Args:
         config: its adapter_config.json.
         ranks: the rank at each changed module.
         whole: the modules that were saved whole.
+        experts: which of the keys of `ranks` are 3-D parameters of experts.
     """
     rank = int(config.get("r", 8))
     alpha = config.get("lora_alpha", 8)
@@ -162,7 +180,8 @@ def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str
         r=rank,
         lora_alpha=alpha,
         lora_dropout=float(config.get("lora_dropout") or 0.0),
-        target_modules=list(ranks),
+        target_modules=[key for key in ranks if key not in experts],
+        target_parameters=experts or None,
         bias=config.get("bias", "none"),
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),

@@ -1,0 +1,1 @@
+"""Experts of mixtures of experts: where their weights are, and how a recipe names them."""
