@@ -150,6 +150,12 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return tensor
 
 
+def _rows_as(x: Tensor, y: Tensor) -> Tensor:
+    """Return the input with the output's leading sizes: a module of experts may return (rows * length, width)."""
+    flattened = x.is_floating_point() and x.dim() > y.dim() and x.shape[:-1].numel() == y.shape[:-1].numel()
+    return x.reshape(*y.shape[:-1], x.shape[-1]) if flattened else x
+
+
 def output_site(host: nn.Module, entry: nn.Module | None = None) -> Site:
     """Return the site at `host`'s output, made on the first call.
 
@@ -184,9 +190,9 @@ def _apply(site: Site, *, spans: bool) -> Callable[..., Any]:
             return output
         x = site.entry if spans else first_tensor(args, kwargs)
         site.entry = None  # under checkpointing the entry runs again before the host does
-        if isinstance(output, tuple):
-            return (site(x, output[0]), *output[1:])
-        return site(x, output)
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        changed = site(x if x is None else _rows_as(x, first), first)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     return hook
 

@@ -35,7 +35,7 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
         if spec.gated:
             for placed in whole.parts[spec.label].placed:
                 _put_gate(model, anatomy, spec.label, placed, padding)
-    if any(spec.gated for spec in specs) and "encoder" in anatomy.layers:
+    if any(spec.gated for spec in specs) and anatomy.layers.get("encoder"):
         whole.undo += padding.note_all(_around(model, anatomy.layers["encoder"][0]))
     for part in whole.parts.values():
         whole.placed += part.placed

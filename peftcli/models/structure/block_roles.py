@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from peftcli.layers.base_linear import linear_widths
-from peftcli.models.families.family_row import AttentionRow, FusedRow
+from peftcli.models.families.family_row import AttentionRow, FusedRow, Layout
 from peftcli.models.module_view import ModuleView, module_kind
-from peftcli.models.structure.projection_names import GATE_AND_UP_NAMES, UNKNOWN_LAYOUT, in_attention, role_of
+from peftcli.models.structure.projection_names import (
+    FUSED_ATTENTION_NAMES,
+    GATE_AND_UP_NAMES,
+    UNKNOWN_LAYOUT,
+    in_attention,
+    role_of,
+)
 
 _NO_ROLE = "its name and shape suggest no role; target it by its name"
 
@@ -36,17 +42,18 @@ class BlockRoles:
         return {**self.linears, **{role: path for path, row in self.fused.items() for role in row.roles}}
 
 
-def block_roles(view: ModuleView, block: str, spec: str, hidden: int) -> BlockRoles:
+def block_roles(view: ModuleView, block: str, spec: str, hidden: int, layout: Layout | None = None) -> BlockRoles:
     """Return the roles of a block's projections; of several for one role the first has it.
 
     Args:
         block: full path of the block.
         spec: path of its list, whose name counts, too: XLM has a list of attentions and one of feed-forwards.
         hidden: width of the residual stream.
+        layout: of a fused query, key and value projection, where the family's is known.
     """
     found = BlockRoles()
     reader = _Roles(view.modules[block], spec.removesuffix(".*").rpartition(".")[2], hidden, found)
-    reader.read()
+    reader.read(layout)
     return found
 
 
@@ -58,7 +65,7 @@ class _Roles:
         self._found = found
         self._modules = dict(block.named_modules())
 
-    def read(self) -> None:
+    def read(self, layout: Layout | None) -> None:
         """Fill in what was found."""
         found = self._found
         candidates: dict[str, list[str]] = {}
@@ -76,6 +83,7 @@ class _Roles:
             if parent:
                 found.attentions.append(AttentionRow(parent, "self" if prefix == "attn" else "cross"))
         self._divide_queries()
+        self._divide_joint(layout)
         self._divide_compressed()
         self._divide_gate_and_up()
 
@@ -140,6 +148,18 @@ class _Roles:
         head = getattr(self._modules[query.rpartition(".")[0]], "head_dim", None)
         if isinstance(head, int) and self._widths(query)[1] == 2 * self._widths(out)[0]:
             self._found.fused[linears.pop("attn.q")] = FusedRow(("attn.q", "attn.gate"), "per_head", (head, head))
+
+    def _divide_joint(self, layout: Layout | None) -> None:
+        """Divide the projection that makes queries, keys and values, in the layout of the family."""
+        if layout is None or "attn.q" in self._found.paths():
+            return
+        for path in [*self._found.left_out]:
+            names = path.split(".")
+            if names[-1].lower() in FUSED_ATTENTION_NAMES and in_attention(".".join(names[:-1]), ()):
+                self._found.fused[path] = FusedRow(("attn.q", "attn.k", "attn.v"), layout)
+                self._found.attentions.append(AttentionRow(path.rpartition(".")[0]))
+                del self._found.left_out[path]
+                return
 
     def _divide_compressed(self) -> None:
         """Give the roles of multi-head latent attention (DeepSeek), whose keys and values are made from few numbers."""

@@ -15,11 +15,12 @@ from peftcli.layers.added_modules import is_added
 from peftcli.layers.base_linear import linear_widths
 from peftcli.models.anatomy import Stack
 from peftcli.models.families.family_row import FamilyRow, StackRow
+from peftcli.models.families.fused_layouts import fused_layout
 from peftcli.models.later_tokens import attention_is_causal, sees_later_tokens
 from peftcli.models.module_view import ModuleView, hidden_size, module_kind
 from peftcli.models.structure.block_branches import BlockBranches
 from peftcli.models.structure.block_lists import block_lists
-from peftcli.models.structure.block_roles import block_roles
+from peftcli.models.structure.block_roles import BlockRoles, block_roles
 
 _HEADS = "num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads"
 
@@ -82,7 +83,8 @@ def _stacks(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[list
     for number, block in enumerate(blocks):
         sign = _sign(view.modules[block])
         if sign not in kinds:
-            kinds[sign] = _row(view, block, spec, which, hidden, marked=calls_interface)
+            roles = block_roles(view, block, spec, hidden, fused_layout(config))
+            kinds[sign] = _row(view, block, roles, StackRow(which, spec, {}, (), ()), hidden, marked=calls_interface)
         numbers.setdefault(sign, []).append(number)
     merged: list[tuple[StackRow, list[int]]] = []
     for sign, row in kinds.items():
@@ -98,22 +100,20 @@ def _stacks(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[list
     return rows, notes
 
 
-def _row(view: ModuleView, block: str, spec: str, which: Stack, hidden: int, *, marked: bool) -> StackRow:
+def _row(view: ModuleView, block: str, roles: BlockRoles, empty: StackRow, hidden: int, *, marked: bool) -> StackRow:
     """Return the row of one kind of block.
 
     Args:
         block: path of a block of this kind.
+        empty: with the stack and the list.
         marked: whether modules that pass keys and values to an attention function say so in this list.
     """
-    roles = block_roles(view, block, spec, hidden)
-    paths = roles.paths()
     attentions = tuple(row for row in roles.attentions if not marked or _marked(view.modules[f"{block}.{row.module}"]))
-    return StackRow(
-        stack=which,
-        layers=spec,
+    return replace(
+        empty,
         linears={role: (path,) for role, path in roles.linears.items()},
         fused=roles.fused,
-        branches=BlockBranches(view, block, hidden).find(paths),
+        branches=BlockBranches(view, block, hidden).find(roles.paths()),
         attentions=attentions,
         heads=_HEADS,
         left_out=roles.left_out,
@@ -169,7 +169,10 @@ def _embedding_path(view: ModuleView) -> str:
     for path in ("encoder.embed_tokens", "model.encoder.embed_tokens"):  # an encoder-decoder does not call `shared`
         if view.model.config.is_encoder_decoder and view.absolute(path) in view.modules:
             return path
-    embedding = view.model.get_input_embeddings()
+    try:
+        embedding = view.model.get_input_embeddings()
+    except NotImplementedError:  # CANINE embeds characters by hashes
+        embedding = None
     for name, module in view.modules.items():
         if module is embedding and view.in_base(name):
             return name[len(view.base_path) :].lstrip(".")

@@ -77,6 +77,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "chunk_size": 8,
     },
     "olmo_hybrid": {**_SIZES, **_DELTA},
+    "llama4_text": {
+        **_SIZES,
+        **_EXPERTS,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 48,
+        "moe_layers": [1],
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+    },
+    "mpt": {"vocab_size": 96, "d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 32},
+    "persimmon": {key: value for key, value in _SIZES.items() if key != "num_key_value_heads"},
+    "gpt_bigcode": {"vocab_size": 96, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32},
     "mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 4},
     "rwkv": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32},
 }

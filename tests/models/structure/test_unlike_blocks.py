@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import registry
-from tests.models.structure.small_models import small_model
+from tests.models.structure.small_models import MODELS, small_model
 
 
 def _roles(anatomy: Anatomy, layer: int) -> dict[str, str]:
@@ -76,6 +79,30 @@ def test_gate_and_up_in_one_projection_have_their_roles() -> None:
         "ffn.up": (48, 48),
     }
     assert _branches(anatomy, 0)["ffn"] == ("mlp.gate_up_proj", "post_mlp_layernorm")
+
+
+@pytest.mark.parametrize(
+    "family", ["deepseek_v3", "qwen3_5_text", "glm4", "jamba", "mpt", "persimmon", "gpt_bigcode", "nemotron_h"]
+)
+def test_one_token_alone_is_moved_by_values_and_gates_not_by_queries_and_keys(family: str) -> None:
+    """A softmax over one token is one: this tells the roles of a fused projection apart, whatever its layout."""
+    model = small_model(family, meta=False)
+    anatomy = read_anatomy(model)
+    ids = torch.tensor([[7]])
+    before = model(input_ids=ids, use_cache=False).logits
+    softmax = {role.layer for role in anatomy.attentions} or set(range(2))
+    for linear in anatomy.linears:
+        if linear.layer not in softmax or linear.role == "attn.o":
+            continue
+        delta = torch.randn(1, 1, linear.out_features, generator=torch.Generator().manual_seed(3))
+
+        def hook(_module: Any, _args: Any, y: torch.Tensor, linear: Any = linear, delta: Any = delta) -> torch.Tensor:
+            return linear.slice.add(y, delta) if linear.slice else y + delta
+
+        handle = model.get_submodule(linear.module).register_forward_hook(hook)
+        moved = (model(input_ids=ids, use_cache=False).logits - before).abs().max()
+        handle.remove()
+        assert (moved > 1e-4) == (linear.role not in ("attn.q", "attn.k")), (linear.role, linear.module, moved)
 
 
 def test_experts_alone_are_a_branch_as_a_whole() -> None:
@@ -153,6 +180,7 @@ def test_roles_that_a_model_lacks_are_refused_with_what_it_has() -> None:
         ("qwen3_next", 4),
         ("qwen2_moe", 4),
         ("gpt_oss", 4),
+        ("llama4_text", 4),
         ("glm4", 4),
         ("glm4_moe", 4),
         ("jamba", 4),
@@ -183,3 +211,29 @@ def test_adapters_at_every_branch_of_every_block_train(family: str, adapters: in
         if tensor.grad is None or not tensor.grad.abs().sum() > 0
     ]
     assert not dead
+
+
+def test_towers_of_images_take_no_part() -> None:
+    """Text enters the language model alone: neither roles, norms nor biases of the other tower are named."""
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    text = {**MODELS["glm4"], "num_key_value_heads": 2, "sliding_window": 8}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    anatomy = read_anatomy(model)
+    inside = "model.language_model."
+    assert [path for paths in anatomy.layers.values() for path in paths if not path.startswith(inside)] == []
+    assert anatomy.norms
+    assert [norm for norm in anatomy.norms if not norm.startswith(inside)] == []
+    assert anatomy.biases == ()  # Gemma 3 has none; those of the image tower never get a gradient from text
+
+
+def test_a_tower_beside_the_blocks_of_text_takes_no_part() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "git", vocab_size=96, vision_config={**sizes, "image_size": 16, "patch_size": 8}, **sizes
+    )
+    anatomy = read_anatomy(AutoModelForCausalLM.from_config(config))  # its code reads values, so not on meta
+    assert [len(paths) for paths in anatomy.layers.values()] == [2]
+    assert [linear.module for linear in anatomy.linears if "image_encoder" in linear.module] == []
