@@ -27,8 +27,10 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, LoadedRecipe, load_recipe
-from peftcli.recipe.schema import DTypeName
+from peftcli.recipe.preference_losses import preference_loss
+from peftcli.recipe.schema import DTypeName, Recipe
 from peftcli.record.random_state import random_numbers_kept
+from peftcli.tasks.task_table import task_info
 
 Note = Callable[[str], None]
 
@@ -65,12 +67,28 @@ def evaluate_run(
     if data is None and is_complete_model(path):
         remedy = "name labelled rows with --data FILE"
         raise UserError(f"{path} is a complete model, which has no validation rows of its own", suggestion=remedy)
-    run = load_run(find_used(path, Opening(base_dtype, max_new_tokens, trust_code, checkpoint)))
+    found = find_used(path, Opening(base_dtype, max_new_tokens, trust_code, checkpoint))
+    if is_complete_model(path):
+        _refuse_without_start(path, found.loaded.recipe)
+    run = load_run(found)
     for text in run.notes:
         note(text)
     if data is not None:
         return _evaluate_file(run, data, run.trained_format, note)
     return run.evaluate(rows_of_run(run, path, note))
+
+
+def _refuse_without_start(path: Path, recipe: Recipe) -> None:
+    """Refuse to compare a complete model with the one before its training, of which nothing is left.
+
+    Raises:
+        UserError: its loss does that.
+    """
+    if task_info(recipe.task).rows == "preferences" and (loss := preference_loss(recipe.training)).info.reference:
+        raise UserError(
+            f"{path} is a complete model; the loss {loss.name} compares answers with the model before the first step",
+            suggestion="name the run that it was merged from, which knows that model: peft eval RUN --data FILE",
+        )
 
 
 def evaluate_found(found: FoundRun, note: Note = lambda _text: None) -> dict[str, Any] | None:

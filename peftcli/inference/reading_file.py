@@ -1,6 +1,8 @@
 """How the rows of a merged model's training were read: a file beside the model, so that it reads others as its run did.
 
 peftcli_rows.json   {"task", "trained_format", "max_new_tokens", "format", "columns", "template", ...}
+
+The task is there because a model of preferences is saved as any causal model is; its loss says how pairs are evaluated.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.schema import DataSpec, Positive, Recipe
+from peftcli.recipe.preference_losses import HYPERPARAMETERS
+from peftcli.recipe.schema import DataSpec, LossType, Positive, Recipe
+from peftcli.tasks.task_table import task_info
 from peftcli.typed_record import read_record
 
 READING = "peftcli_rows.json"
@@ -27,6 +31,8 @@ class RowReading:
         trained_format: format of the training rows; None where that is not known.
         format, columns, template, max_length, chat_template_kwargs: as in `DataSpec`. The chat template itself is the
             tokenizer's.
+        loss_type: of preference tuning; None is the default.
+        loss_settings: its hyper-parameters, as far as the recipe has them.
     """
 
     task: str
@@ -37,6 +43,8 @@ class RowReading:
     template: str | None
     max_length: Positive
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    loss_type: LossType | None = None
+    loss_settings: dict[str, float] = field(default_factory=dict)
 
 
 def write_reading(directory: Path, recipe: Recipe, trained_format: str | None) -> None:
@@ -53,6 +61,8 @@ def write_reading(directory: Path, recipe: Recipe, trained_format: str | None) -
         data.template,
         data.max_length,
         dict(data.chat_template_kwargs),
+        recipe.training.loss_type,
+        {key: value for key in HYPERPARAMETERS if (value := getattr(recipe.training, key)) is not None},
     )
     (directory / READING).write_text(json.dumps(asdict(reading), indent=2) + "\n", encoding="utf-8")
 
@@ -69,7 +79,7 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
     remedy = "merge again, or remove the file: rows are then read by their columns alone"
     found = read_record(RowReading, file, suggestion=remedy)
     recipe = loaded.recipe
-    if found.task != recipe.task:
+    if found.task not in NAMES.tasks or task_info(found.task).auto_class != task_info(recipe.task).auto_class:
         return loaded, None
     for name in (found.format, found.trained_format):
         if name not in (None, "auto") and name not in NAMES.formats:
@@ -82,6 +92,7 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
         max_length=found.max_length,
         chat_template_kwargs=found.chat_template_kwargs,
     )
-    training = recipe.training.model_copy(update={"max_new_tokens": found.max_new_tokens})
-    changes = {"data": data, "training": training}
+    of_loss = {key: value for key, value in found.loss_settings.items() if key in HYPERPARAMETERS}
+    own = {"max_new_tokens": found.max_new_tokens, "loss_type": found.loss_type, **of_loss}
+    changes = {"task": found.task, "data": data, "training": recipe.training.model_copy(update=own)}
     return replace(loaded, recipe=recipe.model_copy(update=changes)), found.trained_format

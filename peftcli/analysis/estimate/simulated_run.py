@@ -33,6 +33,7 @@ from peftcli.training.computing import Computing
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
+from peftcli.training.resuming.frozen_start import FrozenStart
 from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
@@ -184,6 +185,9 @@ def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
         enable_checkpointing(model, paths.again)
     if spec.neftune_noise_alpha:
         add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
+    if spec.reference == "live":
+        with tracker.part("adapter"):
+            setting.task.at_start = FrozenStart(attachment).in_place
     joins = setting.by_document and not (recipe.data is not None and recipe.data.packing)
     casts = setting.precision.compute != setting.precision.weights and not setting.recomputes
     copies = ComputeWeights(model, setting.precision.compute if casts and spec.fast_paths.compute_weights else None)

@@ -144,6 +144,8 @@ def test_preferences_are_estimated_with_both_answers(directories: dict[str, Path
     assert basis.train.lengths[0] == 2 * 32 and len(basis.train[0].input_ids) == 2 * 32
     whole, cut = estimate(basis), estimate(basis, {"data.max_length": 8})
     assert whole.tier == "config" and cut.devices[0].parts["activations"] < whole.devices[0].parts["activations"]
+    live = estimate(basis, {"training.reference": "live"})  # with a frozen copy of the trained values
+    assert live.devices[0].parts["adapter"] >= 2 * whole.devices[0].parts["adapter"] > 0
 
 
 def test_another_method_is_typed_without_keys_of_the_recipes_own(

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.predict_run import predict_run
+from peftcli.merging.merge_run import merge_run
 from peftcli.protocol.registry import registry
 from peftcli.recipe.preference_losses import PREFERENCE_LOSSES
 from peftcli.training.run import train
@@ -117,6 +119,23 @@ def test_of_full_the_base_that_changed_is_no_reference(recipe, models, tmp_path)
     with pytest.raises(UserError, match="changed since training, and answers are compared with that model"):
         evaluate_run(loaded.recipe.output_dir, str(other))
     assert evaluate_run(loaded.recipe.output_dir)["eval_rows"] == 4
+
+
+def test_a_merged_model_is_evaluated_where_its_loss_needs_no_reference(recipe, tmp_path) -> None:
+    """It is saved as any causal model: what it was trained for is in the file beside it. DPO's reference is not."""
+    other = str(write_jsonl(tmp_path / "other.jsonl", pairs(7)))
+    for loss in ("simpo", "sigmoid"):
+        options = {**OPTIONS, "training__loss_type": loss, "training__beta": 1.5, "training__max_steps": 1}
+        run = train(recipe("llama", "preference", pairs(16), name=loss, **options)).output_dir
+        merge_run(run, tmp_path / f"merged-{loss}", use_alone=False)
+    of_run, of_model = (evaluate_run(one, other) for one in (tmp_path / "runs" / "simpo", tmp_path / "merged-simpo"))
+    assert of_run.pop("eval_runtime") and of_model.pop("eval_runtime")
+    assert of_model == pytest.approx(of_run, rel=1e-4, abs=1e-5)
+    with pytest.raises(UserError, match="the loss sigmoid compares answers with the model before the first step"):
+        evaluate_run(tmp_path / "merged-sigmoid", other)
+    asked = str(write_jsonl(tmp_path / "asked.jsonl", [{"prompt": "the cat"}]))
+    of_run, of_model = (next(iter(predict_run(tmp_path / one, asked))) for one in ("runs/sigmoid", "merged-sigmoid"))
+    assert of_model["prediction"] == of_run["prediction"]
 
 
 def test_what_was_fine_tuned_is_the_reference_of_what_goes_on_from_it(recipe) -> None:
