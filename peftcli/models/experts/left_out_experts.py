@@ -13,18 +13,18 @@ from peftcli.models.target_modules import ALL_LINEAR, Target
 
 
 def experts_note(
-    model: nn.Module, anatomy: Anatomy, entries: Sequence[str] | str, targets: Iterable[Target]
+    model: nn.Module, anatomy: Anatomy, entries: Sequence[str] | str | None, targets: Iterable[Target]
 ) -> str | None:
     """Return that `all-linear` leaves the experts out, with their share of the weights; None where it does not.
 
     Args:
         model: the base, on any device; parts in it do not count.
         anatomy: of the model.
-        entries: `target_modules`.
+        entries: `target_modules`; None where a method has places of its own.
         targets: what the method changes.
     """
     places = {role.path for role in anatomy.experts}
-    if ALL_LINEAR not in entries or not places or any(target.place in places for target in targets):
+    if ALL_LINEAR not in (entries or ()) or not places or any(target.place in places for target in targets):
         return None
     inside = {role.path if role.parameter else f"{role.module}.weight" for role in anatomy.experts}
     weights = {name: logical_numel(each) for name, each in model.named_parameters() if not is_added(name)}

@@ -113,5 +113,6 @@ def test_all_linear_says_that_it_leaves_the_experts_out() -> None:
     note = apply_method(model, anatomy, registry.info("lora").params(target_modules="all-linear")).notes[-1]
     assert note.startswith(f"all-linear leaves the experts out, {share:.1%} of the model's weights")
     assert experts_note(model, anatomy, ["attn.q"], []) is None
+    assert experts_note(model, anatomy, None, []) is None  # (IA)3 has places of its own
     named = registry.info("lora").params(target_modules=["all-linear", "experts.down"], r=2)
     assert not any("all-linear" in note for note in apply_method(*_read("mixtral"), named).notes)
