@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from peftcli.errors import UserError
 from peftcli.merging.tensor_writer import Planned
+from peftcli.models.experts.expert_pieces import ExpertPiece
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.weights.checkpoint_names import CheckpointNames, FileTensor
 from peftcli.models.weights.tensor_source import CHUNK_BYTES, Source
@@ -169,12 +170,33 @@ def _check_rules(rules: Mapping[str, MergeRule], files: Mapping[str, list[Entry]
             f"the adapter changes {unknown[0]}, which this model does not have",
             suggestion="use the base model that the adapter was trained with",
         )
-    joined = sorted(name for name in rules if any(meaning.converted for meaning, _ in files.get(name, ())))
+    joined = sorted(name for name, rule in rules.items() if not _reaches(rule, files.get(name, ()), names.live[name]))
     if joined:
         raise UserError(
             f"{joined[0]} is stored in several pieces in the base's files, which a merge cannot change",
             suggestion="keep the adapter, or leave that module out of modules_to_save and target_modules",
         )
+
+
+def _reaches(rule: MergeRule, entries: Sequence[Entry], live: Tensor) -> bool:
+    """Tell whether a rule can change what the files hold: each tensor is the parameter, or rows of one expert of it."""
+    converted = [(meaning.piece, source) for meaning, source in entries if meaning.converted]
+    if not converted:
+        return True
+    fits = (piece is not None and source.shape == piece.shape_in(live.shape) for piece, source in converted)
+    return live.ndim == 3 and rule.on_rows() is not None and all(fits)
+
+
+def _of_piece(rule: MergeRule, piece: ExpertPiece) -> MergeRule:
+    """Return what a rule of a 3-D parameter does to one piece of it."""
+    change = rule.on_rows()
+    assert change is not None  # `_check_rules`
+
+    def apply(rows: Tensor | None) -> Tensor:
+        assert rows is not None  # a piece is what a file holds
+        return change(piece.expert, piece.part * len(rows), rows)
+
+    return MergeRule(apply)
 
 
 def tied_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -221,7 +243,11 @@ class _Builder:
         """Return the output of one tensor of the files, its rule included."""
         meaning, source = entry
         if meaning.converted:
-            return MergedTensor(Planned(meaning.saved_name, self._type(source.dtype), source.shape), source)
+            planned = Planned(meaning.saved_name, self._type(source.dtype), source.shape)
+            rule = self.rules.get(meaning.live_name)
+            if rule is None or meaning.piece is None:
+                return MergedTensor(planned, source)
+            return MergedTensor(planned, source, _of_piece(rule, meaning.piece))
         return self._output(meaning.saved_name, meaning.live_name, source)
 
     def added(self) -> Iterator[MergedTensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.weights.checkpoint_names import CheckpointNames
@@ -25,13 +23,21 @@ def merge_note(anatomy: Anatomy, params: MethodParams, attachment: Attachment) -
     if reason is None:
         try:
             rules = method.merge_rules(anatomy, params, attachment.state_dict())
-            reason = _in_pieces([*rules, *attachment.to_save, *attachment.unfrozen], attachment)
+            by_rows = [name for name, rule in rules.items() if rule.on_rows() is not None]
+            whole = [name for name in (*rules, *attachment.to_save, *attachment.unfrozen) if name not in by_rows]
+            reason = _in_pieces(by_rows, whole, attachment)
         except UserError as error:
             reason = error.problems[0].message
     return None if reason is None else f"`peft merge` will not fold this adapter into its base: {reason}"
 
 
-def _in_pieces(names: Iterable[str], attachment: Attachment) -> str | None:
-    """Return that the base's files hold a changed parameter as several tensors, None if they hold each whole."""
-    found = CheckpointNames(attachment.model).in_pieces(names)
+def _in_pieces(by_rows: list[str], whole: list[str], attachment: Attachment) -> str | None:
+    """Return that the base's files hold a changed parameter as several tensors, None if each can be changed.
+
+    Args:
+        by_rows: parameters whose change can be made for rows of single experts.
+        whole: others that change.
+    """
+    names = CheckpointNames(attachment.model)
+    found = [*names.in_pieces(whole), *names.in_pieces(by_rows, but_experts=True)]
     return f"{found[0]} is stored in several pieces in the base's files" if found else None

@@ -107,6 +107,20 @@ class MergeRule:
         """Return the steps, or the one that the whole rule is."""
         return self.steps or (MergeStep(self.apply, REPLACES if self.replaces else CHANGES),)
 
+    def on_rows(self) -> RowsChange | None:
+        """Return what the rule does to rows of one expert; None where it needs the whole tensor."""
+        steps = [step.rows for step in self.in_steps()]
+        known = [step for step in steps if step is not None]
+        if len(known) < len(steps):
+            return None
+
+        def change(expert: int, start: int, rows: Tensor) -> Tensor:
+            for step in known:
+                rows = step(expert, start, rows)
+            return rows
+
+        return change
+
 
 Params = TypeVar("Params", bound=MethodParams)
 

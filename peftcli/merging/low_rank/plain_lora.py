@@ -129,7 +129,7 @@ def plan_lora(run: RunToMerge, tensors: Mapping[str, Source], wanted: Wanted) ->
     plan = plan_merge(run.model, tensors, rules, torch.float32)
     places, others = [], []
     for tensor in plan.outputs:
-        name = tensor.live_name
+        name = tensor.live_name or tensor.planned.name
         if tensor.rule is None or name in whole:
             continue
         module, _, parameter = name.rpartition(".")

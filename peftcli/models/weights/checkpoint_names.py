@@ -16,6 +16,8 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, apply_renamings, rename_source_key
 
+from peftcli.models.experts.expert_pieces import ExpertPiece, expert_piece, is_of_pieces
+
 
 @dataclass(frozen=True)
 class FileTensor:
@@ -26,12 +28,14 @@ class FileTensor:
         live_name: the parameter or buffer that it becomes; with `converted`, one that it becomes a part of.
         saved_name: the name under which the task model's own checkpoint holds it.
         converted: whether loading changes its values or shape (joined, split, transposed).
+        piece: where it lies in the parameter, if it is the tensor of one expert.
     """
 
     file_name: str
     live_name: str
     saved_name: str
     converted: bool = False
+    piece: ExpertPiece | None = None
 
 
 class CheckpointNames:
@@ -62,9 +66,16 @@ class CheckpointNames:
         if live != bare:
             prefix = f"{self._prefix}."
             saved = saved.removeprefix(prefix) if bare == prefix + live else prefix + saved
-        return FileTensor(file_name, live, saved, converter is not None)
+        piece = None if converter is None else expert_piece(file_name, converter, self._converters)
+        return FileTensor(file_name, live, saved, converter is not None, piece)
 
-    def in_pieces(self, live_names: Iterable[str]) -> list[str]:
-        """Return the parameters that a checkpoint of this family holds in pieces, such as one for each expert."""
-        patterns = [str(pattern) for converter in self._converters for pattern in converter.target_patterns]
+    def in_pieces(self, live_names: Iterable[str], *, but_experts: bool = False) -> list[str]:
+        """Return the parameters that a checkpoint of this family holds in pieces, such as one for each expert.
+
+        Args:
+            live_names: of the parameters to look at.
+            but_experts: leave out those whose pieces are rows of single experts, which can be changed one by one.
+        """
+        converters = [each for each in self._converters if not (but_experts and is_of_pieces(each))]
+        patterns = [str(pattern) for converter in converters for pattern in converter.target_patterns]
         return [name for name in live_names if any(re.search(pattern, name) for pattern in patterns)]

@@ -42,6 +42,11 @@ OUTSIDE = "llama4_text"
 """A family whose experts are 3-D parameters that run by no function of others."""
 
 
+def family_config(family: str) -> dict[str, Any]:
+    """Return the settings of a family's config."""
+    return {**_COMMON, **_OWN[family]}
+
+
 def tiny_experts(family: str, seed: int = 0) -> nn.Module:
     """Return a small model in eval mode, float32; biases are not zero."""
     with torch.random.fork_rng(devices=[]):
