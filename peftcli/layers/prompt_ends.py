@@ -65,7 +65,7 @@ class PromptEnds:
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         cache = given.get("past_key_values", given.get("cache"))  # transformers 5.24 renamed it
         length = inputs.shape[1]
-        if (mask is not None and mask.shape[1] > length) or (cache is not None and int(cache.get_seq_length()) > 0):
+        if (mask is not None and mask.shape[1] > length) or (cache is not None and _goes_on(cache)):
             self._chosen = dict.fromkeys(self._chosen)
             return
         shown = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if mask is None else mask.bool()
@@ -73,6 +73,14 @@ class PromptEnds:
         if answers is None and self.prompt_length is not None and length > self.prompt_length:
             answers = (torch.arange(length, device=inputs.device) >= self.prompt_length).expand_as(shown)
         self._chosen = {key: ends(shown, documents, answers, *key) for key in self._chosen}
+
+
+def _goes_on(cache: Any) -> bool:
+    """Tell whether a cache holds tokens, or, of linear attention and state space models, a state."""
+    try:
+        return int(cache.get_seq_length()) > 0
+    except ValueError:  # no layer of it has a length
+        return bool(cache.has_previous_state())
 
 
 def prompt_ends(model: nn.Module) -> tuple[PromptEnds, Any]:

@@ -190,9 +190,12 @@ def _apply(site: Site, *, spans: bool) -> Callable[..., Any]:
             return output
         x = site.entry if spans else first_tensor(args, kwargs)
         site.entry = None  # under checkpointing the entry runs again before the host does
-        first: Tensor = output[0] if isinstance(output, tuple) else output
+        several = isinstance(output, tuple | list)  # the blocks of some models return a list
+        first: Tensor = output[0] if several else output
         changed = site(x if x is None else _rows_as(x, first), first)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        if isinstance(output, list):
+            return [changed, *output[1:]]
+        return (changed, *output[1:]) if several else changed
 
     return hook
 
