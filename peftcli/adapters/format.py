@@ -73,6 +73,7 @@ class AdapterMeta:
         target_parameters: likewise the shortest names of the 3-D parameters of experts among them.
         head: paths of the task head's modules.
         modules_to_save: full paths of the modules trained whole beside the method.
+        token_rows: numbers of the rows of the vocabulary's tables that are trained, by the table's path.
         versions: of the libraries that trained it.
         places: keys below which the method's parts are saved, in the model's order; a flat file is split by them.
         stacks: which of encoder and decoder the base has.
@@ -90,6 +91,7 @@ class AdapterMeta:
     target_parameters: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
+    token_rows: Mapping[str, list[int]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     places: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
@@ -155,6 +157,7 @@ def describe(
         **places_of(attachment),
         head=tuple(anatomy.head),
         modules_to_save=tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save)),
+        token_rows=attachment.row_numbers(),
         versions=dict(versions or {}),
         stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
         prefix_route=anatomy.prefix_route,
@@ -193,6 +196,16 @@ def shortest_names(modules: set[str], everything: list[str]) -> list[str]:
         if {name for name in everything if f".{name}".endswith(suffixes)} == modules:
             return endings
     return sorted(modules)
+
+
+def recorded_params(params: MethodParams, rows: Mapping[str, list[int]]) -> MethodParams:
+    """Return a recipe's hyper-parameters as an adapter keeps them: with the rows of tokens by table and number.
+
+    Args:
+        params: of the recipe, which may name tokens, or only add them to the vocabulary.
+        rows: `AdapterMeta.token_rows`.
+    """
+    return params.model_copy(update={"trainable_token_indices": dict(rows)}) if rows else params
 
 
 def base_of(meta: AdapterMeta) -> BaseIdentity | None:

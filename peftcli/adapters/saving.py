@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from peftcli.adapters.adapter_files import CARD, CONFIG, SIDECAR, WEIGHTS, write_json, write_tensors
-from peftcli.adapters.format import FORMAT_VERSION, OWN_LAYOUT, OWN_TYPE, AdapterMeta
+from peftcli.adapters.format import FORMAT_VERSION, OWN_LAYOUT, OWN_TYPE, AdapterMeta, recorded_params
 from peftcli.adapters.library import RunFiles
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.adapters.model_card import adapter_card
@@ -42,6 +42,7 @@ def save_adapter(
         metrics: final evaluation numbers for the model card.
         leaving: says which tokenizer and chat template belong beside the adapter; None where they are not known.
     """
+    params = recorded_params(params, meta.token_rows)
     layout, files = _library_files(params, meta, attachment_state)
     with new_directory(Path(directory), instead=OTHER_RUN) as partial:
         write_tensors(partial / WEIGHTS, files.tensors if files else attachment_state)

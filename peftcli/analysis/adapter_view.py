@@ -31,6 +31,7 @@ from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
+from peftcli.protocol.rows_beside.row_rules import folding_rules
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.recipe.stored_recipe import load_stored_recipe
@@ -105,7 +106,7 @@ def _view_adapter(saved: SavedAdapter, spec: ModelSpec, task: TaskName) -> Adapt
     base, reason = base_weights(model, spec)
     attachment = apply_method(model, anatomy, saved.params)
     attachment.load_state_dict(saved.state)  # on meta: names and shapes only
-    rules = _rules(anatomy, saved.params, saved.state)  # which take it for granted that nothing is missing
+    rules = _rules(model, anatomy, saved.params, saved.state)  # which take it for granted that nothing is missing
     changes = PartChanges(anatomy, base, rules, saved.state)
     notes = [*saved.notes, *([reason] if reason else [])]
     if not saved.recorded:
@@ -123,10 +124,12 @@ def _meta_model(spec: ModelSpec, task: TaskName, labels: LabelSpec | None) -> tu
     return model, read_anatomy(model, spec.anatomy)
 
 
-def _rules(anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]) -> Mapping[str, MergeRule]:
+def _rules(
+    model: nn.Module, anatomy: Anatomy, params: MethodParams, state: Mapping[str, Tensor]
+) -> Mapping[str, MergeRule]:
     """Return how base parameters change; empty for a method that does not fold into them."""
     method = registry.method(params.name)
-    return {} if method.why_not_mergeable(params) is not None else method.merge_rules(anatomy, params, state)
+    return {} if method.why_not_mergeable(params) is not None else folding_rules(model, anatomy, params, state)
 
 
 def _view_model(run: Path, recipe: Recipe) -> AdapterView:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.quantization import logical_numel
+from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import MethodRegistry, registry
+from peftcli.protocol.rows_beside.added_rows import WantedRows, counted_rows
 from peftcli.recipe.method_params import MethodParams
-from peftcli.recipe.schema import Recipe, TaskName
+from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def count_params(recipe: Recipe, *, methods: MethodRegistry = registry) -> Count
         recipe.method,
         num_labels=recipe.model.num_labels or 2,
         train_head=recipe.training.train_head,
+        new_tokens=recipe.model.new_tokens if recipe.model.trains_new_tokens else (),
+        vocabulary=_vocabulary(recipe.model),
         anatomy_overrides=recipe.model.anatomy,
         trust_remote_code=recipe.model.trust_remote_code,
         methods=methods,
@@ -78,6 +83,8 @@ def count_method(
     *,
     num_labels: int = 2,
     train_head: bool = True,
+    new_tokens: Sequence[str] = (),
+    vocabulary: int = 0,
     anatomy_overrides: dict[str, str | list[str]] | None = None,
     trust_remote_code: bool = False,
     methods: MethodRegistry = registry,
@@ -90,6 +97,8 @@ def count_method(
         params: the method and its hyper-parameters.
         num_labels: outputs of a classification head.
         train_head: as in `training`.
+        new_tokens: whose rows are trained.
+        vocabulary: of the tokenizer with its new tokens; a smaller table grows to that.
         anatomy_overrides: `model.anatomy` of the recipe.
         trust_remote_code: run the code that came with the model.
 
@@ -97,8 +106,24 @@ def count_method(
         UserError: the model cannot do the task, or the method does not fit it.
     """
     model = build_meta(config, task, num_labels, trust_remote_code=trust_remote_code)
+    size = len(model.get_input_embeddings().weight) if new_tokens or vocabulary else 0
+    if vocabulary > size:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
     anatomy = read_anatomy(model, anatomy_overrides)
-    return count_attachment(apply_method(model, anatomy, params, train_head=train_head, methods=methods), params)
+    named = counted_rows(params, model).chosen
+    rows = WantedRows(named, dict(enumerate(new_tokens, max(0, max(size, vocabulary) - len(new_tokens)))))
+    attachment = apply_method(model, anatomy, params, train_head=train_head, rows=rows, methods=methods)
+    return count_attachment(attachment, params)
+
+
+def _vocabulary(spec: ModelSpec) -> int:
+    """Return the size of the vocabulary with the new tokens; without a tokenizer, the table is taken to have room."""
+    if not spec.new_tokens:
+        return 0
+    try:
+        return len(load_tokenizer(spec))
+    except UserError:
+        return 0
 
 
 def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:

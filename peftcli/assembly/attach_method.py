@@ -11,6 +11,7 @@ from torch import Tensor
 from peftcli.adapters.format import SavedAdapter, base_of
 from peftcli.adapters.loading import load_adapter
 from peftcli.assembly.divide_base import divide_base
+from peftcli.assembly.rows_to_train import rows_to_train
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
@@ -57,7 +58,8 @@ def attach_method(
     notes = [*base.notes, *fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)]
     anatomy = read_anatomy(base.model, recipe.model.anatomy)
     with base_comes_to(world.device):
-        attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head)
+        rows = rows_to_train(recipe.model, recipe.method, tokenizer)
+        attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head, rows=rows)
     if base.unread is not None:
         divide_base(anatomy, attachment, registry.info(recipe.method.name), world)
         base.unread.fill(base.model, world)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from peftcli.assembly.collect_problems import collecting, located
+from peftcli.assembly.rows_to_train import known_tokens, rows_to_train
 from peftcli.assembly.vocabulary_notes import vocabulary_notes
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
-from peftcli.models.load.tokenizers import load_tokenizer_with_notes
+from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.target_modules import short_path
 from peftcli.models.weights.weight_damage import check_weight_files
@@ -87,18 +88,21 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     spec = model_spec(recipe)
     config = load_config(spec)
     tokenizer, notes = load_tokenizer_with_notes(spec)
-    problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device)]
+    problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device), *known_tokens(spec)]
     anatomies: list[Anatomy] = []
     of_method: list[str] = []
     with collecting(problems):
         check_weight_files(find_source(spec.name_or_path))
         meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
         problems += further.of_model(recipe, meta)
+        size = len(meta.get_input_embeddings().weight)
+        fit_to_tokenizer(meta, tokenizer)
         anatomy = read_anatomy(meta, recipe.model.anatomy)
         problems += _kind_problems(anatomy, recipe.task)
-        attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
+        rows = rows_to_train(spec, recipe.method, tokenizer)
+        attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head, rows=rows)
         problems += further.of_parameters(recipe, attachment)
-        notes += vocabulary_notes(meta, tokenizer, spec, attachment, anatomy)
+        notes += vocabulary_notes(meta, tokenizer, spec, attachment, anatomy, size)
         anatomies.append(anatomy)
         of_method += attachment.notes
     if problems:

@@ -126,6 +126,7 @@ class PromptAttachment(Attachment):
     @torch.no_grad()
     def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
         """Start the prompt from vocabulary, text or class names; `random` is done already."""
+        super().initialise(model, tokenizer=tokenizer, labels=labels)
         kind = self.start.kind
         if kind == "random":
             return

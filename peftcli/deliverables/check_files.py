@@ -46,7 +46,7 @@ def _check_tokenizer(directory: Path, leaving: LeavingModel) -> None:
     read = AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=leaving.spec.trust_remote_code
     )
-    for text in (*_TEXTS, *leaving.spec.new_special_tokens):
+    for text in (*_TEXTS, *leaving.spec.new_tokens):
         if read(text)["input_ids"] != leaving.tokenizer(text)["input_ids"]:
             raise VerificationFailed(f"the written tokenizer makes other tokens of {text!r} than training had")
     learnt = leaving.texts.chat_template

@@ -25,7 +25,7 @@ def restore_padding(config: PretrainedConfig, leaving: LeavingModel) -> None:
     A classifier keeps it: its pooling looks for it. So does a model whose recipe added the token.
     """
     token = leaving.tokenizer.pad_token
-    if not leaving.info.generates or token in leaving.spec.new_special_tokens:
+    if not leaving.info.generates or token in leaving.spec.new_tokens:
         return
     try:
         fresh = load_config(leaving.spec)

@@ -44,7 +44,7 @@ class LeavingModel:
     @property
     def grown(self) -> bool:
         """Whether the recipe added tokens, so that the base's tokenizer files no longer serve."""
-        return bool(self.spec.new_special_tokens)
+        return bool(self.spec.new_tokens)
 
     @property
     def pools_by_padding(self) -> bool:

@@ -63,7 +63,7 @@ def _save(directory: Path, leaving: LeavingModel) -> None:
         plain = plain_tokenizer(leaving.spec)
     except UserError:
         plain = tokenizer
-    if tokenizer.pad_token in leaving.spec.new_special_tokens:
+    if tokenizer.pad_token in leaving.spec.new_tokens:
         plain.pad_token = tokenizer.pad_token  # added for this purpose
     plain.save_pretrained(directory)
     path = directory / TOKENIZER_CONFIG

@@ -17,6 +17,7 @@ from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision
 from peftcli.assembly.recipe_task import make_task
+from peftcli.assembly.rows_to_train import rows_to_train
 from peftcli.assembly.run_reference import RunReference
 from peftcli.data.store.labels import LabelSpec
 from peftcli.deliverables.checksums import check_checksums
@@ -213,7 +214,9 @@ def _at_start(found: FoundRun, kept: RunReference, dtype: torch.dtype, world: Wo
     fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
     attachment = Attachment(base.model)
     if kept.parts:
-        attachment = apply_method(base.model, read_anatomy(base.model, recipe.model.anatomy), recipe.method)
+        anatomy = read_anatomy(base.model, recipe.model.anatomy)
+        rows = rows_to_train(recipe.model, recipe.method, tokenizer)
+        attachment = apply_method(base.model, anatomy, recipe.method, rows=rows)
         attachment.load_state_dict(kept.parts)
     return opened(found.loaded, tokenizer, attachment, None, base, world)
 

@@ -176,6 +176,12 @@ def output_site(host: nn.Module, entry: nn.Module | None = None) -> Site:
     return site
 
 
+def output_parts(host: nn.Module) -> list[Part]:
+    """Return the parts at `host`'s output, in order."""
+    site = host._modules.get(SITE_NAME)
+    return [part for part in site.parts if isinstance(part, Part)] if isinstance(site, Site) else []
+
+
 def _remember_entry(site: Site) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if site.active:

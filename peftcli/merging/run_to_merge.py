@@ -31,6 +31,7 @@ from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
+from peftcli.protocol.rows_beside.row_rules import folding_rules
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
@@ -74,7 +75,7 @@ class RunToMerge:
     method: str = ""
 
     def rules(self) -> dict[str, MergeRule]:
-        """Return the method's rules, and those that put the task head and `modules_to_save` in place.
+        """Return the method's rules, and those that put task head, `modules_to_save` and token rows in place.
 
         A complete model has none: its tensors are copied.
 
@@ -86,7 +87,7 @@ class RunToMerge:
         if self.adapter is None:
             return {}
         params, state = self.adapter.params, self.adapter.state
-        rules = registry.method(params.name).merge_rules(self.anatomy, params, state)
+        rules = folding_rules(self.model, self.anatomy, params, state)
         if not rules:
             raise UserError(
                 f"{params.name} changed no weights of the base model, so there is nothing to merge",

@@ -14,6 +14,7 @@ from peftcli.models.module_view import module_kind
 from peftcli.models.reach import partial_reach
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import MethodRegistry, registry
+from peftcli.protocol.rows_beside.added_rows import WantedRows, add_token_rows, counted_rows
 from peftcli.recipe.method_params import MethodParams, TargetedParams
 
 
@@ -24,9 +25,10 @@ def apply_method(
     *,
     train_head: bool = True,
     masters: bool = True,
+    rows: WantedRows | None = None,
     methods: MethodRegistry = registry,
 ) -> Attachment:
-    """Freeze `model`, attach the method that `params` names, and unfreeze the head and `modules_to_save`.
+    """Freeze `model`, attach the method that `params` names, and what is trained beside it: head, modules, token rows.
 
     Neither reads nor changes base values: it works on the meta device. Call `Attachment.initialise` (a new training) or
     `load_state_dict` (a saved adapter) afterwards.
@@ -38,10 +40,12 @@ def apply_method(
         train_head: train the task head; it is saved either way, since the pretrained base lacks it.
         masters: keep trained base parameters in float32 on a bf16 or fp16 base, where a step would be lost in rounding;
             the forward pass then runs under autocast. False to evaluate in the base's dtype.
+        rows: of the vocabulary's tables, to train; None takes those that `params` names.
         methods: where methods are found.
 
     Raises:
-        UserError: the method does not fit the model, `modules_to_save` matches nothing, or nothing would be trained.
+        UserError: the method does not fit the model, `modules_to_save` matches nothing, there is no such row, or
+            nothing would be trained.
     """
     method = methods.method(params.name)
     reasons = method.check(anatomy, params)
@@ -59,6 +63,7 @@ def apply_method(
         model.get_parameter(name).requires_grad_(train_head)
     for name in attachment.to_save:
         model.get_parameter(name).requires_grad_(True)
+    add_token_rows(attachment, anatomy, counted_rows(params, model) if rows is None else rows)
     trainable = attachment.trainable_parameters()
     if not trainable:
         raise UserError(

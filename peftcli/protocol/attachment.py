@@ -29,6 +29,19 @@ class Placed:
 
 
 @dataclass
+class PlacedRows(Placed):
+    """A part with trained rows of a table of the vocabulary.
+
+    Args:
+        table: path of the module.
+        numbers: of the rows.
+    """
+
+    table: str
+    numbers: list[int]
+
+
+@dataclass
 class Attachment:
     """What a method added to one model.
 
@@ -39,6 +52,7 @@ class Attachment:
         shared: tensors that belong to no single part (Compacter's A), by key.
         head: names of the task head's parameters, trained beside every method.
         to_save: names of parameters below `modules_to_save`.
+        rows: parts with trained rows of the vocabulary's tables, beside every method.
         targets: the projections that the method chose, where it chooses some; they are recorded beside the adapter.
         notes: what the user should know of where the method went.
         undo: what `detach` runs after the parts are gone (hooks, the attention implementation).
@@ -50,6 +64,7 @@ class Attachment:
     shared: dict[str, nn.Parameter] = field(default_factory=dict)
     head: list[str] = field(default_factory=list)
     to_save: list[str] = field(default_factory=list)
+    rows: list[PlacedRows] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
@@ -73,11 +88,25 @@ class Attachment:
 
     @combined(inherited)
     def head_tensors(self) -> dict[str, Tensor]:
-        """Return the task head and `modules_to_save` by parameter name."""
-        return dict(self._base([*self.head, *self.to_save]))
+        """Return what is trained beside the method: task head and `modules_to_save` by parameter name, token rows."""
+        return {**self._base([*self.head, *self.to_save]), **self.row_tensors()}
+
+    @combined(inherited)
+    def row_tensors(self) -> dict[str, Tensor]:
+        """Return the trained rows of the vocabulary's tables by key."""
+        return {
+            f"{placed.key}.{suffix}": tensor
+            for placed in self.rows
+            for suffix, tensor in placed.part.adapter_tensors().items()
+        }
 
     def _base(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
         return {name: self.model.get_parameter(name) for name in dict.fromkeys(names)}
+
+    @combined(inherited)
+    def row_numbers(self) -> dict[str, list[int]]:
+        """Return the numbers of the trained rows by the path of their table; of tied tables, the first."""
+        return {placed.table: list(placed.numbers) for placed in self.rows if placed.part.adapter_tensors()}
 
     @combined(inherited)
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -95,7 +124,13 @@ class Attachment:
             for suffix, parameter in placed.part.named_parameters():
                 yield f"{placed.key}.{suffix}", parameter
         yield from self.shared.items()
-        yield from self._base([*self.unfrozen, *self.head, *self.to_save]).items()
+        yield from self._trained_beside([*self.unfrozen, *self.head, *self.to_save])
+
+    def _trained_beside(self, names: Iterable[str]) -> Iterable[tuple[str, nn.Parameter]]:
+        yield from self._base(names).items()
+        for placed in self.rows:
+            for suffix, parameter in placed.part.named_parameters():
+                yield f"{placed.key}.{suffix}", parameter
 
     @combined(merged)
     def part_buffers(self) -> dict[str, Tensor]:
@@ -115,17 +150,21 @@ class Attachment:
 
     @combined(inherited)
     def multiplicative(self) -> set[str]:
-        """Return the names of trainable parameters that multiply what is there (`Part.multiplicative`)."""
+        """Return the names of trainable parameters that multiply what is there (`Part.multiplicative`), and of rows.
+
+        Weight decay leaves them alone: zero is not where they do nothing.
+        """
         mine = {id(parameter) for placed in self.placed for parameter in placed.part.multiplicative()}
+        mine |= {id(parameter) for parameter in self.row_tensors().values()}
         return {name for name, parameter in self.trainable_parameters().items() if id(parameter) in mine}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the adapter file holds, detached: the method's tensors, the head, `modules_to_save`."""
+        """Return what the adapter file holds, detached: the method's tensors and what is trained beside it."""
         return {key: tensor.detach() for key, tensor in {**self.adapter_tensors(), **self.head_tensors()}.items()}
 
     def saved_size(self) -> int:
         """Return how many numbers the adapter file holds, the head left out; shared and tied tensors once."""
-        saved = {**self.adapter_tensors(), **self._base(self.to_save)}
+        saved = {**self.adapter_tensors(), **self._base(self.to_save), **self.row_tensors()}
         head = {id(tensor) for tensor in self._base(self.head).values()}
         distinct = {id(tensor): tensor.numel() for tensor in saved.values()}
         return sum(size for identity, size in distinct.items() if identity not in head)
@@ -164,7 +203,7 @@ class Attachment:
             tokenizer: for prompts that start from text; without one such an initialisation is a UserError.
             labels: class names, for prompts that start from them; by default those of the model's config.
         """
-        for placed in self.placed:
+        for placed in [*self.placed, *self.rows]:
             placed.part.start_from_base()
 
     @combined(each)
@@ -237,7 +276,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Take the parts out of the model and undo what the method set; base values stay as they are."""
-        mine = {id(placed.part) for placed in self.placed}
+        mine = {id(placed.part) for placed in [*self.placed, *self.rows]}
         for module in list(self.model.modules()):
             if isinstance(module, nn.ModuleList) and any(id(part) in mine for part in module):
                 kept = [part for part in module if id(part) not in mine]
@@ -245,12 +284,12 @@ class Attachment:
                 module.extend(kept)
         for undo in reversed(self.undo):
             undo()
-        self.placed, self.shared, self.undo = [], {}, []
+        self.placed, self.rows, self.shared, self.undo = [], [], {}, []
 
     @combined(each)
     def enable(self, on: bool = True) -> None:
         """Switch the parts on or off; unfrozen base parameters are not affected."""
-        for placed in self.placed:
+        for placed in [*self.placed, *self.rows]:
             placed.part.enabled = on
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class CompositeAttachment(Attachment):
         return text if text in self.parts[label].unfrozen else f"{label}{SEPARATOR}{text}"
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the adapter file holds: what the parts' files would hold, the head, `modules_to_save`."""
+        """Return what the adapter file holds: what the parts' files would hold, and what is trained beside them."""
         own = {key: tensor.detach() for key, tensor in self.head_tensors().items()}
         return {**merged(self, "state_dict"), **own}
 
@@ -43,13 +43,14 @@ class CompositeAttachment(Attachment):
         twice = sum(self.model.get_parameter(name).numel() * (names.count(name) - 1) for name in dict.fromkeys(names))
         beside = [name for name in self.to_save if name not in names and name not in self.head]
         kept = {id(parameter): parameter.numel() for parameter in self._base(beside).values()}
-        return sum(part.saved_size() for part in self.parts.values()) - twice + sum(kept.values())
+        rows = sum(tensor.numel() for tensor in self.row_tensors().values())
+        return sum(part.saved_size() for part in self.parts.values()) - twice + sum(kept.values()) + rows
 
     def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:
         for label, part in self.parts.items():
             for name, parameter in part._named_trainable():
                 yield self.named(label, name), parameter
-        yield from self._base([*self.head, *self.to_save]).items()
+        yield from self._trained_beside([*self.head, *self.to_save])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Give every part its tensors; strict, as `Attachment.load_state_dict`."""
@@ -61,7 +62,21 @@ class CompositeAttachment(Attachment):
             part.load_state_dict({**{key.split(SEPARATOR, 1)[1]: value for key, value in own.items()}, **base})
         trained = {name for part in self.parts.values() for name in part.unfrozen}
         rest = {key: value for key, value in rest.items() if key not in trained or key in self.head_tensors()}
-        Attachment(self.model, head=self.head, to_save=self.to_save).load_state_dict(rest)
+        Attachment(self.model, head=self.head, to_save=self.to_save, rows=self.rows).load_state_dict(rest)
+
+    def initialise(self, model: nn.Module, *, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
+        """Start every part, and the rows beside them."""
+        for part in self.parts.values():
+            part.initialise(model, tokenizer=tokenizer, labels=labels)
+        for placed in self.rows:
+            placed.part.start_from_base()
+
+    def enable(self, on: bool = True) -> None:
+        """Switch every part on or off, and the rows beside them."""
+        for part in self.parts.values():
+            part.enable(on)
+        for placed in self.rows:
+            placed.part.enabled = on
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Give every part its own of `training_state`."""

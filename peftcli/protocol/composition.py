@@ -55,6 +55,7 @@ def why_no_part(params: MethodParams) -> str | None:
         return f"{info.name} trains base weights themselves, so nothing can be added beside it"
     if info.forces_4bit:
         return f"{info.name} is a choice of base; use lora as the part and model.load_in_4bit: true"
-    if params.modules_to_save or params.init_from:
-        return f"modules_to_save and init_from belong to the whole composition, not to its part {info.name}"
+    if params.modules_to_save or params.trainable_token_indices or params.init_from:
+        whole = "modules_to_save, trainable_token_indices and init_from"
+        return f"{whole} belong to the whole composition, not to its part {info.name}"
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.weights.checkpoint_names import CheckpointNames
@@ -22,13 +24,20 @@ def merge_note(anatomy: Anatomy, params: MethodParams, attachment: Attachment) -
     reason = method.why_not_mergeable(params)
     if reason is None:
         try:
-            rules = method.merge_rules(anatomy, params, attachment.state_dict())
+            rules = method.merge_rules(anatomy, params, _without_rows(attachment))
             by_rows = [name for name, rule in rules.items() if rule.on_rows() is not None]
-            whole = [name for name in (*rules, *attachment.to_save, *attachment.unfrozen) if name not in by_rows]
+            tables = [f"{placed.table}.weight" for placed in attachment.rows]
+            beside = (*attachment.to_save, *attachment.unfrozen, *tables)
+            whole = [name for name in (*rules, *beside) if name not in by_rows]
             reason = _in_pieces(by_rows, whole, attachment)
         except UserError as error:
             reason = error.problems[0].message
     return None if reason is None else f"`peft merge` will not fold this adapter into its base: {reason}"
+
+
+def _without_rows(attachment: Attachment) -> dict[str, Tensor]:
+    rows = attachment.row_tensors()
+    return {key: tensor for key, tensor in attachment.state_dict().items() if key not in rows}
 
 
 def _in_pieces(by_rows: list[str], whole: list[str], attachment: Attachment) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
@@ -28,8 +28,18 @@ class MethodParams(Block):
     """The method, one of `peft methods`."""
     modules_to_save: list[str] | None = None
     """Modules that are trained in full and saved with the adapter, by full path or by the end of the path."""
+    trainable_token_indices: list[NotNegative] | list[str] | dict[str, list[NotNegative] | list[str]] | None = None
+    """Rows of the token embeddings to train, by number or token; or a list for each of `embeddings` and `head`."""
     init_from: str | None = None
     """A run or an adapter directory whose weights this training starts from."""
+
+    @field_validator("trainable_token_indices")
+    @classmethod
+    def _names_a_token(cls, value: Any) -> Any:
+        lists = value.values() if isinstance(value, dict) else [value]
+        if value is not None and not (lists and all(lists)):
+            raise ValueError("an empty list trains no row; leave the key out")
+        return value
 
     def idle_keys(self) -> dict[str, str]:
         """Return the keys that have no effect beside the others, each with the reason; they are named if written."""

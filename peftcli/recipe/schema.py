@@ -20,6 +20,15 @@ Rate = Annotated[float, Field(gt=0.0, le=100.0)]  # 2e4 is 2e-4 without its sign
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+class NewTokens(Block):
+    """Tokens to add to the vocabulary, and what becomes of their rows."""
+
+    tokens: list[str] = Field(min_length=1)
+    """The tokens."""
+    train: bool = True
+    """Train their rows of the embeddings and of the language-model head; false leaves them the mean of the others."""
+
+
 class ModelSpec(Block):
     """The pretrained model, and the form in which its weights are loaded."""
 
@@ -51,8 +60,19 @@ class ModelSpec(Block):
     """Kind of sequence classification; null infers it from the labels."""
     anatomy: dict[str, str | list[str]] | None = None
     """Where the parts of an unknown model family are: {attn.q: 'self_attn.q_proj', ...}, as paths within a block."""
-    new_special_tokens: list[str] = Field(default_factory=list)
-    """Tokens to add to the vocabulary; modules_to_save with the embeddings trains their rows."""
+    new_special_tokens: list[str] | NewTokens = Field(default_factory=list)
+    """Tokens to add to the vocabulary, as a list or as {tokens: [...], train: false}; their rows alone are trained."""
+
+    @property
+    def new_tokens(self) -> list[str]:
+        """The tokens to add to the vocabulary."""
+        tokens = self.new_special_tokens
+        return list(tokens.tokens if isinstance(tokens, NewTokens) else tokens)
+
+    @property
+    def trains_new_tokens(self) -> bool:
+        """Whether the rows of the new tokens are trained."""
+        return not isinstance(self.new_special_tokens, NewTokens) or self.new_special_tokens.train
 
 
 class DataSource(Block):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from peftcli.adapters.format import SavedAdapter
+from peftcli.adapters.format import SavedAdapter, recorded_params
 from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.adapters.sidecar import meta_of
@@ -57,7 +57,8 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
             raise UserError(f"{run} was not evaluated yet, so no step is the best", suggestion="use --checkpoint last")
         state, name = checkpoints.load_best(best)["adapter"], f"step {best}, the best so far"
     meta = meta_of(tree[ABOUT], directory / "state.json", ABOUT)
-    return SavedAdapter(recipe.method, state, meta, (f"the adapter of {name}",), recorded=True)
+    params = recorded_params(recipe.method, meta.token_rows)
+    return SavedAdapter(params, state, meta, (f"the adapter of {name}",), recorded=True)
 
 
 def without_best(run: Path, which: str | None) -> str | None:

@@ -13,7 +13,11 @@ from peftcli.deliverables.config_file import CONFIG, make_readable, restore_padd
 from peftcli.deliverables.generation_file import make_savable
 from peftcli.deliverables.write_beside import write_beside_weights
 from peftcli.distributed.whole_tensors import whole_tree
+from peftcli.layers.added_modules import is_added
 from peftcli.process_state import quiet_transformers
+from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.rows_beside.added_rows import tied_to
+from peftcli.protocol.rows_beside.row_rules import rows_of
 from peftcli.record.run_summary import Summary
 from peftcli.training.adapter_record import adapter_record
 from peftcli.training.hub_upload import push
@@ -85,7 +89,25 @@ def _write_model(directory: Path, session: Session, weights: dict[str, Tensor] |
     make_savable(model)
     restore_padding(model.config, leaving)
     with quiet_transformers():
-        model.save_pretrained(directory, state_dict=weights)
+        model.save_pretrained(directory, state_dict=_with_token_rows(session.attachment, weights))
     write_beside_weights(directory, leaving, model)
     make_readable(directory / CONFIG, model.config, leaving)
     write_checksums(directory)
+
+
+def _with_token_rows(attachment: Attachment, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Return a model's tensors with the trained rows of tokens in its tables; None where the live model has them all.
+
+    Args:
+        weights: whole, of a model that is divided; None of one that is not.
+    """
+    if not attachment.rows:
+        return weights
+    model = attachment.model
+    state = {name: tensor for name, tensor in (weights or model.state_dict()).items() if not is_added(name)}
+    numbers = attachment.row_numbers()
+    for path, rows in rows_of(attachment.row_tensors()).items():
+        table = state[f"{path}.weight"].detach().clone()
+        table[numbers[path]] = rows.detach().to(table)
+        state |= {f"{tied}.weight": table for tied in tied_to(model, path)}  # one tensor: they stay tied
+    return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftcli.adapters.format import recorded_params
 from peftcli.adapters.servers import servers_to_come
 from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
@@ -58,7 +59,7 @@ def _servers(session: Session) -> str | None:
     info, name = registry.info(recipe.method.name), recipe.method.name
     if info.artifact == "model":
         return "all that load the base: a complete model is saved"
-    servers = servers_to_come(recipe.method, recipe.task)
+    servers = servers_to_come(recorded_params(recipe.method, session.attachment.row_numbers()), recipe.task)
     merges = registry.method(name).why_not_mergeable(recipe.method) is None
     after = "after a merge all that load the base" if merges else "no other: it does not merge"
     return f"{', '.join(servers)} with the adapter; {after}" if servers else f"none with the adapter; {after}"

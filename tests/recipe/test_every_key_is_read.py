@@ -34,6 +34,7 @@ WITHOUT_A_RUN = {
     "distributed.reshard_after_forward": "distributed/strategy.py",
     "distributed.timeout": "distributed/processes.py",
     "data.name": "data/prepare_all_rows.py",
+    "model.new_special_tokens": "recipe/schema.py",
     **dict.fromkeys(
         (f"training.{key}" for key in ("loss_type", "beta", "label_smoothing", "simpo_gamma", "sft_weight")),
         "recipe/preference_losses.py",

@@ -17,7 +17,8 @@ def test_validation_rows_that_are_training_rows_are_told(recipe, recorder) -> No
 
 def test_new_tokens_that_are_not_trained_are_told_with_the_remedy(recipe, recorder) -> None:
     tokens = ["<a>", "<b>"]
-    train(recipe(name="frozen", training__max_steps=1, model__new_special_tokens=tokens), reporter=recorder)
+    left = {"tokens": tokens, "train": False}
+    train(recipe(name="frozen", training__max_steps=1, model__new_special_tokens=left), reporter=recorder)
     told = [note for note in recorder.notes if "not trained" in note]
     assert len(told) == 1
     assert "the new tokens <a>, <b>" in told[0]

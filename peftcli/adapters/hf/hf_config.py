@@ -70,6 +70,8 @@ _KINDS: dict[str, Any] = {
     "token_dim": _Count | None,
     "num_layers": _Count | None,
     "num_attention_heads": _Count | None,
+    "token_indices": list[_NotNegative] | None,
+    "trainable_token_indices": list[_NotNegative] | dict[str, list[_NotNegative]] | None,
 }
 """The values of all kinds of adapters that this project reads; HF peft writes null for most that are not set."""
 

@@ -41,13 +41,26 @@ class HfFormat(ABC, Generic[Params]):
         peft_type: HF's name of the method.
         note: what a user of HF peft should know, for the model card.
         needs_base: whether a file of HF peft can only be read with the base model, since it names no module.
+        holds_rows: whether it can hold trained rows of the vocabulary's tables beside the method.
         remedy: what to do where `why_not` gives a reason; None for the general advice (`library.other_use`).
     """
 
     peft_type: ClassVar[str]
     note: ClassVar[str | None] = None
     needs_base: ClassVar[bool] = False
+    holds_rows: ClassVar[bool] = False
     remedy: ClassVar[str | None] = None
+
+    def why_not_whole(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
+        """Return why HF peft cannot hold an adapter as it is, what is trained beside the method included, or None."""
+        return self.why_no_rows(meta) or self.why_not(params, meta, state)
+
+    def why_no_rows(self, meta: AdapterMeta) -> str | None:
+        """Return why HF peft cannot hold the adapter's trained rows of tokens, or None."""
+        if meta.token_rows and not self.holds_rows:
+            return f"it trained rows of single tokens, which HF peft has beside LoRA alone, not {self.peft_type}"
+        both = [target.module for target in meta.targets if target.module in meta.token_rows]
+        return f"both its LoRA and rows of single tokens change {both[0]}" if both else None
 
     def why_not(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
         """Return why HF peft cannot hold these parameters and tensors as they are, or None.

@@ -29,7 +29,7 @@ class HfRunLayout(RunLayout):
         from peftcli.adapters.hf.hf_table import FORMATS
 
         found = FORMATS.get(params.name)
-        if found is None or found.why_not(params, meta, state) is not None:
+        if found is None or found.why_not_whole(params, meta, state) is not None:
             return None
         return RunFiles(found.config(params, meta, state), found.to_file(state, params, meta), hf_use(meta, found.note))
 

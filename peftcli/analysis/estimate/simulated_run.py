@@ -16,6 +16,7 @@ from peftcli.analysis.estimate.fewer_blocks import Repeats, repeats, shorten
 from peftcli.analysis.estimate.heap_replay import heap_bytes
 from peftcli.analysis.estimate.live_tensors import NOT_HELD, LiveTensors
 from peftcli.assembly.precision import Precision
+from peftcli.assembly.rows_to_train import rows_to_train
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
@@ -158,7 +159,8 @@ def _attached(setting: Setting, blocks: Mapping[str, int]) -> tuple[Attachment, 
     if blocks:
         shorten(base.model, anatomy, blocks)
         anatomy = read_anatomy(base.model, recipe.model.anatomy)
-    return apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head), anatomy
+    rows = rows_to_train(recipe.model, recipe.method, setting.tokenizer)
+    return apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head, rows=rows), anatomy
 
 
 def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Work, tracker: LiveTensors) -> _Run:

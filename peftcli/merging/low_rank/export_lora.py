@@ -107,6 +107,11 @@ def export_lora(
         raise UserError(
             f"{run} holds a complete model, not an adapter", suggestion=f"{run / 'model'} loads in servers as it is"
         )
+    if opened.adapter.meta.token_rows:
+        raise UserError(
+            f"{run} trained rows of single tokens, which a plain LoRA cannot hold",
+            suggestion="fold the run into its base with peft merge, or export it as it is: --to hf-peft",
+        )
     plan = plan_lora(opened, base_tensors(opened, note), wanted)
     found = _found(run, base, checkpoint, trust_code) if measure else None
     before = None if found is None else _measured(found, note)

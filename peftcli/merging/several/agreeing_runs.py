@@ -25,6 +25,11 @@ def refuse_disagreeing(runs: Sequence[RunToMerge]) -> None:
                 f"{run.directory} left a complete model, no adapter: {run.recipe.method.name} cannot be combined",
                 suggestion="combine runs of adapters",
             )
+        if run.adapter.meta.token_rows:
+            raise UserError(
+                f"{run.directory} trained rows of single tokens, whose values cannot be combined with those of others",
+                suggestion="merge it on its own, or train the runs with model.new_special_tokens: {train: false}",
+            )
         for what, own, other in (
             ("task", run.recipe.task, first.recipe.task),
             ("labels", run.labels, first.labels),

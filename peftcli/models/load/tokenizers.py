@@ -58,7 +58,7 @@ def load_tokenizer_with_notes(spec: ModelSpec) -> tuple[PreTrainedTokenizerBase,
     """Return the tokenizer as `load_tokenizer` does, and notes on what was decided."""
     tokenizer = _from_files(spec)
     notes = []
-    if spec.new_special_tokens:
+    if spec.new_tokens:
         added = _add_tokens(tokenizer, spec)
         notes.append(f"{added} special tokens added to the vocabulary, which now has {len(tokenizer)}")
     note = choose_padding(tokenizer)
@@ -101,10 +101,10 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> int:
     """Add the recipe's new tokens; return how many the vocabulary did not have."""
-    if not spec.new_special_tokens:
+    if not spec.new_tokens:
         return 0
     added: int = tokenizer.add_special_tokens(
-        {"additional_special_tokens": spec.new_special_tokens}, replace_extra_special_tokens=False
+        {"additional_special_tokens": spec.new_tokens}, replace_extra_special_tokens=False
     )
     return added
 

@@ -69,7 +69,7 @@ def _model(recipe: Recipe, names: Names) -> Iterator[Finding]:
             "flash_attention_2 computes in float16 and bfloat16 only, and model.dtype is float32",
             "write dtype: bfloat16, or attn_implementation: sdpa",
         )
-    if not all(model.new_special_tokens) or len(set(model.new_special_tokens)) < len(model.new_special_tokens):
+    if not all(model.new_tokens) or len(set(model.new_tokens)) < len(model.new_tokens):
         yield Finding(("model", "new_special_tokens"), "model.new_special_tokens has an empty or repeated token")
 
 

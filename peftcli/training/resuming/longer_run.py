@@ -13,6 +13,7 @@ from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.load_model import load_model, saved_model_spec
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.rows_beside.added_rows import ROWS
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
@@ -110,7 +111,12 @@ def _artifact(session: Session) -> Mapping[str, Tensor]:
         return load_adapter(run_adapter(path)).state
     spec = saved_model_spec(session.recipe.model, path / "model").model_copy(update={"dtype": "auto"})
     model = load_model(spec, session.recipe.task, labels=session.data.labels, seed=session.recipe.seed).model
-    return Attachment(model, unfrozen=list(session.attachment.state_dict())).state_dict()
+    rows = {
+        f"{path}{ROWS}": model.get_submodule(path).weight[numbers].detach()
+        for path, numbers in session.attachment.row_numbers().items()
+    }
+    names = [name for name in session.attachment.state_dict() if name not in rows]
+    return {**Attachment(model, unfrozen=names).state_dict(), **rows}
 
 
 def _course(session: Session, earlier: TrainingSpec, before: StepPlan) -> str:

@@ -122,6 +122,7 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
             rank_pattern=ranks,
             alpha_pattern=alphas,
             modules_to_save=params.modules_to_save,
+            trainable_token_indices=params.trainable_token_indices,
         )
         return lora, plain
 

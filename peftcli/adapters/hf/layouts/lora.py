@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from peftcli.adapters.base_shape import BaseName
-from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget
+from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget, recorded_params
 from peftcli.adapters.hf import hf_files
 from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
+from peftcli.adapters.hf.hf_token_rows import read_rows
 from peftcli.adapters.hf.layouts.lora_experts import (
     expert_targets,
     file_names,
@@ -34,7 +36,6 @@ _UNREADABLE = (
     "arrow_config",
     "layer_replication",
     "lora_bias",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "kasa_config",
@@ -49,6 +50,7 @@ class LoraFormat(HfFormat[LoraParams]):
     """LoRA and QLoRA; the variants of LoRA are options of one config."""
 
     peft_type = "LORA"
+    holds_rows = True
 
     def why_not(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
         """Return that HF peft knows no slices of fused projections, and changes all experts of a parameter."""
@@ -72,6 +74,8 @@ class LoraFormat(HfFormat[LoraParams]):
         if expert_targets(meta):
             changes["target_parameters"] = list(meta.target_parameters)
             changes["lora_dropout"] = 0.0  # HF peft refuses another where it changes experts; it plays no part in use
+        if meta.token_rows:
+            changes["trainable_token_indices"] = {path: list(ids) for path, ids in meta.token_rows.items()}
         return hf_files.common_config(meta, self.peft_type) | hf_files.targeted_config(meta) | changes
 
     def to_file(self, state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta) -> State:
@@ -109,19 +113,22 @@ class LoraFormat(HfFormat[LoraParams]):
         _refuse_unreadable(config, where)
         renamed, experts = read_experts(hf_files.drop_prefix(tensors), config, where)
         state, notes = hf_files.own_keys(hf_files.add_prefix(renamed), where)
+        rows = read_rows(config, state, where)
+        state |= rows.state
         counts = {target.key: target.experts or 1 for target in experts}
         ranks = {key: _rank(state, key) // counts.get(key, 1) for key in _target_keys(state)}
         if not ranks:
             raise UserError(f"{where} is a LoRA adapter without a single lora_A")
-        others = [key for key in state if not key.endswith(_FACTORS)]
+        others = [key for key in state if not key.endswith(_FACTORS) and key not in rows.state]
         biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
         whole = hf_files.whole_modules([key for key in others if key not in biases], config)
         kind = "conv1d" if config.get("fan_in_fan_out") else "linear"
         modules = tuple(
             SavedTarget(key, key, None, "embedding" if f"{key}.lora_embedding_A" in state else kind) for key in ranks
         )
-        meta = hf_files.foreign_record(config, where, targets=(*modules, *experts), whole=whole)
-        return SavedAdapter(_params(config, ranks, whole, list(counts)), state, meta, tuple(notes))
+        record = hf_files.foreign_record(config, where, targets=(*modules, *experts), whole=whole)
+        params = recorded_params(_params(config, ranks, whole, list(counts)), rows.numbers)
+        return SavedAdapter(params, state, replace(record, token_rows=rows.numbers), tuple(notes))
 
     def whole_module_files(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles:
         """Return one pair for each fused module, or expert, of the ranks of its slices together."""
