@@ -106,8 +106,7 @@ class BlockBranches:
 def has_experts(module: nn.Module) -> bool:
     """Tell whether a module has experts: weights of three dimensions that are not those of a convolution, or a list."""
     for name, child in module.named_modules():
-        convolution = "conv" in type(child).__name__.lower()
-        if not convolution and any(parameter.ndim >= 3 for parameter in child.parameters(recurse=False)):
+        if _has_tensors(child):
             return True
         if name.rpartition(".")[2] == "experts" and isinstance(child, nn.ModuleList):
             return True
@@ -117,7 +116,7 @@ def has_experts(module: nn.Module) -> bool:
 def _parts(module: nn.Module, hidden: int, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules within a block that may be a branch, with their path in it.
 
-    A module that has a norm of the residual stream, and no linears of its own, is a block within the block.
+    A module that has a norm of the residual stream, and no linears or experts of its own, is a block within the block.
     """
     for name, child in module.named_children():
         here = f"{path}.{name}" if path else name
@@ -130,7 +129,16 @@ def _parts(module: nn.Module, hidden: int, path: str = "") -> Iterator[tuple[str
 def _is_inner_block(module: nn.Module, hidden: int) -> bool:
     children = list(module.children())
     norm = any("norm" in type(child).__name__.lower() and _widths(child) == {hidden} for child in children)
-    return norm and not any(module_kind(child) for child in children) and not list(module.parameters(recurse=False))
+    own = any(module_kind(child) or _has_tensors(child) for child in children) or any(
+        True for _ in module.parameters(recurse=False)
+    )
+    return norm and not own
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    """Tell whether a module has weights of three dimensions that are not those of a convolution."""
+    convolution = "conv" in type(module).__name__.lower()
+    return not convolution and any(parameter.ndim >= 3 for parameter in module.parameters(recurse=False))
 
 
 def _widths(norm: nn.Module) -> set[int]:
