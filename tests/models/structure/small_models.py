@@ -47,6 +47,7 @@ _MAMBA = {"mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False}
 
 MODELS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_SIZES, **_EXPERTS, **_LATENT, **_GROUPS},
+    "axk1": {**_SIZES, **_EXPERTS, **_LATENT, **_GROUPS},
     "qwen3_next": {**_SIZES, **_EXPERTS, **_DELTA, "shared_expert_intermediate_size": 16},
     "qwen3_5_text": {**_SIZES, **_DELTA},
     "gpt_oss": {**_SIZES, **_EXPERTS, "layer_types": ["sliding_attention", "full_attention"]},

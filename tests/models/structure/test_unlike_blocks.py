@@ -111,6 +111,11 @@ def test_experts_alone_are_a_branch_as_a_whole() -> None:
     assert "ffn.down" not in anatomy.roles()
 
 
+def test_experts_with_a_norm_behind_them_are_a_branch_as_a_whole() -> None:
+    anatomy = read_anatomy(small_model("axk1"))
+    assert _branches(anatomy, 1)["ffn"] == ("mlp", "mlp")
+
+
 def test_a_state_space_takes_the_place_of_attention() -> None:
     anatomy = read_anatomy(small_model("jamba"))
     assert anatomy.layers == {"decoder": ("model.layers.0", "model.layers.1")}
