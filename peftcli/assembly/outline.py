@@ -104,22 +104,25 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
         problems += further.of_parameters(recipe, attachment)
         notes += vocabulary_notes(meta, tokenizer, spec, attachment, anatomy, size)
         anatomies.append(anatomy)
-        of_method += attachment.notes
+        of_method += [*_left_out(anatomy, attachment), *attachment.notes]
     if problems:
         raise UserError(located(loaded, problems))
     anatomy = anatomies[0]
-    notes = [*notes, *anatomy.notes, *_left_out(anatomy), *of_method]
+    notes = [*notes, *anatomy.notes, *of_method]
     return Outline(info, spec, tokenizer, anatomy, tuple(notes))
 
 
-def _left_out(anatomy: Anatomy) -> list[str]:
-    """Return what has no role, with the reason: one sentence for all the blocks that have it."""
+def _left_out(anatomy: Anatomy, attachment: Attachment) -> list[str]:
+    """Return which modules without a role take no part: a sentence for each kind that no note of the method names."""
+    taken = {target.module for target in attachment.targets}
     places: dict[tuple[str, str], list[str]] = {}
     for path, why in anatomy.left_out:
-        places.setdefault((short_path(path), why), []).append(path)
+        if path not in taken:
+            places.setdefault((short_path(path), why), []).append(path)
     return [
         f"{paths[0] if len(paths) == 1 else f'{name} of {len(paths)} blocks'} is left out: {why}"
         for (name, why), paths in places.items()
+        if not any(f" {name} " in note.replace(",", " ") for note in attachment.notes)
     ]
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
@@ -23,6 +24,7 @@ from peftcli.models.anatomy import (
 )
 from peftcli.models.experts.named_experts import ExpertChoice, beyond, named_experts, no_such_parameter, refused
 from peftcli.models.module_view import Kind, module_kind
+from peftcli.models.trial_forward import NOT_CALLED, passed_over
 from peftcli.suggestions import nearest
 
 ALL_LINEAR = "all-linear"
@@ -81,8 +83,10 @@ def resolve_targets(
         layers: numbers of the blocks to change; what is outside the blocks is then left out.
         experts: which of them, for a method that can change 3-D parameters; None for one that cannot.
 
+    A group (`all-linear`, a branch, an expression) leaves out linears at which a change would be lost, and routers.
+
     Raises:
-        UserError: entries match nothing; names similar modules and the roles of this model.
+        UserError: entries match nothing; names similar modules and the roles of this model. Or one names such a linear.
     """
     search = _Search(model, anatomy)
     chosen: list[Target] = []
@@ -91,7 +95,9 @@ def resolve_targets(
         found = search.matching(entry, is_pattern=_is_pattern(targets))
         if not found:
             problems.append(search.no_match(entry, "method.target_modules", is_pattern=_is_pattern(targets)))
-        chosen += found
+        is_group = is_group_entry(entry, targets)
+        problems += search.useless(found, entry, is_group=is_group)
+        chosen += [target for target in found if not is_group or not search.unfit(target)]
     for entry in experts.parameters if experts else ():
         found = [target for target in search.of_experts(entry) if target.kind == "experts"]
         if not found or entry in ROLE_WORDS:
@@ -116,8 +122,23 @@ def resolve_targets(
         raise UserError(problems)
     chosen = search.without(search.unique(chosen), excluded)
     if not chosen:
+        if not excluded:
+            raise UserError(Problem("a forward pass has no use of a change of these", key="method.target_modules"))
         raise UserError(Problem("exclude_modules leaves no target", key="method.exclude_modules"))
     return chosen
+
+
+def left_out_of_groups(model: nn.Module, anatomy: Anatomy, targets: Sequence[str] | str) -> dict[str, str]:
+    """Return the linears that the groups among `targets` would name and that were left out: path to reason."""
+    search = _Search(model, anatomy)
+    groups = [entry for entry in _entries(targets) if is_group_entry(entry, targets)]
+    named = [target for entry in groups for target in search.matching(entry, is_pattern=_is_pattern(targets))]
+    return {target.module: search.passed_over[target.module] for target in named if search.unfit(target)}
+
+
+def is_group_entry(entry: str, targets: Sequence[str] | str) -> bool:
+    """Tell whether an entry of `targets` stands for several kinds of layers."""
+    return _is_pattern(targets) or entry == ALL_LINEAR or entry in BLOCK_ROLES
 
 
 def summarise_targets(targets: Iterable[Target]) -> str:
@@ -188,6 +209,28 @@ class _Search:
         self.own_experts = {role.module: role.role for role in anatomy.experts if role.parameter is None}
         self.whole_roles.update({module: role for module, role in self.own_experts.items() if role})
         self.left_out = dict(anatomy.left_out)
+        self.model = model
+
+    @cached_property
+    def passed_over(self) -> dict[str, str]:
+        """The linears at which a change would be lost, and why."""
+        return passed_over(self.model)  # not before it is asked for
+
+    def unfit(self, target: Target) -> bool:
+        """Tell whether a change at a target would be lost."""
+        return target.module in self.passed_over
+
+    def useless(self, found: list[Target], entry: str, *, is_group: bool) -> list[Problem]:
+        """Return the problem of an entry that names linears at which a change would be lost; roles need no trial.
+
+        What is not called may stay: that it has no gradient is told after the first step.
+        """
+        names = [] if is_group or entry in ROLE_WORDS else [target.module for target in found]
+        for name in names:
+            if self.passed_over.get(name, NOT_CALLED) != NOT_CALLED:
+                message = f"{name} cannot be a target: {self.passed_over[name]}"
+                return [Problem(message, key="method.target_modules", suggestion=f"leave {entry} out")]
+        return []
 
     def matching(self, entry: str, *, is_pattern: bool = False) -> list[Target]:
         """Return what an entry names; the list may be empty."""

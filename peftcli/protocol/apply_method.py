@@ -13,6 +13,7 @@ from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.module_view import module_kind
 from peftcli.models.reach import partial_reach
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.narrow_layers import notes_on_passed_over
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.protocol.rows_beside.added_rows import WantedRows, add_token_rows, counted_rows
 from peftcli.recipe.method_params import MethodParams, TargetedParams
@@ -54,6 +55,7 @@ def apply_method(
     model.requires_grad_(False)
     attachment = method.attach(model, anatomy, params)
     attachment.notes += partial_reach(anatomy, _named(anatomy, attachment))
+    attachment.notes += notes_on_passed_over(model, anatomy, params)
     if isinstance(params, TargetedParams):
         note = experts_note(model, anatomy, params.target_modules, attachment.targets)
         attachment.notes += [note] if note else []

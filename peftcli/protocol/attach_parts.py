@@ -12,6 +12,7 @@ from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.protocol.attachment import Placed
 from peftcli.protocol.composite_attachment import CompositeAttachment
 from peftcli.protocol.composition import PartSpec
+from peftcli.protocol.narrow_layers import notes_on_passed_over
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import TargetedParams
 
@@ -25,6 +26,7 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
     whole = CompositeAttachment(model)
     for spec in specs:
         part = registry.method(spec.params.name).attach(model, anatomy, spec.params)
+        part.notes += notes_on_passed_over(model, anatomy, spec.params)
         whole.parts[spec.label] = part
         if isinstance(spec.params, TargetedParams):
             note = experts_note(model, anatomy, spec.params.target_modules, part.targets)

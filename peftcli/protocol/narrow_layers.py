@@ -1,4 +1,4 @@
-"""Layers that are too narrow for a rank: left out, with a note, where the recipe names a group and not the layer."""
+"""Layers that no change fits: left out, with a note, where the recipe names a group and not the layer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 
 from peftcli.layers.base_linear import base_linear
-from peftcli.models.anatomy import BLOCK_ROLES
-from peftcli.models.target_modules import ALL_LINEAR, ROLE_WORDS, Target, short_path
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.target_modules import Target, is_group_entry, left_out_of_groups, short_path
+from peftcli.recipe.method_params import MethodParams, TargetedParams
 
 
 def is_group(entries: Sequence[str] | str) -> bool:
@@ -17,7 +18,19 @@ def is_group(entries: Sequence[str] | str) -> bool:
 
     Such are `all-linear`, a branch (`ffn`), and a regular expression.
     """
-    return any(_is_group(entry, entries) for entry in _listed(entries))
+    return any(is_group_entry(entry, entries) for entry in _listed(entries))
+
+
+def notes_on_passed_over(model: nn.Module, anatomy: Anatomy, params: MethodParams) -> list[str]:
+    """Return notes on the linears that a forward pass has no use of a change for, and that a group therefore lacks."""
+    if not isinstance(params, TargetedParams):
+        return []
+    names: dict[str, dict[str, None]] = {}
+    counts: Counter[str] = Counter()
+    for path, reason in left_out_of_groups(model, anatomy, params.target_modules).items():
+        names.setdefault(reason, {})[short_path(path)] = None
+        counts[reason] += 1
+    return [_note(", ".join(short), reason, counts[reason]) for reason, short in names.items()]
 
 
 def without_narrow(
@@ -32,7 +45,7 @@ def without_narrow(
         entries: `target_modules`.
     """
     narrow: dict[str, str] = {}
-    kinds: Counter[str] = Counter()
+    kinds: Counter[tuple[str, str]] = Counter()
     for target in targets:
         if target.kind in ("embedding", "experts") or _is_named(target, entries):
             continue
@@ -40,29 +53,23 @@ def without_narrow(
         rank = rank_of(target)
         if rank > min(view.out_features, view.in_features):
             size = f"rank {rank} is above its {view.out_features} x {view.in_features}"
-            narrow[target.key] = f"{target.role or short_path(target.module)}: {size}"
-            kinds[narrow[target.key]] += 1
+            narrow[target.key] = size
+            kinds[target.role or short_path(target.module), size] += 1
     kept = [target for target in targets if target.key not in narrow]
     if not kept:
         return list(targets), []
-    return kept, [_note(text, count) for text, count in kinds.items()]
+    return kept, [_note(name, why, count) for (name, why), count in kinds.items()]
 
 
-def _note(text: str, count: int) -> str:
-    name, _, why = text.partition(": ")
+def _note(name: str, why: str, count: int) -> str:
     layers = "1 layer" if count == 1 else f"{count} layers"
     return f"target_modules leaves {name} out ({layers}): {why}"
 
 
 def _is_named(target: Target, entries: Sequence[str] | str) -> bool:
     """Tell whether some entry names the target by its role or its module's name."""
-    named = [entry for entry in _listed(entries) if not _is_group(entry, entries)]
+    named = [entry for entry in _listed(entries) if not is_group_entry(entry, entries)]
     return any(entry == target.role or target.module == entry or target.module.endswith(f".{entry}") for entry in named)
-
-
-def _is_group(entry: str, entries: Sequence[str] | str) -> bool:
-    is_pattern = isinstance(entries, str) and entry not in ROLE_WORDS
-    return is_pattern or entry == ALL_LINEAR or entry in BLOCK_ROLES
 
 
 def _listed(entries: Sequence[str] | str) -> Iterable[str]:
