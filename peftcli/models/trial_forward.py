@@ -15,16 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 from transformers import PretrainedConfig, PreTrainedModel
 
+from peftcli.layers.seeded import seeded
 from peftcli.models.module_view import module_kind
 
 NOT_CALLED = "a forward pass of text does not call it"
-_TOKENS = 8
+_NO_GRADIENT = "no gradient reaches it"
+_LENGTHS = (8, 512)
+"""Tokens of the forward pass, and of a second one where the first did not reach everything: parts of a model that sum
+up many tokens have nothing to do with few."""
 _PRODUCTS = ("linear", "matmul", "__matmul__", "__rmatmul__", "bmm", "addmm", "baddbmm", "mm", "einsum")
 _CHOICES = ("topk", "argmax", "argsort", "sort")
-_NO_KERNEL = ("isinstance", "init.")
+_LIKE = ("to", "type_as")
+"""Methods that look at another tensor's type only."""
+_NO_KERNEL = ("isinstance", "init.", "nn.init.", "torch.nn.init.")
 """Beginnings of calls that take a weight and compute nothing of the forward pass with it."""
 
 
@@ -51,14 +56,21 @@ _TRIED: dict[str, dict[str, str]] = {}
 
 def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, str]:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), seeded(0):
             copy = kind(type(config).from_dict(config.to_dict())).eval()
         if copy.config._experts_implementation is not None:
             copy.set_experts_implementation("batched_mm")  # the way that needs no values to share tokens out
     except Exception:  # whatever a model's own code raises for settings that were written and read
         return {}
     linears = {name: live for name, live in copy.named_modules() if module_kind(live) in ("linear", "conv1d")}
-    return {**_fused(copy, linears), **_Trial(copy, linears).reasons()}
+    found = _Trial(copy, linears).reasons(_LENGTHS[0])
+    if found is None:
+        return _fused(copy, linears)
+    if {NOT_CALLED, _NO_GRADIENT} & set(found.values()):
+        most = getattr(config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[1]
+        longer = _Trial(copy, linears).reasons(min(_LENGTHS[1], most)) or {}
+        found = {path: why for path, why in found.items() if path in longer}
+    return {**_fused(copy, linears), **found}
 
 
 def _fused(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -102,25 +114,28 @@ class _Trial(TorchFunctionMode):
         super().__init__()
         self.model, self.linears = model, linears
         shared = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}  # tied heads
-        self.owner = {id(live.weight): path for path, live in linears.items() if id(live.weight) not in shared}
+        self.owners: dict[int, list[str]] = {}
+        for path, live in linears.items():
+            if id(live.weight) not in shared:
+                self.owners.setdefault(id(live.weight), []).append(path)
         self.running: list[str] = []
         self.called: set[str] = set()
         self.found: dict[str, str] = {}
         self.read: set[str] = set()
         self.outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors too: an id is free again with its object
 
-    def reasons(self) -> dict[str, str]:
-        """Return why which linears are no place for a change; empty if the model cannot be run like this."""
+    def reasons(self, tokens: int) -> dict[str, str] | None:
+        """Return why which linears are no place for a change; None if the model cannot be run like this."""
         hooks = [hook for path, module in self.linears.items() for hook in self._hooks(path, module)]
-        ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+        ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
         words: dict[str, Any] = {"input_ids": ids}
         if "decoder_input_ids" in inspect.signature(self.model.forward).parameters:
             words["decoder_input_ids"] = ids
         try:
-            with torch.device("meta"), self:
+            with torch.enable_grad(), torch.device("meta"), self:
                 output = self.model(**words)[0]
         except Exception:  # a model's own code refuses tensors without values in its own ways
-            return {}
+            return None
         finally:
             for hook in hooks:
                 hook.remove()
@@ -131,7 +146,7 @@ class _Trial(TorchFunctionMode):
             elif path not in self.called:
                 self.found.setdefault(path, NOT_CALLED)
             elif path not in reached:
-                self.found.setdefault(path, "no gradient reaches it: what it gives is only compared")
+                self.found.setdefault(path, _NO_GRADIENT)
         return self.found
 
     def _reached(self, output: Tensor) -> set[str]:
@@ -141,7 +156,9 @@ class _Trial(TorchFunctionMode):
             gradients = torch.autograd.grad(output.sum(), weights, allow_unused=True)
         except Exception:  # a step of the model has no gradient without values
             return set(self.linears)
-        return {path for path, gradient in zip(self.linears, gradients, strict=True) if gradient is not None}
+        reached = {path for path, gradient in zip(self.linears, gradients, strict=True) if gradient is not None}
+        # a step with a backward pass of its own may hide most of the model: then nothing is known
+        return reached if 2 * len(reached) > len(self.called) else set(self.linears)
 
     def _hooks(self, path: str, module: nn.Module) -> Iterator[Any]:
         def begin(_module: nn.Module, _args: Any) -> None:
@@ -152,8 +169,6 @@ class _Trial(TorchFunctionMode):
             self.called.add(path)
             if isinstance(output, Tensor):
                 self.outputs[id(output)] = (path, output)
-            else:
-                self.found[path] = "it returns more than one tensor, as a router does"
 
         yield module.register_forward_pre_hook(begin)
         yield module.register_forward_hook(end)
@@ -163,17 +178,29 @@ class _Trial(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if name in _CHOICES and given and id(given[0]) in self.outputs:
-            self.found[self.outputs[id(given[0])][0]] = "it chooses experts (a router)"
         known, answer = _answered(func, name, args, kwargs)
         result = answer if known else _computed(func, args, kwargs)
         tensors = [value for value in _flat(result) if isinstance(value, Tensor)]
-        for path in {self.owner[id(value)] for value in _flat((args, kwargs)) if id(value) in self.owner}:
-            if tensors and path not in self.running:
-                self.read.add(path)
+        if given and id(given[0]) in self.outputs:
+            path = self.outputs[id(given[0])][0]
+            if name in _CHOICES or (len(tensors) == 2 and path in self.running):  # `max`: the largest and its place
+                self.found[path] = "it chooses experts (a router)"
+        self._see_weights(name, args, kwargs, tensors)
         if name not in _PRODUCTS:
             self._follow(given, tensors)
         return result
+
+    def _see_weights(self, name: str, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+        """Note whose weight a function computes with: its owner, while that runs, or somebody else."""
+        if not made or not torch.is_grad_enabled():
+            return
+        for value in _flat((args[:1] if name in _LIKE else args, kwargs)):
+            owners = self.owners.get(id(value), [])
+            inside = [path for path in owners if path in self.running]
+            if owners and not inside:
+                self.read.update(owners)
+            for path in inside if name == "linear" else ():
+                self.outputs[id(made[0])] = (path, made[0])
 
     def _follow(self, given: list[Tensor], made: list[Tensor]) -> None:
         """Note that tensors are a linear's output in another form: as many numbers, one for one."""
@@ -201,8 +228,16 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         places = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor) and not value.is_meta]
         if not places:
             raise
-        args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
+        args, kwargs = _without_values((args, kwargs))
         return func(*args, **kwargs)
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_values(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_values(each) for each in value)
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _answered(func: Any, name: str, args: Any, kwargs: Any) -> tuple[bool, Any]:
