@@ -128,10 +128,14 @@ def resolve_targets(
     return chosen
 
 
-def left_out_of_groups(model: nn.Module, anatomy: Anatomy, targets: Sequence[str] | str) -> dict[str, str]:
-    """Return the linears that the groups among `targets` would name and that were left out: path to reason."""
+def left_out_of_groups(model: nn.Module, anatomy: Anatomy, targets: Sequence[str] | str | None) -> dict[str, str]:
+    """Return the linears that the groups among `targets` would name and that were left out: path to reason.
+
+    Args:
+        targets: `target_modules`; None where a method has places of its own.
+    """
+    groups = [entry for entry in _entries(targets or []) if targets and is_group_entry(entry, targets)]
     search = _Search(model, anatomy)
-    groups = [entry for entry in _entries(targets) if is_group_entry(entry, targets)]
     named = [target for entry in groups for target in search.matching(entry, is_pattern=_is_pattern(targets))]
     return {target.module: search.passed_over[target.module] for target in named if search.unfit(target)}
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from peftcli.assembly.outline import outline
 from peftcli.errors import UserError
+from peftcli.methods.ia3 import IA3Params
 from peftcli.methods.lora import LoraParams
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.trial_forward import passed_over
@@ -101,6 +102,12 @@ def test_what_no_change_fits_is_refused_by_name(name: str, entry: str) -> None:
     with pytest.raises(UserError, match=r"cannot be a target: it") as caught:
         _attached(_model(name, "meta"), [entry])
     assert caught.value.problems[0].key == "method.target_modules"
+
+
+def test_a_method_with_places_of_its_own_has_nothing_to_leave_out() -> None:
+    model = _model("Qwen2Moe", "meta")
+    attachment = apply_method(model, read_anatomy(model), IA3Params())
+    assert attachment.placed and not any("leaves mlp" in note for note in attachment.notes)
 
 
 def test_an_expression_leaves_it_out_too() -> None:
