@@ -57,7 +57,9 @@ def test_a_family_has_its_roles(family: str) -> None:
     expected = set(ATTENTION)
     if family in SEQ2SEQ or family == "whisper":
         expected |= CROSS
-    if family not in SPARSE:
+    if family in SPARSE:
+        expected |= {"experts.up", "experts.gate", "experts.down"}
+    else:
         expected |= GATED_FFN if family in GATED else PLAIN_FFN
     assert anatomy.origin == "table"
     assert set(anatomy.roles()) == expected
@@ -270,11 +272,11 @@ def test_shared_layers_count_their_depths() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(SPARSE))
-def test_expert_weights_are_named_as_left_out(family: str) -> None:
+def test_experts_have_roles_and_their_router_is_left_out(family: str) -> None:
     model, anatomy = _read(family, {})
     left_out = dict(anatomy.left_out)
-    assert len(left_out) == 2 * LAYERS
-    assert "3-D" in left_out["model.layers.0.mlp.experts"]
+    assert len(left_out) == LAYERS
+    assert {role.module for role in anatomy.experts} == {f"model.layers.{n}.mlp.experts" for n in range(LAYERS)}
     assert "router" in left_out["model.layers.0.mlp.gate"]
     assert model.get_parameter("model.layers.0.mlp.experts.gate_up_proj").dim() == 3
 
