@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from peftcli.assembly.positions_left import positions_left
+from peftcli.data.loss_rows import as_loss_reads
 from peftcli.data.prepare import prepare
 from peftcli.data.prepared_data import PreparedData
 from peftcli.distributed.processes import World
@@ -41,16 +42,18 @@ def prepare_data(
         spec = spec.model_copy(update={"val_set_size": 0.0})
     step_rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * world.size
     stream_rows = step_rows * training.max_steps if spec.streaming and training.max_steps else None
-    return world.main_first(
+    longest = positions_left(anatomy, recipe.method)
+    data = world.main_first(
         lambda: prepare(
             spec,
             recipe.task,
             tokenizer,
             seed=recipe.seed,
             where=loaded,
-            model_max_positions=positions_left(anatomy, recipe.method),
+            model_max_positions=longest,
             problem_type=recipe.model.problem_type,
             stream_rows=stream_rows,
             progress=progress,
         )
     )
+    return as_loss_reads(data, recipe, min(spec.max_length, longest or spec.max_length))

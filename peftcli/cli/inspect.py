@@ -61,6 +61,7 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     from peftcli.assembly.collect_problems import located
     from peftcli.assembly.positions_left import positions_left
     from peftcli.data.inspection import inspect_data
+    from peftcli.data.loss_rows import as_loss_reads
     from peftcli.data.prepare import prepare
     from peftcli.errors import UserError
     from peftcli.models.load.load_model import load_config
@@ -93,4 +94,5 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
         model_max_positions=longest,
         problem_type=model.problem_type,
     )
-    return inspect_data(data, tokenizer, task, rows=rows, max_length=min(spec.max_length, longest or spec.max_length))
+    most = min(spec.max_length, longest or spec.max_length)
+    return inspect_data(as_loss_reads(data, loaded.recipe, most), tokenizer, task, rows=rows, max_length=most)

@@ -10,12 +10,13 @@ import numpy.typing as npt
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.packing import PackedRows
 from peftcli.data.rows.row_set import RowSet, StoredRows
+from peftcli.data.rows.single_answers import SingleAnswers
 from peftcli.recipe.schema import DataSpec
 
 
 def stored_rows(rows: RowSet) -> StoredRows | None:
     """Return the stored rows of a set, unpacked; None for a stream, whose rows are not known in advance."""
-    inner = rows.rows if isinstance(rows, PackedRows) else rows
+    inner = rows.rows if isinstance(rows, PackedRows | SingleAnswers) else rows
     return inner if isinstance(inner, StoredRows) else None
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from peftcli.assembly.outline import outline
 from peftcli.assembly.recipe_data import prepare_data
+from peftcli.data.loss_rows import rows_of_loss
 from peftcli.data.other_file import said
+from peftcli.data.overlap import stored_rows
 from peftcli.data.prepare import prepare_for_evaluation
 from peftcli.data.prepared_data import PreparedData
-from peftcli.data.rows.row_set import RowSet, StoredRows
+from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.data_report import Counts
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
@@ -179,14 +181,14 @@ def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: 
     )
     for text in notes:
         note(text)
-    return run.evaluate({"": rows})
+    return run.evaluate({"": rows_of_loss(rows, run.recipe, spec.max_length)})
 
 
 def _with_rows(sets: Mapping[str, RowSet], where: Path | str, max_length: int, note: Note) -> dict[str, RowSet]:
     filled = {name: rows for name, rows in sets.items() if len(rows)}
     if not filled:
         raise UserError(f"{where} has no validation rows", suggestion="name labelled rows with --data FILE")
-    stored = [rows for rows in filled.values() if isinstance(rows, StoredRows)]
+    stored = [rows for rows in map(stored_rows, filled.values()) if rows is not None]
     counts = Counts(rows=sum(map(len, stored)), truncated=sum(int(rows.cut.sum()) for rows in stored))
     for text in said(counts, max_length):
         note(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from torch import nn
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import longest_first, split_by_tokens
-from peftcli.data.rows.referenced_rows import Reference
+from peftcli.data.rows.referenced_rows import Reference, others_of
 from peftcli.data.rows.row_set import RowSet
 from peftcli.distributed.equal_passes import equal_passes
 from peftcli.distributed.memory_errors import memory_for
@@ -134,7 +134,8 @@ class Evaluator:
         decided: list[Generated] = []
         with self._evaluating():
             mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
-            for chosen, result in self._passes(mine, idle, _never, partial(self._evaluated, rows, by_row=True)):
+            evaluated = partial(self._evaluated, rows, self._of_all(rows, _never), by_row=True)
+            for chosen, result in self._passes(mine, idle, _never, evaluated):
                 assert result.rows is not None  # asked for
                 columns = [result.rows.loss_sums.tolist(), result.rows.counts.tolist()]
                 columns.append([None] * len(chosen) if result.rows.right is None else result.rows.right.tolist())
@@ -148,7 +149,15 @@ class Evaluator:
 
     @memory_for("while the reference's log-probabilities were computed", FOR_EVALUATION)
     def log_probabilities(self, rows: RowSet) -> Reference:
-        """Return the log-probabilities of each row's answers, in the order of the rows; the same in each process."""
+        """Return the log-probabilities of each row's answers, in the order of the rows; the same in each process.
+
+        Of single answers that of the answer and that of its mismatched sequence.
+        """
+        others = others_of(rows)
+        parts = [self._log_probabilities(each) for each in ([rows] if others is None else [rows, others])]
+        return np.concatenate(parts, 1)
+
+    def _log_probabilities(self, rows: RowSet) -> Reference:
         found: dict[int, list[float]] = {}
 
         def compute(chosen: Sequence[int]) -> torch.Tensor:
@@ -159,7 +168,24 @@ class Evaluator:
             for chosen, result in self._passes(mine, idle, _never, compute):
                 found.update(zip(chosen, result.tolist(), strict=True))
         together = {row: values for share in self.world.gather(found) for row, values in share.items()}
-        return np.array([together[row] for row in range(len(rows))], dtype=np.float32).reshape(-1, 2)
+        return np.array([together[row] for row in range(len(rows))], dtype=np.float32).reshape(len(rows), -1)
+
+    def _of_all(self, rows: RowSet, stopping: Callable[[], bool]) -> torch.Tensor | None:
+        """Return what the loss of each row takes from all rows of the set; None where it takes nothing."""
+        others = others_of(rows)
+        if others is None:
+            return None
+        mine, idle = self._share(others, range(len(others)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+        device, sums = self.world.device, []
+        for _, found in self._passes(
+            mine,
+            idle,
+            stopping,
+            lambda chosen: self.task.look_ahead(self.model, self.collator(others, chosen).to(device)),
+        ):
+            sums.append(found)
+        own = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
+        return torch.tensor(sum(self.world.gather(own)) / max(1, len(others)), dtype=torch.float32, device=device)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -202,7 +228,8 @@ class Evaluator:
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
         found: list[Generated] = []
-        for chosen, result in self._passes(mine, idle, stopping, partial(self._evaluated, rows)):
+        evaluated = partial(self._evaluated, rows, self._of_all(rows, stopping))
+        for chosen, result in self._passes(mine, idle, stopping, evaluated):
             right = result.terms.loss_sum.new_zeros(()) if result.right is None else result.right.float()
             sums.append(torch.stack([result.terms.loss_sum.float(), right]))
             counts_right = counts_right or result.right is not None
@@ -264,8 +291,11 @@ class Evaluator:
                         yield chosen, result
                         advance(len(chosen))
 
-    def _evaluated(self, rows: RowSet, chosen: Sequence[int], by_row: bool = False) -> Evaluated:
-        return self.task.evaluate(self.model, self.collator(rows, chosen).to(self.world.device), by_row=by_row)
+    def _evaluated(
+        self, rows: RowSet, of_all: torch.Tensor | None, chosen: Sequence[int], by_row: bool = False
+    ) -> Evaluated:
+        batch = replace(self.collator(rows, chosen).to(self.world.device), of_all=of_all)
+        return self.task.evaluate(self.model, batch, by_row=by_row)
 
     def _written(self, rows: RowSet, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
         """Return predictions, references and prompts."""

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 
 from peftcli.recipe.schema import TrainingSpec
 
-HYPERPARAMETERS = ("beta", "label_smoothing", "simpo_gamma", "sft_weight")
+HYPERPARAMETERS = (
+    "beta",
+    "label_smoothing",
+    "simpo_gamma",
+    "sft_weight",
+    "desirable_weight",
+    "undesirable_weight",
+)
 """Keys of `training` that belong to these losses alone."""
 
 DEFAULT_LOSS = "sigmoid"
@@ -28,6 +35,7 @@ class PreferenceLossInfo:
             given.
         reference: whether it compares with the model before the first step.
         per_token: whether log-probabilities are means over an answer's tokens, not sums.
+        unpaired: whether it takes each answer by itself, as a good or a bad one; a pair is two answers then.
     """
 
     summary: str
@@ -35,6 +43,7 @@ class PreferenceLossInfo:
     defaults: Mapping[str, float | None] = field(default_factory=dict)
     reference: bool = True
     per_token: bool = False
+    unpaired: bool = False
 
 
 _BETA = {"beta": 0.1, "sft_weight": 0.0}
@@ -79,6 +88,12 @@ PREFERENCE_LOSSES: dict[str, PreferenceLossInfo] = {
         {"beta": 0.1, "label_smoothing": 0.0, "sft_weight": 1.0},
         reference=False,
     ),
+    "kto": PreferenceLossInfo(
+        "single answers that were called good or bad: no pairs are needed",
+        "Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1, equation 7",
+        {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+        unpaired=True,
+    ),
 }
 """By TRL's names, in the order of the documentation."""
 
@@ -93,6 +108,19 @@ class PreferenceLoss:
     label_smoothing: float
     simpo_gamma: float
     sft_weight: float
+    desirable_weight: float
+    undesirable_weight: float
+
+
+def takes_single_answers(spec: TrainingSpec) -> bool:
+    """Return whether the loss of a `training` block takes each answer by itself."""
+    info = PREFERENCE_LOSSES.get(spec.loss_type or DEFAULT_LOSS)
+    return info is not None and info.unpaired
+
+
+def prediction_kind(spec: TrainingSpec) -> str:
+    """Return the kind of prediction that the loss of a `training` block measures: of pairs, or of single answers."""
+    return "answers" if takes_single_answers(spec) else "preferences"
 
 
 def preference_loss(spec: TrainingSpec) -> PreferenceLoss:

@@ -12,7 +12,7 @@ from peftcli.recipe.vocabulary import NameOf
 TaskName = Annotated[str, NameOf("tasks")]
 SamplingStrategy = Literal["group_by_length", "random", "sequential"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-LossType = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo", "cpo"]
+LossType = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto"]
 FormatName = Annotated[str, NameOf("formats", auto=True)]
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -242,6 +242,10 @@ class TrainingSpec(Block):
     reference: Literal["precomputed", "live"] | None = None
     """When preference losses compute the log-probabilities of the model before the first step: once, before that step;
     or live in every pass, with a frozen copy of the trained values. Null is precomputed."""
+    desirable_weight: Annotated[float, Field(gt=0.0)] | None = None
+    """Weight of the good answers in the loss kto; null is 1."""
+    undesirable_weight: Annotated[float, Field(gt=0.0)] | None = None
+    """Weight of the bad answers in the loss kto; null is 1."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] | None = None
     """Scale of the uniform noise that NEFTune adds to the input embeddings; null adds none."""
     class_weights: Literal["balanced"] | list[float] | None = None

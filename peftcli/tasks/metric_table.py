@@ -5,7 +5,6 @@ Libraries are imported on use: `peft validate` reads the names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 from peftcli.errors import Problem
 from peftcli.recipe.entry_points import Plugin, WithPlugins, plugin
 from peftcli.suggestions import did_you_mean, nearest
+from peftcli.tasks.preference_metrics import answers, answers_apart, divergence, preferred
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]
@@ -159,16 +159,6 @@ def _exact_match(predictions: Sequence[Any], references: Sequence[Any]) -> Score
     return {"exact_match": right / max(1, len(predictions))}
 
 
-def _preferred(name: str, of: Callable[[Sequence[float], Sequence[float]], float]) -> Function:
-    """Return the mean of a function of a pair's rewards and log-probabilities: (chosen, rejected) each."""
-
-    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-        values = [float(of(rewards, logps)) for rewards, logps in zip(predictions, references, strict=True)]
-        return {name: math.fsum(values) / max(1, len(values))}
-
-    return function
-
-
 _CLASSES = {
     "accuracy": MetricInfo("share of rows that are exactly right", _accuracy),
     "f1": MetricInfo("mean of the classes' F1", _f1("macro", "f1")),
@@ -216,23 +206,41 @@ OWN_METRICS: dict[str, dict[str, MetricInfo]] = {
     "preferences": {
         "rewards_accuracies": MetricInfo(
             "share of pairs whose chosen answer has the larger reward",
-            _preferred("rewards_accuracies", lambda rewards, _: rewards[0] > rewards[1]),
+            preferred("rewards_accuracies", lambda rewards, _: rewards[0] > rewards[1]),
         ),
         "rewards_margins": MetricInfo(
             "mean of the chosen answer's reward less the rejected one's",
-            _preferred("rewards_margins", lambda rewards, _: rewards[0] - rewards[1]),
+            preferred("rewards_margins", lambda rewards, _: rewards[0] - rewards[1]),
         ),
         "rewards_chosen": MetricInfo(
-            "mean reward of the chosen answers", _preferred("rewards_chosen", lambda rewards, _: rewards[0])
+            "mean reward of the chosen answers", preferred("rewards_chosen", lambda rewards, _: rewards[0])
         ),
         "rewards_rejected": MetricInfo(
-            "mean reward of the rejected answers", _preferred("rewards_rejected", lambda rewards, _: rewards[1])
+            "mean reward of the rejected answers", preferred("rewards_rejected", lambda rewards, _: rewards[1])
         ),
         "logps_chosen": MetricInfo(
-            "mean log-probability of the chosen answers", _preferred("logps_chosen", lambda _, logps: logps[0])
+            "mean log-probability of the chosen answers", preferred("logps_chosen", lambda _, logps: logps[0])
         ),
         "logps_rejected": MetricInfo(
-            "mean log-probability of the rejected answers", _preferred("logps_rejected", lambda _, logps: logps[1])
+            "mean log-probability of the rejected answers", preferred("logps_rejected", lambda _, logps: logps[1])
+        ),
+    },
+    "answers": {
+        "rewards_margins": MetricInfo("mean reward of the good answers less that of the bad ones", answers_apart),
+        "rewards_chosen": MetricInfo(
+            "mean reward of the good answers", answers("rewards_chosen", "rewards", good=True)
+        ),
+        "rewards_rejected": MetricInfo(
+            "mean reward of the bad answers", answers("rewards_rejected", "rewards", good=False)
+        ),
+        "logps_chosen": MetricInfo(
+            "mean log-probability of the good answers", answers("logps_chosen", "logps", good=True)
+        ),
+        "logps_rejected": MetricInfo(
+            "mean log-probability of the bad answers", answers("logps_rejected", "logps", good=False)
+        ),
+        "kl": MetricInfo(
+            "estimate of the divergence from the reference, from mismatched prompts and answers", divergence, falls=True
         ),
     },
 }

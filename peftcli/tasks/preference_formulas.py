@@ -54,6 +54,28 @@ def preference_losses(scores: Scores, loss: PreferenceLoss) -> Tensor:
     return found
 
 
+def single_losses(ratios: Tensor, good: Tensor, divergence: Tensor, loss: PreferenceLoss) -> Tensor:
+    """Return KTO's loss of each answer: (answers,).
+
+    Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1, equation 7: w (1 - sigmoid(beta (r - z))) of a good answer
+    and w (1 - sigmoid(beta (z - r))) of a bad one, with their weights w (the paper's lambda).
+
+    The paper and TRL estimate z in each micro-batch, from the answers to its other prompts; of accumulated
+    micro-batches TRL takes each by itself. Here z is one number for a whole step, so that a step does not depend on how
+    it is batched, and each prompt's other answer is the same one in every epoch (`data.rows.single_answers`).
+
+    Args:
+        ratios: r = log p / p_reference of each answer, (answers,).
+        good: 1 for a good answer, 0 for a bad one, (answers,).
+        divergence: z, the mean log-ratio of mismatched prompts and answers, 0 at least, without a gradient; a scalar.
+    """
+    import torch
+
+    sign = (2 * good - 1).to(ratios.dtype)
+    weights = torch.where(good > 0, loss.desirable_weight, loss.undesirable_weight).to(ratios.dtype)
+    return weights * (1 - (loss.beta * sign * (ratios - divergence)).sigmoid())
+
+
 def rewards(scores: Scores, loss: PreferenceLoss) -> Tensor:
     """Return beta times what the loss compares, (pairs, 2): TRL's `rewards/chosen` and `rewards/rejected`."""
     return loss.beta * scores.ratios(per_token=loss.info.per_token)

@@ -68,6 +68,9 @@ class Batch:
         drawn: its rows, by which training draws random masks; None leaves them to torch's random state.
         idle: whether it is computed only because all processes must run a divided model equally often; its loss counts
             as zero.
+        of_all: what the loss of each row takes from all rows of the step, or of the set that is evaluated: the mean of
+            `Task.look_ahead`, a scalar. None where nothing is taken, or only memory is measured.
+        ahead: of the first micro-batch of a step, what is looked at before: this process's mismatched sequences.
     """
 
     inputs: dict[str, Tensor]
@@ -78,6 +81,8 @@ class Batch:
     rows: int
     drawn: DrawnRows | None = None
     idle: bool = False
+    of_all: Tensor | None = None
+    ahead: tuple[Batch, ...] = ()
 
     def as_idle(self) -> Batch:
         """Return the batch as one whose result counts for nothing."""
@@ -240,8 +245,15 @@ class Task(ABC):
         """Whether rows are compared with what the model before the first step makes of them (`log_probabilities`)."""
         return False
 
+    def look_ahead(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a sum over mismatched sequences (`data.rows.referenced_rows.others_of`), computed before any loss.
+
+        Only for rows that have them; without gradients and dropout. The mean over all rows becomes `Batch.of_all`.
+        """
+        raise NotImplementedError(f"{self.info.name} takes nothing from all rows")
+
     def log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the log-probability of each row's answers, (rows, 2): chosen, rejected; of preferences."""
+        """Return the log-probability of each answer, of preferences: (rows, 2), chosen, rejected, or (rows, 1)."""
         raise NotImplementedError(f"{self.info.name} has no pairs of answers")
 
     def derived_metrics(self, loss: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from peftcli.training.milestones import Milestones
 from peftcli.training.optim.learning_rate import set_learning_rates
 from peftcli.training.session import Session
 from peftcli.training.watch.first_gradients import untouched
+from peftcli.training.whole_step import tell_of_all
 
 Upcoming = Iterator[list[Batch]]
 """This process's micro-batches of each step that is left."""
@@ -38,6 +39,9 @@ def train_steps(
 
         # count: what the loss of the whole step is divided by, over all micro-batches and processes
         count = _total_count(batches, world)
+
+        # what the loss of each row takes from all rows of the step
+        tell_of_all(session, batches, count)
 
         # forward, backward
         with session.precision.float32_products():

@@ -19,7 +19,8 @@ import torch
 
 from peftcli.data.rows.batching import batches as epoch_batches
 from peftcli.data.rows.collation import Collator
-from peftcli.data.rows.micro_batches import Lengths, longest_first, micro_batches
+from peftcli.data.rows.micro_batches import Lengths, longest_first, micro_batches, split_by_tokens
+from peftcli.data.rows.referenced_rows import others_of
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.processes import World
@@ -68,9 +69,27 @@ class StepBatches:
         idle = 0
         if self.world.strategy.sharded:
             idle = max(len(self._shares(order, lengths, rank)) for rank in range(self.world.size)) - len(shares)
-        return [
+        made = [
             Share(step, share, [read.get(number) or self.rows[number] for number in share], idle=index >= len(shares))
             for index, share in enumerate([*shares, *[order[-1:]] * idle])
+        ]
+        return [*made, *self._ahead(step, numbers)]
+
+    def _ahead(self, step: int, numbers: Sequence[int]) -> list[Share]:
+        """Return this process's mismatched sequences of a step; of a divided base as many micro-batches in each."""
+        others = others_of(self.rows)
+        if others is None:
+            return []
+        order, size = longest_first(numbers, others.lengths), self.spec.per_device_train_batch_size
+        every = [
+            split_by_tokens(order[rank :: self.world.size], others.lengths, size, self.max_tokens)
+            for rank in range(self.world.size)
+        ]
+        own = every[self.world.rank]
+        idle = max(map(len, every)) - len(own) if self.world.strategy.sharded else 0
+        return [
+            Share(step, share, [others[number] for number in share], idle=index >= len(own), ahead=True)
+            for index, share in enumerate([*own, *[order[-1:]] * idle])
         ]
 
     def _shares(self, order: Sequence[int], lengths: Lengths, rank: int) -> list[list[int]]:
@@ -94,7 +113,9 @@ class StepBatches:
 
     def collate(self, shares: Sequence[Share]) -> list[Batch]:
         """Return rows as batches of the task; for any number of callers at a time."""
-        return [self._batch(share) for share in shares]
+        made = [self._batch(share) for share in shares if not share.ahead]
+        ahead = tuple(self._finished(self.collator.batch(share.rows), share) for share in shares if share.ahead)
+        return [replace(made[0], ahead=ahead), *made[1:]] if ahead else made
 
     def _batch(self, share: Share) -> Batch:
         batch = self.collator.micro_batch(share.rows)
@@ -105,7 +126,9 @@ class StepBatches:
         each = len(rows) // len(share.rows)  # sequences of a row
         numbers = [each * number + place for number in share.numbers for place in range(each)]
         drawn = DrawnRows.of_step(self._seed, share.step, numbers, ends, widths, joined=bool(documents))
-        batch = replace(batch, drawn=drawn)
+        return self._finished(replace(batch, drawn=drawn), share)
+
+    def _finished(self, batch: Batch, share: Share) -> Batch:
         if share.idle:
             batch = batch.as_idle()
         # only from pinned memory does a copy to the GPU not wait
@@ -126,12 +149,14 @@ class Share:
 
     Args:
         idle: whether they are computed only because other processes have more micro-batches, and the base is divided.
+        ahead: whether they are the rows' mismatched sequences, which are looked at before any loss.
     """
 
     step: int
     numbers: list[int]
     rows: list[Row]
     idle: bool = False
+    ahead: bool = False
 
 
 def _sequences(rows: Sequence[Row], batch: Batch) -> tuple[list[list[int]], list[int]]:

@@ -1,9 +1,13 @@
-"""Rows of preference tuning: the tokens of both sequences of a pair, chosen before rejected, and which are compared."""
+"""Rows of preference tuning: the tokens of both sequences of a pair, chosen before rejected, and which are compared.
+
+A single answer is one such sequence: what says whether it is good or bad is its side, that of a chosen or of a rejected
+answer.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +18,10 @@ from peftcli.data.encode.encode_settings import EncodeSettings
 from peftcli.data.encode.encoded import DROPPED, MASKED, TRUNCATED, Encoded, Outcome
 from peftcli.data.encode.overflow import CONTEXT
 from peftcli.data.read.records import RowError
-from peftcli.data.recognition.examples import Example, Preferred
+from peftcli.data.recognition.examples import Example, Judged, Preferred
+
+CHOSEN, REJECTED = 0, 1
+"""Sides: of the sequence of a chosen, or of a good answer, and of a rejected, or of a bad one."""
 
 
 class PreferenceEncoder:
@@ -33,11 +40,24 @@ class PreferenceEncoder:
         """Return the row of each pair, or why there is none; of a prediction the prompts."""
         sides: list[Example] = []
         for example in examples:
-            sides += [example.chosen, example.rejected] if isinstance(example, Preferred) else [example]
+            if isinstance(example, Preferred):
+                sides += [example.chosen, example.rejected]
+            else:
+                sides.append(example.conversation if isinstance(example, Judged) else example)
         made = iter(self._sides.encode(sides))
-        return [
-            self._pair(next(made), next(made)) if isinstance(example, Preferred) else next(made) for example in examples
-        ]
+        return [self._row(example, made) for example in examples]
+
+    def _row(self, example: Example, made: Iterator[Outcome | RowError]) -> Outcome | RowError:
+        if isinstance(example, Preferred):
+            return self._pair(next(made), next(made))
+        return self._single(next(made), example.good) if isinstance(example, Judged) else next(made)
+
+    def _single(self, answer: Outcome | RowError, good: bool) -> Outcome | RowError:
+        if isinstance(answer, RowError):
+            return answer
+        if not answer.rows:
+            return RowError(f"the answer has nothing to learn from: {answer.reason}", "a prompt and an answer")
+        return self._fitted([answer.rows[0]], answer.unused, [CHOSEN if good else REJECTED])
 
     def _pair(self, chosen: Outcome | RowError, rejected: Outcome | RowError) -> Outcome | RowError:
         for name, side in (("chosen", chosen), ("rejected", rejected)):
@@ -50,6 +70,14 @@ class PreferenceEncoder:
         if np.array_equal(rows[0].ids, rows[1].ids):
             return RowError("chosen and rejected are the same tokens: there is nothing to prefer", "two answers")
         unused = (*chosen.unused, *(name for name in rejected.unused if name not in chosen.unused))
+        return self._fitted(rows, unused, [CHOSEN, REJECTED])
+
+    def _fitted(self, rows: list[Encoded], unused: tuple[str, ...], sides: list[int]) -> Outcome | RowError:
+        """Return sequences of one prompt as a row, cut alike where they are too long.
+
+        Args:
+            sides: of each sequence.
+        """
         tokens = sum(len(row.ids) for row in rows)
         most, longest = max(len(row.ids) for row in rows), self._settings.max_length
         if most > longest and self._settings.overflow in ("drop", "error"):
@@ -62,10 +90,10 @@ class PreferenceEncoder:
         cut = most > longest
         if cut:
             rows = self._cut(rows, most - longest)
-            if np.array_equal(rows[0].ids, rows[1].ids):
+            if len(rows) > 1 and np.array_equal(rows[0].ids, rows[1].ids):
                 reason = f"max_length {longest} cuts away what the answers differ in"
                 return Outcome(status=MASKED, reason=reason, tokens=tokens, unused=unused)
-        return Outcome([_joined(rows, truncated=cut)], TRUNCATED if cut else 0, "", unused, tokens)
+        return Outcome([_joined(rows, sides, truncated=cut)], TRUNCATED if cut else 0, "", unused, tokens)
 
     def _cut(self, rows: Sequence[Encoded], excess: int) -> list[Encoded]:
         """Return both sides without the same first tokens of the prompt, and then without what is too long at the end.
@@ -90,8 +118,8 @@ def _without(row: Encoded, keep: int, gone: int, longest: int) -> Encoded:
     return Encoded(ids, np.concatenate((row.mask[:keep], row.mask[keep + gone :]))[:longest])
 
 
-def _joined(rows: Sequence[Encoded], *, truncated: bool) -> Encoded:
+def _joined(rows: Sequence[Encoded], sides: Sequence[int], *, truncated: bool) -> Encoded:
     masks = [row.mask for row in rows if row.mask is not None]
-    sides = np.repeat(np.arange(len(rows), dtype=np.uint8), [len(row.ids) for row in rows])
+    types = np.repeat(np.array(sides, dtype=np.uint8), [len(row.ids) for row in rows])
     ids = np.concatenate([row.ids for row in rows])
-    return Encoded(ids, np.concatenate(masks), types=sides, truncated=truncated)
+    return Encoded(ids, np.concatenate(masks), types=types, truncated=truncated)

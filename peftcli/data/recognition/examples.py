@@ -59,7 +59,15 @@ class Preferred:
     rejected: Conversation
 
 
-Example = Text | Conversation | Labelled | Tagged | InputTarget | Tokens | Preferred
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A conversation whose last turn is a good or a bad answer."""
+
+    conversation: Conversation
+    good: bool
+
+
+Example = Text | Conversation | Labelled | Tagged | InputTarget | Tokens | Preferred | Judged
 
 
 def check_characters(example: Example) -> None:
@@ -86,6 +94,8 @@ def _texts(example: Example) -> Iterator[str]:
     elif isinstance(example, Preferred):
         yield from _texts(example.chosen)
         yield from _texts(example.rejected)
+    elif isinstance(example, Judged):
+        yield from _texts(example.conversation)
     elif isinstance(example, Conversation):
         plain = example.plain
         yield from (plain[0], plain[1] or "") if plain else ()

@@ -25,6 +25,7 @@ from peftcli.data.formats import (
     sharegpt,
     text,
     tokens_tags,
+    unpaired,
 )
 from peftcli.data.read.records import RowError
 from peftcli.data.recognition.examples import Example
@@ -38,6 +39,7 @@ FORMATS: tuple[RowFormat, ...] = (
     classification.FORMAT,
     folders.FORMAT,
     preference.FORMAT,
+    unpaired.FORMAT,
     alpaca.FORMAT,
     input_target.FORMAT,
     messages.FORMAT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from peftcli.data.formats import preference
+from peftcli.data.formats import preference, unpaired
 from peftcli.data.read.nested_values import structure, with_paths
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.format_table import BY_NAME, WITH_TEMPLATE, formats_for
@@ -63,6 +63,7 @@ def recognise(
         parsed.check(present, source)
     if wanted == "auto" and kind == "text" and not predicting:
         _refuse_preferences(present, columns, task, source)
+        _refuse_judged(records, present, columns, task, source)
     if wanted == "auto" and of_source is None and parsed and kind == "text":
         chosen = _templated(present, columns)
     elif wanted == "auto" and of_source is None:
@@ -175,6 +176,28 @@ def _refuse_preferences(present: Sequence[str], columns: Mapping[str, str], task
             file=source or None,
             key="task",
             suggestion=f"write task: preference; to learn {pair[0]} alone, data.columns: {{completion: {pair[0]}}}",
+        )
+    )
+
+
+def _refuse_judged(
+    records: Sequence[Record], present: Sequence[str], columns: Mapping[str, str], task: TaskName, source: str
+) -> None:
+    """Raise where a column says of each answer whether it is a good one: bad ones would be learnt, too."""
+    mapping = _map(unpaired.FORMAT, present, {})
+    label, answer = mapping.get("label"), mapping.get("completion") or mapping.get("prompt")
+    values = [record.values.get(label) for record in records if label is not None]
+    if answer is None or not values or not all(isinstance(value, bool) for value in values) or all(values):
+        return
+    if answer in columns.values():
+        return
+    raise UserError(
+        Problem(
+            f"the column {label} says which answers are bad: {task} would learn these, too",
+            file=source or None,
+            key="task",
+            suggestion="write task: preference with training.loss_type: kto; to learn all answers, name their column: "
+            f"data.columns: {{{'completion' if 'completion' in mapping else 'messages'}: {answer}}}",
         )
     )
 

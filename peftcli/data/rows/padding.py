@@ -66,7 +66,9 @@ def collate(
 
 
 def preference_tensors(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return `learnt`, how many tokens of each sequence are compared, and `reference` (rows, 2) where rows have it."""
+    """Return `learnt`, how many tokens of each sequence are compared, and `reference` (rows, sequences of a row) where
+    rows have it; of single answers also `good` (rows,), 1 for a good one and 0 for a bad one.
+    """
     learnt = []
     for sequence in (sequence for row in rows for sequence in sequences_of(row)):
         learnt.append(int((np.asarray(sequence.labels)[1:] != IGNORED).sum()))
@@ -74,6 +76,9 @@ def preference_tensors(rows: Sequence[Row]) -> dict[str, Tensor]:
     reference = [row.reference for row in rows if row.reference is not None]
     if len(reference) == len(rows):
         out["reference"] = np.stack(reference)
+    sides = [np.unique(row.token_type_ids) for row in rows if row.token_type_ids is not None]
+    if len(sides) == len(rows) and all(len(side) == 1 for side in sides):
+        out["good"] = np.array([float(side[0] == 0) for side in sides], dtype=np.float32)
     return _tensors(out)
 
 

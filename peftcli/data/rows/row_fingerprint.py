@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 
 from peftcli.data.rows.row_set import RowSet
+from peftcli.data.rows.single_answers import SingleAnswers
 from peftcli.data.rows.streaming import StreamedRows
 
 SAMPLE = 1000
@@ -21,6 +22,8 @@ def row_fingerprint(rows: RowSet) -> str | None:
     if isinstance(rows, StreamedRows):
         return None
     found = hashlib.sha256(np.ascontiguousarray(rows.lengths).tobytes())
+    if isinstance(rows, SingleAnswers):
+        found.update(rows.good.tobytes())
     for index in np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int):
         row = rows[int(index)]
         found.update(np.asarray(row.input_ids).tobytes())

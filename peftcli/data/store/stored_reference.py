@@ -19,6 +19,7 @@ import numpy as np
 
 from peftcli.data.rows.referenced_rows import Reference
 from peftcli.data.rows.row_set import RowSet, StoredRows
+from peftcli.data.rows.single_answers import SingleAnswers
 
 
 def reference_file(rows: RowSet, facts: Mapping[str, str]) -> Path | None:
@@ -27,6 +28,8 @@ def reference_file(rows: RowSet, facts: Mapping[str, str]) -> Path | None:
     Args:
         facts: what decides the values besides the rows: the model and how it computes.
     """
+    if isinstance(rows, SingleAnswers):
+        facts, rows = {**facts, "answers": f"single, {rows.others.longest}"}, rows.rows
     if not isinstance(rows, StoredRows):
         return None
     chosen = hashlib.blake2b(np.ascontiguousarray(rows.index).tobytes(), digest_size=16).hexdigest()

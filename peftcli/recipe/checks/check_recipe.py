@@ -48,7 +48,7 @@ def _model(recipe: Recipe, names: Names) -> Iterator[Finding]:
         yield Finding(("model", "load_in_8bit"), "model.load_in_4bit and model.load_in_8bit are both true")
     serves = {
         "num_labels": [name for name, info in names.tasks.items() if info.label_kind],
-        "problem_type": [name for name, info in names.tasks.items() if len(info.predictions) > 1],
+        "problem_type": [name for name, info in names.tasks.items() if info.label_kind and len(info.predictions) > 1],
     }
     for key, tasks in serves.items():
         if getattr(model, key) is not None and task not in tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from peftcli.recipe.preference_losses import prediction_kind
 from peftcli.recipe.pydantic_messages import Finding, choice_hint
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
@@ -12,7 +13,7 @@ from peftcli.recipe.vocabulary import Names
 def check_metrics(recipe: Recipe, names: Names) -> Iterator[Finding]:
     """Yield unknown metrics in `training.metrics` and `training.metric_for_best_model`."""
     kinds: Collection[str] = names.tasks[recipe.task].predictions
-    chosen = recipe.model.problem_type
+    chosen = recipe.model.problem_type or prediction_kind(recipe.training)
     if chosen is not None and chosen in kinds:
         kinds = [chosen]
     known = frozenset(name for kind in kinds for name in names.metrics[kind])

@@ -100,8 +100,9 @@ def _storage(tensor: Tensor) -> int:
 def _shortened(row: Row, length: int, task: Task) -> Row:
     """Return the last tokens of a row, where those to learn are; of a preference those of both sequences."""
     if row.token_type_ids is not None and task.info.rows == "preferences":
-        last = max(2, length // 2)  # the first one of a sequence is never learnt
-        places = [np.flatnonzero(row.token_type_ids == side)[-last:] for side in np.unique(row.token_type_ids)]
+        sides = np.unique(row.token_type_ids)
+        last = max(2, length // len(sides))  # the first one of a sequence is never learnt
+        places = [np.flatnonzero(row.token_type_ids == side)[-last:] for side in sides]
         kept = np.concatenate(places)
         types, reference = row.token_type_ids[kept], np.zeros(len(places), dtype=np.float32)
         own = replace(row, input_ids=row.input_ids[kept], token_type_ids=types, reference=reference)
