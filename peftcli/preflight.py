@@ -180,7 +180,7 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource, ke
     good = [row for row in rows if isinstance(row, Record)]
     if not good:
         return  # broken rows are reported, or skipped, when all rows are read
-    recognise(
+    found = recognise(
         good,
         loaded.recipe.task,
         wanted=source.format or data.format,
@@ -189,6 +189,10 @@ def _first_rows_fit(loaded: LoadedRecipe, data: DataSpec, source: DataSource, ke
         source=source.path,
         of_source=files.format,
     )
+    loss = found.format.loss
+    if loss is not None and loaded.recipe.training.loss_type != loss:
+        text = f"these rows need the loss {loss}: {found.evidence}"
+        raise UserError(Problem(text, file=source.path, suggestion=f"write training.loss_type: {loss}"))
 
 
 def _warm_start(loaded: LoadedRecipe, start: str) -> Iterator[Problem]:

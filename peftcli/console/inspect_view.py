@@ -94,7 +94,7 @@ def render(example: Example, *, colours: bool, marks: tuple[Marks, Marks] = (MAR
             pieces.append((around[1] if inside else (rejected if token.rejected else learnt)[0], ""))
             inside, around = token.supervised, rejected if token.rejected else learnt
         if token.rejected and not second:
-            pieces.append(("\n", ""))
+            pieces += [("\n", "")] if pieces else []
             second = True
         style = (REJECTED if token.rejected else LEARNT) if token.supervised else READ
         if token.special and token.supervised:

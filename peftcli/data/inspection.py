@@ -131,6 +131,8 @@ def show(row: Row, tokenizer: Any, task: TaskName, labels: LabelSpec | None) -> 
     worse = [False] * len(texts)
     if info.rows == "preferences" and row.token_type_ids is not None:
         worse = (row.token_type_ids > 0).tolist()
+    if info.rows == "preferences" and len(set(worse)) == 1:
+        own = "bad answer" if worse[0] else "good answer"
     tokens = []
     for text, number, label, rejected in zip(texts, row.input_ids.tolist(), per_token, worse, strict=True):
         tag = labels.names[label] if labels and info.labels_tokens and label != IGNORED else None
@@ -227,14 +229,16 @@ def _duplicates(train: StoredRows) -> tuple[int, list[tuple[str, str]]]:
 def _contradictions(train: StoredRows) -> list[tuple[str, str]]:
     """Return each preference that an earlier one has the other way round, behind the first such."""
     once = StoredRows(train.store, np.unique(train.index), None)
-    seen: dict[tuple[bytes, bytes], int] = {}
+    seen: dict[tuple[bytes, ...], int] = {}
     found = []
     for index, row in enumerate(once):
         sides = [hashlib.blake2b(side.input_ids.tobytes(), digest_size=16).digest() for side in sequences_of(row)]
-        chosen, rejected = sides
-        if (twin := seen.get((rejected, chosen))) is not None:
+        good = row.token_type_ids is None or not row.token_type_ids[0]
+        if len(sides) == 1:  # a single answer: nothing stands on the other side
+            sides = [*sides, b""] if good else [b"", *sides]
+        if (twin := seen.get((sides[1], sides[0]))) is not None:
             found.append((_place(once, twin), _place(once, index)))
-        seen.setdefault((chosen, rejected), index)
+        seen.setdefault((sides[0], sides[1]), index)
     return found
 
 

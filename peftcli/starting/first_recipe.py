@@ -87,7 +87,7 @@ def first_recipe(answers: Answers) -> str:
         "task": task,
         "data": {"path": answers.rows.path, "format": found.format.name, "val_set_size": 0.1, "max_length": 1024},
         "method": {"name": answers.method or "lora"},
-        "training": {"num_train_epochs": 3},
+        "training": {"num_train_epochs": 3, **({"loss_type": found.format.loss} if found.format.loss else {})},
         "output_dir": default_output(answers.rows.path),
     }
     loaded = recipe_from_data(answers.name, data, NAMES)

@@ -12,6 +12,7 @@ from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.metric_table import METRICS
 
 CLASSES = ([0, 1, 2, 2], [0, 1, 1, 2])  # predictions, references: three of four right
+SINGLE = ([[1.5, 1.0], [-0.5, 0.0], [0.5, 1.0]], [[-2.0, 0.25], [-7.0, 0.25], [-4.0, 0.25]])
 PAIRS = ([[1.0, 0.0], [0.0, 2.0]], [[-1.0, -3.0], [-3.0, -5.0]])
 TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"]])
 
@@ -53,6 +54,12 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
         ("preferences", "rewards_rejected", PAIRS, 1.0),
         ("preferences", "logps_chosen", PAIRS, -2.0),
         ("preferences", "logps_rejected", PAIRS, -4.0),
+        ("answers", "rewards_margins", SINGLE, 1.5),
+        ("answers", "rewards_chosen", SINGLE, 1.0),
+        ("answers", "rewards_rejected", SINGLE, -0.5),
+        ("answers", "logps_chosen", SINGLE, -3.0),
+        ("answers", "logps_rejected", SINGLE, -7.0),
+        ("answers", "kl", SINGLE, 0.25),
     ],
 )
 def test_by_hand(kind, name, rows, expected) -> None:

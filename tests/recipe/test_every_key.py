@@ -143,6 +143,7 @@ ELSEWHERE = {
     "layers/parts/test_lowrank.py": "training.fast_paths.lowrank",
     "tasks/test_preference_losses.py": "training.loss_type training.beta training.label_smoothing training.simpo_gamma "
     "training.sft_weight",
+    "tasks/test_kto.py": "training.desirable_weight training.undesirable_weight",
     "recipes.py": "task output_dir",
 }
 """Keys whose effect is speed, or needs another base or other files: the test file that shows it, and names the key."""

@@ -36,7 +36,18 @@ WITHOUT_A_RUN = {
     "data.name": "data/prepare_all_rows.py",
     "model.new_special_tokens": "recipe/schema.py",
     **dict.fromkeys(
-        (f"training.{key}" for key in ("loss_type", "beta", "label_smoothing", "simpo_gamma", "sft_weight")),
+        (
+            f"training.{key}"
+            for key in (
+                "loss_type",
+                "beta",
+                "label_smoothing",
+                "simpo_gamma",
+                "sft_weight",
+                "desirable_weight",
+                "undesirable_weight",
+            )
+        ),
         "recipe/preference_losses.py",
     ),
     "training.reference": "training/resuming/reference_rows.py",

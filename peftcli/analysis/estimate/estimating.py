@@ -81,13 +81,13 @@ class Basis:
     @property
     def sequences(self) -> int:
         """Sequences of a row, each of max_length tokens at most."""
-        return sequences(task_info(self.recipe.task).rows)
+        return sequences(self.recipe)
 
     def with_rows_cut(self, length: int) -> Basis:
         """Return this with no sequence longer than so many tokens."""
         kind = task_info(self.recipe.task).rows
-        held = None if self.validation is None else CutRows(self.validation, length, kind)
-        return replace(self, train=CutRows(self.train, length, kind), validation=held)
+        held = None if self.validation is None else CutRows(self.validation, length, kind, self.sequences)
+        return replace(self, train=CutRows(self.train, length, kind, self.sequences), validation=held)
 
 
 def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
@@ -113,8 +113,8 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
             data = prepare_data(loaded, tokenizer, anatomy, World(device))
             held = [rows for rows in data.validation.values() if len(rows) and evaluates]
             longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
-            train = with_reference(data.train, kind)
-            held_out = None if longest is None else with_reference(longest, kind)
+            train = with_reference(data.train, recipe)
+            held_out = None if longest is None else with_reference(longest, recipe)
             return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, ())
     except UserError as error:
         notes.append(f"no rows were read: {error.problems[0].message}")
@@ -124,11 +124,11 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     length = data_spec.max_length if room is None else min(data_spec.max_length, room)
     count = recipe.training.per_device_train_batch_size * min(2, recipe.training.gradient_accumulation_steps)
     evaluates = evaluates and bool(data_spec.val_set_size or data_spec.validation)
-    eval_rows = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, labels)
-    held_out = with_reference(eval_rows, kind) if evaluates else None
-    rows = with_reference(EqualRows(count, length, kind, labels), kind)
+    eval_rows = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, sequences(recipe), labels)
+    held_out = with_reference(eval_rows, recipe) if evaluates else None
+    rows = with_reference(EqualRows(count, length, kind, sequences(recipe), labels), recipe)
     notes.append(
-        f"every {'row' if sequences(kind) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
+        f"every {'row' if sequences(recipe) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
     )
     return Basis(loaded, "config", device, anatomy, tokenizer or _stand_in(), rows, held_out, labels, tuple(notes))
 

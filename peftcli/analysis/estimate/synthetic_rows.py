@@ -9,22 +9,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.data.rows.referenced_rows import ReferencedRows
+from peftcli.data.rows.referenced_rows import ReferencedRows, others_of
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
-from peftcli.recipe.schema import ModelSpec, TaskName
+from peftcli.recipe.preference_losses import takes_single_answers
+from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import task_info
 
 
-def sequences(kind: RowKind) -> int:
-    """Return how many sequences a row of a kind has, each of max_length tokens at most."""
-    return 2 if kind == "preferences" else 1
+def sequences(recipe: Recipe) -> int:
+    """Return how many sequences a row has, each of max_length tokens at most."""
+    return 1 if takes_single_answers(recipe.training) else task_info(recipe.task).sequences
 
 
-def with_reference(rows: RowSet, kind: RowKind) -> RowSet:
+def with_reference(rows: RowSet, recipe: Recipe) -> RowSet:
     """Return rows with what a run computes of them before its first step: of preferences, numbers to compare with."""
-    return ReferencedRows(rows, np.zeros((len(rows), 2), dtype=np.float32)) if kind == "preferences" else rows
+    if task_info(recipe.task).rows != "preferences":
+        return rows
+    known = 2 if sequences(recipe) == 2 or others_of(rows) is not None else 1
+    return ReferencedRows(rows, np.zeros((len(rows), known), dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,20 @@ class EqualRows:
     Args:
         length: tokens of each sequence of a row.
         kind: of the task's rows.
+        sequences: of a row.
         labels: outputs of the head; 0 for tasks without one.
     """
 
     count: int
     length: int
     kind: RowKind
+    sequences: int
     labels: LabelSpec | None
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each row."""
-        return np.full(self.count, self.length * sequences(self.kind), dtype=np.int32)
+        return np.full(self.count, self.length * self.sequences, dtype=np.int32)
 
     def __len__(self) -> int:
         return self.count
@@ -54,9 +60,9 @@ class EqualRows:
         return (self[index] for index in range(self.count))
 
     def __getitem__(self, index: int) -> Row:
-        sides = np.repeat(np.arange(sequences(self.kind), dtype=np.uint8), self.length)
+        sides = np.repeat(np.arange(self.sequences, dtype=np.uint8), self.length)
         ids = np.ones(len(sides), dtype=np.int32)
-        types = sides if sequences(self.kind) > 1 else None
+        types = sides if self.kind == "preferences" else None
         return Row(ids, self._label(ids), "max_length", index, types)
 
     def _label(self, ids: npt.NDArray[np.int32]) -> Any:
@@ -80,11 +86,12 @@ class CutRows:
     rows: RowSet
     length: int
     kind: RowKind
+    sequences: int
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each row, at most."""
-        return np.minimum(self.rows.lengths, self.length * sequences(self.kind))
+        return np.minimum(self.rows.lengths, self.length * self.sequences)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -88,6 +88,7 @@ FORMAT = RowFormat(
     makes={"preferences": _judged},
     template_column="prompt",
     looks_right=_has_answers,
+    loss="kto",
     rows=(
         {"prompt": "What is two plus two?", "completion": "Four.", "label": True},
         {

@@ -54,6 +54,7 @@ class RowFormat:
         looks_right: whether the values of the first rows fit; the arguments are our name to the file's column, and
             the rows. Needed where several formats have columns of the same names.
         has_columns: whether files have its columns; else the source itself decides (class folders).
+        loss: the `training.loss_type` that its rows need; None where they need none.
         rows: example rows for the documentation, which a test prepares.
         about: what the documentation says below them.
     """
@@ -65,6 +66,7 @@ class RowFormat:
     template_column: str | None = None
     looks_right: Callable[[Mapping[str, str], Sequence[Record]], bool] = any_values
     has_columns: bool = True
+    loss: str | None = None
     rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     about: str = field(default="", repr=False)
 

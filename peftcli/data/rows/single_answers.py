@@ -49,7 +49,7 @@ class SingleAnswers:
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each answer with its prompt."""
-        return (self._end - self._start).astype(np.int32)
+        return np.subtract(self._end, self._start, dtype=np.int32)
 
     def __getitem__(self, index: int) -> Row:
         row, start, end = self.rows[int(self._row[index])], int(self._start[index]), int(self._end[index])

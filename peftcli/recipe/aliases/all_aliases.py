@@ -30,6 +30,7 @@ TASK_ALIASES: dict[str, str] = {
     "orpo": "preference",
     "simpo": "preference",
     "cpo": "preference",
+    "kto": "preference",
     "preference_tuning": "preference",
     "SEQ_2_SEQ_LM": "seq2seq_lm",
     "seq2seq": "seq2seq_lm",

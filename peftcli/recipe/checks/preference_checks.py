@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peftcli.recipe.preference_losses import DEFAULT_LOSS, HYPERPARAMETERS, PREFERENCE_LOSSES
+from peftcli.recipe.preference_losses import DEFAULT_LOSS, HYPERPARAMETERS, PREFERENCE_LOSSES, PreferenceLossInfo
 from peftcli.recipe.pydantic_messages import Finding
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
@@ -51,17 +51,20 @@ def check_preference(recipe: Recipe, names: Names) -> Iterator[Finding]:
         comparing = ", ".join(other for other, info in PREFERENCE_LOSSES.items() if info.reference)
         reason = f"training.reference = {training.reference}; the loss {name} compares with no reference"
         yield Finding(("training", "reference"), reason, f"leave it out, or choose a loss that does: {comparing}")
-    yield from _rows(recipe, loss.reference and training.reference != "live")
+    yield from _rows(recipe, name, loss)
 
 
-def _rows(recipe: Recipe, precomputed: bool) -> Iterator[Finding]:
+def _rows(recipe: Recipe, name: str, loss: PreferenceLossInfo) -> Iterator[Finding]:
     data = recipe.data
     if data is None:
         return
     if data.train_on == "all":
         reason = "data.train_on = all; a preference compares the answers, and both have the same prompt"
         yield Finding(("data", "train_on"), reason, "leave it out")
-    if data.streaming and precomputed:
+    if data.streaming and loss.unpaired:
+        reason = f"data.streaming reads on, and the loss {name} puts answers to other prompts behind each prompt"
+        yield Finding(("data", "streaming"), reason, "leave it out")
+    elif data.streaming and loss.reference and recipe.training.reference != "live":
         reason = "data.streaming leaves no rows to compute the reference's log-probabilities on before the first step"
         yield Finding(
             ("data", "streaming"),

@@ -164,6 +164,22 @@ def _mean_of_rows(name: str, kind: str) -> Callable[[list[Any], list[Any]], Weig
     return maker
 
 
+def _mean_of_kind(column: int, *, good: bool) -> Callable[[list[Any], list[Any]], WeightedMetric]:
+    """Return what makes the mean reward (column 0), or log-probability (1), of the good or of the bad answers."""
+
+    def maker(predictions: list[Any], references: list[Any]) -> WeightedMetric:
+        own = np.array([bool(label) == good for _, label in predictions], dtype=float)
+        values = np.array([row[0] for row in (references if column else predictions)], dtype=float)
+        return _ratio(values * own, own)
+
+    return maker
+
+
+def _answers_apart(predictions: list[Any], references: list[Any]) -> WeightedMetric:
+    good, bad = (_mean_of_kind(0, good=kind)(predictions, references) for kind in (True, False))
+    return lambda weights: good(weights) - bad(weights)
+
+
 def _tag_accuracy(predictions: list[list[str]], references: list[list[str]]) -> WeightedMetric:
     right = [sum(p == r for p, r in zip(*row, strict=True)) for row in zip(predictions, references, strict=True)]
     return _ratio(np.array(right, dtype=float), np.array([len(row) for row in references], dtype=float))
@@ -232,6 +248,12 @@ _MAKERS: dict[tuple[str, str], Callable[[list[Any], list[Any]], WeightedMetric]]
     ("regression", "spearman"): _spearman,
     **{("text", name): _mean_of_rows(name, "text") for name in ("rouge1", "rouge2", "rougeL", "exact_match")},
     **{("preferences", name): _mean_of_rows(name, "preferences") for name in OWN_METRICS["preferences"]},
+    ("answers", "rewards_margins"): _answers_apart,
+    ("answers", "rewards_chosen"): _mean_of_kind(0, good=True),
+    ("answers", "rewards_rejected"): _mean_of_kind(0, good=False),
+    ("answers", "logps_chosen"): _mean_of_kind(1, good=True),
+    ("answers", "logps_rejected"): _mean_of_kind(1, good=False),
+    ("answers", "kl"): _mean_of_rows("kl", "answers"),
     ("text", "bleu"): bleu_sums,
     ("text", "chrf"): chrf_sums,
 }  # fmt: skip

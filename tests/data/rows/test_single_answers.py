@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def answers(rows: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_makes_the_same_answer(tmp_path: Path, form: str) -> None:
     """A file has rows of one form; the bad one is the good one with another label and answer."""
-    text = repr(FORMS[form]).replace("green", "red").replace("True", "False").replace("'true'", "0")
-    bad = eval(text.replace("'label': 1", "'label': 0"))  # noqa: S307  # our own literal
+    text = json.dumps(FORMS[form]).replace("green", "red").replace("true", "false").replace(": 1}", ": 0}")
+    bad = json.loads(text)
     data = prepared(tmp_path, [FORMS[form], bad])
     assert isinstance(data.train, SingleAnswers) and data.train.good.tolist() == [True, False]
     (asked, green), (_, red) = answers(data.train)
@@ -136,4 +137,6 @@ def test_another_task_says_what_the_file_looks_like(tmp_path: Path) -> None:
 
 def test_unequal_numbers_have_a_note_on_the_weights(tmp_path: Path) -> None:
     rows = [{**FORMS["texts"], "completion": f"green {word}"} for word in ("cat", "dog", "red", "blue")]
-    assert any("desirable_weight between 0.25 and 0.333" in note for note in prepared(tmp_path, [*rows, BAD]).report.notes)
+    assert any(
+        "desirable_weight between 0.25 and 0.333" in note for note in prepared(tmp_path, [*rows, BAD]).report.notes
+    )
