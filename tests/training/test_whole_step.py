@@ -26,7 +26,9 @@ def judged(count: int) -> list[dict[str, Any]]:
     return [
         {
             "prompt": f"the {WORDS[i % 12]} {WORDS[(i * 5 + i // 12) % 12]} " + "and " * (i % 5),
-            "completion": f"red {WORDS[(i + 3) % 12]} and " + "bad " * (i % 4) if i % 3 == 2 else f"green {WORDS[i % 7]}",
+            "completion": f"red {WORDS[(i + 3) % 12]} and " + "bad " * (i % 4)
+            if i % 3 == 2
+            else f"green {WORDS[i % 7]}",
             "label": i % 3 != 2,
         }
         for i in range(count)

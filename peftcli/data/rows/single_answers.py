@@ -35,7 +35,7 @@ class SingleAnswers:
     def __init__(self, rows: StoredRows, max_length: int) -> None:
         self.rows = rows
         found = _answers(rows)
-        self._row, self._start, self._end = found.T[:3]
+        self._row, self._start, self._end = found[:, 0], found[:, 1], found[:, 2]
         self.prompts: Ints = found[:, 3]
         self.good: npt.NDArray[np.bool_] = found[:, 4] == 0
         self.others = Mismatched(self, _partners(found[:, 5]), max_length)
@@ -49,7 +49,7 @@ class SingleAnswers:
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each answer with its prompt."""
-        return np.subtract(self._end, self._start, dtype=np.int32)
+        return np.asarray(self._end - self._start, dtype=np.int32)
 
     def __getitem__(self, index: int) -> Row:
         row, start, end = self.rows[int(self._row[index])], int(self._start[index]), int(self._end[index])
@@ -78,7 +78,7 @@ class Mismatched:
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each sequence."""
         own = self._answers.lengths - self._answers.prompts
-        return np.minimum(self._answers.prompts + own[self.partners], self.longest).astype(np.int32)
+        return np.asarray(np.minimum(self._answers.prompts + own[self.partners], self.longest), dtype=np.int32)
 
     def __getitem__(self, index: int) -> Row:
         asked, answered = self._answers[index], self._answers[int(self.partners[index])]
