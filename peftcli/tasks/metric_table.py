@@ -15,7 +15,7 @@ from typing import Any
 from peftcli.errors import Problem
 from peftcli.recipe.entry_points import Plugin, WithPlugins, plugin
 from peftcli.suggestions import did_you_mean, nearest
-from peftcli.tasks.preference_metrics import answers, answers_apart, divergence, preferred
+from peftcli.tasks.preference_formulas import answers, answers_apart, divergence, preferred
 
 Scores = dict[str, float]
 Function = Callable[[Sequence[Any], Sequence[Any]], Scores]

@@ -1,19 +1,26 @@
-"""The losses of preference tuning, each a function of the log-probabilities of a pair's answers.
+"""The losses of preference tuning, each a function of the log-probabilities of answers, and the metrics.
 
 Names are TRL's. Where a paper and the libraries differ, the function says which reading this is.
+
+For the metrics a pair's prediction is its rewards, its reference its log-probabilities, chosen before rejected. A
+single answer's prediction is its reward and whether it is good (1 or 0), its reference its log-probability and the
+divergence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peftcli.recipe.preference_losses import PreferenceLoss
+
+Values = dict[str, float]
+Metric = Callable[[Sequence[Any], Sequence[Any]], Values]
 
 
 @dataclass(frozen=True)
@@ -158,3 +165,38 @@ def _log_one_minus_exp(x: Tensor) -> Tensor:
     # each branch sees only values that it is finite for: an infinite one would make the gradient nan
     of_near = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
     return torch.where(near, of_near, torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
+
+
+def preferred(name: str, of: Callable[[Sequence[float], Sequence[float]], float]) -> Metric:
+    """Return the mean of a function of a pair's rewards and log-probabilities: (chosen, rejected) each."""
+
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Values:
+        values = [float(of(rewards, logps)) for rewards, logps in zip(predictions, references, strict=True)]
+        return {name: math.fsum(values) / max(1, len(values))}
+
+    return function
+
+
+def answers(name: str, place: str, good: bool) -> Metric:
+    """Return the mean reward, or log-probability, of the single answers of one kind; nan where there are none."""
+
+    def function(predictions: Sequence[Any], references: Sequence[Any]) -> Values:
+        rows = zip(predictions, references, strict=True)
+        values = [(reward, logp)[place == "logps"] for (reward, own), (logp, _) in rows if bool(own) == good]
+        return {name: math.fsum(values) / len(values) if values else math.nan}
+
+    return function
+
+
+_GOOD, _BAD = (answers("reward", "rewards", good) for good in (True, False))
+
+
+def answers_apart(predictions: Sequence[Any], references: Sequence[Any]) -> Values:
+    """Return how far the mean rewards of good and of bad answers are apart; nan where one kind is missing."""
+    good, bad = (of(predictions, references)["reward"] for of in (_GOOD, _BAD))
+    return {"rewards_margins": good - bad}
+
+
+def divergence(_predictions: Sequence[Any], references: Sequence[Any]) -> Values:
+    """Return the divergence, which is the same for all rows of a set."""
+    return {"kl": math.fsum(kl for _, kl in references) / max(1, len(references))}

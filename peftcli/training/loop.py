@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from peftcli.data.rows.referenced_rows import others_of
 from peftcli.distributed.gradients import clip_gradients
 from peftcli.distributed.processes import World
+from peftcli.distributed.sharding import drop_gathered
 from peftcli.distributed.stop_vote import StopVote
 from peftcli.stop_signals import StopRequest
 from peftcli.tasks.task import Batch
@@ -17,7 +19,6 @@ from peftcli.training.milestones import Milestones
 from peftcli.training.optim.learning_rate import set_learning_rates
 from peftcli.training.session import Session
 from peftcli.training.watch.first_gradients import untouched
-from peftcli.training.whole_step import tell_of_all
 
 Upcoming = Iterator[list[Batch]]
 """This process's micro-batches of each step that is left."""
@@ -41,7 +42,7 @@ def train_steps(
         count = _total_count(batches, world)
 
         # what the loss of each row takes from all rows of the step
-        tell_of_all(session, batches, count)
+        _tell_of_all(session, batches, count)
 
         # forward, backward
         with session.precision.float32_products():
@@ -102,6 +103,38 @@ def _total_count(batches: list[Batch], world: World) -> Tensor | float:
     """Return the step's count over all processes, not 0; one process keeps a number, and its device need not wait."""
     own = max(sum((batch.count for batch in batches), 0.0), LEAST_COUNT / world.size)
     return own if world.size == 1 else world.sum(torch.full((), own, device=world.device))
+
+
+def _tell_of_all(session: Session, batches: list[Batch], count: Tensor | float) -> None:
+    """Give the micro-batches of a step the mean of `Task.look_ahead` over all of its rows, on all processes.
+
+    Nothing where the rows have no mismatched sequences. It is computed as the reference was: without gradients and
+    dropout, in training's dtype, drawing no random numbers.
+
+    Args:
+        count: rows of the step over all processes.
+    """
+    if others_of(session.batches.rows) is None:
+        return
+    model, world = session.model, session.world
+    total = torch.zeros((), device=world.device)
+    training = model.training
+    model.eval()
+    try:
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            session.precision.training(world.device),
+        ):
+            for batch in (ahead for first in batches[:1] for ahead in first.ahead):
+                found = session.task.look_ahead(model, batch.to(world.device)).float()
+                total += found * 0.0 if batch.idle else found
+    finally:
+        model.train(training)
+        drop_gathered(model)
+    mean = (total if world.size == 1 else world.sum(total)) / count
+    for batch in batches:
+        batch.of_all = mean
 
 
 def _name_what_was_not_reached(session: Session) -> None:
