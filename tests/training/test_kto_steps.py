@@ -85,3 +85,15 @@ def test_two_processes_equal_one(recipe, tmp_path: Path) -> None:
     found = evaluate_run(alone.recipe.output_dir)
     del evaluated["eval_runtime"]
     assert evaluated == pytest.approx({key: found[key] for key in evaluated}, rel=1e-4, abs=1e-5)
+
+
+def test_a_live_reference_gives_the_same_losses(recipe) -> None:
+    found = []
+    for reference in ("precomputed", "live"):
+        recorder = Recorder()
+        train(
+            recipe("llama", "preference", judged(24), name=reference, **OPTIONS, training__reference=reference),
+            reporter=recorder,
+        )
+        found.append(recorder.losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -62,8 +62,7 @@ def recognise(
     if parsed:
         parsed.check(present, source)
     if wanted == "auto" and kind == "text" and not predicting:
-        _refuse_preferences(present, columns, task, source)
-        _refuse_judged(records, present, columns, task, source)
+        _refuse_preferences(records, present, columns, task, source)
     if wanted == "auto" and of_source is None and parsed and kind == "text":
         chosen = _templated(present, columns)
     elif wanted == "auto" and of_source is None:
@@ -164,8 +163,11 @@ def _missing(
     ]
 
 
-def _refuse_preferences(present: Sequence[str], columns: Mapping[str, str], task: TaskName, source: str) -> None:
+def _refuse_preferences(
+    records: Sequence[Record], present: Sequence[str], columns: Mapping[str, str], task: TaskName, source: str
+) -> None:
     """Raise where a file has two answers to each prompt: one of them would be learnt, the other one ignored."""
+    _refuse_judged(records, present, columns, task, source)
     pair = [_map(preference.FORMAT, present, {}).get(name) for name in ("chosen", "rejected")]
     if None in pair or set(pair) & set(columns.values()):
         return

@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peftcli.console.inspect_view import render
+from peftcli.data.inspection import inspect_data
 from peftcli.data.loss_rows import as_loss_reads
 from peftcli.data.prepare import prepare
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.single_answers import SingleAnswers
 from peftcli.errors import UserError
+from peftcli.names import NAMES
+from peftcli.preflight import check_surroundings
+from peftcli.recipe.load_recipe import recipe_from_data
 from peftcli.recipe.schema import DataSpec, Recipe
 from tests.recipes import write_jsonl
 from tests.tiny import tiny_tokenizer
@@ -140,3 +145,21 @@ def test_unequal_numbers_have_a_note_on_the_weights(tmp_path: Path) -> None:
     assert any(
         "desirable_weight between 0.25 and 0.333" in note for note in prepared(tmp_path, [*rows, BAD]).report.notes
     )
+
+
+def test_an_inspection_says_which_answers_are_bad_and_which_rows_disagree(tmp_path: Path) -> None:
+    rows = [FORMS["texts"], BAD, {**FORMS["texts"], "label": False}]
+    found = inspect_data(prepared(tmp_path, rows), tiny_tokenizer(), "preference", rows=3, max_length=64)
+    assert [example.label for example in found.examples] == ["good answer", "bad answer", "bad answer"]
+    assert found.contradictions == 1 and found.contradicting_pairs[0][1].endswith("rows.jsonl:3")
+    learnt = render(found.examples[1], colours=False).plain
+    assert "\u27eared and bad" in learnt and not learnt.startswith("\n")
+
+
+@pytest.mark.parametrize("loss", [None, "kto"])
+def test_rows_that_need_the_loss_are_told_apart_before_training(tmp_path: Path, loss: str | None) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [FORMS["texts"], BAD])
+    data: dict[str, Any] = {"model": {"name_or_path": "tiny"}, "task": "preference", "data": {"path": str(file)},
+                            "method": {"name": "lora"}, "training": {"loss_type": loss}}  # fmt: skip
+    problems = [problem.message for problem in check_surroundings(recipe_from_data("r.yaml", data, NAMES), NAMES)]
+    assert any("need the loss kto" in message for message in problems) == (loss is None)
