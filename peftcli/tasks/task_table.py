@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peftcli.errors import UserError
+from peftcli.recipe.preference_losses import takes_single_answers
+from peftcli.recipe.schema import Recipe
 from peftcli.tasks.causal_lm import CausalLM
 from peftcli.tasks.preference import Preference
 from peftcli.tasks.seq2seq_lm import Seq2SeqLM
@@ -36,3 +38,8 @@ def task_info(name: str) -> TaskInfo:
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}", suggestion=f"choose one of: {', '.join(TASKS)}")
     return TASKS[name].info
+
+
+def row_sequences(recipe: Recipe) -> int:
+    """Return how many sequences the model reads of a row, each as long as `data.max_length` at most."""
+    return 1 if takes_single_answers(recipe.training) else task_info(recipe.task).sequences

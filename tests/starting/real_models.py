@@ -15,7 +15,7 @@ from peftcli.models.load.load_model import count_parameters
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import Recipe
-from peftcli.tasks.task_table import task_info
+from peftcli.tasks.task_table import row_sequences
 from tests.tiny import HEADS, HIDDEN, LAYERS, POSITIONS, VOCAB, save_tiny
 
 DEVICES = (8, 16, 24, 48, 80)
@@ -77,7 +77,7 @@ def memory_line(recipe: Recipe) -> str:
     data, training = recipe.data, recipe.training
     assert data is not None
     rows = training.per_device_train_batch_size
-    tokens = min(data.max_length, anatomy.max_positions or data.max_length) * task_info(recipe.task).sequences
+    tokens = min(data.max_length, anatomy.max_positions or data.max_length) * row_sequences(recipe)
     shapes = Shapes(
         numbers=count_parameters(meta),
         linear_numbers=sum(linear.in_features * linear.out_features for linear in anatomy.linears),

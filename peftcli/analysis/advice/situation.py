@@ -20,10 +20,9 @@ from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.rates.default_rate import model_kind
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.preference_losses import takes_single_answers
 from peftcli.recipe.schema import DataSpec
 from peftcli.tasks.task_info import ModelKind
-from peftcli.tasks.task_table import task_info
+from peftcli.tasks.task_table import row_sequences, task_info
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def look_at(loaded: LoadedRecipe, memory: int | None) -> Situation:
     )
     if memory is None:
         return now
-    together = 1 if takes_single_answers(recipe.training) else task_info(recipe.task).sequences
-    most = _limit(recipe.data) * together
+    most = _limit(recipe.data) * row_sequences(recipe)
     shapes = Shapes(
         numbers=now.numbers,
         linear_numbers=sum(rows * columns for rows, columns in linears),

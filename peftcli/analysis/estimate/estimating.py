@@ -14,7 +14,7 @@ from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate, Tier
 from peftcli.analysis.estimate.simulated_run import Setting, Work, simulate
 from peftcli.analysis.estimate.step_rates import kept_rate
-from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, sequences, with_reference
+from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, with_reference
 from peftcli.assembly.outline import model_spec
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision, decide_precision
@@ -38,7 +38,7 @@ from peftcli.process_state import libraries_quiet
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
-from peftcli.tasks.task_table import task_info
+from peftcli.tasks.task_table import row_sequences, task_info
 from peftcli.training.speed.fast_paths import AllowedPaths
 from peftcli.training.speed.recomputation import Need
 from peftcli.training.step_plan import StepPlan, make_plan, token_limit
@@ -81,7 +81,7 @@ class Basis:
     @property
     def sequences(self) -> int:
         """Sequences of a row, each of max_length tokens at most."""
-        return sequences(self.recipe)
+        return row_sequences(self.recipe)
 
     def with_rows_cut(self, length: int) -> Basis:
         """Return this with no sequence longer than so many tokens."""
@@ -124,11 +124,11 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     length = data_spec.max_length if room is None else min(data_spec.max_length, room)
     count = recipe.training.per_device_train_batch_size * min(2, recipe.training.gradient_accumulation_steps)
     evaluates = evaluates and bool(data_spec.val_set_size or data_spec.validation)
-    eval_rows = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, sequences(recipe), labels)
+    eval_rows = EqualRows(recipe.training.per_device_eval_batch_size, length, kind, row_sequences(recipe), labels)
     held_out = with_reference(eval_rows, recipe) if evaluates else None
-    rows = with_reference(EqualRows(count, length, kind, sequences(recipe), labels), recipe)
+    rows = with_reference(EqualRows(count, length, kind, row_sequences(recipe), labels), recipe)
     notes.append(
-        f"every {'row' if sequences(recipe) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
+        f"every {'row' if row_sequences(recipe) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
     )
     return Basis(loaded, "config", device, anatomy, tokenizer or _stand_in(), rows, held_out, labels, tuple(notes))
 

@@ -12,22 +12,16 @@ import numpy.typing as npt
 from peftcli.data.rows.referenced_rows import ReferencedRows, others_of
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.data.store.labels import LabelSpec
-from peftcli.recipe.preference_losses import takes_single_answers
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.tasks.task_info import RowKind
-from peftcli.tasks.task_table import task_info
-
-
-def sequences(recipe: Recipe) -> int:
-    """Return how many sequences a row has, each of max_length tokens at most."""
-    return 1 if takes_single_answers(recipe.training) else task_info(recipe.task).sequences
+from peftcli.tasks.task_table import row_sequences, task_info
 
 
 def with_reference(rows: RowSet, recipe: Recipe) -> RowSet:
     """Return rows with what a run computes of them before its first step: of preferences, numbers to compare with."""
     if task_info(recipe.task).rows != "preferences":
         return rows
-    known = 2 if sequences(recipe) == 2 or others_of(rows) is not None else 1
+    known = 2 if row_sequences(recipe) == 2 or others_of(rows) is not None else 1
     return ReferencedRows(rows, np.zeros((len(rows), known), dtype=np.float32))
 
 
