@@ -11,7 +11,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.yaml.dump_recipe import as_written, dump_plain
 from peftcli.recipe.yaml.recipe_comments import comment_lines
 
-_OF_EVERY_METHOD = ("modules_to_save", "init_from")
+_OF_EVERY_METHOD = ("modules_to_save", "trainable_token_indices", "init_from")
 
 
 def lines_to_paste(lines: Sequence[Advice]) -> str:
