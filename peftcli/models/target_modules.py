@@ -148,7 +148,7 @@ def is_group_entry(entry: str, targets: Sequence[str] | str) -> bool:
 def summarise_targets(targets: Iterable[Target]) -> str:
     """Describe targets, such as `attn.q x 12, attn.v x 12 (12 layers matched)`."""
     targets = list(targets)
-    names = Counter(target.role or short_path(target.module) for target in targets)
+    names = Counter(target.role or short_path(target.place) for target in targets)
     blocks = {(target.stack, target.layer) for target in targets if target.layer is not None}
     counts = ", ".join(f"{name} x {count}" for name, count in names.items())
     return f"{counts} ({len(blocks)} layer{'s' * (len(blocks) != 1)} matched)" if blocks else counts
