@@ -40,13 +40,19 @@ def keep_freed_memory() -> bool:
     thresholds in the environment (MALLOC_TRIM_THRESHOLD_, ...). glibc has no way to put its thresholds back.
     """
     import ctypes
-    import platform
 
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    if not can_keep_freed_memory():
         return False
     libc = ctypes.CDLL(None)
     options = {_M_MMAP_THRESHOLD: _LARGEST_BLOCK, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: _TOP_PAD}
     return all(libc.mallopt(option, value) == 1 for option, value in options.items())
+
+
+def can_keep_freed_memory() -> bool:
+    """Return whether `keep_freed_memory` does anything in this environment."""
+    import platform
+
+    return platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ)
 
 
 def quiet_profiler() -> None:

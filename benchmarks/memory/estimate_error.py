@@ -2,7 +2,8 @@
 
     python benchmarks/memory/estimate_error.py --material DIR
 
-writes estimate_error.json and the table in docs/choosing.md.
+writes estimate_error.json and the table in docs/choosing.md, after each cell. `--predict` predicts anew, and keeps what
+was measured.
 
 Cells: models x methods x lengths x checkpointing. Rows are as long as max_length, so that the prediction from the
 config alone is of the same run. Memory depends little on what else the machine does.
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import random
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+KEPT = HERE / "estimate_error.json"
 BEGIN, END = "<!-- estimate_error: begin -->", "<!-- estimate_error: end -->"
 CELLS = [
     *(
@@ -65,8 +70,8 @@ def prepare(material: Path) -> None:
         tiny_tokenizer(material / "causal_lm.jsonl").save_pretrained(material / family)
 
 
-def cell(material: Path, family: str, method: str, length: int, checkpointing: bool) -> dict[str, Any]:
-    """Return one cell: what was predicted from config and two steps, and what the run took, in bytes."""
+def write_recipe(material: Path, family: str, method: str, length: int, checkpointing: bool) -> Path:
+    """Write the recipe of a cell."""
     task, model = TASKS[family], DEMO if family == "minilm" else material / family
     recipe = material / f"{family}.yaml"
     recipe.write_text(
@@ -76,12 +81,17 @@ def cell(material: Path, family: str, method: str, length: int, checkpointing: b
         f"output_dir: {material / 'run'}\n",
         encoding="utf-8",
     )
-    found = {
-        "config": _peak("estimate", str(recipe), f"data.path={material / 'nothing.jsonl'}"),
+    return recipe
+
+
+def measured(material: Path, each: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell with what two steps and the run took, in bytes."""
+    recipe = write_recipe(material, each["family"], each["method"], each["length"], each["checkpointing"])
+    return {
+        **each,
         "measured": _peak("estimate", str(recipe), "--measure"),
         "trained": _peak("train", str(recipe), "--overwrite", "--quiet"),
     }
-    return {"family": family, "method": method, "length": length, "checkpointing": checkpointing, **found}
 
 
 def _peak(command: str, *arguments: str) -> int:
@@ -90,35 +100,83 @@ def _peak(command: str, *arguments: str) -> int:
     return int(done["devices"][0]["peak_memory_bytes"] if command == "estimate" else done["peak_memory_bytes"])
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def predicted(material: Path, each: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell with what this version predicts from its config."""
+    recipe = write_recipe(material, each["family"], each["method"], each["length"], each["checkpointing"])
+    return {**each, "config": _peak("estimate", str(recipe), f"data.path={material / 'nothing.jsonl'}")}
+
+
+def machine() -> dict[str, Any]:
+    """Return on what the cells were measured, and when."""
+    from importlib.metadata import version
+
+    import torch
+
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()}, {' '.join(platform.libc_ver())}",
+        "python": platform.python_version(),
+        **versions,
+        "date": date.today().isoformat(),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
     """Return the cells in Markdown, errors in percent of what the run took."""
-    lines = ["| model | method | tokens | checkpointing | trained, MB | config | two steps |", "|---" * 7 + "|"]
-    for each in cells:
-        off = [f"{100 * (each[tier] / each['trained'] - 1):+.1f}%" for tier in ("config", "measured")]
-        about = [each["family"], f"`{each['method']}`", str(each["length"]), "yes" if each["checkpointing"] else "no"]
-        lines.append(f"| {' | '.join([*about, format(each['trained'] / 1e6, ',.0f'), *off])} |")
+    about = found["machine"]
+    lines = [
+        f"{about['system']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, "
+        f"torch {about['torch']}, transformers {about['transformers']}; {about['date']}.",
+        "",
+        "| model | method | tokens | checkpointing | trained, MB | config | two steps |",
+        "|---" * 7 + "|",
+    ]
+    for each in found["cells"]:
+        off = [f"{error(each, tier):+.1f}%" for tier in ("config", "measured")]
+        cell = [each["family"], f"`{each['method']}`", str(each["length"]), "yes" if each["checkpointing"] else "no"]
+        lines.append(f"| {' | '.join([*cell, format(each['trained'] / 1e6, ',.0f'), *off])} |")
     return "\n".join(lines)
 
 
+def error(each: dict[str, Any], tier: str) -> float:
+    """Return how far a prediction is off, in percent of what the run took."""
+    return float(100 * (each[tier] / each["trained"] - 1))
+
+
+def write(found: dict[str, Any]) -> None:
+    """Write the JSON and the table."""
+    KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    page = HERE.parent.parent / "docs" / "choosing.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
-    """Measure every cell, and write the JSON and the table."""
+    """Measure every cell, and write the JSON and the table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--material", type=Path, required=True, help="directory for models, rows and the runs")
     parser.add_argument("--most", type=int, default=None, help="cells to measure at most")
+    parser.add_argument("--predict", action="store_true", help="predict from the config again; keep what was measured")
     given = parser.parse_args()
     material = given.material.resolve()
     material.mkdir(parents=True, exist_ok=True)
     prepare(material)
-    wanted = CELLS[: given.most]
-    cells = []
+    if given.predict:
+        found = json.loads(KEPT.read_text(encoding="utf-8"))
+    else:
+        keys = ("family", "method", "length", "checkpointing")
+        found = {"machine": machine(), "cells": [dict(zip(keys, one, strict=True)) for one in CELLS[: given.most]]}
+    wanted, found["cells"] = found["cells"], []
     for one in wanted:
-        cells.append(cell(material, *one))
-        print(table(cells[-1:]).splitlines()[-1], flush=True)
-    (HERE / "estimate_error.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    page = HERE.parent.parent / "docs" / "choosing.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(cells)}\n{END}{after}", encoding="utf-8")
+        found["cells"].append(predicted(material, one if given.predict else measured(material, one)))
+        print(table(found).splitlines()[-1], flush=True)
+        if not given.predict:
+            write(found)
+    write(found)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ glibc keep what is freed (`process_state.keep_freed_memory`). How much that is d
 blocks, so they are asked of the C library itself, in the order of the run. Nobody writes into them: that takes address
 space and no memory. Beside each block are the small objects that torch makes for it, which lie in the gaps.
 
-Run as `python heap_replay.py KEEPS FIRST`, with the events on standard input; it prints the bytes. It imports no torch.
+Run as `python heap_replay.py KEEPS FIRST BEHIND`, with the events on standard input, it prints the bytes. It imports no
+torch.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import subprocess
 import sys
@@ -23,29 +25,31 @@ ALIGNED = 64
 BESIDE = (112, 208)
 """Bytes of the objects that describe a block: c10's StorageImpl and TensorImpl."""
 STAYS, EVERY = 32, 8
-"""Bytes of the small objects that stay from a run's first passes on (optimizer, caches, what autograd notes of a
+"""Bytes of the small objects that stay from a run's first step on (optimizer, caches, what autograd notes of a
 parameter), and how many blocks there are for each: in a trace of malloc, 52 for the 405 blocks of a forward pass of
-LoRA on a llama of 8 blocks. They lie between the blocks, and keep those that are given back from becoming one."""
+LoRA on a llama of 8 blocks. They lie between the blocks, and keep those that are given back from becoming one. An
+evaluation leaves none."""
 PAGE = 4096
 
 
-def heap_bytes(events: Sequence[tuple[int, int]], *, keeps: bool, first: int = 0) -> int:
+def heap_bytes(events: Sequence[tuple[int, int]], *, keeps: bool, first: tuple[int, int] = (0, 0)) -> int:
     """Return the bytes of the heap at its largest; 0 where the C library is another one than glibc.
 
     Args:
         events: (number of the block, its size) in order; the size is negative where it is given back.
-        first: how many of them are of the run's first passes.
+        first: where those of the run's first step begin, and what is behind them.
         keeps: whether freed memory is kept, as in a run that leaves `fast_paths.allocator` on.
     """
     if platform.libc_ver()[0] != "glibc":
         return 0
     flat = array("q", [number for event in events for number in event])
-    line = [sys.executable, "-I", "-S", __file__, str(int(keeps)), str(first)]
-    done = subprocess.run(line, input=flat.tobytes(), capture_output=True, check=True)
+    line = [sys.executable, "-I", "-S", __file__, str(int(keeps)), *map(str, first)]
+    told = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run(line, input=flat.tobytes(), env=told, capture_output=True, check=True)
     return int(done.stdout)
 
 
-def _replay(events: array[int], keeps: bool, first: int) -> int:
+def _replay(events: array[int], keeps: bool, first: range) -> int:
     """Take and give back the blocks; return the bytes of all pages that a block ever lay on, for they stay resident."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
@@ -55,16 +59,16 @@ def _replay(events: array[int], keeps: bool, first: int) -> int:
         for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 64 * 2**20)):  # as `process_state` sets them
             libc.mallopt(option, value)
     # this function's own notes lie apart: they would part the blocks that are given back from each other
-    sizes = events[1::2]
+    numbers, sizes = events[::2], events[1::2]
     touched = mmap.mmap(-1, sum(size for size in sizes if size > 0) // PAGE + len(sizes) + 1)  # a byte for each page
     ones = b"1" * (max(sizes, default=0) // PAGE + 2)
-    taken: list[tuple[int, int, list[int]] | None] = [None] * (max(events[::2], default=0) + 1)
+    taken: list[tuple[int, int, list[int]] | None] = [None] * (max(numbers, default=0) + 1)
     place = ctypes.c_void_p()
     mapped = most_mapped = 0
-    begin = libc.sbrk(0)
-    for index, (number, size) in enumerate(zip(events[::2], sizes, strict=True)):
+    begin = _without_gaps(libc)
+    for index, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
         if size > 0:
-            if index < first and number % EVERY == 0:
+            if index in first and number % EVERY == 0:
                 libc.malloc(STAYS)
             libc.posix_memalign(ctypes.byref(place), ALIGNED, size)
             at = place.value or 0
@@ -84,7 +88,20 @@ def _replay(events: array[int], keeps: bool, first: int) -> int:
     return touched[: (libc.sbrk(0) - begin) // PAGE + 1].count(b"1") * PAGE + most_mapped
 
 
+def _without_gaps(libc: ctypes.CDLL) -> int:
+    """Fill what is free of this process's heap; return the page on which all that is taken later begins.
+
+    What Python left free differs by its version, the environment and the paths, and small objects would lie there.
+    """
+    end: int = libc.sbrk(0)
+    for size in (*(2**power for power in range(16, 10, -1)), *range(1024, 0, -16)):
+        while (last := libc.malloc(size) or end) < end:
+            pass
+    libc.malloc(2 * PAGE - (last + 32) % PAGE - 8)  # 32: of the last one; 8: what glibc notes of a block
+    return (last + 32) // PAGE * PAGE + 2 * PAGE
+
+
 if __name__ == "__main__":
-    numbers = array("q")
-    numbers.frombytes(sys.stdin.buffer.read())
-    print(_replay(numbers, sys.argv[1] == "1", int(sys.argv[2])))
+    given = array("q")
+    given.frombytes(sys.stdin.buffer.read())
+    print(_replay(given, sys.argv[1] == "1", range(int(sys.argv[2]), int(sys.argv[3]))))

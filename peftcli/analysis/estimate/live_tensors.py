@@ -46,7 +46,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         at_peak: the bytes by part then.
         vocabulary: last dimension of what counts as logits; 0 for nothing.
         events: (number of the block, its size) in order; the size is negative where it is given back.
-        first_events: how many of them are of the first passes, as who runs them says.
+        first_events: where those of the first step begin, and what is behind them, as who runs it says.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self._part, self._known = "activations", dict[int, tuple[weakref.ref[Any], int, str, int]]()
         self.total = self._number = self.vocabulary = 0
         self.events: list[tuple[int, int]] = []
-        self.first_events = 0
+        self.first_events = (0, 0)
 
     @contextmanager
     def running(self) -> Iterator[None]:

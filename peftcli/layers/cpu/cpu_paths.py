@@ -36,11 +36,7 @@ class CpuPaths(TorchFunctionMode):
         super().__init__()
         self._documents = documents
         self._attention, self._draws = attention, dropout
-        self._swaps: dict[Callable[..., Any], Callable[..., Tensor | None]] = {}
-        if attention or dropout or documents is not None:
-            self._swaps[F.scaled_dot_product_attention] = self._attend
-        if dropout:
-            self._swaps[F.dropout] = _dropout
+        self._attends = attention or dropout or documents is not None
 
     def __torch_function__(
         self,
@@ -50,8 +46,9 @@ class CpuPaths(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run `func`, or the function that replaces it."""
-        swap = self._swaps.get(func)
-        if swap is not None and (out := swap(*args, **(kwargs or {}))) is not None:
+        if self._attends and func is F.scaled_dot_product_attention:
+            return self._attend(*args, **(kwargs or {}))
+        if self._draws and func is F.dropout and (out := _dropout(*args, **(kwargs or {}))) is not None:
             return out
         return func(*args, **(kwargs or {}))
 

@@ -87,9 +87,13 @@ def test_a_deep_model_is_as_its_first_blocks_say(
     short = estimated(tmp_path, "causal_lm").devices[0].parts
     monkeypatch.setattr(fewer_blocks, "RUN_WHOLE", 100)
     whole = estimated(tmp_path, "causal_lm").devices[0].parts
-    exact = ("weights", "adapter", "optimizer")
-    assert {part: short[part] for part in exact} == {part: whole[part] for part in exact}
-    assert short["activations"] == pytest.approx(whole["activations"], rel=0.15)
+    assert short.pop("fragments") == pytest.approx(whole.pop("fragments"), rel=0.5)
+    assert short == whole
+
+
+def test_an_estimate_says_the_same_again(directories: dict[str, Path]) -> None:
+    first, second = (estimated(directories["llama"], "causal_lm", "lora", "data.max_length=24") for _ in range(2))
+    assert first == second
 
 
 def test_blocks_that_a_method_treats_differently_are_all_run(directories: dict[str, Path]) -> None:
@@ -99,13 +103,14 @@ def test_blocks_that_a_method_treats_differently_are_all_run(directories: dict[s
 
 
 def test_memory_grows_with_length_and_rows_and_shrinks_with_checkpointing(wide: Path) -> None:
-    def peak(*changes: str) -> int:
+    def lives(*changes: str) -> int:
         fixed = ("data.max_length=512", "training.max_tokens_per_micro_batch=100000")
-        return estimated(wide, "causal_lm", "lora", *fixed, "training.gradient_checkpointing=false", *changes).peak
+        found = estimated(wide, "causal_lm", "lora", *fixed, "training.gradient_checkpointing=false", *changes)
+        return found.peak - found.devices[0].parts["fragments"]
 
-    plain = peak()
-    assert peak("data.max_length=256") < plain < peak("training.per_device_train_batch_size=16")
-    assert peak("training.gradient_checkpointing=true") < plain
+    plain = lives()
+    assert 1.3 * lives("data.max_length=256") < plain < lives("training.per_device_train_batch_size=16") / 1.3
+    assert 1.3 * lives("training.gradient_checkpointing=true") < plain
 
 
 def test_parts_are_those_of_the_recipe(directories: dict[str, Path]) -> None:

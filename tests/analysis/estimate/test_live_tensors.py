@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 from torch import nn
 
@@ -54,20 +57,36 @@ def test_what_depends_on_values_that_are_there_is_computed() -> None:
 MEGA = 2**20
 
 
+@pytest.fixture(autouse=True)
+def _heap_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment tells the C library of its heap is told to the replay, too."""
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+
+
 def test_a_heap_that_is_kept_holds_what_lay_between_blocks_that_live() -> None:
     grown = [(1, MEGA), (2, MEGA), (3, MEGA), (1, -MEGA), (3, -MEGA)]
-    held = heap_bytes([*grown, (4, MEGA // 2), (5, MEGA // 2)], keeps=True)
-    assert 3 * MEGA <= held < 3.1 * MEGA  # the halves fit where the first and the third block were
-    assert heap_bytes([*grown, (4, 2 * MEGA)], keeps=True) > 3.9 * MEGA  # these two are no neighbours
+    halves = heap_bytes([*grown, (4, MEGA // 2), (5, MEGA // 2)], keeps=True)
+    assert 3 * MEGA <= halves < 3.5 * MEGA  # they fit where the first and the third block were
+    assert heap_bytes([*grown, (4, 2 * MEGA)], keeps=True) > 1.2 * halves  # these two are no neighbours
 
 
 def test_a_heap_is_what_lives_where_nothing_is_given_back() -> None:
     events = [(number, 100_000) for number in range(100)]
-    assert 1.0 <= heap_bytes(events, keeps=True) / 1e7 < 1.05
+    assert 1.0 <= heap_bytes(events, keeps=True) / 1e7 < 1.3
+
+
+FIRST = [*((n, MEGA // 4) for n in range(1, 401)), *((n, -MEGA // 4) for n in range(1, 401))]
 
 
 def test_only_the_first_passes_leave_something_between_the_blocks() -> None:
-    small, large = range(1, 401), range(500, 540)
-    events = [*((n, MEGA // 4) for n in small), *((n, -MEGA // 4) for n in small), *((n, 9 * MEGA // 4) for n in large)]
-    assert heap_bytes(events, keeps=True) < 120 * MEGA  # the large blocks lie where the others were
-    assert heap_bytes(events, keeps=True, first=len(events)) > 180 * MEGA  # none fits between the small objects
+    events = [*FIRST, *((n, 9 * MEGA // 4) for n in range(500, 540))]
+    later = heap_bytes(events, keeps=True)  # the large blocks lie where the others were
+    assert heap_bytes(events, keeps=True, first=(0, len(events))) > 1.3 * later  # none fits between the small objects
+
+
+def test_a_heap_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = heap_bytes(FIRST, keeps=True, first=(0, len(FIRST)))
+    monkeypatch.setenv("PEFT_TEST_LONG", "x" * 100_000)
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    assert heap_bytes(FIRST, keeps=True, first=(0, len(FIRST))) == before

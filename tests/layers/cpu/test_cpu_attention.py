@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from peftcli.layers.cpu import cpu_attention as module
 from peftcli.layers.cpu.attention_call import AttentionCall
 from peftcli.layers.cpu.cpu_attention import fits
 from peftcli.layers.cpu.cpu_paths import CpuPaths
+from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.dropout import scaled_mask
 from peftcli.layers.row_draws import DrawnRows, draw, drawing
 
@@ -155,3 +158,17 @@ def test_under_autocast_float32_operands_count_as_bfloat16() -> None:
     torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02)
     ours.sum().backward()
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in tensors)
+
+
+def test_a_mask_does_not_outlive_its_context() -> None:
+    gc.disable()  # what holds itself would stay until a collection, and with it a mask of all pairs of positions
+    try:
+        q, k, v = (torch.randn(1, 2, 7, 8) for _ in range(3))
+        mask = torch.ones(1, 1, 7, 7, dtype=torch.bool).tril()
+        with CpuPaths(documents=DocumentAttention((7,))):
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        gone = weakref.ref(mask)
+        del mask
+        assert gone() is None
+    finally:
+        gc.enable()
