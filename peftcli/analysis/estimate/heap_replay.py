@@ -25,10 +25,9 @@ ALIGNED = 64
 BESIDE = (112, 208)
 """Bytes of the objects that describe a block: c10's StorageImpl and TensorImpl."""
 STAYS, EVERY = 32, 8
-"""Bytes of the small objects that stay from a run's first step on (optimizer, caches, what autograd notes of a
+"""Bytes of the small objects that stay from a run's first passes on (optimizer, caches, what autograd notes of a
 parameter), and how many blocks there are for each: in a trace of malloc, 52 for the 405 blocks of a forward pass of
-LoRA on a llama of 8 blocks. They lie between the blocks, and keep those that are given back from becoming one. An
-evaluation leaves none."""
+LoRA on a llama of 8 blocks. They lie between the blocks, and keep those that are given back from becoming one."""
 PAGE = 4096
 
 
@@ -37,7 +36,7 @@ def heap_bytes(events: Sequence[tuple[int, int]], *, keeps: bool, first: tuple[i
 
     Args:
         events: (number of the block, its size) in order; the size is negative where it is given back.
-        first: where those of the run's first step begin, and what is behind them.
+        first: where those of the run's first passes begin, and what is behind them.
         keeps: whether freed memory is kept, as in a run that leaves `fast_paths.allocator` on.
     """
     if platform.libc_ver()[0] != "glibc":

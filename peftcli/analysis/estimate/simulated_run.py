@@ -239,7 +239,6 @@ def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counte
     accelerator = setting.world.accelerator
     shares = [Share(0, list(numbers), [work.rows[n] for n in numbers]) for numbers in work.micro_batches]
     model.train()
-    begin = len(tracker.events)
     for step in (1, 2):
         for batch in run.batches.collate(shares[:step]):
             before = tracker.total
@@ -264,4 +263,4 @@ def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counte
         counted.note("step", tracker.at_peak)
         run.optimizer.zero_grad()
         if step == 1:
-            tracker.first_events = (begin, len(tracker.events))
+            tracker.first_events = (0, len(tracker.events))
