@@ -95,9 +95,8 @@ def resolve_targets(
         found = search.matching(entry, is_pattern=_is_pattern(targets))
         if not found:
             problems.append(search.no_match(entry, "method.target_modules", is_pattern=_is_pattern(targets)))
-        is_group = is_group_entry(entry, targets)
-        problems += search.useless(found, entry, is_group=is_group)
-        chosen += [target for target in found if not is_group or not search.unfit(target)]
+        problems += search.useless(found, entry, is_group=is_group_entry(entry, targets))
+        chosen += [one for one in found if not is_group_entry(entry, targets) or not search.unfit(one)]
     for entry in experts.parameters if experts else ():
         found = [target for target in search.of_experts(entry) if target.kind == "experts"]
         if not found or entry in ROLE_WORDS:
@@ -122,10 +121,14 @@ def resolve_targets(
         raise UserError(problems)
     chosen = search.without(search.unique(chosen), excluded)
     if not chosen:
-        if not excluded:
-            raise UserError(Problem("a forward pass has no use of a change of these", key="method.target_modules"))
-        raise UserError(Problem("exclude_modules leaves no target", key="method.exclude_modules"))
+        raise UserError(_nothing_left(excluded))
     return chosen
+
+
+def _nothing_left(excluded: list[Target]) -> Problem:
+    if excluded:
+        return Problem("exclude_modules leaves no target", key="method.exclude_modules")
+    return Problem("a forward pass has no use of a change of these", key="method.target_modules")
 
 
 def left_out_of_groups(model: nn.Module, anatomy: Anatomy, targets: Sequence[str] | str | None) -> dict[str, str]:
