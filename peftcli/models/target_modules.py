@@ -71,10 +71,9 @@ def resolve_targets(
     layers: Collection[int] | int | None = None,
     experts: ExpertChoice | None = None,
 ) -> list[Target]:
-    """Return what `targets` names, in the model's order, each once.
+    """Return what `targets` names, in the model's order, each once; a model on the meta device is enough.
 
     Args:
-        model: the model; on the meta device is enough.
         targets: roles (`attn.q`), branches (`ffn`: all its linears), `all-linear` (every linear of the blocks),
             `embeddings`, module names (a full path, or trailing parts of it), or, as a string, one regular expression
             that must match a module's whole path. The name of a fused module means all of it, a role means its slice.
@@ -86,7 +85,7 @@ def resolve_targets(
     A group (`all-linear`, a branch, an expression) leaves out linears at which a change would be lost, and routers.
 
     Raises:
-        UserError: entries match nothing; names similar modules and the roles of this model. Or one names such a linear.
+        UserError: entries match nothing, or one names such a linear.
     """
     search = _Search(model, anatomy)
     chosen: list[Target] = []
