@@ -157,6 +157,7 @@ class RowPreparer:
         self.notes += store.meta["notes"]
         self._skipped += store.meta["skipped"]
         self._unused.update(store.meta["unused"])
+        self.notes += _of_scores(store)
         if store.meta["statistics"].get("calls_as_text"):
             self.notes.append("the chat template shows no tool calls: they are written into the text as lines of JSON")
         checked, merged = (store.meta["statistics"].get(f"prefixes_{name}", 0) for name in ("checked", "disagreed"))
@@ -211,6 +212,15 @@ class RowPreparer:
             checks=pool.meta["statistics"],
             unused=dict(self._unused),
         )
+
+
+def _of_scores(store: Store) -> list[str]:
+    """Say how many pairs of preferences the scores beside them do not put in their order."""
+    tied, behind = (store.meta["statistics"].get(f"pairs_{name}", 0) for name in ("tied", "behind"))
+    notes = [f"{tied} of the pairs are ties: both answers have the same score"] if tied else []
+    if behind:
+        notes.append(f"in {behind} of the pairs the rejected answer has the higher score: are the columns swapped?")
+    return notes
 
 
 def _validation_sources(spec: DataSpec) -> list[tuple[str, DataSource, str]]:

@@ -29,15 +29,23 @@ class PreferenceEncoder:
 
     def __init__(self, tokenizer: Any, settings: EncodeSettings) -> None:
         self._settings = settings
+        self._tied = self._behind = 0
         whole = settings if settings.predicting else replace(settings, max_length=sys.maxsize, overflow="error")
         self._sides = CausalEncoder(tokenizer, whole)
 
     def statistics(self) -> dict[str, int]:
-        """Return how the answers' tokens were found and checked."""
-        return self._sides.statistics()
+        """Return how the answers' tokens were found and checked, and how many pairs have no better answer by score."""
+        return {**self._sides.statistics(), "pairs_tied": self._tied, "pairs_behind": self._behind}
+
+    def _count(self, examples: Sequence[Example]) -> None:
+        """Count the pairs whose scores do not put the chosen answer ahead."""
+        ahead = [each.ahead for each in examples if isinstance(each, Preferred) and each.ahead is not None]
+        self._tied += sum(score == 0 for score in ahead)
+        self._behind += sum(score < 0 for score in ahead)
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome | RowError]:
         """Return the row of each pair, or why there is none; of a prediction the prompts."""
+        self._count(examples)
         sides: list[Example] = []
         for example in examples:
             if isinstance(example, Preferred):

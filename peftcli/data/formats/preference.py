@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from peftcli.data.chat.conversations import Conversation, from_messages
@@ -35,7 +36,8 @@ def _preferred(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Examp
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not asked:
             raise found.wrong("there is no prompt")
-        return [Preferred(*(conversation_of(found, values, asked, text) for text in (chosen, rejected)))]
+        better, worse = (conversation_of(found, values, asked, text) for text in (chosen, rejected))
+        return [Preferred(better, worse)]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise found.wrong("of chosen and rejected one is a text and the other one is messages")
     own = user_turn(asked) if isinstance(asked, str) else asked
@@ -43,7 +45,18 @@ def _preferred(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Examp
     shared = _shared(one, other)
     if not shared:
         raise found.wrong("chosen and rejected have no turn in common at their beginning, and there is no prompt")
-    return [Preferred(*(turns_of(found, values, turns[:shared], turns[shared:]) for turns in (one, other)))]
+    better, worse = (turns_of(found, values, turns[:shared], turns[shared:]) for turns in (one, other))
+    return [Preferred(better, worse)]
+
+
+def _scored(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]:
+    """Return the pair of a row, with by how much the chosen answer is ahead where both have a score."""
+    made = _preferred(found, values)
+    scores = [found.cell(values, name) for name in ("score_chosen", "score_rejected")]
+    if not all(isinstance(score, int | float) for score in scores):
+        return made
+    ahead = float(scores[0] - scores[1])
+    return [replace(example, ahead=ahead) if isinstance(example, Preferred) else example for example in made]
 
 
 def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
@@ -97,9 +110,11 @@ FORMAT = RowFormat(
         Column("input", required=False),
         Column("system", ("system_prompt",), required=False),
         Column("tools", ("functions",), required=False),
+        Column("score_chosen", ("chosen_score", "chosen_rating", "chosen-rating"), required=False),
+        Column("score_rejected", ("rejected_score", "rejected_rating", "rejected-rating"), required=False),
     ),
     expected='{"prompt": "...", "chosen": "...", "rejected": "..."}',
-    makes={"preferences": _preferred},
+    makes={"preferences": _scored},
     template_column="prompt",
     looks_right=_has_answers,
     rows=(
@@ -119,5 +134,6 @@ FORMAT = RowFormat(
 The prompt and the answers are texts or lists of messages (OpenAI's or ShareGPT's). `chosen` and `rejected` may be
 conversations with a common beginning, which is then the prompt. Only the tokens of the answers are compared; tool
 turns within an answer are read and not compared. LLaMA-Factory's ranking form (`instruction` with `input`, or
-`conversations`, and two answers, which may be single turns) and axolotl's are the same columns.""",
+`conversations`, and two answers, which may be single turns) and axolotl's are the same columns. Where the answers have
+scores, pairs with equal ones, and those whose rejected answer has the higher one, are counted in a note.""",
 )

@@ -53,10 +53,15 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Preferred:
-    """Two conversations with the same beginning, whose last turns are a better and a worse answer."""
+    """Two conversations with the same beginning, whose last turns are a better and a worse answer.
+
+    Args:
+        ahead: the score of the chosen answer less that of the rejected one; None where the file has no scores.
+    """
 
     chosen: Conversation
     rejected: Conversation
+    ahead: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,19 @@ def sides(data: PreparedData, number: int = 0) -> list[tuple[str, str]]:
     return out
 
 
+def test_pairs_that_their_scores_do_not_put_in_order_are_counted(tmp_path: Path) -> None:
+    scores = [(5, 1), (3, 3), (2.5, 2.5), (1, 4), (None, 4), ("high", "low")]
+    rows = [
+        {"prompt": f"the cat {n}", "chosen": "green", "rejected": "red", "score_chosen": one, "score_rejected": other}
+        for n, (one, other) in enumerate(scores)
+    ]
+    notes = prepared(tmp_path, rows[:5]).report.notes
+    assert "2 of the pairs are ties: both answers have the same score" in notes
+    assert "in 1 of the pairs the rejected answer has the higher score: are the columns swapped?" in notes
+    assert not [note for note in notes if "not used" in note]
+    assert not [note for note in prepared(tmp_path, rows[5:]).report.notes if "score" in note]
+
+
 FORMS: dict[str, dict[str, Any]] = {
     "texts": {"prompt": "the cat", "chosen": "green", "rejected": "red and bad"},
     "messages": {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]},
