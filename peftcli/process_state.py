@@ -41,14 +41,14 @@ def keep_freed_memory() -> bool:
     """
     import ctypes
 
-    if not can_keep_freed_memory():
+    if not freed_memory_can_stay():
         return False
     libc = ctypes.CDLL(None)
     options = {_M_MMAP_THRESHOLD: _LARGEST_BLOCK, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: _TOP_PAD}
     return all(libc.mallopt(option, value) == 1 for option, value in options.items())
 
 
-def can_keep_freed_memory() -> bool:
+def freed_memory_can_stay() -> bool:
     """Return whether `keep_freed_memory` does anything in this environment."""
     import platform
 

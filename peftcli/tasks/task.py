@@ -184,6 +184,10 @@ class Task(ABC):
         """The metrics that are computed unasked."""
         return self.info.predictions[self.metric_kind]
 
+    def compare_with(self, at_start: AtStart) -> None:
+        """Compare with the model before the first step in every pass, instead of with numbers beside the rows."""
+        self.at_start = at_start
+
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
         """Look at the live model once, attached and on its device; return notes for the user.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,11 +43,11 @@ def train_steps(
         count = _total_count(batches, world)
 
         # what the loss of each row takes from all rows of the step
-        _tell_of_all(session, batches, count)
+        micro_batches = _with_mean_of_all(session, batches, count)
 
         # forward, backward
         with session.precision.float32_products():
-            for batch in batches:
+            for batch in micro_batches:
                 meter.add(_pass(session, batch, count), batch)
         _name_what_was_not_reached(session)
 
@@ -105,17 +106,17 @@ def _total_count(batches: list[Batch], world: World) -> Tensor | float:
     return own if world.size == 1 else world.sum(torch.full((), own, device=world.device))
 
 
-def _tell_of_all(session: Session, batches: list[Batch], count: Tensor | float) -> None:
-    """Give the micro-batches of a step the mean of `Task.look_ahead` over all of its rows, on all processes.
+def _with_mean_of_all(session: Session, batches: list[Batch], count: Tensor | float) -> list[Batch]:
+    """Return the micro-batches of a step with the mean of `Task.look_ahead` over all of its rows, on all processes.
 
-    Nothing where the rows have no mismatched sequences. It is computed as the reference was: without gradients and
-    dropout, in training's dtype, drawing no random numbers.
+    They are as they were where the rows have no mismatched sequences. The mean is computed as the reference was:
+    without gradients and dropout, in training's dtype, drawing no random numbers.
 
     Args:
         count: rows of the step over all processes.
     """
     if others_of(session.batches.rows) is None:
-        return
+        return batches
     model, world = session.model, session.world
     total = torch.zeros((), device=world.device)
     training = model.training
@@ -133,8 +134,7 @@ def _tell_of_all(session: Session, batches: list[Batch], count: Tensor | float) 
         model.train(training)
         drop_gathered(model)
     mean = (total if world.size == 1 else world.sum(total)) / count
-    for batch in batches:
-        batch.of_all = mean
+    return [replace(batch, of_all=mean) for batch in batches]
 
 
 def _name_what_was_not_reached(session: Session) -> None:

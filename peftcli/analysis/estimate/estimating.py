@@ -34,7 +34,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.process_state import can_keep_freed_memory, libraries_quiet
+from peftcli.process_state import freed_memory_can_stay, libraries_quiet
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
@@ -235,7 +235,7 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         last_block=allowed.last_block and info.rows == "labelled",
         recomputes=training.gradient_checkpointing is True,
         mapped=on_cpu and plain and stored == dtype,
-        heap_keeps=training.fast_paths.allocator and can_keep_freed_memory() if on_cpu else None,
+        heap_keeps=training.fast_paths.allocator and freed_memory_can_stay() if on_cpu else None,
     )
     return setting, Work(basis.train, batches, held), plan
 

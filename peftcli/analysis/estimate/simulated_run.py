@@ -189,7 +189,7 @@ def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
         add_neftune(model.get_submodule(anatomy.embeddings), spec.neftune_noise_alpha)
     if spec.reference == "live":
         with tracker.part("adapter"):
-            setting.task.at_start = FrozenStart(attachment).in_place
+            setting.task.compare_with(FrozenStart(attachment).in_place)
     joins = setting.by_document and not (recipe.data is not None and recipe.data.packing)
     casts = setting.precision.compute != setting.precision.weights and not setting.recomputes
     copies = ComputeWeights(model, setting.precision.compute if casts and spec.fast_paths.compute_weights else None)

@@ -114,7 +114,7 @@ def _kept_live(
             raise UserError(f"{directory.path} has no copy of the values before the first step", suggestion=COPY_BACK)
         kept = found.live
     frozen = FrozenStart(attachment, kept)
-    evaluator.task.at_start = frozen.in_place
+    evaluator.task.compare_with(frozen.in_place)
     if not state.step:
         own = {} if of_base else frozen.tensors()
         live = whole_tree(own, keep=world.is_main) if world.strategy.sharded else own
