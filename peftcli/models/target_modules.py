@@ -219,8 +219,8 @@ class _Search:
 
     @cached_property
     def passed_over(self) -> dict[str, str]:
-        """The linears at which a change would be lost, and why."""
-        return passed_over(self.model)  # not before it is asked for
+        """The linears at which a change would be lost, and why; families of the table need no trial."""
+        return {} if self.anatomy.origin == "table" else passed_over(self.model)
 
     def unfit(self, target: Target) -> bool:
         """Tell whether a change at a target would be lost."""

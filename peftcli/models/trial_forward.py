@@ -25,6 +25,8 @@ _NO_GRADIENT = "no gradient reaches it"
 _LENGTHS = (8, 512)
 """Tokens of the forward pass, and of a second one where the first did not reach everything: parts of a model that sum
 up many tokens have nothing to do with few."""
+_DEEP = 4
+"""Blocks of a list up to which all of them are run at once."""
 _PRODUCTS = ("linear", "matmul", "__matmul__", "__rmatmul__", "bmm", "addmm", "baddbmm", "mm", "einsum")
 _CHOICES = ("topk", "argmax", "argsort", "sort")
 _LIKE = ("to", "type_as")
@@ -62,7 +64,10 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, str
             copy.set_experts_implementation("batched_mm")  # the way that needs no values to share tokens out
     except Exception:  # whatever a model's own code raises for settings that were written and read
         return {}
-    linears = {name: live for name, live in copy.named_modules() if module_kind(live) in ("linear", "conv1d")}
+    linears = _linears(copy)
+    short = _with_one_block_of_each_kind(copy)
+    if short is not None:
+        return {**_fused(copy, linears), **short}
     found = _Trial(copy, linears).reasons(_LENGTHS[0])
     if found is None:
         return _fused(copy, linears)
@@ -71,6 +76,53 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, str
         longer = _Trial(copy, linears).reasons(min(_LENGTHS[1], most)) or {}
         found = {path: why for path, why in found.items() if path in longer}
     return {**_fused(copy, linears), **found}
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: live for name, live in model.named_modules() if module_kind(live) in ("linear", "conv1d")}
+
+
+def _with_one_block_of_each_kind(model: PreTrainedModel) -> dict[str, str] | None:
+    """Return the reasons, found with the first of the blocks that are alike: a deep model takes seconds.
+
+    None where that cannot be run, or leaves something without a call or a gradient: then all blocks must be.
+    """
+    lists = {
+        name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList) and len(each) > _DEEP
+    }
+    whole = {name: dict(each.named_children()) for name, each in lists.items()}
+    places: dict[str, dict[str, str]] = {}  # of each list: a block's number, to that of the one that stands for it
+    linears = list(_linears(model))
+    try:
+        for name, each in lists.items():
+            first: dict[Any, str] = {}
+            places[name] = {
+                number: first.setdefault(_kind_of(block), str(len(first))) for number, block in whole[name].items()
+            }
+            kept = {place: number for number, place in reversed(places[name].items())}
+            each._modules = {place: whole[name][kept[place]] for place in first.values()}
+        found = _Trial(model, _linears(model)).reasons(_LENGTHS[0])
+    finally:
+        for name, each in lists.items():
+            each._modules = dict(whole[name])
+    if found is None or {NOT_CALLED, _NO_GRADIENT} & set(found.values()):
+        return None
+    return {path: found[other] for path in linears if (other := _stand_in(path, places)) in found}
+
+
+def _kind_of(block: nn.Module) -> tuple[Any, ...]:
+    """Return what blocks that are alike have in common: the classes of their modules, the shapes of their weights."""
+    shapes = [(name, tuple(each.shape)) for name, each in block.named_parameters()]
+    return (*((name, type(each)) for name, each in block.named_modules()), *shapes)
+
+
+def _stand_in(path: str, places: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the path of a linear in the block that stands for its own; a list may lie within a block."""
+    for name in sorted(places, key=len, reverse=True):
+        if path.startswith(f"{name}."):
+            number, _, rest = path[len(name) + 1 :].partition(".")
+            path = f"{name}.{places[name][number]}.{rest}"
+    return path
 
 
 def _fused(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -14,11 +14,12 @@ from peftcli.assembly.outline import outline
 from peftcli.errors import UserError
 from peftcli.methods.ia3 import IA3Params
 from peftcli.methods.lora import LoraParams
+from peftcli.models import target_modules, trial_forward
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.trial_forward import passed_over
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 MORE = {**SMALL, "intermediate_size": 48, "vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -62,6 +63,32 @@ def _model(name: str, device: str = "cpu") -> PreTrainedModel:
 
 def _attached(model: PreTrainedModel, entries: list[str] | str = "all-linear", r: int = 2) -> Attachment:
     return apply_method(model, read_anatomy(model), LoraParams(r=r, target_modules=entries))
+
+
+@pytest.mark.parametrize("name", ["Phimoe", "Bamba", "Qwen2Moe", "DeepseekV32"])
+def test_blocks_that_are_alike_are_run_once_with_the_same_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = {"Bamba": {"attn_layer_indices": [2, 5]}}.get(name, {})
+    config = getattr(transformers, f"{name}Config")(**{**CASES[name][0], "num_hidden_layers": 7, **deep})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    runs: list[int] = []
+    reasons = trial_forward._Trial.reasons
+    monkeypatch.setattr(trial_forward, "_TRIED", {})
+    monkeypatch.setattr(
+        trial_forward._Trial, "reasons", lambda self, n: runs.append(len(self.linears)) or reasons(self, n)
+    )
+    short = passed_over(model)
+    ran = max(runs)
+    monkeypatch.setattr(trial_forward, "_TRIED", {})
+    monkeypatch.setattr(trial_forward, "_with_one_block_of_each_kind", lambda model: None)
+    assert passed_over(model) == short
+    assert (ran < max(runs)) == (name != "DeepseekV32")  # what gets no gradient is tried with all blocks
+
+
+def test_families_of_the_table_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_modules, "passed_over", lambda model: 1 / 0)
+    model = tiny_model("llama")
+    assert _attached(model).placed
 
 
 @pytest.mark.parametrize("name", CASES)
