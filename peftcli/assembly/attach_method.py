@@ -25,6 +25,7 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ class Attached:
 
     Args:
         attachment: filled: with fresh values, or those of `method.init_from`.
+        params: the hyper-parameters that it was made by: the recipe's, with what `init_from` brings.
         notes: what the user should know of the base, its vocabulary and its head.
     """
 
     attachment: Attachment
+    params: MethodParams
     anatomy: Anatomy
     notes: list[str]
 
@@ -55,18 +58,21 @@ def attach_method(
     Raises:
         UserError: the method does not fit the model, or the adapter of `init_from` does not.
     """
+    origin, params = recipe.method.init_from, recipe.method
+    earlier = load_adapter(_adapter_directory(origin)) if origin is not None else None
+    if earlier is not None:
+        params = params.after(earlier.params)
     notes = [*base.notes, *fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)]
     anatomy = read_anatomy(base.model, recipe.model.anatomy)
     with base_comes_to(world.device):
-        rows = rows_to_train(recipe.model, recipe.method, tokenizer)
-        attachment = apply_method(base.model, anatomy, recipe.method, train_head=recipe.training.train_head, rows=rows)
+        rows = rows_to_train(recipe.model, params, tokenizer)
+        attachment = apply_method(base.model, anatomy, params, train_head=recipe.training.train_head, rows=rows)
     if base.unread is not None:
         divide_base(anatomy, attachment, registry.info(recipe.method.name), world)
         base.unread.fill(base.model, world)
     attachment.initialise(base.model, tokenizer=tokenizer, labels=labels.names if labels is not None else ())
     head_note = base.head_note
-    if recipe.method.init_from is not None:
-        earlier = load_adapter(_adapter_directory(recipe.method.init_from))
+    if earlier is not None:
         state, brought, of_rows = _with_head_by_name(earlier, attachment, base, labels)
         attachment.load_state_dict(state)
         if (trained_on := base_of(earlier.meta)) is not None and not trained_on.same_files(base.identity):
@@ -74,7 +80,7 @@ def attach_method(
                 f"the adapter of method.init_from was trained on other weights than those of {base.identity.name}"
             )
         head_note = of_rows if brought else head_note
-    return Attached(attachment, anatomy, [*notes, head_note] if head_note else notes)
+    return Attached(attachment, params, anatomy, [*notes, head_note] if head_note else notes)
 
 
 def _with_head_by_name(

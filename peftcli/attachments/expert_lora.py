@@ -37,6 +37,7 @@ def attach_expert_lora(
         UserError: a rank is above its matrix, or the variant does not fit experts.
     """
     model = attachment.model
+    places = [place for place in places if place.rank]
     reasons: dict[str, None] = {}
     for place in places:
         role = place.target.experts
@@ -51,7 +52,7 @@ def attach_expert_lora(
             (role.in_features, role.out_features),
             sorted(range(role.experts) if numbers is None else numbers),
             place.rank,
-            place.scale,
+            variant.scale_of(place),
             parameter=role.parameter,
             rows=role.slice,
             dropout=variant.dropout,
@@ -59,6 +60,7 @@ def attach_expert_lora(
             freeze_a=variant.freeze_a,
         )
         attachment.targets.append(place.target)
+        attachment.places[place.target.key] = place
         attachment.place(role.key, part, experts_site(model.get_submodule(role.module)).parts)
     if reasons:
         raise UserError("; ".join(reasons), suggestion="leave the experts out of method.target_modules, or change that")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from peftcli.attachments.input_components import input_components
+from peftcli.attachments.input_components import Asked, input_components
 from peftcli.errors import UserError
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
@@ -28,10 +29,12 @@ from peftcli.layers.parts.lora_init import (
     random_init,
 )
 from peftcli.layers.site import Part, output_site
-from peftcli.models.target_modules import Target
+from peftcli.models.target_modules import Target, summarise_ranks
 from peftcli.models.weights.stored_weights import StoredWeights
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.target_patterns import lora_scale
 from peftcli.protocol.trained_biases import train_biases
+from peftcli.recipe.method_params import MethodParams
 from peftcli.tasks.training_rows import TrainingRows
 
 LINEAR_INITS: dict[bool | str, Initialiser] = {
@@ -56,6 +59,8 @@ class LoraVariant:
         biases: train the targets' biases, too.
         b_ratio: learning rate of B over that of A (LoRA+); None for the same.
         freeze_a: train B alone (LoRA-FA).
+        rho: the largest rank that EVA may give a projection, over the rank that it has; 1 where ranks stay.
+        rank_stabilised: s is alpha / sqrt(r), not alpha / r.
     """
 
     dropout: float = 0.0
@@ -66,15 +71,21 @@ class LoraVariant:
     biases: bool = False
     b_ratio: float | None = None
     freeze_a: bool = False
+    rho: float = 1.0
+    rank_stabilised: bool = False
+
+    def scale_of(self, place: LoraPlace) -> float:
+        """Return s of a place."""
+        return lora_scale(place.alpha, place.rank, rank_stabilised=self.rank_stabilised)
 
 
 @dataclass(frozen=True)
 class LoraPlace:
-    """A target and the size of its change: rank r and scale s."""
+    """A target, and the rank and alpha of its change; of rank 0, it has none."""
 
     target: Target
     rank: int
-    scale: float
+    alpha: float
 
     @property
     def name(self) -> str:
@@ -87,30 +98,66 @@ class LoraAttachment(Attachment):
     """An attachment whose parts are low-rank changes.
 
     Args:
-        b_ratio: as in `LoraVariant`.
-        from_inputs: start A from the principal components of the projection's input on training rows (EVA).
+        variant: what they have in common.
+        places: by the targets' keys; those that EVA gave rank 0 stay in it.
     """
 
-    b_ratio: float | None
-    from_inputs: bool = False
+    variant: LoraVariant
+    places: dict[str, LoraPlace]
+    _moved: bool = field(default=False, init=False)
 
     def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
-        """Start A from the inputs' components, where the variant asks for it; B stays zero."""
-        if not self.from_inputs:
+        """Start A from the inputs' components, and move ranks by them, where the variant asks for it; B stays zero."""
+        if self.variant.init != "eva":
             return
-        module_of = {target.key: target.module for target in self.targets}
         parts = {placed.key: placed.part for placed in self.placed if isinstance(placed.part, LoraDelta)}
-        counts: dict[str, int] = {}
-        for key, part in parts.items():
-            counts[module_of[key]] = max(part.rank, counts.get(module_of[key], 0))
-        found = input_components(model, counts, rows)
-        started = [key for key in parts if module_of[key] in found]
-        for key in started:
-            parts[key].lora_A.weight.copy_(found[module_of[key]][: parts[key].rank])
-        rest = f", {len(parts) - len(started)} of them got too few tokens and start at random" * (
-            len(started) < len(parts)
-        )
+        found = input_components(model, {key: self._asked(key, part) for key, part in parts.items()}, rows)
+        ranks: dict[str, int] = rows.agreed({key: each.rank for key, each in found.items()})
+        moved = [key for key, rank in ranks.items() if rank != self.places[key].rank]
+        for key in moved:
+            self._move(key, parts[key], ranks[key])
+        for key, rank in ranks.items():
+            if rank:
+                parts[key].lora_A.weight.copy_(found[key].components[:rank])
+        few = len(parts) - len(ranks)
+        rest = f", {few} of them got too few tokens and start at random" * bool(few)
         rows.notes.append(f"A of {len(parts)} projections starts from the components of their inputs (EVA){rest}")
+        if moved:
+            rows.notes.append(f"ranks follow the variance that the components explain (EVA): {self._told(ranks)}")
+
+    def _asked(self, key: str, part: LoraDelta) -> Asked:
+        limit = min(part.base.in_features, part.base.out_features)
+        most = part.rank if self.variant.rho == 1 else min(round(part.rank * self.variant.rho), limit)
+        return Asked(self.places[key].target.module, part.rank, most, limit)
+
+    def _move(self, key: str, part: LoraDelta, rank: int) -> None:
+        """Give a part another rank; its alpha changes in proportion, as HF peft's `adjust_scaling_factors` does it."""
+        self._moved = True
+        place = self.places[key]
+        place = self.places[key] = replace(place, rank=rank, alpha=place.alpha * (rank / place.rank))
+        if rank:
+            part.change_rank(rank, self.variant.scale_of(place))
+            return
+        self._drop(key)
+        bias = f"{place.target.module}.bias"
+        if self.variant.biases and bias in self.unfrozen:
+            self.unfrozen.remove(bias)
+            self.model.get_parameter(bias).requires_grad_(False)
+
+    def _told(self, ranks: Mapping[str, int]) -> str:
+        """Return the ranks of each role, and how many targets have none."""
+        told = summarise_ranks((self.places[key].target, rank) for key, rank in ranks.items())
+        without = sum(rank == 0 for rank in ranks.values())
+        none = f"; {without} of {len(ranks)} projections have none and get no adapter" * bool(without)
+        return f"{told}, {sum(ranks.values())} together as before{none}"
+
+    def params_now(self, params: MethodParams) -> MethodParams:
+        """Return the hyper-parameters with the ranks and alphas that EVA gave, by the targets' keys."""
+        if not self._moved:
+            return params
+        ranks = {f"^{re.escape(key)}": place.rank for key, place in self.places.items()}
+        alphas = {f"^{re.escape(key)}": place.alpha for key, place in self.places.items() if place.rank}
+        return params.model_copy(update={"rank_pattern": ranks, "alpha_pattern": alphas})
 
     def start_from_stored(self, weights: StoredWeights) -> None:
         """Start from what quantisation took from each weight, where the variant asks for it (LoftQ)."""
@@ -141,11 +188,12 @@ class LoraAttachment(Attachment):
 
     def learning_rate_ratios(self) -> dict[str, float]:
         """Return LoRA+'s factor for B and for one-dimensional parameters of the method."""
-        if self.b_ratio is None:
+        ratio = self.variant.b_ratio
+        if ratio is None:
             return {}
         beside = {*self.head, *self.to_save}
         mine = {name: parameter for name, parameter in self.trainable_parameters().items() if name not in beside}
-        return {name: self.b_ratio for name, parameter in mine.items() if _is_b_group(name, parameter)}
+        return {name: ratio for name, parameter in mine.items() if _is_b_group(name, parameter)}
 
 
 def _is_b_group(name: str, parameter: Tensor) -> bool:
@@ -158,12 +206,12 @@ def attach_lora(model: nn.Module, places: Iterable[LoraPlace], variant: LoraVari
     Raises:
         UserError: a rank is above its matrix, or the variant does not fit a target.
     """
-    places = list(places)
+    places = [place for place in places if place.rank]
     attachment = LoraAttachment(
         model,
         targets=[place.target for place in places],
-        b_ratio=variant.b_ratio,
-        from_inputs=variant.init == "eva",
+        variant=variant,
+        places={place.target.key: place for place in places},
     )
     reasons: dict[str, None] = {}
     for place in places:
@@ -201,14 +249,15 @@ def rank_above_matrix(rank: int, d_out: int, d_in: int, what: str) -> str | None
 
 
 def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
+    scale = variant.scale_of(place)
     if place.target.kind == "embedding":
         init = embedding_random_init if variant.init is False else embedding_init
-        return EmbeddingLoraDelta(BaseTable(host), place.rank, place.scale, init=init, magnitude=variant.dora)
+        return EmbeddingLoraDelta(BaseTable(host), place.rank, scale, init=init, magnitude=variant.dora)
     part = DoraDelta if variant.dora else LoraDelta
     return part(
         base_linear(host, place.target.slice),
         place.rank,
-        place.scale,
+        scale,
         dropout=variant.dropout,
         init=LINEAR_INITS.get(variant.init, kaiming_init),
         decomposition=variant.decomposition,

@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def count_params(
     recipes: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to compare.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="[RECIPE|RUN]...", help="Recipes or runs to compare.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
@@ -48,9 +49,12 @@ def count_params(
 ) -> None:
     """Compare how many parameters methods train, save and add, without loading any weights.
 
+    A finished run counts as it was trained: the ranks that EVA moved, the labels of its rows.
+
     Example: peft count-params --model gpt2 --task causal_lm --method lora:r=8,target_modules=[attn.q,attn.v]
     """
     from peftcli.console.output import print_json
+    from peftcli.recipe.checks.method_checks import methods_of
 
     loaded = _recipes(recipes or [], model, task, method or [], trust_remote_code)
 
@@ -61,6 +65,10 @@ def count_params(
         row["head"] and each.recipe.model.num_labels is None for each, row in zip(loaded, rows, strict=True)
     ):
         note("heads are counted for 2 labels; the data are not read: model.num_labels says how many there are")
+    for each in loaded:
+        for _, params in methods_of(each.recipe.method) if not (as_json or Path(each.path).is_dir()) else ():
+            if (why := params.open_sizes()) is not None:
+                note(f"{params.name}: {why}; counted with the ranks of the recipe. A finished run counts as it is")
     if as_json:
         print_json(rows)
     else:
@@ -70,6 +78,7 @@ def count_params(
 def _recipes(
     files: list[Path], model: str | None, task: str | None, methods: list[str], trust_code: bool
 ) -> list[LoadedRecipe]:
+    from peftcli.analysis.counted_run import counted_run
     from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe, recipe_from_overrides
@@ -88,7 +97,10 @@ def _recipes(
     loaded = []
     for file in files:
         try:
-            loaded.append(with_allowed_code(load_recipe(file, typed, NAMES, need_data=False)))
+            if file.is_dir():
+                loaded.append(counted_run(file, trust_code))
+            else:
+                loaded.append(with_allowed_code(load_recipe(file, typed, NAMES, need_data=False)))
         except UserError as error:
             problems += error.problems
     for text in methods:

@@ -25,15 +25,20 @@ class RunningComponents:
 
     Attributes:
         components: (count, width), of unit length, the largest first; None before the first batch.
-        found: whether no component moved beyond the threshold in the last batch.
+        ratios: (count,), the share of all variance that each component explains.
     """
 
     def __init__(self, count: int, threshold: float) -> None:
         self.count, self.threshold = count, threshold
         self.components: Tensor | None = None
-        self.found = False
-        self._values = self._mean = torch.empty(0)
+        self.ratios = self._values = self._mean = torch.empty(0)
         self._seen = 0
+        self._still = torch.zeros(count, dtype=torch.bool)
+        self._variance: Tensor | float = 0.0
+
+    def found(self, count: int) -> bool:
+        """Return whether none of the first components moved beyond the threshold in the last batch."""
+        return bool(self._still[:count].all())
 
     def add(self, batch: Tensor) -> None:
         """Take a batch of vectors, (n, width), into account; one of fewer vectors than components is left out."""
@@ -41,18 +46,22 @@ class RunningComponents:
             return
         batch = batch.float()
         mean = batch.mean(dim=0, dtype=self._wide(batch))
-        stacked, total = (batch - mean).float(), self._seen + len(batch)
+        centred, total = batch - mean, self._seen + len(batch)
+        self._variance = self._variance + centred.square().sum()
+        stacked = centred.float()
         if self.components is not None:
             moved = (self._seen / total * len(batch)) ** 0.5 * (self._mean - mean)
             rows = [self._values.unsqueeze(1) * self.components, stacked, moved.unsqueeze(0)]
             stacked = torch.cat([each.to(moved) for each in rows])
             mean = (self._mean * self._seen + mean * len(batch)) / total
+            self._variance = self._variance + moved.square().sum()
         values, right = _decomposed(stacked, 2 * self.count)
         right = right[: self.count]
         if self.components is not None:
             cosines = functional.cosine_similarity(right, self.components)
-            self.found = bool((cosines >= self.threshold).all())
+            self._still = cosines >= self.threshold
         self.components, self._values = right, values[: self.count]
+        self.ratios = self._values.square() / self._variance
         self._mean, self._seen = mean, total
 
     @staticmethod

@@ -10,6 +10,7 @@ of the part's own scale (LoRA's alpha / r, a parallel adapter's scaling).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -18,7 +19,7 @@ from peftcli.protocol.composite_method import CompositeMethod
 from peftcli.protocol.composition import CompositeParams, PartSpec, labelled, why_no_part
 from peftcli.protocol.method import MethodInfo
 from peftcli.protocol.registry import registry
-from peftcli.recipe.method_params import AnyMethod
+from peftcli.recipe.method_params import AnyMethod, MethodParams
 
 
 class ComposeParams(CompositeParams):
@@ -53,6 +54,17 @@ class ComposeParams(CompositeParams):
     def specs(self) -> list[PartSpec]:
         """The parts with their labels."""
         return labelled(self.parts, self.gates)
+
+    def with_parts(self, parts: Mapping[str, MethodParams]) -> MethodParams:
+        """Return these hyper-parameters with other ones of the parts, by label."""
+        return self.model_copy(update={"parts": [parts[spec.label] for spec in self.specs]})
+
+    def after(self, earlier: MethodParams) -> MethodParams:
+        """Return these hyper-parameters with what each part takes over from the earlier part in its place."""
+        if not isinstance(earlier, ComposeParams) or len(earlier.parts) != len(self.parts):
+            return self
+        parts = [own.after(before) for own, before in zip(self.parts, earlier.parts, strict=True)]
+        return self.model_copy(update={"parts": parts})
 
 
 def _typed_part(part: dict[str, Any]) -> Any:

@@ -14,9 +14,11 @@ Variants, and where they differ from their papers or from HF peft:
   A = R_r; the rest is as with PiSSA. On Conv1D it decomposes the weight as (out, in), like any other (HF peft: as
   stored, so that the factors have other shapes there).
 - EVA (Paischer et al. 2024): `init_lora_weights: eva` starts A from the principal components of the projection's input
-  on training rows, read until the components stand still (cosine 0.99); B is zero. Ranks stay as they are (HF peft's
-  `rho: 1`; its default of 2 moves ranks between projections by explained variance, so that shapes depend on the rows).
-  What gets no token, and embeddings, start as usual. A run that goes on reads nothing again.
+  on training rows, read until the components stand still (cosine 0.99); B is zero. With `rho` above 1 ranks move to
+  the components that explain the largest share of the variance of their input; the sum stays, a projection has at most
+  rho x r, and one that gets 0 has no adapter. Alpha moves in proportion (HF peft's `adjust_scaling_factors`), so that
+  alpha / r stays. What gets no token, and embeddings, start as usual, with the rank that they
+  have. A run that goes on reads nothing again.
 - LoftQ (Li et al. 2023): `init_lora_weights: loftq` on a base that is quantised while it is loaded. s B A starts as the
   best approximation of W - Q, from the checkpoint's own W; Q is what the base is and stays, so that Algorithm 1 is at
   its fixed point after one step (HF peft's `replace_lora_weights_loftq`; its `loftq_iter` above 1 rewrites the base,
@@ -35,7 +37,6 @@ Variants, and where they differ from their papers or from HF peft:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,8 +46,16 @@ from pydantic import Field, field_validator, model_validator
 from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.protocol.target_patterns import Alpha, AlphaPattern, Rank, RankPattern, pick, refuse_idle_patterns
-from peftcli.recipe.method_params import NotNegative, TargetedParams
+from peftcli.protocol.target_patterns import (
+    Alpha,
+    AlphaPattern,
+    Rank,
+    RankOrNonePattern,
+    lora_scale,
+    pick,
+    refuse_idle_patterns,
+)
+from peftcli.recipe.method_params import MethodParams, NotNegative, TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,12 +86,14 @@ class LoraParams(TargetedParams):
     """Train a magnitude per output feature beside the direction (DoRA)."""
     init_lora_weights: bool | str = True
     """true, false (no identity at first), gaussian, orthogonal, eva, loftq, olora, pissa, pissa_niter_N (N rounds)."""
-    rank_pattern: RankPattern = Field(default_factory=dict)
-    """Other ranks, by role or by regular expression on the end of a module path; the first match counts."""
+    rank_pattern: RankOrNonePattern = Field(default_factory=dict)
+    """Other ranks, by role or by regular expression on the end of a module path; the first match counts; 0 for none."""
     alpha_pattern: AlphaPattern = Field(default_factory=dict)
     """Other values of lora_alpha, likewise."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """LoRA+: learning rate of B over that of A; the paper recommends 16."""
+    rho: Annotated[float, Field(ge=1.0)] = 2.0
+    """EVA: a projection's largest rank over r, as ranks move to where they explain most; 1 leaves them as they are."""
     freeze_a: bool = False
     """Train B alone and keep A as it started (LoRA-FA): a step holds less of the activations."""
     target_parameters: list[str] | None = None
@@ -143,8 +154,31 @@ class LoraParams(TargetedParams):
 
     def scale_of(self, role: str | None, module: str, rank: int) -> float:
         """Return s of a target."""
-        alpha = self.alpha_of(role, module)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+        return lora_scale(self.alpha_of(role, module), rank, rank_stabilised=self.use_rslora)
+
+    @property
+    def moves_ranks(self) -> bool:
+        """Whether ranks are decided when training starts (EVA)."""
+        return self.init_lora_weights == "eva" and self.rho > 1.0
+
+    def open_sizes(self) -> str | None:
+        """Return that EVA decides ranks, where it does."""
+        if not self.moves_ranks:
+            return None
+        return f"ranks move when training starts (init_lora_weights: eva, rho {self.rho:g}); their sum stays"
+
+    def after(self, earlier: MethodParams) -> MethodParams:
+        """Return these hyper-parameters with the ranks that EVA gave an earlier training with the same r and alpha."""
+        same = isinstance(earlier, LoraParams) and (earlier.r, earlier.lora_alpha) == (self.r, self.lora_alpha)
+        if not (self.moves_ranks and same):
+            return self
+        return self.model_copy(update={key: getattr(earlier, key) for key in ("rank_pattern", "alpha_pattern")})
+
+    def idle_keys(self) -> dict[str, str]:
+        """Return that `rho` has no effect without EVA."""
+        if self.init_lora_weights == "eva":
+            return {}
+        return {"rho": "it moves ranks with init_lora_weights: eva"}
 
     @property
     def experts(self) -> set[int] | None:
@@ -265,10 +299,10 @@ class LoraMethod(Method[LoraParams]):
         targets, notes = without_narrow(
             model, targets, lambda target: params.rank_of(target.role, target.key), params.target_modules
         )
-        places = []
-        for target in targets:
-            rank = params.rank_of(target.role, target.key)
-            places.append(LoraPlace(target, rank, params.scale_of(target.role, target.key, rank)))
+        places = [
+            LoraPlace(target, params.rank_of(target.role, target.key), params.alpha_of(target.role, target.key))
+            for target in targets
+        ]
         variant = LoraVariant(
             dropout=params.lora_dropout,
             init=params.init_lora_weights,
@@ -278,6 +312,8 @@ class LoraMethod(Method[LoraParams]):
             biases=params.bias == "lora_only",
             b_ratio=params.loraplus_lr_ratio,
             freeze_a=params.freeze_a,
+            rho=params.rho if params.moves_ranks else 1.0,
+            rank_stabilised=params.use_rslora,
         )
         attachment = attach_lora(model, [place for place in places if place.target.kind != "experts"], variant)
         attach_expert_lora(

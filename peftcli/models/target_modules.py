@@ -156,6 +156,17 @@ def summarise_targets(targets: Iterable[Target]) -> str:
     return f"{counts} ({len(blocks)} layer{'s' * (len(blocks) != 1)} matched)" if blocks else counts
 
 
+def summarise_ranks(ranked: Iterable[tuple[Target, int]]) -> str | None:
+    """Describe ranks that differ, such as `attn.q 3 to 16, attn.v 8`; None where all are one."""
+    by_name: dict[str, list[int]] = {}
+    for target, rank in ranked:
+        by_name.setdefault(target.role or short_path(target.module), []).append(rank)
+    if len({rank for ranks in by_name.values() for rank in ranks}) < 2:
+        return None
+    spans = {name: (min(ranks), max(ranks)) for name, ranks in by_name.items()}
+    return ", ".join(f"{name} {low}" + f" to {high}" * (low != high) for name, (low, high) in spans.items())
+
+
 def short_path(module: str) -> str:
     """Return the part of a path after its last block number."""
     return re.sub(r"^.*\.\d+\.", "", module)

@@ -40,11 +40,9 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
     if any(spec.gated for spec in specs) and anatomy.layers.get("encoder"):
         whole.undo += padding.note_all(_around(model, anatomy.layers["encoder"][0]))
     for part in whole.parts.values():
-        whole.placed += part.placed
-        whole.unfrozen += [name for name in part.unfrozen if name not in whole.unfrozen]
         whole.shared.update(part.shared)
-        whole.targets += part.targets
         whole.notes += part.notes
+    whole.collect()
     return whole
 
 

@@ -17,6 +17,7 @@ from peftcli.protocol.combining import by_label, combined, each, every, in_turn,
 if TYPE_CHECKING:
     from peftcli.models.target_modules import Target
     from peftcli.models.weights.stored_weights import StoredWeights
+    from peftcli.recipe.method_params import MethodParams
     from peftcli.tasks.training_rows import TrainingRows
 
 
@@ -215,6 +216,16 @@ class Attachment:
         that starts from an earlier adapter, have the values already.
         """
 
+    def params_now(self, params: MethodParams) -> MethodParams:
+        """Return the hyper-parameters that attach what is attached now: with what `start_from_rows` decided (ranks).
+
+        They are saved with the adapter, and a run that goes on attaches by them.
+
+        Args:
+            params: those that this attachment was made by.
+        """
+        return params
+
     @combined(each)
     def start_from_stored(self, weights: StoredWeights) -> None:
         """Do what needs the unquantised weights of a quantised base (LoftQ): once, before the first step of a new run.
@@ -274,14 +285,23 @@ class Attachment:
         """Return factors on the learning rate by trainable parameter name (LoRA+); 1 where absent."""
         return {}
 
-    def detach(self) -> None:
-        """Take the parts out of the model and undo what the method set; base values stay as they are."""
-        mine = {id(placed.part) for placed in [*self.placed, *self.rows]}
+    def _drop(self, key: str) -> None:
+        """Take the parts at one place out for good, as if the method had not chosen it."""
+        dropped = {id(placed.part) for placed in self.placed if placed.key == key}
+        self._take_out(dropped)
+        self.placed = [placed for placed in self.placed if placed.key != key]
+        self.targets = [target for target in self.targets if target.key != key]
+
+    def _take_out(self, parts: set[int]) -> None:
         for module in list(self.model.modules()):
-            if isinstance(module, nn.ModuleList) and any(id(part) in mine for part in module):
-                kept = [part for part in module if id(part) not in mine]
+            if isinstance(module, nn.ModuleList) and any(id(part) in parts for part in module):
+                kept = [part for part in module if id(part) not in parts]
                 del module[:]
                 module.extend(kept)
+
+    def detach(self) -> None:
+        """Take the parts out of the model and undo what the method set; base values stay as they are."""
+        self._take_out({id(placed.part) for placed in [*self.placed, *self.rows]})
         for undo in reversed(self.undo):
             undo()
         self.placed, self.rows, self.shared, self.undo = [], [], {}, []

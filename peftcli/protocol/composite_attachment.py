@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.combining import Ask, answers_for_parts, merged
-from peftcli.protocol.composition import SEPARATOR
+from peftcli.protocol.combining import Ask, answers_for_parts, each, merged
+from peftcli.protocol.composition import SEPARATOR, CompositeParams
+from peftcli.recipe.method_params import MethodParams
+
+if TYPE_CHECKING:
+    from peftcli.tasks.training_rows import TrainingRows
 
 
 @answers_for_parts(Attachment)
@@ -27,6 +31,25 @@ class CompositeAttachment(Attachment):
     def asks(self, hook: str, *args: Any, **kwargs: Any) -> Mapping[str, Ask]:
         """Return each part's own hook by label."""
         return {label: getattr(part, hook) for label, part in self.parts.items()}
+
+    def collect(self) -> None:
+        """Take over what the parts have placed, chosen and unfrozen."""
+        parts = self.parts.values()
+        self.placed = [placed for part in parts for placed in part.placed]
+        self.targets = [target for part in parts for target in part.targets]
+        self.unfrozen = list(dict.fromkeys(name for part in parts for name in part.unfrozen))
+
+    def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
+        """Let every part start, one after the other; a part may drop a place."""
+        each(self, "start_from_rows", model, rows)
+        self.collect()
+
+    def params_now(self, params: MethodParams) -> MethodParams:
+        """Return the hyper-parameters with those of the parts as they are now."""
+        if not isinstance(params, CompositeParams):
+            return params
+        now = {spec.label: self.parts[spec.label].params_now(spec.params) for spec in params.specs}
+        return params.with_parts(now) if any(now[spec.label] is not spec.params for spec in params.specs) else params
 
     def named(self, label: str, text: str) -> str:
         """Return a part's key as it stands in the file: below its label, unless it is a parameter of the base."""

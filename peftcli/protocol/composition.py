@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from peftcli.protocol.registry import registry
@@ -35,6 +35,10 @@ class CompositeParams(MethodParams):
     @abstractmethod
     def specs(self) -> list[PartSpec]:
         """The parts, in the order in which they are attached."""
+
+    def with_parts(self, parts: Mapping[str, MethodParams]) -> MethodParams:
+        """Return these hyper-parameters with other ones of the parts, by label; the same where the parts are fixed."""
+        return self
 
 
 def labelled(parts: Sequence[MethodParams], gates: bool = False) -> list[PartSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -27,8 +28,15 @@ def _readable(value: dict[str, Number]) -> dict[str, Number]:
     return value
 
 
+RankOrNonePattern = Annotated[dict[str, Annotated[int, Field(ge=0)]], AfterValidator(_readable)]
+"""As `RankPattern`, where a target may be left out by rank 0."""
 RankPattern = Annotated[dict[str, Rank], AfterValidator(_readable)]
 AlphaPattern = Annotated[dict[str, Alpha], AfterValidator(_readable)]
+
+
+def lora_scale(alpha: float, rank: int, *, rank_stabilised: bool) -> float:
+    """Return what a low-rank product is multiplied by; `rank_stabilised` as in Kalajdzievski 2023."""
+    return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
 
 
 def pick(patterns: Mapping[str, Number], role: str | None, module: str, default: Number) -> Number:

@@ -49,6 +49,18 @@ class MethodParams(Block):
         """Return the key that goes only with a base that is quantised while it is loaded, and why; None without."""
         return None
 
+    def open_sizes(self) -> str | None:
+        """Return why sizes are known only after a run has read its first rows; None where they are known before."""
+        return None
+
+    def after(self, earlier: MethodParams) -> MethodParams:
+        """Return these hyper-parameters for a training that starts from an adapter (`init_from`).
+
+        Args:
+            earlier: of that adapter; what training decided there (ranks) is taken over.
+        """
+        return self
+
 
 AnyMethod = SerializeAsAny[MethodParams]
 """A field of a composition that takes any method: written as a block with the method's `name`, read by the registry."""

@@ -51,13 +51,14 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
             suggestion="go on with --resume, which writes checkpoints that do",
         )
     state, name = tree["adapter"], f"step {step}"
+    progress = record_of(TrainState, tree["progress"], directory / "state.json", key="progress")
     if which == BEST:
-        best = record_of(TrainState, tree["progress"], directory / "state.json", key="progress").best_step
+        best = progress.best_step
         if best is None:
             raise UserError(f"{run} was not evaluated yet, so no step is the best", suggestion="use --checkpoint last")
         state, name = checkpoints.load_best(best)["adapter"], f"step {best}, the best so far"
     meta = meta_of(tree[ABOUT], directory / "state.json", ABOUT)
-    params = recorded_params(recipe.method, meta.token_rows)
+    params = recorded_params(progress.method_of(recipe), meta.token_rows)
     return SavedAdapter(params, state, meta, (f"the adapter of {name}",), recorded=True)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from peftcli.protocol.registry import registry
+from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.schema import Recipe
 
 
 @dataclass
@@ -23,6 +28,7 @@ class TrainState:
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
         recomputes: whether by gradient checkpointing; free memory could decide otherwise after a resume.
+        method: the hyper-parameters that the method is attached by, where training decided some (`params_now`).
         inputs: `RunInputs.as_dict()`; None in checkpoints of earlier versions.
         done: whether training ended, by steps or early.
         stopped_early: whether early stopping ended it.
@@ -45,6 +51,7 @@ class TrainState:
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None
     recomputes: bool | None = None
+    method: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     done: bool = False
     stopped_early: bool = False
@@ -52,3 +59,9 @@ class TrainState:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for the checkpoint."""
         return asdict(self)
+
+    def method_of(self, recipe: Recipe) -> MethodParams:
+        """Return the hyper-parameters that the run's method is attached and saved by."""
+        if self.method is None:
+            return recipe.method
+        return registry.info(recipe.method.name).params.model_validate_json(json.dumps(self.method))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+
+
+def _alone(value: Any) -> Any:
+    """Return what the only process says."""
+    return value
 
 
 @dataclass(frozen=True)
@@ -18,10 +24,12 @@ class TrainingRows:
     Args:
         batches: returns the micro-batches from the first step on, on the model's device: `input_ids` (batch, seq),
             `attention_mask`, `labels`, ...; no virtual tokens are in them.
+        agreed: returns the main process's value, for what must not differ between processes by a rounding (a rank).
         notes: what was started from them, for the user.
     """
 
     batches: Callable[[], Iterator[Tensors]]
+    agreed: Callable[[Any], Any] = _alone
     notes: list[str] = field(default_factory=list)
 
     def first_tokens(self, count: int) -> Tensor | None:

@@ -76,7 +76,7 @@ def save_artifact(session: Session, summary: Summary, weights: dict[str, Tensor]
     save_adapter(
         path / "adapter",
         attachment_state=session.attachment.state_dict(),
-        params=session.recipe.method,
+        params=session.method,
         meta=meta,
         metrics=numbers,
         leaving=session.leaving,

@@ -8,7 +8,8 @@ from peftcli.adapters.format import recorded_params
 from peftcli.adapters.servers import servers_to_come
 from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
-from peftcli.models.target_modules import summarise_targets
+from peftcli.models.target_modules import summarise_ranks, summarise_targets
+from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.tasks.task_table import task_info
 from peftcli.training.session import Session
@@ -28,6 +29,7 @@ def header(session: Session) -> dict[str, Any]:
         "method": recipe.method.name,
         "targets": summarise_targets(session.attachment.targets) or None,
         "reaches": _reached(session),
+        "ranks": _ranks(session.attachment),
         "data": "\n".join(session.data.report.evidence),
         "rows": f"{len(session.data.train):,} train, {validation:,} validation ({session.data.report.summary()})",
         **{key: counts[key] for key in ("trainable", "total", "percent")},
@@ -49,6 +51,13 @@ def _reached(session: Session) -> str | None:
     """Return the share of the base's weights that the method changes; None for one that chooses no weights."""
     share = reached_share(session.attachment)
     return None if share is None else f"{share:.2%} of the base's weights"
+
+
+def _ranks(attachment: Attachment) -> str | None:
+    """Return the ranks by role; None where all are one, or there are none."""
+    targets = {target.key: target for target in attachment.targets}
+    ranks = [(placed.key, placed.part.allotted_rank()) for placed in attachment.placed]
+    return summarise_ranks((targets[key], rank) for key, rank in ranks if rank is not None and key in targets)
 
 
 def _servers(session: Session) -> str | None:

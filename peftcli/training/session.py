@@ -22,6 +22,7 @@ from peftcli.models.load.load_model import Loaded
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
@@ -91,6 +92,11 @@ class Session:
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         return self.loaded.recipe
+
+    @property
+    def method(self) -> MethodParams:
+        """The method's hyper-parameters, with what was decided from the training rows."""
+        return self.state.method_of(self.recipe)
 
     @property
     def model(self) -> nn.Module:

@@ -118,6 +118,19 @@ class LoraDelta(Part):
         return float(self.scale)
 
     @torch.no_grad()
+    def change_rank(self, rank: int, scale: float) -> None:
+        """Give a part that adds nothing yet, as B is zero, another rank and scale; a gate stays in the scale's place.
+
+        A is to be filled by the caller.
+        """
+        self.rank = rank
+        if not isinstance(self.scale, nn.Module):
+            self.scale = scale
+        a, b = self.lora_A.weight, self.lora_B.weight
+        # the parameters stay the same objects, so that whoever holds them sees the change
+        a.data, b.data = a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
+
+    @torch.no_grad()
     def start_from_base(self) -> None:
         """Start from the base's weight, where there is a decomposition of it, and subtract the pair."""
         if self.decomposition is not None and not self.from_error:

@@ -26,6 +26,7 @@ from peftcli.inference.evaluator import Evaluator
 from peftcli.models.load.load_model import Loaded
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.method import MethodInfo
+from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
@@ -79,7 +80,7 @@ def compared_rows(
         values = world.broadcast(_recorded(directory, sets) if world.is_main else None)
     else:
         parts = _parts(recipe, start.info, start.attachment, world)
-        facts = _facts(recipe, start.base, parts)
+        facts = _facts(state.method_of(recipe), start.base, parts)
         values = {}
         for name, rows in sets.items():
             own, computes_in = evaluator, precision.weights
@@ -148,7 +149,7 @@ def _parts(recipe: Recipe, info: MethodInfo, attachment: Attachment, world: Worl
     return whole_tree(state, keep=world.is_main) if world.strategy.sharded else dict(state)
 
 
-def _facts(recipe: Recipe, base: Loaded, parts: Mapping[str, torch.Tensor | None]) -> dict[str, str]:
+def _facts(method: MethodParams, base: Loaded, parts: Mapping[str, torch.Tensor | None]) -> dict[str, str]:
     """Return what decides the values besides the rows: the base, its parts, and what computes.
 
     Of the parts also their settings: a scale or the positions that are changed are in no tensor.
@@ -163,7 +164,7 @@ def _facts(recipe: Recipe, base: Loaded, parts: Mapping[str, torch.Tensor | None
     return {
         "base": f"{identity.fingerprint} {identity.tensors} {identity.quantization} {identity.dtype}",
         "parts": total.hexdigest(),
-        "method": recipe.method.model_dump_json(exclude={"init_from"}),
+        "method": method.model_dump_json(exclude={"init_from"}),
         "versions": f"{__version__} {torch.__version__} {identity.versions}",
         "device": next(base.model.parameters()).device.type,
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from peftcli.assembly.equal_start import start_equal
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.padding import collate
 from peftcli.protocol.attachment import Attachment
@@ -27,8 +28,8 @@ def start_from_rows(
 ) -> None:
     """Let the method of a new run start from the training rows, with its parts switched off; tell what it did.
 
-    Every process reads the same rows, and so starts from the same values. A run that goes on, and one that starts from
-    an earlier adapter (`method.init_from`), have theirs.
+    Every process reads the same rows, and then takes the main one's values, since devices can round differently. A run
+    that goes on, and one that starts from an earlier adapter (`method.init_from`), have theirs.
     """
     if state.step or recipe.method.init_from is not None:
         return
@@ -40,7 +41,7 @@ def start_from_rows(
             tensors = collate(sequences, collator.tokenizer, kind, packing_route=collator.packing_route)
             yield {name: tensor.to(device) for name, tensor in tensors.items()}
 
-    rows, training = TrainingRows(made), model.training
+    rows, training = TrainingRows(made, agreed=batches.world.broadcast), model.training
     attachment.enable(False)
     model.eval()
     try:
@@ -49,5 +50,7 @@ def start_from_rows(
     finally:
         model.train(training)
         attachment.enable()
+    if rows.notes:
+        start_equal(model, batches.world)
     for note in rows.notes:
         reporter.note(note)

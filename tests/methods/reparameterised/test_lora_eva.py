@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from peftcli.layers.running_components import RunningComponents
 from peftcli.methods.lora import LoraParams
 from peftcli.protocol.apply_method import apply_method
-from peftcli.protocol.attachment import Attachment
-from peftcli.tasks.training_rows import TrainingRows
-from tests.methods.harness import batch_for, frozen, logits_of, train_steps
-
-TARGETS = ["q_proj", "v_proj", "up_proj"]
+from tests.methods.eva_start import TARGETS, batches_for, started
+from tests.methods.harness import frozen, logits_of, train_steps
 
 
-def batches_for(family: str, count: int = 6) -> list[dict[str, Tensor]]:
-    model = frozen(family)[0]
-    return [batch_for(model, rows=8, seed=seed) for seed in range(count)]
-
-
-def started(family: str, batches: list[dict[str, Tensor]], **options: Any) -> tuple[Attachment, TrainingRows]:
-    model, anatomy = frozen(family)
-    torch.manual_seed(7)
-    attachment = apply_method(model, anatomy, LoraParams(init_lora_weights="eva", **{"r": 4, **options}))
-    attachment.initialise(model)
-    rows = TrainingRows(lambda: iter(batches))
-    attachment.enable(False)
-    with torch.no_grad():
-        attachment.start_from_rows(model.eval(), rows)
-    attachment.enable()
-    return attachment, rows
-
-
-def test_it_is_hf_pefts() -> None:
+@pytest.mark.parametrize("rho", [1.0, 1.5, 2.0])
+def test_it_is_hf_pefts(rho: float) -> None:
     from peft import EvaConfig, LoraConfig, get_eva_state_dict
 
     batches = batches_for("llama")
-    config = LoraConfig(r=4, target_modules=TARGETS, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, tau=0.9))
+    config = LoraConfig(r=4, target_modules=TARGETS, init_lora_weights="eva", eva_config=EvaConfig(rho=rho, tau=0.9))
     theirs = get_eva_state_dict(frozen("llama")[0], [*batches, *batches], config, show_progress_bar=False)
-    from peftcli.attachments import input_components
-
-    before, input_components.THRESHOLD = input_components.THRESHOLD, 0.9
-    try:
-        ours, _ = started("llama", [*batches, *batches], target_modules=TARGETS)
-    finally:
-        input_components.THRESHOLD = before
+    ours, _ = started("llama", [*batches, *batches], tau=0.9, target_modules=TARGETS, rho=rho)
     state = ours.state_dict()
     assert len(theirs) == 6
     for module, components in theirs.items():
         torch.testing.assert_close(state[f"{module}.lora_A.weight"], components.float(), atol=1e-5, rtol=1e-4)
+    ranks = [len(components) for components in theirs.values()]
+    assert (len(set(ranks)) > 1) == (rho > 1) and sum(ranks) == 24
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "mixtral"])
@@ -64,13 +37,13 @@ def test_it_starts_as_the_identity_and_trains(family: str) -> None:
         assert torch.equal(logits_of(attachment, batches[0]), frozen(family)[0].eval()(**batches[0]).logits)
     for key, value in attachment.state_dict().items():
         if "lora_A" in key:
-            torch.testing.assert_close(value @ value.T, torch.eye(4), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(value @ value.T, torch.eye(len(value)), atol=1e-4, rtol=1e-4)
     assert any("components of their inputs" in note for note in rows.notes)
     assert train_steps(attachment, batches[0]) == set(attachment.trainable_parameters())
 
 
 def test_projections_of_one_input_share_their_components_and_ranks_may_differ() -> None:
-    state = started("llama", batches_for("llama", 2), rank_pattern={"attn.v": 6})[0].state_dict()
+    state = started("llama", batches_for("llama", 2), rank_pattern={"attn.v": 6}, rho=1.0)[0].state_dict()
     q, v = (state[f"model.layers.0.self_attn.{name}_proj.lora_A.weight"] for name in "qv")
     assert torch.equal(q, v[:4]) and len(v) == 6
 
@@ -85,7 +58,7 @@ def test_padding_and_positions_without_a_label_do_not_count() -> None:
 
 def test_too_few_tokens_leave_the_usual_start() -> None:
     short = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    attachment, rows = started("llama", [short])
+    attachment, rows = started("llama", [short], rho=1.0)
     model, anatomy = frozen("llama")
     torch.manual_seed(7)
     plain = apply_method(model, anatomy, LoraParams(r=4)).state_dict()
