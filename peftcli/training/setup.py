@@ -88,8 +88,7 @@ def build_session(
     batches = StepBatches(recipe, data.train, collator, ready.plan, world, _token_limit(recipe, world, anatomy))
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, computing.fast_paths, batches.max_tokens), state, reporter)
-    start_from_rows(recipe, attachment, batches, precision, state, reporter)
-    _note_method(recipe, attached, state)
+    start_from_rows(recipe, attached, batches, precision, state, reporter)
     evaluator = make_evaluator(recipe, base.model, task, collator, world, precision, ready.metrics)
     start = StartModel(base, known.info, attachment, computing)
     validation, kept_of_start = compared_rows(recipe, directory, start, evaluator, batches, ready.validation, state)
@@ -143,13 +142,6 @@ def _attach(
     start_from_stored(recipe, known.spec, attached.attachment, state, reporter)
     start_equal(base.model, world)
     return attached
-
-
-def _note_method(recipe: Recipe, attached: Attached, state: TrainState) -> None:
-    """Note in `state` what the attachment's start decided of its hyper-parameters."""
-    now = attached.attachment.params_now(attached.params)
-    if now != recipe.method:
-        state.method = now.model_dump(mode="json")
 
 
 def _computing(

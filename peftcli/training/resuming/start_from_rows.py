@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from peftcli.assembly.attach_method import Attached
 from peftcli.assembly.equal_start import start_equal
 from peftcli.assembly.precision import Precision
 from peftcli.data.rows.padding import collate
@@ -20,7 +21,7 @@ from peftcli.training.watch.reporting import Reporter
 
 def start_from_rows(
     recipe: Recipe,
-    attachment: Attachment,
+    attached: Attached,
     batches: StepBatches,
     precision: Precision,
     state: TrainState,
@@ -28,11 +29,19 @@ def start_from_rows(
 ) -> None:
     """Let the method of a new run start from the training rows, with its parts switched off; tell what it did.
 
+    What it decides of its hyper-parameters (ranks) is noted in `state`.
+
     Every process reads the same rows, and then takes the main one's values, since devices can round differently. A run
     that goes on, and one that starts from an earlier adapter (`method.init_from`), have theirs.
     """
-    if state.step or recipe.method.init_from is not None:
-        return
+    if not state.step and recipe.method.init_from is None:
+        _start(attached.attachment, batches, precision, reporter)
+    now = attached.attachment.params_now(attached.params)
+    if now != recipe.method:
+        state.method = now.model_dump(mode="json")
+
+
+def _start(attachment: Attachment, batches: StepBatches, precision: Precision, reporter: Reporter) -> None:
     model, device, collator = attachment.model, batches.world.device, batches.collator
 
     def made() -> Iterator[dict[str, Tensor]]:
