@@ -14,6 +14,7 @@ from typing import Any
 
 from peftcli.adapters.adapter_files import CONFIG
 from peftcli.models.anatomy import EXPERT_ROLES, EXPERTS
+from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_table import task_info
@@ -53,18 +54,25 @@ def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
         params: of the method.
         task: of the run.
     """
-    from peftcli.adapters.hf.hf_format import HfFormat  # torch
-    from peftcli.adapters.hf.hf_table import FORMATS
-
-    known = FORMATS.get(params.name)
-    if known is None:
+    info = registry.info(params.name)
+    if info.hf_type is None:
         return []
-    config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": known.peft_type}
+    config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": info.hf_type}
     named = getattr(params, "target_modules", ())
     if any(entry in named for entry in (*EXPERT_ROLES, EXPERTS)):
         config["target_parameters"] = named  # what HF peft's layout calls experts, however the recipe names them
-    plain = type(known).as_lora is not HfFormat.as_lora
+    plain = info.plain_lora
     return [name for name, rule in server_rules().items() if _loads(rule, config) or (plain and _takes(rule, config))]
+
+
+def served_by(params: MethodParams, task: TaskName) -> str:
+    """Return for reading which servers will serve what a run of a generating task trains."""
+    if registry.info(params.name).artifact == "model":
+        return "all that load the base: a complete model is saved"
+    servers = servers_to_come(params, task)
+    merges = registry.method(params.name).why_not_mergeable(params) is None
+    after = "after a merge all that load the base" if merges else "no other: it does not merge"
+    return f"{', '.join(servers)} with the adapter; {after}" if servers else f"none with the adapter; {after}"
 
 
 def _takes(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -74,12 +82,12 @@ def _takes(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 
 def _loads(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    rank = config.get("r")
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     greatest = rule["greatest_rank"]
     return (
         bool({"*", config["peft_type"]} & set(rule["peft_types"]))
         and bool({"*", config.get("task_type")} & set(rule["task_types"]))
         and not any(config.get(key) for key in rule["refused_if_set"])
         and config.get("bias", "none") in rule["bias"]
-        and (greatest is None or not isinstance(rank, int) or rank <= greatest)
+        and all(greatest is None or not isinstance(rank, int) or rank <= greatest for rank in ranks)
     )

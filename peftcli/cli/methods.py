@@ -144,11 +144,24 @@ def _record(info: MethodInfo, rate: DefaultRate, *, fit: Fit | None) -> dict[str
         "quantised_base": info.quantised_base,
         "artifact": info.artifact,
         "tasks": sorted(info.tasks),
+        "servers": _servers(info),
         "parameters": parameters,
     }
     if fit is not None:
         record |= {"fits": not fit.reasons, "reasons": list(fit.reasons), "reach": list(fit.notes)}
     return record
+
+
+def _servers(info: MethodInfo) -> str | None:
+    """Return what serves a language model trained with the defaults; None for a method without complete ones."""
+    from pydantic import ValidationError
+
+    from peftcli.adapters.servers import served_by
+
+    try:
+        return served_by(info.params.model_validate({}), "causal_lm")
+    except ValidationError:
+        return None
 
 
 def _default(params: type[MethodParams], key: str) -> Any:
@@ -185,13 +198,14 @@ def _rates(infos: list[MethodInfo], model: str | None, task: str | None) -> dict
 def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
     from peftcli.console.output import print_table, result_console, table
 
-    columns = ["method", "family", "merges", "4-bit base", "learning rate", "paper"]
+    columns = ["method", "family", "merges", "4-bit base", "servers of the adapter", "learning rate", "paper"]
     cells = [
         [
             row["name"],
             row["family"],
             _MERGES[row["mergeable"]],
             "yes" if row["quantised_base"] else "no",
+            (row["servers"] or "depends").partition(" with the adapter")[0].partition(": a complete")[0],
             f"{row['learning_rate']:g}",
             row["paper"],
         ]
@@ -203,8 +217,9 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
             line.insert(1, _fit_text(row))
     console = result_console()
     print_table(console, table(columns, cells))
+    console.print("\nA merged model is served wherever its base is. `peft export RUN --to SERVER` writes for a server.")
     other = "" if with_fit else " Learning rates are for a small encoder; --model M shows those for a model."
-    console.print(f"\n`peft methods NAME` shows one with its hyper-parameters.{other}")
+    console.print(f"`peft methods NAME` shows one with its hyper-parameters.{other}")
 
 
 def _fit_text(row: dict[str, Any]) -> str:
@@ -224,6 +239,7 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print(f"  learning rate  {row['learning_rate']:g}: {row['learning_rate_source']}", markup=False)
     console.print(f"  merges         {_MERGES[row['mergeable']]}")
     console.print(f"  4-bit base     {'yes' if row['quantised_base'] else 'no'}")
+    console.print(f"  servers        {row['servers'] or 'depends on its parts'} (language models)")
     if "fits" in row:
         console.print(f"  fits           {_fit_text(row)}", markup=False)
     cells = [

@@ -92,7 +92,7 @@ class LiveView:
         numbers = [
             "" if self._loss is None else f"loss {self._loss:.4f}",
             f"lr {record.learning_rate:.1e}",
-            "" if self._speed is None else f"{self._speed:,.0f} tok/s",
+            "" if self._speed is None else f"{self._speed:,.0f} tokens/s",
             "" if record.seconds_left is None else f"{duration(record.seconds_left)} left",
         ]
         self._numbers = "  ".join(part for part in numbers if part)

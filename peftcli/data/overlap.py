@@ -40,19 +40,24 @@ def _members(values: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> n
     return np.flatnonzero(known[places] == values)
 
 
+def _remedy(data: PreparedData, spec: DataSpec) -> str:
+    """Return how the rows that are in both sets are kept apart."""
+    if spec.validation is not None:
+        return "remove them from one of the two"
+    if spec.group_by is not None:
+        return f"they differ in {spec.group_by!r}, or only behind the tokens that were kept (data.max_length)"
+    column = "text" if data.report.format == "folders" else "COLUMN"  # what a file of a class folder is read as
+    return f"keep them on one side of the split with data.group_by: {column}"
+
+
 def overlap_notes(data: PreparedData, spec: DataSpec) -> list[str]:
     """Return a note on validation rows that are also training rows; none where there are no such rows."""
     shared = sum(len(rows) for rows in shared_rows(data.train, data.validation).values())
     if not shared:
         return []
     total = sum(len(rows) for rows in data.validation.values())
-    remedy = (
-        "keep them on one side of the split with data.group_by: COLUMN"
-        if spec.validation is None
-        else "remove them from one of the two"
-    )
     verb = "is a training row too" if shared == 1 else "are training rows too"
     return [
         f"{shared:,} of {total:,} validation rows {verb}, token for token, so the score is too optimistic: "
-        f"`peft inspect RECIPE` names some; {remedy}"
+        f"`peft inspect RECIPE` names some; {_remedy(data, spec)}"
     ]

@@ -80,6 +80,8 @@ class AdaLoraMethod(Method[AdaLoraParams]):
         summary="Low-rank changes in SVD form; a budget of ranks moves to the matrices that need them.",
         paper="Zhang et al. 2023, arXiv:2303.10512",
         params=AdaLoraParams,
+        hf_type="ADALORA",
+        plain_lora=True,
         # the official GLUE scripts lie between 5e-4 and 2.2e-3, for thousands of steps; measured on the demo: 1e-3
         # hardly moves within a hundred
         learning_rate=3e-3,

@@ -52,6 +52,7 @@ class HiraMethod(Method[HiraParams]):
         summary="Multiplies chosen weights, element by element, by a trained low-rank product: a change of high rank.",
         paper="Huang et al. 2025, openreview.net/forum?id=TwJrTz9cRS",
         params=HiraParams,
+        hf_type="HIRA",
         learning_rate=2e-2,  # measured on the demo: a change is a share of the weight, which is small itself
     )
 

@@ -43,6 +43,7 @@ class IA3Method(Method[IA3Params]):
         summary="Rescales keys, values and inner feed-forward activations by learned vectors.",
         paper="Liu et al. 2022, arXiv:2205.05638",
         params=IA3Params,
+        hf_type="IA3",
         learning_rate=2e-2,  # measured on the demo: T-Few's 3e-3 is slow within a few hundred steps
         trains="vectors",
     )

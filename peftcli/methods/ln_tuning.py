@@ -54,6 +54,7 @@ class LNTuningMethod(Method[LNTuningParams]):
         summary="Trains the normalisation layers, their scales and biases, and nothing else.",
         paper="Zhao et al. 2023, arXiv:2312.11420",
         params=LNTuningParams,
+        hf_type="LN_TUNING",
         learning_rate=4e-3,  # as for BitFit, whose vectors are of the same kind
         trains="vectors",
     )

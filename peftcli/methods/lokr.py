@@ -88,6 +88,7 @@ class LoKrMethod(Method[LoKrParams]):
         summary="Adds a trained Kronecker product of two small matrices to chosen projections.",
         paper="Yeh et al. 2023, arXiv:2309.14859; Edalati et al. 2022, arXiv:2212.10650",
         params=LoKrParams,
+        hf_type="LOKR",
         learning_rate=1e-2,  # measured on the demo
     )
 

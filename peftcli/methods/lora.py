@@ -219,6 +219,8 @@ class LoraMethod(Method[LoraParams]):
         summary="Adds a trained low-rank product to chosen projections; DoRA, rsLoRA, PiSSA and others by option.",
         paper="Hu et al. 2021, arXiv:2106.09685",
         params=LoraParams,
+        hf_type="LORA",
+        plain_lora=True,
         # measured on the demo: the RoBERTa scripts' 4e-4 is slow within one epoch; decoders take 2e-4
         learning_rate=2e-3,
         trains="factors",

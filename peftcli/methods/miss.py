@@ -60,6 +60,7 @@ class MissMethod(Method[MissParams]):
         summary="Adds one trained block that all shards of a projection's input share; half of LoRA's parameters.",
         paper="Kang & Yin 2024, arXiv:2409.15371",
         params=MissParams,
+        hf_type="MISS",
         learning_rate=2e-3,  # measured on the demo
     )
 

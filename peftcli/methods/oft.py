@@ -86,6 +86,7 @@ class OftMethod(Method[OftParams]):
         summary="Rotates the input of chosen projections, block by block; COFT by option.",
         paper="Qiu et al. 2023, arXiv:2306.07280; Qiu et al. 2025, arXiv:2506.19847",
         params=OftParams,
+        hf_type="OFT",
         learning_rate=4e-3,  # measured on the demo; OFTv2 takes about four times the rate of LoRA
     )
 

@@ -80,6 +80,7 @@ class PrefixTuningMethod(Method[PrefixTuningParams]):
         summary="Learned keys and values in front of every attention's own.",
         paper="Li & Liang 2021, arXiv:2101.00190",
         params=PrefixTuningParams,
+        hf_type="PREFIX_TUNING",
         learning_rate=1e-2,  # measured on the demo; the network takes a tenth of it
         trains="vectors",
         unmergeable="learned keys and values are inputs of the attention, not a change of any weight; keep the adapter "

@@ -67,6 +67,7 @@ class PromptTuningMethod(Method[PromptTuningParams]):
         summary="Learned vectors in front of the embedded input.",
         paper="Lester et al. 2021, arXiv:2104.08691",
         params=PromptTuningParams,
+        hf_type="PROMPT_TUNING",
         learning_rate=3e-2,
         trains="vectors",
         unmergeable="learned inputs are not a change of any weight; keep the adapter beside its base, or `peft export` "

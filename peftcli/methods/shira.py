@@ -51,6 +51,7 @@ class ShiraMethod(Method[ShiraParams]):
         summary="Trains single entries of chosen weights: few, spread over the matrix, and of high rank together.",
         paper="Bhardwaj et al. 2024, arXiv:2406.13175",
         params=ShiraParams,
+        hf_type="SHIRA",
         learning_rate=4e-3,  # measured on the demo
     )
 

@@ -46,6 +46,7 @@ class VeraMethod(Method[VeraParams]):
         summary="Trains two scaling vectors around frozen random low-rank matrices that all layers share.",
         paper="Kopiczko et al. 2023, arXiv:2310.11454",
         params=VeraParams,
+        hf_type="VERA",
         learning_rate=2e-2,  # the paper's GLUE runs take 4e-3 to 1e-2, for tens of epochs; measured on the demo
         trains="vectors",
     )

@@ -43,6 +43,9 @@ class MethodInfo:
         forces_4bit: whether it implies a 4-bit base (QLoRA).
         artifact: `adapter` (small tensors) or `model` (a complete model is saved).
         tasks: the tasks it serves; empty for all.
+        hf_type: `peft_type` of HF peft's files of such an adapter, in which a run's are written; None where HF peft
+            lacks it.
+        plain_lora: whether the adapter can be written as a plain LoRA that changes the same.
     """
 
     name: str
@@ -57,6 +60,8 @@ class MethodInfo:
     forces_4bit: bool = False
     artifact: Literal["adapter", "model"] = "adapter"
     tasks: frozenset[str] = frozenset()
+    hf_type: str | None = None
+    plain_lora: bool = False
 
 
 REPLACES, CHANGES, CHANGES_INPUT = range(3)

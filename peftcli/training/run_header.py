@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from peftcli.adapters.format import recorded_params
-from peftcli.adapters.servers import servers_to_come
+from peftcli.adapters.servers import served_by
 from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
 from peftcli.models.target_modules import summarise_ranks, summarise_targets
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.registry import registry
 from peftcli.tasks.task_table import task_info
 from peftcli.training.session import Session
 
@@ -62,16 +61,10 @@ def _ranks(attachment: Attachment) -> str | None:
 
 def _servers(session: Session) -> str | None:
     """Return what will serve the result; None for a task that no server of texts has."""
-    recipe = session.recipe
-    if not task_info(recipe.task).generates:
+    task = session.recipe.task
+    if not task_info(task).generates:
         return None
-    info, name = registry.info(recipe.method.name), recipe.method.name
-    if info.artifact == "model":
-        return "all that load the base: a complete model is saved"
-    servers = servers_to_come(recorded_params(recipe.method, session.attachment.row_numbers()), recipe.task)
-    merges = registry.method(name).why_not_mergeable(recipe.method) is None
-    after = "after a merge all that load the base" if merges else "no other: it does not merge"
-    return f"{', '.join(servers)} with the adapter; {after}" if servers else f"none with the adapter; {after}"
+    return served_by(recorded_params(session.method, session.attachment.row_numbers()), task)
 
 
 def parameter_counts(session: Session) -> dict[str, Any]:

@@ -16,6 +16,10 @@ def test_lists_every_method(cli: Cli) -> None:
     for row in done.json:
         assert row["paper"] and row["summary"] and row["parameters"]
         assert all(parameter["description"] for parameter in row["parameters"]), row["name"]
+    servers = {row["name"]: row["servers"] for row in done.json}
+    assert servers["lora"].startswith("vllm, llama.cpp, hf peft with the adapter; after a merge")
+    assert servers["prefix_tuning"] == "hf peft with the adapter; no other: it does not merge"
+    assert servers["full"].startswith("all that load the base") and servers["compose"] is None
     text = cli("methods").out
     assert all(name in text for name in registry.names())
 

@@ -119,7 +119,7 @@ def test_live_view_draws_panel_bar_and_lines() -> None:
     assert drawn.index("loading libraries") < drawn.index("peft train x.yaml") < drawn.index("first evaluation")
     assert "[bold]not markup" in drawn
     assert "step 11/112" in drawn
-    assert "loss 1.4321  lr 9.1e-04  3,210 tok/s" in drawn
+    assert "loss 1.4321  lr 9.1e-04  3,210 tokens/s" in drawn
     assert drawn.index("evaluation at step 11") < drawn.rindex("step 11/112")
 
 

@@ -52,3 +52,26 @@ def test_positions_are_those_of_the_validation_set(tokenizer: Any, tmp_path: Pat
     data = prepare(spec, "causal_lm", tokenizer, seed=0)
     found = shared_rows(data.train, data.validation)
     assert list(found) == ["held"] and np.array_equal(found["held"], [1, 3])
+
+
+def test_files_of_class_folders_are_kept_apart_by_their_text(tokenizer: Any, tmp_path: Path) -> None:
+    for number in range(12):
+        for label in ("good", "bad"):
+            file = tmp_path / "rows" / label / f"{number}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"the {label} cat of house {number % 6}")
+
+    def notes(**more: Any) -> list[str]:
+        spec = DataSpec(path=str(tmp_path / "rows"), val_set_size=6, **more)
+        return overlap_notes(prepare(spec, "sequence_classification", tokenizer, seed=0), spec)
+
+    (note,) = notes()
+    assert note.endswith("data.group_by: text")
+    assert notes(group_by="text") == []
+
+
+def test_rows_that_a_group_does_not_keep_together_are_explained(tokenizer: Any, tmp_path: Path) -> None:
+    numbered = [{**row, "id": str(number)} for number, row in enumerate(QUESTIONS * 3)]
+    rows = write_jsonl(tmp_path / "t.jsonl", numbered)
+    (note,) = told(tokenizer, path=str(rows), val_set_size=0.25, group_by="id")
+    assert "'id'" in note and "data.max_length" in note and "COLUMN" not in note

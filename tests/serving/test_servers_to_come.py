@@ -41,6 +41,16 @@ def test_the_servers_that_are_said_are_those_that_an_export_reaches(
                 export_to_server(to, asked)
 
 
+def test_what_methods_say_of_hf_pefts_files_is_what_is_written() -> None:
+    from peftcli.adapters.hf.hf_format import HfFormat
+    from peftcli.adapters.hf.hf_table import FORMATS
+
+    for name in registry.names():
+        info, known = registry.info(name), FORMATS.get(name)
+        assert info.hf_type == (None if known is None else known.peft_type), name
+        assert info.plain_lora == (known is not None and type(known).as_lora is not HfFormat.as_lora), name
+
+
 def test_no_server_of_texts_takes_a_classifier() -> None:
     params = registry.info("lora").params.model_validate({"name": "lora"})
     assert servers_to_come(params, "sequence_classification") == ["hf peft"]

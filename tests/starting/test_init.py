@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from peftcli.cli.app import build_app
+from peftcli.console.starting_views import questions
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
 from tests.command_line import Cli
@@ -97,3 +100,34 @@ def test_odd_names_of_columns_and_files_make_a_recipe_that_validates(cli: Cli) -
     done = cli("init", "--model", "org/name", "--data", "train-*.jsonl")
     assert done.code == 0, done.err
     assert load_recipe("recipe.yaml", [], NAMES).recipe.output_dir == "runs/train"
+
+
+def test_what_no_option_says_is_asked_until_the_answer_can_be_used(models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "can_ask", lambda: True)  # input here is a text, not a terminal
+    talks()
+    answers = [
+        "./gone", models("llama", "causal_lm"),
+        "gone.jsonl", "talks.jsonl",
+        "poetry", "",  # Enter takes what the rows are for
+        "lorra", "ia3",
+        "much", "24GB",
+    ]  # fmt: skip
+    done = CliRunner().invoke(build_app(), ["init", "-o", "asked.yaml"], input="".join(f"{each}\n" for each in answers))
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    for asked in ("Model (a hub id", "Data (a file", "Task (", "[causal_lm]", "Method [recommended]", "[unknown]"):
+        assert asked in said
+    for wrong in ("gone.jsonl", "one of: causal_lm", "one of: recommended, lora", "is not a size"):
+        assert wrong in said
+    recipe = load_recipe("asked.yaml", [], NAMES).recipe
+    assert recipe.data is not None
+    assert (recipe.task, recipe.method.name, recipe.data.path) == ("causal_lm", "ia3", "talks.jsonl")
+    assert "next: peft inspect asked.yaml" in said
+
+
+def test_only_what_is_missing_is_asked(models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "can_ask", lambda: True)
+    typed = ["init", "--model", str(models("llama", "causal_lm")), "--data", str(talks()), "--memory", "24GB"]
+    done = CliRunner().invoke(build_app(), typed, input="\n\n")
+    assert done.exit_code == 0 and "Model (" not in done.output and "Memory" not in done.output
+    assert load_recipe("recipe.yaml", [], NAMES).recipe.method.name == "lora"  # what is recommended
