@@ -43,6 +43,7 @@ LORA: dict[str, Example] = {
     "rank_pattern": ({}, {}, {"q_proj": 2}),
     "alpha_pattern": ({}, {}, {"q_proj": 2}),
     "loraplus_lr_ratio": ({}, None, 16.0),
+    "rho": ({"init_lora_weights": "eva", "target_modules": "all-linear"}, 1.0, 3.0),
     "freeze_a": ({}, False, True),
     "target_parameters": ({"target_modules": ["attn.q"]}, None, ["experts.down_proj"]),
     "experts_to_transform": ({"target_modules": ["experts"]}, None, [1, 2]),
