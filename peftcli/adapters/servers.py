@@ -58,7 +58,7 @@ def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
     if info.hf_type is None:
         return []
     config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": info.hf_type}
-    named = getattr(params, "target_modules", ())
+    named = getattr(params, "target_modules", None) or ()
     if any(entry in named for entry in (*EXPERT_ROLES, EXPERTS)):
         config["target_parameters"] = named  # what HF peft's layout calls experts, however the recipe names them
     plain = info.plain_lora
