@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import type_tables
 from pydantic import BaseModel
 
 from peftcli.analysis.advice.advice_rules import rules
@@ -200,6 +201,17 @@ def families(_: str) -> str:
     return table(["`model_type`", "stacks", "tasks", "prefix route", "remarks"], rows)
 
 
+def tried_types(part: str) -> str:
+    """Return what was tried of the types of transformers: a summary, a task's table, or the types left out of it."""
+    from peftcli.analysis.support.tried_types import TASKS_TRIED, read_tried
+
+    what, _, asked = part.partition(" ")
+    if what == "summary":
+        return type_tables.summary(read_tried())
+    task = next(task for task in TASKS_TRIED if task == asked)
+    return table(type_tables.COLUMNS, type_tables.rows_of(task)) if what == "table" else type_tables.left_out(task)
+
+
 def role_paths(name: str) -> str:
     """Return the modules that are the roles of one family."""
     from transformers import AutoConfig
@@ -334,6 +346,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "sources": source_list,
     "common": common,
     "families": families,
+    "tried-types": tried_types,
     "roles": role_paths,
     "formats": formats,
     "format-rows": format_rows,

@@ -28,6 +28,7 @@ _SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": INNER, "max_position_embeddings": POSITIONS, "initializer_range": 0.2,
 }  # fmt: skip
+_LARGEST_START = 1e4
 _WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -145,7 +146,19 @@ def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:
     """Return the model alone, always with the same values; in float32."""
     with seeded(0), torch.device(device):
         model: nn.Module = auto_class(kind.task).from_config(kind.made_config())
+        _fill(model)
     return model.eval()
+
+
+def _fill(model: nn.Module) -> None:
+    """Give values to weights that some models of transformers leave as memory was, or at zero (experts)."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.device.type == "meta" or not parameter.is_floating_point():
+                continue
+            unset = parameter.ndim > 2 and not bool(parameter.any())
+            if unset or not bool(parameter.isfinite().all()) or float(parameter.abs().max()) > _LARGEST_START:
+                parameter.normal_(0, 0.02)
 
 
 def live(kind: ContractModel, params: MethodParams, *, initialise: bool = True) -> Live:
@@ -168,10 +181,14 @@ def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:
     if padded:
         mask[1, 7:], mask[2, 5:] = 0, 0
     ids = torch.where(mask.bool(), ids, 0)
+    if kind.rows == "labelled":
+        ids.scatter_(1, mask.sum(1, keepdim=True) - 1, _IDS["eos_token_id"])  # some classify where the text ends
     if kind.rows == "pairs":
         labels = torch.randint(5, VOCABULARY, (3, 4), generator=generator)
     elif kind.rows == "labelled":
         labels = torch.arange(3)
+    elif kind.rows == "tagged":
+        labels = (ids % 3).masked_fill(mask == 0, IGNORED)
     else:
         labels = ids.masked_fill(mask == 0, IGNORED)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}

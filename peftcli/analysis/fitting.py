@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 from transformers import PretrainedConfig
 
+from peftcli.analysis.support.tried_types import CELLS, TRIED, read_tried
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
@@ -61,6 +63,45 @@ def rates_on(names: Iterable[str], model: str, task: str | None = None) -> dict[
     anatomy = read_anatomy(build_meta(config, _task(config, task)))
     kind, width = model_kind(anatomy), anatomy.hidden_size
     return {name: default_rate(registry.method(name), None, kind, width) for name in names}
+
+
+@dataclass(frozen=True)
+class TypeTrial:
+    """What was tried of a model's type, on a tiny model with random weights.
+
+    Args:
+        sentence: what, when and with which versions, or why there is nothing.
+        methods: by method its cells (`support.trials`), if it was tried.
+        bare: the record of the type.
+    """
+
+    sentence: str
+    methods: dict[str, dict[str, str]]
+    bare: dict[str, Any]
+
+
+def tried_on(model: str, task: str | None = None) -> TypeTrial:
+    """Return what was tried of this model's type for a task.
+
+    Raises:
+        UserError: as `refusals`.
+    """
+    config = load_config(ModelSpec(name_or_path=model))
+    chosen, tried = _task(config, task), read_tried()
+    record = tried.record(config.model_type, chosen)
+    kind = f"a {config.model_type} model"
+    if record is None:
+        return TypeTrial(f"tried: nothing of {kind} for {chosen}; what fits is read off its structure", {}, {})
+    if record["model"] != TRIED:
+        return TypeTrial(f"tried: nothing of {kind} for {chosen}: {record['model']}", {}, {})
+    cells = {name: tried.cells(config.model_type, chosen, name) for name in tried.methods}
+    sentence = (
+        f"tried: {', '.join(CELLS)} on a tiny {config.model_type} with random weights, with transformers "
+        f"{tried.transformers}, on {tried.date} (docs/models.md)"
+    )
+    bare = [f"{what} ({record[what]})" for what in ("padding", "cache") if record.get(what, TRIED) != TRIED]
+    sentence += f"; of the bare model itself this does not hold: {', '.join(bare)}" if bare else ""
+    return TypeTrial(sentence, {name: found for name, found in cells.items() if found is not None}, record)
 
 
 def _task(config: PretrainedConfig, task: str | None) -> TaskName:

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from peftcli.analysis.contract_models import MODELS, ContractModel, Live, bare, batch_of, live
+from peftcli.analysis.output_effects import cache_effect, difference, padding_effect
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.layers.seeded import seeded
@@ -27,6 +28,7 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import Method
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
+from peftcli.tasks.task_table import task_info
 from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 
 CLOSE = 2e-4
@@ -179,11 +181,11 @@ def _starts(kind: ContractModel, params: MethodParams) -> str | None:
     found, batch = live(kind, params), batch_of(kind)
     with torch.no_grad():
         expected = bare(kind)(**batch).logits
-    off = _difference(expected, found.outputs(batch))
+    off = difference(expected, found.outputs(batch))
     return f"it differs from the base by {off:.1e}, and why_not_identity says nothing" if off > CLOSE else None
 
 
-def _gradients(kind: ContractModel, params: MethodParams) -> str | None:
+def gradients(kind: ContractModel, params: MethodParams) -> str | None:
     """Every trained tensor has a gradient."""
     found = live(kind, params)
     parameters = found.attachment.trainable_parameters()
@@ -199,7 +201,7 @@ def _saves(kind: ContractModel, params: MethodParams) -> str | None:
     trained.disturb()
     state = {key: tensor.clone() for key, tensor in trained.attachment.state_dict().items()}
     fresh.attachment.load_state_dict(state)
-    if (off := _difference(trained.outputs(batch), fresh.outputs(batch))) > CLOSE:
+    if (off := difference(trained.outputs(batch), fresh.outputs(batch))) > CLOSE:
         return f"loaded again it gives other outputs (largest difference {off:.1e})"
     first = next(iter(state))
     for what, changed in (
@@ -251,19 +253,22 @@ def _comes_off(kind: ContractModel, params: MethodParams) -> str | None:
     return None if torch.equal(expected, got) else "the outputs differ from the base's after detach()"
 
 
-def _ignores_padding(kind: ContractModel, params: MethodParams) -> str | None:
+def ignores_padding(kind: ContractModel, params: MethodParams) -> str | None:
     """A row gives the same outputs alone and padded beside a longer one."""
-    found, batch = live(kind, params), batch_of(kind)
+    found = live(kind, params)
     found.disturb()
-    together = found.outputs(batch)[2]
-    length = int(batch["attention_mask"][2].sum())
-    alone = {key: value[2:] for key, value in batch.items()}
-    alone |= {key: alone[key][:, :length] for key in ("input_ids", "attention_mask")}
-    if kind.rows == "text":
-        alone["labels"] = alone["labels"][:, :length]
-        together = together[:length]
-    off = _difference(together, found.outputs(alone)[0])
+    off = padding_effect(kind, found.outputs)
     return f"padding changes the outputs by {off:.1e}" if off > CLOSE else None
+
+
+def uses_cache(kind: ContractModel, params: MethodParams) -> str | None:
+    """It generates the same with and without a cache of keys and values."""
+    if not task_info(kind.task).generates:
+        return None
+    found = live(kind, params)
+    found.disturb()
+    off = cache_effect(kind, found.model.eval(), found.attachment.prepare_inputs)
+    return f"generation with a cache differs by {off:.1e}" if off > CLOSE else None
 
 
 def _recomputes(kind: ContractModel, params: MethodParams) -> str | None:
@@ -279,12 +284,12 @@ def _recomputes(kind: ContractModel, params: MethodParams) -> str | None:
         mine, other = parameter.grad, theirs[name].grad
         if (mine is None) != (other is None):
             return f"{name} has a gradient only {'without' if other is None else 'with'} checkpointing"
-        if mine is not None and other is not None and (off := _difference(mine, other)) > CLOSE:
+        if mine is not None and other is not None and (off := difference(mine, other)) > CLOSE:
             return f"the gradient of {name} differs by {off:.1e}"
     return None
 
 
-def _merges(kind: ContractModel, params: MethodParams) -> str | None:
+def merges(kind: ContractModel, params: MethodParams) -> str | None:
     """Where it says that it merges, the merged base gives the outputs of base and method."""
     method = registry.method(params.name)
     if method.info.artifact == "model" or method.why_not_mergeable(params) is not None:
@@ -303,7 +308,7 @@ def _merges(kind: ContractModel, params: MethodParams) -> str | None:
     with torch.no_grad():
         for name in found.attachment.head:
             merged.get_parameter(name).copy_(state[name])
-        off = _difference(found.outputs(batch), merged.eval()(**batch).logits)
+        off = difference(found.outputs(batch), merged.eval()(**batch).logits)
     return f"the merged model's outputs differ by {off:.1e}" if off > CLOSE else None
 
 
@@ -330,13 +335,6 @@ def _combines(kind: ContractModel, params: MethodParams) -> str | None:
     return f"beside an adapter {still[0]} has no gradient" if still else None
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference, relative to the largest value."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-9))
-
-
 _OF_THE_RECORD: tuple[tuple[str, Callable[[Method[Any]], str | None]], ...] = (
     ("its record is whole", _record),
     ("each hyper-parameter has a sentence", _described),
@@ -346,12 +344,13 @@ _OF_A_MODEL: tuple[tuple[str, Contract], ...] = (
     ("makes the same tensors on the meta device", _attaches_on_meta),
     ("changes nothing of the base that it does not list", _leaves_the_base),
     ("starts as the base, or says why not", _starts),
-    ("every trained tensor has a gradient", _gradients),
+    ("every trained tensor has a gradient", gradients),
     ("what it saves is all there is, and strict", _saves),
     ("goes on from its state bit for bit", _goes_on),
     ("comes off without a trace", _comes_off),
-    ("ignores padding", _ignores_padding),
+    ("ignores padding", ignores_padding),
+    ("generates the same with and without a cache", uses_cache),
     ("has the same gradients under checkpointing", _recomputes),
-    ("merges as it says", _merges),
+    ("merges as it says", merges),
     ("trains beside an adapter in a composition, or says why not", _combines),
 )

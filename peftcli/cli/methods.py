@@ -65,12 +65,13 @@ def methods(
     fits = _fits(infos, model, task) if model else {}
     rates = _rates(infos, model, task)
     rows = [_record(info, rates[info.name], fit=fits.get(info.name)) for info in infos]
+    trial = _add_tried(rows, model, task) if model else None
     if as_json:
         print_json(rows)
     elif name:
         _print_one(rows[0])
     else:
-        _print_all(rows, with_fit=model is not None)
+        _print_all(rows, trial)
 
 
 def _check(text: str, *, as_json: bool) -> None:
@@ -179,6 +180,18 @@ def _fits(infos: list[MethodInfo], model: str, task: str | None) -> dict[str, Fi
     return fits([info.name for info in infos], model, task)
 
 
+def _add_tried(rows: list[dict[str, Any]], model: str, task: str | None) -> str:
+    """Add to each row what was tried of its method on the model's type, and return a sentence on the trial."""
+    from peftcli.analysis.fitting import tried_on
+    from peftcli.analysis.support.tried_types import faults
+
+    found = tried_on(model, task)
+    for row in rows:
+        cells = found.methods.get(row["name"])
+        row["tried"] = None if cells is None else {"cells": cells, "wrong": faults(cells, found.bare)}
+    return found.sentence
+
+
 def _rates(infos: list[MethodInfo], model: str | None, task: str | None) -> dict[str, DefaultRate]:
     """Return the default learning rates on a model, by default the demo's: a small encoder."""
     names = [info.name for info in infos]
@@ -195,7 +208,7 @@ def _rates(infos: list[MethodInfo], model: str | None, task: str | None) -> dict
     return {name: default_rate(registry.method(name), None, "encoder", width) for name in names}
 
 
-def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
+def _print_all(rows: list[dict[str, Any]], trial: str | None) -> None:
     from peftcli.console.output import print_table, result_console, table
 
     columns = ["method", "family", "merges", "4-bit base", "servers of the adapter", "learning rate", "paper"]
@@ -211,14 +224,16 @@ def _print_all(rows: list[dict[str, Any]], *, with_fit: bool) -> None:
         ]
         for row in rows
     ]
-    if with_fit:
-        columns.insert(1, "fits")
+    if trial is not None:
+        columns[1:1] = ["fits", "tried"]
         for line, row in zip(cells, rows, strict=True):
-            line.insert(1, _fit_text(row))
+            line[1:1] = [_fit_text(row), _tried_text(row["tried"])]
     console = result_console()
     print_table(console, table(columns, cells))
     console.print("\nA merged model is served wherever its base is. `peft export RUN --to SERVER` writes for a server.")
-    other = "" if with_fit else " Learning rates are for a small encoder; --model M shows those for a model."
+    if trial is not None:
+        console.print(trial, markup=False)
+    other = "" if trial is not None else " Learning rates are for a small encoder; --model M shows those for a model."
     console.print(f"`peft methods NAME` shows one with its hyper-parameters.{other}")
 
 
@@ -227,6 +242,13 @@ def _fit_text(row: dict[str, Any]) -> str:
     if not row["fits"]:
         return "no: " + "; ".join(row["reasons"])
     return "yes" + "".join(f"; {note}" for note in row["reach"])
+
+
+def _tried_text(tried: dict[str, Any] | None) -> str:
+    """Return in a word what was tried of a method on a tiny model of the type."""
+    if tried is None:
+        return "no"
+    return "wrong: " + ", ".join(tried["wrong"]) if tried["wrong"] else "holds"
 
 
 def _print_one(row: dict[str, Any]) -> None:
@@ -242,6 +264,9 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print(f"  servers        {row['servers'] or 'depends on its parts'} (language models)")
     if "fits" in row:
         console.print(f"  fits           {_fit_text(row)}", markup=False)
+        console.print(f"  tried          {_tried_text(row['tried'])}")
+        for what, text in ({} if row["tried"] is None else row["tried"]["wrong"]).items():
+            console.print(f"    {what}: {text}", markup=False)
     cells = [
         [
             field["name"],

@@ -81,6 +81,7 @@ SETTERS = {
 RESTORED_ON_THE_SPOT = {
     ("tasks/metric_table.py", "simplefilter"),  # in warnings.catch_warnings
     ("analysis/method_contracts.py", "simplefilter"),  # the same
+    ("analysis/support/trials.py", "signal.signal"),  # the same; of a timer of CPU time
     ("training/watch/profiling.py", "filterwarnings"),
     ("analysis/estimate/heap_replay.py", "mallopt"),  # a process of its own
     ("deliverables/use_alone.py", "set_verbosity_error"),  # the same

@@ -1,0 +1,187 @@
+"""What is tried of one model type: the bare model, which blocks roles and branches reach, and every method on it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import AutoConfig
+
+from peftcli.analysis.contract_models import bare
+from peftcli.analysis.method_contracts import CLOSE, Contract, gradients, ignores_padding, merges, uses_cache
+from peftcli.analysis.output_effects import cache_effect, padding_effect
+from peftcli.analysis.support.tiny_types import TypeModel, hyper_parameters, tiny_type
+from peftcli.analysis.support.tried_types import TRIED
+from peftcli.errors import UserError
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.model_tasks import check_task
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.target_modules import ALL_LINEAR, resolve_targets
+from peftcli.protocol.registry import registry
+from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_table import task_info
+
+CONTRACTS: dict[str, Contract] = {
+    "gradient": gradients,
+    "padding": ignores_padding,
+    "cache": uses_cache,
+    "merge": merges,
+}
+"""What is tried of a method that attaches; each returns what is wrong, or None."""
+SECONDS = 60
+"""CPU time that one trial may take."""
+REFUSED, WRONG, UNKNOWN = "refused: ", "wrong: ", "unknown: "
+"""A cell is `tried` (it was, and holds), or one of the others with what was found or said."""
+_LONGEST = 240
+
+Record = dict[str, Any]
+
+
+def try_type(model_type: str, task: TaskName, methods: list[str]) -> Record:
+    """Build a tiny model of a type and try methods on it.
+
+    Returns:
+        `model`: a cell on whether it can be built and read, and then `found` (by table or structure), `roles` and
+        `branches` (name: blocks that have it, of blocks in all), `all_linear` (modules, share of the blocks' weights),
+        `padding` and `cache` of the bare model; and `methods`: for each its cells, only `attach` where that failed.
+    """
+    try:
+        check_task(AutoConfig.for_model(model_type), task)
+    except UserError as error:
+        return {"model": REFUSED + _said(error), "methods": {}}
+    except Exception as error:  # a config class that cannot be made without arguments
+        return {"model": UNKNOWN + _short(error), "methods": {}}
+    try:
+        with _cpu_seconds(SECONDS):
+            kind = tiny_type(model_type, task)
+    except UserError as error:
+        return {"model": UNKNOWN + _said(error), "methods": {}}
+    except TimeoutError as error:
+        return {"model": UNKNOWN + _short(error), "methods": {}}
+    model = bare(kind)
+    try:
+        anatomy = read_anatomy(model)
+    except UserError as error:
+        return {"model": REFUSED + _said(error), "methods": {}}
+    except Exception as error:
+        return {"model": WRONG + _short(error), "methods": {}}
+    facts = {"model": TRIED, "found": anatomy.origin, **_reach(anatomy), **_all_linear(model, anatomy), **_bare(kind)}
+    return {**facts, "methods": {name: _method(name, kind, anatomy) for name in methods}}
+
+
+def _method(name: str, kind: TypeModel, anatomy: Anatomy) -> dict[str, str]:
+    method = registry.method(name)
+    if method.info.tasks and kind.task not in method.info.tasks:
+        return {"attach": f"{REFUSED}it serves {', '.join(sorted(method.info.tasks))}"}
+    try:
+        params = method.info.params.model_validate(hyper_parameters(name))
+        reasons = method.check(anatomy, params)
+    except (UserError, ValidationError) as error:
+        return {"attach": REFUSED + _said(error)}
+    except Exception as error:
+        return {"attach": WRONG + _short(error)}
+    if reasons:
+        return {"attach": REFUSED + "; ".join(reasons)[:_LONGEST]}
+    cells: dict[str, str] = {}
+    for what, contract in CONTRACTS.items():
+        try:
+            with _cpu_seconds(SECONDS):
+                problem = contract(kind, params)
+        except UserError as error:
+            return {"attach": REFUSED + _said(error)} if not cells else {**cells, what: REFUSED + _said(error)}
+        except TimeoutError as error:
+            cells[what] = UNKNOWN + _short(error)
+        except Exception as error:  # whatever the model's code raises
+            cells[what] = WRONG + _short(error)
+        else:
+            cells[what] = WRONG + problem if problem else TRIED
+    return {"attach": TRIED, **cells}
+
+
+def _reach(anatomy: Anatomy) -> Record:
+    """Return how many of a stack's blocks have each role and each branch."""
+    blocks = sum(len(paths) for paths in anatomy.layers.values())
+    decoder = len(anatomy.layers.get("decoder", ()))
+
+    def counted(items: Any) -> dict[str, str]:
+        places: dict[str, set[tuple[str, int]]] = {}
+        for name, stack, layer in items:
+            places.setdefault(name, set()).add((stack, layer))
+        return {
+            name: f"{len(found)}/{decoder if name.startswith('cross') else blocks}"
+            for name, found in sorted(places.items())
+        }
+
+    return {
+        "roles": counted((linear.role, linear.stack, linear.layer) for linear in anatomy.linears),
+        "branches": counted((block.kind, block.stack, block.layer) for block in anatomy.blocks),
+    }
+
+
+def _all_linear(model: torch.nn.Module, anatomy: Anatomy) -> Record:
+    """Return how many modules `all-linear` takes, and their share of the weights in the blocks."""
+    try:
+        targets = {target.module for target in resolve_targets(model, anatomy, [ALL_LINEAR])}
+    except UserError as error:
+        return {"all_linear": REFUSED + _said(error)}
+    within = tuple(f"{path}." for paths in anatomy.layers.values() for path in paths)
+    sizes = {name: each.numel() for name, each in model.named_parameters() if name.startswith(within)}
+    taken = sum(size for name, size in sizes.items() if name.rpartition(".")[0] in targets)
+    return {"all_linear": {"modules": len(targets), "share": round(taken / max(1, sum(sizes.values())), 3)}}
+
+
+def _bare(kind: TypeModel) -> Record:
+    """Return what of padding and cache holds for the bare model: a method cannot do better."""
+    model = bare(kind)
+
+    def outputs(batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = model(**batch).logits
+        labels = batch["labels"]
+        return logits[:, -labels.shape[1] :] if logits.ndim == 3 and labels.ndim == 2 else logits
+
+    found: Record = {"padding": _effect(lambda: padding_effect(kind, outputs))}
+    if task_info(kind.task).generates:
+        found["cache"] = _effect(lambda: cache_effect(kind, model))
+    return found
+
+
+def _effect(measured: Callable[[], float]) -> str:
+    try:
+        with _cpu_seconds(SECONDS):
+            off = measured()
+    except Exception as error:
+        return WRONG + _short(error)
+    return TRIED if off <= CLOSE else f"{WRONG}differs by {off:.1e}"
+
+
+@contextmanager
+def _cpu_seconds(most: int) -> Iterator[None]:
+    """Raise TimeoutError after so much CPU time of this process, whatever else the machine does."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {most} seconds of CPU time")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, most)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _said(error: UserError | ValidationError) -> str:
+    if isinstance(error, UserError):
+        return "; ".join(problem.message for problem in error.problems)[:_LONGEST]
+    return "; ".join(str(one["msg"]) for one in error.errors())[:_LONGEST]
+
+
+def _short(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:_LONGEST]

@@ -1,0 +1,88 @@
+"""What was tried of each model type of transformers (tried_types.json, written by docs/try_types.py)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftcli.recipe.schema import TaskName
+
+FILE = Path(__file__).with_name("tried_types.json")
+TASKS_TRIED: tuple[TaskName, ...] = ("causal_lm", "seq2seq_lm", "sequence_classification", "token_classification")
+"""A task that trains the head of another one is left out: what was tried of that holds for it."""
+SAME_HEAD: dict[TaskName, TaskName] = {"preference": "causal_lm"}
+CELLS = ("attach", "gradient", "padding", "cache", "merge")
+TRIED = "tried"
+
+
+@dataclass(frozen=True)
+class TriedTypes:
+    """What was found.
+
+    Args:
+        transformers, torch: their versions.
+        date: of the trial.
+        methods: that were tried.
+        types: by model type and task the record of `trials.try_type`, in whose `methods` those are left out of which
+            all was tried and holds.
+    """
+
+    transformers: str
+    torch: str
+    date: str
+    methods: list[str]
+    types: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return the file's contents: a line for each type and task."""
+        lines = [
+            f"  {json.dumps(f'{name} {task}')}: {json.dumps(record)}"
+            for name, tasks in sorted(self.types.items())
+            for task, record in sorted(tasks.items())
+        ]
+        head = {"transformers": self.transformers, "torch": self.torch, "date": self.date, "methods": self.methods}
+        return json.dumps(head)[:-1] + ', "types": {\n' + ",\n".join(lines) + "\n}}\n"
+
+    def record(self, model_type: str, task: TaskName) -> dict[str, Any] | None:
+        """Return the record of a type and task, or None where it was not tried."""
+        return self.types.get(model_type, {}).get(SAME_HEAD.get(task, task))
+
+    def cells(self, model_type: str, task: TaskName, method: str) -> dict[str, str] | None:
+        """Return the cells of a method, or None where it was not tried."""
+        record = self.record(model_type, task)
+        if record is None or method not in self.methods or record["model"] != TRIED:
+            return None
+        found: dict[str, str] = record["methods"].get(method, dict.fromkeys(CELLS, TRIED))
+        return found
+
+
+def read_tried() -> TriedTypes:
+    """Return what the file holds."""
+    held = json.loads(FILE.read_text(encoding="utf-8"))
+    types: dict[str, dict[str, dict[str, Any]]] = {}
+    for place, record in held["types"].items():
+        name, _, task = place.partition(" ")
+        types.setdefault(name, {})[task] = record
+    return TriedTypes(held["transformers"], held["torch"], held["date"], held["methods"], types)
+
+
+def faults(cells: dict[str, str], bare: dict[str, Any]) -> dict[str, str]:
+    """Return the cells that are not `tried`, without those in which the bare model itself is no better.
+
+    Args:
+        cells: of one method.
+        bare: the record of the type.
+    """
+    return {
+        name: text
+        for name, text in cells.items()
+        if text != TRIED and not (name in ("padding", "cache") and bare.get(name, TRIED) != TRIED)
+    }
+
+
+def without_whole(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without the methods of which all was tried and holds."""
+    kept = {name: cells for name, cells in record["methods"].items() if any(text != TRIED for text in cells.values())}
+    return {**record, "methods": kept}

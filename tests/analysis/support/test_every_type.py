@@ -1,0 +1,102 @@
+"""The table of model types says what is so: twelve types are tried again here, and all of them where `slow` is asked for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import transformers
+
+from peftcli.analysis.support.tiny_types import model_types, tiny_type
+from peftcli.analysis.support.tried_types import CELLS, TASKS_TRIED, TRIED, faults, read_tried, without_whole
+from peftcli.analysis.support.trials import try_type
+from peftcli.errors import UserError
+from peftcli.process_state import quiet_transformers
+from peftcli.protocol.registry import registry
+from peftcli.recipe.schema import TaskName
+from tests.command_line import Cli
+
+SAMPLE: dict[str, TaskName] = {
+    "llama": "causal_lm",
+    "qwen3_next": "causal_lm",
+    "deepseek_v3": "causal_lm",
+    "gpt_oss": "causal_lm",
+    "gemma3_text": "causal_lm",
+    "falcon_h1": "causal_lm",
+    "glm4": "causal_lm",
+    "t5": "seq2seq_lm",
+    "marian": "seq2seq_lm",
+    "bert": "sequence_classification",
+    "deberta-v2": "token_classification",
+    "mamba": "causal_lm",
+}
+METHODS = ["lora", "adapter", "prefix_tuning", "prompt_tuning", "bitfit"]
+"""Those that reach different things: linears, branches, attention, embeddings, values of the base."""
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without numbers that differ from one machine to the next."""
+    methods = {
+        name: {what: re.sub(r"\d\.\de[-+]\d+", "X", text) for what, text in cells.items()}
+        for name, cells in without_whole(record)["methods"].items()
+        if name in METHODS
+    }
+    return {**record, "methods": methods}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_what_the_table_says_of_a_type_is_what_is_found(name: str) -> None:
+    stored = read_tried().record(name, SAMPLE[name])
+    assert stored is not None
+    with quiet_transformers():
+        assert plain(try_type(name, SAMPLE[name], METHODS)) == plain(stored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS_TRIED)
+def test_every_type_is_what_the_table_says(task: TaskName) -> None:
+    tried = read_tried()
+    assert transformers.__version__ == tried.transformers, "python docs/try_types.py, with this version"
+    different = []
+    with quiet_transformers():
+        for name in model_types(task):
+            stored = tried.record(name, task)
+            if stored is None or plain(try_type(name, task, METHODS)) != plain(stored):
+                different.append(name)
+    assert not different
+
+
+def test_the_table_has_every_type_every_method_and_a_reason_for_each_hole() -> None:
+    tried = read_tried()
+    assert tried.methods == registry.names()
+    if transformers.__version__ == tried.transformers:
+        missing = [(task, name) for task in TASKS_TRIED for name in model_types(task) if not tried.record(name, task)]
+        assert missing == []
+    for name, tasks in tried.types.items():
+        for task, record in tasks.items():
+            cells = [record["model"], *(text for found in record["methods"].values() for text in found.values())]
+            vague = [text for text in cells if text != TRIED and not text.partition(": ")[2].strip()]
+            assert not vague, (name, task)
+
+
+def test_the_bare_models_own_faults_are_not_the_methods() -> None:
+    cells = dict.fromkeys(CELLS, TRIED) | {"padding": "wrong: differs", "merge": "wrong: differs"}
+    assert list(faults(cells, {"padding": "wrong: differs"})) == ["merge"]
+    assert list(faults(cells, {"padding": TRIED})) == ["padding", "merge"]
+
+
+def test_a_type_that_cannot_be_built_says_why() -> None:
+    with pytest.raises(UserError, match="no tiny vit could be built"):
+        tiny_type("vit", "causal_lm")
+
+
+def test_peft_methods_says_what_was_tried(cli: Cli, tmp_path: Any) -> None:
+    with quiet_transformers():
+        tiny_type("llama", "causal_lm").made_config().save_pretrained(tmp_path)
+    rows = cli("methods", "--model", tmp_path, "--json").json
+    stored = read_tried()
+    for row in rows:
+        assert row["tried"]["cells"] == stored.cells("llama", "causal_lm", row["name"])
+    shown = cli("methods", "--model", tmp_path).out
+    assert f"with transformers {stored.transformers}" in " ".join(shown.split())
