@@ -1,4 +1,4 @@
-"""The table of model types says what is so: twelve types are tried again here, and all of them where `slow` is asked for."""
+"""The table of model types says what is so: twelve types are tried again here, and all where `slow` is asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import transformers
 
 from peftcli.analysis.support.tiny_types import model_types, tiny_type
-from peftcli.analysis.support.tried_types import CELLS, TASKS_TRIED, TRIED, faults, read_tried, without_whole
 from peftcli.analysis.support.trials import try_type
+from peftcli.analysis.support.tried_types import CELLS, TASKS_TRIED, TRIED, faults, read_tried, without_whole
 from peftcli.errors import UserError
 from peftcli.process_state import quiet_transformers
 from peftcli.protocol.registry import registry
