@@ -53,6 +53,13 @@ def test_what_the_table_says_of_a_type_is_what_is_found(name: str) -> None:
         assert plain(try_type(name, SAMPLE[name], METHODS)) == plain(stored)
 
 
+@pytest.mark.parametrize("name", ["openai-gpt", "mamba"])
+def test_interventions_reach_lists_of_outputs_and_go_on_from_a_state(name: str) -> None:
+    with quiet_transformers():
+        cells = try_type(name, "causal_lm", ["loreft"])["methods"]["loreft"]
+    assert set(cells.values()) == {TRIED}, cells
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS_TRIED)
 def test_every_type_is_what_the_table_says(task: TaskName) -> None:
