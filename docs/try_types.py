@@ -35,7 +35,7 @@ def main() -> None:
     pairs = [
         (name, task) for task in TASKS_TRIED for name in model_types(task) if not options.types or name in options.types
     ]
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         waiting = [(pair, pool.submit(tried, *pair)) for pair in pairs]
         for (name, task), result in waiting:
             try:
