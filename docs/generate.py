@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import type_tables
 from pydantic import BaseModel
 
 from peftcli.analysis.advice.advice_rules import rules
+from peftcli.analysis.support import type_tables
 from peftcli.cli.methods import text_of
 from peftcli.names import NAMES
 from peftcli.protocol.method import merges_by_default

@@ -40,6 +40,8 @@ def test_an_example_is_recognised_and_prepared(tmp_path: Path, name: str, row: d
         others.append({**row, "label": "another"})  # one class is nothing to learn
     elif isinstance(label, list):
         others.append({**row, "label": label[:1]})
+    elif isinstance(label, bool):
+        others.append({**row, "label": not label})
     elif label is not None:
         others.append({**row, "label": label - 1})
     for task in (task for task, made in TASKS.items() if made.info.rows in BY_NAME[name].makes):
