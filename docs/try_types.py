@@ -29,11 +29,15 @@ def main() -> None:
     """Try the types and write the file, a type at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("types", nargs="*", metavar="TYPE", help="model types of transformers; all by default")
+    parser.add_argument("--untried", action="store_true", help="only those that the file has nothing of")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     options = parser.parse_args()
-    found = read_tried().types if options.types else {}
+    found = read_tried().types if options.types or options.untried else {}
+    every = [(name, task) for task in TASKS_TRIED for name in model_types(task)]
     pairs = [
-        (name, task) for task in TASKS_TRIED for name in model_types(task) if not options.types or name in options.types
+        (name, task)
+        for name, task in every
+        if (not options.types or name in options.types) and not (options.untried and task in found.get(name, {}))
     ]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         waiting = [(pair, pool.submit(tried, *pair)) for pair in pairs]
@@ -45,7 +49,11 @@ def main() -> None:
             found.setdefault(name, {})[task] = without_whole(record)
             print(task, name, record["model"], flush=True)
             date = datetime.now(UTC).date().isoformat()
-            so_far = TriedTypes(transformers.__version__, torch.__version__, date, registry.names(), found)
+            left: dict[str, list[str]] = {task: [] for task in TASKS_TRIED}
+            for each, kind in every:
+                if kind not in found.get(each, {}):
+                    left[kind].append(each)
+            so_far = TriedTypes(transformers.__version__, torch.__version__, date, registry.names(), found, left)
             FILE.write_text(so_far.text(), encoding="utf-8")
 
 

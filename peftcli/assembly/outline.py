@@ -98,7 +98,7 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
         size = len(meta.get_input_embeddings().weight)
         fit_to_tokenizer(meta, tokenizer)
         anatomy = read_anatomy(meta, recipe.model.anatomy)
-        problems += _kind_problems(anatomy, recipe.task)
+        problems += kind_problems(anatomy, recipe.task)
         rows = rows_to_train(spec, recipe.method, tokenizer)
         attachment = apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head, rows=rows)
         problems += further.of_parameters(recipe, attachment)
@@ -126,7 +126,7 @@ def _left_out(anatomy: Anatomy, attachment: Attachment) -> list[str]:
     ]
 
 
-def _kind_problems(anatomy: Anatomy, task: TaskName) -> list[Problem]:
+def kind_problems(anatomy: Anatomy, task: TaskName) -> list[Problem]:
     """Return that a family outside the table sees later tokens, and so cannot do a task that asks for none of that."""
     refusal = task_info(task).refused.get("encoder")
     if refusal is None or anatomy.origin != "structure" or set(anatomy.layers) != {"encoder"}:

@@ -158,9 +158,10 @@ def _servers(info: MethodInfo) -> str | None:
     from pydantic import ValidationError
 
     from peftcli.adapters.servers import served_by
+    from peftcli.tasks.task_table import GOES_ON
 
     try:
-        return served_by(info.params.model_validate({}), "causal_lm")
+        return served_by(info.params.model_validate({}), GOES_ON)
     except ValidationError:
         return None
 

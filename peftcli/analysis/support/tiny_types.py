@@ -17,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig
 from peftcli.analysis.contract_models import ContractModel, bare, batch_of
 from peftcli.errors import UserError
 from peftcli.recipe.schema import TaskName
-from peftcli.tasks.task_table import task_info
+from peftcli.tasks.task_table import GOES_ON, task_info
 
 MOST_PARAMETERS = 20_000_000
 _LABELS = 3
@@ -33,7 +33,7 @@ class TypeModel(ContractModel):
     """
 
     made: PretrainedConfig = field(default_factory=PretrainedConfig)
-    asked: TaskName = "causal_lm"
+    asked: TaskName = GOES_ON
 
     def made_config(self) -> PretrainedConfig:
         """Return a copy of the config."""

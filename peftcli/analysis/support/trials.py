@@ -17,6 +17,7 @@ from peftcli.analysis.method_contracts import CLOSE, Contract, gradients, ignore
 from peftcli.analysis.output_effects import cache_effect, padding_effect
 from peftcli.analysis.support.tiny_types import TypeModel, hyper_parameters, tiny_type
 from peftcli.analysis.support.tried_types import TRIED
+from peftcli.assembly.outline import kind_problems
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.model_tasks import check_task
@@ -70,6 +71,8 @@ def try_type(model_type: str, task: TaskName, methods: list[str]) -> Record:
         return {"model": REFUSED + _said(error), "methods": {}}
     except Exception as error:
         return {"model": WRONG + _short(error), "methods": {}}
+    if problems := kind_problems(anatomy, task):
+        return {"model": REFUSED + problems[0].message, "methods": {}}
     facts = {"model": TRIED, "found": anatomy.origin, **_reach(anatomy), **_all_linear(model, anatomy), **_bare(kind)}
     return {**facts, "methods": {name: _method(name, kind, anatomy) for name in methods}}
 

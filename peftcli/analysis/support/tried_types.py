@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.recipe.schema import TaskName
+from peftcli.tasks.task_table import TASKS
 
 FILE = Path(__file__).with_name("tried_types.json")
-TASKS_TRIED: tuple[TaskName, ...] = ("causal_lm", "seq2seq_lm", "sequence_classification", "token_classification")
-"""A task that trains the head of another one is left out: what was tried of that holds for it."""
-SAME_HEAD: dict[TaskName, TaskName] = {"preference": "causal_lm"}
+SAME_HEAD: dict[TaskName, TaskName] = {
+    task.info.name: next(other.info.name for other in TASKS.values() if other.info.auto_class == task.info.auto_class)
+    for task in TASKS.values()
+}
+"""From each task to the first one with its head: what was tried of that holds for it."""
+TASKS_TRIED = tuple(dict.fromkeys(SAME_HEAD.values()))
 CELLS = ("attach", "gradient", "padding", "cache", "merge")
 TRIED = "tried"
 
@@ -27,6 +31,7 @@ class TriedTypes:
         methods: that were tried.
         types: by model type and task the record of `trials.try_type`, in whose `methods` those are left out of which
             all was tried and holds.
+        untried: by task the types that the trial has not come to.
     """
 
     transformers: str
@@ -34,6 +39,7 @@ class TriedTypes:
     date: str
     methods: list[str]
     types: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    untried: dict[str, list[str]] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return the file's contents: a line for each type and task."""
@@ -42,12 +48,18 @@ class TriedTypes:
             for name, tasks in sorted(self.types.items())
             for task, record in sorted(tasks.items())
         ]
-        head = {"transformers": self.transformers, "torch": self.torch, "date": self.date, "methods": self.methods}
+        head = {
+            "transformers": self.transformers,
+            "torch": self.torch,
+            "date": self.date,
+            "methods": self.methods,
+            "untried": self.untried,
+        }
         return json.dumps(head)[:-1] + ', "types": {\n' + ",\n".join(lines) + "\n}}\n"
 
     def record(self, model_type: str, task: TaskName) -> dict[str, Any] | None:
         """Return the record of a type and task, or None where it was not tried."""
-        return self.types.get(model_type, {}).get(SAME_HEAD.get(task, task))
+        return self.types.get(model_type, {}).get(SAME_HEAD[task])
 
     def cells(self, model_type: str, task: TaskName, method: str) -> dict[str, str] | None:
         """Return the cells of a method, or None where it was not tried."""
@@ -65,7 +77,7 @@ def read_tried() -> TriedTypes:
     for place, record in held["types"].items():
         name, _, task = place.partition(" ")
         types.setdefault(name, {})[task] = record
-    return TriedTypes(held["transformers"], held["torch"], held["date"], held["methods"], types)
+    return TriedTypes(held["transformers"], held["torch"], held["date"], held["methods"], types, held["untried"])
 
 
 def faults(cells: dict[str, str], bare: dict[str, Any]) -> dict[str, str]:

@@ -24,7 +24,8 @@ def summary(tried: TriedTypes) -> str:
         right = sum(not any(_wrong(record).values()) for record in built)
         lines.append(
             f"- `{task}`: of {len(records)} types {refused} are refused for the task and {len(built)} were tried; "
-            f"on {right} of them everything that is not refused with its reason holds."
+            f"on {right} of them everything that is not refused with its reason holds"
+            f"{f'; {waiting} types wait for their trial' if (waiting := len(tried.untried[task])) else ''}."
         )
     return "\n".join(lines)
 
@@ -43,10 +44,13 @@ def rows_of(task: TaskName) -> list[list[str]]:
 def left_out(task: TaskName) -> str:
     """Return the types that were not tried, by reason."""
     reasons: dict[str, list[str]] = defaultdict(list)
-    for name, tasks in read_tried().types.items():
+    tried = read_tried()
+    for name, tasks in tried.types.items():
         said = tasks.get(task, {}).get("model", TRIED)
         if said != TRIED:
             reasons[said.replace(f"a {name} model", "such a model").replace(f"tiny {name}", "tiny model")].append(name)
+    for name in tried.untried[task]:
+        reasons["waits for its trial"].append(name)
     return "\n".join(
         f"- {', '.join(f'`{name}`' for name in names)}: {_plain(said)}" for said, names in sorted(reasons.items())
     )

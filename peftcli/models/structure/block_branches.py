@@ -71,7 +71,7 @@ class BlockBranches:
             return None
         owner = next((path for path in self._parts if end == path or end.startswith(f"{path}.")), None)
         if owner is not None and has_experts(self._block.get_submodule(owner)):
-            return owner, owner
+            return _ends(owner, self._block.get_submodule(owner))
         names = ("ffn.gate", "ffn.up") if kind == "ffn" else (f"{kind}.q",)
         start = next((roles[name] for name in names if name in roles and self._sees_stream(roles[name])), None)
         if start is None and kind != "cross_attn":
@@ -100,7 +100,15 @@ class BlockBranches:
         if not parts:
             return None
         best = max(parts, key=lambda part: sum(parameter.numel() for parameter in part[1].parameters()))[0]
-        return best, best
+        return _ends(best, self._parts[best])
+
+
+def _ends(path: str, module: nn.Module) -> tuple[str, str]:
+    """Return entry and exit of a whole module; of a sequence, which would run what is added to it, its ends."""
+    if isinstance(module, nn.Sequential):
+        names = [name for name, _ in module.named_children()]
+        return f"{path}.{names[0]}", f"{path}.{names[-1]}"
+    return path, path
 
 
 def has_experts(module: nn.Module) -> bool:

@@ -17,20 +17,23 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TaskName
 from tests.command_line import Cli
 
-SAMPLE: dict[str, TaskName] = {
-    "llama": "causal_lm",
-    "qwen3_next": "causal_lm",
-    "deepseek_v3": "causal_lm",
-    "gpt_oss": "causal_lm",
-    "gemma3_text": "causal_lm",
-    "falcon_h1": "causal_lm",
-    "glm4": "causal_lm",
-    "t5": "seq2seq_lm",
-    "marian": "seq2seq_lm",
-    "bert": "sequence_classification",
-    "deberta-v2": "token_classification",
-    "mamba": "causal_lm",
-}
+SAMPLE: dict[str, TaskName] = dict.fromkeys(
+    [
+        "bamba",
+        "blt",
+        "camembert",
+        "cohere2",
+        "ctrl",
+        "deepseek_v3",
+        "falcon_h1",
+        "gemma2",
+        "glm4",
+        "gpt2",
+        "gpt_oss",
+        "llama",
+    ],
+    "causal_lm",
+)
 METHODS = ["lora", "adapter", "prefix_tuning", "prompt_tuning", "bitfit"]
 """Those that reach different things: linears, branches, attention, embeddings, values of the base."""
 
@@ -61,6 +64,7 @@ def test_interventions_reach_lists_of_outputs_and_go_on_from_a_state(name: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("task", TASKS_TRIED)
 def test_every_type_is_what_the_table_says(task: TaskName) -> None:
     tried = read_tried()
@@ -69,7 +73,7 @@ def test_every_type_is_what_the_table_says(task: TaskName) -> None:
     with quiet_transformers():
         for name in model_types(task):
             stored = tried.record(name, task)
-            if stored is None or plain(try_type(name, task, METHODS)) != plain(stored):
+            if stored is not None and plain(try_type(name, task, METHODS)) != plain(stored):
                 different.append(name)
     assert not different
 
@@ -78,8 +82,9 @@ def test_the_table_has_every_type_every_method_and_a_reason_for_each_hole() -> N
     tried = read_tried()
     assert tried.methods == registry.names()
     if transformers.__version__ == tried.transformers:
-        missing = [(task, name) for task in TASKS_TRIED for name in model_types(task) if not tried.record(name, task)]
-        assert missing == []
+        for task in TASKS_TRIED:
+            found = [name for name, tasks in tried.types.items() if task in tasks]
+            assert sorted([*found, *tried.untried[task]]) == model_types(task)
     for name, tasks in tried.types.items():
         for task, record in tasks.items():
             cells = [record["model"], *(text for found in record["methods"].values() for text in found.values())]

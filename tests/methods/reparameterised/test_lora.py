@@ -137,7 +137,7 @@ def test_the_checks_before_a_model_is_loaded() -> None:
         {"init_lora_weights": "olora", "use_dora": True},
         {"init_lora_weights": "orthogonal", "r": 3},
         {"init_lora_weights": "pissa", "use_dora": True},
-        {"rank_pattern": {"attn.q": 0}},
+        {"rank_pattern": {"attn.q": -1}},
         {"rank_pattern": {"(": 4}},
         {"loraplus_lr_ratio": 0.0},
         {"lora_rank": 8},
