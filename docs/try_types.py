@@ -32,7 +32,10 @@ def main() -> None:
     parser.add_argument("--untried", action="store_true", help="only those that the file has nothing of")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     options = parser.parse_args()
-    found = read_tried().types if options.types or options.untried else {}
+    held = read_tried()
+    if (options.types or options.untried) and held.transformers != transformers.__version__:
+        parser.error(f"the file is of transformers {held.transformers}: try all types with {transformers.__version__}")
+    found = held.types if options.types or options.untried else {}
     every = [(name, task) for task in TASKS_TRIED for name in model_types(task)]
     pairs = [
         (name, task)

@@ -103,11 +103,7 @@ class Live:
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits of the batch's own tokens, in eval mode: (rows, length or labels, ...)."""
-        self.model.eval()
-        with torch.no_grad():
-            out: Tensor = self.model(**self.attachment.prepare_inputs(batch)).logits
-        labels = batch["labels"]
-        return out[:, -labels.shape[1] :] if out.ndim == 3 and labels.ndim == 2 else out
+        return own_logits(self.model, self.attachment.prepare_inputs(batch), batch["labels"])
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the model's own loss, with the method's in it, in training mode."""
@@ -140,6 +136,14 @@ class Live:
         with torch.no_grad():
             for parameter in self.attachment.trainable_parameters().values():
                 parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+
+
+def own_logits(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+    """Return the logits of as many last tokens as there are labels, in eval mode: (rows, length or labels, ...)."""
+    model.eval()
+    with torch.no_grad():
+        out: Tensor = model(**inputs).logits
+    return out[:, -labels.shape[1] :] if out.ndim == 3 and labels.ndim == 2 else out
 
 
 def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig
 
-from peftcli.analysis.contract_models import bare
+from peftcli.analysis.contract_models import bare, own_logits
 from peftcli.analysis.method_contracts import CLOSE, Contract, gradients, ignores_padding, merges, uses_cache
 from peftcli.analysis.output_effects import cache_effect, padding_effect
 from peftcli.analysis.support.tiny_types import TypeModel, hyper_parameters, tiny_type
@@ -143,10 +143,7 @@ def _bare(kind: TypeModel) -> Record:
     model = bare(kind)
 
     def outputs(batch: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = model(**batch).logits
-        labels = batch["labels"]
-        return logits[:, -labels.shape[1] :] if logits.ndim == 3 and labels.ndim == 2 else logits
+        return own_logits(model, batch, batch["labels"])
 
     found: Record = {"padding": _effect(lambda: padding_effect(kind, outputs))}
     if task_info(kind.task).generates:
