@@ -26,7 +26,7 @@ from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import compute_metrics
 from peftcli.progress import stage
 from peftcli.recipe.schema import Recipe
-from peftcli.tasks.task import Evaluated, Task
+from peftcli.tasks.task import Batch, Evaluated, Task
 
 EVAL_BATCH_TOKENS = {"cpu": 2048}
 """Padded tokens at once by kind of device; elsewhere the batch size alone decides."""
@@ -91,6 +91,8 @@ class Evaluator:
         metrics: names to compute beside the loss.
         batch_size: rows of one device in one batch.
         samples: rows of a set, from its first, whose generated text is shown.
+        joined: makes the context in which rows are compared as in training, joined where the model allows it; without
+            it they are padded.
     """
 
     model: nn.Module
@@ -101,6 +103,7 @@ class Evaluator:
     metrics: Sequence[str]
     batch_size: int
     samples: int = 0
+    joined: Callable[[Batch], AbstractContextManager[object]] | None = None
 
     @memory_for("in an evaluation", FOR_EVALUATION)
     def __call__(self, sets: Mapping[str, RowSet], stopping: Callable[[], bool] = _never) -> Evaluation:
@@ -161,7 +164,11 @@ class Evaluator:
         found: dict[int, list[float]] = {}
 
         def compute(chosen: Sequence[int]) -> torch.Tensor:
-            return self.task.log_probabilities(self.model, self.collator(rows, chosen).to(self.world.device))
+            if self.joined is None:
+                return self.task.log_probabilities(self.model, self.collator(rows, chosen).to(self.world.device))
+            batch = self.collator.micro_batch([rows[number] for number in chosen]).to(self.world.device)
+            with self.joined(batch):
+                return self.task.log_probabilities(self.model, batch)
 
         with self._evaluating():
             mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))

@@ -169,6 +169,8 @@ class FastPathsSpec(Block):
     """Cast the frozen matrices to the dtype of training once instead of in every step."""
     padding_free: bool = True
     """On a CPU, join the rows of a micro-batch into one row without padding, if the model keeps them apart."""
+    shared_prompts: bool = True
+    """Where rows are joined, compute the prompt of two answers to it once, unless dropout is on."""
     last_block: bool = True
     """Compute a classifier's last block for the first position only, if the head reads no other."""
     allocator: bool = True

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from peftcli.layers.added_modules import ANSWERS
+from peftcli.layers.joined_documents import Documents
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.decoding import GREEDY, Decoding, OnText
 from peftcli.tasks.task_info import TaskInfo
@@ -88,13 +88,12 @@ class Batch:
         """Return the batch as one whose result counts for nothing."""
         return replace(self, count=0.0, tokens=0, supervised=0, idle=True)
 
-    def documents(self) -> tuple[int, ...]:
-        """Return the lengths of the documents in the batch's one row; positions restart at each. Empty without."""
+    def documents(self) -> Documents:
+        """Return the documents in the batch's one row; positions jump at each. Empty without."""
         positions = self.inputs.get("position_ids")
         if positions is None or len(positions) != 1:
-            return ()
-        starts = (positions[0] == 0).nonzero().flatten().tolist()
-        return tuple(end - start for start, end in pairwise([*starts, positions.shape[1]]))
+            return Documents()
+        return Documents.at(positions[0].tolist())
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; on CUDA, copies from pinned memory do not block.

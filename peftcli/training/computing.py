@@ -11,6 +11,7 @@ import torch
 
 from peftcli.assembly.precision import Precision
 from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.layers.joined_documents import Documents
 from peftcli.record.random_state import seed_pass
 from peftcli.tasks.task import Batch
 from peftcli.training.speed.fast_paths import FastPaths
@@ -32,7 +33,7 @@ class Computing:
         """Be in the context of a forward pass of this batch."""
         if batch.drawn is not None:
             seed_pass(batch.drawn, self.accelerator.device, by_rows=self.fast_paths.draws_dropout)
-        documents = batch.documents() if self.fast_paths.by_document else ()
+        documents = batch.documents() if self.fast_paths.by_document else Documents()
         attention = DocumentAttention(documents) if len(documents) > 1 else None
         with ExitStack() as contexts:
             if batch.idle:  # the random numbers of the passes that count are those of a process that has no idle ones

@@ -50,6 +50,7 @@ from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
 from peftcli.training.speed.last_block import last_block
 from peftcli.training.speed.padding_free import rows_stay_apart
 from peftcli.training.speed.recomputation import need_of, set_up_recomputation
+from peftcli.training.speed.sharing_prompts import prompts_are_shared
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import token_limit
 from peftcli.training.watch.callbacks import Callbacks
@@ -160,7 +161,8 @@ def _collator(
 ) -> Collator:
     data = loaded.recipe.data
     joins = paths.by_document and not (data is not None and data.packing)
-    return Collator(ready.known.tokenizer, ready.task, _packing_route(loaded, base.model, attachment), joins)
+    route = _packing_route(loaded, base.model, attachment)
+    return Collator(ready.known.tokenizer, ready.task, route, joins, shares_prompts=joins and paths.shares_prompts)
 
 
 def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:
@@ -217,9 +219,10 @@ def _bind(
             reporter.note(note)
         allowed = AllowedPaths.of(recipe, world.device, base.model)
         by_document = rows_stay_apart(recipe, base.model, allowed)
+        shares = by_document and prompts_are_shared(recipe, base.model, allowed, task.prepare_inputs)
         cuts = allowed.last_block and task.info.rows == "labelled"
         cut = last_block(base.model, attached.anatomy, task.prepare_inputs) if cuts else None
-    return FastPaths(allowed, by_document=by_document, last_block=cut)
+    return FastPaths(allowed, by_document=by_document, shares_prompts=shares, last_block=cut)
 
 
 def _change_for_training(

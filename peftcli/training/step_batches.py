@@ -120,7 +120,7 @@ class StepBatches:
     def _batch(self, share: Share) -> Batch:
         batch = self.collator.micro_batch(share.rows)
         rows = self.collator.sequences(share.rows)
-        documents = batch.documents() if batch.rows < len(rows) else ()
+        documents = batch.documents().lengths if batch.rows < len(rows) else ()
         lengths, widths = _sequences(rows, batch)
         ends = [documents] if documents else lengths
         each = len(rows) // len(share.rows)  # sequences of a row

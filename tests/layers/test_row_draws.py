@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.dropout import dropout
+from peftcli.layers.joined_documents import Documents
 from peftcli.layers.row_draws import DrawnRows, draw, drawing, lengths_for, same_again
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_how_many_other_draws_there_are_moves_none_of_the_rows() -> None:
 
 def attention(given: DrawnRows, tensors: tuple[Tensor, ...], documents: tuple[int, ...] = ()) -> Tensor:
     """Return attention with dropout, causal within documents; and the bits of the next draw of the first token."""
-    paths = CpuPaths(documents=DocumentAttention(documents) if documents else None)
+    paths = CpuPaths(documents=DocumentAttention(Documents(documents, (0,) * len(documents))) if documents else None)
     words: dict[str, object] = {"is_causal": True}
     if documents:
         number = torch.arange(len(documents)).repeat_interleave(torch.tensor(documents))

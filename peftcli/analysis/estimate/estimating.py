@@ -41,6 +41,7 @@ from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.tasks.task_table import row_sequences, task_info
 from peftcli.training.speed.fast_paths import AllowedPaths
 from peftcli.training.speed.recomputation import Need
+from peftcli.training.speed.sharing_prompts import may_share_prompts
 from peftcli.training.step_plan import StepPlan, make_plan, token_limit
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
     precision: Precision = decide_precision(training, dtype, basis.device, width=basis.anatomy.hidden_size)
     info = task_info(recipe.task)
     allowed = AllowedPaths.of(recipe, basis.device)
-    joined = bool(info.packs and allowed.by_document and not training.neftune_noise_alpha)
+    joined = bool(info.reads == "text" and allowed.by_document and not training.neftune_noise_alpha)
     joined = joined and not (recipe.data is not None and recipe.data.packing)
     plan = make_plan(training, len(basis.train), processes)
     limit = token_limit(training, basis.device.type, basis.anatomy.hidden_size)
@@ -232,6 +233,7 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         world=world,
         precision=precision,
         by_document=joined,
+        shares_prompts=joined and may_share_prompts(recipe, config, allowed),
         last_block=allowed.last_block and info.rows == "labelled",
         recomputes=training.gradient_checkpointing is True,
         mapped=on_cpu and plain and stored == dtype,

@@ -68,7 +68,8 @@ class Setting:
     Args:
         model: the recipe's model block, with the 4 bits that the method implies.
         config: makes the model's config anew.
-        by_document: whether rows are joined without padding; `last_block`: whether a classifier's last block is cut.
+        by_document: whether rows are joined without padding; `shares_prompts`: whether the prompt of two answers is
+            then computed once; `last_block`: whether a classifier's last block is cut.
         recomputes: whether activations are computed again in the backward pass.
         mapped: whether the weights stay in their files' pages, which no allocator holds.
         heap_keeps: whether the C library's heap keeps what is freed; None on a device that has its own allocator.
@@ -83,6 +84,7 @@ class Setting:
     world: World
     precision: Precision
     by_document: bool
+    shares_prompts: bool
     last_block: bool
     recomputes: bool
     mapped: bool = False
@@ -180,7 +182,7 @@ def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
     setting.task.bind(model, attachment.prepare_inputs)
     allowed = AllowedPaths.of(recipe, world.device, model)
     cut = hooked_last_block(model, anatomy) if setting.last_block else None
-    paths = FastPaths(allowed, by_document=setting.by_document, last_block=cut)
+    paths = FastPaths(allowed, by_document=setting.by_document, shares_prompts=setting.shares_prompts, last_block=cut)
     world.compute_in(setting.precision.mixed)
     computing = Computing(setting.precision, paths, world.accelerator)
     if setting.recomputes:
@@ -195,7 +197,7 @@ def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
     copies = ComputeWeights(model, setting.precision.compute if casts and spec.fast_paths.compute_weights else None)
     groups = parameter_groups(attachment.trainable_parameters(), spec, 1e-3, head=attachment.head)
     optimizer = make_optimizer(spec, groups, 1e-3, world.device)
-    collator = Collator(setting.tokenizer, setting.task, joins_rows=joins)
+    collator = Collator(setting.tokenizer, setting.task, joins_rows=joins, shares_prompts=setting.shares_prompts)
     plan = make_plan(spec, len(work.rows), world.size)
     batches = StepBatches(recipe, work.rows, collator, plan, world, None)
     return _Run(attachment, computing, batches, copies, optimizer)

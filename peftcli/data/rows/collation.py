@@ -13,6 +13,7 @@ from peftcli.data.rows.packing import join
 from peftcli.data.rows.padding import collate, preference_tensors
 from peftcli.data.rows.referenced_rows import ReferencedRows
 from peftcli.data.rows.row_set import Row, RowSet, StoredRows, padded_length, sequences_of
+from peftcli.data.rows.shared_prompts import join_sharing
 from peftcli.ignored_label import IGNORED
 from peftcli.models.packed_documents import PackingRoute
 from peftcli.tasks.task import Batch, Task
@@ -28,12 +29,14 @@ class Collator:
     Args:
         packing_route: how the model keeps packed documents apart.
         joins_rows: whether a training micro-batch's rows are put behind each other, without padding.
+        shares_prompts: whether the prompt of a pair of answers is then in it once.
     """
 
     tokenizer: PreTrainedTokenizerBase
     task: Task
     packing_route: PackingRoute = "positions"
     joins_rows: bool = False
+    shares_prompts: bool = False
 
     def __call__(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
         """Return the rows with these numbers as one batch, on the CPU."""
@@ -45,7 +48,10 @@ class Collator:
         A row alone has nothing to be kept apart from: without positions of its own, no mask is built for it.
         """
         sequences = self.sequences(rows)
-        return self._made([join(sequences)] if self.joins_rows and len(sequences) > 1 else sequences, rows)
+        if not self.joins_rows or len(sequences) == 1:
+            return self._made(sequences, rows)
+        shares = self.shares_prompts and self.task.info.rows == "preferences"
+        return self._made([join_sharing(rows) if shares else join(sequences)], rows)
 
     def sequences(self, rows: Sequence[Row]) -> list[Row]:
         """Return what the model reads of rows: the rows themselves, or both sequences of each preference."""
@@ -55,7 +61,7 @@ class Collator:
 
     def lengths(self, rows: RowSet, *, joined: bool = False) -> npt.NDArray[np.int32]:
         """Return the tokens that each row takes in a batch of equal rows: of a preference both sequences count as the
-        longer one, unless they are joined without padding.
+        longer one, unless they are joined without padding. A prompt that they share counts twice: this is a bound.
         """
         inner = rows.rows if isinstance(rows, ReferencedRows) else rows
         if joined or self.task.info.rows != "preferences" or not isinstance(inner, StoredRows):

@@ -86,16 +86,23 @@ class PackedRows:
         return join([self.rows[number] for number in self.members(index)])
 
 
-def join(rows: Sequence[Row]) -> Row:
-    """Return rows of a language model behind each other as one, each a document whose positions start at 0."""
-    labels = [np.array(row.labels, dtype=np.int32) for row in rows]
+def join(rows: Sequence[Row], continued: Sequence[int] = ()) -> Row:
+    """Return rows of a language model behind each other as one, each a document whose positions start at 0.
+
+    Args:
+        continued: the first tokens of each that are left out, since the document before it begins with them
+            (`layers.joined_documents`); its positions start behind them. None are without it.
+    """
+    firsts = continued or [0] * len(rows)
+    labels = [np.array(row.labels, dtype=np.int32)[first:] for row, first in zip(rows, firsts, strict=True)]
     for one in labels:
         one[:1] = IGNORED  # a document's first token must not be predicted from the document before it
+    ends = [(first, len(row.input_ids)) for row, first in zip(rows, firsts, strict=True)]
     return Row(
-        np.concatenate([row.input_ids for row in rows]),
+        np.concatenate([row.input_ids[first:] for row, first in zip(rows, firsts, strict=True)]),
         np.concatenate(labels),
         rows[0].source,
         rows[0].row,
-        position_ids=np.concatenate([np.arange(len(row.input_ids), dtype=np.int32) for row in rows]),
-        documents=np.concatenate([np.full(len(row.input_ids), i, dtype=np.int32) for i, row in enumerate(rows)]),
+        position_ids=np.concatenate([np.arange(first, end, dtype=np.int32) for first, end in ends]),
+        documents=np.concatenate([np.full(end - first, i, dtype=np.int32) for i, (first, end) in enumerate(ends)]),
     )

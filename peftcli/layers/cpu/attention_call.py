@@ -48,6 +48,17 @@ class AttentionCall:
             for query, key, value in zip(*parts, strict=True)
         ]
 
+    def behind(self, other: AttentionCall, tokens: int) -> AttentionCall:
+        """Return the call with the first `tokens` keys and values of another before its own: its queries attend to all
+        of these, and causally to their own.
+        """
+        key, value = (
+            torch.cat((one[:, :, :tokens], own), 2) for one, own in ((other.key, self.key), (other.value, self.value))
+        )
+        own = self.query.shape[2]
+        mask = torch.ones(own, tokens + own, dtype=torch.bool, device=key.device).tril_(tokens)
+        return replace(self, key=key, value=value, attn_mask=mask, is_causal=False)
+
     def with_drawn_dropout(self) -> Tensor:
         """Return the result by plain operations, the dropout of the probabilities drawn by rows.
 

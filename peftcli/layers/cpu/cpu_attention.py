@@ -41,7 +41,8 @@ def fits(call: AttentionCall) -> bool:
         return False
     if call.dropout_p > 0.0:
         return call.dropout_p < 1.0
-    short = call.is_causal and key.shape[2] <= LONGEST
+    causal = call.is_causal or (mask is not None and mask.dim() == 2)  # 2-D: of a document that continues another
+    short = causal and key.shape[2] <= LONGEST
     return short and call.dtype == torch.bfloat16
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def compared_rows(
         for name, rows in sets.items():
             own, computes_in = evaluator, precision.weights
             if name == TRAIN:
-                own = replace(evaluator, context=lambda: precision.training(world.device))
+                own = replace(evaluator, context=partial(precision.training, world.device), joined=start.computing)
                 computes_in = precision.compute
             values[name] = _values(rows, own, {**facts, "dtype": str(computes_in)})
         record = RunReference(

@@ -19,13 +19,14 @@ from peftcli.training.speed.last_block import LastBlock
 
 @dataclass(frozen=True)
 class AllowedPaths:
-    """The faster ways that a recipe and a device allow; the model may still not allow the last two.
+    """The faster ways that a recipe and a device allow; the model may still not allow the last three.
 
     Args:
         lowrank: LoRA's products in one autograd node.
         attention: this project's attention on a CPU.
         dropout: its dropout, drawn by rows, in place of the base's own.
         by_document: attention document by document over rows that were joined (`training.speed.padding_free`).
+        shared_prompts: a prompt once for both answers to it, among joined rows (`training.speed.sharing_prompts`).
         last_block: a classifier's last block cut to the position that its head reads (`training.speed.last_block`).
     """
 
@@ -33,6 +34,7 @@ class AllowedPaths:
     attention: bool
     dropout: bool
     by_document: bool
+    shared_prompts: bool
     last_block: bool
 
     @classmethod
@@ -51,6 +53,7 @@ class AllowedPaths:
             attention=own and switches.attention,
             dropout=switches.dropout and (swaps or (not compiled and model is not None and _drops(model))),
             by_document=own and switches.padding_free,
+            shared_prompts=own and switches.padding_free and switches.shared_prompts,
             last_block=switches.last_block and not compiled,
         )
 
@@ -69,20 +72,30 @@ class FastPaths:
     Args:
         allowed: by the recipe and the device.
         by_document: whether the model was found to keep documents of one row apart.
+        shares_prompts: whether it was found to compute two answers behind one prompt as if each had its own.
         last_block: the block that is cut, where the model was found to allow it.
     """
 
     def __init__(
-        self, allowed: AllowedPaths, *, by_document: bool = False, last_block: LastBlock | None = None
+        self,
+        allowed: AllowedPaths,
+        *,
+        by_document: bool = False,
+        shares_prompts: bool = False,
+        last_block: LastBlock | None = None,
     ) -> None:
-        self.by_document = by_document
+        self.by_document, self.shares_prompts = by_document, shares_prompts
         self._allowed, self._last_block = allowed, last_block
         self._documents: DocumentAttention | None = None
 
     def found(self) -> dict[str, str]:
         """Return what this model was found to allow, in words, for the record of a run."""
-        both = {"joining rows without padding": self.by_document, "a short last block": self._last_block is not None}
-        return {name: "on" if on else "off" for name, on in both.items()}
+        each = {
+            "joining rows without padding": self.by_document,
+            "computing a shared prompt once": self.shares_prompts,
+            "a short last block": self._last_block is not None,
+        }
+        return {name: "on" if on else "off" for name, on in each.items()}
 
     @property
     def draws_dropout(self) -> bool:

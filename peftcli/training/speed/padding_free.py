@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.errors import UserError
 from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.layers.joined_documents import Documents
 from peftcli.models.packed_documents import DOCUMENTS, packing_route
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task_table import task_info
@@ -27,9 +28,9 @@ def rows_stay_apart(recipe: Recipe, model: PreTrainedModel, allowed: AllowedPath
         model: live, parts attached; it is left in the mode it was in.
     """
     noise = recipe.training.neftune_noise_alpha  # its size depends on the length of a row
-    if not task_info(recipe.task).packs or not allowed.by_document or noise:
+    if task_info(recipe.task).reads != "text" or not allowed.by_document or noise:
         return False
-    documents = DocumentAttention(DOCUMENTS)
+    documents = DocumentAttention(Documents(DOCUMENTS, (0,) * len(DOCUMENTS)))
     try:
         with FastPaths(allowed)(documents):
             route = packing_route(model, rows=1)

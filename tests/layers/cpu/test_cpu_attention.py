@@ -16,6 +16,7 @@ from peftcli.layers.cpu.cpu_attention import fits
 from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.dropout import scaled_mask
+from peftcli.layers.joined_documents import Documents
 from peftcli.layers.row_draws import DrawnRows, draw, drawing
 
 
@@ -119,7 +120,7 @@ BIAS = torch.zeros(7, 7, requires_grad=True)
         (torch.bfloat16, 7, {"is_causal": True}, True),
         (torch.bfloat16, 7, {"is_causal": True, "dropout_p": 0.1}, True),
         (torch.bfloat16, 7, {}, False),
-        (torch.bfloat16, 7, {"attn_mask": torch.ones(7, 7, dtype=torch.bool).tril()}, False),
+        (torch.bfloat16, 7, {"attn_mask": torch.ones(7, 7, dtype=torch.bool).tril()}, True),
         (torch.bfloat16, module.LONGEST + 1, {"is_causal": True}, False),
         (torch.float32, 7, {"is_causal": True}, False),
         (torch.float32, 7, {"dropout_p": 0.1}, True),
@@ -165,7 +166,7 @@ def test_a_mask_does_not_outlive_its_context() -> None:
     try:
         q, k, v = (torch.randn(1, 2, 7, 8) for _ in range(3))
         mask = torch.ones(1, 1, 7, 7, dtype=torch.bool).tril()
-        with CpuPaths(documents=DocumentAttention((7,))):
+        with CpuPaths(documents=DocumentAttention(Documents((7,), (0,)))):
             F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         gone = weakref.ref(mask)
         del mask

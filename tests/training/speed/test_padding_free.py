@@ -26,7 +26,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     def counted(self, *args, **kwargs):
         out = original(self, *args, **kwargs)
         if out is not None:
-            seen.append(self.lengths)
+            seen.append(self.documents.lengths)
         return out
 
     monkeypatch.setattr(module.DocumentAttention, "__call__", counted)
