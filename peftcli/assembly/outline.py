@@ -17,7 +17,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.target_modules import short_path
+from peftcli.models.targets.target import short_path
 from peftcli.models.weights.weight_damage import check_weight_files
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment

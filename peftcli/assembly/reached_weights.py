@@ -7,7 +7,7 @@ from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.expert_parts.expert_delta import ExpertsDelta
 from peftcli.models.load.quantization import logical_numel
-from peftcli.models.target_modules import Target
+from peftcli.models.targets.target import Target
 from peftcli.protocol.attachment import Attachment
 
 

@@ -29,7 +29,7 @@ from peftcli.layers.parts.lora_init import (
     random_init,
 )
 from peftcli.layers.site import Part, output_site
-from peftcli.models.target_modules import Target, summarise_ranks
+from peftcli.models.targets.target import Target, summarise_ranks
 from peftcli.models.weights.stored_weights import StoredWeights
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.target_patterns import lora_scale

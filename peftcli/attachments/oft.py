@@ -12,7 +12,7 @@ from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.site import input_site, output_site
 from peftcli.layers.weight_changes.rotation import Rotation, SliceRotation
-from peftcli.models.target_modules import Target
+from peftcli.models.targets.target import Target
 from peftcli.protocol.attachment import Attachment
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftcli.models.anatomy import Anatomy
-    from peftcli.models.target_modules import Target
+    from peftcli.models.targets.target import Target
     from peftcli.protocol.attachment import Attachment
 
 
@@ -63,7 +63,7 @@ class HiraMethod(Method[HiraParams]):
             UserError: a target or a pattern matches nothing.
         """
         from peftcli.layers.site import output_site
-        from peftcli.models.target_modules import resolve_targets
+        from peftcli.models.targets.target_modules import resolve_targets
         from peftcli.protocol.attachment import Attachment
 
         targets = resolve_targets(

@@ -62,7 +62,7 @@ class IA3Method(Method[IA3Params]):
         """
         from peftcli.layers.parts.rescale import Rescale
         from peftcli.layers.site import input_site, output_site
-        from peftcli.models.target_modules import resolve_targets
+        from peftcli.models.targets.target_modules import resolve_targets
         from peftcli.protocol.attachment import Attachment
         from peftcli.protocol.projections import projections
 

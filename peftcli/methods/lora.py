@@ -285,7 +285,7 @@ class LoraMethod(Method[LoraParams]):
         from peftcli.attachments.expert_lora import attach_expert_lora
         from peftcli.attachments.lora import LoraPlace, LoraVariant, attach_lora
         from peftcli.models.experts.named_experts import ExpertChoice
-        from peftcli.models.target_modules import resolve_targets
+        from peftcli.models.targets.target_modules import resolve_targets
         from peftcli.protocol.narrow_layers import without_narrow
         from peftcli.protocol.trained_biases import train_biases
 

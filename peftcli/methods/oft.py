@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftcli.models.anatomy import Anatomy
-    from peftcli.models.target_modules import Target
+    from peftcli.models.targets.target import Target
     from peftcli.protocol.attachment import Attachment
 
 
@@ -97,7 +97,7 @@ class OftMethod(Method[OftParams]):
             UserError: a target matches nothing, or no block size above 1 is near to what the recipe asks for.
         """
         from peftcli.attachments.oft import OftAttachment, attach_rotation, rotated_width
-        from peftcli.models.target_modules import resolve_targets
+        from peftcli.models.targets.target_modules import resolve_targets
 
         targets = resolve_targets(
             model, anatomy, params.target_modules, exclude=params.exclude_modules, layers=params.layers_to_transform

@@ -15,7 +15,7 @@ from peftcli.layers.site import Part, PartList
 from peftcli.protocol.combining import by_label, combined, each, every, in_turn, inherited, merged, total
 
 if TYPE_CHECKING:
-    from peftcli.models.target_modules import Target
+    from peftcli.models.targets.target import Target
     from peftcli.models.weights.stored_weights import StoredWeights
     from peftcli.recipe.method_params import MethodParams
     from peftcli.tasks.training_rows import TrainingRows

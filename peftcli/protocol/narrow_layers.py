@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from peftcli.layers.base_linear import base_linear
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.target_modules import Target, is_group_entry, left_out_of_groups, short_path
+from peftcli.models.targets.target import Target, short_path
+from peftcli.models.targets.target_entries import is_group_entry, listed
+from peftcli.models.targets.target_modules import left_out_of_groups
 from peftcli.recipe.method_params import MethodParams, TargetedParams
 
 
@@ -18,7 +20,7 @@ def is_group(entries: Sequence[str] | str) -> bool:
 
     Such are `all-linear`, a branch (`ffn`), and a regular expression.
     """
-    return any(is_group_entry(entry, entries) for entry in _listed(entries))
+    return any(is_group_entry(entry, entries) for entry in listed(entries))
 
 
 def notes_on_passed_over(model: nn.Module, anatomy: Anatomy, params: MethodParams) -> list[str]:
@@ -68,9 +70,5 @@ def _note(name: str, why: str, count: int) -> str:
 
 def _is_named(target: Target, entries: Sequence[str] | str) -> bool:
     """Tell whether some entry names the target by its role or its module's name."""
-    named = [entry for entry in _listed(entries) if not is_group_entry(entry, entries)]
+    named = [entry for entry in listed(entries) if not is_group_entry(entry, entries)]
     return any(entry == target.role or target.module == entry or target.module.endswith(f".{entry}") for entry in named)
-
-
-def _listed(entries: Sequence[str] | str) -> Iterable[str]:
-    return [entries] if isinstance(entries, str) else entries

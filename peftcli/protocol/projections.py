@@ -7,7 +7,8 @@ from torch import nn
 from peftcli.errors import Problem, UserError
 from peftcli.layers.base_linear import BaseLinear, base_linear
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.target_modules import Target, resolve_targets
+from peftcli.models.targets.target import Target
+from peftcli.models.targets.target_modules import resolve_targets
 from peftcli.recipe.method_params import TargetedParams
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from peftcli.errors import UserError
 
 if TYPE_CHECKING:
-    from peftcli.models.target_modules import Target
+    from peftcli.models.targets.target import Target
 
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[int | float, Field(gt=0)]

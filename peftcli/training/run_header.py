@@ -8,7 +8,7 @@ from peftcli.adapters.format import recorded_params
 from peftcli.adapters.servers import served_by
 from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
-from peftcli.models.target_modules import summarise_ranks, summarise_targets
+from peftcli.models.targets.target import summarise_ranks, summarise_targets
 from peftcli.protocol.attachment import Attachment
 from peftcli.tasks.task_table import task_info
 from peftcli.training.session import Session

@@ -14,8 +14,9 @@ from peftcli.assembly.outline import outline
 from peftcli.errors import UserError
 from peftcli.methods.ia3 import IA3Params
 from peftcli.methods.lora import LoraParams
-from peftcli.models import target_modules, trial_forward
+from peftcli.models import trial_forward
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.targets import target_search
 from peftcli.models.trial_forward import passed_over
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
@@ -86,7 +87,7 @@ def test_blocks_that_are_alike_are_run_once_with_the_same_answer(name: str, monk
 
 
 def test_families_of_the_table_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_modules, "passed_over", lambda model: 1 / 0)
+    monkeypatch.setattr(target_search, "passed_over", lambda model: 1 / 0)
     model = tiny_model("llama")
     assert _attached(model).placed
 

@@ -22,7 +22,8 @@ from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.model_tasks import check_task
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.target_modules import ALL_LINEAR, resolve_targets
+from peftcli.models.targets.target_entries import ALL_LINEAR
+from peftcli.models.targets.target_modules import resolve_targets
 from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_table import task_info

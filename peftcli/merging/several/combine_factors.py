@@ -27,7 +27,8 @@ from peftcli.merging.several.agreeing_runs import averages
 from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_tensors import combine_tensors, draws_of
 from peftcli.methods.lora import LoraParams
-from peftcli.models.target_modules import Target, resolve_targets
+from peftcli.models.targets.target import Target
+from peftcli.models.targets.target_modules import resolve_targets
 from peftcli.protocol.folding import tensors_by_key
 
 

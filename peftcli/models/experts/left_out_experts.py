@@ -9,7 +9,8 @@ from torch import nn
 from peftcli.layers.added_modules import is_added
 from peftcli.models.anatomy import EXPERTS, Anatomy
 from peftcli.models.load.quantization import logical_numel
-from peftcli.models.target_modules import ALL_LINEAR, Target
+from peftcli.models.targets.target import Target
+from peftcli.models.targets.target_entries import ALL_LINEAR
 
 
 def experts_note(

@@ -11,7 +11,8 @@ from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.experts.named_experts import ExpertChoice
 from peftcli.models.experts.read_experts import OUTSIDE
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.target_modules import Target, resolve_targets
+from peftcli.models.targets.target import Target
+from peftcli.models.targets.target_modules import resolve_targets
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.registry import registry
 from tests.models.experts.tiny_experts import APART, EXPERTS, STACKED, tiny_experts

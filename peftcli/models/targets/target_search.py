@@ -1,211 +1,26 @@
-"""Find the modules that `target_modules` of a recipe names. Every entry must match at least one."""
+"""What the entries of `target_modules` name in one model."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import cached_property
 
 from torch import nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.layers.added_modules import is_added
-from peftcli.models.anatomy import (
-    BLOCK_ROLES,
-    EXPERT_ROLES,
-    EXPERTS,
-    LINEAR_ROLES,
-    Anatomy,
-    ExpertRole,
-    FusedSlice,
-    Stack,
-)
-from peftcli.models.experts.named_experts import ExpertChoice, beyond, named_experts, no_such_parameter, refused
+from peftcli.models.anatomy import BLOCK_ROLES, EXPERT_ROLES, EXPERTS, LINEAR_ROLES, Anatomy, ExpertRole, Stack
+from peftcli.models.experts.named_experts import named_experts
 from peftcli.models.module_view import Kind, module_kind
+from peftcli.models.targets.target import Target, short_path
+from peftcli.models.targets.target_entries import ALL_LINEAR, ROLE_WORDS
 from peftcli.models.trial_forward import NOT_CALLED, passed_over
 from peftcli.suggestions import nearest
 
-ALL_LINEAR = "all-linear"
-ROLE_WORDS = (*LINEAR_ROLES, *BLOCK_ROLES, *EXPERT_ROLES, EXPERTS, "embeddings", "head", ALL_LINEAR)
-"""Entries that are not names of modules."""
 
-
-@dataclass(frozen=True)
-class Target:
-    """A module, or a part of one, that a method changes.
-
-    Args:
-        role: its role, or None for a module without one, or for a fused module as a whole.
-        module: full path of the module.
-        layer: block number within its stack, or None outside the blocks.
-        slice: the role's features of a fused module, None for a whole module.
-        kind: linear (4- and 8-bit ones too), conv1d (weight stored (in, out)), embedding, or experts (a 3-D parameter).
-        key: its path in adapter files.
-        stack: encoder or decoder, or None outside the blocks.
-        experts: of kind experts, where their weights are and of what shape.
-    """
-
-    role: str | None
-    module: str
-    layer: int | None
-    slice: FusedSlice | None
-    kind: Kind
-    key: str
-    stack: Stack | None = None
-    experts: ExpertRole | None = None
-
-    @property
-    def place(self) -> str:
-        """Path of what holds the weight: the module's, or the 3-D parameter's."""
-        return self.experts.path if self.experts else self.module
-
-
-def resolve_targets(
-    model: nn.Module,
-    anatomy: Anatomy,
-    targets: Sequence[str] | str,
-    *,
-    exclude: Sequence[str] | str | None = None,
-    layers: Collection[int] | int | None = None,
-    experts: ExpertChoice | None = None,
-) -> list[Target]:
-    """Return what `targets` names, in the model's order, each once; a model on the meta device is enough.
-
-    Args:
-        targets: roles (`attn.q`), branches (`ffn`: all its linears), `all-linear` (every linear of the blocks),
-            `embeddings`, module names (a full path, or trailing parts of it), or, as a string, one regular expression
-            that must match a module's whole path. The name of a fused module means all of it, a role means its slice.
-            Experts are named by role (`experts.up`), all of them (`experts`), or by a 3-D parameter's name.
-        exclude: roles, module names or one regular expression to leave out.
-        layers: numbers of the blocks to change; what is outside the blocks is then left out.
-        experts: which of them, for a method that can change 3-D parameters; None for one that cannot.
-
-    A group (`all-linear`, a branch, an expression) leaves out linears at which a change would be lost, and routers.
-
-    Raises:
-        UserError: entries match nothing, or one names such a linear.
-    """
-    search = _Search(model, anatomy)
-    chosen: list[Target] = []
-    problems: list[Problem] = []
-    for entry in _entries(targets):
-        found = search.matching(entry, is_pattern=_is_pattern(targets))
-        if not found:
-            problems.append(search.no_match(entry, "method.target_modules", is_pattern=_is_pattern(targets)))
-        problems += search.useless(found, entry, is_group=is_group_entry(entry, targets))
-        chosen += [one for one in found if not is_group_entry(entry, targets) or not search.unfit(one)]
-    for entry in experts.parameters if experts else ():
-        found = [target for target in search.of_experts(entry) if target.kind == "experts"]
-        if not found or entry in ROLE_WORDS:
-            problems.append(no_such_parameter(anatomy.experts, entry, "method.target_parameters"))
-        chosen += found
-    excluded: list[Target] = []
-    for entry in _entries(exclude or []):
-        found = search.matching(entry, is_pattern=_is_pattern(exclude))
-        if not found:
-            problems.append(search.no_match(entry, "method.exclude_modules", is_pattern=_is_pattern(exclude)))
-        excluded += found
-    if layers is not None:
-        chosen, wrong = _within(chosen, anatomy, {layers} if isinstance(layers, int) else set(layers))
-        problems += wrong
-    stacked = [target.place for target in chosen if target.kind == "experts"]
-    if experts is None and stacked:
-        problems.append(refused(stacked, "method.target_modules"))
-    elif experts is not None and experts.numbers is not None and not problems:
-        chosen, wrong = _of_numbers(chosen, anatomy, set(experts.numbers))
-        problems += wrong
-    if problems:
-        raise UserError(problems)
-    chosen = search.without(search.unique(chosen), excluded)
-    if not chosen:
-        raise UserError(_nothing_left(excluded))
-    return chosen
-
-
-def _nothing_left(excluded: list[Target]) -> Problem:
-    if excluded:
-        return Problem("exclude_modules leaves no target", key="method.exclude_modules")
-    return Problem("a forward pass has no use of a change of these", key="method.target_modules")
-
-
-def left_out_of_groups(model: nn.Module, anatomy: Anatomy, targets: Sequence[str] | str | None) -> dict[str, str]:
-    """Return the linears that the groups among `targets` would name and that were left out: path to reason.
-
-    Args:
-        targets: `target_modules`; None where a method has places of its own.
-    """
-    groups = [entry for entry in _entries(targets or []) if targets and is_group_entry(entry, targets)]
-    search = _Search(model, anatomy)
-    named = [target for entry in groups for target in search.matching(entry, is_pattern=_is_pattern(targets))]
-    return {target.module: search.passed_over[target.module] for target in named if search.unfit(target)}
-
-
-def is_group_entry(entry: str, targets: Sequence[str] | str) -> bool:
-    """Tell whether an entry of `targets` stands for several kinds of layers."""
-    return _is_pattern(targets) or entry == ALL_LINEAR or entry in BLOCK_ROLES
-
-
-def summarise_targets(targets: Iterable[Target]) -> str:
-    """Describe targets, such as `attn.q x 12, attn.v x 12 (12 layers matched)`."""
-    targets = list(targets)
-    names = Counter(target.role or short_path(target.place) for target in targets)
-    blocks = {(target.stack, target.layer) for target in targets if target.layer is not None}
-    counts = ", ".join(f"{name} x {count}" for name, count in names.items())
-    return f"{counts} ({len(blocks)} layer{'s' * (len(blocks) != 1)} matched)" if blocks else counts
-
-
-def summarise_ranks(ranked: Iterable[tuple[Target, int]]) -> str | None:
-    """Describe ranks that differ, such as `attn.q 3 to 16, attn.v 8`; None where all are one."""
-    by_name: dict[str, list[int]] = {}
-    for target, rank in ranked:
-        by_name.setdefault(target.role or short_path(target.module), []).append(rank)
-    if len({rank for ranks in by_name.values() for rank in ranks}) < 2:
-        return None
-    spans = {name: (min(ranks), max(ranks)) for name, ranks in by_name.items()}
-    return ", ".join(f"{name} {low}" + f" to {high}" * (low != high) for name, (low, high) in spans.items())
-
-
-def short_path(module: str) -> str:
-    """Return the part of a path after its last block number."""
-    return re.sub(r"^.*\.\d+\.", "", module)
-
-
-def _entries(targets: Sequence[str] | str) -> list[str]:
-    return [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
-
-
-def _is_pattern(targets: Sequence[str] | str | None) -> bool:
-    return isinstance(targets, str) and targets not in ROLE_WORDS
-
-
-def _within(chosen: list[Target], anatomy: Anatomy, layers: set[int]) -> tuple[list[Target], list[Problem]]:
-    depth = max(len(paths) for paths in anatomy.layers.values())
-    beyond = sorted(layer for layer in layers if not 0 <= layer < depth)
-    if beyond:
-        message = f"the model has blocks 0 to {depth - 1}, not {', '.join(map(str, beyond))}"
-        return [], [Problem(message, key="method.layers_to_transform")]
-    kept = [target for target in chosen if target.layer in layers]
-    if chosen and not kept:
-        return [], [Problem("none of the targets is in these blocks", key="method.layers_to_transform")]
-    return kept, []
-
-
-def _of_numbers(chosen: list[Target], anatomy: Anatomy, numbers: set[int]) -> tuple[list[Target], list[Problem]]:
-    """Return the targets without the linears of other experts, and the problem of numbers that are no experts."""
-    own = {role.module: role for role in anatomy.experts if role.parameter is None}
-    every = [target.experts or own.get(target.module) for target in chosen]
-    problems = beyond([role for role in every if role is not None], numbers, "method.experts_to_transform")
-    kept = [
-        target
-        for target, role in zip(chosen, every, strict=True)
-        if role is None or role.expert is None or role.expert in numbers
-    ]
-    return kept, problems
-
-
-class _Search:
+class TargetSearch:
     """Looks up entries in one model."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:

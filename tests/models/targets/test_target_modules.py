@@ -7,7 +7,8 @@ import torch
 
 from peftcli.errors import UserError
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.target_modules import Target, resolve_targets, summarise_targets
+from peftcli.models.targets.target import Target, summarise_targets
+from peftcli.models.targets.target_modules import resolve_targets
 from tests.models.inputs import task_of
 from tests.tiny import FAMILIES, LAYERS, tiny_model
 
