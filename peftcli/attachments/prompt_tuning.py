@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from peftcli.layers.site import device_of, made_on
 from peftcli.layers.virtual_tokens.prompt import (
     Insertion,
     Prompt,
+    StandIns,
     document_starts,
     insert_at,
     insert_once,
@@ -51,6 +52,7 @@ class PromptAttachment(Attachment):
         after_first: the prompt goes behind the first token.
         causal: tokens see earlier ones only.
         labels_follow_inputs: labels of the input's shape belong to its tokens, not to a decoder's.
+        stand_ins: the hook that puts virtual ids in while text is generated.
     """
 
     embedding: str
@@ -58,6 +60,7 @@ class PromptAttachment(Attachment):
     after_first: bool
     causal: bool
     labels_follow_inputs: bool
+    stand_ins: StandIns = field(default_factory=StandIns)
 
     @property
     def prompt(self) -> Prompt:
@@ -69,8 +72,9 @@ class PromptAttachment(Attachment):
         """Return the batch with room for the prompt; see `Attachment.prepare_inputs`.
 
         Virtual tokens get label -100. Packed rows (position ids that restart, no mask) get a prompt before every
-        document.
+        document. For generation the tokens that they stand before hold the places of virtual tokens.
         """
+        self.stand_ins.forget()
         if not self.placed or not self.prompt.enabled:
             return dict(batch)
         host: Any = self.model.get_submodule(self.embedding)
@@ -86,7 +90,9 @@ class PromptAttachment(Attachment):
                 if moved is not None:
                     prepared[key] = moved
         if generate:
-            prepared["inputs_embeds"] = host(prepared.pop("input_ids"))
+            shown = insertion.take(ids, ids.gather(1, insertion.source), pad)
+            self.stand_ins.expect(shown, prepared["input_ids"])
+            prepared["input_ids"] = shown
             prepared.pop("position_ids", None)  # generate counts them from the mask
             prepared.setdefault("attention_mask", (~insertion.blank).long())
         return prepared
@@ -204,8 +210,17 @@ def attach_prompt(
         labels_follow_inputs=not ("encoder" in anatomy.layers and "decoder" in anatomy.layers),
     )
     part = made_on(device_of(host, model), lambda: Prompt(length, host.embedding_dim))
+    _let_ids_in(model, attachment)
     attachment.place(f"{anatomy.embeddings}.prompt", part, prompt_site(host).parts)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module is not host and module.num_embeddings == host.num_embeddings:
             tolerate_virtual_ids(module)
     return attachment
+
+
+def _let_ids_in(model: nn.Module, attachment: PromptAttachment) -> None:
+    """Let the attachment put its virtual ids in where ids enter: at the model, or at the encoder of two stacks."""
+    host: Any = model
+    reader = host.get_encoder() if host.config.is_encoder_decoder else model
+    handle = reader.register_forward_pre_hook(attachment.stand_ins, with_kwargs=True)
+    attachment.undo.append(handle.remove)

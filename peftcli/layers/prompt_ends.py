@@ -45,8 +45,7 @@ class PromptEnds:
 
     def generate_for(self, batch: Mapping[str, Any]) -> None:
         """Take the prompts that text is about to be generated for; an encoder is then called without the hook."""
-        ids = batch.get("input_ids")
-        inputs: Tensor = ids if ids is not None else batch["inputs_embeds"]
+        inputs: Tensor = batch["input_ids"]
         self.prompt_length = inputs.shape[1]
         self._look(inputs, batch, None)
 

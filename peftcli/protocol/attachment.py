@@ -243,8 +243,7 @@ class Attachment:
 
         Args:
             batch: `input_ids` (batch, seq), `attention_mask`, `labels`, `position_ids`, ... as the collator made them.
-            generate: for `model.generate`; the result may then hold `inputs_embeds` and no `input_ids`, and `generate`
-                returns new tokens only.
+            generate: for `model.generate`, which gets ids of the vocabulary only.
 
         Returns:
             A new dictionary. Token labels grow with the sequence (-100 at virtual tokens): use these for the loss.

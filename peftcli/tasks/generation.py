@@ -27,7 +27,7 @@ def generate(
     """Return the continuation of each row.
 
     Args:
-        inputs: `input_ids` (or `inputs_embeds`) and `attention_mask`, padded on the left for decoder-only models.
+        inputs: `input_ids` and `attention_mask`, padded on the left for decoder-only models.
         stop_ids: tokens that end a text, besides the tokenizer's and the model's own.
         decoding: how tokens are chosen; sampling draws from torch's global generator.
         on_text: of a single row, without beams: receives its text piece by piece.
@@ -54,7 +54,7 @@ def generate(
         forced_bos_token_id=getattr(getattr(model, "generation_config", None), "forced_bos_token_id", None),
     )
     # token types are left out: `generate` would not lengthen them
-    prompt = {key: inputs[key] for key in ("input_ids", "attention_mask", "inputs_embeds") if key in inputs}
+    prompt = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
     generating: Any = model  # with a divided model all processes go on until the last one has finished
     call = partial(generating.generate, synced_gpus=is_sharded(model))
     extra: dict[str, Any] = {} if beams else {"logits_processor": LogitsProcessorList([logprobs])}
@@ -65,8 +65,7 @@ def generate(
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
         _blame_settings(model, partial(call, **prompt, generation_config=settings), error)
         raise
-    start = prompt["input_ids"].shape[1] if "input_ids" in prompt else 0  # embeddings: only new tokens come back
-    start = 1 if getattr(model.config, "is_encoder_decoder", False) else start
+    start = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt["input_ids"].shape[1]
     tokens = output.sequences[:, start:].cpu()
     means = output.sequences_scores.cpu() if beams else None
     return _rows(tokens, logprobs.of(tokens) if means is None else None, means, set(stops), tokenizer)

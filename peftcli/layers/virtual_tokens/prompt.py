@@ -74,6 +74,39 @@ def _accept(embedding: nn.Embedding, site: Site | None) -> None:
         embedding.register_forward_pre_hook(_VirtualIds(embedding, site), with_kwargs=True)
 
 
+class StandIns:
+    """A pre-hook of the module that reads token ids while text is generated: it puts a prompt's virtual ids in.
+
+    `generate` gets ids of the text in their places, because what it does to logits looks ids up (a repetition penalty,
+    banned words), and some models take no embeddings there. A row is known by its ids, so that generated tokens behind
+    them, copies of rows in a beam search, and single tokens behind a cache need no care.
+    """
+
+    def __init__(self) -> None:
+        self._places: tuple[Tensor, Tensor] | None = None
+
+    def expect(self, shown: Tensor, virtual: Tensor) -> None:
+        """Put `virtual` in where a pass begins with `shown`, both (batch, seq), until `forget`."""
+        self._places = (shown, virtual)
+
+    def forget(self) -> None:
+        """Leave the ids of every pass as they are."""
+        self._places = None
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ids = args[0] if args else kwargs.get("input_ids")
+        if self._places is None or not isinstance(ids, Tensor) or ids.dim() != 2:
+            return None
+        rows, length = self._places[0].shape
+        if ids.shape[1] < length or ids.shape[0] % rows:
+            return None
+        shown, virtual = (each.repeat_interleave(ids.shape[0] // rows, dim=0) for each in self._places)
+        text = ids[:, :length]
+        known = (text == shown).all(dim=1, keepdim=True)
+        ids = torch.cat([torch.where(known, virtual, text), ids[:, length:]], dim=1)
+        return ((ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input_ids": ids})
+
+
 @dataclass(frozen=True)
 class Insertion:
     """Where every position of the longer sequence comes from.

@@ -166,7 +166,7 @@ def _new_tokens(attachment: PromptAttachment, batch: dict[str, Tensor], **option
         out: Tensor = attachment.model.generate(
             **prepared, max_new_tokens=10, min_new_tokens=10, do_sample=False, **options
         )
-    return out
+    return out if attachment.model.config.is_encoder_decoder else out[:, prepared["input_ids"].shape[1] :]
 
 
 @pytest.mark.parametrize("family", [*DECODERS, *SEQ2SEQ])
