@@ -24,8 +24,8 @@ from peftcli.protocol.rates.default_rate import default_rate
 from peftcli.protocol.rates.published_sources import sources
 from peftcli.protocol.rates.rate_evidence import rate_evidence
 from peftcli.protocol.registry import registry
+from peftcli.recipe.aliases import foreign_values as there
 from peftcli.recipe.aliases.all_aliases import ALIASES, METHOD_ALIASES, TASK_ALIASES
-from peftcli.recipe.aliases.foreign_values import DATASET_TYPES, DEFAULTS, INFO_COLUMNS, VALUES
 from peftcli.recipe.field_descriptions import describe
 from peftcli.recipe.optimizer_table import OPTIMIZERS
 from peftcli.recipe.schema import (
@@ -294,7 +294,7 @@ def foreign_values(_: str) -> str:
     """Return what values of axolotl's and LLaMA-Factory's keys are here."""
     rows = [
         [f"`{key}`", f"`{text_of(theirs)}`", "(default)" if ours is None else f"`{text_of(ours)}`"]
-        for key, values in VALUES.items()
+        for key, values in {**there.VALUES, **there.STAGE_LOSSES}.items()
         for theirs, ours in values.items()
     ]
     return table(["key", "value there", "here"], rows)
@@ -304,16 +304,20 @@ def foreign_defaults(_: str) -> str:
     """Return what axolotl and LLaMA-Factory do where a key is missing."""
     rows = [
         [tool, f"`{key}`", f"`{text_of(value)}`"]
-        for tool, defaults in DEFAULTS.items()
+        for tool, defaults in there.DEFAULTS.items()
         for key, value in defaults.items()
     ]
+    rows += [[tool, f"`{key}` (loss {loss})", f"`{text_of(value)}`"] for tool, losses in there.LOSS_DEFAULTS.items()
+             for loss, defaults in losses.items() for key, value in defaults.items()]  # fmt: skip
     return table(["tool", "our key", "its default"], rows)
 
 
 def foreign_rows(_: str) -> str:
     """Return the formats of other tools' data sets."""
-    rows = [["axolotl", f"`type: {theirs}`", f"`data.format: {ours}`"] for theirs, ours in DATASET_TYPES.items()]
-    rows += [["LLaMA-Factory", f"`{theirs}`", f"`data.columns: {ours}`"] for theirs, ours in INFO_COLUMNS.items()]
+    rows = [["axolotl", f"`type: {theirs}`", f"`data.format: {ours}`"] for theirs, ours in there.DATASET_TYPES.items()]
+    rows += [["LLaMA-Factory", f"`{theirs}`", f"`data.columns: {ours}`"] for theirs, ours in there.INFO_COLUMNS.items()]
+    rows += [[tool, f"`{theirs}` of preferences", f"`data.columns: {ours}`"]
+             for tool, columns in there.PAIR_COLUMNS.items() for theirs, ours in columns.items()]  # fmt: skip
     return table(["tool", "there", "here"], rows)
 
 

@@ -16,7 +16,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
-from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind
+from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind, rate_of_task
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.recipe.schema import ModelSpec, TaskName
 from peftcli.tasks.task_table import TASKS
@@ -60,9 +60,11 @@ def rates_on(names: Iterable[str], model: str, task: str | None = None) -> dict[
         UserError: as `refusals`.
     """
     config = load_config(ModelSpec(name_or_path=model))
-    anatomy = read_anatomy(build_meta(config, _task(config, task)))
+    chosen = _task(config, task)
+    anatomy = read_anatomy(build_meta(config, chosen))
     kind, width = model_kind(anatomy), anatomy.hidden_size
-    return {name: default_rate(registry.method(name), None, kind, width) for name in names}
+    found = {name: default_rate(registry.method(name), None, kind, width) for name in names}
+    return {name: rate_of_task(rate, chosen, None) for name, rate in found.items()}
 
 
 @dataclass(frozen=True)

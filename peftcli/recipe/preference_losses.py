@@ -36,6 +36,7 @@ class PreferenceLossInfo:
         reference: whether it compares with the model before the first step.
         per_token: whether log-probabilities are means over an answer's tokens, not sums.
         unpaired: whether it takes each answer by itself, as a good or a bad one; a pair is two answers then.
+        rate: its usual learning rate, as a share of that of supervised fine-tuning.
     """
 
     summary: str
@@ -44,6 +45,7 @@ class PreferenceLossInfo:
     reference: bool = True
     per_token: bool = False
     unpaired: bool = False
+    rate: float = 0.1
 
 
 _BETA = {"beta": 0.1, "sft_weight": 0.0}
@@ -74,6 +76,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLossInfo] = {
         {"beta": 0.1, "sft_weight": 1.0},
         reference=False,
         per_token=True,
+        rate=0.5,  # it starts where fine-tuning starts; the paper's is 8e-6 where that takes 2e-5
     ),
     "simpo": PreferenceLossInfo(
         "DPO of mean log-probabilities with a wanted margin (simpo_gamma), without a reference",

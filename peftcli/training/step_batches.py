@@ -29,6 +29,10 @@ from peftcli.recipe.schema import Recipe, TrainingSpec
 from peftcli.tasks.task import Batch
 from peftcli.training.step_plan import StepPlan
 
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 8, 4096
+"""Rows that all processes read together, padded tokens among them at most: a pass without gradients holds their logits
+of the whole vocabulary. A longer row stands alone."""
+
 
 class StepBatches:
     """Makes this process's micro-batches of a step: a function of the recipe's seed and the step, and of nothing else.
@@ -103,13 +107,23 @@ class StepBatches:
         )
 
     def of_all_processes(self) -> Iterator[list[Row]]:
-        """Yield the rows of each step from the first on, a few at a time; every process gets the same."""
-        size = self.spec.per_device_train_batch_size
+        """Yield the rows of each step from the first on, a few at a time; every process gets the same.
+
+        How many at a time depends on the rows alone: what is made of them is the same on any number of processes.
+        """
         for step in range(self._plan.total_steps):
             epoch, index = self._plan.position(step)
-            numbers = sorted(self._epoch_rows(epoch)[index])  # a stream is read in order
-            for start in range(0, len(numbers), size):
-                yield [self.rows[number] for number in numbers[start : start + size]]
+            taken: list[Row] = []
+            longest = 0
+            for number in sorted(self._epoch_rows(epoch)[index]):  # a stream is read in order
+                row = self.rows[number]
+                own = self.collator.length(row)
+                longest = max(longest, own)
+                if taken and (len(taken) == ROWS_AT_ONCE or (len(taken) + 1) * longest > TOKENS_AT_ONCE):
+                    yield taken
+                    taken, longest = [], own
+                taken.append(row)
+            yield taken
 
     def collate(self, shares: Sequence[Share]) -> list[Batch]:
         """Return rows as batches of the task; for any number of callers at a time."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftcli.analysis.advice.situation import Situation
-from peftcli.protocol.rates.default_rate import DefaultRate, default_rate
+from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, rate_of_task
 from peftcli.protocol.registry import registry
 
 LEAST_STEPS = 200
@@ -58,4 +58,4 @@ def rate_of(now: Situation, settings: Mapping[str, Any]) -> DefaultRate:
     fields = method.info.params.model_fields
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
     params = method.info.params.model_validate({key: value for key, value in own.items() if key in fields})
-    return default_rate(method, params, now.kind, now.width)
+    return rate_of_task(default_rate(method, params, now.kind, now.width), now.task, now.loss_type)

@@ -41,6 +41,7 @@ class Situation:
         memory: bytes that were given; None if not.
         micro_rows: rows that fit into a micro-batch; None where nothing fits, 16 without a given memory.
         needs: what the memory asks for: `4bit`, `checkpointing`.
+        loss_type: of preference tuning; None is its default.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Situation:
     memory: int | None = None
     micro_rows: int | None = 16
     needs: frozenset[str] = field(default_factory=frozenset)
+    loss_type: str | None = None
 
 
 def look_at(loaded: LoadedRecipe, memory: int | None) -> Situation:
@@ -92,6 +94,7 @@ def look_at(loaded: LoadedRecipe, memory: int | None) -> Situation:
         supervised_tokens=known.supervised_tokens if known else None,
         why_no_rows=report if isinstance(report, str) else None,
         memory=memory,
+        loss_type=recipe.training.loss_type,
     )
     if memory is None:
         return now

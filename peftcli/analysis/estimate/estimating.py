@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftcli.analysis.estimate.counted_bytes import Counted
-from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, step_sizes
+from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, look_ahead_rows, step_sizes
 from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate, Tier
 from peftcli.analysis.estimate.simulated_run import Setting, Work, simulate
@@ -239,7 +239,8 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         mapped=on_cpu and plain and stored == dtype,
         heap_keeps=training.fast_paths.allocator and freed_memory_can_stay() if on_cpu else None,
     )
-    return setting, Work(basis.train, batches, held), plan
+    ahead = look_ahead_rows(recipe, basis.train, steps, limit)
+    return setting, Work(basis.train, batches, held, ahead), plan
 
 
 def _device(counted: Counted, setting: Setting, libraries: int, strategy: Strategy, processes: int) -> Device:

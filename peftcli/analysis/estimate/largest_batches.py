@@ -7,8 +7,10 @@ from itertools import islice
 
 from peftcli.data.rows.batching import batches as epoch_batches
 from peftcli.data.rows.micro_batches import longest_first, micro_batches, split_by_tokens
+from peftcli.data.rows.referenced_rows import others_of
 from peftcli.data.rows.row_set import Row, RowSet
 from peftcli.inference.evaluator import EVAL_BATCH_TOKENS
+from peftcli.recipe.preference_losses import takes_single_answers
 from peftcli.recipe.schema import Recipe
 from peftcli.training.step_plan import StepPlan
 
@@ -43,6 +45,26 @@ def largest(rows: RowSet, steps: Sequence[list[list[int]]], joined: bool) -> tup
 
     index = max(range(len(steps)), key=lambda step: max(tokens(numbers) for numbers in steps[step]))
     return index, sorted(steps[index], key=tokens, reverse=True)[:2]
+
+
+def look_ahead_rows(recipe: Recipe, rows: RowSet, steps: Sequence[list[list[int]]], limit: int | None) -> list[Row]:
+    """Return the largest micro-batch of mismatched sequences that is looked at before a step; none without them.
+
+    Args:
+        rows: without mismatched sequences their own stand for these.
+        limit: tokens of a micro-batch at most.
+    """
+    if not takes_single_answers(recipe.training):
+        return []
+    found = others_of(rows)
+    others = rows if found is None else found
+    lengths, size = others.lengths, recipe.training.per_device_train_batch_size
+    first = [
+        split_by_tokens(longest_first([n for each in step for n in each], lengths), lengths, size, limit)[0]
+        for step in steps
+    ]
+    numbers = max(first, key=lambda batch: (int(lengths[batch[0]]) * len(batch), -batch[0]))
+    return [others[number] for number in numbers]
 
 
 def evaluation_rows(recipe: Recipe, rows: RowSet, device_type: str) -> list[Row]:

@@ -54,11 +54,13 @@ class Work:
         rows: to train on.
         micro_batches: numbers of the rows of a step's largest micro-batches, the largest one first.
         evaluate: rows of the largest batch of an evaluation; empty without one.
+        ahead: rows of the largest micro-batch that is looked at before a step's losses; empty where none is.
     """
 
     rows: RowSet
     micro_batches: Sequence[Sequence[int]]
     evaluate: Sequence[Row] = ()
+    ahead: Sequence[Row] = ()
 
 
 @dataclass(frozen=True)
@@ -234,14 +236,27 @@ def _evaluate(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, cou
     counted.note("evaluation", tracker.at_peak)
 
 
+def _look_ahead(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counted: Counted) -> None:
+    """Take the pass without gradients in which a loss reads all rows of a step (KTO's divergence)."""
+    if not work.ahead:
+        return
+    device = setting.world.device
+    run.attachment.model.eval()
+    tracker.restart()
+    with torch.no_grad(), setting.precision.training(device):
+        setting.task.look_ahead(run.attachment.model, run.batches.collator.batch(work.ahead).to(device))
+    counted.note("ahead", tracker.at_peak)
+
+
 def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counted: Counted) -> None:
     """Take a step with one micro-batch, and one with two, which has the optimizer's state and gradients beside it."""
     model, spec, device = run.attachment.model, setting.recipe.training, setting.world.device
     parameters = list(run.attachment.trainable_parameters().values())
     accelerator = setting.world.accelerator
     shares = [Share(0, list(numbers), [work.rows[n] for n in numbers]) for numbers in work.micro_batches]
-    model.train()
     for step in (1, 2):
+        _look_ahead(setting, run, work, tracker, counted)
+        model.train()
         for batch in run.batches.collate(shares[:step]):
             before = tracker.total
             tracker.restart()

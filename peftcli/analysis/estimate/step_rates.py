@@ -13,15 +13,18 @@ from peftcli.recipe.schema import Recipe
 
 def _question(recipe: Recipe, device: torch.device, shape: dict[str, int], recomputes: bool) -> dict[str, str]:
     """Return what the rate of a recipe depends on besides the rows."""
+    spec = recipe.training
+    loss = {key: getattr(spec, key) for key in ("loss_type", "reference") if getattr(spec, key) is not None}
     about: dict[str, Any] = {
+        **loss,  # a pass more: of mismatched answers, or of a live reference
         "shape": shape,
         "task": recipe.task,
         "method": recipe.method.model_dump(mode="json"),
         "model": recipe.model.model_dump(mode="json", exclude={"name_or_path", "revision"}),
-        "rows": recipe.training.per_device_train_batch_size,
+        "rows": spec.per_device_train_batch_size,
         "length": recipe.data.max_length if recipe.data is not None else None,
         "recomputes": recomputes,
-        "bf16": recipe.training.bf16,
+        "bf16": spec.bf16,
     }
     return {"asked": "tokens a second", **machine(device), "about": json.dumps(about, sort_keys=True)}
 

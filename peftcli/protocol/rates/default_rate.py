@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peftcli.protocol.method import Method
 from peftcli.protocol.rates.rate_evidence import RateGroup, RatePoint, points_for, rate_evidence
 from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.preference_losses import DEFAULT_LOSS, PREFERENCE_LOSSES
 from peftcli.tasks.task_info import ModelKind
+from peftcli.tasks.task_table import task_info
 
 if TYPE_CHECKING:
     from peftcli.models.anatomy import Anatomy
@@ -78,6 +80,16 @@ def default_rate(method: Method[Any], params: MethodParams | None, kind: ModelKi
     return DefaultRate(
         two_digits(rate), "; ".join([reason, *says]), tuple(dict.fromkeys(ids)), tuple(scopes), extrapolated=not own
     )
+
+
+def rate_of_task(rate: DefaultRate, task: str, loss_type: str | None) -> DefaultRate:
+    """Return a default rate for a task: preference tuning takes a share of supervised fine-tuning's, by its loss."""
+    if task_info(task).rows != "preferences":
+        return rate
+    loss = loss_type or DEFAULT_LOSS
+    share = PREFERENCE_LOSSES[loss].rate
+    reason = f"{share:g} x the {rate.reason}; preference tuning moves a fine-tuned model (loss {loss})"
+    return replace(rate, value=two_digits(share * rate.value), reason=reason)
 
 
 _MODELS = {"encoder": "an encoder", "decoder": "a decoder", "encoder_decoder": "an encoder-decoder"}

@@ -50,6 +50,7 @@ VALUES: Mapping[str, Mapping[Any, Any]] = {
     "disable_gradient_checkpointing": {True: False, False: None},
     "pissa_init": {True: "pissa", False: None},
     "do_eval": {True: None, False: "no"},
+    "precompute_ref_log_probs": {True: None, False: None},
     "optimizer": {"adamw_hf": "adamw_torch", "adamw_torch_8bit": "adamw_8bit"},
     "optim": {"adamw_hf": "adamw_torch", "adamw_torch_8bit": "adamw_8bit"},
     "fsdp_sharding_strategy": {"FULL_SHARD": True, "SHARD_GRAD_OP": False},
@@ -105,3 +106,54 @@ INFO_COLUMNS: Mapping[str, str] = {
     "messages": "messages",
 }
 """From a column of LLaMA-Factory's dataset_info.json to the name of ours."""
+
+STAGE_LOSSES: Mapping[str, Mapping[Any, str]] = {
+    "rl": {"dpo": "sigmoid", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto"},
+    "pref_loss": {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo",
+                  "kto_pair": "kto"},
+}  # fmt: skip
+"""From axolotl's `rl`, and LLaMA-Factory's `pref_loss` of `stage: dpo`, to `training.loss_type`."""
+
+LOSS_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    AXOLOTL: {"simpo": {"training.beta": 0.1, "training.sft_weight": 1.0}},
+    LLAMA_FACTORY: {"simpo": {"training.beta": 0.1}},
+}
+"""By loss, what a tool does where a key is missing and a recipe would do something else. axolotl's simpo adds the
+likelihood of the chosen answer, as TRL's CPOTrainer does with its default cpo_alpha."""
+
+PAIR_TYPES: Mapping[str, Mapping[str, str]] = {
+    "": {},
+    "default": {},
+    "argilla": {},
+    "argilla_chat": {},
+    "intel": {},
+    "icr": {"prompt": "input"},
+    "prompt_pairs": {},
+    "ultra": {},
+}
+"""What follows the point in a `type` of axolotl's data sets of preferences, and the columns that it names."""
+
+PAIR_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    AXOLOTL: {
+        "field_messages": "prompt",
+        "field_prompt": "prompt",
+        "field_system": "system",
+        "field_tools": "tools",
+        "field_chosen": "chosen",
+        "field_rejected": "rejected",
+        "field_completion": "completion",
+        "field_label": "label",
+    },
+    LLAMA_FACTORY: {
+        "prompt": "prompt",
+        "query": "input",
+        "messages": "prompt",
+        "system": "system",
+        "tools": "tools",
+        "chosen": "chosen",
+        "rejected": "rejected",
+        "response": "completion",
+        "kto_tag": "label",
+    },
+}
+"""From what names a column of preferences there to the name of ours."""

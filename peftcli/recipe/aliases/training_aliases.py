@@ -9,6 +9,7 @@ _ORDER = "write group_by_length, random or sequential"
 _MODE = "not needed: choose the command (peft train, eval, predict, merge)"
 _RESUME = "not a recipe key: peft train RECIPE --resume"
 _OVERWRITE = "not a recipe key: peft train RECIPE --overwrite"
+_PROMPT = "not needed: a pair longer than data.max_length is cut alike, its prompt first"
 _TRACKER = "list the tracker in report_to, and configure it by its environment variables"
 
 TRAINING = {
@@ -90,11 +91,15 @@ TRAINING = {
     "rpo_alpha": Alias(f"{TRL}, {AXOLOTL}", "training.sft_weight"),
     "cpo_alpha": Alias(f"{TRL}, {AXOLOTL}", "training.sft_weight"),
     "precompute_ref_log_probs": Alias(f"{TRL}, {AXOLOTL}", "training.reference", "write precomputed or live"),
+    "max_prompt_length": Alias(TRL, None, _PROMPT),
+    "max_prompt_len": Alias(AXOLOTL, None, _PROMPT),
+    "dpo_padding_free": Alias(AXOLOTL, None, "not needed: rows are joined without padding where the model allows it"),
+    "dpo_use_logits_to_keep": Alias(AXOLOTL, None, "not needed: logits are computed at learnt positions only"),
     "kto_chosen_weight": Alias(LLAMA_FACTORY, "training.desirable_weight"),
     "kto_rejected_weight": Alias(LLAMA_FACTORY, "training.undesirable_weight"),
     "kto_desirable_weight": Alias(AXOLOTL, "training.desirable_weight"),
     "kto_undesirable_weight": Alias(AXOLOTL, "training.undesirable_weight"),
-    "dpo_label_smoothing": Alias(AXOLOTL, "training.label_smoothing"),
+    "dpo_label_smoothing": Alias(f"{AXOLOTL}, {LLAMA_FACTORY}", "training.label_smoothing"),
     "noisy_embedding_alpha": Alias(AXOLOTL, "training.neftune_noise_alpha"),
     "neftune_alpha": Alias("other tools", "training.neftune_noise_alpha"),
     "length_column_name": Alias(TRANSFORMERS, None, "lengths are computed; see train_sampling_strategy"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from peftcli.recipe.aliases.foreign_values import DATASET_TYPES
@@ -10,8 +10,7 @@ from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.yaml_lines import Key
 from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.plain_keys import translate_plain
-
-Handler = Callable[[Conversion, Key, Any], None]
+from peftcli.starting.convert.preference_keys import Handler, pair_field, pair_type, rows_format, trains_preferences
 
 _NO_COUNTERPART = "no format here is the same: see docs/data.md, and set format, columns or template"
 _ROLE_KEYS = {("role", "content"): "messages", ("from", "value"): "sharegpt"}
@@ -107,8 +106,12 @@ def _source(work: Conversion, place: Key, entry: Mapping[str, Any]) -> list[dict
             work.say(key, "data.path", told)
         elif name == "data_files":
             work.say(key, "data.path")
+        elif name == "type" and trains_preferences(work):
+            pair_type(work, key, value, columns)
         elif name == "type":
             made |= _format(work, key, value, columns)
+        elif trains_preferences(work) and pair_field(work, key, value, columns):
+            continue
         elif name == "name":
             made["config"] = str(value)
             work.say(key, "data.config")
@@ -130,6 +133,8 @@ def _source(work: Conversion, place: Key, entry: Mapping[str, Any]) -> list[dict
         elif name not in ("message_property_mappings", "message_field_role", "message_field_content"):
             work.decide(key, "no key of data does this")
     _roles(work, place, entry, made, columns)
+    if trains_preferences(work):
+        made["format"] = rows_format(work)
     if columns:
         made["columns"] = columns
     return [{**made, "path": file} for file in many] if many else [made]

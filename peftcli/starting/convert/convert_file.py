@@ -10,14 +10,14 @@ from typing import Any
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.aliases.alias import AXOLOTL, LLAMA_FACTORY
-from peftcli.recipe.aliases.foreign_values import DEFAULTS
+from peftcli.recipe.aliases.foreign_values import DEFAULTS, LOSS_DEFAULTS, STAGE_LOSSES
 from peftcli.recipe.load_recipe import recipe_from_data
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import dotted
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
 from peftcli.recipe.yaml.yaml_lines import Document, parse_yaml
-from peftcli.starting.convert import axolotl_keys, llama_factory_keys
+from peftcli.starting.convert import axolotl_keys, llama_factory_keys, preference_keys
 from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.plain_keys import translate_plain
 
@@ -34,6 +34,7 @@ class Tool:
         needed, typical: a key that each of its configurations has, and keys of which it has at least one.
         adapter: the key that names the method, and what gives ours for it.
         stage: the key that names what is trained, and the values for which a recipe exists.
+        loss_of: gives our loss of preference tuning.
         handlers: the keys that need more than the tables.
     """
 
@@ -44,18 +45,23 @@ class Tool:
     method_of: Callable[[Mapping[str, Any]], str | None]
     stage: str
     stages: Mapping[Any, str]
+    loss_of: Callable[[Mapping[str, Any]], str]
     handlers: Mapping[str, Callable[[Conversion, tuple[str | int, ...], Any], None]]
 
 
 TOOLS = (
     Tool(
         AXOLOTL, "base_model", ("datasets", "pretraining_dataset", "adapter", "sequence_len", "micro_batch_size"),
-        "adapter", axolotl_keys.method_of, "rl", {None: "causal_lm"}, axolotl_keys.HANDLERS,
+        "adapter", axolotl_keys.method_of, "rl",
+        {None: "causal_lm", **dict.fromkeys(STAGE_LOSSES["rl"], "preference")},
+        preference_keys.axolotl_loss, {**axolotl_keys.HANDLERS, **preference_keys.AXOLOTL_HANDLERS},
     ),
     Tool(
         LLAMA_FACTORY, "model_name_or_path", ("stage", "finetuning_type", "dataset", "template", "cutoff_len"),
         "finetuning_type", llama_factory_keys.method_of, "stage",
-        {None: "causal_lm", "sft": "causal_lm", "pt": "causal_lm"}, llama_factory_keys.HANDLERS,
+        {None: "causal_lm", "sft": "causal_lm", "pt": "causal_lm", "dpo": "preference", "kto": "preference"},
+        preference_keys.llama_factory_loss,
+        {**llama_factory_keys.HANDLERS, **preference_keys.LLAMA_FACTORY_HANDLERS},
     ),
 )  # fmt: skip
 
@@ -73,8 +79,8 @@ def convert_file(path: Path) -> Conversion:
     stage = data.get(tool.stage) or None
     task = tool.stages.get(stage) if stage is None or isinstance(stage, str) else None
     if task is None:
-        text = f"{tool.stage}: {stage} is not supervised fine-tuning, and only that is translated"
-        remedy = "preference pairs train with `task: preference` (docs/preference.md); trl trains with rewards"
+        text = f"{tool.stage}: {stage} is neither supervised fine-tuning nor preference tuning (DPO and its family)"
+        remedy = "trl trains with rewards, and reward models"
         raise UserError(_at(work, tool.stage, text, remedy))
     method = tool.method_of(data)
     if method is None:
@@ -84,6 +90,8 @@ def convert_file(path: Path) -> Conversion:
         text = f"{tool.adapter}: {show(data.get(tool.adapter))} is no method of a recipe"
         raise UserError(_at(work, tool.adapter, text, remedy))
     work.recipe = {"model": {}, "task": task, "data": {}, "method": {"name": method}, "training": {}}
+    if task == "preference":
+        work.set("training.loss_type", tool.loss_of(data))
     for name, value in work.items():
         if name == tool.adapter and value:
             work.say((name,), "method.name")
@@ -151,6 +159,8 @@ def _defaults(work: Conversion) -> None:
             continue
         if not ours.startswith("method.") or lora:
             work.default(ours, value)
+    for ours, value in LOSS_DEFAULTS[work.tool].get(str(work.get("training.loss_type")), {}).items():
+        work.default(ours, value)
     rank = work.get("method.r")
     if work.tool == LLAMA_FACTORY and lora and isinstance(rank, int):
         work.default("method.lora_alpha", 2 * rank)

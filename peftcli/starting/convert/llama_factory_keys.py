@@ -11,9 +11,9 @@ from peftcli.errors import Problem, UserError
 from peftcli.recipe.aliases.foreign_values import INFO_COLUMNS, VALUES
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.yaml_lines import Key
-from peftcli.starting.convert.axolotl_keys import Handler
 from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.plain_keys import translate_plain
+from peftcli.starting.convert.preference_keys import Handler, described_pairs, trains_preferences
 
 INFO = "dataset_info.json"
 _ONLINE = "ONLINE"
@@ -85,12 +85,6 @@ def _template(work: Conversion, key: Key, value: Any) -> None:
         work.put(key, "data.chat_template_kwargs", {"enable_thinking": False}, "of the tokenizer's own template")
     else:
         translate_plain(work, key, value)
-
-
-def _stage(work: Conversion, key: Key, value: Any) -> None:
-    work.say(key, "task")
-    if value == "pt":
-        work.set("data.format", "text")
 
 
 def _max_samples(work: Conversion, key: Key, value: Any) -> None:
@@ -174,28 +168,38 @@ def _described(work: Conversion, key: Key, name: str, entry: Mapping[str, Any], 
     for theirs, ours in (("subset", "config"), ("split", "split")):
         if entry.get(theirs) and (ours != "split" or entry.get("hf_hub_url")):
             made[ours] = str(entry[theirs])
-    for other in ("ranking", "num_samples", "folder"):
+    pairs = trains_preferences(work)
+    for other in ("num_samples", "folder") if pairs else ("ranking", "num_samples", "folder"):
         if entry.get(other):
             work.decide(key, f"{name}: {other} of {INFO} has no counterpart in a source", "data")
+    kind = _formatting(work, key, name, entry)
+    if pairs:
+        described_pairs(work, key, name, entry, made)
+        return made
     columns = {INFO_COLUMNS[theirs]: str(file) for theirs, file in (entry.get("columns") or {}).items()
                if theirs in INFO_COLUMNS and file}  # fmt: skip
-    kind = entry.get("formatting") or "alpaca"
-    if kind == "sharegpt":
-        tags = entry.get("tags") or {}
-        fields = (tags.get("role_tag", "from"), tags.get("content_tag", "value"))
-        if fields in _TAGS:
-            kind = _TAGS[fields]
-        else:
-            text = f"{name}: turns have {show(fields[0])} and {show(fields[1])}; rename them to role and content"
-            work.decide(key, text, "data.format")
-        if kind == "sharegpt" and "messages" in columns:
-            columns["conversations"] = columns.pop("messages")
-        elif kind == "messages":
-            columns.setdefault("messages", "conversations")
+    if kind == "sharegpt" and "messages" in columns:
+        columns["conversations"] = columns.pop("messages")
+    elif kind == "messages":
+        columns.setdefault("messages", "conversations")
     made["format"] = kind
     if columns := {ours: theirs for ours, theirs in columns.items() if ours != theirs}:
         made["columns"] = columns
     return made
+
+
+def _formatting(work: Conversion, key: Key, name: str, entry: Mapping[str, Any]) -> str:
+    """Return the format of an entry's rows: alpaca's, or of turns with one pair of names or the other."""
+    kind = str(entry.get("formatting") or "alpaca")
+    if kind != "sharegpt":
+        return kind
+    tags = entry.get("tags") or {}
+    fields = (tags.get("role_tag", "from"), tags.get("content_tag", "value"))
+    if fields not in _TAGS:
+        text = f"{name}: turns have {show(fields[0])} and {show(fields[1])}; rename them to role and content"
+        work.decide(key, text, "data.format")
+        return kind
+    return _TAGS[fields]
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -206,7 +210,6 @@ HANDLERS: Mapping[str, Handler] = {
     "quantization_bit": _bits,
     "report_to": _report,
     "ddp_timeout": _timeout,
-    "stage": _stage,
     "dataset": _dataset,
     "eval_dataset": _eval_dataset,
     "dataset_dir": _dropped(f"its {INFO} is in the recipe now: data.path, data.format, data.columns"),

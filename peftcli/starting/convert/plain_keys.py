@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from peftcli.protocol.registry import registry
 from peftcli.recipe.aliases.all_aliases import ALIASES
 from peftcli.recipe.aliases.foreign_values import CLOSED, VALUES
+from peftcli.recipe.preference_losses import HYPERPARAMETERS, PREFERENCE_LOSSES
 from peftcli.recipe.schema import DataSpec, DistributedSpec, ModelSpec, TrainingSpec
 from peftcli.recipe.yaml.scalars import read_scalar, show
 from peftcli.recipe.yaml.yaml_lines import Key
@@ -51,6 +52,10 @@ def _put(work: Conversion, key: Key, name: str, ours: str, value: Any, note: str
     if ours.startswith("method.") and not _method_has(work.get("method.name"), ours.partition(".")[2]):
         work.drop(key, f"{ours} is no key of the method {work.get('method.name')}")
         return
+    unread = _unread_by_loss(work, ours)
+    if unread is not None:
+        work.drop(key, unread)
+        return
     known = VALUES.get(name, {})
     hashable = value if isinstance(value, str | bool | int | float) else None
     if hashable in known:
@@ -65,6 +70,17 @@ def _put(work: Conversion, key: Key, name: str, ours: str, value: Any, note: str
         work.decide(key, note or f"see {ours}", ours)
     else:
         work.put(key, ours, _number(value))
+
+
+def _unread_by_loss(work: Conversion, ours: str) -> str | None:
+    """Return why a key of preference losses has no place in the recipe; None where it has, and of other keys."""
+    name = ours.removeprefix("training.")
+    if name not in HYPERPARAMETERS:
+        return None
+    loss = PREFERENCE_LOSSES.get(str(work.get("training.loss_type")))
+    if loss is None or work.get("task") != "preference":
+        return "only preference tuning reads it"
+    return None if name in loss.defaults else f"the loss {work.get('training.loss_type')} has no {name}"
 
 
 def _number(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from peftcli.models.anatomy import Anatomy
-from peftcli.protocol.rates.default_rate import default_rate, model_kind
+from peftcli.protocol.rates.default_rate import default_rate, model_kind, rate_of_task
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
@@ -55,7 +55,8 @@ def choose_rate(recipe: Recipe, anatomy: Anatomy, kept: ChosenRate | None, note:
     if kept is None and stated is not None:
         return ChosenRate(stated, "from the recipe", left_open=False)
     method = registry.method(recipe.method.name)
-    default = default_rate(method, recipe.method, model_kind(anatomy), anatomy.hidden_size)
+    of_method = default_rate(method, recipe.method, model_kind(anatomy), anatomy.hidden_size)
+    default = rate_of_task(of_method, recipe.task, recipe.training.loss_type)
     if kept is None:
         return ChosenRate(default.value, default.reason, left_open=True)
     if kept.value != default.value:

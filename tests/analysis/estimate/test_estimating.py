@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from peftcli.analysis.contract_models import MODELS
-from peftcli.analysis.estimate import fewer_blocks, library_memory
+from peftcli.analysis.estimate import estimating, fewer_blocks, library_memory
 from peftcli.analysis.estimate.estimating import estimate, read_basis
 from peftcli.analysis.estimate.memory_options import options
 from peftcli.analysis.estimate.memory_parts import PARTS, Estimate
+from peftcli.analysis.estimate.simulated_run import simulate
 from peftcli.errors import UserError
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
@@ -23,8 +25,6 @@ TASKS = {"llama": "causal_lm", "bert": "sequence_classification"}
 @pytest.fixture(autouse=True)
 def _no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries are measured once in their own test; elsewhere differences count."""
-    from peftcli.analysis.estimate import estimating
-
     monkeypatch.setattr(estimating, "library_bytes", lambda _device, *, quantised: 0)
 
 
@@ -146,6 +146,20 @@ def test_preferences_are_estimated_with_both_answers(directories: dict[str, Path
     assert whole.tier == "config" and cut.devices[0].parts["activations"] < whole.devices[0].parts["activations"]
     live = estimate(basis, {"training.reference": "live"})  # with a frozen copy of the trained values
     assert live.devices[0].parts["adapter"] >= 2 * whole.devices[0].parts["adapter"] > 0
+
+
+def test_the_pass_of_kto_before_a_step_is_counted(directories: dict[str, Path]) -> None:
+    """Of mismatched answers: without gradients, and so the smaller one, unless a step's own rows are far fewer."""
+    basis = read_basis(recipe(directories["llama"], "preference", "lora", "training.loss_type=kto"))
+    setting, work, _ = estimating._setting(basis, basis.recipe, 1)
+    assert len(work.ahead) == basis.recipe.training.per_device_train_batch_size
+    counted = simulate(setting, work)
+    assert 0 < sum(counted.at("ahead").values()) < sum(counted.at("backward").values())
+    few = replace(work, micro_batches=[work.micro_batches[0][:1]], evaluate=(), ahead=work.ahead * 8)
+    without = simulate(setting, replace(few, ahead=()))
+    assert simulate(setting, few).peak > without.peak and not without.at("ahead")
+    pairs = read_basis(recipe(directories["llama"], "preference", "lora"))
+    assert not estimating._setting(pairs, pairs.recipe, 1)[1].ahead
 
 
 def test_another_method_is_typed_without_keys_of_the_recipes_own(

@@ -9,7 +9,7 @@ import pytest
 
 from peftcli.analysis.advice.advice_rules import rules
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind
+from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind, rate_of_task
 from peftcli.protocol.rates.published_sources import sources
 from peftcli.protocol.rates.rate_evidence import points_for, rate_evidence
 from peftcli.protocol.registry import registry
@@ -124,3 +124,11 @@ def test_each_source_is_used() -> None:
     points = [point for group in groups for kind in KINDS for point in points_for(group, kind)]
     named = {one.source for one in [*points, *rate_evidence().settings.values(), *rules()]}
     assert set(sources()) <= named
+
+
+@pytest.mark.parametrize(("loss", "share"), [(None, 0.1), ("kto", 0.1), ("orpo", 0.5)])
+def test_preference_tuning_takes_a_share_of_it(loss: str | None, share: float) -> None:
+    own = rate("lora", "decoder", 2048)
+    found = rate_of_task(own, "preference", loss)
+    assert found.value == pytest.approx(share * own.value, rel=0.02) and found.reason.startswith(f"{share:g} x the ")
+    assert rate_of_task(own, "causal_lm", None) == own

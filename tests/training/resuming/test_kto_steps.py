@@ -69,22 +69,26 @@ def test_an_evaluation_is_the_same_however_its_rows_are_batched(recipe) -> None:
 
 
 def test_two_processes_equal_one(recipe, tmp_path: Path) -> None:
-    """Eleven rows to train, so that shares are unequal; with dropout."""
+    """Eleven rows to train, so that shares are unequal; with dropout; a base in each process, and a divided one."""
     options = {**OPTIONS, "data__val_set_size": 5, "training__adam_epsilon": 1e-3}
     size = "training__per_device_train_batch_size"
     alone, recorder = recipe("llama", "preference", judged(16), name="alone", **options, **{size: 4}), Recorder()
     train(alone, reporter=recorder)
-    own = {size: 2, "data__cache_dir": str(tmp_path / "of-both")}  # nothing that one process computed
-    both = recipe("llama", "preference", judged(16), name="both", **options, **own)
-    jobs = [{"kind": "train", "recipe": str(both.path)}, {"kind": "evaluate", "run": both.recipe.output_dir}]
-    ((losses, evaluated),) = in_worlds(tmp_path, [(2, jobs)])
-    assert losses == pytest.approx(recorder.losses, rel=2e-6)
-    one, other = adapter(alone.recipe.output_dir), adapter(both.recipe.output_dir)
-    for key, tensor in one.items():
-        torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=2e-5)
     found = evaluate_run(alone.recipe.output_dir)
-    del evaluated["eval_runtime"]
-    assert evaluated == pytest.approx({key: found[key] for key in evaluated}, rel=1e-4, abs=1e-5)
+    both, worlds = [], []
+    for strategy in ("ddp", "fsdp"):
+        own = {size: 2, "data__cache_dir": str(tmp_path / f"of-{strategy}")}  # nothing that one process computed
+        both.append(recipe("llama", "preference", judged(16), name=strategy, **options, **own,
+                           distributed__strategy=strategy))  # fmt: skip
+        using = {"kind": "evaluate", "run": both[-1].recipe.output_dir}
+        worlds.append((2, [{"kind": "train", "recipe": str(both[-1].path)}, using]))
+    for loaded, (losses, evaluated) in zip(both, in_worlds(tmp_path, worlds), strict=True):
+        assert losses == pytest.approx(recorder.losses, rel=2e-6)
+        one, other = adapter(alone.recipe.output_dir), adapter(loaded.recipe.output_dir)
+        for key, tensor in one.items():
+            torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=2e-5)
+        del evaluated["eval_runtime"]
+        assert evaluated == pytest.approx({key: found[key] for key in evaluated}, rel=1e-4, abs=1e-5)
 
 
 def test_a_live_reference_gives_the_same_losses(recipe) -> None:

@@ -16,6 +16,7 @@ from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.merging.merge_run import merge_run
 from peftcli.methods.lora import LoraParams
 from peftcli.training.run import train
+from tests.matrix.several_worlds import in_worlds
 from tests.recipes import CtrlC, Recorder
 from tests.training.test_train import adapter
 
@@ -62,3 +63,24 @@ def test_a_run_keeps_the_ranks_that_its_rows_gave(recipe) -> None:
     assert moved(later.recipe.output_dir) == ranks and recorder.facts["ranks"] == whole.facts["ranks"]
     params = load_adapter(Path(str(later.recipe.output_dir)) / "adapter").params
     assert isinstance(params, LoraParams) and 0 in params.rank_pattern.values()
+
+
+def test_two_processes_give_the_ranks_and_vectors_of_one(recipe, tmp_path: Path) -> None:
+    """A stays as it started (`freeze_a`), so that the adapter shows it; the rows of a step are the same."""
+    size = "training__per_device_train_batch_size"
+    options = {**STEPS, "training__adam_epsilon": 1e-3, "method": {**METHOD, "freeze_a": True}}
+    alone = recipe("llama", name="alone", **options, **{size: 4})
+    train(alone, reporter=Recorder())
+    both = [
+        recipe("llama", name=strategy, **options, **{size: 2}, distributed__strategy=strategy)
+        for strategy in ("ddp", "fsdp")
+    ]
+    in_worlds(tmp_path, [(2, [{"kind": "train", "recipe": str(each.path)}]) for each in both])
+    one, ranks = adapter(alone.recipe.output_dir), moved(alone.recipe.output_dir)
+    assert len(set(ranks.values())) > 1
+    for each in both:
+        found = adapter(each.recipe.output_dir)
+        assert moved(each.recipe.output_dir) == ranks
+        for key, tensor in one.items():
+            close = 1e-6 if "lora_A" in key else 1e-4
+            torch.testing.assert_close(found[key], tensor, rtol=close, atol=close)
