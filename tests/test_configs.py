@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,13 @@ def test_count_params_compares_all_configs(cli: Cli) -> None:
     assert set(rows) == set(registry.names())
     assert rows["full"]["percent"] == pytest.approx(100)
     assert all(row["percent"] < 30 for name, row in rows.items() if name not in ("full", "freeze"))
+
+
+def test_the_config_of_preferences_trains_on_its_pairs(cli: Cli, models: Callable[[str], Path], tmp_path: Path) -> None:
+    """With a tiny model in place of the hub's; its rows lie beside it."""
+    (config,) = sorted((CONFIGS[0].parent / "preference").glob("*.yaml"))
+    changes = [f"model.name_or_path={models('llama')}", "training.max_steps=2"]
+    rows = config.parent / "pairs.jsonl"
+    done = cli("train", config, *changes, f"data.path={rows}", "-o", tmp_path / "run", "--json", "--quiet")
+    assert done.code == 0, done.err
+    assert done.json["steps"] == 2 and math.isfinite(done.json["eval"]["eval_rewards_margins"])

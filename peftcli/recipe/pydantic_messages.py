@@ -186,9 +186,11 @@ def choice_hint(text: str, words: Sequence[str]) -> str | None:
     """Return the nearest of `words`, or None."""
     lowered = {word.lower(): word for word in words}
     short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
-    other = TASK_ALIASES.get(text) or TASK_ALIASES.get(text.lower()) or short.get(text.lower())
-    if other in words:
-        return did_you_mean([other])
+    losses = {"dpo": "sigmoid", "rpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "kto_pair": "kto"}
+    plain = text.lower()
+    for other in (TASK_ALIASES.get(text), TASK_ALIASES.get(plain), short.get(plain), losses.get(plain)):
+        if other in words:
+            return did_you_mean([other])
     close = nearest(text.lower().replace("-", "_"), lowered)
     return did_you_mean(lowered[word] for word in close) or None
 

@@ -10,7 +10,7 @@ import pytest
 from tests.command_line import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*.yaml")])
+SHIPPED = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("recipes/*.yaml")])
 
 
 @pytest.mark.parametrize("recipe", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -33,6 +33,7 @@ Problems = Callable[..., list[Problem]]
         ("training.lr_scheduler_type=cosin", "training.lr_scheduler_type = 'cosin'", "did you mean cosine?"),
         ("training.report_to=wandb", "expected a list of one of tensorboard, wandb, mlflow", "write [wandb]"),
         ("training.report_to=none", "training.report_to = 'none'", "leave the key out, or write []"),
+        ("training.loss_type=dpo", "training.loss_type = 'dpo'", "did you mean sigmoid?"),
         ("model.dtype=bf16", "model.dtype = 'bf16'", "did you mean bfloat16?"),
         ("model.name_or_path=''", "model.name_or_path = ''; expected a value that is not empty", None),
         ("model.name_or_path=7", "model.name_or_path = 7; expected text", "'7'"),
