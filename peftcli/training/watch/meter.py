@@ -11,6 +11,7 @@ from peftcli.record.callback import StepRecord
 from peftcli.tasks.task import Batch
 from peftcli.training.session import Session
 from peftcli.training.watch.finite import FiniteWatch
+from peftcli.training.watch.processor_waits import ProcessorWaits
 
 
 class Meter:
@@ -21,6 +22,7 @@ class Meter:
         self._loss = torch.zeros((), device=session.world.device)
         self._loss += session.state.window.get("loss_sum", 0.0)
         self._started = 0.0
+        self._waits = ProcessorWaits(torch.get_num_threads() if session.world.device.type == "cpu" else 1)
         self.finite = FiniteWatch(session.world, norms=not session.precision.scaled)
 
     def freeze(self) -> None:
@@ -75,6 +77,8 @@ class Meter:
             session.append_metrics({**line, "time": round(time.time(), 3)})
         session.world.watch.end()
         if session.world.is_main:
+            if (note := self._waits.note()) is not None:
+                session.reporter.note(note)
             session.reporter.step(record)
             session.callbacks.step(record)
 
