@@ -135,3 +135,19 @@ def preference_loss(spec: TrainingSpec) -> PreferenceLoss:
         given = getattr(spec, key)
         values[key] = float(info.defaults.get(key) or 0.0) if given is None or key not in info.defaults else given
     return PreferenceLoss(name, info, **values)
+
+
+_REFERENCES = {
+    "precomputed": "the reference, this model before its first step, is computed once",
+    "live": "the reference is a frozen copy of the starting values, in every pass",
+}
+
+
+def loss_in_words(spec: TrainingSpec) -> str:
+    """Return the loss of a `training` block, its hyper-parameters, and what it compares with."""
+    loss = preference_loss(spec)
+    named = [
+        f"{key} {getattr(loss, key):g}" for key, usual in loss.info.defaults.items() if getattr(loss, key) or usual
+    ]
+    compares = _REFERENCES[spec.reference or "precomputed"] if loss.info.reference else "no reference is computed"
+    return f"{', '.join([loss.name, *named])}; {compares}"

@@ -10,6 +10,7 @@ from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
 from peftcli.models.targets.target import summarise_ranks, summarise_targets
 from peftcli.protocol.attachment import Attachment
+from peftcli.recipe.preference_losses import loss_in_words
 from peftcli.tasks.task_table import task_info
 from peftcli.training.session import Session
 
@@ -25,6 +26,7 @@ def header(session: Session) -> dict[str, Any]:
     return {
         "model": recipe.model.name_or_path,
         "task": recipe.task,
+        "loss": loss_in_words(spec) if task_info(recipe.task).rows == "preferences" else None,
         "method": recipe.method.name,
         "targets": summarise_targets(session.attachment.targets) or None,
         "reaches": _reached(session),

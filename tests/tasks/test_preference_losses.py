@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peftcli.layers.chunked_loss import LogitTransform, head_loss
-from peftcli.recipe.preference_losses import PREFERENCE_LOSSES, preference_loss
+from peftcli.recipe.preference_losses import PREFERENCE_LOSSES, loss_in_words, preference_loss
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.preference_formulas import Scores, preference_losses, rewards
 from peftcli.tasks.task import TaskSettings, unprepared
@@ -31,6 +31,14 @@ SETTINGS = {
 
 
 OF_PAIRS = [name for name, info in PREFERENCE_LOSSES.items() if not info.unpaired]
+
+
+def test_a_loss_is_said_with_its_hyper_parameters_and_what_it_compares_with() -> None:
+    assert loss_in_words(TrainingSpec(label_smoothing=0.1)).startswith(
+        "sigmoid, beta 0.1, label_smoothing 0.1; the ref"
+    )
+    assert "frozen copy" in loss_in_words(TrainingSpec(loss_type="ipo", reference="live"))
+    assert loss_in_words(TrainingSpec(loss_type="simpo")) == "simpo, beta 2, simpo_gamma 0.5; no reference is computed"
 
 
 def log_sigmoid(x: float) -> float:

@@ -40,6 +40,7 @@ def test_it_learns_goes_on_and_opens_again(recipe, tmp_path: Path) -> None:
     summary = train(whole, reporter=recorder)
     assert recorder.losses[0] == pytest.approx(0.5, abs=1e-4)  # the model is its own reference: 1 - sigmoid(0)
     assert recorder.losses[-1] < 0.49
+    assert recorder.facts["loss"].startswith("kto, beta 0.5, desirable_weight 1, undesirable_weight 1; the reference")
     found = summary.eval
     assert found["eval_kl"] > 0  # what it learnt moved the mismatched answers, too
     assert found["eval_rewards_margins"] == pytest.approx(found["eval_rewards_chosen"] - found["eval_rewards_rejected"])
