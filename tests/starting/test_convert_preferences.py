@@ -137,7 +137,10 @@ def test_keys_of_axolotl_that_stand_for_others() -> None:
 def test_types_of_axolotls_rows() -> None:
     assert axolotl(kind="passthrough").recipe["data"]["chat_template"] == "none"
     assert axolotl(kind="llama3.argilla_chat").recipe["data"]["chat_template"] == "llama3"
-    assert set(decided(axolotl(kind="zephyr.nectar"))) == {"datasets.0.type"}
+    assert decided(axolotl(kind="chatml")) == {}
+    assert set(decided(axolotl(kind="zephyr.nectar"))) == set(decided(axolotl(kind="my.intel"))) == {"datasets.0.type"}
+    whole = axolotl(kind="chat_template.default\n    field_messages: chosen\n    roles: {user: [human]}")
+    assert "columns" not in whole.recipe["data"] and decided(whole) == {}
     words = "{field_prompt: input, field_chosen: a, field_rejected: b, prompt_format: '[I] {prompt}', chosen_format: x}"
     own = axolotl(kind=words)
     assert own.recipe["data"]["columns"] == {"prompt": "input", "chosen": "a", "rejected": "b"}

@@ -22,6 +22,7 @@ _STARTS_FROM = "the reference is this run's model before its first step; to comp
 _WORDING = "the prompt's wording: write it as data.template, or leave it to the chat template"
 _AS_THEY_ARE = "answers are taken as they are"
 _TEMPLATES = ("chatml", "llama3", "zephyr")
+_HEADS = (*_TEMPLATES, "passthrough", "chat_template", "user_defined")
 
 
 def trains_preferences(work: Conversion) -> bool:
@@ -211,7 +212,7 @@ def pair_type(work: Conversion, key: Key, value: Any, columns: dict[str, str]) -
                 pair_field(work, (*key, name), inner, columns)
         return
     head, _, kind = str(value).partition(".")
-    if kind not in PAIR_TYPES or (not kind and head not in ("passthrough", "chat_template", "user_defined")):
+    if kind not in PAIR_TYPES or head not in _HEADS:
         work.decide(key, f"no rows like these are known; expected columns are in docs/data.md, {rows_format(work)}")
         return
     columns.update(PAIR_TYPES[kind])
@@ -228,7 +229,9 @@ def pair_type(work: Conversion, key: Key, value: Any, columns: dict[str, str]) -
 def pair_field(work: Conversion, key: Key, value: Any, columns: dict[str, str]) -> bool:
     """Translate a field of axolotl's that names a column or words a prompt; return whether it is one."""
     name = str(key[-1])
-    if name in PAIR_COLUMNS["axolotl"]:
+    if name == "field_messages" and value in ("chosen", "rejected"):
+        work.drop(key, "the beginning that both conversations have in common is the prompt")
+    elif name in PAIR_COLUMNS["axolotl"]:
         columns[PAIR_COLUMNS["axolotl"][name]] = str(value)
         work.say(key, "data.columns")
     elif name == "prompt_format":
