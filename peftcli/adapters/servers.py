@@ -60,6 +60,8 @@ def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
     config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": info.hf_type}
     named = getattr(params, "target_modules", None) or ()
     if any(entry in named for entry in (*EXPERT_ROLES, EXPERTS)):
+        if info.hf_type != PLAIN or config.get("use_dora"):
+            return []  # HF peft has no other change of 3-D parameters than plain LoRA, so the run is in our own layout
         config["target_parameters"] = named  # what HF peft's layout calls experts, however the recipe names them
     plain = info.plain_lora
     return [name for name, rule in server_rules().items() if _loads(rule, config) or (plain and _takes(rule, config))]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
-from peftcli.models.anatomy import Anatomy, LinearRole
+from peftcli.models.anatomy import Anatomy, ExpertRole, LinearRole
+from peftcli.models.experts.expert_pieces import ExpertPiece
 from peftcli.models.load.model_files import find_source
 from peftcli.models.weights.base_files import stored_tensors
 from peftcli.models.weights.checkpoint_names import CheckpointNames
@@ -29,11 +31,17 @@ class FileWeights:
     def __init__(self, model: nn.Module, directory: Path) -> None:
         names = CheckpointNames(model)
         self._stored: dict[str, Source] = {}
+        self._pieces: dict[str, list[tuple[ExpertPiece, Source]]] = {}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in names.live.items()}
         for file_name, stored in stored_tensors(directory).items():
             meaning = names.of_file(file_name)
-            if meaning is None or meaning.converted or not stored.dtype.is_floating_point:
+            if meaning is None or not stored.dtype.is_floating_point:
                 continue
-            if tuple(names.live[meaning.live_name].shape) == stored.shape:
+            if meaning.piece is not None and meaning.piece.shape_in(self._shapes[meaning.live_name]) == stored.shape:
+                self._pieces.setdefault(meaning.live_name, []).append((meaning.piece, stored))
+            elif meaning.converted:
+                continue
+            elif tuple(names.live[meaning.live_name].shape) == stored.shape:
                 self._stored[meaning.live_name] = stored
         self._last: tuple[str, Tensor] | None = None
 
@@ -45,10 +53,21 @@ class FileWeights:
         if self._last is not None and self._last[0] == name:
             return self._last[1]
         stored = self._stored.get(name)
-        if stored is None:
+        value = self._of_pieces(name) if stored is None else stored.read_float32()
+        if value is not None:
+            self._last = (name, value)
+        return value
+
+    def _of_pieces(self, name: str) -> Tensor | None:
+        """Return a parameter of experts that the files hold in tensors of their own, or None."""
+        pieces = self._pieces.get(name, ())
+        if not pieces or len(pieces) < self._shapes[name][0] * pieces[0][0].parts:
             return None
-        self._last = (name, stored.read_float32())
-        return self._last[1]
+        whole = torch.empty(self._shapes[name])
+        for piece, stored in pieces:
+            rows = stored.shape[0]
+            whole[piece.expert, piece.part * rows : (piece.part + 1) * rows] = stored.read_float32()
+        return whole
 
 
 def base_weights(model: nn.Module, spec: ModelSpec) -> tuple[FileWeights | None, str | None]:
@@ -77,6 +96,12 @@ def role_weight(weight: Tensor, linear: LinearRole | None) -> Tensor:
         return weight
     rows = weight.T if linear.transposed else weight
     return rows if linear.slice is None else linear.slice.take(rows.T).T
+
+
+def expert_weight(weight: Tensor, role: ExpertRole) -> Tensor:
+    """Return a role's own (experts, d_out, d_in) of a 3-D parameter as it is stored."""
+    rows = weight.transpose(1, 2) if role.transposed else weight
+    return rows if role.slice is None else role.slice.take(rows.transpose(1, 2)).transpose(1, 2)
 
 
 def linears_by_key(anatomy: Anatomy) -> dict[str, LinearRole]:

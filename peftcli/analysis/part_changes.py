@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from peftcli.analysis.base_weights import FileWeights, linears_by_key, role_weight
+from peftcli.analysis.base_weights import FileWeights, expert_weight, linears_by_key, role_weight
 from peftcli.analysis.module_change import ModuleChange, layer_of, weight_change
 from peftcli.analysis.spectrum import product_spectrum
 from peftcli.layers.site import Part
-from peftcli.models.anatomy import Anatomy, LinearRole
+from peftcli.models.anatomy import Anatomy, ExpertRole, LinearRole
+from peftcli.models.experts.named_experts import by_key
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.composite_attachment import CompositeAttachment
 from peftcli.protocol.composition import SEPARATOR
@@ -59,6 +60,7 @@ class PartChanges:
 
     def __post_init__(self) -> None:
         self.linears = linears_by_key(self.anatomy)
+        self.experts = by_key(self.anatomy.experts)
 
     def rows(self, attachment: Attachment) -> Iterator[ModuleChange]:
         """Yield the parts' places, then the base parameters that were trained in place."""
@@ -70,7 +72,7 @@ class PartChanges:
                 yield weight_change(name, self.base.read(name) if self.base else None, self.state[name].float())
 
     def _place(self, key: str, part: Part, own: Mapping[str, Tensor]) -> ModuleChange:
-        linear = self.linears.get(key)
+        linear = self.linears.get(key) or self.experts.get(key)
         gated = isinstance(part.scale, nn.Module)
         role, layer = (linear.role, linear.layer) if linear else (None, layer_of(key))
         allotted = part.allotted_rank()  # before the saved tensors, of the kept ranks alone, are put in place
@@ -101,17 +103,21 @@ class PartChanges:
         )
 
     def _before_and_after(
-        self, key: str, linear: LinearRole | None, *, change: bool
+        self, key: str, role: LinearRole | ExpertRole | None, *, change: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the role's weight in the base, and, if asked, as a merge would leave it."""
-        name = f"{linear.module if linear else key}.weight"
+        name = role.path if isinstance(role, ExpertRole) else f"{role.module if role else key}.weight"
         whole = self.base.read(name) if self.base else None
         if whole is None:
             return None, None
-        before = role_weight(whole, linear)
+        before = _own(whole, role)
         if not change or name not in self.rules:
             return before, None
-        return before, role_weight(self.rules[name].apply(whole.clone()), linear)
+        return before, _own(self.rules[name].apply(whole.clone()), role)
+
+
+def _own(weight: Tensor, role: LinearRole | ExpertRole | None) -> Tensor:
+    return expert_weight(weight, role) if isinstance(role, ExpertRole) else role_weight(weight, role)
 
 
 def _magnitude_ratio(magnitude: Tensor | None, weight: Tensor | None) -> tuple[float, float, float] | None:

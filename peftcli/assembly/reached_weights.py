@@ -5,7 +5,7 @@ from __future__ import annotations
 from peftcli.layers.added_modules import is_added
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
-from peftcli.layers.expert_parts.expert_delta import ExpertsDelta
+from peftcli.layers.expert_parts.expert_part import ExpertPart
 from peftcli.models.load.quantization import logical_numel
 from peftcli.models.targets.target import Target
 from peftcli.protocol.attachment import Attachment
@@ -23,7 +23,7 @@ def reached_share(attachment: Attachment) -> float | None:
     if not attachment.targets:
         return None
     some = {
-        placed.key: len(placed.part.positions) for placed in attachment.placed if isinstance(placed.part, ExpertsDelta)
+        placed.key: len(placed.part.positions) for placed in attachment.placed if isinstance(placed.part, ExpertPart)
     }
     whole = {target.place for target in attachment.targets if target.slice is None}
     sizes = {

@@ -29,7 +29,8 @@ from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
-from peftcli.protocol.method import MergeRule
+from peftcli.protocol.folding import rows_of
+from peftcli.protocol.method import REPLACES, MergeRule, MergeStep
 from peftcli.protocol.registry import registry
 from peftcli.protocol.rows_beside.row_rules import folding_rules
 from peftcli.recipe.load_recipe import LoadedRecipe
@@ -106,7 +107,8 @@ def whole_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def placed(value: Tensor) -> MergeRule:
     """Return the rule that replaces the base's tensor, if it has one, by `value`."""
-    return MergeRule(lambda _base: value.float().clone(), "add", replaces=True)
+    step = MergeStep(lambda _base: value.float().clone(), REPLACES, rows_of(value))
+    return MergeRule(step.apply, "add", replaces=True, steps=(step,))
 
 
 def open_run_to_merge(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from peftcli.models.anatomy import BLOCK_ROLES, LINEAR_ROLES
+from peftcli.models.anatomy import BLOCK_ROLES, EXPERT_ROLES, EXPERTS, LINEAR_ROLES
 from peftcli.protocol.folding import Change, Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.recipe.method_params import MethodParams
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peftcli.models.anatomy import Anatomy, LinearRole
     from peftcli.protocol.attachment import Attachment
 
-_TERMS = (*LINEAR_ROLES, *BLOCK_ROLES, "norms")
+_TERMS = (*LINEAR_ROLES, *BLOCK_ROLES, *EXPERT_ROLES, EXPERTS, "norms")
 
 
 class BitFitParams(MethodParams):
@@ -35,7 +35,7 @@ class BitFitParams(MethodParams):
 
     name: Literal["bitfit"] = "bitfit"
     terms: Literal["all"] | list[str] = Field(default="all")
-    """Which biases: all, or roles such as [attn.q, ffn.up]; `attn`, `ffn` and `norms` stand for several."""
+    """Which biases: all, or roles such as [attn.q, ffn.up]; `attn`, `ffn`, `experts` and `norms` stand for several."""
 
     @field_validator("terms")
     @classmethod
@@ -73,7 +73,9 @@ class BitFitMethod(Method[BitFitParams]):
         missing = [term for term in params.terms if not _names(anatomy, term) and not _slices(anatomy, term)]
         present = [term for term in _TERMS if _names(anatomy, term) or _slices(anatomy, term)]
         return [
-            f"{term} has no bias in this {anatomy.family} model; terms with one: {', '.join(present)}"
+            f"{term} has its biases in one parameter with other roles: name {EXPERTS}, which trains all of them"
+            if _shares_biases(anatomy, term)
+            else f"{term} has no bias in this {anatomy.family} model; terms with one: {', '.join(present)}"
             for term in missing
         ]
 
@@ -120,11 +122,20 @@ def _linears(anatomy: Anatomy, term: str) -> list[LinearRole]:
 
 def _names(anatomy: Anatomy, term: str) -> list[str]:
     """Return the bias parameters that `term` names whole."""
+    if term in (EXPERTS, *EXPERT_ROLES):
+        named = [role for role in anatomy.experts if term in (EXPERTS, role.role)]
+        stacked = [role.bias for role in named if role.bias and (term == EXPERTS or role.slice is None)]
+        own = [f"{role.module}.bias" for role in named if role.parameter is None]
+        return list(dict.fromkeys([*stacked, *(name for name in own if name in anatomy.biases)]))
     if term == "norms":
         modules = list(anatomy.norms)
     else:
         modules = [linear.module for linear in _linears(anatomy, term) if linear.slice is None]
     return [f"{module}.bias" for module in modules if f"{module}.bias" in anatomy.biases]
+
+
+def _shares_biases(anatomy: Anatomy, term: str) -> bool:
+    return any(role.role == term and role.bias and role.slice for role in anatomy.experts)
 
 
 def _slices(anatomy: Anatomy, term: str) -> list[LinearRole]:

@@ -2,8 +2,8 @@
 
 y = l * (W x + b) on keys and values; W (l * x) on the feed-forward's last projection, which scales the inner
 activations (T-Few scales the up projection's output after the gate's product: the same tensor; HF peft does it as
-here). Vectors start at one, so that a fresh adapter is the identity. T-Few trains with Adafactor at 3e-3; the default
-here is for AdamW.
+here). Experts that are 3-D parameters have a vector each, where they are named (`experts`, or by role). Vectors start
+at one, so that a fresh adapter is the identity. T-Few trains with Adafactor at 3e-3; the default here is for AdamW.
 """
 
 from __future__ import annotations
@@ -60,32 +60,45 @@ class IA3Method(Method[IA3Params]):
         Raises:
             UserError: a target matches nothing.
         """
+        from peftcli.attachments.expert_rescale import attach_expert_rescale
         from peftcli.layers.parts.rescale import Rescale
         from peftcli.layers.site import input_site, output_site
+        from peftcli.models.experts.named_experts import ExpertChoice
         from peftcli.models.targets.target_modules import resolve_targets
         from peftcli.protocol.attachment import Attachment
-        from peftcli.protocol.projections import projections
+        from peftcli.protocol.projections import projection_targets, views
 
         entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
+        every = ExpertChoice()
         inner = set()
-        if params.feedforward_modules and _present(anatomy, params.feedforward_modules):
-            inner = {target.key for target in resolve_targets(model, anatomy, params.feedforward_modules)}
-        places = projections(model, anatomy, params, entries)
-        attachment = Attachment(model, targets=[target for target, _ in places])
-        for target, view in places:
+        named = _inner(anatomy, params.feedforward_modules)
+        if named:
+            inner = {target.key for target in resolve_targets(model, anatomy, named, experts=every)}
+        targets = projection_targets(model, anatomy, params, entries, experts=every)
+        stacked = [target for target in targets if target.kind == "experts"]
+        attachment = Attachment(model, targets=targets)
+        for target, view in views(model, targets):
             if target.key in inner:
                 part, site = Rescale(view.in_features, "input", None, view.device), input_site(view.module)
             else:
                 part = Rescale(view.out_features, "output", target.slice, view.device)
                 site = output_site(view.module)
             attachment.place(target.key, part, site.parts)
+        attach_expert_rescale(attachment, stacked, inner)
         return attachment
 
     def merge_rules(self, anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
         """Return rules that scale rows and bias (output vectors) or columns (input vectors)."""
+        from peftcli.attachments.expert_rescale import fold_expert_vectors
+        from peftcli.models.experts.named_experts import by_key
+
         folding = Folding(anatomy)
+        stacked = by_key(anatomy.experts)
         for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
             vector = tensors["ia3_l"].float()
+            if key in stacked:
+                fold_expert_vectors(folding, stacked[key], vector)
+                continue
             if vector.shape[0] == 1:  # (1, in)
                 folding.scale_input(key, vector.flatten())
                 continue
@@ -107,9 +120,17 @@ def _defaults(anatomy: Anatomy) -> list[str]:
     return [role for role in _PAPER if role in present]
 
 
-def _present(anatomy: Anatomy, entries: list[str] | str) -> bool:
-    """Return False only for the default feed-forward role on a model that has none (experts as 3-D parameters)."""
-    return entries != ["ffn.down"] or "ffn.down" in anatomy.roles()
+def _inner(anatomy: Anatomy, entries: list[str] | str) -> list[str] | str | None:
+    """Return the entries whose input is rescaled; the role ffn.down means that of the experts, too, where there is one.
+
+    None where there is none: nothing is named, or the feed-forward's role alone on a model that has neither.
+    """
+    present = anatomy.roles()
+    if not isinstance(entries, list) or "ffn.down" not in entries:
+        return entries or None
+    found = [role for role in ("ffn.down", "experts.down") if role in present]
+    rest = [entry for entry in entries if entry != "ffn.down"]
+    return [*rest, *found] if found else rest and entries
 
 
 METHOD = IA3Method()

@@ -14,7 +14,7 @@ from peftcli.protocol.method import CHANGES, CHANGES_INPUT, REPLACES, MergeRule,
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from peftcli.models.anatomy import Anatomy, ExpertRole, LinearRole
+    from peftcli.models.anatomy import Anatomy, ExpertRole, FusedSlice, LinearRole
 
 Change = Callable[["Tensor"], "Tensor"]
 """From a role's float32 tensor to the changed one. The argument is the change's own: it may work in place, so that a
@@ -91,16 +91,22 @@ class Folding:
 
         self._steps.setdefault(role.path, []).append(MergeStep(apply, stage, change))
 
+    def change_expert_biases(self, role: ExpertRole, change: Change) -> None:
+        """Apply `change` to the biases (experts, out) of a role's features; nothing where the experts have none."""
+        if role.bias is not None:
+            self._append(role.bias, _on_features(change, role.slice))
+
     def change_bias(self, key: str, change: Change) -> None:
         """Apply `change` to the bias that an adapter key names, as (out,)."""
         role = self._roles.get(key)
-        self._append(f"{role.module if role else key}.bias", _on_features(change, role))
+        self._append(f"{role.module if role else key}.bias", _on_features(change, role.slice if role else None))
 
     def replace(self, name: str, value: Tensor) -> None:
         """Replace the base parameter `name` by `value`; changes of the same parameter apply to that."""
         self._replaced.add(name)
         # a copy: the next change may work in place, and `value` is the adapter's own
-        self._append(name, lambda _base: value.float().clone(), REPLACES)
+        whole = _of_base(lambda _base: value.float().clone())
+        self._steps.setdefault(name, []).append(MergeStep(whole, REPLACES, rows_of(value)))
 
     def has_bias(self, key: str) -> bool:
         """Return whether the projection that `key` names has a bias."""
@@ -116,6 +122,13 @@ class Folding:
 
     def _append(self, name: str, change: Change, stage: int = CHANGES) -> None:
         self._steps.setdefault(name, []).append(MergeStep(_of_base(change), stage))
+
+
+def rows_of(value: Tensor) -> RowsChange | None:
+    """Return what puts rows of a whole parameter (experts, out, in) in place of the base's; None for other shapes."""
+    if value.ndim != 3:
+        return None
+    return lambda expert, start, rows: value[expert, start : start + len(rows)].float().clone()
 
 
 def rule_of(steps: Sequence[MergeStep], kind: Literal["change", "add", "untie"], replaces: bool) -> MergeRule:
@@ -152,12 +165,12 @@ def _on_rows(change: Change, role: LinearRole | None, transposed: bool) -> Chang
     return apply
 
 
-def _on_features(change: Change, role: LinearRole | None) -> Change:
+def _on_features(change: Change, features: FusedSlice | None) -> Change:
     def apply(bias: Tensor) -> Tensor:
-        if role is None or role.slice is None:
+        if features is None:
             return change(bias)
-        own = change(role.slice.take(bias).clone())
-        role.slice.part(bias).copy_(role.slice.split(own, role.slice.size))
+        own = change(features.take(bias).clone())
+        features.part(bias).copy_(features.split(own, features.size))
         return bias
 
     return apply

@@ -25,10 +25,11 @@ def merge_note(anatomy: Anatomy, params: MethodParams, attachment: Attachment) -
     if reason is None:
         try:
             rules = method.merge_rules(anatomy, params, _without_rows(attachment))
+            beside = (*attachment.to_save, *attachment.unfrozen)
             by_rows = [name for name, rule in rules.items() if rule.on_rows() is not None]
+            by_rows += [name for name in beside if attachment.model.get_parameter(name).ndim == 3]
             tables = [f"{placed.table}.weight" for placed in attachment.rows]
-            beside = (*attachment.to_save, *attachment.unfrozen, *tables)
-            whole = [name for name in (*rules, *beside) if name not in by_rows]
+            whole = [name for name in (*rules, *beside, *tables) if name not in by_rows]
             reason = _in_pieces(by_rows, whole, attachment)
         except UserError as error:
             reason = error.problems[0].message

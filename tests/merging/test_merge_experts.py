@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftcli.errors import UserError
+from peftcli.analysis.adapter_view import view_adapter
 from peftcli.merging.merge_run import merge_run
 from peftcli.models.weights.checkpoint_names import CheckpointNames
 from tests import tiny
@@ -18,6 +18,12 @@ from tests.models.experts.tiny_experts import family_config
 from tests.tiny import tiny_model
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("mixtral", {"target_modules": ["experts.up", "experts.down"], "use_dora": True}),
+    "ia3": ("qwen3_moe", {"name": "ia3", "target_modules": ["experts", "attn.k"]}),
+    "ia3, in turn, with biases": ("gpt_oss", {"name": "ia3", "target_modules": ["experts.gate", "experts.down"]}),
+    "trained whole": ("mixtral", {"target_modules": ["attn.q"], "modules_to_save": ["mlp.experts"]}),
+    "trained whole, beside lora": ("qwen3_moe", {"target_modules": ["experts"], "modules_to_save": ["mlp.gate"]}),
+    "biases": ("gpt_oss", {"name": "bitfit", "terms": ["experts", "attn.q"]}),
     "whole": ("mixtral", {"target_modules": ["experts", "attn.q"]}),
     "roles": ("qwen3_moe", {"target_modules": ["experts.up", "experts.down"], "use_rslora": True}),
     "some experts": ("mixtral", {"target_modules": ["experts.gate"], "experts_to_transform": [2]}),
@@ -30,7 +36,7 @@ def test_outputs_are_those_of_base_and_adapter(
     family: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tiny._CONFIGS, family, ("decoder", family_config(family)))
-    run = make_run(tmp_path, family, "causal_lm", {"name": "lora", "r": 4, **options}, base_class="causal_lm")
+    run = make_run(tmp_path, family, "causal_lm", {"name": "lora", **options}, base_class="causal_lm")
     report = merge_run(run, tmp_path / "merged", use_alone=False)
     assert report.verified and report.agreement == 1.0
     assert report.max_abs_diff is not None and report.max_abs_diff < 2e-5
@@ -57,8 +63,12 @@ def test_pieces_are_where_transformers_puts_them() -> None:
         assert found.piece.shape_in(live[found.live_name].shape) == ((32, 48) if matrix == "w2" else (48, 32))
 
 
-def test_what_needs_the_whole_parameter_is_refused(tmp_path: Path) -> None:
-    method = {"name": "lora", "r": 2, "modules_to_save": ["mlp.experts"]}
+@pytest.mark.parametrize(
+    "method", [{"name": "ia3", "target_modules": ["experts.up"]}, {"name": "lora", "modules_to_save": ["mlp.experts"]}]
+)
+def test_a_view_of_the_adapter_reads_the_experts_from_their_pieces(method: dict[str, Any], tmp_path: Path) -> None:
     run = make_run(tmp_path, "mixtral", "causal_lm", method, base_class="causal_lm")
-    with pytest.raises(UserError, match="stored in several pieces"):
-        merge_run(run, tmp_path / "merged", use_alone=False)
+    view = view_adapter(run)
+    rows = [row for row in view.rows if "gate_up_proj" in row.name]
+    assert [row.layer for row in rows] == [0, 1] and all(row.relative and 0 < row.relative < 1 for row in rows)
+    assert {row.role for row in rows} == ({"experts.up"} if method["name"] == "ia3" else {None})

@@ -12,25 +12,24 @@ import torch
 from torch import Tensor
 
 from peftcli.layers.base_linear import Slice
+from peftcli.layers.expert_parts.expert_part import ExpertPart, ExpertsView, Leaving
 from peftcli.layers.part_device import device_beside
 from peftcli.layers.parts.lora import Factor
 from peftcli.layers.parts.lora_init import Initialiser, fill_
 from peftcli.layers.parts.lowrank import lowrank_add
-from peftcli.layers.site import Part
 
 
-class ExpertsDelta(Part):
+class ExpertsDelta(ExpertPart):
     """Low-rank changes of the experts that one 3-D parameter holds.
 
-    No change of a whole weight is ever made: `at` adds s B_e A_e x to the rows of one expert.
+    No change of a whole weight is ever made: s B_e A_e x is added to the rows of one expert.
 
     Args:
-        weight: the parameter.
+        base: the experts.
         widths: in and out features of one expert, of the slice if there is one.
-        experts: the numbers of those that are changed.
+        numbers: of the experts that are changed.
         rank: r, of every expert.
         scale: s.
-        parameter: the parameter's name in its module.
         rows: the output features, if the parameter is fused and only a role of it is changed.
         dropout: of the low-rank branch's input.
         init: fills one expert's factors; skipped on the meta device.
@@ -39,22 +38,20 @@ class ExpertsDelta(Part):
 
     def __init__(
         self,
-        weight: Tensor,
+        base: ExpertsView,
         widths: tuple[int, int],
-        experts: Sequence[int],
+        numbers: Sequence[int],
         rank: int,
         scale: float,
         *,
-        parameter: str,
         rows: Slice | None,
         dropout: float,
         init: Initialiser,
         freeze_a: bool,
     ) -> None:
-        super().__init__(scale)
-        self.parameter, self.rank, self.rows, self.dropout = parameter, rank, rows, dropout
-        self.positions = {expert: position for position, expert in enumerate(experts)}
-        device, count = device_beside(weight), len(experts)
+        super().__init__(base, numbers, rows, scale)
+        self.rank, self.dropout = rank, dropout
+        device, count = device_beside(base.host.get_parameter(base.parameter)), len(numbers)
         self.lora_A = Factor(count * rank, widths[0], device)
         self.lora_B = Factor(widths[1], rank * count, device)
         self.lora_A.weight.requires_grad_(not freeze_a)
@@ -65,15 +62,18 @@ class ExpertsDelta(Part):
         """Return every changed expert's A, (r, in), and B, (out, r); ask once a pass: autograd joins them at once."""
         return expert_factors(self.lora_A.weight, self.lora_B.weight, self.rank)
 
-    def at(self, x: Tensor, y: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
-        """Return y with one expert's change added.
+    def leaving(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Leaving:
+        """Return what adds the low-rank product of each expert that is changed."""
+        every_a, every_b = self.factors()
+        scale, dropout = float(self.scale), self.dropout if self.training else 0.0
 
-        Args:
-            x: the rows that the expert gets, (rows, in).
-            y: what its projection made of them, (rows, out); its memory is reused.
-            pair: the expert's A and B.
-        """
-        return lowrank_add(y, x, *pair, float(self.scale), self.rows, self.dropout if self.training else 0.0)
+        def add(expert: int, x: Tensor, y: Tensor) -> Tensor:
+            position = self.positions.get(expert)
+            if position is None:
+                return y
+            return lowrank_add(y, x, every_a[position], every_b[position], scale, self.rows, dropout)
+
+        return add
 
 
 def expert_factors(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

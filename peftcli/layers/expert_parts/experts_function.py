@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers.integrations.moe import ExpertsInterface
 
 from peftcli.layers.added_modules import ADDED
+from peftcli.layers.expert_parts.expert_part import ExpertsView
 from peftcli.layers.site import Site
 
 FUNCTION_NAME = f"{ADDED}experts"
@@ -89,19 +90,18 @@ def run_experts(host: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
 
 def _project(host: Any, name: str, rows: tuple[Tensor, ...]) -> list[Tensor]:
     """Return every expert's rows after one projection and the parts that change it."""
-    site = host._modules.get(_SITE_NAME)
-    parts = [part for part in site.parts if part.enabled and part.parameter == name] if site is not None else []
-    factors = [(part, part.positions, *part.factors()) for part in parts]
-    weights = getattr(host, name).unbind(0)  # one gradient for all, where the weights themselves are trained
-    biases = getattr(host, f"{name}_bias").unbind(0) if host.has_bias else None
+    site, view = host._modules.get(_SITE_NAME), ExpertsView(host, name)
+    parts = [part for part in site.parts if part.enabled and part.base.parameter == name] if site is not None else []
+    weights, biases = view.weights(), view.biases()
+    entering = [change for part in parts if (change := part.entering()) is not None]
+    leaving = [change for part in parts if (change := part.leaving(weights, biases)) is not None]
     made = []
     for expert, x in enumerate(rows):
-        weight = weights[expert].T if host.is_transposed else weights[expert]
-        y = F.linear(x, weight, biases[expert] if biases else None)
-        for part, positions, every_a, every_b in factors:
-            if len(x) and expert in positions:
-                position = positions[expert]
-                y = part.at(x, y, (every_a[position], every_b[position]))
+        for enter in entering if len(x) else ():
+            x = enter(expert, x)
+        y = F.linear(x, weights[expert], biases[expert] if biases else None)
+        for leave in leaving if len(x) else ():
+            y = leave(expert, x, y)
         made.append(y)
     return made
 

@@ -122,3 +122,11 @@ def _columns(matrix: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield the columns in float64, some at a time, with the number of the first."""
     for start in range(0, matrix.shape[1], _CHUNK):
         yield start, matrix[:, start : start + _CHUNK].double()
+
+
+def widened(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the pair with zeros up to a rank."""
+    more = rank - len(a)
+    if more <= 0:
+        return a.contiguous(), b.contiguous()
+    return torch.cat([a, a.new_zeros(more, a.shape[1])]), torch.cat([b, b.new_zeros(len(b), more)], dim=1)

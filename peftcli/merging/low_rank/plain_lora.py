@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peftcli.errors import UserError
-from peftcli.merging.low_rank.nearest_pair import Spectrum, below_rank, spectrum
+from peftcli.merging.low_rank.nearest_pair import Spectrum, below_rank, spectrum, widened
 from peftcli.merging.low_rank.with_lora import EMBEDDING, LINEAR, with_lora
 from peftcli.merging.merge_plan import MergedTensor, plan_merge
 from peftcli.merging.run_to_merge import RunToMerge, whole_tensors
@@ -133,7 +133,7 @@ def plan_lora(run: RunToMerge, tensors: Mapping[str, Source], wanted: Wanted) ->
         if tensor.rule is None or name in whole:
             continue
         module, _, parameter = name.rpartition(".")
-        kind = module_kind(run.model.get_submodule(module))
+        kind = module_kind(run.model.get_submodule(module)) if tensor.live_name else None  # a piece of a parameter
         if kind is None or parameter != "weight" or tensor.source is None or name not in rules:
             others.append(name)
         else:
@@ -168,7 +168,7 @@ def plain_lora(plan: LoraPlan) -> PlainLora:
         own = place.spectrum()
         ranks[place.module] = min(rank, place.largest_rank)
         names = EMBEDDING if place.kind == "embedding" else LINEAR
-        a, b = _widened(*own.pair(rank), ranks[place.module])
+        a, b = widened(*own.pair(rank), ranks[place.module])
         state |= {f"{place.module}.{names[0]}": a, f"{place.module}.{names[1]}": b}
         shares[place.module] = own.kept(rank), float(own.energies.sum())
     least = min(shares, key=lambda module: _share(*shares[module]))
@@ -196,14 +196,6 @@ def _whole(run: RunToMerge) -> dict[str, Tensor]:
     meta, state = run.adapter.meta, run.adapter.state
     below = tuple(f"{path}." for path in (*meta.head, *meta.modules_to_save))
     return {name: state[name] for name in whole_tensors(run.model, state) if below and name.startswith(below)}
-
-
-def _widened(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the pair with zeros up to a rank."""
-    more = rank - len(a)
-    if more <= 0:
-        return a.contiguous(), b.contiguous()
-    return torch.cat([a, a.new_zeros(more, a.shape[1])]), torch.cat([b, b.new_zeros(len(b), more)], dim=1)
 
 
 def _share(part: float, whole: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -18,7 +18,13 @@ EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 """The keys of a pair at a linear (or Conv1D), and at a table."""
 
 
-def with_lora(run: RunToMerge, entries: list[str], ranks: Mapping[str, int], state: dict[str, Tensor]) -> RunToMerge:
+def with_lora(
+    run: RunToMerge,
+    entries: list[str],
+    ranks: Mapping[str, int],
+    state: dict[str, Tensor],
+    experts: Collection[int] | None = None,
+) -> RunToMerge:
     """Return a run with a LoRA whose factors hold every scale: alpha is the rank.
 
     Args:
@@ -26,6 +32,7 @@ def with_lora(run: RunToMerge, entries: list[str], ranks: Mapping[str, int], sta
         entries: `target_modules`.
         ranks: by the targets' keys.
         state: the pairs, the head, and the modules trained whole.
+        experts: numbers of those that are changed, where some are; None for all.
     """
     assert run.adapter is not None  # a run of a complete model has no adapter to replace
     largest = max(ranks.values())
@@ -38,6 +45,7 @@ def with_lora(run: RunToMerge, entries: list[str], ranks: Mapping[str, int], sta
         rank_pattern=smaller,
         alpha_pattern=dict(smaller),
         modules_to_save=list(meta.modules_to_save) or None,
+        experts_to_transform=None if experts is None else sorted(experts),
     )
     attachment = apply_method(run.model, run.anatomy, params)  # on the meta device
     try:

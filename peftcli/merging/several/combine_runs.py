@@ -9,7 +9,7 @@ from peftcli.errors import UserError
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.merging.several.agreeing_runs import differing_texts, refuse_disagreeing
 from peftcli.merging.several.combination import Combination
-from peftcli.merging.several.combine_factors import combine_factors, why_no_factors
+from peftcli.merging.several.combine_factors import combine_factors, overlapping, why_no_factors
 from peftcli.merging.several.combine_weights import combine_weights
 
 
@@ -25,6 +25,7 @@ def combine_runs(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
     """
     refuse_disagreeing(runs)
     reasons = {run.directory: reason for run in runs if (reason := why_no_factors(run))}
+    reasons = reasons or overlapping(runs)
     decided = replace(how, type=how.type or ("linear" if reasons else "cat"))
     if reasons and decided.name == "cat":
         where, reason = next(iter(reasons.items()))

@@ -6,8 +6,9 @@ memory are the tensor and one change of it for each adapter. Task heads and modu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from peftcli.merging.run_to_merge import RunToMerge, placed
 from peftcli.merging.several.agreeing_runs import averages
 from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_tensors import combine_tensors, draws_of
-from peftcli.protocol.method import MergeRule
+from peftcli.protocol.method import MergeRule, MergeStep, RowsChange
 from peftcli.protocol.registry import registry
 
 
@@ -61,17 +62,38 @@ def _combined_rule(name: str, parts: list[tuple[float, MergeRule]], how: Combina
         if base is None:
             raise ValueError(f"{name}: a combined rule changes a tensor that the base must have")
         if how.pruning is None and not how.cut:
-            total = base.clone()
-            for weight, rule in parts:
-                total.add_(rule.apply(base.clone()).sub_(base), alpha=weight)
-            return total
+            return _summed(base, [(weight, rule.apply) for weight, rule in parts])
         changes = [rule.apply(base.clone()).sub_(base).contiguous() for _, rule in parts]
         change = combine_tensors(changes, weights, how, draws_of(name, how.seed))
-        if how.cut and change.ndim == 2:
-            assert how.rank is not None  # combine_weights
-            a, b = spectrum(change).pair(how.rank)
-            return base.addmm_(b, a)
-        return base.add_(change)
+        if not how.cut or change.ndim < 2:
+            return base.add_(change)
+        assert how.rank is not None  # combine_weights
+        one = change.ndim == 2  # else of experts, each of which is cut by itself
+        for own, matrix in zip([base] if one else base, [change] if one else change, strict=True):
+            a, b = spectrum(matrix.contiguous()).pair(how.rank)
+            own.addmm_(b, a)
+        return base
 
     kinds = [rule.kind for _, rule in parts]
-    return MergeRule(apply, "untie" if "untie" in kinds else "change")
+    step = MergeStep(apply, rows=_combined_rows(parts, how))
+    return MergeRule(apply, "untie" if "untie" in kinds else "change", steps=(step,))
+
+
+def _combined_rows(parts: list[tuple[float, MergeRule]], how: Combination) -> RowsChange | None:
+    """Return the same for rows of one expert; None where what is pruned or cut depends on the whole tensor."""
+    known = [(weight, change) for weight, rule in parts if (change := rule.on_rows()) is not None]
+    if how.pruning is not None or how.cut or len(known) < len(parts):
+        return None
+
+    def apply(expert: int, start: int, rows: Tensor) -> Tensor:
+        return _summed(rows, [(weight, partial(change, expert, start)) for weight, change in known])
+
+    return apply
+
+
+def _summed(base: Tensor, parts: Sequence[tuple[float, Callable[[Tensor], Tensor]]]) -> Tensor:
+    """Return the base with the weighted sum of its changes."""
+    total = base.clone()
+    for weight, apply in parts:
+        total.add_(apply(base.clone()).sub_(base), alpha=weight)
+    return total

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from peftcli.errors import Problem
 from peftcli.models.anatomy import EXPERT_ROLES, EXPERTS, ExpertRole
 
@@ -69,8 +71,23 @@ def no_such_parameter(experts: Iterable[ExpertRole], entry: str, key: str) -> Pr
     return Problem(f"no parameter of experts is named {entry!r}", key=key, suggestion=hint)
 
 
+def instead_of(experts: Iterable[ExpertRole], path: str, module: nn.Module) -> str | None:
+    """Return how a recipe reaches a module that is no linear: one that holds experts, or a router, or a norm.
+
+    Args:
+        experts: of the model.
+        path: of the module.
+        module: itself; None is returned where it has no parameters of its own.
+    """
+    if any(role.module == path and role.parameter for role in experts):
+        return f"{EXPERTS} names all experts, and a role, such as {EXPERT_ROLES[0]}, one projection of each"
+    if not list(module.parameters(recurse=False)):
+        return None
+    return f"to train it whole, name it in method.modules_to_save: [{'.'.join(path.split('.')[-2:])}]"
+
+
 def refused(paths: Sequence[str], key: str) -> Problem:
     """Return the problem of 3-D parameters under a method that changes modules only."""
     more = f" (and {len(paths) - 1} more)" * (len(paths) > 1)
     reason = f"{paths[0]}{more} is a 3-D parameter that holds all experts, and this method changes linears only"
-    return Problem(reason, key=key, suggestion="leave the experts out, or use lora, which reaches them")
+    return Problem(reason, key=key, suggestion="leave the experts out, or use lora or ia3, which reach them")

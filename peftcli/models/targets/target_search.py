@@ -12,7 +12,7 @@ from torch import nn
 from peftcli.errors import Problem, UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.models.anatomy import BLOCK_ROLES, EXPERT_ROLES, EXPERTS, LINEAR_ROLES, Anatomy, ExpertRole, Stack
-from peftcli.models.experts.named_experts import named_experts
+from peftcli.models.experts.named_experts import instead_of, named_experts
 from peftcli.models.module_view import Kind, module_kind
 from peftcli.models.targets.target import Target, short_path
 from peftcli.models.targets.target_entries import ALL_LINEAR, ROLE_WORDS
@@ -179,7 +179,8 @@ class TargetSearch:
 
     def _not_linear(self, entry: str, path: str, key: str, roles: str) -> Problem:
         inside = [name[len(path) + 1 :] for name in self.kinds if name.startswith(f"{path}.")]
-        hint = f"name what is in it: {', '.join(inside[:8])}; {roles}" if inside else roles
+        within = f"name what is in it: {', '.join(inside[:8])}; {roles}" if inside else roles
+        hint = instead_of(self.anatomy.experts, path, self.all_modules[path]) or within
         reason = self.left_out.get(path)
         message = f"{entry!r} is a {type(self.all_modules[path]).__name__}, not a linear or an embedding"
         return Problem(f"{message}: {reason}" if reason else message, key=key, suggestion=hint)

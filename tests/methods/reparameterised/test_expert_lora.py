@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.assembly.reached_weights import reached_share
-from peftcli.attachments.expert_lora import whole_rows
+from peftcli.attachments.expert_places import whole_rows
 from peftcli.errors import UserError
 from peftcli.layers.expert_parts.expert_delta import ExpertsDelta, expert_factors
+from peftcli.layers.expert_parts.expert_dora import ExpertsDora
 from peftcli.merging.live_rules import fold_rules
 from peftcli.methods.lora import METHOD, LoraParams
 from peftcli.models.read_anatomy import read_anatomy
@@ -26,6 +27,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "roles": {"target_modules": ["experts.up", "experts.down", "attn.q"]},
     "both halves": {"target_modules": ["experts.up", "experts.gate"], "alpha_pattern": {"experts.up": 3}},
     "some experts": {"target_modules": ["experts"], "experts_to_transform": [3, 1], "use_rslora": True},
+    "dora": {"target_modules": ["experts.up", "experts.down"], "use_dora": True},
+    "dora of some": {"target_modules": ["experts"], "experts_to_transform": [3, 1], "use_dora": True},
 }
 
 
@@ -52,12 +55,13 @@ def _logits(model: nn.Module) -> Tensor:
     return logits
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("family", [*STACKED, APART])
-def test_the_start_is_the_base_and_every_factor_gets_a_gradient(family: str) -> None:
+def test_the_start_is_the_base_and_every_factor_gets_a_gradient(family: str, dora: bool) -> None:
     model = tiny_experts(family)
     with torch.no_grad():
         before = _logits(model)
-    attachment = _attached(model, _params(target_modules=["experts"]))
+    attachment = _attached(model, _params(target_modules=["experts"], use_dora=dora))
     assert torch.equal(_logits(model), before)
     _move(attachment)
     _logits(model).square().mean().backward()
@@ -104,10 +108,33 @@ def test_some_experts_change_and_the_others_stay() -> None:
     torch.testing.assert_close(changed[1], 3.0 * part.lora_B.weight @ part.lora_A.weight)
 
 
-def test_rows_of_one_expert_change_as_the_whole_does() -> None:
+def test_dora_is_the_written_out_formula_of_each_expert() -> None:
+    """y = m / |W + s B A| (W + s B A) x + b, one row after the other."""
+    model = tiny_experts("gpt_oss")
+    attachment = _attached(model, _params(target_modules=["experts.up"], use_dora=True))
+    _move(attachment)
+    part = attachment.placed[0].part
+    assert isinstance(part, ExpertsDora) and part.rows is not None
+    weights, biases = part.base.weights(), part.base.biases()
+    assert biases is not None
+    x, every_a, every_b = torch.randn(3, 32), *part.factors()
+    for expert in range(EXPERTS):
+        y = torch.nn.functional.linear(x, weights[expert], biases[expert])
+        expected = y.clone()
+        for row in range(part.rows.features):
+            own = part.rows.take(torch.arange(len(biases[expert])))[row]
+            w = weights[expert][own] + 3.0 * every_b[expert][row] @ every_a[expert]
+            m = part.lora_magnitude_vector[expert, row]
+            expected[:, own] = m * (x @ w) / w.square().sum().sqrt() + biases[expert][own]
+        found = part.leaving(weights, biases)(expert, x, y)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_rows_of_one_expert_change_as_the_whole_does(dora: bool) -> None:
     """A base's file may hold each expert, and gate and up, in tensors of their own."""
     model = tiny_experts("mixtral")
-    params = _params(target_modules=["experts.up", "experts.gate"])
+    params = _params(target_modules=["experts.up", "experts.gate"][: 2 - dora], use_dora=dora)
     attachment = _attached(model, params)
     _move(attachment)
     name = "model.layers.1.mlp.experts.gate_up_proj"
@@ -120,6 +147,7 @@ def test_rows_of_one_expert_change_as_the_whole_does() -> None:
             assert step.rows is not None
             rows = step.rows(expert, start, rows)
         assert torch.equal(rows, whole[expert, start : start + 48])
+        assert torch.equal(rows, base[expert, start : start + 48]) == (dora and start == 0)  # the gate's stay
 
 
 def test_the_factors_lie_as_in_hf_peft() -> None:
@@ -150,7 +178,6 @@ def test_dropout_and_lora_fa() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"use_dora": True}, "use_dora needs a norm of every row of every expert"),
         ({"init_lora_weights": "pissa"}, "pissa decomposes one matrix, and .*gate_up_proj holds 4"),
         ({"bias": "lora_only"}, "bias: lora_only is not defined for the experts"),
         ({"r": 33}, "rank 33 is above the matrix"),

@@ -26,6 +26,7 @@ from tests.methods.harness import (
     round_trip,
     train_steps,
 )
+from tests.models.experts.tiny_experts import tiny_experts
 from tests.tiny import save_tiny, tiny_model
 
 
@@ -74,6 +75,21 @@ def test_a_role_without_a_bias_is_refused_and_the_others_named() -> None:
     assert METHOD.check(anatomy, BitFitParams(terms=["attn.q", "attn.v"])) == []
     (reason,) = METHOD.check(anatomy, BitFitParams(terms=["attn.q", "ffn.up"]))
     assert reason == "ffn.up has no bias in this qwen2 model; terms with one: attn.q, attn.k, attn.v, attn"
+
+
+def test_biases_of_experts_by_role_and_all_of_them() -> None:
+    model = tiny_experts("gpt_oss")
+    anatomy = read_anatomy(model)
+    attachment = apply_method(model, anatomy, BitFitParams(terms=["experts"]))
+    inside = [f"model.layers.{i}.mlp.experts" for i in range(2)]
+    assert attachment.unfrozen == [f"{path}.{name}_proj_bias" for path in inside for name in ("gate_up", "down")]
+    model(input_ids=torch.arange(40).view(2, 20)).logits.square().mean().backward()
+    assert all(each.grad is not None and each.grad.any() for each in attachment.trainable_parameters().values())
+    assert METHOD.check(anatomy, BitFitParams(terms=["experts.down"])) == []
+    (reason,) = METHOD.check(anatomy, BitFitParams(terms=["experts.up"]))
+    assert (
+        reason == "experts.up has its biases in one parameter with other roles: name experts, which trains all of them"
+    )
 
 
 @pytest.mark.parametrize("terms", [["attn.w"], [], ["all"], "attn.q"])

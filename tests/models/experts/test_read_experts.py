@@ -92,6 +92,22 @@ def test_what_is_not_there() -> None:
         resolve_targets(model, anatomy, ["attn.q"], experts=ExpertChoice(numbers=[1]))
 
 
+@pytest.mark.parametrize(
+    ("entry", "instead"),
+    [
+        ("gate", "to train it whole, name it in method.modules_to_save: [mlp.gate]"),
+        ("mlp.experts", "experts names all experts, and a role, such as experts.up, one projection of each"),
+    ],
+)
+def test_a_router_and_the_module_of_experts_are_reached_otherwise(entry: str, instead: str) -> None:
+    model, anatomy = _read("mixtral")
+    with pytest.raises(UserError, match="not a linear") as caught:
+        resolve_targets(model, anatomy, [entry], experts=ExpertChoice())
+    assert caught.value.problems[0].suggestion == instead
+    params = registry.info("lora").params(r=2, modules_to_save=["mlp.gate"])
+    assert "model.layers.0.mlp.gate.weight" in apply_method(model, anatomy, params).trainable_parameters()
+
+
 def test_experts_that_no_function_reaches_are_left_out_with_the_reason() -> None:
     model, anatomy = _read(OUTSIDE_FAMILY)
     assert not anatomy.experts and ("model.layers.0.feed_forward.experts", OUTSIDE) in anatomy.left_out

@@ -22,6 +22,10 @@ class IA3Format(HfFormat[IA3Params]):
 
     peft_type = "IA3"
 
+    def why_not(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
+        """Return that HF peft knows no slices of fused projections, and no (IA)3 of experts in 3-D parameters."""
+        return _of_experts(meta) or hf_files.sliced(meta)
+
     def config(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return adapter_config.json; the vectors' shapes tell which modules have their input rescaled."""
         inner = [target.module for target in meta.targets if len(state[f"{target.key}.ia3_l"]) == 1]
@@ -54,10 +58,17 @@ class IA3Format(HfFormat[IA3Params]):
         meta = hf_files.foreign_record(config, where, targets=targets, whole=whole)
         return SavedAdapter(params, state, meta, tuple(notes))
 
-    def whole_module_files(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles:
+    def whole_module_files(self, params: IA3Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles | None:
         """Return one vector for each fused module."""
+        if _of_experts(meta):
+            return None
         padded, whole = _pad_vectors(state, meta)
         return HfFiles(self.config(params, whole, padded), self.to_file(padded, params, whole))
+
+
+def _of_experts(meta: AdapterMeta) -> str | None:
+    paths = [target.module for target in meta.targets if target.kind == "experts"]
+    return f"{paths[0]} is a 3-D parameter of experts, which (IA)3 of HF peft does not take" if paths else None
 
 
 def _pad_vectors(state: Mapping[str, Tensor], meta: AdapterMeta) -> tuple[dict[str, Tensor], AdapterMeta]:

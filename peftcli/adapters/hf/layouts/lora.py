@@ -17,6 +17,7 @@ from peftcli.adapters.hf import hf_files
 from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
 from peftcli.adapters.hf.hf_token_rows import read_rows
 from peftcli.adapters.hf.layouts.lora_experts import (
+    dora_of_experts,
     expert_targets,
     file_names,
     read_experts,
@@ -53,8 +54,8 @@ class LoraFormat(HfFormat[LoraParams]):
     holds_rows = True
 
     def why_not(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
-        """Return that HF peft knows no slices of fused projections, and changes all experts of a parameter."""
-        return hf_files.sliced(meta) or some_experts(params, meta)
+        """Return that HF peft knows no slices of fused projections, no DoRA of experts, and changes all of them."""
+        return dora_of_experts(params, meta) or hf_files.sliced(meta) or some_experts(params, meta)
 
     def config(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return adapter_config.json: the keys that every version of HF peft since 0.6 reads without a warning."""
@@ -130,8 +131,10 @@ class LoraFormat(HfFormat[LoraParams]):
         params = recorded_params(_params(config, ranks, whole, list(counts)), rows.numbers)
         return SavedAdapter(params, state, replace(record, token_rows=rows.numbers), tuple(notes))
 
-    def whole_module_files(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles:
+    def whole_module_files(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles | None:
         """Return one pair for each fused module, or expert, of the ranks of its slices together."""
+        if dora_of_experts(params, meta):
+            return None
         experts = whole_experts(state, params, meta)
         padded = pad_pairs(experts.state, params, experts.meta)
         config = self.config(params, padded.meta, padded.state)

@@ -40,6 +40,13 @@ def some_experts(params: LoraParams, meta: AdapterMeta) -> str | None:
     return "experts_to_transform leaves experts out, and HF peft changes all of a parameter"
 
 
+def dora_of_experts(params: LoraParams, meta: AdapterMeta) -> str | None:
+    """Return why HF peft cannot hold a DoRA on experts, or None."""
+    if not params.use_dora or not expert_targets(meta):
+        return None
+    return "it is a DoRA of experts in 3-D parameters, where HF peft has none"
+
+
 def wrapped_keys(paths: Iterable[str]) -> dict[str, str]:
     """Return HF peft's path for the tensors of each changed parameter, by the parameter's path.
 
