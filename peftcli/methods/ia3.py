@@ -60,7 +60,7 @@ class IA3Method(Method[IA3Params]):
         Raises:
             UserError: a target matches nothing.
         """
-        from peftcli.attachments.expert_rescale import attach_expert_rescale
+        from peftcli.attachments.expert_vectors import attach_expert_rescale
         from peftcli.layers.parts.rescale import Rescale
         from peftcli.layers.site import input_site, output_site
         from peftcli.models.experts.named_experts import ExpertChoice
@@ -89,7 +89,7 @@ class IA3Method(Method[IA3Params]):
 
     def merge_rules(self, anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
         """Return rules that scale rows and bias (output vectors) or columns (input vectors)."""
-        from peftcli.attachments.expert_rescale import fold_expert_vectors
+        from peftcli.attachments.expert_vectors import fold_expert_vectors
         from peftcli.models.experts.named_experts import by_key
 
         folding = Folding(anatomy)
