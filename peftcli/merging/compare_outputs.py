@@ -33,6 +33,7 @@ from peftcli.process_state import quiet_transformers
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.schema import ModelSpec
 from peftcli.tasks.generation import stop_tokens
+from peftcli.tasks.seq2seq_lm import decoder_inputs
 from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import task_info
 
@@ -246,8 +247,7 @@ def _each_output(
         batch = {key: value[:, :LONGEST] if value.ndim > 1 else value for key, value in _batch(row, run).items()}
         labels = batch.pop("labels", None)
         if kind == "pairs" and labels is not None:
-            start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
-            batch["decoder_input_ids"] = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
+            batch["decoder_input_ids"] = decoder_inputs(model, labels)
         batch = {key: value.to(device) for key, value in batch.items()}
         with _computing(device, dtype):
             logits = model(**(prepare_inputs(batch) if prepare_inputs else batch)).logits

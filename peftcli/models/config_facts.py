@@ -9,7 +9,7 @@ from typing import Any
 
 from peftcli.models.families.decoders import DECODER_FAMILIES
 from peftcli.models.families.encoder_decoders import SEQ2SEQ_FAMILIES
-from peftcli.models.families.encoders import ENCODER_FAMILIES
+from peftcli.models.families.encoders import ENCODER_FAMILIES, OTHER_ENCODERS
 from peftcli.suggestions import did_you_mean, nearest
 from peftcli.tasks.task_info import ModelKind
 from peftcli.tasks.task_table import task_info
@@ -20,24 +20,6 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _NOT_TEXT = ("vit", "whisper")
-_MORE_ENCODERS = (
-    "deberta",
-    "camembert",
-    "mpnet",
-    "ernie",
-    "layoutlm",
-    "xlm-roberta-xl",
-    "megatron-bert",
-    "funnel",
-    "longformer",
-    "big_bird",
-    "mobilebert",
-    "squeezebert",
-    "roformer",
-    "nomic_bert",
-    "esm",
-    "convbert",
-)
 
 
 def text_config(config: Config) -> Config:
@@ -76,9 +58,9 @@ def kind_of(config: Config) -> ModelKind | None:
     model_type = str(config.get("model_type"))
     if config.get("is_encoder_decoder") is True or model_type in SEQ2SEQ_FAMILIES:
         return "encoder_decoder"
-    if model_type in ENCODER_FAMILIES or model_type in _MORE_ENCODERS:
+    if model_type in ENCODER_FAMILIES or model_type in OTHER_ENCODERS:
         return "decoder" if config.get("is_decoder") is True else "encoder"
-    if model_type in DECODER_FAMILIES:
+    if model_type in DECODER_FAMILIES or config.get("is_decoder") is True:
         return "decoder"
     listed = config.get("architectures")
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.models.families.encoders import ENCODER_FAMILIES
+from peftcli.models.config_facts import kind_of
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_info import ModelKind, TaskInfo
 from peftcli.tasks.task_table import TASKS, task_info
@@ -95,14 +95,14 @@ def _has_class(config: PretrainedConfig, info: TaskInfo) -> bool:
 
 
 def _why_not(config: PretrainedConfig, info: TaskInfo) -> str | None:
-    kind = _kind_of(config)
-    refusal = info.refused.get(kind) if kind else None
-    return refusal.reason if refusal else None
+    """Return why no model of this kind can do a task; None if one can."""
+    refusals = [info.refused.get(kind) for kind in _kinds(config)]
+    return next((each.reason for each in reversed(refusals) if each), None) if all(refusals) else None
 
 
-def _kind_of(config: PretrainedConfig) -> ModelKind | None:
-    """Return the kind of a model, or None if that is not certain."""
+def _kinds(config: PretrainedConfig) -> tuple[ModelKind, ...]:
+    """Return the kinds that a model may be of: of one stack the config may not tell whether it sees later tokens."""
     if config.is_encoder_decoder:
-        return "encoder_decoder"
-    encoder = config.model_type in ENCODER_FAMILIES and not getattr(config, "is_decoder", False)
-    return "encoder" if encoder else None
+        return ("encoder_decoder",)
+    known = kind_of(config.to_dict())
+    return (known,) if known else ("encoder", "decoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from peftcli.ignored_label import IGNORED
@@ -43,13 +44,8 @@ class Seq2SeqLM(LanguageModelTask):
     shift = 0
 
     def bind(self, model: nn.Module, prepare_inputs: PrepareInputs) -> list[str]:
-        """Read the tokens that the decoder starts and pads with, then find the way to the head's input."""
-        config: Any = model.config
-        self.start = config.decoder_start_token_id
-        self.start = config.pad_token_id if self.start is None else self.start
-        self.pad = config.pad_token_id or 0
-        # mBART wraps the last token (the language code) round to the front; its own rule is the right one
-        self.from_labels: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        """Take the model's rule for its decoder's input, then find the way to the head's input."""
+        self.inputs_for = partial(decoder_inputs, model)
         return super().bind(model, prepare_inputs)
 
     def probe_inputs(self, device: torch.device) -> dict[str, Tensor]:
@@ -62,16 +58,24 @@ class Seq2SeqLM(LanguageModelTask):
         batch = super().with_targets(batch, tensors)
         labels = tensors.get("labels")
         if labels is not None and "decoder_input_ids" not in batch.inputs:
-            batch.inputs["decoder_input_ids"] = self._decoder_inputs(labels.long())
+            batch.inputs["decoder_input_ids"] = self.inputs_for(labels.long())
             batch.tokens += batch.supervised
         return batch
 
-    def _decoder_inputs(self, labels: Tensor) -> Tensor:
-        import torch
 
-        if self.from_labels is not None:
-            moved: Tensor = self.from_labels(labels)
-            return moved
-        start = labels.new_full((len(labels), 1), self.start)
-        moved = torch.cat([start, labels[:, :-1]], dim=1)
-        return moved.masked_fill(moved == IGNORED, self.pad)
+def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """Return what the decoder reads while it predicts labels, (batch, seq): these, behind its first token.
+
+    The model's own rule is the right one where it has one: mBART puts the last token (the language's code) in front,
+    and T5Gemma's config tells its decoder's tokens apart.
+    """
+    import torch
+
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        moved: Tensor = own(labels)
+        return moved
+    pad = model.config.pad_token_id or 0
+    first = pad if model.config.decoder_start_token_id is None else model.config.decoder_start_token_id
+    moved = torch.cat([labels.new_full((len(labels), 1), first), labels[:, :-1]], dim=1)
+    return moved.masked_fill(moved == IGNORED, pad)

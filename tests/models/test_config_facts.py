@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
+from transformers.models.auto import modeling_auto
 
 from peftcli.models.config_facts import kind_of, number_of_layers, positions, task_refusal, unknown_model_type, width
+from peftcli.models.model_tasks import possible_tasks
+from peftcli.tasks.task_table import task_info
 
 
 @pytest.mark.parametrize(
@@ -15,11 +19,13 @@ from peftcli.models.config_facts import kind_of, number_of_layers, positions, ta
         ({"model_type": "bert"}, "encoder"),
         ({"model_type": "bert", "is_decoder": True}, "decoder"),
         ({"model_type": "camembert"}, "encoder"),
+        ({"model_type": "rembert"}, "encoder"),
         ({"model_type": "llama"}, "decoder"),
         ({"model_type": "t5"}, "encoder_decoder"),
         ({"model_type": "new", "is_encoder_decoder": True}, "encoder_decoder"),
         ({"model_type": "new", "architectures": ["NewForCausalLM"]}, "decoder"),
         ({"model_type": "new", "architectures": ["NewForMaskedLM"]}, "encoder"),
+        ({"model_type": "new", "architectures": ["NewForMaskedLM"], "is_decoder": True}, "decoder"),
         ({"model_type": "new", "architectures": 5}, None),
         ({}, None),
     ],
@@ -52,3 +58,17 @@ def test_model_types_of_the_installed_transformers() -> None:
     assert unknown_model_type({"model_type": "own", "auto_map": {"AutoModel": "x"}}) is None
     message, suggestion = unknown_model_type({"model_type": "mobilbert"}) or ("", "")
     assert "mobilbert" in message and "mobilebert" in suggestion
+
+
+@pytest.mark.parametrize("name", ["bert", "camembert", "data2vec-text", "xmod", "gpt2", "qwen2_audio", "t5", "marian"])
+@pytest.mark.parametrize("task", ["causal_lm", "seq2seq_lm"])
+def test_what_is_refused_by_the_file_is_refused_by_the_loader(name: str, task: Any) -> None:
+    """One list of encoders serves both; a model of one stack is no encoder-decoder, whatever transformers says."""
+    config = AutoConfig.for_model(name)
+    info = task_info(task)
+    possible = task in possible_tasks(config)
+    if task_refusal(config.to_dict(), task):
+        assert not possible
+    if possible:
+        assert (task == "seq2seq_lm") == bool(config.is_encoder_decoder)
+        assert type(config) in getattr(modeling_auto, info.mapping)

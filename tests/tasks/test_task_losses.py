@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.lm_head import find_route
+from peftcli.tasks.seq2seq_lm import decoder_inputs
 from peftcli.tasks.task import Task, TaskSettings, unprepared
 from peftcli.tasks.task_table import TASKS
 from tests.tiny import DECODERS, SEQ2SEQ, tiny_model
@@ -91,3 +94,18 @@ def test_left_padding_keeps_its_mask() -> None:
     task = task_of("causal_lm", tiny_model("llama"))
     collated = {key: value.flip(1) for key, value in right_padded([[5, 9, 33], [7, 8]], supervised_from=0).items()}
     assert "attention_mask" in task.batch(collated, tokens=5).inputs
+
+
+def test_a_decoder_starts_as_its_config_says_where_the_model_has_a_rule_and_where_not() -> None:
+    labels = torch.tensor([[7, 8, -100]])
+    inner = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48, "head_dim": 8}
+    inner |= {"num_attention_heads": 4, "num_key_value_heads": 4, "bos_token_id": 5, "pad_token_id": 3}
+    gemma = transformers.T5GemmaConfig(encoder=inner, decoder=inner)  # its own tokens are in `decoder`
+    with torch.device("meta"):
+        model = transformers.T5GemmaForConditionalGeneration(gemma)
+    assert decoder_inputs(model, labels).tolist() == [[5, 7, 8]]
+    without = SimpleNamespace(config=SimpleNamespace(pad_token_id=1, decoder_start_token_id=None))
+    assert decoder_inputs(without, torch.tensor([[-100, 8, 9]])).tolist() == [[1, 1, 8]]
+    training = TrainingSpec.model_validate({"fast_paths": {"head_loss": False}})
+    task = TASKS["seq2seq_lm"](TaskSettings(None, None, training))
+    assert task.bind(model, unprepared) == []

@@ -184,3 +184,13 @@ ENCODER_FAMILIES: dict[str, Family] = {
     "modernbert": _MODERNBERT,
     "vit": _VIT,
 }
+OTHER_ENCODERS = frozenset(
+    {
+        "bert-generation", "big_bird", "bros", "camembert", "canine", "convbert", "data2vec-text", "deberta", "ernie",
+        "esm", "esmc", "eurobert", "fnet", "funnel", "ibert", "layoutlm", "layoutlmv2", "layoutlmv3", "lilt",
+        "longformer", "luke", "markuplm", "megatron-bert", "mobilebert", "mpnet", "mra", "nomic_bert", "nystromformer",
+        "rembert", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "tapas", "xlm-roberta-xl", "xmod",
+        "yoso",
+    }
+)  # fmt: skip
+"""More model types whose attention sees later tokens, unless their config says `is_decoder`; their parts are found."""

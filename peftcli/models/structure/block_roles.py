@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from peftcli.layers.base_linear import linear_widths
-from peftcli.models.families.family_row import AttentionRow, FusedRow, Layout
+from peftcli.models.families.family_row import AttentionRow, FusedRow
 from peftcli.models.module_view import ModuleView, module_kind
 from peftcli.models.structure.projection_names import (
     FUSED_ATTENTION_NAMES,
@@ -42,7 +42,7 @@ class BlockRoles:
         return {**self.linears, **{role: path for path, row in self.fused.items() for role in row.roles}}
 
 
-def block_roles(view: ModuleView, block: str, spec: str, hidden: int, layout: Layout | None = None) -> BlockRoles:
+def block_roles(view: ModuleView, block: str, spec: str, hidden: int, layout: FusedRow | None = None) -> BlockRoles:
     """Return the roles of a block's projections; of several for one role the first has it.
 
     Args:
@@ -65,7 +65,7 @@ class _Roles:
         self._found = found
         self._modules = dict(block.named_modules())
 
-    def read(self, layout: Layout | None) -> None:
+    def read(self, layout: FusedRow | None) -> None:
         """Fill in what was found."""
         found = self._found
         candidates: dict[str, list[str]] = {}
@@ -149,14 +149,14 @@ class _Roles:
         if isinstance(head, int) and self._widths(query)[1] == 2 * self._widths(out)[0]:
             self._found.fused[linears.pop("attn.q")] = FusedRow(("attn.q", "attn.gate"), "per_head", (head, head))
 
-    def _divide_joint(self, layout: Layout | None) -> None:
+    def _divide_joint(self, layout: FusedRow | None) -> None:
         """Divide the projection that makes queries, keys and values, in the layout of the family."""
         if layout is None or "attn.q" in self._found.paths():
             return
         for path in [*self._found.left_out]:
             names = path.split(".")
             if names[-1].lower() in FUSED_ATTENTION_NAMES and in_attention(".".join(names[:-1]), ()):
-                self._found.fused[path] = FusedRow(("attn.q", "attn.k", "attn.v"), layout)
+                self._found.fused[path] = layout
                 self._found.attentions.append(AttentionRow(path.rpartition(".")[0]))
                 del self._found.left_out[path]
                 return
@@ -177,6 +177,10 @@ class _Roles:
             if wide in self._modules and "attn.q" not in self._found.linears:
                 self._found.linears["attn.q"] = wide
                 self._found.left_out.pop(wide, None)
+            gated, rope = f"{path}.q_gate_proj", getattr(module, "qk_rope_head_dim", None)
+            if gated in self._modules and isinstance(rope, int) and "attn.q" not in self._found.linears:  # A.X K2
+                self._found.fused[gated] = FusedRow(("attn.q", "attn.gate"), "per_head", (nope + rope, value))
+                self._found.left_out.pop(gated, None)
             return
 
     def _divide_gate_and_up(self) -> None:

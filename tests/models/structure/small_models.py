@@ -48,6 +48,7 @@ _MAMBA = {"mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False}
 MODELS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_SIZES, **_EXPERTS, **_LATENT, **_GROUPS},
     "axk1": {**_SIZES, **_EXPERTS, **_LATENT, **_GROUPS},
+    "axk2": {**_SIZES, **_EXPERTS, **_LATENT, **_GROUPS, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4},
     "qwen3_next": {**_SIZES, **_EXPERTS, **_DELTA, "shared_expert_intermediate_size": 16},
     "qwen3_5_text": {**_SIZES, **_DELTA},
     "gpt_oss": {**_SIZES, **_EXPERTS, "layer_types": ["sliding_attention", "full_attention"]},
@@ -90,6 +91,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "mpt": {"vocab_size": 96, "d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 32},
     "persimmon": {key: value for key, value in _SIZES.items() if key != "num_key_value_heads"},
     "gpt_bigcode": {"vocab_size": 96, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32},
+    "codegen": {"vocab_size": 96, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32, "rotary_dim": 4},
+    "openai-gpt": {"vocab_size": 96, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32},
     "mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 4},
     "rwkv": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32},
 }

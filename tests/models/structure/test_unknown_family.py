@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from peftcli.errors import UserError
+from peftcli.models.families import fused_layouts
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.structure.unknown_family import structural_row
@@ -109,10 +110,11 @@ def test_structure_agrees_with_the_table_on_whole_projections(family: str) -> No
     assert found == {(linear.role, linear.module) for linear in table.linears if linear.slice is None}
 
 
-def test_a_fused_projection_of_unknown_layout_is_named_as_left_out() -> None:
-    anatomy = read_anatomy(_unknown("codegen", **GPT, rotary_dim=4))
+def test_a_fused_projection_of_unknown_layout_is_named_as_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(fused_layouts._LAYOUTS, "mpt")
+    anatomy = read_anatomy(_unknown("mpt", vocab_size=128, d_model=32, n_heads=4, n_layers=2))
     assert "attn.q" not in anatomy.roles()
-    assert "unknown layout" in dict(anatomy.left_out)["transformer.h.0.attn.qkv_proj"]
+    assert "unknown layout" in dict(anatomy.left_out)["transformer.blocks.0.attn.Wqkv"]
 
 
 def test_the_recipe_names_the_roles_of_a_fused_projection() -> None:

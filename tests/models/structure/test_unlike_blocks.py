@@ -82,7 +82,20 @@ def test_gate_and_up_in_one_projection_have_their_roles() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["deepseek_v3", "qwen3_5_text", "glm4", "jamba", "mpt", "persimmon", "gpt_bigcode", "nemotron_h"]
+    "family",
+    [
+        "deepseek_v3",
+        "axk2",
+        "qwen3_5_text",
+        "glm4",
+        "jamba",
+        "mpt",
+        "persimmon",
+        "gpt_bigcode",
+        "codegen",
+        "openai-gpt",
+        "nemotron_h",
+    ],
 )
 def test_one_token_alone_is_moved_by_values_and_gates_not_by_queries_and_keys(family: str) -> None:
     """A softmax over one token is one: this tells the roles of a fused projection apart, whatever its layout."""
