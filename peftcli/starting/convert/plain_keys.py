@@ -78,7 +78,7 @@ def _unread_by_loss(work: Conversion, ours: str) -> str | None:
     if name not in HYPERPARAMETERS:
         return None
     loss = PREFERENCE_LOSSES.get(str(work.get("training.loss_type")))
-    if loss is None or work.get("task") != "preference":
+    if loss is None:
         return "only preference tuning reads it"
     return None if name in loss.defaults else f"the loss {work.get('training.loss_type')} has no {name}"
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from peftcli.data.formats.preference import FORMAT as PAIRS
+from peftcli.data.formats.unpaired import FORMAT as UNPAIRED
 from peftcli.recipe.aliases.foreign_values import PAIR_COLUMNS, PAIR_TYPES, STAGE_LOSSES
 from peftcli.recipe.preference_losses import DEFAULT_LOSS, PREFERENCE_LOSSES
 from peftcli.recipe.yaml.scalars import show
@@ -26,8 +28,8 @@ _HEADS = (*_TEMPLATES, "passthrough", "chat_template", "user_defined")
 
 
 def trains_preferences(work: Conversion) -> bool:
-    """Return whether the configuration is one of preference tuning."""
-    return bool(work.get("task") == "preference")
+    """Return whether the configuration is one of preference tuning: only such a recipe has a loss."""
+    return work.get("training.loss_type") is not None
 
 
 def axolotl_loss(data: Mapping[str, Any]) -> str:
@@ -201,7 +203,7 @@ LLAMA_FACTORY_HANDLERS: Mapping[str, Handler] = {
 
 def rows_format(work: Conversion) -> str:
     """Return the format of a data set's rows of preference tuning."""
-    return "unpaired" if work.get("training.loss_type") == "kto" else "preference"
+    return UNPAIRED.name if work.get("training.loss_type") == "kto" else PAIRS.name
 
 
 def pair_type(work: Conversion, key: Key, value: Any, columns: dict[str, str]) -> None:
@@ -246,11 +248,11 @@ def pair_field(work: Conversion, key: Key, value: Any, columns: dict[str, str]) 
 def described_pairs(work: Conversion, key: Key, name: str, entry: Mapping[str, Any], made: dict[str, Any]) -> None:
     """Put format and columns of an entry of LLaMA-Factory's dataset_info.json into the source that it becomes."""
     named = entry.get("columns") or {}
-    made["format"] = "unpaired" if named.get("kto_tag") else "preference"
+    made["format"] = UNPAIRED.name if named.get("kto_tag") else PAIRS.name
     if not named.get("kto_tag") and not entry.get("ranking"):
         text = f"{name}: neither ranking nor a column kto_tag; preferences need pairs, or answers with labels"
         work.decide(key, text, "data.path")
-    elif made["format"] == "unpaired" and not PREFERENCE_LOSSES[work.get("training.loss_type")].unpaired:
+    elif made["format"] == UNPAIRED.name and not PREFERENCE_LOSSES[work.get("training.loss_type")].unpaired:
         work.decide(key, f"{name}: answers with labels; training.loss_type: kto learns from them", "training.loss_type")
     columns = {}
     for theirs, file in named.items():
