@@ -290,11 +290,21 @@ def next_commands(summary: Summary) -> list[str]:
     """Return the commands that make sense on this run."""
     run = summary.output_dir
     commands = [f"peft predict {run} --input FILE"]
+    if _chats(summary):
+        commands.insert(0, f"peft chat {run}")
     if summary.eval:
         commands.insert(0, f"peft eval {run}")
     if summary.artifact == "adapter" and _merges(summary):
         commands.append(f"peft merge {run} -o {run}-merged")
     return commands
+
+
+def _chats(summary: Summary) -> bool:
+    """Return whether the run goes on with a conversation, as `peft chat` needs it."""
+    from peftcli.tasks.task_table import TASKS
+
+    task = TASKS.get(summary.task)
+    return task is not None and task.info.generates and task.info.reads == "text"
 
 
 def _merges(summary: Summary) -> bool:

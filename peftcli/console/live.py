@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.status import Status
 from rich.table import Table
 
+from peftcli.console.terminal import spinner_for
 from peftcli.record.shown_numbers import count, duration
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class LiveView:
     def waiting(self, text: str) -> None:
         """Draw what is being waited for beside a spinner, until the next part of the screen replaces it."""
         if self._status is None:
-            self._status = self._console.status(text, refresh_per_second=5)
+            self._status = self._console.status(text, spinner=spinner_for(self._console), refresh_per_second=5)
             self._status.start()
         self._status.update(text)
 

@@ -81,14 +81,14 @@ def progress_shown(*, quiet: bool = False) -> Iterator[ProgressBar | _Unseen]:
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from peftcli.console.terminal import safe_console
+    from peftcli.console.terminal import safe_console, spinner_for
 
     console = safe_console(stderr=True)
     if console.is_dumb_terminal:
         yield _Unseen()
         return
     drawn = Progress(
-        SpinnerColumn("line" if console.options.ascii_only else "dots"),
+        SpinnerColumn(spinner_for(console)),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None, pulse_style="bar.back"),
         TextColumn("{task.fields[numbers]}", markup=False, style="cyan"),

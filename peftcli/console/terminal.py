@@ -109,6 +109,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def spinner_for(console: Console) -> str:
+    """Return the name of a spinner whose marks the console's encoding has."""
+    return "line" if console.options.ascii_only else "dots"
+
+
 def safe_console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
     """Return a console on standard output or standard error whose texts are shown, and whose own sequences are sent.
 

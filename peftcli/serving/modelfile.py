@@ -24,9 +24,14 @@ def modelfile(file: str, leaving: LeavingModel, adapter_on: str | None) -> tuple
     """
     lines = [f"FROM ./{file}"] if adapter_on is None else [f"FROM {adapter_on}", f"ADAPTER ./{file}"]
     template, notes = _template(leaving)
+    if template is not None and not _held(template):
+        template = None
+        notes.append("a Modelfile cannot hold the characters of the chat template, so there is no TEMPLATE")
     if template is not None:
         lines.append(f'TEMPLATE """{template}"""')
-    lines += [f"PARAMETER stop {_quoted(text)}" for text in _stops(leaving)]
+    stops = _stops(leaving)
+    lines += [f"PARAMETER stop {_quoted(text)}" for text in stops if _held(text)]
+    notes += [f"a Modelfile cannot hold the stop text {text!r}" for text in stops if not _held(text)]
     return "\n".join(lines) + "\n", notes
 
 
@@ -70,7 +75,16 @@ def _stops(leaving: LeavingModel) -> list[str]:
     """Return the texts of the tokens that end an answer."""
     tokenizer = leaving.tokenizer
     numbers = [*leaving.texts.stop_token_ids, tokenizer.eos_token_id]
-    return list(dict.fromkeys(str(tokenizer.convert_ids_to_tokens(n)) for n in numbers if n is not None))
+    texts = (str(tokenizer.decode([number])) for number in numbers if number is not None)
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _held(text: str) -> bool:
+    """Return whether Ollama reads a text as it is written: it drops what cannot be printed, and ends at three quotes.
+
+    Source: parser/parser.go of ollama/ollama at fb30760.
+    """
+    return '"""' not in text and all(sign.isprintable() or sign in "\n\r\t" for sign in text)
 
 
 def _quoted(text: str) -> str:

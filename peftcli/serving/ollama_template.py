@@ -61,8 +61,9 @@ class Pieces:
 
 
 def _literal(text: str) -> str:
-    """Return text as it is written in a Go template."""
-    return text.replace("{{", '{{ "{{" }}')
+    """Return text as it is written in a Go template in front of an action, whose a brace at its end would be."""
+    written = text.replace("{{", '{{ "{{" }}')
+    return written[:-1] + '{{ "{" }}' if written.endswith("{") else written
 
 
 def pieces_of(render: Render, begin: str) -> Pieces | None:
@@ -80,7 +81,7 @@ def pieces_of(render: Render, begin: str) -> Pieces | None:
         return None
     if begin and found.begin.startswith(begin):
         found = Pieces(found.begin.removeprefix(begin), *_others(found))
-    return None if '"""' in found.go() else found
+    return found
 
 
 def _others(pieces: Pieces) -> tuple[str, tuple[str, str] | None, tuple[str, str], tuple[str, str], str]:

@@ -27,7 +27,8 @@ PLACEHOLDERS = {
     "NAME": "lora",
 }
 LEFT_OUT = {
-    ("export", "runs/chat"): "needs a causal model; tests/serving/test_export_commands.py does that",
+    ("export", "runs/chat"): "needs a causal model; tests/docs/test_newcomers_walk.py does that",
+    ("init", "chat.jsonl"): "the same",
     ("chat",): "needs a causal model; tests/inference/chat does that",
     ("train", "trials/NAME/recipe.yaml"): "goes on with a trial; tests/studies/engine does that",
     ("--num-processes",): "starts processes; cli/test_num_processes.py, tests/distributed and tests/matrix do that",

@@ -21,7 +21,8 @@ def test_list_names_every_recipe_with_its_facts(cli: Cli) -> None:
     assert set(listed) == {file.stem for file in FILES}
     one = listed["qlora-llama-3.1-8b"]
     assert (one["task"], one["model"], one["method"]) == ("causal_lm", "meta-llama/Llama-3.1-8B", "qlora")
-    assert one["memory"] == "16 GB"
+    assert one["memory"] == "16 GB" and "MMLU" in one["paper"]
+    assert all(fact["paper"] and fact["measured"] for name, fact in listed.items() if "-paper-" in name)
     assert all(fact[key] for fact in listed.values() for key in ("purpose", "memory_how", "time", "source"))
     text = cli("recipes", "list").out
     assert all(one["name"] in text and one["purpose"][:30] in text for one in listed.values())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from peftcli.console.chat.chat_commands import LEAVE, ChatCommands, shown
 from peftcli.console.options import note
-from peftcli.console.terminal import data_stream, safe_console
+from peftcli.console.terminal import data_stream, safe_console, spinner_for
 from peftcli.errors import UserError
 from peftcli.inference.chat.chat_session import Answer, Chat
 from peftcli.stop_signals import interrupted_by_keyboard
@@ -120,7 +120,7 @@ class ChatScreen:
             self._end(self._chat.ask(line, self._write))
 
     def _show_base(self) -> None:
-        with self._console.status("the base answers"):
+        with self._console.status("the base answers", spinner=spinner_for(self._console)):
             answer = self._chat.ask_base(lambda _piece: None)
         ours = self._chat.rounds[-1].answer or ""
         if self._console.width < SIDE_BY_SIDE:

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from peftcli.console.terminal import safe_console
+from peftcli.console.terminal import safe_console, spinner_for
 from peftcli.record.shown_numbers import count, duration, metric
 from peftcli.studies.compare.budget.length_plan import StudyPlan
 from peftcli.studies.compare.trial_results import final_score
@@ -41,7 +41,7 @@ class StudyDisplay:
 
     def __enter__(self) -> StudyDisplay:
         if self._console is not None:
-            self._status = self._console.status("", refresh_per_second=5)
+            self._status = self._console.status("", spinner=spinner_for(self._console), refresh_per_second=5)
             self._status.start()
         return self
 
