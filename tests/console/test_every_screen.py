@@ -60,23 +60,13 @@ def test_nothing_is_noise(
     rows = tmp_path / "rows.jsonl"
     for words in (
         ("--help",),
-        ("train", "--help"),
-        ("validate", recipe),
         ("inspect", recipe),
-        ("count-params", recipe),
-        ("estimate", recipe),
-        ("recommend", recipe),
         ("train", recipe),
         ("eval", run),
         ("predict", run, "--input", rows),
         ("chat", run, "--max-new-tokens", "4"),
         ("inspect-adapter", run),
-        ("merge", run, "-o", tmp_path / "merged"),
-        ("export", run, "-o", tmp_path / "exported", "--to", "vllm"),
-        ("report", run, "-o", tmp_path / "report.html"),
-        ("runs", tmp_path),
         ("methods",),
-        ("methods", "lora"),
         ("recipes", "list"),
         ("eval", tmp_path / "none"),  # an error with its remedy
     ):
