@@ -116,7 +116,10 @@ def check_config(meta: AdapterMeta, spec: ModelSpec, where: Path) -> None:
     from peftcli.models.load.load_model import load_config, shape_of
 
     config = load_config(spec)
-    name, kind = spec.name_or_path, str(config.model_type)
+    name, part = spec.name_or_path, config.get_text_config()
+    # a checkpoint with towers may have been loaded by the class of its text part alone
+    alone = meta.base.get("model_type") == part.model_type
+    kind = str(part.model_type if alone else config.model_type)
     check_base(meta, BaseIdentity(name, None, "", None, "", kind, {}, shape_of(config)), where)
 
 

@@ -33,15 +33,17 @@ class FileWeights:
         self._stored: dict[str, Source] = {}
         self._pieces: dict[str, list[tuple[ExpertPiece, Source]]] = {}
         self._shapes = {name: tuple(tensor.shape) for name, tensor in names.live.items()}
+        tables = _tables(model)
         for file_name, stored in stored_tensors(directory).items():
             meaning = names.of_file(file_name)
             if meaning is None or not stored.dtype.is_floating_point:
                 continue
-            if meaning.piece is not None and meaning.piece.shape_in(self._shapes[meaning.live_name]) == stored.shape:
+            shape = self._shapes[meaning.live_name]
+            if meaning.piece is not None and meaning.piece.shape_in(shape) == stored.shape:
                 self._pieces.setdefault(meaning.live_name, []).append((meaning.piece, stored))
             elif meaning.converted:
                 continue
-            elif tuple(names.live[meaning.live_name].shape) == stored.shape:
+            elif shape == stored.shape or (meaning.live_name in tables and shape[1:] == stored.shape[1:]):
                 self._stored[meaning.live_name] = stored
         self._last: tuple[str, Tensor] | None = None
 
@@ -53,7 +55,7 @@ class FileWeights:
         if self._last is not None and self._last[0] == name:
             return self._last[1]
         stored = self._stored.get(name)
-        value = self._of_pieces(name) if stored is None else stored.read_float32()
+        value = self._of_pieces(name) if stored is None else self._grown(name, stored.read_float32())
         if value is not None:
             self._last = (name, value)
         return value
@@ -68,6 +70,18 @@ class FileWeights:
             rows = stored.shape[0]
             whole[piece.expert, piece.part * rows : (piece.part + 1) * rows] = stored.read_float32()
         return whole
+
+    def _grown(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight with the rows of new tokens, which are the mean of the others, as in training."""
+        more = self._shapes[name][0] - len(weight) if weight.ndim else 0
+        return weight if more <= 0 else torch.cat([weight, weight.mean(0, keepdim=True).expand(more, -1)])
+
+
+def _tables(model: nn.Module) -> set[str]:
+    """Return the names of the weights that have a row for each token."""
+    found = (getattr(model, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output"))
+    weights = {id(module.weight) for module in found if module is not None}
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in weights}
 
 
 def base_weights(model: nn.Module, spec: ModelSpec) -> tuple[FileWeights | None, str | None]:

@@ -149,7 +149,8 @@ def own_logits(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tens
 def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:
     """Return the model alone, always with the same values; in float32."""
     with seeded(0), torch.device(device):
-        model: nn.Module = auto_class(kind.task).from_config(kind.made_config())
+        config = kind.made_config()
+        model: nn.Module = auto_class(config, kind.task).from_config(config)
         _fill(model)
     return model.eval()
 

@@ -28,6 +28,7 @@ class ModuleChange:
         magnitude: least, mean and largest learnt magnitude over the weight's own row norm (DoRA).
         tensors: norm of each saved tensor, where the change is no change of a weight.
         gated: a gate scales the change by what it sees; sizes are those before the gate.
+        rows: numbers of the table's rows that were trained, where it is not the whole.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModuleChange:
     magnitude: tuple[float, float, float] | None = None
     tensors: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
+    rows: tuple[int, ...] = ()
 
     @property
     def relative(self) -> float | None:
@@ -82,6 +84,8 @@ class ModuleChange:
             found["magnitude_ratio"] = dict(zip(("min", "mean", "max"), self.magnitude, strict=True))
         if self.tensors:
             found["tensor_norms"] = dict(self.tensors)
+        if self.rows:
+            found["rows"] = list(self.rows)
         return found | ({"gated": True} if self.gated else {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from peftcli.analysis.spectrum import product_spectrum
 from peftcli.layers.site import Part
 from peftcli.models.anatomy import Anatomy, ExpertRole, LinearRole
 from peftcli.models.experts.named_experts import by_key
-from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.attachment import Attachment, PlacedRows
 from peftcli.protocol.composite_attachment import CompositeAttachment
 from peftcli.protocol.composition import SEPARATOR
 from peftcli.protocol.method import MergeRule
@@ -63,13 +63,21 @@ class PartChanges:
         self.experts = by_key(self.anatomy.experts)
 
     def rows(self, attachment: Attachment) -> Iterator[ModuleChange]:
-        """Yield the parts' places, then the base parameters that were trained in place."""
+        """Yield the parts' places, then the base parameters that were trained in place, and rows of the vocabulary."""
         for key, part, start in _places(attachment):
             own = {name.removeprefix(start): value for name, value in self.state.items() if name.startswith(start)}
             yield self._place(key, part, {name: own[name] for name in part.adapter_tensors() if name in own})
         for name in dict.fromkeys([*attachment.unfrozen, *attachment.to_save]):
             if name in self.state and name not in attachment.head:
                 yield weight_change(name, self.base.read(name) if self.base else None, self.state[name].float())
+        yield from (self._rows_of_table(placed) for placed in attachment.rows if placed.part.adapter_tensors())
+
+    def _rows_of_table(self, placed: PlacedRows) -> ModuleChange:
+        """Return what became of trained rows of the vocabulary."""
+        after = self.state[f"{placed.key}.trainable_tokens_delta"].float()
+        table = self.base.read(f"{placed.table}.weight") if self.base else None
+        before = None if table is None else table[placed.numbers]
+        return replace(weight_change(placed.key, before, after), rows=tuple(placed.numbers))
 
     def _place(self, key: str, part: Part, own: Mapping[str, Tensor]) -> ModuleChange:
         linear = self.linears.get(key) or self.experts.get(key)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView
     from peftcli.analysis.module_change import ModuleChange
 
+_SHOWN = 6
+"""Rows of a table that are named."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -122,7 +125,14 @@ def _ranked(row: ModuleChange) -> list[str]:
 
 def _other(row: ModuleChange) -> list[str]:
     tensors = ", ".join(f"{name} {value:.3g}" for name, value in row.tensors.items())
-    return [row.name, _shape(row), _number(row.change), _share(row.relative), tensors]
+    return [row.name + _rows(row), _shape(row), _number(row.change), _share(row.relative), tensors]
+
+
+def _rows(row: ModuleChange) -> str:
+    if not row.rows:
+        return ""
+    more = f" and {len(row.rows) - _SHOWN} more" if len(row.rows) > _SHOWN else ""
+    return f" (rows {', '.join(map(str, row.rows[:_SHOWN]))}{more})"
 
 
 def _shape(row: ModuleChange) -> str:

@@ -15,7 +15,7 @@ from peftcli.deliverables.carried_files import (
 )
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.errors import UserError
-from peftcli.models.load.tokenizers import plain_tokenizer
+from peftcli.models.load.tokenizers import PROCESSOR_TEMPLATE, plain_tokenizer
 
 _OUR_LOADING = ("is_local", "local_files_only")
 """Arguments of loading that transformers writes as if they were settings of the tokenizer."""
@@ -43,6 +43,8 @@ def write_tokenizer(directory: Path, leaving: LeavingModel) -> None:
         for folder in directory.glob("additional_chat_templates"):
             folder.rmdir()
         (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    else:
+        _repeat_template_of_processor(directory, leaving)
     path = directory / TOKENIZER_CONFIG
     if path.is_file():
         config = read_object(path)
@@ -54,6 +56,15 @@ def write_tokenizer(directory: Path, leaving: LeavingModel) -> None:
             edited["pad_token"] = padding
         if edited != config:
             write_object(path, edited)
+
+
+def _repeat_template_of_processor(directory: Path, leaving: LeavingModel) -> None:
+    """Write the base's chat template where a tokenizer alone finds it, if only a file of its processor holds it."""
+    own = directory / TEMPLATE_FILE
+    known = own.exists() or "chat_template" in read_object(directory / TOKENIZER_CONFIG)
+    text = leaving.tokenizer.chat_template
+    if (directory / PROCESSOR_TEMPLATE).is_file() and not known and isinstance(text, str):
+        own.write_text(text, encoding="utf-8")
 
 
 def _save(directory: Path, leaving: LeavingModel) -> None:

@@ -25,6 +25,7 @@ from peftcli.errors import UserError, VerificationFailed
 from peftcli.ignored_label import IGNORED
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import dtype_name
+from peftcli.models.model_tasks import auto_name
 from peftcli.tasks.generation import generate
 from peftcli.tasks.task_table import task_info
 
@@ -71,7 +72,7 @@ def use_here(
     encoded = [run.tokenizer(text, return_tensors="pt", add_special_tokens=False) for text in texts]
     request = {
         "model": str(directory),
-        "auto": info.auto_class,
+        "auto": auto_name(model.config, info.name),
         "texts": texts,
         "conversations": [],
         "new_tokens": new_tokens,
@@ -150,15 +151,14 @@ def _prompt(row: Row, run: RunToMerge, longest: int) -> str:
 
 def _add_greeting(run: RunToMerge, request: dict[str, Any], expected: dict[str, Any]) -> None:
     """Have a conversation rendered by the template that leaves with the model, if it takes one turn of a user."""
-    template = choose_template(None, run.tokenizer)
-    text = run.texts.chat_template or (template.text if template else None)
+    own = choose_template(None, run.tokenizer)
+    text = run.texts.chat_template or (own.text if own else None)
     if text is None:
         return
+    template = FilledTemplate(ChatTemplate("tokenizer", text), run.tokenizer)
     try:
-        rendered, _spans = FilledTemplate(ChatTemplate("tokenizer", text), run.tokenizer).render(
-            _GREETING, None, generate=True
-        )
+        rendered, _spans = template.render(_GREETING, None, generate=True)
     except (RowError, UserError):
         return
-    request["conversations"] = [_GREETING]
+    request["conversations"] = [template.as_read(_GREETING)]
     expected["prompts"].append(rendered)

@@ -193,7 +193,7 @@ def open_merged(
         UserError: its weights are not those that transformers looks for.
     """
     with quiet_transformers():
-        model, report = auto_class(run.recipe.task).from_pretrained(
+        model, report = auto_class(config, run.recipe.task).from_pretrained(
             directory,
             config=config,
             dtype=dtype,
@@ -202,7 +202,8 @@ def open_merged(
             output_loading_info=True,
             trust_remote_code=run.spec.trust_remote_code,
         )
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    beside = report["unexpected_keys"] if run.whole is None else ()
+    wrong = [*report["missing_keys"], *beside, *report["mismatched_keys"]]
     if wrong:
         raise UserError(f"the merged model does not load: {sorted(map(str, wrong))[:3]}", suggestion="report this")
     loaded: PreTrainedModel = model.eval().to(device)

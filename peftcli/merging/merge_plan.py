@@ -122,6 +122,8 @@ def plan_merge(
     stored: Mapping[str, Source],
     rules: Mapping[str, MergeRule],
     dtype: torch.dtype | None,
+    *,
+    whole: bool = False,
 ) -> MergePlan:
     """Plan the tensors of the merged model.
 
@@ -130,6 +132,7 @@ def plan_merge(
         stored: the base's tensors by their names in the files.
         rules: by name of the live parameter; those of kind `add` and the head's need no tensor of the base.
         dtype: of the result's floating-point tensors; None keeps the base's own.
+        whole: the model is a part of what the files hold: keep their names, and copy the tensors that it lacks.
 
     Raises:
         UserError: a rule names a tensor that the model lacks or that loading joins from several, or the base lacks one.
@@ -141,10 +144,15 @@ def plan_merge(
     usual = dtype or _usual_dtype(stored.values())
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     builder = _Builder(names.live, parameters, files, groups, rules, dtype, usual)
+    if whole:
+        builder.keep_names()
     outputs = [builder.copied(entry) for parts in files.values() for entry in parts]
     written = {output.planned.name for output in outputs}
     outputs += [output for output in builder.added() if output.planned.name not in written]
     builder.refuse_gaps(computed_names(model, parameters))
+    if whole:
+        outputs += [builder.beside(stored[name]) for name in left_out]
+        left_out = []
     return MergePlan(outputs, usual, sorted(builder.untied), left_out)
 
 
@@ -223,7 +231,11 @@ def _usual_dtype(tensors: Any) -> torch.dtype:
 
 @dataclass
 class _Builder:
-    """Turns file tensors and rules into outputs."""
+    """Turns file tensors and rules into outputs.
+
+    Args:
+        prefix: where the files hold more than the model: of its tensors' names there; None for names of its own.
+    """
 
     live: Mapping[str, Tensor]
     parameters: list[str]
@@ -233,22 +245,34 @@ class _Builder:
     dtype: torch.dtype | None
     usual: torch.dtype
     untied: set[str] = field(default_factory=set)
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         for name, rule in self.rules.items():
             if rule.kind == "untie" and name in self.groups:
                 self.untied.update(self.groups[name])
 
+    def keep_names(self) -> None:
+        """Write every tensor under the name that the base's files have, and new ones beside those of the same part."""
+        entries = [meaning for parts in self.files.values() for meaning, _ in parts]
+        same = (one for one in entries if one.file_name.endswith(one.live_name))
+        self.prefix = next((one.file_name.removesuffix(one.live_name) for one in same), "")
+
+    def beside(self, source: Source) -> MergedTensor:
+        """Return the output of a tensor of the files that the model does not have."""
+        return MergedTensor(Planned(source.name, self._type(source.dtype), source.shape), source)
+
     def copied(self, entry: Entry) -> MergedTensor:
         """Return the output of one tensor of the files, its rule included."""
         meaning, source = entry
+        saved = meaning.saved_name if self.prefix is None else meaning.file_name
         if meaning.converted:
-            planned = Planned(meaning.saved_name, self._type(source.dtype), source.shape)
+            planned = Planned(saved, self._type(source.dtype), source.shape)
             rule = self.rules.get(meaning.live_name)
             if rule is None or meaning.piece is None:
                 return MergedTensor(planned, source)
             return MergedTensor(planned, source, _of_piece(rule, meaning.piece))
-        return self._output(meaning.saved_name, meaning.live_name, source)
+        return self._output(saved, meaning.live_name, source)
 
     def added(self) -> Iterator[MergedTensor]:
         """Yield tensors that have no entry of their own in the files: heads, and tied tensors that become untied."""
@@ -256,9 +280,9 @@ class _Builder:
             if name in self.files:
                 continue
             if name in self.untied:
-                yield self._output(name, name, self._shared_source(name))
+                yield self._output(f"{self.prefix or ''}{name}", name, self._shared_source(name))
             elif name in self.rules and not self._rule_of_group_used(name):
-                yield self._output(name, name, None)
+                yield self._output(f"{self.prefix or ''}{name}", name, None)
 
     def refuse_gaps(self, computed: set[str]) -> None:
         """Raise if neither the files nor a rule supply a parameter that the model does not compute."""

@@ -15,6 +15,7 @@ from peftcli.deliverables.write_beside import write_beside_weights, write_config
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.memory_errors import OTHER_MACHINE, memory_for
 from peftcli.distributed.processes import World
+from peftcli.errors import UserError
 from peftcli.inference.open_run import trained_format
 from peftcli.inference.reading_file import write_reading
 from peftcli.merging.check_use import check_use
@@ -30,6 +31,7 @@ from peftcli.merging.tensor_writer import shard_names, shards, write_file, write
 from peftcli.merging.verify_merge import verify_merge
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.load_model import load_model
+from peftcli.models.model_tasks import auto_name
 from peftcli.models.weights.base_files import base_directory, stored_tensors
 from peftcli.models.weights.tensor_source import Source, held_tensors
 from peftcli.progress import stage
@@ -122,12 +124,15 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
 
     Among several processes the main one writes, and all of them compute a share of what is compared.
     """
+    if options.requantize and run.whole is not None:
+        reason = f"{run.recipe.model.name_or_path} holds more than the text part that was trained, and stays in 16 bits"
+        raise UserError(reason, suggestion="merge without --requantize")
     output, world = options.output, World(usable_device(run.recipe.training.device))
     world.wait()  # until all have seen that the output is free
     for text in run.notes:
         note(text)
     tensors = base_tensors(run, note)
-    plan = plan_merge(run.model, tensors, run.rules(), options.dtype)
+    plan = plan_merge(run.model, tensors, run.rules(), options.dtype, whole=run.whole is not None)
     if world.is_main:
         refuse_small_disk(output, plan.size)
     report = MergeReport(
@@ -155,7 +160,8 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             world.broadcast(str(partial))
             with stage("comparing with base + adapter"):
                 usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
-        card = merged_card(run.recipe.model.name_or_path, run.recipe.task, report)
+        auto = auto_name(config, run.recipe.task)
+        card = merged_card(run.recipe.model.name_or_path, run.recipe.task, auto, report)
         write_reading(partial, run.recipe, trained_format(RunDirectory(run.directory)))
         (partial / "README.md").write_text(card, encoding="utf-8")
         if options.requantize:  # it has written the quantised model's own config

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from peftcli.adapters.model_card import front_matter, python_block
 from peftcli.merging.merge_report import MergeReport
-from peftcli.tasks.task_table import task_info
 
 
-def merged_card(base: str, task: str, report: MergeReport) -> str:
+def merged_card(base: str, task: str, auto: str, report: MergeReport) -> str:
     """Return the README.md.
 
     Args:
         base: name of the base model.
         task: as in the recipe.
+        auto: transformers' class that loads the merged model.
         report: of the merge.
     """
-    auto = task_info(task).auto_class
     lines = [
         *front_matter(base, "transformers", ("peftcli", "merged", report.method), task),
         f"# {base}, merged with a {report.method} adapter",

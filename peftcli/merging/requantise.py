@@ -48,7 +48,7 @@ def requantise(
     spec = four_bit(run.recipe.model)
     words = quantisation_words(spec, config, run.model, config.dtype, device)
     with quiet_transformers():
-        model = auto_class(run.recipe.task).from_pretrained(
+        model = auto_class(config, run.recipe.task).from_pretrained(
             directory,
             config=config,
             dtype=config.dtype,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.adapters.format import SavedAdapter, base_of, check_base
 from peftcli.adapters.loading import load_adapter, run_adapter
@@ -25,6 +25,7 @@ from peftcli.models.load.load_model import identify, load_config, saved_model_sp
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
+from peftcli.models.model_tasks import is_text_part
 from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
@@ -58,6 +59,7 @@ class RunToMerge:
         combined: rules that combine several adapters, where they are not one adapter.
         parts: the runs that `combined` combines.
         method: what was folded in, for the report; empty for the recipe's method.
+        whole: config of the base, where its files hold more than the model: towers beside the text part that it is.
     """
 
     directory: Path
@@ -74,6 +76,7 @@ class RunToMerge:
     combined: dict[str, MergeRule] | None = None
     parts: tuple[RunToMerge, ...] = ()
     method: str = ""
+    whole: PretrainedConfig | None = None
 
     def rules(self) -> dict[str, MergeRule]:
         """Return the method's rules, and those that put task head, `modules_to_save` and token rows in place.
@@ -199,8 +202,9 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     anatomy = read_anatomy(model, recipe.model.anatomy)
     texts, unknown = _texts(recipe, adapter, tokenizer)
     return RunToMerge(
-        directory, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, texts, [*notes, *unknown]
-    )
+        directory, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, texts, [*notes, *unknown],
+        whole=config if is_text_part(model, config, recipe.task) else None,
+    )  # fmt: skip
 
 
 def _texts(recipe: Recipe, adapter: SavedAdapter | None, tokenizer: Any) -> tuple[LearntTexts, list[str]]:

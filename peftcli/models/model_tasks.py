@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.models.config_facts import kind_of
+from peftcli.models.families.text_parts import LOADED_ALONE
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_info import ModelKind, TaskInfo
 from peftcli.tasks.task_table import TASKS, task_info
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _SHOWN = 6
 
@@ -27,14 +29,14 @@ def saved_tasks(config: PretrainedConfig) -> list[TaskName]:
     from transformers.models.auto import modeling_auto
 
     saved = {str(name) for name in getattr(config, "architectures", None) or []}
-    remote = getattr(config, "auto_map", None) or {}
+    remote = _remote(config)
     found: list[TaskName] = []
     for name in possible_tasks(config):
         info = task_info(name)
         if any(task_info(other).auto_class == info.auto_class for other in found):  # the same head, trained otherwise
             continue
-        known = getattr(modeling_auto, f"{info.mapping}_NAMES").get(config.model_type, ())
-        classes = {known} if isinstance(known, str) else set(known)
+        tables = [getattr(modeling_auto, f"{one}_NAMES") for one in (info.mapping, info.whole_mapping) if one]
+        classes = {each for table in tables for each in _names(table.get(config.model_type, ()))}
         if saved & (classes | {str(remote.get(info.auto_class, "")).rpartition(".")[2]}):
             found.append(name)
     return found
@@ -78,20 +80,82 @@ def _text_inside(info: TaskInfo) -> list[str]:
     return [name for name in getattr(modeling_auto, f"{info.mapping}_NAMES") if name in images]
 
 
-def auto_class(task: str) -> Any:
-    """Return transformers' class that loads a model for a task."""
+def auto_name(config: PretrainedConfig, task: str) -> str:
+    """Return the name of transformers' class that loads a model for a task.
+
+    A text model with towers beside it is loaded whole. Only one that was saved by the class of its text part alone, or
+    whose class takes no text alone, is loaded by that.
+    """
+    info = task_info(task)
+    alone = info.auto_class in _remote(config) or config.model_type in LOADED_ALONE
+    whole = None if alone else _whole_class(config, info)
+    if whole is None or info.whole_class is None:
+        return info.auto_class
+    text = _classes(config, info.mapping)
+    saved = getattr(config, "architectures", None) or []
+    return info.auto_class if whole in text or any(one.__name__ in saved for one in text) else info.whole_class
+
+
+def auto_class(config: PretrainedConfig, task: str) -> Any:
+    """Return transformers' class that loads a model for a task, as `auto_name` says."""
     import transformers  # seconds, and only where a model is made
 
-    return getattr(transformers, task_info(task).auto_class)
+    return getattr(transformers, auto_name(config, task))
+
+
+def whole_loader(model: PreTrainedModel) -> str | None:
+    """Return the name of the class that loads a live model, if it is one for models with towers; else None."""
+    from transformers.models.auto import modeling_auto
+
+    for info in (task.info for task in TASKS.values()):
+        if info.whole_mapping is None:
+            continue
+        whole, text = (getattr(modeling_auto, f"{name}_NAMES") for name in (info.whole_mapping, info.mapping))
+        kinds = [_names(table.get(model.config.model_type, ())) for table in (whole, text)]
+        if type(model).__name__ in kinds[0] - kinds[1]:
+            return info.whole_class
+    return None
+
+
+def is_text_part(model: PreTrainedModel, config: PretrainedConfig, task: str) -> bool:
+    """Tell whether a model is the text part alone of what its checkpoint holds.
+
+    Args:
+        config: of the checkpoint.
+    """
+    return type(model.config) is not type(config) and _whole_class(config, task_info(task)) is not None
 
 
 def _has_class(config: PretrainedConfig, info: TaskInfo) -> bool:
     from transformers.models.auto import modeling_auto
 
-    if type(config) in getattr(modeling_auto, info.mapping):
+    if type(config) in getattr(modeling_auto, info.mapping) or info.auto_class in _remote(config):
         return True
-    remote = getattr(config, "auto_map", None) or {}  # code in the model's repository
-    return info.auto_class in remote
+    return _whole_class(config, info) is not None
+
+
+def _whole_class(config: PretrainedConfig, info: TaskInfo) -> type[PreTrainedModel] | None:
+    """Return the class of a model with towers beside its text part, if text alone enters it and it writes text."""
+    found = _classes(config, info.whole_mapping) if info.whole_mapping else ()
+    return next((one for one in found if one.main_input_name == "input_ids" and one.can_generate()), None)
+
+
+def _classes(config: PretrainedConfig, mapping: str) -> tuple[type[PreTrainedModel], ...]:
+    """Return the classes that one of transformers' tables has for a config; often one."""
+    from transformers.models.auto import modeling_auto
+
+    table = getattr(modeling_auto, mapping)
+    found = table.get(type(config), ())
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def _remote(config: PretrainedConfig) -> Mapping[str, Any]:
+    """Return the classes in the model's own repository."""
+    return getattr(config, "auto_map", None) or {}
+
+
+def _names(known: str | Iterable[str]) -> set[str]:
+    return {known} if isinstance(known, str) else set(known)
 
 
 def _why_not(config: PretrainedConfig, info: TaskInfo) -> str | None:

@@ -26,6 +26,8 @@ INFO = TaskInfo(
     summary="the chosen of two answers, rather than the rejected one (DPO and its family)",
     auto_class=CAUSAL_LM.auto_class,
     mapping=CAUSAL_LM.mapping,
+    whole_class=CAUSAL_LM.whole_class,
+    whole_mapping=CAUSAL_LM.whole_mapping,
     rows="preferences",
     predictions={
         "preferences": (

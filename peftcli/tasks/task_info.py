@@ -47,7 +47,8 @@ class TaskInfo:
     - Rows: `rows` chooses the row formats that fit, the encoder, whether a chat template applies, the shape of the
       labels in a batch, the side on which prompts are padded, and what an inspection shows. `packs`, `why_not_split`
       and `label_kind` (labels are counted before training, so that a task with labels cannot stream) answer the rest.
-    - Model: `auto_class`, `mapping` and `refused`; `label_kind` says whether the model gets a head of its own.
+    - Model: `auto_class`, `mapping`, `whole_class`, `whole_mapping` and `refused`; `label_kind` says whether the model
+      gets a head of its own.
     - Evaluation: `predictions` and `generates`.
     - Files for others: `pipeline_tag`, `hf_task_type`, `hf_prompt_copies`, `adapterhub_classes`.
 
@@ -56,6 +57,8 @@ class TaskInfo:
         summary: what the model is trained to predict, for the documentation.
         auto_class: transformers' class that loads a model for it.
         mapping: transformers' table of the model classes behind that one.
+        whole_class, whole_mapping: likewise of models in which a part does the task: text models with towers beside
+            them. Such a model is loaded whole, so that nothing of it is lost.
         rows: what a row is.
         predictions: the metrics that are computed unasked, by kind of prediction (`tasks.metric_table` has the
             metrics of each kind). Where there are several kinds, `model.problem_type` or the labels choose one.
@@ -83,6 +86,8 @@ class TaskInfo:
     pipeline_tag: str | None = None
     hf_prompt_copies: int = 1
     adapterhub_classes: tuple[str, ...] = ()
+    whole_class: str | None = None
+    whole_mapping: str | None = None
 
     @property
     def reads(self) -> RowKind:

@@ -75,3 +75,20 @@ def test_what_is_no_adapter_is_refused(cli: Cli, tmp_path: Path) -> None:
     result = cli("inspect-adapter", tmp_path)
     assert result.code == 2
     assert "neither a run directory nor an adapter" in result.err
+
+
+def test_trained_rows_of_the_vocabulary_are_listed(cli: Cli, workspace: Workspace) -> None:
+    llama = {"name_or_path": str(workspace.path / "llama"), "new_special_tokens": ["<call>", "<done>"]}
+    data = {"path": str(workspace.path / "colours.jsonl"), "val_set_size": 0, "max_length": 16, "format": "text"}
+    changes = {"model": llama, "task": "causal_lm", "data": data, "training__max_steps": 1}
+    assert cli("train", workspace.recipe("inspected-rows", **changes), "--quiet").code == 0
+    run = workspace.run("inspected-rows")
+    shown = cli("inspect-adapter", run)
+    assert shown.code == 0, shown.err
+    assert "model.embed_tokens.token_adapter (rows 128, 129)" in shown.out
+    found = {each["module"]: each for each in cli("inspect-adapter", run, "--json").json["modules"]}
+    rows = found["lm_head.token_adapter"]
+    assert rows["rows"] == [128, 129] and rows["shape"] == [2, 32] and 0 < rows["relative_change"] < 1
+    alone = cli("inspect-adapter", run / "adapter", "--json")
+    assert alone.code == 0, alone.err
+    assert {each["module"] for each in alone.json["modules"]} == set(found)

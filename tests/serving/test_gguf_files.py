@@ -120,3 +120,28 @@ def test_what_is_written_is_shown_tensor_by_tensor(tmp_path: Path) -> None:
     with watched_by(seen):
         done = export_to_server("gguf", Asked(run, tmp_path / "model.gguf", kind="f16"))
     assert seen.done == [(number, done.tensors) for number in range(done.tensors + 1)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_trained_rows_of_tokens_are_in_the_file(tied: bool, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    indices = {"embeddings": [40, 41]} if tied else {"embeddings": [40, 41], "head": [40]}
+    method = LORA | {"trainable_token_indices": indices}
+    run = served_run(tmp_path / "case", Case("qwen2", method, changes={"tie_word_embeddings": tied}))
+    export_to_server("gguf", Asked(run, tmp_path / "model.gguf", kind="f32"))
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    base, adapter = (
+        load_file(tmp_path / "case" / name)
+        for name in ("model/model.safetensors", "run/adapter/adapter_model.safetensors")
+    )
+    places = {"model.embed_tokens": "token_embd.weight"} | ({} if tied else {"lm_head": "output.weight"})
+    for path, name in places.items():
+        numbers = indices["embeddings" if path.endswith("tokens") else "head"]
+        rows = adapter[f"base_model.model.{path}.token_adapter.trainable_tokens_delta"]
+        np.testing.assert_array_equal(found[name][numbers], rows)
+        others = np.setdiff1d(np.arange(len(found[name])), numbers)
+        np.testing.assert_array_equal(found[name][others], base[f"{path}.weight"][others])
+    assert ("output.weight" in found) is not tied
+    with pytest.raises(UserError, match="trainable_token_indices"):
+        export_to_server("gguf-lora", Asked(run, tmp_path / "adapter.gguf", kind="f32"))

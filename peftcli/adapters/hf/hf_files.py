@@ -46,7 +46,7 @@ def hf_use(meta: AdapterMeta, note: str | None) -> Use:
     """
     base = str(meta.base.get("name") or "unknown")
     task = TASKS.get(meta.task)
-    auto = task.info.auto_class if task is not None else "AutoModel"
+    auto = meta.base.get("loader") or (task.info.auto_class if task is not None else "AutoModel")
     names = list((meta.labels or {}).get("names", ()))
     extra = f", num_labels={len(names)}" if names else ""
     code = (

@@ -43,7 +43,7 @@ def meta_base(
     if spec.attn_implementation != "auto":
         words["attn_implementation"] = spec.attn_implementation
     with torch.device("meta"):
-        model: PreTrainedModel = auto_class(task).from_config(config, **words)
+        model: PreTrainedModel = auto_class(config, task).from_config(config, **words)
         if spec.load_in_4bit or spec.load_in_8bit:
             pack(model, spec, dtype)
     compute_head_in_float32(model)

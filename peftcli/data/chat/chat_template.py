@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 KEY = "data.chat_template"
 _ANOTHER = "data.chat_template names another template"
+_PROBES = ("Mf3kT8", "Wd6nR2")  # words that no template holds
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -69,6 +70,36 @@ class FilledTemplate:
         self._tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
 
     @cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template reads a message's content as a list of parts alone, as those of processors may.
+
+        Such a template renders the text of a message as nothing. It is tried with made-up words.
+        """
+        as_text = self._shown(parts=False)
+        return as_text < len(_PROBES) and self._shown(parts=True) > as_text
+
+    def as_read(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return messages in the form that the template reads."""
+        return [_with_parts(message) for message in messages] if self.wants_parts else list(messages)
+
+    def _shown(self, *, parts: bool) -> int:
+        """Return how many of two made-up messages the template shows; 0 where it refuses them."""
+        from peftcli.data.chat.template_limits import TemplateLimit
+
+        turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant"), _PROBES, strict=True)]
+        given = [_with_parts(turn) for turn in turns] if parts else turns
+        try:
+            text, _ = self._compiled.render(given, self._given(), tags=False)
+        except (TemplateLimit, MemoryError):
+            raise
+        except Exception:  # whatever a template does wrong: whoever has conversations is told
+            return 0
+        return sum(word in text for word in _PROBES)
+
+    def _given(self, tools: list[Any] | None = None, *, generate: bool = False) -> dict[str, Any]:
+        return {"tools": tools, "documents": None, "add_generation_prompt": generate, **self._tokens}
+
+    @cached_property
     def _compiled(self) -> CompiledTemplate:
         return compiled(self._template)  # at the first conversation: plain text needs none
 
@@ -89,9 +120,9 @@ class FilledTemplate:
 
         from peftcli.data.chat.template_limits import TemplateLimit
 
-        given = {"tools": tools, "documents": None, "add_generation_prompt": generate, **self._tokens}
         try:
-            return self._compiled.render(messages, given, tags=tags)
+            read = self.as_read(messages)
+            return self._compiled.render(read, self._given(tools, generate=generate), tags=tags)
         except (TemplateLimit, MemoryError) as error:
             reason = f"{str(error) or 'it takes all memory'}{_line(error)}"
             raise UserError(Problem(f"{self._whose()} is refused: {reason}", key=KEY, suggestion=_ANOTHER)) from error
@@ -104,6 +135,12 @@ class FilledTemplate:
     def _whose(self) -> str:
         name = self._template.name
         return "the tokenizer's chat template" if name == "tokenizer" else f"the chat template {name}"
+
+
+def _with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose text is a list of one part, as processors of images write it."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(message)
 
 
 def _line(error: BaseException) -> str:

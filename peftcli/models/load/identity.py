@@ -38,6 +38,8 @@ class BaseIdentity:
         source: `safetensors`, `gguf`, or `config` (no weights were read).
         tensors: hash of samples of every tensor; see `tensors_fingerprint`. None of GGUF, and in earlier versions'
             records.
+        loader: transformers' class that loads it, where that is not the one of the task but one for models in which a
+            part does the task.
     """
 
     name: str
@@ -50,6 +52,7 @@ class BaseIdentity:
     shape: dict[str, int] = field(default_factory=dict)
     source: str = "safetensors"
     tensors: str | None = None
+    loader: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""

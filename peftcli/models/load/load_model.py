@@ -39,7 +39,7 @@ from peftcli.models.load.identity import BaseIdentity, both_fingerprints, finger
 from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
-from peftcli.models.model_tasks import auto_class, check_task
+from peftcli.models.model_tasks import auto_class, check_task, whole_loader
 from peftcli.models.weights.unread_weights import (
     UnreadWeights,
     each_process_loads,
@@ -226,7 +226,7 @@ def _read(
     """
     config = words["config"]
     shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
-    load = partial(auto_class(task).from_pretrained, source.location())
+    load = partial(auto_class(config, task).from_pretrained, source.location())
     why_whole = None
     with quiet_transformers(), explain_load_errors(source, spec, shape), each_process_loads():
         if source.kind == "hub":
@@ -331,6 +331,7 @@ def identify(
         shape=shape_of(model.config),
         source="gguf" if source.kind == "gguf" else "safetensors",
         tensors=of_tensors,
+        loader=whole_loader(model),
     )
 
 

@@ -34,7 +34,7 @@ def build_meta(
         if task_info(task).has_labels:
             own.num_labels = num_labels
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(task).from_config(own, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = auto_class(own, task).from_config(own, trust_remote_code=trust_remote_code)
         return model
 
     try:

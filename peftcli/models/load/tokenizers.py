@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.load_errors import explain_load_errors
-from peftcli.models.load.model_files import find_source
+from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.load.tokenizer_errors import check_tokenizer, tokenizer_error
 from peftcli.models.weights.weight_damage import refuse_pointers
 from peftcli.recipe.schema import ModelSpec
@@ -16,6 +18,8 @@ from peftcli.recipe.schema import ModelSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PROCESSOR_TEMPLATE = "chat_template.json"
+"""Where processors of images keep their chat template, if not in chat_template.jinja."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "*.model",
@@ -96,7 +100,42 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
     check_tokenizer(tokenizer, source)
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:
         raise UserError(_no_tokenizer(spec))
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _processor_template(source, words)
     return tokenizer
+
+
+def _processor_template(source: ModelSource, words: Mapping[str, Any]) -> str | None:
+    """Return the chat template that a processor of images keeps in a file of its own; None without one.
+
+    transformers' tokenizers do not read that file. Its conversations are those of the tokenizer, too.
+
+    Args:
+        words: where files of the hub come from.
+
+    Raises:
+        UserError: the file holds no template.
+    """
+    if source.kind == "gguf":
+        return None
+    file = None if source.path is None else source.path / PROCESSOR_TEMPLATE
+    if source.kind == "hub":
+        from transformers.utils import cached_file
+
+        where = {key: words[key] for key in ("revision", "local_files_only")}
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        found = cached_file(source.name, PROCESSOR_TEMPLATE, **where, **quiet)
+        file = None if found is None else Path(found)
+    if file is None or not file.is_file():
+        return None
+    try:
+        text = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        remedy = "copy or download it again, or remove it and name a template with data.chat_template"
+        raise UserError(Problem(f"{file} holds no chat template", key="model.name_or_path", suggestion=remedy))
+    return text
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> int:

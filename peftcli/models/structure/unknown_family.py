@@ -39,7 +39,7 @@ def structural_row(
         UserError: the recipe's blocks do not exist, or there is no token embedding.
     """
     specs = [f"{path}.*" for path in block_lists(view)] if layers is None else _named_layers(view, layers)
-    notes = [f"{config.model_type} is not a known family; its parts were found by their names and shapes"]
+    notes = [f"{view.model.config.model_type} is not a known family; its parts were found by their names and shapes"]
     stacks: list[StackRow] = []
     for spec in specs:
         rows, found = _stacks(view, config, spec)
