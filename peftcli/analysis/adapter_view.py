@@ -18,7 +18,6 @@ from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.analysis.base_weights import FileWeights, base_weights
 from peftcli.analysis.module_change import ModuleChange, weight_change
 from peftcli.analysis.part_changes import PartChanges
-from peftcli.data.store.labels import LabelSpec
 from peftcli.errors import Problem, UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.load.heads import configure_head
@@ -31,6 +30,7 @@ from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.method import MergeRule
 from peftcli.protocol.registry import registry
+from peftcli.protocol.rows_beside.added_rows import by_table
 from peftcli.protocol.rows_beside.row_rules import folding_rules
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
@@ -102,7 +102,7 @@ def _placed(path: Path, problem: Problem) -> Problem:
 
 
 def _view_adapter(saved: SavedAdapter, spec: ModelSpec, task: TaskName) -> AdapterView:
-    model, anatomy = _meta_model(spec, task, saved.meta.label_spec)
+    model, anatomy = _meta_model(spec, task, saved)
     base, reason = base_weights(model, spec)
     attachment = apply_method(model, anatomy, saved.params)
     attachment.load_state_dict(saved.state)  # on meta: names and shapes only
@@ -116,11 +116,15 @@ def _view_adapter(saved: SavedAdapter, spec: ModelSpec, task: TaskName) -> Adapt
     return AdapterView(saved.params, list(changes.rows(attachment)), notes)
 
 
-def _meta_model(spec: ModelSpec, task: TaskName, labels: LabelSpec | None) -> tuple[nn.Module, Anatomy]:
+def _meta_model(spec: ModelSpec, task: TaskName, saved: SavedAdapter) -> tuple[nn.Module, Anatomy]:
     config = load_config(spec)
-    configure_head(config, task, labels, spec)
+    configure_head(config, task, saved.meta.label_spec, spec)
     model = build_meta(config, task, config.num_labels, trust_remote_code=spec.trust_remote_code)
     fit_to_tokenizer(model, load_tokenizer(spec))
+    trained = [number for rows in by_table(saved.params).values() for number in rows if isinstance(number, int)]
+    if max(trained, default=0) >= model.get_input_embeddings().weight.shape[0]:
+        # an adapter's own directory does not say which tokens its recipe added, only the numbers of their rows
+        model.resize_token_embeddings(max(trained) + 1, mean_resizing=False)
     return model, read_anatomy(model, spec.anatomy)
 
 

@@ -88,7 +88,7 @@ def test_trained_rows_of_the_vocabulary_are_listed(cli: Cli, workspace: Workspac
     assert "model.embed_tokens.token_adapter (rows 128, 129)" in shown.out
     found = {each["module"]: each for each in cli("inspect-adapter", run, "--json").json["modules"]}
     rows = found["lm_head.token_adapter"]
-    assert rows["rows"] == [128, 129] and rows["shape"] == [2, 32] and 0 < rows["relative_change"] < 1
+    assert rows["rows"] == [128, 129] and rows["shape"] == [2, 32] and rows["relative_change"] > 0
     alone = cli("inspect-adapter", run / "adapter", "--json")
     assert alone.code == 0, alone.err
     assert {each["module"] for each in alone.json["modules"]} == set(found)
