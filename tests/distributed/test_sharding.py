@@ -70,8 +70,6 @@ SETTINGS = {
     "dora": Case("llama", "lora", {"method__use_dora": True}),
     "pissa": Case("llama", "lora", {"method__init_lora_weights": "pissa"}),
     "vocabulary-prompt": Case("llama", "prompt_tuning", {"method__prompt_tuning_init": "sample_vocab"}),
-    "token-rows": Case("llama", "lora", {"method__trainable_token_indices": {"embeddings": [9, 12], "head": [9]}}),
-    "tied-token-rows": Case("gpt2", "lora", {"model__new_special_tokens": ["<call>"], **EVALUATED}),
     "saved-table": Case("llama", "lora", {"method__modules_to_save": ["embed_tokens"]}),
     "tied": Case("gpt2", "full", EVALUATED),
     "shared-blocks": Case("albert", "lora"),
