@@ -1,5 +1,8 @@
 """`peft estimate --measure`: two real steps in a process of their own, the largest micro-batch in the first of them.
 
+An evaluation comes before them and one after them, as in a run: what the steps left of the heap is not what the first
+one found.
+
 Run as `python -m peftcli.analysis.estimate.measured_run RECIPE [KEY=VALUE ...]`; it prints one JSON object.
 """
 
@@ -10,11 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from peftcli.analysis.estimate.memory_parts import Device, Estimate
 from peftcli.errors import UserError
+
+if TYPE_CHECKING:
+    from peftcli.training.session import Session
 
 
 def measured(recipe: Path, changes: Sequence[str]) -> Estimate:
@@ -48,7 +56,7 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
 
 
 def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, float]:
-    """Evaluate once and take two steps, as a run does."""
+    """Evaluate, take two steps and evaluate again, as a run does."""
     from peftcli.analysis.estimate.largest_batches import largest, step_sizes
     from peftcli.analysis.estimate.step_rates import keep_rate
     from peftcli.assembly.recipe_to_train import recipe_to_train, set_allocator
@@ -78,7 +86,9 @@ def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, f
             other = (index + 1) % max(1, len(sizes))
             taken = [index] if session.plan.total_steps == 1 else [index, other]
             train_steps(session, milestones, (session.batches(step) for step in taken), stop, lambda: None)
-        seconds = session.state.step_seconds or time.perf_counter() - started
+            seconds = session.state.step_seconds or time.perf_counter() - started
+            if session.validation and session.state.step < session.plan.total_steps:  # else the last step had one
+                _evaluate_largest(session)
         tokens = session.state.tokens + session.state.window.get("tokens", 0.0)
     rate = tokens / seconds if seconds else 0.0
     keep_rate(loaded.recipe, device, session.base.identity.shape, bool(session.state.recomputes), rate)
@@ -88,6 +98,16 @@ def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, f
         "tokens": float(session.data.train.lengths.sum()) * session.plan.epochs,
         "recomputes": float(bool(session.state.recomputes)),
     }
+
+
+def _evaluate_largest(session: Session) -> None:
+    """Evaluate the first batch of the set with the longest row: the order is by length."""
+    from peftcli.inference.evaluator import EvaluationStopped
+
+    name, rows = max(session.validation.items(), key=lambda each: int(each[1].lengths.max()))
+    answers = iter([False])  # the evaluation asks before each batch whether to stop
+    with suppress(EvaluationStopped), session.compute_weights.set_aside():
+        session.evaluator({name: rows}, lambda: next(answers, True))
 
 
 if __name__ == "__main__":

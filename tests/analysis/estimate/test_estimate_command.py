@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,3 +59,23 @@ def test_a_dry_run_is_refused_for_what_the_run_is_refused_for(cli: Cli, workspac
     assert done.code == 2 and "letter.txt" in done.err
     done = cli("train", workspace.recipe("dry"), "--dry-run", "--resume")
     assert done.code == 2 and "--dry-run takes no step" in done.err
+
+
+def test_measured_steps_are_followed_by_an_evaluation_as_in_a_run(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peftcli.analysis.estimate import measured_run
+    from peftcli.inference.evaluator import Evaluator
+
+    batches: list[int] = []
+    evaluated = Evaluator._evaluated
+
+    def noted(self: Evaluator, rows: Any, chosen: Any, by_row: bool = False) -> Any:
+        batches.append(len(chosen))
+        return evaluated(self, rows, chosen, by_row)
+
+    monkeypatch.setattr(Evaluator, "_evaluated", noted)
+    changes = ["training.fast_paths.allocator=false", "training.per_device_eval_batch_size=6"]
+    found = measured_run._steps(workspace.recipe(), changes, tmp_path)
+    assert found["peak_memory_bytes"] > 0
+    assert batches == [6, 6, 6, 2, 6]  # the whole set before the first step, its largest batch after the second one
