@@ -2,8 +2,9 @@
 
     python benchmarks/memory/estimate_error.py --material DIR
 
-writes estimate_error.json and the table in docs/choosing.md, after each cell. `--predict` predicts anew, and keeps what
-was measured.
+writes peftcli/analysis/estimate/published_error.json after each cell, from which `peft estimate` takes its expected
+error and docs/choosing.md its table. Cells that were measured with these versions on such a machine are kept: stopped,
+the same command goes on; `--again` measures all anew. `--predict` only predicts anew, and keeps what was measured.
 
 Cells: models x methods x lengths x checkpointing. Rows are as long as max_length, so that the prediction from the
 config alone is of the same run. Memory depends little on what else the machine does.
@@ -22,9 +23,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-KEPT = HERE / "estimate_error.json"
-BEGIN, END = "<!-- estimate_error: begin -->", "<!-- estimate_error: end -->"
+from peftcli.analysis.estimate.published_error import KEPT, Trial
+
+ROOT = Path(__file__).resolve().parents[2]
 CELLS = [
     *(
         ("llama", method, length, again)
@@ -51,7 +52,7 @@ TASKS = {"llama": "causal_lm", "t5": "seq2seq_lm", "minilm": "sequence_classific
 
 def prepare(material: Path) -> None:
     """Write random models of two families with a tokenizer, and rows that are longer than any length tried."""
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     from material import tiny_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -124,59 +125,43 @@ def machine() -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return the cells in Markdown, errors in percent of what the run took."""
-    about = found["machine"]
-    lines = [
-        f"{about['system']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, "
-        f"torch {about['torch']}, transformers {about['transformers']}; {about['date']}.",
-        "",
-        "| model | method | tokens | checkpointing | trained, MB | config | two steps |",
-        "|---" * 7 + "|",
-    ]
-    for each in found["cells"]:
-        off = [f"{error(each, tier):+.1f}%" for tier in ("config", "measured")]
-        cell = [each["family"], f"`{each['method']}`", str(each["length"]), "yes" if each["checkpointing"] else "no"]
-        lines.append(f"| {' | '.join([*cell, format(each['trained'] / 1e6, ',.0f'), *off])} |")
-    return "\n".join(lines)
+KEYS = ("family", "method", "length", "checkpointing")
 
 
-def error(each: dict[str, Any], tier: str) -> float:
-    """Return how far a prediction is off, in percent of what the run took."""
-    return float(100 * (each[tier] / each["trained"] - 1))
-
-
-def write(found: dict[str, Any]) -> None:
-    """Write the JSON and the table."""
-    KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    page = HERE.parent.parent / "docs" / "choosing.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+def kept(here: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the cells that were measured on such a machine with these versions, by their keys."""
+    found = json.loads(KEPT.read_text(encoding="utf-8"))
+    if {**found["machine"], "date": ""} != {**here, "date": ""}:
+        return {}
+    return {tuple(cell[key] for key in KEYS): cell for cell in found["cells"]}
 
 
 def main() -> None:
-    """Measure every cell, and write the JSON and the table after each."""
+    """Measure every cell that is not known yet, and write the JSON after each; then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--material", type=Path, required=True, help="directory for models, rows and the runs")
-    parser.add_argument("--most", type=int, default=None, help="cells to measure at most")
+    parser.add_argument("--most", type=int, default=None, help="cells at most")
+    parser.add_argument("--again", action="store_true", help="measure all cells anew")
     parser.add_argument("--predict", action="store_true", help="predict from the config again; keep what was measured")
     given = parser.parse_args()
     material = given.material.resolve()
     material.mkdir(parents=True, exist_ok=True)
     prepare(material)
-    if given.predict:
-        found = json.loads(KEPT.read_text(encoding="utf-8"))
-    else:
-        keys = ("family", "method", "length", "checkpointing")
-        found = {"machine": machine(), "cells": [dict(zip(keys, one, strict=True)) for one in CELLS[: given.most]]}
-    wanted, found["cells"] = found["cells"], []
-    for one in wanted:
-        found["cells"].append(predicted(material, one if given.predict else measured(material, one)))
-        print(table(found).splitlines()[-1], flush=True)
-        if not given.predict:
-            write(found)
-    write(found)
+    here = machine()
+    done = {} if given.again else kept(here)
+    for one in CELLS[: given.most]:
+        if one not in done and not given.predict:
+            done[one] = predicted(material, measured(material, dict(zip(KEYS, one, strict=True))))
+        elif one in done and given.predict:
+            done[one] = predicted(material, done[one])
+        else:
+            continue
+        found = {"machine": here, "cells": [done[key] for key in CELLS if key in done]}
+        KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        cell = Trial(**done[one])
+        errors = [f"{cell.error(tier):+.1f}%" for tier in ("config", "measured")]
+        print(*one, f"{cell.trained / 1e6:,.0f} MB", *errors, flush=True)
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py"], check=True)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Tier = Literal["config", "data", "measured"]
+from peftcli.analysis.estimate.published_error import Tier, published_trials
+
 PARTS = ("libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "fragments")
 """They add up to the peak: `libraries` is what a process holds before there is a model, `fragments` what the C
 library's heap holds between blocks that live. Both are 0 on a GPU, whose allocator reports what lives."""
-
-
-_COUNTED = "-11 to +22% in trials on a CPU; unknown on a GPU"
-_TWO_STEPS = "-15 to +1% in trials on a CPU; unknown on a GPU"
-EXPECTED_ERROR = {"config": _COUNTED, "data": _COUNTED, "measured": _TWO_STEPS}
-"""How far off a peak was, by tier: the range over cells of benchmarks/memory/estimate_error.py, and no bound
-(docs/choosing.md). `data` was not tried apart: with rows of max_length, as there, it counts what `config` does."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,8 @@ class Estimate:
 
     @property
     def expected_error(self) -> str:
-        """How far off such a peak was in benchmarks/memory/estimate_error.py."""
-        return EXPECTED_ERROR[self.tier]
+        """How far off such a peak was in trials: their range, and no bound."""
+        return published_trials().expected(self.tier)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `estimate --json` prints."""

@@ -1,0 +1,78 @@
+"""How far off `peft estimate` was: the cells that benchmarks/memory/estimate_error.py measured. No torch here.
+
+`published_error.json` is what the benchmark writes. What `peft estimate` prints and the table in docs/choosing.md are
+made of it here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+Tier = Literal["config", "data", "measured"]
+
+KEPT = Path(__file__).with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run's peak and what was predicted for it, in bytes.
+
+    Args:
+        family: of the model.
+        length: tokens of each row.
+        checkpointing: whether activations are recomputed.
+        trained: the peak of the process that trained.
+        config: predicted from the config alone.
+        measured: predicted by two steps.
+    """
+
+    family: str
+    method: str
+    length: int
+    checkpointing: bool
+    trained: int
+    config: int
+    measured: int
+
+    def error(self, tier: Tier) -> float:
+        """Return how far a prediction is off, in percent of what the run took; above 0 where it is too high.
+
+        `data` was not tried apart: with rows of max_length, as here, it counts what `config` does.
+        """
+        return 100 * ((self.measured if tier == "measured" else self.config) / self.trained - 1)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What was tried, and where.
+
+    Args:
+        machine: system, cores, threads, versions and date.
+    """
+
+    machine: dict[str, Any]
+    cells: tuple[Trial, ...]
+
+    def expected(self, tier: Tier) -> str:
+        """Return the range of the errors in words; it is no bound."""
+        errors = [cell.error(tier) for cell in self.cells]
+        return f"{min(errors):+.0f} to {max(errors):+.0f}% in {len(errors)} trials on a CPU; unknown on a GPU"
+
+    def within(self, tier: Tier, percent: float) -> int:
+        """Return how many predictions were at most so many percent off."""
+        return sum(abs(cell.error(tier)) <= percent for cell in self.cells)
+
+
+def trials_from(found: dict[str, Any]) -> Trials:
+    """Return what the benchmark has written as a record."""
+    return Trials(found["machine"], tuple(Trial(**cell) for cell in found["cells"]))
+
+
+@cache
+def published_trials() -> Trials:
+    """Return the trials that are shipped."""
+    return trials_from(json.loads(KEPT.read_text(encoding="utf-8")))
