@@ -1,4 +1,4 @@
-"""Hold what `peft estimate` predicts against what `peft train` takes, each in a fresh process.
+"""Hold what `peft estimate` predicts against what `peft train` takes, which runs in a fresh process.
 
     python benchmarks/memory/estimate_error.py --material DIR
 
@@ -23,7 +23,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from peftcli.analysis.estimate import estimating, measured_run
 from peftcli.analysis.estimate.published_error import KEPT, Trial
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CELLS = [
@@ -86,25 +89,19 @@ def write_recipe(material: Path, family: str, method: str, length: int, checkpoi
 
 
 def measured(material: Path, each: dict[str, Any]) -> dict[str, Any]:
-    """Return a cell with what two steps and the run took, in bytes."""
+    """Return a cell with what two steps and the run took, in bytes, each in a fresh process."""
     recipe = write_recipe(material, each["family"], each["method"], each["length"], each["checkpointing"])
-    return {
-        **each,
-        "measured": _peak("estimate", str(recipe), "--measure"),
-        "trained": _peak("train", str(recipe), "--overwrite", "--quiet"),
-    }
-
-
-def _peak(command: str, *arguments: str) -> int:
-    line = [sys.executable, "-m", "peftcli", command, *arguments, "--json"]
+    line = [sys.executable, "-m", "peftcli", "train", str(recipe), "--overwrite", "--quiet", "--json"]
     done = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
-    return int(done["devices"][0]["peak_memory_bytes"] if command == "estimate" else done["peak_memory_bytes"])
+    steps = measured_run.measure(recipe, [])
+    return {**each, "trained": int(done["peak_memory_bytes"]), "measured": int(steps["peak_memory_bytes"])}
 
 
 def predicted(material: Path, each: dict[str, Any]) -> dict[str, Any]:
     """Return a cell with what this version predicts from its config."""
     recipe = write_recipe(material, each["family"], each["method"], each["length"], each["checkpointing"])
-    return {**each, "config": _peak("estimate", str(recipe), f"data.path={material / 'nothing.jsonl'}")}
+    loaded = load_recipe(recipe, [f"data.path={material / 'nothing.jsonl'}"], NAMES)
+    return {**each, "config": estimating.estimate(estimating.read_basis(loaded)).peak}
 
 
 def machine() -> dict[str, Any]:

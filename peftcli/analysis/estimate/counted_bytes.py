@@ -18,7 +18,8 @@ class Counted:
         cells: bytes of each part at the fullest moment of each phase of a run, by (phase, part); under `SIZES` those of
             the whole `base`, of its `largest_block`, of what is `outside` of blocks, of what the forward pass of the
             largest micro-batch has `kept` for the backward pass, of what an `evaluation` adds to the model, the numbers
-            that are `trainable`, and the C library's `heap` at its largest.
+            that are `trainable`, the products that the first step has `compiled`, and the C library's `heap` at its
+            largest.
     """
 
     cells: Counter[tuple[str, str]] = field(default_factory=Counter)

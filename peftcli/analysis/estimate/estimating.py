@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftcli.analysis.estimate.counted_bytes import Counted
-from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, look_ahead_rows, step_sizes
+from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, look_ahead_rows, shapes, step_sizes
 from peftcli.analysis.estimate.library_memory import library_bytes
-from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate, Tier
+from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate
+from peftcli.analysis.estimate.published_error import Tier
 from peftcli.analysis.estimate.simulated_run import Setting, Work, simulate
 from peftcli.analysis.estimate.step_rates import kept_rate
 from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, with_reference
@@ -240,7 +241,7 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         heap_keeps=training.fast_paths.allocator and freed_memory_can_stay() if on_cpu else None,
     )
     ahead = look_ahead_rows(recipe, basis.train, steps, limit)
-    return setting, Work(basis.train, batches, held, ahead), plan
+    return setting, Work(basis.train, batches, held, ahead, shapes(basis.train, steps, joined)), plan
 
 
 def _device(counted: Counted, setting: Setting, libraries: int, strategy: Strategy, processes: int) -> Device:

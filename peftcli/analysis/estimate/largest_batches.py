@@ -67,6 +67,13 @@ def look_ahead_rows(recipe: Recipe, rows: RowSet, steps: Sequence[list[list[int]
     return [others[number] for number in numbers]
 
 
+def shapes(rows: RowSet, steps: Sequence[list[list[int]]], joined: bool) -> int:
+    """Return how many shapes the micro-batches have: tokens of joined rows, else rows and the tokens of the longest."""
+    lengths = rows.lengths
+    each = [[int(lengths[number]) for number in numbers] for step in steps for numbers in step]
+    return len({(1, sum(own)) if joined else (len(own), max(own)) for own in each})
+
+
 def evaluation_rows(recipe: Recipe, rows: RowSet, device_type: str) -> list[Row]:
     """Return the rows of the first batch of an evaluation, which is the largest one."""
     order = longest_first(range(len(rows)), rows.lengths)

@@ -15,7 +15,7 @@ from peftcli.installed_versions import installed_versions
 _CHILD = """
 import sys, torch
 from contextlib import suppress
-import peftcli.training.run, peftcli.console.display
+import peftcli.cli.app, peftcli.training.run, peftcli.console.display
 from peftcli.distributed.devices import peak_memory
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 if sys.argv[1] == "bitsandbytes":
@@ -44,7 +44,7 @@ def library_bytes(device: torch.device, *, quantised: bool) -> int:
     extra = "bitsandbytes" if quantised else "plain"
     versions = json.dumps(installed_versions("transformers", "accelerate", "bitsandbytes"), sort_keys=True)
     question = {
-        "asked": "resident libraries",
+        "asked": "resident libraries and command line",
         **machine(device),
         "peftcli": __version__,
         "with": extra,

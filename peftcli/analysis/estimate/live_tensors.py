@@ -28,6 +28,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from peftcli.analysis.estimate.product_memory import HALVES, ProductMemory
+
 SMALL = 2**22
 """Elements up to which whole numbers are computed."""
 
@@ -46,7 +48,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         at_peak: the bytes by part then.
         vocabulary: last dimension of what counts as logits; 0 for nothing.
         events: (number of the block, its size) in order; the size is negative where it is given back.
-        first_events: where those of the first step begin, and what is behind them, as who runs it says.
+        products: what the libraries of products have kept.
     """
 
     def __init__(self) -> None:
@@ -57,7 +59,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self._part, self._known = "activations", dict[int, tuple[weakref.ref[Any], int, str, int]]()
         self.total = self._number = self.vocabulary = 0
         self.events: list[tuple[int, int]] = []
-        self.first_events = (0, 0)
+        self.products = ProductMemory()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -112,13 +114,16 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         if func in _PRODUCTS:
-            self._note_scratch(given)
+            self._note_product(func, given)
         return made
 
-    def _note_scratch(self, factors: list[Tensor]) -> None:
-        """Note the memory that a product in 16 bits takes on a CPU while it runs: oneDNN packs a factor anew."""
+    def _note_product(self, func: Any, factors: list[Tensor]) -> None:
+        """Note what a product on a CPU takes beside tensors: what stays, and in 16 bits a factor that is packed."""
+        for size in self.products.kept(func, factors):
+            self._number += 1
+            self.events.append((self._number, size))
         right = factors[-1]
-        if right.device.type == "cpu" and right.dtype in (torch.bfloat16, torch.float16):
+        if right.device.type == "cpu" and right.dtype in HALVES:
             self._number += 1
             size = right.numel() * right.element_size()
             self.events += [(self._number, size), (self._number, -size)]

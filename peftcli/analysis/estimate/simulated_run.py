@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from peftcli.analysis.estimate.counted_bytes import Counted
 from peftcli.analysis.estimate.fake_base import PackedLinear, give_memory, meta_base, tensors_of
 from peftcli.analysis.estimate.fewer_blocks import Repeats, repeats, shorten
-from peftcli.analysis.estimate.heap_replay import heap_bytes
+from peftcli.analysis.estimate.heap_replay import GAPS, heap_bytes
 from peftcli.analysis.estimate.live_tensors import NOT_HELD, LiveTensors
 from peftcli.assembly.precision import Precision
 from peftcli.assembly.rows_to_train import rows_to_train
@@ -55,12 +56,14 @@ class Work:
         micro_batches: numbers of the rows of a step's largest micro-batches, the largest one first.
         evaluate: rows of the largest batch of an evaluation; empty without one.
         ahead: rows of the largest micro-batch that is looked at before a step's losses; empty where none is.
+        shapes: how many shapes the run's micro-batches have.
     """
 
     rows: RowSet
     micro_batches: Sequence[Sequence[int]]
     evaluate: Sequence[Row] = ()
     ahead: Sequence[Row] = ()
+    shapes: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,25 @@ def _from_shorter(setting: Setting, work: Work, cuts: Mapping[str, Repeats]) -> 
         }
     except Exception:  # whatever a family's code raises that counts its blocks by the config; then the whole one is run
         return None
-    return base.with_more(longer, {stack: cut.more for stack, cut in cuts.items()})
+    whole = base.with_more(longer, {stack: cut.more for stack, cut in cuts.items()})
+    if base.size("heap"):
+        whole.set_size("heap", _grown_heap(base, whole, setting.mapped))
+    return whole
+
+
+def _grown_heap(short: Counted, whole: Counted, mapped: bool) -> int:
+    """Return the heap of a whole model: that of a short one, what the whole one holds more, and gaps in what passes.
+
+    A straight line through two replays would multiply what chance decides in each.
+
+    Args:
+        mapped: whether the base's weights lie elsewhere.
+    """
+    more = Counter(whole.parts)
+    more.subtract(short.parts)
+    passing = sum(more[part] for part in ("gradients", "activations", "logits"))
+    elsewhere = whole.size("base") - short.size("base") if mapped else 0
+    return short.size("heap") + sum(more.values()) - elsewhere + round(GAPS * max(0, passing))
 
 
 def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Work) -> Counted:
@@ -135,9 +156,10 @@ def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
             _train(setting, run, work, tracker, counted)
             with run.copies.set_aside():
                 _evaluate(setting, run, work, tracker, counted)
-        events, first = tracker.events, tracker.first_events
-    if setting.heap_keeps is not None:
-        counted.set_size("heap", heap_bytes(events, keeps=setting.heap_keeps, first=first))
+        events = tracker.events
+    if setting.heap_keeps is not None and (heap := heap_bytes(events, keeps=setting.heap_keeps)):
+        kinds = counted.size("compiled") * work.shapes  # micro-batches of most shapes are not run here
+        counted.set_size("heap", heap + tracker.products.further(kinds))
     return counted
 
 
@@ -254,6 +276,7 @@ def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counte
     parameters = list(run.attachment.trainable_parameters().values())
     accelerator = setting.world.accelerator
     shares = [Share(0, list(numbers), [work.rows[n] for n in numbers]) for numbers in work.micro_batches]
+    compiled = tracker.products.compiled
     for step in (1, 2):
         _look_ahead(setting, run, work, tracker, counted)
         model.train()
@@ -280,4 +303,4 @@ def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counte
         counted.note("step", tracker.at_peak)
         run.optimizer.zero_grad()
         if step == 1:
-            tracker.first_events = (0, len(tracker.events))
+            counted.set_size("compiled", tracker.products.compiled - compiled)

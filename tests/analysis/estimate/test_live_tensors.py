@@ -10,6 +10,7 @@ from torch import nn
 
 from peftcli.analysis.estimate.heap_replay import heap_bytes
 from peftcli.analysis.estimate.live_tensors import LiveTensors
+from peftcli.analysis.estimate.product_memory import A_COLUMN, BUFFER, COMPILED
 
 FLOAT = 4
 
@@ -79,14 +80,42 @@ def test_a_heap_is_what_lives_where_nothing_is_given_back() -> None:
 FIRST = [*((n, MEGA // 4) for n in range(1, 401)), *((n, -MEGA // 4) for n in range(1, 401))]
 
 
-def test_only_the_first_passes_leave_something_between_the_blocks() -> None:
-    events = [*FIRST, *((n, 9 * MEGA // 4) for n in range(500, 540))]
-    later = heap_bytes(events, keeps=True)  # the large blocks lie where the others were
-    assert heap_bytes(events, keeps=True, first=(0, len(events))) > 1.3 * later  # none fits between the small objects
+def test_what_stays_between_blocks_keeps_them_from_becoming_one() -> None:
+    large = [(n, 9 * MEGA // 4) for n in range(1000, 1040)]
+    between = [event for n, event in enumerate(FIRST) for event in ([event] if n % 8 else [event, (600 + n, 200)])]
+    later = heap_bytes([*FIRST, *large], keeps=True)  # the large blocks lie where the others were
+    assert heap_bytes([*between, *large], keeps=True) > 1.3 * later  # none fits between what stays
+
+
+def product(rows: int, columns: int, dtype: torch.dtype) -> None:
+    torch.mm(torch.randn(rows, 16, dtype=dtype), torch.randn(16, columns, dtype=dtype))
+
+
+def kept(tracker: LiveTensors) -> list[int]:
+    gone = {number for number, size in tracker.events if size < 0}
+    return [size for number, size in tracker.events if number not in gone]
+
+
+def test_each_kind_of_a_product_in_16_bits_stays_compiled_once() -> None:
+    tracker = LiveTensors()
+    with tracker.running():
+        for rows in (8, 8, 24):
+            product(rows, 32, torch.bfloat16)
+    assert sum(kept(tracker)) == 2 * sum(COMPILED) and tracker.total == 0  # no tensor
+
+
+def test_a_product_in_32_bits_keeps_a_buffer_as_wide_as_the_widest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    tracker = LiveTensors()
+    with tracker.running():
+        for columns in (32, 16, 64):
+            product(8, columns, torch.float32)
+    assert kept(tracker) == [BUFFER, BUFFER, BUFFER + 32 * A_COLUMN, BUFFER + 64 * A_COLUMN]
 
 
 def test_a_heap_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = heap_bytes(FIRST, keeps=True, first=(0, len(FIRST)))
+    before = heap_bytes(FIRST, keeps=True)
     monkeypatch.setenv("PEFT_TEST_LONG", "x" * 100_000)
     monkeypatch.setenv("PYTHONHASHSEED", "7")
-    assert heap_bytes(FIRST, keeps=True, first=(0, len(FIRST))) == before
+    assert heap_bytes(FIRST, keeps=True) == before
