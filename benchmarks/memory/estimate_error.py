@@ -146,6 +146,8 @@ def main() -> None:
     prepare(material)
     here = machine()
     done = {} if given.again else kept(here)
+    if given.predict and not done:
+        parser.error("nothing was measured on such a machine")
     for one in CELLS[: given.most]:
         if one not in done and not given.predict:
             done[one] = predicted(material, measured(material, dict(zip(KEYS, one, strict=True))))

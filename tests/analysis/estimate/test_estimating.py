@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
 from peftcli.analysis.contract_models import MODELS
 from peftcli.analysis.estimate import estimating, fewer_blocks, library_memory
 from peftcli.analysis.estimate.estimating import estimate, read_basis
 from peftcli.analysis.estimate.memory_options import options
 from peftcli.analysis.estimate.memory_parts import PARTS, Estimate
+from peftcli.analysis.estimate.product_memory import COMPILED
 from peftcli.analysis.estimate.simulated_run import simulate
 from peftcli.errors import UserError
 from peftcli.names import NAMES
@@ -89,6 +92,29 @@ def test_a_deep_model_is_as_its_first_blocks_say(
     whole = estimated(tmp_path, "causal_lm").devices[0].parts
     short.pop("fragments"), whole.pop("fragments")  # of so small a model, the C library's own units
     assert short == whole
+
+
+def test_gaps_of_a_deep_model_are_not_multiplied(wide: Path) -> None:
+    config = LlamaConfig.from_pretrained(wide)
+    config.num_hidden_layers = 40
+    config.save_pretrained(wide)
+    parts = estimated(wide, "causal_lm", "lora", "training.gradient_checkpointing=true").devices[0].parts
+    passing = sum(parts[part] for part in ("gradients", "activations", "logits"))
+    of_libraries = 50e6 + 8e6 * torch.get_num_threads()  # what their products keep
+    assert 0 < parts["fragments"] < passing + of_libraries
+
+
+def test_a_run_over_rows_of_many_lengths_keeps_products_of_each(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basis = read_basis(recipe(directories["llama"], "causal_lm", "lora", "training.bf16=true"))
+    if not estimate(basis).devices[0].parts["fragments"]:
+        pytest.skip("the C library is another one than glibc")
+    found = []
+    for count in (1, 11):
+        monkeypatch.setattr(estimating, "shapes", lambda *_rows, count=count: count)
+        found.append(estimate(basis).devices[0].parts["fragments"])
+    assert found[1] - found[0] > 10 * 5 * sum(COMPILED)  # at least five products a pass
 
 
 def test_blocks_that_a_method_treats_differently_are_all_run(directories: dict[str, Path]) -> None:
@@ -175,8 +201,6 @@ def test_another_method_is_typed_without_keys_of_the_recipes_own(
 
 
 def test_libraries_are_measured_in_a_process_of_their_own() -> None:
-    import torch
-
     measured = library_memory.library_bytes(torch.device("cpu"), quantised=False)
     assert 100e6 < measured < 3e9
     assert library_memory.library_bytes(torch.device("cpu"), quantised=False) == measured

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from peftcli.analysis.estimate.heap_replay import heap_bytes
+from peftcli.analysis.estimate.largest_batches import shapes
 from peftcli.analysis.estimate.live_tensors import LiveTensors
-from peftcli.analysis.estimate.product_memory import A_COLUMN, BUFFER, COMPILED
+from peftcli.analysis.estimate.product_memory import A_COLUMN, BUFFER, CACHED, COMPILED, ProductMemory
+from peftcli.analysis.estimate.synthetic_rows import EqualRows
 
 FLOAT = 4
 
@@ -119,3 +121,14 @@ def test_a_heap_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PEFT_TEST_LONG", "x" * 100_000)
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     assert heap_bytes(FIRST, keeps=True) == before
+
+
+def test_micro_batches_of_other_shapes_have_products_of_their_own() -> None:
+    products = ProductMemory()
+    products.kept("mm", [torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(4, 2, dtype=torch.bfloat16)])
+    assert products.further(3) == 2 * sum(COMPILED) and products.further(1) == 0
+    assert products.further(10**6) == (CACHED - 1) * sum(COMPILED)
+    rows = EqualRows(6, 5, "text", 1, None)
+    steps = [[[0, 1], [2]], [[3, 4], [5]]]
+    assert shapes(rows, steps, joined=True) == shapes(rows, steps, joined=False) == 2
+    assert shapes(rows, [[[0], [1]]], joined=True) == 1
