@@ -143,27 +143,6 @@ def advice_rules(_: str) -> str:
     return table(["key", "value", "why", "found on", "limit", "source", "read"], rows)
 
 
-def estimate_error(_: str) -> str:
-    """Return how far off `peft estimate` was: the ranges that it prints, and each trial."""
-    found = published_trials()
-    about, count = found.machine, len(found.cells)
-    lines = [
-        f"- `{tier}`: {found.expected(tier)}; {found.within(tier, goal)} of {count} at most {goal}% off"
-        for tier, goal in (("config", 10), ("measured", 3))
-    ]
-    rows = [
-        [cell.family, f"`{cell.method}`", str(cell.length), "yes" if cell.checkpointing else "no",
-         f"{cell.trained / 1e6:,.0f}", *(f"{cell.error(tier):+.1f}%" for tier in ("config", "measured"))]
-        for cell in found.cells
-    ]  # fmt: skip
-    where = (
-        f"{about['system']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, torch "
-        f"{about['torch']}, transformers {about['transformers']}; {about['date']}."
-    )
-    columns = ["model", "method", "tokens", "checkpointing", "trained, MB", "config", "two steps"]
-    return "\n".join([*lines, "", where, "", table(columns, rows)])
-
-
 def source_list(_: str) -> str:
     """Return the sources by id."""
     rows = [
@@ -369,7 +348,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "method": method,
     "rates": rates,
     "advice-rules": advice_rules,
-    "estimate-error": estimate_error,
+    "estimate-error": lambda _: published_trials().as_markdown(),
     "sources": source_list,
     "common": common,
     "families": families,

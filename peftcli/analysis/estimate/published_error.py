@@ -66,6 +66,27 @@ class Trials:
         """Return how many predictions were at most so many percent off."""
         return sum(abs(cell.error(tier)) <= percent for cell in self.cells)
 
+    def as_markdown(self) -> str:
+        """Return the range of each tier, how many reach what is aimed at, where it was measured, and each trial."""
+        goals: tuple[tuple[Tier, int], ...] = (("config", 10), ("measured", 3))
+        count, about = len(self.cells), self.machine
+        ranges = [
+            f"- `{tier}`: {self.expected(tier)}; {self.within(tier, goal)} of {count} at most {goal}% off"
+            for tier, goal in goals
+        ]
+        where = (
+            f"{about['system']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, torch "
+            f"{about['torch']}, transformers {about['transformers']}; {about['date']}."
+        )
+        heading = ["model", "method", "tokens", "checkpointing", "trained, MB", "config", "two steps"]
+        rows = [
+            [cell.family, f"`{cell.method}`", str(cell.length), "yes" if cell.checkpointing else "no",
+             f"{cell.trained / 1e6:,.0f}", f"{cell.error('config'):+.1f}%", f"{cell.error('measured'):+.1f}%"]
+            for cell in self.cells
+        ]  # fmt: skip
+        table = [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows)]
+        return "\n".join([*ranges, "", where, "", *table])
+
 
 def trials_from(found: dict[str, Any]) -> Trials:
     """Return what the benchmark has written as a record."""
