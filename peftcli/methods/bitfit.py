@@ -64,8 +64,9 @@ class BitFitMethod(Method[BitFitParams]):
     def check(self, anatomy: Anatomy, params: BitFitParams) -> list[str]:
         """Return why this model cannot be trained by its biases: it has none, or none where they are asked for."""
         if not anatomy.biases:
+            reached = " that a gradient reaches" * any(name.endswith("bias") for name in anatomy.untouched)
             return [
-                f"this {anatomy.family} model has no bias terms, so BitFit would train nothing; "
+                f"this {anatomy.family} model has no bias terms{reached}, so BitFit would train nothing; "
                 "use lora or ia3, or freeze with `trainable: norms`"
             ]
         if params.terms == "all":

@@ -74,7 +74,7 @@ class FreezeMethod(Method[FreezeParams]):
 
         roots = anatomy.norms if params.trainable == "norms" else _last_blocks(anatomy, params.num_layers)
         inside = tuple(f"{root}." for root in roots)
-        names = [name for name in base_parameters(model) if name.startswith(inside)]
+        names = [name for name in base_parameters(model) if name.startswith(inside) and name not in anatomy.untouched]
         for name in names:
             model.get_parameter(name).requires_grad_(True)
         return Attachment(model, unfrozen=names)

@@ -1,6 +1,7 @@
 """Full fine-tuning: every parameter moves. The baseline that the other methods are compared with.
 
-Left as they are: tables that the architecture itself keeps fixed, such as the sinusoidal positions of Pegasus.
+Left as they are: tables that the architecture itself keeps fixed, such as the sinusoidal positions of Pegasus, and what
+text does not meet, such as a vision tower.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class FullMethod(Method[FullParams]):
     )
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: FullParams) -> Attachment:
-        """Unfreeze every parameter of the base."""
+        """Unfreeze every parameter of the base that training moves."""
         from peftcli.layers.site import base_parameters
         from peftcli.protocol.attachment import Attachment
 
         fixed = _fixed_tables(model)
-        names = [name for name in base_parameters(model) if name not in fixed]
+        names = [name for name in base_parameters(model) if name not in fixed and name not in anatomy.untouched]
         for name in names:
             model.get_parameter(name).requires_grad_(True)
         return Attachment(model, unfrozen=names)

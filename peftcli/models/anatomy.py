@@ -206,7 +206,7 @@ class Anatomy:
         embeddings: path of the token embedding; prompts replace rows of its output.
         output_embeddings: path of the language-model head, or None.
         head: paths of the task's modules that the pretrained base model does not have.
-        norms: paths of the normalisation modules.
+        norms: paths of the normalisation modules that training moves.
         left_out: (path, reason) of modules without a role, such as experts with 3-D weights.
         routers: paths of the modules that choose experts; `all-linear` leaves them out.
         experts: projections of experts, which take part in a method only where they are named.
@@ -214,9 +214,10 @@ class Anatomy:
         prefix_reason: why they cannot be.
         max_positions: number of learned positions, or None without that limit.
         takes_tokens: whether the model's main input is token ids, which a prompt can be put in front of.
-        biases: names of the bias parameters (of linears, norms, the pooler, ...), without those of the head.
+        biases: names of the bias parameters that training moves (of linears, norms, poolers), without the head's.
         transposed: paths of the modules whose weight is stored (in, out), those without a role included.
         without_attention: paths of the blocks that have no keys and values: linear attention, state space models.
+        untouched: names of the parameters that training cannot move (of other towers, without a gradient), and why.
         notes: remarks for the user.
     """
 
@@ -241,6 +242,7 @@ class Anatomy:
     biases: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     without_attention: tuple[str, ...] = ()
+    untouched: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
     def roles(self) -> list[str]:

@@ -11,7 +11,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.errors import UserError
 from peftcli.layers.base_linear import linear_widths
-from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy, AttentionRole, BlockRole, FusedSlice, LinearRole
 from peftcli.models.anatomy_overrides import apply_overrides
 from peftcli.models.experts.read_experts import read_experts
@@ -20,6 +19,7 @@ from peftcli.models.families.family_table import family_row
 from peftcli.models.fused_slices import fused_slices
 from peftcli.models.module_view import ModuleView, heads_of, hidden_size, module_kind
 from peftcli.models.structure.block_lists import TextPart
+from peftcli.models.structure.norms_and_biases import biases, norms, untouched
 from peftcli.models.structure.unknown_family import structural_row
 
 Overrides = Mapping[str, str | list[str]]
@@ -75,6 +75,7 @@ class _Reader:
         output = _output_embeddings(self.view)
         head = head_modules(self.view)
         text = TextPart(self.view)
+        unmoved = untouched(self.view, text, tried=origin != "table")
         experts = read_experts(self.view, self.layers)
         inside = {role.module for role in experts.roles}
         return Anatomy(
@@ -85,7 +86,7 @@ class _Reader:
             linears=tuple(linear for linear in self.linears if linear.module not in inside),
             blocks=tuple(self.blocks),
             attentions=tuple(self.attentions),
-            norms=_norms(self.view, text),
+            norms=norms(self.view, unmoved),
             embeddings=embeddings,
             output_embeddings=output,
             head=head,
@@ -96,9 +97,10 @@ class _Reader:
             prefix_reason=self.row.prefix_reason,
             takes_tokens=self.view.model.main_input_name == "input_ids",
             max_positions=self.row.positions(self.config) if self.row.positions else None,
-            biases=_biases(self.view, head, text),
+            biases=biases(self.view, head, unmoved),
             transposed=tuple(name for name, live in self.view.modules.items() if module_kind(live) == "conv1d"),
             without_attention=tuple(self.without_attention) if self.attentions else (),
+            untouched=unmoved,
             notes=tuple(notes),
         )
 
@@ -244,27 +246,6 @@ class _Reader:
                 suggestion="name it in the recipe: model.anatomy: {embeddings: ...}",
             )
         return found
-
-
-def _norms(view: ModuleView, text: TextPart) -> tuple[str, ...]:
-    """Return the norms that text passes: modules of the base whose class name says so, and that have parameters."""
-    seen: set[int] = set()
-    names = []
-    for name, module in view.modules.items():
-        has_weights = any(True for _ in module.parameters(recurse=False))
-        if "norm" in type(module).__name__.lower() and has_weights and view.in_base(name) and id(module) not in seen:
-            seen.add(id(module))
-            if text.holds(name):
-                names.append(name)
-    return tuple(names)
-
-
-def _biases(view: ModuleView, head: tuple[str, ...], text: TextPart) -> tuple[str, ...]:
-    """Return the base's biases that text meets, shared ones once: `bias`, `q_bias` (not T5's relative positions)."""
-    inside = tuple(f"{path}." for path in head)
-    own = (name for name in base_parameters(view.model) if not name.startswith(inside))
-    biases = (name for name in own if name.rpartition(".")[2].endswith("bias"))
-    return tuple(name for name in biases if text.holds(name) or not view.in_base(name))
 
 
 def _output_embeddings(view: ModuleView) -> str | None:

@@ -1,4 +1,4 @@
-"""What a forward pass does with a model's linears, tried on a copy without values; names do not tell.
+"""What a forward pass does with a model's linears and parameters, tried on a copy without values; names do not tell.
 
 A low-rank change sits at a linear's call. One that chooses experts, whose weight is read without a call, or that a
 forward pass of text never calls is no place for it.
@@ -10,6 +10,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.layers.seeded import seeded
+from peftcli.models.meta_answers import answered, computed, flat
 from peftcli.models.module_view import module_kind
 
 NOT_CALLED = "a forward pass of text does not call it"
@@ -43,56 +45,82 @@ def passed_over(model: nn.Module) -> dict[str, str]:
     Args:
         model: the task model, on any device, meta included; left as it is.
     """
+    return dict(_tried(model).passed_over)
+
+
+def without_gradient(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that no gradient reaches: the norms of a part whose output only chooses.
+
+    Empty where that cannot be tried.
+
+    Args:
+        model: as for `passed_over`.
+    """
+    return _tried(model).untouched
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a trial found: `passed_over`'s linears and reasons, and parameters without a gradient."""
+
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    untouched: frozenset[str] = frozenset()
+
+
+def _tried(model: nn.Module) -> _Found:
     if not isinstance(model, PreTrainedModel) or model.main_input_name != "input_ids":
-        return {}
+        return _Found()
     kind = type(model)
     key = f"{kind.__module__}.{kind.__qualname__} {model.config.to_json_string(use_diff=False)}"
     if key not in _TRIED:
         _TRIED[key] = _try(kind, model.config)
-    return dict(_TRIED[key])
+    return _TRIED[key]
 
 
-_TRIED: dict[str, dict[str, str]] = {}
+_TRIED: dict[str, _Found] = {}
 """Answers by class and config, for the life of the process: a run attaches its method several times."""
 
 
-def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, str]:
+def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> _Found:
     try:
         with torch.device("meta"), seeded(0):
             copy = kind(type(config).from_dict(config.to_dict())).eval()
         if copy.config._experts_implementation is not None:
             copy.set_experts_implementation("batched_mm")  # the way that needs no values to share tokens out
     except Exception:  # whatever a model's own code raises for settings that were written and read
-        return {}
+        return _Found()
     linears = _linears(copy)
-    short = _with_one_block_of_each_kind(copy)
-    if short is not None:
-        return {**_fused(copy, linears), **short}
-    found = _Trial(copy, linears).reasons(_LENGTHS[0])
-    if found is None:
-        return _fused(copy, linears)
-    if {NOT_CALLED, _NO_GRADIENT} & set(found.values()):
-        most = getattr(config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[1]
-        longer = _Trial(copy, linears).reasons(min(_LENGTHS[1], most)) or {}
-        found = {path: why for path, why in found.items() if path in longer}
-    return {**_fused(copy, linears), **found}
+    found = _with_one_block_of_each_kind(copy) or _with_all_blocks(copy, linears) or _Found()
+    fixed = {name for name, each in copy.named_parameters() if not each.requires_grad}  # routers' own balances
+    return _Found({**_fused(copy, linears), **found.passed_over}, found.untouched | fixed)
+
+
+def _with_all_blocks(copy: PreTrainedModel, linears: Mapping[str, nn.Module]) -> _Found | None:
+    """Return what is found with few tokens, and, where that does not reach everything, with many, too."""
+    found = _Trial(copy, linears).run(_LENGTHS[0])
+    if found is None or not (found.untouched or {NOT_CALLED, _NO_GRADIENT} & set(found.passed_over.values())):
+        return found
+    most = getattr(copy.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[1]
+    longer = _Trial(copy, linears).run(min(_LENGTHS[1], most)) or _Found()
+    kept = {path: why for path, why in found.passed_over.items() if path in longer.passed_over}
+    return _Found(kept, found.untouched & longer.untouched)
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:
     return {name: live for name, live in model.named_modules() if module_kind(live) in ("linear", "conv1d")}
 
 
-def _with_one_block_of_each_kind(model: PreTrainedModel) -> dict[str, str] | None:
-    """Return the reasons, found with the first of the blocks that are alike: a deep model takes seconds.
+def _with_one_block_of_each_kind(model: PreTrainedModel) -> _Found | None:
+    """Return what is found with the first of the blocks that are alike: a deep model takes seconds.
 
-    None where that cannot be run, or leaves something without a call or a gradient: then all blocks must be.
+    None where that cannot be run, or leaves a linear without a call or a gradient: then all blocks must be.
     """
     lists = {
         name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList) and len(each) > _DEEP
     }
     whole = {name: dict(each.named_children()) for name, each in lists.items()}
     places: dict[str, dict[str, str]] = {}  # of each list: a block's number, to that of the one that stands for it
-    linears = list(_linears(model))
+    linears, parameters = list(_linears(model)), [name for name, _ in model.named_parameters()]
     try:
         for name, each in lists.items():
             first: dict[Any, str] = {}
@@ -101,13 +129,17 @@ def _with_one_block_of_each_kind(model: PreTrainedModel) -> dict[str, str] | Non
             }
             kept = {place: number for number, place in reversed(places[name].items())}
             each._modules = {place: whole[name][kept[place]] for place in first.values()}
-        found = _Trial(model, _linears(model)).reasons(_LENGTHS[0])
+        found = _Trial(model, _linears(model)).run(_LENGTHS[0])
     finally:
         for name, each in lists.items():
             each._modules = dict(whole[name])
-    if found is None or {NOT_CALLED, _NO_GRADIENT} & set(found.values()):
+    if found is None or {NOT_CALLED, _NO_GRADIENT} & set(found.passed_over.values()):
         return None
-    return {path: found[other] for path in linears if (other := _stand_in(path, places)) in found}
+    reasons = found.passed_over
+    return _Found(
+        {path: reasons[other] for path in linears if (other := _stand_in(path, places)) in reasons},
+        frozenset(name for name in parameters if _stand_in(name, places) in found.untouched),
+    )
 
 
 def _kind_of(block: nn.Module) -> tuple[Any, ...]:
@@ -117,7 +149,7 @@ def _kind_of(block: nn.Module) -> tuple[Any, ...]:
 
 
 def _stand_in(path: str, places: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the path of a linear in the block that stands for its own; a list may lie within a block."""
+    """Return the path in the block that stands for that of a linear or a parameter; a list may lie within a block."""
     for name in sorted(places, key=len, reverse=True):
         if path.startswith(f"{name}."):
             number, _, rest = path[len(name) + 1 :].partition(".")
@@ -176,8 +208,8 @@ class _Trial(TorchFunctionMode):
         self.read: set[str] = set()
         self.outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors too: an id is free again with its object
 
-    def reasons(self, tokens: int) -> dict[str, str] | None:
-        """Return why which linears are no place for a change; None if the model cannot be run like this."""
+    def run(self, tokens: int) -> _Found | None:
+        """Return where a change would be lost, and which parameters have no gradient; None if it cannot run."""
         hooks = [hook for path, module in self.linears.items() for hook in self._hooks(path, module)]
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
         words: dict[str, Any] = {"input_ids": ids}
@@ -191,26 +223,28 @@ class _Trial(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-        reached = self._reached(output)
+        untouched = self._without_gradient(output)
+        lost = {id(self.model.get_parameter(name)) for name in untouched}
         for path in self.linears:
             if path in self.read:
                 self.found.setdefault(path, "its weight is read without a call, so that a change of its output is lost")
             elif path not in self.called:
                 self.found.setdefault(path, NOT_CALLED)
-            elif path not in reached:
+            elif id(self.linears[path].weight) in lost:
                 self.found.setdefault(path, _NO_GRADIENT)
-        return self.found
+        return _Found(self.found, untouched)
 
-    def _reached(self, output: Tensor) -> set[str]:
-        """Return the linears that a backward pass reaches; all of them where that cannot be tried."""
+    def _without_gradient(self, output: Tensor) -> frozenset[str]:
+        """Return the parameters that a backward pass does not reach; none of them where that cannot be tried."""
+        own = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         try:
-            weights = [live.get_parameter("weight") for live in self.linears.values()]
-            gradients = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+            gradients = torch.autograd.grad(output.sum(), list(own.values()), allow_unused=True)
         except Exception:  # a step of the model has no gradient without values
-            return set(self.linears)
-        reached = {path for path, gradient in zip(self.linears, gradients, strict=True) if gradient is not None}
+            return frozenset()
+        untouched = frozenset(name for name, gradient in zip(own, gradients, strict=True) if gradient is None)
+        reached = sum(f"{path}.weight" in own and f"{path}.weight" not in untouched for path in self.linears)
         # a step with a backward pass of its own may hide most of the model: then nothing is known
-        return reached if 2 * len(reached) > len(self.called) else set(self.linears)
+        return untouched if 2 * reached > len(self.called) else frozenset()
 
     def _hooks(self, path: str, module: nn.Module) -> Iterator[Any]:
         def begin(_module: nn.Module, _args: Any) -> None:
@@ -230,9 +264,9 @@ class _Trial(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        known, answer = _answered(func, name, args, kwargs)
-        result = answer if known else _computed(func, args, kwargs)
-        tensors = [value for value in _flat(result) if isinstance(value, Tensor)]
+        known, answer = answered(func, name, args, kwargs)
+        result = answer if known else computed(func, args, kwargs)
+        tensors = [value for value in flat(result) if isinstance(value, Tensor)]
         if given and id(given[0]) in self.outputs:
             path = self.outputs[id(given[0])][0]
             if name in _CHOICES or (len(tensors) == 2 and path in self.running):  # `max`: the largest and its place
@@ -246,7 +280,7 @@ class _Trial(TorchFunctionMode):
         """Note whose weight a function computes with: its owner, while that runs, or somebody else."""
         if not made or not torch.is_grad_enabled():
             return
-        for value in _flat((args[:1] if name in _LIKE else args, kwargs)):
+        for value in flat((args[:1] if name in _LIKE else args, kwargs)):
             owners = self.owners.get(id(value), [])
             inside = [path for path in owners if path in self.running]
             if owners and not inside:
@@ -260,68 +294,3 @@ class _Trial(TorchFunctionMode):
             for tensor in made:
                 if tensor.numel() == source.numel():
                     self.outputs.setdefault(id(tensor), (path, tensor))
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _flat(each)
-    else:
-        yield value
-
-
-def _computed(func: Any, args: Any, kwargs: Any) -> Any:
-    """Call a function; places, which have values, lose them where it takes no tensors of two devices."""
-    try:
-        return func(*args, **kwargs)
-    except (RuntimeError, NotImplementedError):
-        places = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor) and not value.is_meta]
-        if not places:
-            raise
-        args, kwargs = _without_values((args, kwargs))
-        return func(*args, **kwargs)
-
-
-def _without_values(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_values(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_without_values(each) for each in value)
-    return value.to("meta") if isinstance(value, Tensor) else value
-
-
-def _answered(func: Any, name: str, args: Any, kwargs: Any) -> tuple[bool, Any]:
-    """Return whether a function asks for values that a tensor on the meta device lacks, and an answer."""
-    first = args[0] if args and isinstance(args[0], Tensor) else None
-    if first is None or not first.is_meta:
-        return False, None
-    plain = {"item": 0, "__bool__": False, "__int__": 0, "__index__": 0, "__float__": 0.0, "__contains__": False}
-    if name in plain:
-        return True, plain[name]
-    if name == "tolist":
-        return True, torch.zeros(first.shape, dtype=first.dtype, device="cpu").tolist()
-    if name == "nonzero" or (name == "where" and len(args) + len(kwargs) == 1):
-        places = _everywhere(first)
-        return True, places if name == "where" or kwargs.get("as_tuple") else torch.stack(places, 1)
-    if "unique_consecutive" in name:
-        return True, first.new_empty(1)
-    if name in ("__getitem__", "__setitem__"):
-        chosen = args[1] if isinstance(args[1], tuple) else (args[1],)
-        if any(isinstance(each, Tensor) and each.dtype == torch.bool for each in chosen):
-            return True, func(first, tuple(_by_place(chosen)), *args[2:])
-    return False, None
-
-
-def _by_place(chosen: tuple[Any, ...]) -> Iterator[Any]:
-    for each in chosen:
-        if isinstance(each, Tensor) and each.dtype == torch.bool:
-            yield from _everywhere(each)
-        else:
-            yield each
-
-
-def _everywhere(mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the places of a mask that is true everywhere, as `nonzero(as_tuple=True)` does."""
-    return torch.ones(mask.shape, dtype=torch.bool, device="cpu").nonzero(as_tuple=True)

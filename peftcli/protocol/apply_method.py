@@ -12,6 +12,7 @@ from peftcli.models.anatomy import Anatomy
 from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.module_view import module_kind
 from peftcli.models.reach import partial_reach
+from peftcli.models.structure.norms_and_biases import untouched_note
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.narrow_layers import notes_on_passed_over
 from peftcli.protocol.registry import MethodRegistry, registry
@@ -54,11 +55,7 @@ def apply_method(
         raise UserError(Problem(reason, key="method") for reason in reasons)
     model.requires_grad_(False)
     attachment = method.attach(model, anatomy, params)
-    attachment.notes += partial_reach(anatomy, _named(anatomy, attachment))
-    attachment.notes += notes_on_passed_over(model, anatomy, params)
-    if isinstance(params, TargetedParams):
-        note = experts_note(model, anatomy, params.target_modules, attachment.targets)
-        attachment.notes += [note] if note else []
+    attachment.notes += _notes(model, anatomy, params, attachment)
     attachment.head = _parameters_below(model, anatomy.head)
     attachment.to_save = _parameters_to_save(model, params.modules_to_save or [])
     for name in attachment.head:
@@ -78,6 +75,15 @@ def apply_method(
     if masters:
         _upcast_(model, attachment)
     return attachment
+
+
+def _notes(model: nn.Module, anatomy: Anatomy, params: MethodParams, attachment: Attachment) -> list[str]:
+    """Return what the method leaves out, and in how many blocks it is."""
+    notes = partial_reach(anatomy, _named(anatomy, attachment)) + notes_on_passed_over(model, anatomy, params)
+    more = [untouched_note(anatomy) if attachment.unfrozen else None]
+    if isinstance(params, TargetedParams):
+        more.append(experts_note(model, anatomy, params.target_modules, attachment.targets))
+    return notes + [note for note in more if note]
 
 
 def _named(anatomy: Anatomy, attachment: Attachment) -> list[str]:

@@ -66,6 +66,7 @@ def norm_parameters(model: nn.Module, anatomy: Anatomy) -> list[str]:
         f"{path}.{name}"
         for path in anatomy.norms
         for name, _ in model.get_submodule(path).named_parameters(recurse=False)
+        if f"{path}.{name}" not in anatomy.untouched
     ]
     for name in names:
         model.get_parameter(name).requires_grad_(True)

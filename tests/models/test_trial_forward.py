@@ -16,10 +16,12 @@ from peftcli.methods.ia3 import IA3Params
 from peftcli.methods.lora import LoraParams
 from peftcli.models import trial_forward
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.structure import norms_and_biases
 from peftcli.models.targets import target_search
-from peftcli.models.trial_forward import passed_over
+from peftcli.models.trial_forward import passed_over, without_gradient
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.registry import registry
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -73,11 +75,9 @@ def test_blocks_that_are_alike_are_run_once_with_the_same_answer(name: str, monk
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     runs: list[int] = []
-    reasons = trial_forward._Trial.reasons
+    run = trial_forward._Trial.run
     monkeypatch.setattr(trial_forward, "_TRIED", {})
-    monkeypatch.setattr(
-        trial_forward._Trial, "reasons", lambda self, n: runs.append(len(self.linears)) or reasons(self, n)
-    )
+    monkeypatch.setattr(trial_forward._Trial, "run", lambda self, n: runs.append(len(self.linears)) or run(self, n))
     short = passed_over(model)
     ran = max(runs)
     monkeypatch.setattr(trial_forward, "_TRIED", {})
@@ -88,6 +88,7 @@ def test_blocks_that_are_alike_are_run_once_with_the_same_answer(name: str, monk
 
 def test_families_of_the_table_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_search, "passed_over", lambda model: 1 / 0)
+    monkeypatch.setattr(norms_and_biases, "without_gradient", lambda model: 1 / 0)
     model = tiny_model("llama")
     assert _attached(model).placed
 
@@ -107,6 +108,32 @@ def test_all_linear_leaves_out_where_a_change_is_lost_and_everything_else_gets_a
     for ending, reason in CASES[name][1].items():
         assert not any(path.endswith(ending) for path in targets)
         assert any(ending in note and reason in note for note in attachment.notes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_without_a_gradient_are_those_of_a_real_backward_pass(name: str) -> None:
+    model = _model(name)
+    ids = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids, use_cache=False).logits.sum().backward()
+    real = {each for each, tensor in model.named_parameters() if tensor.grad is None}
+    experts = {each for each in real if ".experts." in each}  # which of them a text meets depends on the text
+    assert {each for each in without_gradient(model) if ".experts." not in each} == real - experts
+
+
+@pytest.mark.parametrize("method", ["ln_tuning", "adapter", "compacter", "freeze", "full"])
+def test_what_is_trained_in_place_has_a_gradient_or_is_left_out_with_a_note(method: str) -> None:
+    model = _model("DeepseekV32", "meta")
+    given = {"freeze": {"trainable": "norms"}, "compacter": {"phm_dim": 4}}.get(method, {})
+    params = registry.info(method).params.model_validate({"name": method, **given})
+    attachment = apply_method(model, read_anatomy(model), params)
+    assert attachment.unfrozen and not any("indexer" in name for name in attachment.unfrozen)
+    assert any("no gradient of a text" in note and "indexer.k_norm.weight" in note for note in attachment.notes)
+
+
+def test_bitfit_says_that_no_bias_has_a_gradient() -> None:
+    model = _model("DeepseekV32", "meta")
+    with pytest.raises(UserError, match="no bias terms that a gradient reaches"):
+        apply_method(model, read_anatomy(model), registry.info("bitfit").params())
 
 
 @pytest.mark.parametrize("name", ["Llama4Text", "Bamba"])
