@@ -11,8 +11,8 @@ from peftcli.models.structure.block_lists import TextPart
 from peftcli.models.targets.target import short_path
 from peftcli.models.trial_forward import without_gradient
 
-OTHER_TOWER = "text does not enter it"
-NO_GRADIENT = "no gradient of a text reaches it"
+_OTHER_TOWER = "text does not enter it"
+_NO_GRADIENT = "no gradient of a text reaches it"
 _SHOWN = 4
 
 
@@ -30,15 +30,15 @@ def untouched(view: ModuleView, text: TextPart, *, tried: bool) -> dict[str, str
         if ".experts." in name:
             continue
         if view.in_base(name) and not text.holds(name):
-            found[name] = OTHER_TOWER
+            found[name] = _OTHER_TOWER
         elif name in without:
-            found[name] = NO_GRADIENT
+            found[name] = _NO_GRADIENT
     return found
 
 
 def untouched_note(anatomy: Anatomy) -> str | None:
     """Return that parameters without a gradient stay as they are, for a method that trains the base's own ones."""
-    left = [name for name, why in anatomy.untouched.items() if why == NO_GRADIENT]
+    left = [name for name, why in anatomy.untouched.items() if why == _NO_GRADIENT]
     if not left:
         return None
     shown = list(dict.fromkeys(short_path(name) for name in left))
