@@ -77,16 +77,18 @@ def lora_files(saved: SavedAdapter, source: Path, server: str) -> HfFiles:
     if more:
         raise UserError(
             f"{server} loads a plain LoRA, and that of {source} has {' and '.join(more)}",
-            suggestion=_elsewhere(saved, server),
+            suggestion=_elsewhere(saved, server, plain="target_parameters" not in more),
         )
     return files
 
 
-def _elsewhere(saved: SavedAdapter, server: str) -> str:
+def _elsewhere(saved: SavedAdapter, server: str, *, plain: bool = True) -> str:
+    """Return what to do with an adapter that a server does not load; `plain`: a plain LoRA can be near to it."""
     if registry.method(saved.params.name).why_not_mergeable(saved.params) is not None:
         return "use it with peft predict and peft chat, which read the run as it is"
     whole = server_rules()[server]["export_whole"]
-    return f"fold it into the base with {whole}; or take the nearest plain LoRA: --to {PLAIN_LORA} --rank 16"
+    fold = f"fold it into the base with {whole}"
+    return f"{fold}; or take the nearest plain LoRA: --to {PLAIN_LORA} --rank 16" if plain else fold
 
 
 def lora_pairs(files: HfFiles) -> list[Pair]:
