@@ -1,7 +1,6 @@
 """Fill the generated parts of these pages: `python docs/generate.py`, or `--check` to say which page is out of date.
 
-A generated part stands between `<!-- generated: NAME ARGUMENT -->` and `<!-- end -->`; NAME is a function in PARTS.
-Everything in it comes from the code: the recipe's schema, the methods' registry, the families' and formats' tables.
+A generated part stands between `<!-- generated: NAME ARGUMENT -->` and `<!-- end -->`; PARTS has each NAME.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from peftcli.analysis.advice.advice_rules import rules
 from peftcli.analysis.estimate.published_error import published_trials
 from peftcli.analysis.support import type_tables
 from peftcli.cli.methods import text_of
+from peftcli.layers.quantised.quantiser_table import quantiser_facts
 from peftcli.names import NAMES
 from peftcli.protocol.method import merges_by_default
 from peftcli.protocol.rates.default_rate import default_rate
@@ -353,6 +353,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "common": common,
     "families": families,
     "tried-types": tried_types,
+    "quantisers": lambda _: table(*quantiser_facts()),
     "roles": role_paths,
     "formats": formats,
     "format-rows": format_rows,

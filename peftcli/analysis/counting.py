@@ -12,9 +12,9 @@ from transformers import PretrainedConfig
 
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
+from peftcli.layers.quantised.quantised_weights import logical_numbers, logical_numel
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
-from peftcli.models.load.quantization import logical_numel
 from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
@@ -129,7 +129,7 @@ def _vocabulary(spec: ModelSpec) -> int:
 def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:
     """Count what is attached to a model, live or on meta; a quantised weight counts the numbers that it stands for."""
     parameters = dict(attachment.model.named_parameters())
-    base = _size(parameter for name, parameter in parameters.items() if not is_added(name))
+    base = sum(size for name, size in logical_numbers(attachment.model).items() if not is_added(name))
     trained = attachment.trainable_parameters()
     own = {id(parameter) for name, parameter in parameters.items() if not is_added(name)}
     added = _size(parameter for parameter in trained.values() if id(parameter) not in own)

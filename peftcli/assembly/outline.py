@@ -17,6 +17,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.stored_quantised import stored_packed, stored_problems
 from peftcli.models.targets.target import short_path
 from peftcli.models.weights.weight_damage import check_weight_files
 from peftcli.protocol.apply_method import apply_method
@@ -28,7 +29,7 @@ from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.tasks.task_table import task_info
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ class FurtherChecks:
     """Checks that one use of the model needs beyond those of every use; training overrides them.
 
     Each method returns problems. They are reported together with those of the outline.
+
+    Attributes:
+        trains: whether something is to be trained.
     """
+
+    trains = False
 
     def of_recipe(self, recipe: Recipe, device: torch.device) -> list[Problem]:
         """Return what is wrong with the recipe on this machine."""
@@ -88,7 +94,8 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     spec = model_spec(recipe)
     config = load_config(spec)
     tokenizer, notes = load_tokenizer_with_notes(spec)
-    problems = [*_method_problems(info, recipe, spec), *further.of_recipe(recipe, device), *known_tokens(spec)]
+    problems = [*_method_problems(info, recipe, spec, config), *further.of_recipe(recipe, device), *known_tokens(spec)]
+    problems += stored_problems(config, spec, device.type, trains=further.trains)
     anatomies: list[Anatomy] = []
     of_method: list[str] = []
     with collecting(problems):
@@ -135,12 +142,14 @@ def kind_problems(anatomy: Anatomy, task: TaskName) -> list[Problem]:
     return [Problem(reason, key="task", suggestion=refusal.remedy)]
 
 
-def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec) -> list[Problem]:
+def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec, config: PretrainedConfig) -> list[Problem]:
     problems = []
     if info.tasks and recipe.task not in info.tasks:
         choice = f"it serves {', '.join(sorted(info.tasks))}"
         problems.append(Problem(f"{info.name} does not serve {recipe.task}", key="method.name", suggestion=choice))
-    if not info.quantised_base and (spec.load_in_4bit or spec.load_in_8bit):
-        remedy = "remove model.load_in_4bit, or choose a method that works on a quantised base"
+    here = spec.load_in_4bit or spec.load_in_8bit
+    if not info.quantised_base and (here or stored_packed(config)):
+        change = "remove model.load_in_4bit" if here else "name the unquantised model"
+        remedy = f"{change}, or choose a method that works on a quantised base"
         problems.append(Problem(f"{info.name} cannot train a quantised base", key="method.name", suggestion=remedy))
     return problems

@@ -6,7 +6,7 @@ from peftcli.layers.added_modules import is_added
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.expert_parts.expert_part import ExpertPart
-from peftcli.models.load.quantization import logical_numel
+from peftcli.layers.quantised.quantised_weights import logical_numbers
 from peftcli.models.targets.target import Target
 from peftcli.protocol.attachment import Attachment
 
@@ -31,8 +31,8 @@ def reached_share(attachment: Attachment) -> float | None:
         for target in attachment.targets
         if target.slice is None or target.place not in whole
     }
-    base = {id(each): each for name, each in attachment.model.named_parameters() if not is_added(name)}
-    return sum(sizes.values()) / sum(map(logical_numel, base.values()))
+    base = sum(size for name, size in logical_numbers(attachment.model).items() if not is_added(name))
+    return sum(sizes.values()) / base
 
 
 def _size(attachment: Attachment, target: Target, experts: int | None) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_share(tensor: Tensor) -> bool:
@@ -28,6 +29,15 @@ def own_part(tensor: Tensor) -> Tensor:
         return tensor
     local: Tensor = tensor.to_local()  # type: ignore[attr-defined]  # a DTensor
     return local
+
+
+def held_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the plain tensors that hold a tensor in this process: its share, or what a class of its own wraps."""
+    part: Any = own_part(tensor)
+    if not is_traceable_wrapper_subclass(part):
+        return [part]
+    names, _context = part.__tensor_flatten__()
+    return [inner for name in names for inner in held_parts(getattr(part, name))]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -106,5 +116,5 @@ def optimizer_shares(state: dict[str, Any], parameters: Iterable[nn.Parameter]) 
 def held_bytes(parameters: Iterable[nn.Parameter]) -> int:
     """Return the bytes of memory that parameters take in this process, shared ones once."""
     with torch.no_grad():
-        storages = [own_part(parameter).untyped_storage() for parameter in parameters]
+        storages = [part.untyped_storage() for parameter in parameters for part in held_parts(parameter)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

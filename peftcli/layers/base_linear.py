@@ -1,4 +1,4 @@
-"""One view of every kind of frozen projection: Linear, transformers' Conv1D, a slice of a fused one, 4- and 8-bit.
+"""One view of every kind of frozen projection: Linear, transformers' Conv1D, a slice of a fused one, a quantised one.
 
 Methods read base values through this view only (DoRA's norms, PiSSA's singular vectors), so that none of them asks for
 a class. A view is matched by shape and attributes: importing transformers or bitsandbytes here would cost seconds.
@@ -6,13 +6,14 @@ a class. A view is matched by shape and attributes: importing transformers or bi
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from peftcli.distributed.whole_tensors import whole
 from peftcli.layers.part_device import device_beside
+from peftcli.layers.quantised.quantised_weights import dequantised, is_quantised, own_tensors
 
 
 class Slice(Protocol):
@@ -72,15 +73,13 @@ class BaseLinear:
 
     @property
     def quantised(self) -> bool:
-        """Whether the weight is held in 4 or 8 bits."""
-        return _quantisation(self.module) is not None
+        """Whether the weight is held in fewer bits than a plain one."""
+        return is_quantised(self.module)
 
     @property
     def device(self) -> torch.device:
         """Where the weight is, or comes to be."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)  # nn.Module types attributes as Tensor | Module
-        return device_beside(weight)
+        return device_beside(next(own_tensors(self.module)))
 
     @torch.no_grad()
     def weight(self) -> Tensor:
@@ -127,29 +126,9 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
     raise TypeError(f"{type(module).__name__} is no linear projection: neither in_features nor a Conv1D's weight")
 
 
-def _quantisation(module: nn.Module) -> str | None:
-    """Return 4bit, 8bit or None, by bitsandbytes' parameter class.
-
-    The weight of a base that is divided among processes is a plain one; its module keeps what the 4-bit numbers mean.
-    """
-    found = {"Params4bit": "4bit", "Int8Params": "8bit"}.get(type(getattr(module, "weight", None)).__name__)
-    return "4bit" if found is None and getattr(module, "quant_state", None) is not None else found
-
-
 def _whole_weight(module: nn.Module) -> Tensor:
-    kind = _quantisation(module)
-    weight: Any = module.weight
-    state = getattr(weight, "quant_state", None) or getattr(module, "quant_state", None)
-    if kind == "4bit" and state is not None:
-        from bitsandbytes.functional import dequantize_4bit  # imported only where a 4-bit base is: it takes seconds
-
-        dequantised: Tensor = dequantize_4bit(weight.data, state)
-        return dequantised.float()
-    if kind == "8bit" and weight.dtype == torch.int8:
-        # row-wise absmax codes, W = CB * SCB / 127; the first forward pass moves SCB from the weight to the module
-        moved: Any = module.state
-        scales: Tensor = moved.SCB if getattr(weight, "SCB", None) is None else weight.SCB
-        codes: Tensor = weight.data.float()
-        return codes * (scales.float() / 127.0).unsqueeze(1)
-    stored = whole(weight.detach()).float()
+    unpacked = dequantised(module)
+    if unpacked is not None:
+        return unpacked
+    stored = whole(module.get_parameter("weight").detach()).float()
     return stored.T if is_transposed(module) else stored

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from peftcli.layers.quantised.quantised_weights import is_quantised
+
 CHUNK_BYTES = 64 * 2**20
 """Bytes of one chunk's float32 logits. About a thousand rows reach full speed; larger chunks only need more memory."""
 
@@ -92,7 +94,8 @@ def head_loss(
 def is_plain_linear(head: nn.Module) -> bool:
     """Tell whether `head` computes x @ W.T + b and nothing else: no parts, no hooks, no quantised weight."""
     hooks = head._forward_hooks or head._forward_pre_hooks
-    return type(head) is nn.Linear and not head._modules and not hooks and head.weight.is_floating_point()
+    plain = type(head) is nn.Linear and not head._modules and not hooks and head.weight.is_floating_point()
+    return plain and not is_quantised(head)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -23,6 +23,7 @@ from peftcli.data.rows.row_set import Row, sequences_of
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
+from peftcli.layers.quantised.quantised_weights import make_plain
 from peftcli.merging.live_rules import fold_rules
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import computes_well, dtype_name
@@ -158,12 +159,14 @@ def reference_outputs(
         spec: of the base: the unquantised one, or the run's own quantised one.
         rows: of the run's data.
         world: the processes that share the rows.
-        dtype: of the base's weights; None leaves it to `spec`.
+        dtype: of the base's weights, quantised ones included; None leaves it to `spec`, and them as they are.
     """
     if dtype is not None:
         spec = spec.model_copy(update={"dtype": dtype_name(dtype)})
     loaded = load_model(spec, run.recipe.task, labels=run.labels, device=world.device, seed=run.recipe.seed)
     model = loaded.model
+    if dtype is not None:
+        make_plain(model, loaded.dtype)
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
     stops = tuple(stop_tokens(model, run.tokenizer)) if model.can_generate() else ()
     if run.combined is not None:

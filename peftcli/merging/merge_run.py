@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from peftcli.atomic import new_directory
@@ -18,6 +19,7 @@ from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.open_run import trained_format
 from peftcli.inference.reading_file import write_reading
+from peftcli.layers.quantised.quantised_weights import make_plain
 from peftcli.merging.check_use import check_use
 from peftcli.merging.merge_options import MergeOptions, merge_options, refuse_small_disk
 from peftcli.merging.merge_plan import MergedTensor, MergePlan, plan_merge
@@ -29,7 +31,7 @@ from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_runs import combine_runs
 from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
 from peftcli.merging.verify_merge import verify_merge
-from peftcli.models.load.dtypes import dtype_name
+from peftcli.models.load.dtypes import checkpoint_dtype, dtype_name
 from peftcli.models.load.load_model import load_model
 from peftcli.models.model_tasks import auto_name
 from peftcli.models.weights.base_files import base_directory, stored_tensors
@@ -196,10 +198,18 @@ def _counted(pieces: Iterable[Tensor], advance: Callable[[int], None]) -> Iterat
 
 def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:
     """Return the base's tensors by their names in its files."""
-    if run.source.kind != "gguf":
+    if run.source.kind != "gguf" and run.stored is None:
         return {**stored_tensors(base_directory(run.source, run.spec.revision))}
-    note("a GGUF base is dequantised in memory, and becomes float32 safetensors unless --dtype says otherwise")
-    loaded = load_model(run.spec, run.recipe.task, labels=run.labels, seed=run.recipe.seed)
+    spec = run.spec
+    if run.stored is None:
+        note("a GGUF base is dequantised in memory, and becomes float32 safetensors unless --dtype says otherwise")
+    else:  # in the type of its other weights, whatever this device computes well
+        written = checkpoint_dtype(run.model.config, run.source)
+        written = torch.float32 if written == torch.float16 else written
+        spec = spec.model_copy(update={"dtype": dtype_name(written)})
+        note(f"the base is dequantised in memory, and becomes {dtype_name(written)} unless --dtype says otherwise")
+    loaded = load_model(spec, run.recipe.task, labels=run.labels, seed=run.recipe.seed)
+    make_plain(loaded.model, loaded.dtype)
     return held_tensors(loaded.model.state_dict())
 
 

@@ -19,8 +19,9 @@ def merged_config(run: RunToMerge, plan: MergePlan, leaving: LeavingModel) -> An
     config: Any = deepcopy(run.model.config)
     config.architectures = [type(run.model).__name__]
     config.dtype = plan.dtype
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
     if run.whole is not None:
         text, config = config, deepcopy(run.whole)
         text.architectures = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from peftcli.adapters.loading import load_adapter, run_adapter
 from peftcli.data.store.labels import LabelSpec
 from peftcli.deliverables.checksums import check_checksums
 from peftcli.deliverables.learnt_texts import LearntTexts, learnt_texts_of_recipe
+from peftcli.distributed.devices import usable_device
 from peftcli.errors import UserError
 from peftcli.inference.text_inputs import changed_texts
 from peftcli.models.anatomy import Anatomy
@@ -28,6 +29,7 @@ from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.model_tasks import is_text_part
 from peftcli.models.own_code import with_allowed_code
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.stored_quantised import quantiser_title, stored_method, stored_problems
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.folding import rows_of
@@ -56,6 +58,7 @@ class RunToMerge:
         tokenizer: the run's.
         texts: what it learnt of texts.
         notes: what the user should know.
+        stored: the quantiser of the base's files; None of plain ones.
         combined: rules that combine several adapters, where they are not one adapter.
         parts: the runs that `combined` combines.
         method: what was folded in, for the report; empty for the recipe's method.
@@ -73,6 +76,7 @@ class RunToMerge:
     tokenizer: Any
     texts: LearntTexts = field(default_factory=LearntTexts)
     notes: list[str] = field(default_factory=list)
+    stored: str | None = None
     combined: dict[str, MergeRule] | None = None
     parts: tuple[RunToMerge, ...] = ()
     method: str = ""
@@ -181,14 +185,13 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     """Build the task model on the meta device, and load its tokenizer and anatomy.
 
     Raises:
-        UserError: the base is stored quantised.
+        UserError: the base is stored quantised, and cannot be read here.
     """
     config = load_config(spec)
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"the base {spec.name_or_path} is stored quantised, and a merge needs its 16- or 32-bit weights",
-            suggestion="name the unquantised model with --base",
-        )
+    stored = stored_method(config)
+    problems = stored_problems(config, spec, usable_device(recipe.training.device).type)
+    if problems:
+        raise UserError([replace(each, suggestion=f"{each.suggestion}; --base names it") for each in problems])
     labels = None if adapter is None else adapter.meta.label_spec
     configure_head(config, recipe.task, labels, spec)
     tokenizer = load_tokenizer(spec)
@@ -197,14 +200,28 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     notes = (
         [] if adapter is None else _compare_base(adapter, identify(source, model, torch.float32, None, spec), directory)
     )
+    notes += [] if stored is None else [_stored_note(spec, stored)]
     notes += [] if adapter is None else changed_texts(directory, recipe, tokenizer)
     fit_to_tokenizer(model, tokenizer)
     anatomy = read_anatomy(model, recipe.model.anatomy)
     texts, unknown = _texts(recipe, adapter, tokenizer)
+    whole = config if is_text_part(model, config, recipe.task) else None
+    if whole is not None and stored is not None:
+        raise UserError(
+            f"{spec.name_or_path} is stored quantised and holds more than a model for text, which a merge loses",
+            suggestion="name the unquantised model with --base",
+        )
     return RunToMerge(
         directory, recipe, spec, source, adapter, labels, model, anatomy, tokenizer, texts, [*notes, *unknown],
-        whole=config if is_text_part(model, config, recipe.task) else None,
+        stored=stored, whole=whole,
     )  # fmt: skip
+
+
+def _stored_note(spec: ModelSpec, method: str) -> str:
+    return (
+        f"{spec.name_or_path} is stored quantised with {quantiser_title(method)}: merged into what its numbers stand "
+        "for; --base ORIGINAL merges into the weights that were quantised"
+    )
 
 
 def _texts(recipe: Recipe, adapter: SavedAdapter | None, tokenizer: Any) -> tuple[LearntTexts, list[str]]:

@@ -25,6 +25,7 @@ from peftcli.merging.compare_outputs import (
 )
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.run_to_merge import RunToMerge, is_quantised
+from peftcli.models.stored_quantised import becomes_plain
 from peftcli.protocol.method import MergeRule
 from peftcli.recipe.schema import ModelSpec
 
@@ -72,7 +73,8 @@ def verify_merge(
     free_memory()
     report.rows = len(rows)
     judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
-    if is_quantised(run.recipe) and run.combined is None:
+    packed = run.stored is not None and not becomes_plain(run.stored)
+    if (is_quantised(run.recipe) or packed) and run.combined is None:
         trained = reference_outputs(run, _as_trained(run), rows, world, None)
         report.quantization_agreement = compare(trained.adapted, merged, torch.float32).agreement
         free_memory()
@@ -157,7 +159,7 @@ def judge(result: Comparison, effect: float | None, report: MergeReport) -> None
 
 def _as_trained(run: RunToMerge) -> ModelSpec:
     spec = run.recipe.model
-    if spec.load_in_8bit or spec.load_in_4bit:
+    if spec.load_in_8bit or spec.load_in_4bit or run.stored is not None:
         return spec
     return spec.model_copy(update={"load_in_4bit": True})
 

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
+from peftcli.layers.quantised.quantised_weights import is_quantised
 
 Kind = Literal["linear", "conv1d", "embedding", "experts"]
 
@@ -18,7 +19,7 @@ Kind = Literal["linear", "conv1d", "embedding", "experts"]
 def module_kind(module: nn.Module) -> Kind | None:
     """Return the kind of a module that a low-rank change can be added to, or None.
 
-    Layers of any quantiser are linears if they have `in_features` and `out_features`.
+    Layers of any quantiser are linears if they have `in_features`, `out_features` and a weight or its codes.
     """
     if isinstance(module, nn.Embedding):
         return "embedding"
@@ -27,7 +28,8 @@ def module_kind(module: nn.Module) -> Kind | None:
     if isinstance(module, nn.Linear):
         return "linear"
     widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return "linear" if all(isinstance(width, int) for width in widths) and hasattr(module, "weight") else None
+    wide = all(isinstance(width, int) for width in widths)
+    return "linear" if wide and (hasattr(module, "weight") or is_quantised(module)) else None
 
 
 def hidden_size(config: PretrainedConfig) -> int:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class TrainingChecks(FurtherChecks):
     """Optimizer, trackers, hub, compiler, half precision, checkpointing and `lr_groups`, before data and weights."""
 
+    trains = True
+
     def of_recipe(self, recipe: Recipe, device: torch.device) -> list[Problem]:
         """Return what this machine or installation lacks of what the recipe names."""
         training = recipe.training

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from peftcli.distributed.whole_tensors import held_parts
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.training import run as run_module
@@ -167,7 +168,7 @@ def watching(seen: Seen) -> Iterator[None]:
 
         attachment.after_optimizer_step = look  # type: ignore[method-assign]  # of this one run
         done = inner(session, *rest)
-        seen.stray |= {name for name, p in frozen.items() if not torch.equal(p.detach(), before[name])}
+        seen.stray |= {name for name, p in frozen.items() if not _same(p.detach(), before[name])}
         seen.digest = digest_of(trainable)
         return done
 
@@ -176,6 +177,11 @@ def watching(seen: Seen) -> Iterator[None]:
         yield
     finally:
         run_module.train_steps = inner
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Compare what holds two tensors; a class of its own for packed weights may not compare itself."""
+    return all(torch.equal(mine, its) for mine, its in zip(held_parts(one), held_parts(other), strict=True))
 
 
 def digest_of(tensors: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peftcli.errors import UserError
-from peftcli.models.load.quantization import is_quantised
+from peftcli.layers.quantised.quantised_weights import is_quantised
 from peftcli.protocol.registry import registry
 from tests.matrix.runs import SMALL, Workshop, watched_training
 

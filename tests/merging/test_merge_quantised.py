@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftcli.errors import UserError
 from peftcli.merging.merge_run import merge_run
 from tests.merging.runs import make_run
 
@@ -54,14 +53,16 @@ def test_quantising_again_is_measured_and_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "merged" / "quantised").exists()
 
 
-def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path) -> None:
+def test_a_base_that_is_stored_quantised_is_dequantised(tmp_path: Path) -> None:
     method = {"name": "qlora", "r": 4}
     run = make_run(
         tmp_path, "llama", "causal_lm", method, base_class="causal_lm", dtype=torch.bfloat16, config=SIZES["llama"]
     )
     merge_run(run, tmp_path / "merged", use_alone=False, requantize=True)
-    with pytest.raises(UserError, match="is stored quantised"):
-        merge_run(run, tmp_path / "again", use_alone=False, base=str(tmp_path / "merged"))
+    report = merge_run(run, tmp_path / "again", use_alone=False, base=str(tmp_path / "merged"))
+    assert report.verified and report.dtype == "bfloat16"
+    assert any("merged into what its numbers stand for" in note for note in report.notes)
+    assert {t.dtype for t in load_file(tmp_path / "again/model.safetensors").values()} == {torch.bfloat16}
 
 
 @pytest.mark.slow

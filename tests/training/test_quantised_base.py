@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from peftcli.layers.quantised.quantised_weights import is_quantised
 from peftcli.models.load.load_model import load_model
-from peftcli.models.load.quantization import is_quantised
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from peftcli.layers.added_modules import is_added
+from peftcli.layers.quantised.quantised_weights import logical_numbers
 from peftcli.models.anatomy import EXPERTS, Anatomy
-from peftcli.models.load.quantization import logical_numel
 from peftcli.models.targets.target import Target
 from peftcli.models.targets.target_entries import ALL_LINEAR
 
@@ -28,7 +28,7 @@ def experts_note(
     if ALL_LINEAR not in (entries or ()) or not places or any(target.place in places for target in targets):
         return None
     inside = {role.path if role.parameter else f"{role.module}.weight" for role in anatomy.experts}
-    weights = {name: logical_numel(each) for name, each in model.named_parameters() if not is_added(name)}
+    weights = {name: size for name, size in logical_numbers(model).items() if not is_added(name)}
     share = sum(weights[name] for name in inside if name in weights) / sum(weights.values())
     return (
         f"all-linear leaves the experts out, {share:.1%} of the model's weights; to train them, name them beside it: "

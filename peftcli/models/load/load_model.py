@@ -19,6 +19,7 @@ from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.installed_versions import installed_versions
+from peftcli.layers.quantised.quantised_weights import logical_numbers
 from peftcli.layers.seeded import seeded
 from peftcli.models.load.checkpoint_report import check_loading
 from peftcli.models.load.config_errors import config_error
@@ -40,6 +41,7 @@ from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.model_tasks import auto_class, check_task, whole_loader
+from peftcli.models.stored_quantised import stored_method
 from peftcli.models.weights.unread_weights import (
     UnreadWeights,
     each_process_loads,
@@ -162,7 +164,7 @@ def load_model(
     check_weight_files(source)
     if source.kind == "directory" and source.path is not None:
         check_generation_config(source.path)
-    held = held_labels(config)
+    held, stored = held_labels(config), stored_method(config)
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
     notes = [*([note] if note else []), *_refuse_or_note_gguf(spec, source)]
@@ -181,7 +183,7 @@ def load_model(
     if quantised:
         from peftcli.models.load.quantization import finish_quantised
 
-        quantization, more = finish_quantised(model, spec)
+        quantization, more = finish_quantised(model, spec, stored)
         notes += more
     elif unread is None and not _placed_by_transformers(words):
         model.to(device)
@@ -280,8 +282,7 @@ def _add_placement(
     world: World | None,
 ) -> bool:
     """Add to `words` what a quantised model, or one on an accelerator, needs; tell whether it will be quantised."""
-    pre_quantised = getattr(config, "quantization_config", None) is not None
-    if spec.load_in_4bit or spec.load_in_8bit or pre_quantised:
+    if spec.load_in_4bit or spec.load_in_8bit or stored_method(config) is not None:
         from peftcli.models.load.quantization import quantisation_words
 
         meta = build_meta(config, task, trust_remote_code=spec.trust_remote_code)
@@ -374,11 +375,5 @@ def _directory(source: ModelSource, spec: ModelSpec) -> Path:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the numbers in a model's parameters, shared ones once; a 4-bit weight counts what it stands for."""
-    from peftcli.models.load.quantization import stands_for
-
-    found: dict[int, int] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            found[id(parameter)] = stands_for(module, name)
-    return sum(found.values())
+    """Return the numbers in a model's parameters, shared ones once; a quantised weight counts what it stands for."""
+    return sum(logical_numbers(model).values())

@@ -1,20 +1,28 @@
-"""4- and 8-bit bases through bitsandbytes, on CUDA and on CPU. Imported only when something asks for it."""
+"""Bases in fewer bits: quantised here by bitsandbytes, or stored quantised. Imported only where one is asked for."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.quantised.quantised_weights import is_quantised, logical_sizes
 from peftcli.models.load.dtypes import computes_well, dtype_named
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules, read_anatomy
+from peftcli.models.stored_quantised import (
+    becomes_plain,
+    quantiser_title,
+    read_dequantised,
+    stored_method,
+    stored_problems,
+    stored_settings,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,23 +43,25 @@ def quantisation_words(
     """Return the keywords of `from_pretrained` for a quantised base.
 
     Args:
-        config: says whether the checkpoint is quantised already; then its own settings hold.
+        config: says whether the checkpoint is quantised already; then its own settings hold. One whose weights become
+            plain ones is told to do that.
         task_model: the same model on the meta device, to know its head: what is trained whole stays unquantised.
         dtype: of the weights that stay unquantised, and of the products where `bnb_4bit_compute_dtype` is auto.
         divided: whether the base will be divided among processes: FSDP2 divides numbers with a fraction only, so the
             packed bytes are stored as such.
 
     Raises:
-        UserError: bitsandbytes is missing, both widths are asked for, or the device cannot run it.
+        UserError: the quantiser is unknown or missing, both widths are asked for, or the device cannot run it.
     """
-    stored = getattr(config, "quantization_config", None)
-    if _method(stored) not in (None, "bitsandbytes"):
-        _refuse_unknown_method(config, _method(stored))
-        _refuse_second_quantisation(spec, _method(stored))
-        return {"device_map": {"": device}}
-    _check_bitsandbytes(spec, device)
+    problems = stored_problems(config, spec, device.type)
+    if problems:
+        raise UserError(problems)
     words: dict[str, Any] = {"device_map": {"": device}}
-    if stored is not None:
+    read_dequantised(config)
+    if stored_method(config) not in (None, "bitsandbytes"):
+        return words
+    _check_bitsandbytes(spec, device)
+    if stored_method(config) is not None:
         return words
     from transformers import BitsAndBytesConfig
 
@@ -70,33 +80,6 @@ def quantisation_words(
         llm_int8_skip_modules=kept or None,
     )
     return words
-
-
-def _refuse_unknown_method(config: PretrainedConfig, method: str | None) -> None:
-    """Refuse a quantiser that transformers lacks: it would load the packed numbers as if they were weights."""
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
-    if method not in AUTO_QUANTIZER_MAPPING:
-        raise UserError(
-            Problem(
-                f"transformers knows no quantiser {method!r}",
-                file=f"{config.name_or_path}/config.json",
-                key="quantization_config.quant_method",
-                suggestion=f"known are {', '.join(sorted(AUTO_QUANTIZER_MAPPING))}; a newer transformers may know it",
-            )
-        )
-
-
-def _refuse_second_quantisation(spec: ModelSpec, method: str | None) -> None:
-    """GPTQ, AWQ and the like load as they are; transformers names the package that it needs."""
-    if spec.load_in_4bit or spec.load_in_8bit:
-        raise UserError(
-            Problem(
-                f"this checkpoint is quantised already, with {method}",
-                key="model.load_in_4bit" if spec.load_in_4bit else "model.load_in_8bit",
-                suggestion="leave it out, or name the original model",
-            )
-        )
 
 
 def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
@@ -120,15 +103,6 @@ def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
         )
 
 
-def _method(stored: Any) -> str | None:
-    """Return the quantiser of a checkpoint, as its config names it; None if it is not quantised."""
-    if stored is None:
-        return None
-    values = stored if isinstance(stored, dict) else stored.to_dict()
-    method = values.get("quant_method", "bitsandbytes")
-    return str(getattr(method, "value", method))
-
-
 def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the dtype of products with 4-bit weights; auto: bfloat16 on a GPU that has it, else the other weights'."""
     if spec.bnb_4bit_compute_dtype != "auto":
@@ -139,21 +113,29 @@ def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) ->
     return dtype
 
 
-def finish_quantised(model: PreTrainedModel, spec: ModelSpec) -> tuple[str, list[str]]:
+def finish_quantised(model: PreTrainedModel, spec: ModelSpec, stored: str | None) -> tuple[str, list[str]]:
     """Make a freshly loaded quantised model safe to train, and report on it.
+
+    Args:
+        stored: the quantiser of the checkpoint, as `stored_method` names it; None if this project quantised it.
 
     Returns:
         The quantisation in words, and notes, the share of the block weights that is quantised among them.
 
     Raises:
-        UserError: a smaller share than `spec.min_quantized_share`.
+        UserError: a smaller share than `spec.min_quantized_share` was quantised here.
     """
+    if stored is not None and becomes_plain(stored):
+        note = (
+            f"stored quantised with {quantiser_title(stored)}, dequantised while it loads: what is trained, and merged "
+        )
+        return f"{stored}, dequantised", [f"{note}into, is the dequantised model"]
     keep_trainable(model)
     anatomy = read_anatomy(model, spec.anatomy)
     share = quantised_share(model, anatomy)
     words = describe_quantisation(model)
     notes = [f"{share:.0%} of the block weights are quantised ({words})"]
-    if share < spec.min_quantized_share:
+    if stored is None and share < spec.min_quantized_share:
         accepted = int(share * 100) / 100
         raise UserError(
             Problem(
@@ -177,41 +159,16 @@ def keep_trainable(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (an attribute of bitsandbytes, not ours)
 
 
-def is_quantised(module: nn.Module) -> bool:
-    """Tell whether a module's weight is held in 4 or 8 bits."""
-    weight = getattr(module, "weight", None)
-    return weight is not None and (hasattr(weight, "quant_state") or hasattr(weight, "SCB"))
-
-
-def logical_numel(tensor: Tensor) -> int:
-    """Return how many numbers a tensor stands for: a packed 4-bit weight stores two in a byte."""
-    state = getattr(tensor, "quant_state", None)
-    return tensor.numel() if state is None else prod(state.shape)
-
-
-def stands_for(module: nn.Module, name: str) -> int:
-    """Return how many numbers a module's parameter stands for, also where it is divided among processes.
-
-    Args:
-        name: of the parameter in the module.
-    """
-    parameter = module.get_parameter(name)
-    state: Any = getattr(module, "quant_state", None)  # of a 4-bit layer, which keeps it beside the weight
-    divided = state is not None and name == "weight" and not hasattr(parameter, "quant_state")
-    return prod(state.shape) if divided else logical_numel(parameter)
-
-
 def divided_problems(config: PretrainedConfig) -> list[Problem]:
     """Return that a checkpoint is stored in numbers that cannot be divided among processes."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
+    settings, method = stored_settings(config), stored_method(config)
+    if settings is None or method is None or becomes_plain(method):
         return []
-    values = stored if isinstance(stored, dict) else stored.to_dict()
-    if "float" in str(values.get("bnb_4bit_quant_storage") or ""):
+    if "float" in str(settings.get("bnb_4bit_quant_storage") or ""):
         return []
     return [
         Problem(
-            f"distributed.strategy = fsdp; this checkpoint is quantised already ({_method(stored)}), and its packed "
+            f"distributed.strategy = fsdp; this checkpoint is quantised already ({method}), and its packed "
             "numbers cannot be divided among processes",
             key="distributed.strategy",
             suggestion="name the original model with model.load_in_4bit: true, or write strategy: ddp",
@@ -220,34 +177,31 @@ def divided_problems(config: PretrainedConfig) -> list[Problem]:
 
 
 def quantised_share(model: nn.Module, anatomy: Anatomy) -> float:
-    """Return the share of the numbers in the blocks that is held in 4 or 8 bits."""
+    """Return the share of the numbers in the blocks that is held in fewer bits."""
     low = total = 0
-    for parameter, quantised in _block_parameters(model, anatomy):
-        count = logical_numel(parameter)
-        total += count
-        low += count if quantised else 0
+    for _, module in _block_modules(model, anatomy):
+        sizes = logical_sizes(module)
+        total += sum(sizes.values())
+        low += sizes["weight"] if is_quantised(module) else 0
     return low / total if total else 0.0
 
 
-def _block_parameters(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[nn.Parameter, bool]]:
+def _block_modules(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in the blocks, with their path below a block."""
     for paths in anatomy.layers.values():
         for path in paths:
-            for module in model.get_submodule(path).modules():
-                for name, parameter in module.named_parameters(recurse=False):
-                    yield parameter, name == "weight" and is_quantised(module)
+            yield from model.get_submodule(path).named_modules()
 
 
 def _largest_unquantised(model: nn.Module, anatomy: Anatomy) -> str:
     """Return the largest unquantised weights of the blocks, by their path below a block."""
     sizes: Counter[str] = Counter()
     total = 0
-    for paths in anatomy.layers.values():
-        for path in paths:
-            for name, parameter in model.get_submodule(path).named_parameters():
-                total += logical_numel(parameter)
-                module = model.get_submodule(f"{path}.{name}".rpartition(".")[0])
-                if not (name.endswith("weight") and is_quantised(module)):
-                    sizes[name] += parameter.numel()
+    for path, module in _block_modules(model, anatomy):
+        for name, size in logical_sizes(module).items():
+            total += size
+            if not (name == "weight" and is_quantised(module)):
+                sizes[f"{path}.{name}".lstrip(".")] += size
     return ", ".join(f"{name} ({size / total:.0%})" for name, size in sizes.most_common(3))
 
 
@@ -256,7 +210,7 @@ def describe_quantisation(model: PreTrainedModel) -> str:
     config = getattr(model.config, "quantization_config", None)
     values = config if isinstance(config, dict) else config.to_dict() if config is not None else {}
     if not (values.get("load_in_4bit") or values.get("load_in_8bit")):
-        return str(values.get("quant_method", "unknown"))
+        return quantiser_title(stored_method(model.config) or "unknown")
     if values.get("load_in_8bit"):
         return "bitsandbytes 8-bit"
     double = ", double" if values.get("bnb_4bit_use_double_quant") else ""

@@ -11,6 +11,7 @@ from torch import nn
 from peftcli.distributed.processes import World
 from peftcli.distributed.whole_tensors import own_part
 from peftcli.errors import Problem, UserError
+from peftcli.layers.quantised.quantised_weights import has_own_dequantize
 from peftcli.layers.site import base_parameters
 from peftcli.models.load.model_files import ModelSource
 from peftcli.models.weights.tensor_header import read_header
@@ -111,7 +112,7 @@ def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = Non
     """Refuse weights with NaN or infinity: every loss and every output would be NaN.
 
     Without a copy: the least and the greatest number are not finite if one of them is not. (A sum in float32 copies
-    smaller types.) Quantised weights are whole numbers and are passed over.
+    smaller types.) Quantised weights are passed over.
 
     Args:
         model: with its values loaded.
@@ -125,7 +126,11 @@ def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = Non
     ends = [
         (path, tensor, torch.stack([tensor.amin(), tensor.amax()]))
         for path, tensor in own
-        if tensor.is_floating_point() and tensor.device.type != "meta" and tensor.dtype.itemsize > 1 and tensor.numel()
+        if tensor.is_floating_point()
+        and tensor.device.type != "meta"
+        and tensor.dtype.itemsize > 1
+        and tensor.numel()
+        and not has_own_dequantize(tensor)
     ]
     found = {path: bool(tensor.isnan().any()) for path, tensor, both in ends if not bool(both.isfinite().all())}
     shares = [found] if world is None else world.gather(found)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import Row
-from peftcli.distributed.whole_tensors import own_part
+from peftcli.distributed.whole_tensors import held_parts
 from peftcli.tasks.task import Batch, Task
 
 LONGEST_PROBE = 32
@@ -76,13 +76,14 @@ def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:
 
     A divided weight that was gathered for the pass is a parameter, too; it is gathered again for the backward pass.
     """
-    own = {_storage(own_part(tensor)) for tensor in chain(model.parameters(), model.buffers())}
+    every = chain(model.parameters(), model.buffers())
+    own = {_storage(part) for tensor in every for part in held_parts(tensor)}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        address = _storage(tensor)
-        if address not in own and not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
-            kept[address] = tensor.untyped_storage().nbytes()
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            parts = {_storage(part): part.untyped_storage().nbytes() for part in held_parts(tensor)}
+            kept.update({address: size for address, size in parts.items() if address not in own})
         return tensor.detach()  # a node that kept its own output would keep itself, and the whole graph, for good
 
     device = next(model.parameters()).device

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.distributed.whole_tensors import is_share
 from peftcli.layers.added_modules import is_added
+from peftcli.layers.quantised.quantised_weights import is_quantised
 
 
 class ComputeWeights:
@@ -73,10 +74,13 @@ def frozen_projections(model: nn.Module) -> list[nn.Module]:
     found = [
         module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and not is_added(name) and _is_ours(module.get_parameter("weight"))
+        if type(module) in (nn.Linear, Conv1D) and not is_added(name) and _is_ours(module)
     ]
     return [module for module in found if readers[id(module.weight)] == 1]
 
 
-def _is_ours(weight: nn.Parameter) -> bool:
+def _is_ours(module: nn.Module) -> bool:
+    weight = module.get_parameter("weight")
+    if is_quantised(module):  # of a class of its own, which says that it is float32
+        return False
     return not is_share(weight) and weight.dtype == torch.float32 and not weight.requires_grad

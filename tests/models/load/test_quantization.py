@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
+from peftcli.layers.quantised.quantised_weights import is_quantised
 from peftcli.models.load.dtypes import cpu_has_bfloat16
 from peftcli.models.load.load_model import Loaded, count_parameters, load_model
-from peftcli.models.load.quantization import is_quantised, keep_trainable, quantised_share
+from peftcli.models.load.quantization import keep_trainable, quantised_share
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.recipe.schema import ModelSpec
 from tests.models.inputs import inputs_for

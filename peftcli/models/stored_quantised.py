@@ -1,0 +1,118 @@
+"""What the config of a checkpoint says of its quantiser, and what that needs here; known before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from peftcli.errors import Problem
+from peftcli.layers.quantised.quantiser_table import QUANTISERS, Quantiser
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from peftcli.recipe.schema import ModelSpec
+
+_KEY = "quantization_config.quant_method"
+_PLAIN = "name the unquantised model"
+_HERE = f"{_PLAIN}; model.load_in_4bit: true quantises it while it loads"
+
+
+def stored_settings(config: PretrainedConfig) -> dict[str, Any] | None:
+    """Return the quantiser's settings that a checkpoint's config holds, or None if it is not quantised."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:  # a model of texts and images may have them in the text model's part
+        stored = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    if stored is None:
+        return None
+    return dict(stored) if isinstance(stored, Mapping) else dict(stored.to_dict())
+
+
+def stored_method(config: PretrainedConfig) -> str | None:
+    """Return the quantiser of a checkpoint, as its config names it; None if it is not quantised."""
+    settings = stored_settings(config)
+    if settings is None:
+        return None
+    method = settings.get("quant_method", "bitsandbytes")
+    return str(getattr(method, "value", method))
+
+
+def becomes_plain(method: str) -> bool:
+    """Tell whether the weights of a checkpoint of this quantiser are turned into plain ones while they are read."""
+    return method in QUANTISERS and QUANTISERS[method].held == "dequantised"
+
+
+def stored_packed(config: PretrainedConfig) -> bool:
+    """Tell whether a checkpoint's weights stay quantised once they are read."""
+    method = stored_method(config)
+    return method is not None and not becomes_plain(method)
+
+
+def read_dequantised(config: PretrainedConfig) -> None:
+    """Have transformers turn each weight into a plain one while it reads it, where the quantiser is of that kind."""
+    settings, method = stored_settings(config), stored_method(config)
+    if settings is not None and method is not None and becomes_plain(method):
+        config.quantization_config = {**settings, "dequantize": True}
+
+
+def stored_problems(config: PretrainedConfig, spec: ModelSpec, device: str, *, trains: bool = False) -> list[Problem]:
+    """Return why a checkpoint that is stored quantised cannot be used here.
+
+    Args:
+        config: of the checkpoint.
+        spec: may ask for a quantisation of its own.
+        device: its kind, such as `cuda` or `cpu`.
+        trains: whether an adapter is to be trained on it.
+    """
+    method = stored_method(config)
+    if method is None:
+        return []
+    file = f"{config.name_or_path}/config.json"
+    asked = [key for key in ("load_in_4bit", "load_in_8bit") if getattr(spec, key) and method != "bitsandbytes"]
+    problems = [
+        Problem(f"this checkpoint is quantised already, with {method}", key=f"model.{key}",
+                suggestion="leave it out, or name the original model")
+        for key in asked
+    ]  # fmt: skip
+    if method not in QUANTISERS:
+        known = f"known are {', '.join(sorted(QUANTISERS))}"
+        problems.append(Problem(f"{method!r} is no quantiser that is known here", file, key=_KEY, suggestion=known))
+        return problems
+    found = _why_not(QUANTISERS[method], spec, device, trains=trains)
+    return [*problems, *(Problem(reason, file, key=_KEY, suggestion=remedy) for reason, remedy in found)]
+
+
+def _why_not(row: Quantiser, spec: ModelSpec, device: str, *, trains: bool) -> list[tuple[str, str]]:
+    """Return each reason against a quantiser here, with what to do."""
+    stored = f"the base is stored quantised with {row.title}"
+    if row.not_loaded is not None:
+        return [(f"{stored}, and {row.not_loaded}", _HERE)]
+    found = []
+    if trains and row.not_trained is not None:
+        found.append((f"{stored}, on which no adapter trains: {row.not_trained}", _HERE))
+    lacking = [name for module, name in row.packages if not _installed(module)]
+    if lacking:
+        what = f"{', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed"
+        found.append((f"{stored}, and needs {what}", f"python -m pip install {' '.join(lacking)}, or {_PLAIN}"))
+    if row.devices is not None and device not in row.devices:
+        where = " and ".join(row.devices)
+        found.append(
+            (f"{stored}, whose layers compute on {where}, not on {device}", f"choose such a device, or {_HERE}")
+        )
+    if row.hub_code and not spec.trust_remote_code:
+        remedy = f"model.trust_remote_code: true allows it; or {_PLAIN}"
+        found.append((f"{stored}, whose layers run code that is fetched from the hub", remedy))
+    return found
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
+
+
+def quantiser_title(method: str) -> str:
+    """Return a quantiser's name as its authors write it."""
+    return QUANTISERS[method].title if method in QUANTISERS else method

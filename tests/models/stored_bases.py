@@ -1,0 +1,112 @@
+"""Tiny checkpoints that are stored quantised, made by hand or by the library of the quantiser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GptOssConfig
+
+from tests.tiny import save_tiny, tiny_tokenizer
+
+WIDE = {"initializer_range": 0.2}
+BLOCK = 16
+
+
+def write_config(path: Path, **changes: Any) -> None:
+    """Change a checkpoint's config.json."""
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def _projections(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    tensors = load_file(path / "model.safetensors")
+    return tensors, [name for name in tensors if name.endswith("_proj.weight")]
+
+
+def save_fp8(path: Path) -> Path:
+    """Write a tiny llama whose projections are float8 numbers with a scale for each block of 16 by 16 (DeepSeek)."""
+    save_tiny(path, "llama", **WIDE)
+    tensors, names = _projections(path)
+    for name in names:
+        weight = tensors[name]
+        rows, columns = weight.shape[0] // BLOCK, weight.shape[1] // BLOCK
+        blocks = weight.view(rows, BLOCK, columns, BLOCK)
+        scales = blocks.abs().amax((1, 3)) / 448.0
+        codes = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+        tensors[name] = codes.view(weight.shape)
+        tensors[f"{name}_scale_inv"] = scales
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [16, 16]}
+    write_config(path, quantization_config=settings)
+    return path
+
+
+def save_compressed(path: Path) -> Path:
+    """Write a tiny llama whose projections are whole numbers of 8 bits, with a scale for each row."""
+    save_tiny(path, "llama", **WIDE)
+    tensors, names = _projections(path)
+    for name in names:
+        scales = tensors[name].abs().amax(1, keepdim=True) / 127.0
+        tensors[name] = (tensors[name] / scales).round().to(torch.int8)
+        tensors[f"{name}_scale"] = scales
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+    write_config(path, quantization_config=settings)
+    return path
+
+
+def save_mxfp4(path: Path) -> Path:
+    """Write a tiny gpt-oss whose experts are numbers of 4 bits, 32 of which share a power of two."""
+    config = GptOssConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, **WIDE,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+        tensors = load_file(path / "model.safetensors")
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            experts, inner, outer = tensors.pop(name).shape
+            tensors[f"{name}_blocks"] = torch.randint(0, 256, (experts, outer, inner // 32, 16), dtype=torch.uint8)
+            tensors[f"{name}_scales"] = torch.randint(123, 126, (experts, outer, inner // 32), dtype=torch.uint8)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    write_config(path, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": left})
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def save_torchao(path: Path, kind: str = "Int8WeightOnlyConfig") -> Path:
+    """Write a tiny llama that torchao has quantised."""
+    import torchao.quantization
+    from transformers import TorchAoConfig
+
+    plain = save_tiny(path.with_name(f"{path.name}-plain"), "llama", **WIDE)
+    how = TorchAoConfig(getattr(torchao.quantization, kind)())
+    model = AutoModelForCausalLM.from_pretrained(plain, quantization_config=how, dtype=torch.float32)
+    model.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+STORED: dict[str, Callable[[Path], Path]] = {
+    "fp8": save_fp8,
+    "mxfp4": save_mxfp4,
+    "compressed-tensors": save_compressed,
+    "torchao": save_torchao,
+}
+"""By what `quantization_config.quant_method` says."""
