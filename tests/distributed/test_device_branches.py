@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from peftcli.assembly.machine_answers import machine
 from peftcli.assembly.precision import decide_precision
@@ -172,7 +173,7 @@ def test_weights_go_straight_to_a_card() -> None:
     for device, wanted in ((CUDA, {"device_map": {"": CUDA}}), (CPU, {}), (MPS, {})):
         words: dict[str, Any] = {}
         spec = ModelSpec(name_or_path="m")
-        assert not _add_placement(words, spec, "causal_lm", None, torch.float32, device, None)  # type: ignore[arg-type]
+        assert not _add_placement(words, spec, "causal_lm", PretrainedConfig(), torch.float32, device, None)
         assert words == wanted
 
 
