@@ -70,5 +70,5 @@ def test_a_view_of_the_adapter_reads_the_experts_from_their_pieces(method: dict[
     run = make_run(tmp_path, "mixtral", "causal_lm", method, base_class="causal_lm")
     view = view_adapter(run)
     rows = [row for row in view.rows if "gate_up_proj" in row.name]
-    assert [row.layer for row in rows] == [0, 1] and all(row.relative and 0 < row.relative < 1 for row in rows)
+    assert [row.layer for row in rows] == [0, 1] and all(row.relative and 0 < row.relative < 3 for row in rows)
     assert {row.role for row in rows} == ({"experts.up"} if method["name"] == "ia3" else {None})
