@@ -166,9 +166,9 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
     run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
     real = merging.plan_merge
 
-    def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any) -> Any:
+    def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any, **words: Any) -> Any:
         rules.popitem()
-        return real(model, stored, rules, dtype)
+        return real(model, stored, rules, dtype, **words)
 
     monkeypatch.setattr(merging, "plan_merge", without_one_rule)
     with pytest.raises(VerificationFailed, match="differs from base"):
