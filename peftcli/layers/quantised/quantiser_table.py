@@ -52,7 +52,7 @@ QUANTISERS: dict[str, Quantiser] = {
     "mxfp8": Quantiser("MXFP8", "dequantised"),
     "mxfp4": Quantiser("MXFP4 (gpt-oss)", "dequantised", tried="cpu"),
     "metal": Quantiser("Metal", "dequantised"),
-    "torchao": Quantiser("torchao", "packed", (("torchao", "torchao"),), tried="cpu"),
+    "torchao": Quantiser("torchao", "packed", (("torchao", "torchao"),), tried="cpu, in an environment of its own"),
     "gptq": Quantiser("GPTQ", "packed", _GPTQ_PACKAGES, GPU_OR_CPU),
     "awq": Quantiser("AWQ", "packed", (("gptqmodel", "gptqmodel"),), GPU_OR_CPU),
     "quanto": Quantiser("quanto", "packed", (("optimum.quanto", "optimum-quanto"),), GPU_OR_CPU),
