@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peftcli.layers.base_linear import Slice
 from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.expert_parts.expert_delta import ExpertsDelta
-from peftcli.layers.expert_parts.expert_part import ExpertsView, Leaving
+from peftcli.layers.expert_parts.expert_part import Leaving
 from peftcli.layers.parts.lora import lowrank_delta
 from peftcli.layers.parts.lowrank import lowrank_add
 
@@ -24,24 +24,18 @@ from peftcli.layers.parts.lowrank import lowrank_add
 class ExpertsDora(ExpertsDelta):
     """DoRA: rescales every output feature of W_e + s B_e A_e to a trained magnitude.
 
+    Takes what `ExpertsDelta` takes.
+
     Attributes:
         lora_magnitude_vector: (experts, out), a row for each expert that is changed.
     """
 
     exclusive = True
 
-    def __init__(
-        self,
-        base: ExpertsView,
-        widths: tuple[int, int],
-        numbers: Sequence[int],
-        rank: int,
-        scale: float,
-        **options: Any,
-    ) -> None:
-        super().__init__(base, widths, numbers, rank, scale, **options)
-        device = self.lora_A.weight.device
-        self.lora_magnitude_vector = nn.Parameter(torch.ones(len(numbers), widths[1], device=device))
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        b = self.lora_B.weight
+        self.lora_magnitude_vector = nn.Parameter(torch.ones(len(self.positions), len(b), device=b.device))
         self._norms: Tensor | None = None
 
     def leaving(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Leaving:
