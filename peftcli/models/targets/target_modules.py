@@ -67,11 +67,8 @@ def resolve_targets(
 def _named(search: TargetSearch, targets: Sequence[str] | str) -> _Found:
     """Return what the entries name, and the problems of those that name nothing or what is no place for a change."""
     chosen: list[Target] = []
-    problems: list[Problem] = []
-    for entry in listed(targets):
-        found = search.matching(entry, is_pattern=is_pattern(targets))
-        if not found:
-            problems.append(search.no_match(entry, "method.target_modules", is_pattern=is_pattern(targets)))
+    by_entry, problems = _matched(search, targets, "method.target_modules")
+    for entry, found in by_entry:
         problems += search.useless(found, entry, is_group=is_group_entry(entry, targets))
         chosen += [one for one in found if not is_group_entry(entry, targets) or not search.unfit(one)]
     return chosen, problems
@@ -90,14 +87,17 @@ def _named_parameters(search: TargetSearch, experts: ExpertChoice | None) -> _Fo
 
 
 def _excluded(search: TargetSearch, exclude: Sequence[str] | str) -> _Found:
-    excluded: list[Target] = []
-    problems: list[Problem] = []
-    for entry in listed(exclude):
-        found = search.matching(entry, is_pattern=is_pattern(exclude))
-        if not found:
-            problems.append(search.no_match(entry, "method.exclude_modules", is_pattern=is_pattern(exclude)))
-        excluded += found
-    return excluded, problems
+    by_entry, problems = _matched(search, exclude, "method.exclude_modules")
+    return [target for _, found in by_entry for target in found], problems
+
+
+def _matched(
+    search: TargetSearch, entries: Sequence[str] | str, key: str
+) -> tuple[list[tuple[str, list[Target]]], list[Problem]]:
+    """Return what each entry of a key matches, and the problems of those that match nothing."""
+    pattern = is_pattern(entries)
+    by_entry = [(entry, search.matching(entry, is_pattern=pattern)) for entry in listed(entries)]
+    return by_entry, [search.no_match(entry, key, is_pattern=pattern) for entry, found in by_entry if not found]
 
 
 def _nothing_left(excluded: list[Target]) -> Problem:
