@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,14 @@ class Documents:
     continued: tuple[int, ...] = ()
 
     @classmethod
-    def at(cls, positions: Sequence[int]) -> Documents:
+    def at(cls, positions: npt.ArrayLike) -> Documents:
         """Return the documents of a row whose tokens have these positions: one begins wherever they do not go on."""
-        starts = [0, *(number for number, (one, next) in enumerate(pairwise(positions), 1) if next != one + 1)]
-        lengths = tuple(end - start for start, end in pairwise([*starts, len(positions)]))
-        return cls(lengths, tuple(positions[start] for start in starts))
+        import numpy as np  # here: what reads the tasks' records needs no numpy
+
+        at = np.asarray(positions)
+        starts = [0, *(np.flatnonzero(np.diff(at) != 1) + 1).tolist()]
+        lengths = tuple(end - start for start, end in pairwise([*starts, len(at)]))
+        return cls(lengths, tuple(at[starts].tolist()))
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -93,7 +93,7 @@ class Batch:
         positions = self.inputs.get("position_ids")
         if positions is None or len(positions) != 1:
             return Documents()
-        return Documents.at(positions[0].tolist())
+        return Documents.at(positions[0].numpy())
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; on CUDA, copies from pinned memory do not block.
