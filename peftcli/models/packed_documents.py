@@ -51,8 +51,8 @@ def packing_route(model: PreTrainedModel, *, rows: int = 2) -> PackingRoute:
     model.eval()
     try:
         with torch.no_grad():
-            alone = torch.cat([_logits(model, input_ids=ids, use_cache=False) for ids in documents], dim=1)
-            leak = _difference(alone, _logits(model, input_ids=torch.cat(documents, dim=1), use_cache=False))
+            alone = torch.cat([logits_of(model, input_ids=ids, use_cache=False) for ids in documents], dim=1)
+            leak = _difference(alone, logits_of(model, input_ids=torch.cat(documents, dim=1), use_cache=False))
             rounds = device.type != "cpu" or next(model.parameters()).dtype != torch.float32
             for route in _routes(model, rows):
                 packed = _packed(model, documents, route, rows)
@@ -113,7 +113,7 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
     if route in ("bool_mask", "float_mask"):
         words["attention_mask"] = block_causal(positions, route)
     try:
-        return _logits(model, use_cache=False, **words)[:1]
+        return logits_of(model, use_cache=False, **words)[:1]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # models refuse it in different ways
         if says_nothing_of_the_model(error):
             raise
@@ -139,7 +139,7 @@ def _seen_elsewhere(
         return float("inf")
     border = DOCUMENTS[0]
     both = (torch.cat([first, *tail], dim=1) for tail in (rest, other[1:]))
-    plain, replaced = (_logits(model, input_ids=ids, use_cache=False)[:, :border] for ids in both)
+    plain, replaced = (logits_of(model, input_ids=ids, use_cache=False)[:, :border] for ids in both)
     noise = float((plain - replaced).abs().mean())
     backwards = float((packed[:, :border] - behind[:, :border]).abs().mean())
     return max(_difference(packed, ahead), backwards) - 3 * noise
@@ -151,5 +151,6 @@ def _difference(alone: Tensor, packed: Tensor) -> float:
     return float((alone[:, behind] - packed[:, behind]).abs().mean())
 
 
-def _logits(model: PreTrainedModel, **words: object) -> Tensor:
+def logits_of(model: PreTrainedModel, **words: object) -> Tensor:
+    """Return a model's logits for these arguments in float32: (rows, length, vocabulary)."""
     return cast("Tensor", model(**words).logits).float()

@@ -8,7 +8,7 @@ attention is not kept for a document that continues another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from peftcli.errors import UserError
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.joined_documents import Documents
-from peftcli.models.packed_documents import EXACT, ROUNDED
+from peftcli.models.packed_documents import EXACT, ROUNDED, logits_of
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import PrepareInputs
 from peftcli.tasks.task_table import task_info
@@ -81,8 +81,10 @@ def _same(model: PreTrainedModel, allowed: AllowedPaths) -> bool:
     vocabulary = int(model.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     prompt, first, second = (torch.randint(0, vocabulary, (1, n), generator=generator) for n in (PROMPT, FIRST, SECOND))
-    alone = [_logits(model, torch.cat((prompt, one), 1))[:, PROMPT:] for one in (first, second)]
-    unlike = float((_logits(model, second) - alone[1]).abs().mean())
+    alone = [
+        logits_of(model, input_ids=torch.cat((prompt, one), 1), use_cache=False)[:, PROMPT:] for one in (first, second)
+    ]
+    unlike = float((logits_of(model, input_ids=second, use_cache=False) - alone[1]).abs().mean())
     joined = _behind_one(model, allowed, prompt, first, second)
     others = [(one + vocabulary // 2) % vocabulary for one in (first, second)]
     beside = [_behind_one(model, allowed, prompt, *pair) for pair in ((others[0], second), (first, others[1]))]
@@ -103,9 +105,10 @@ def _behind_one(
     """Return the logits of both answers in one row; None where the model does not compute it document by document."""
     documents = DocumentAttention(Documents((PROMPT + FIRST, SECOND), (0, PROMPT)))
     positions = torch.cat((torch.arange(PROMPT + FIRST), torch.arange(PROMPT, PROMPT + SECOND)))[None]
+    ids = torch.cat((prompt, first, second), 1)
     try:
         with FastPaths(allowed)(documents):
-            logits = _logits(model, torch.cat((prompt, first, second), 1), positions)
+            logits = logits_of(model, input_ids=ids, position_ids=positions, use_cache=False)
     except (
         TypeError,
         ValueError,
@@ -122,10 +125,5 @@ def _behind_one(
 def _draws(model: PreTrainedModel) -> bool:
     """Return whether a forward pass of training draws random masks, of the base or of the method."""
     before = torch.random.get_rng_state()
-    _logits(model, torch.zeros(1, PROMPT + FIRST, dtype=torch.long))
+    logits_of(model, input_ids=torch.zeros(1, PROMPT + FIRST, dtype=torch.long), use_cache=False)
     return not torch.equal(before, torch.random.get_rng_state())
-
-
-def _logits(model: PreTrainedModel, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-    given = {} if positions is None else {"position_ids": positions}
-    return cast("Tensor", model(input_ids=ids, use_cache=False, **given).logits).float()
