@@ -219,7 +219,7 @@ NAMES = {
              "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE"},
 }  # fmt: skip
 JOINED = """
-import os, sys
+import os, signal, sys
 for name, theirs in {names}.items():
     os.environ[theirs] = os.environ.pop(name)
 for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
@@ -233,6 +233,7 @@ before = dict(os.environ)
 world = World(torch.device("cpu"))
 assert (world.size, world.is_main) == (2, is_main_process())
 assert dict(os.environ) == before
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's word may come before the loss is noticed
 world.wait()
 if world.rank == 1:
     os._exit(3)
