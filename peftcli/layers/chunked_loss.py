@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from peftcli.layers.quantised.quantised_weights import is_quantised
+from peftcli.layers.vocabulary_blocks import BLOCK, ROWS, cross_entropies
 
 CHUNK_BYTES = 64 * 2**20
 """Bytes of one chunk's float32 logits. About a thousand rows reach full speed; larger chunks only need more memory."""
@@ -47,8 +48,14 @@ class _Settings:
     transform: LogitTransform
     label_smoothing: float
     rows: int
+    block_rows: int
     compute_dtype: torch.dtype
     by_row: bool = False
+
+    def in_blocks(self, device: torch.device) -> bool:
+        """Whether a frozen head goes block by block of the vocabulary; bfloat16 was not measured there."""
+        plain = not self.label_smoothing and not self.transform.softcap
+        return plain and device.type == "cpu" and self.compute_dtype in (torch.float32, torch.float64)
 
     @property
     def slope(self) -> float:
@@ -85,7 +92,8 @@ def head_loss(
         return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes, by_row)
     assert isinstance(head, nn.Linear)  # is_plain_linear has checked it
     rows = max(1, least_rows, chunk_bytes // (4 * head.out_features))
-    settings = _Settings(transform, label_smoothing, rows, compute_dtype(hidden), by_row)
+    block_rows = max(1, min(ROWS, chunk_bytes // (4 * BLOCK)))
+    settings = _Settings(transform, label_smoothing, rows, block_rows, compute_dtype(hidden), by_row)
     apply: Callable[..., Tensor] = _HeadCrossEntropy.apply  # untyped in torch
     loss: Tensor = apply(hidden, head.weight, head.bias, targets, settings)
     return loss
@@ -156,15 +164,22 @@ class _HeadCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):  # cast here, once a call
             w = weight.to(settings.compute_dtype)
             b = None if bias is None else bias.to(settings.compute_dtype)
-            for start in range(0, len(hidden), settings.rows):
-                h = hidden[start : start + settings.rows].to(settings.compute_dtype)
-                loss, d_logits = _chunk(F.linear(h, w, b).to(wide), targets[start : start + settings.rows], settings)
+            in_blocks = settings.in_blocks(hidden.device) and not (needs_weight or needs_bias)
+            rows = settings.block_rows if in_blocks else settings.rows
+            for chunk in (slice(start, start + rows) for start in range(0, len(hidden), rows)):
+                h = hidden[chunk].to(settings.compute_dtype)
+                if in_blocks:
+                    losses, d_h = cross_entropies(h, w, b, targets[chunk], settings.transform.scale, needs_hidden)
+                    loss = losses if settings.by_row else losses.sum()
+                else:
+                    loss, d_logits = _chunk(F.linear(h, w, b).to(wide), targets[chunk], settings)
+                    d_h = _product(d_logits, w, 2 * settings.slope) if needs_hidden else None
                 if settings.by_row:
-                    total[start : start + settings.rows] = loss
+                    total[chunk] = loss
                 else:
                     total += loss
-                if d_hidden is not None:
-                    d_hidden[start : start + settings.rows] = _product(d_logits, w, 2 * settings.slope)
+                if d_hidden is not None and d_h is not None:
+                    d_hidden[chunk] = d_h
                 if d_weight is not None:
                     d_weight += _product(d_logits.T, h, len(h) * settings.slope)
                 if d_bias is not None:

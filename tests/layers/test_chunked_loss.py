@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftcli.layers.chunked_loss import LogitTransform, head_loss, is_plain_linear
+from peftcli.layers.vocabulary_blocks import BLOCK, ROWS
 
 TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(softcap=3.0), LogitTransform(0.5, 2.0)]
 
@@ -35,6 +37,43 @@ def test_value_and_gradients_equal_plain_cross_entropy(case, transform, smoothin
     torch.testing.assert_close(loss, expected)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_head_in_blocks_of_the_vocabulary_equals_plain_cross_entropy(bias, scale, by_row) -> None:
+    """The largest logit and the targets lie in any of the blocks, the last of which is short."""
+    torch.manual_seed(0)
+    vocab, transform = 2 * BLOCK + 100, LogitTransform(scale=scale)
+    head = nn.Linear(16, vocab, bias=bias, dtype=torch.float64).requires_grad_(False)
+    hidden = (20 * torch.randn(600, 16, dtype=torch.float64)).requires_grad_()
+    targets = torch.randint(0, vocab, (600,))
+    targets[:3] = torch.tensor([0, BLOCK, vocab - 1])
+    weights = torch.rand(600, dtype=torch.float64)
+    logits = transform(head(hidden))
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    losses = head_loss(head, hidden, targets, transform=transform, by_row=by_row)
+    if not by_row:
+        expected, weights = expected.sum(), weights[0]
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(*(torch.autograd.grad((weights * each).sum(), hidden)[0] for each in (losses, expected)))
+
+
+def test_a_frozen_head_on_a_cpu_never_makes_a_tensor_of_the_whole_vocabulary() -> None:
+    head = nn.Linear(8, 4 * BLOCK).requires_grad_(False)
+    hidden, targets = torch.randn(ROWS + 1, 8, requires_grad=True), torch.zeros(ROWS + 1, dtype=torch.long)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.append(out.numel() if isinstance(out, Tensor) and out.is_floating_point() else 0)
+            return out
+
+    with Sizes():
+        head_loss(head, hidden, targets)
+    assert max(sizes) == ROWS * BLOCK
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
