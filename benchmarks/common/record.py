@@ -1,0 +1,32 @@
+"""Of a record of measurements: which machine and which commit it is of, and its place in RESULTS.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+
+def processor() -> str:
+    """Return the CPU's name and its cores."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{next(named, platform.processor())}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Return which state of this project was measured."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def between(text: str, begin: str, end: str, body: str) -> str:
+    """Return a page with the part between two marks written anew; the rest was written by hand and stays.
+
+    Marks that are not there yet are put at the page's end.
+    """
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{body}\n\n{end}{after or chr(10)}"
