@@ -54,7 +54,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--many", type=int, default=32, help="rows of the long run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60.0, help="no run is started that would end later")
-    parser.add_argument("--install-minutes", type=float, default=7.0, help="of each environment")
+    parser.add_argument("--borrow", action="store_true", help="--setup uses this environment's packages where they fit")
+    parser.add_argument("--install-minutes", type=float, default=7.0, help="of each step of an installation")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--material", type=Path, default=home / "peers-material", help="rows and logs")
     parser.add_argument("--output", type=Path, default=HERE / "peers.json")
@@ -70,12 +71,12 @@ def load(path: Path) -> Record:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def prepare(place: Place, names: list[str], minutes: float) -> int:
+def prepare(place: Place, names: list[str], minutes: float, borrow: bool) -> int:
     """Make environments, and run each side of them once; return how many sides did not run."""
     failed = 0
     for one in [peer(name) for name in names] or PEERS:
         began = time.monotonic()
-        why = set_up(one, place, 60 * minutes)
+        why = set_up(one, place, 60 * minutes, borrow)
         print(f"{one.name}: {why or 'there'} ({time.monotonic() - began:.0f} s)", flush=True)
         for tried in SIDES:
             if tried.peer != one.name:
@@ -115,7 +116,7 @@ def main() -> int:
         folder = Path(given.setup[0]) if given.setup else given.environments
         place = Place(folder.resolve(), given.material.resolve(), given.model.resolve(), given.data, given.threads)
         if given.setup:
-            return int(prepare(place, given.setup[1:], given.install_minutes) > 0)
+            return int(prepare(place, given.setup[1:], given.install_minutes, given.borrow) > 0)
         compare(given, place)
     part = page_part(load(given.output))
     print(part)

@@ -32,7 +32,7 @@ def place(tmp_path: Path) -> side_runs.Place:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"dtype": "float32"}', encoding="utf-8")
-    return side_runs.Place(tmp_path / "environments", tmp_path / "material", model, data, 1, limit=60.0)
+    return side_runs.Place(tmp_path / "environments", tmp_path / "material", model, data, 1)
 
 
 def stand_in(program: str, **changes: Any) -> Side:
@@ -66,8 +66,8 @@ def test_losses_may_be_in_a_file_that_a_template_names(
 @pytest.mark.parametrize(
     ("program", "limit", "reason"),
     [
-        ("import sys; print({'loss': 1.0}); sys.exit('no such option')", 60.0, "exit code 1: no such option"),
-        ("print('done')", 60.0, "no loss in its output: done"),
+        ("import sys; print({'loss': 1.0}); sys.exit('no such option')", 600.0, "exit code 1: no such option"),
+        ("print('done')", 600.0, "no loss in its output: done"),
         ("import signal; print({'loss': 1.0}, flush=True); signal.pause()", 1.0, "not done after 1 s"),
     ],
 )
