@@ -137,6 +137,11 @@ def machine() -> str:
     return processor()
 
 
+def versions() -> str:
+    """Return the libraries of a measurement with their versions."""
+    return ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+
+
 def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,7 +186,6 @@ def main() -> None:
         return
     given.material.mkdir(parents=True, exist_ok=True)
     cells = chosen(given)
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     shared = {"date": str(datetime.date.today()), "commit": commit(), "imports": import_seconds(given.repeats)}
     failed = 0
     for cell in cells:
@@ -194,7 +198,7 @@ def main() -> None:
         print(report.line(cell.name, record), flush=True)
         if not given.tiny:
             stored = report.load(given.output / "results.json")
-            write(given.output, report.merge(stored, machine(), versions, record))
+            write(given.output, report.merge(stored, machine(), versions(), record))
     if failed:
         raise SystemExit(f"{failed} of {len(cells)} cells failed")
 

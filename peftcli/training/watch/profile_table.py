@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 ROWS = 12
@@ -12,7 +13,9 @@ STEP, BACKWARD, OPTIMIZER = "ProfilerStep#", "autograd::engine::evaluate_functio
 """How the profiler names a step, a node of the backward pass, and the optimizer's `step` and `zero_grad`."""
 ALLOCATES = ("aten::empty", "aten::resize_", "aten::new_empty")
 """Operations that only make memory for the one that called them."""
-NAME_WIDTH, NUMBER_WIDTH = 54, 12
+PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::addmm_": 1, "aten::baddbmm": 1}
+"""Matrix products, and at which of the arguments the first factor is."""
+NAME_WIDTH, NUMBER_WIDTH = 52, 12
 
 
 @dataclass
@@ -22,6 +25,7 @@ class Operation:
     Args:
         own: microseconds outside the operations that it called; on CUDA, of the kernels that it started.
         phase: of the step.
+        shapes: of the arguments, [] for one that is no tensor.
     """
 
     name: str
@@ -30,6 +34,15 @@ class Operation:
     own: float
     phase: str
     parent: Operation | None
+    shapes: list[list[int]] = field(default_factory=list)
+
+    @property
+    def work(self) -> float:
+        """The floating-point operations of a matrix product; 0 for what is none, or has no shapes."""
+        first = PRODUCTS.get(self.name)
+        if first is None or len(self.shapes) < first + 2:
+            return 0.0
+        return 2.0 * prod(self.shapes[first]) * self.shapes[first + 1][-1]
 
     @property
     def maker(self) -> str:
@@ -51,31 +64,38 @@ def describe(trace: Mapping[str, Any], *, cuda: bool) -> str:
     steps = [event for event in events if _is_step(event) and event["cat"] == "user_annotation"]
     count = max(len(steps), 1)
     wall = sum(event["dur"] for event in steps)
-    threads = _operations(events)
+    threads = operations_of(events)
     operations = [operation for thread in threads.values() for operation in thread]
     if cuda:
         _take_kernel_times(events, operations)
     phases: dict[str, float] = defaultdict(float)
     times: dict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
+    work: dict[str, float] = defaultdict(float)
     for operation in operations:
         phases[operation.phase] += operation.own
         name = operation.name.removeprefix(BACKWARD)
         times[name] += operation.own
         calls[name] += 1
+        work[name] += operation.work
     between = "GPU without work" if cuda else "between operations (Python, batches)"
     phases[between] = max(wall - sum(phases.values()), 0)
     rows = [_row(name, time / count / 1e3, time / wall) for name, time in _largest(phases)]
-    top = [_row(n, t / count / 1e3, t / wall, calls[n] / count) for n, t in _largest(times)[:ROWS]]
+    top = [_row(n, t / count / 1e3, t / wall, calls[n] / count, _rate(work[n], t)) for n, t in _largest(times)[:ROWS]]
     return "\n".join([
         _row("where time went", "ms a step", "share"),
         *rows,
         "",
-        _row("operations", "ms a step", "share", "calls"),
+        _row("operations", "ms a step", "share", "calls", "GFLOP/s"),
         *top,
         "",
         *_memory(events, threads, device=1 if cuda else 0),
     ])  # fmt: skip
+
+
+def _rate(work: float, time: float) -> str:
+    """Return GFLOP/s, from operations and microseconds; nothing where no work is known."""
+    return f"{work / time / 1e3:,.0f}" if work and time else ""
 
 
 def _largest(values: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -86,7 +106,7 @@ def _is_step(event: Mapping[str, Any]) -> bool:
     return event.get("ph") == "X" and str(event["name"]).startswith(STEP)
 
 
-def _operations(events: Iterable[Mapping[str, Any]]) -> dict[Any, list[Operation]]:
+def operations_of(events: Iterable[Mapping[str, Any]]) -> dict[Any, list[Operation]]:
     """Return each thread's calls in order of their start, with who called whom."""
     threads: dict[Any, list[Any]] = {}
     for event in events:
@@ -102,7 +122,8 @@ def _operations(events: Iterable[Mapping[str, Any]]) -> dict[Any, list[Operation
             parent = open_calls[-1] if open_calls else None
             phase = parent.phase if parent is not None else _phase(event["name"])
             end = event["ts"] + event["dur"]
-            operation = Operation(event["name"], event["ts"], end, event["dur"], phase, parent)
+            shapes = event.get("args", {}).get("Input Dims", [])
+            operation = Operation(event["name"], event["ts"], end, event["dur"], phase, parent, shapes)
             if parent is not None:
                 parent.own -= event["dur"]
             found[thread].append(operation)
@@ -178,11 +199,11 @@ def _makers(allocations: Iterable[Mapping[str, Any]], threads: Mapping[Any, list
     return found
 
 
-def _row(name: str, first: float | str, share: float | str, count: float | str = "") -> str:
-    """Return a line of 54 + 3 x 12 columns; a long name loses its end."""
+def _row(name: str, first: float | str, share: float | str, count: float | str = "", rate: str = "") -> str:
+    """Return a line of 52 + 4 x 12 columns; a long name loses its end."""
     short = name if len(name) < NAME_WIDTH else f"{name[: NAME_WIDTH - 4]}..."
     number = first if isinstance(first, str) else f"{first:,.2f}"
     part = share if isinstance(share, str) else f"{share:.1%}"
     times = count if isinstance(count, str) else f"{count:,.0f}"
-    columns = "".join(f"{text:>{NUMBER_WIDTH}}" for text in (number, part, times))
+    columns = "".join(f"{text:>{NUMBER_WIDTH}}" for text in (number, part, times, rate))
     return f"{short:<{NAME_WIDTH}}{columns}".rstrip()

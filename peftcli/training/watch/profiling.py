@@ -67,5 +67,7 @@ def profiled(
     with warnings.catch_warnings():  # that there is no warm-up is said in the table
         warnings.filterwarnings("ignore", message="Profiler won't be using warmup")
         plan = schedule(wait=max(warm_up - 1, 0), warmup=min(warm_up, 1), active=measured, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=write, profile_memory=True) as running:
+    with profile(
+        activities=activities, schedule=plan, on_trace_ready=write, profile_memory=True, record_shapes=True
+    ) as running:
         yield after_step

@@ -105,7 +105,7 @@ TRACE = {
     "traceEvents": [
         event("ProfilerStep#3", 0, 10_000, 1, cat="user_annotation"),
         event("aten::linear", 1000, 4000, 2),
-        event("aten::addmm", 1500, 3000, 3),
+        event("aten::addmm", 1500, 3000, 3, args={"External id": 3, "Input Dims": [[50], [100, 290], [290, 50]]}),
         event("aten::empty", 1600, 100, 4),
         event("autograd::engine::evaluate_function: AddmmBackward0", 6000, 2000, 5),
         event("aten::mm", 6500, 1000, 6),
@@ -132,7 +132,8 @@ def test_own_times_calls_and_the_peak_are_as_in_the_trace() -> None:
     assert numbers(table, "backward") == ["2.00", "20.0%"]
     assert numbers(table, "optimizer") == ["0.50", "5.0%"]
     assert numbers(table, "between operations (Python, batches)") == ["3.50", "35.0%"]
-    assert numbers(table, "aten::addmm") == ["2.90", "29.0%", "1"]  # without the `empty` in it
+    assert numbers(table, "aten::addmm") == ["2.90", "29.0%", "1", "1"]  # without the `empty` in it
+    assert numbers(table, "aten::mm") == ["1.00", "10.0%", "1"]  # its shapes are unknown, and so is its rate
     assert numbers(table, "AddmmBackward0") == ["1.00", "10.0%", "1"]
     held = table.split("at its peak: ")[1]
     assert held.startswith("7.0 MB")
@@ -144,7 +145,7 @@ def test_on_a_gpu_kernels_count() -> None:
     table = describe(TRACE, cuda=True)
     assert numbers(table, "forward, loss, norm of the gradients") == ["0.80", "8.0%"]
     assert numbers(table, "GPU without work") == ["9.20", "92.0%"]
-    assert numbers(table, "aten::addmm") == ["0.80", "8.0%", "1"]
+    assert numbers(table, "aten::addmm") == ["0.80", "8.0%", "1", "4"]
     assert "at its peak: 9.0 MB" in table
 
 
