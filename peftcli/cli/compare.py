@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import Json, Quiet, TrustRemoteCode, refuse_nothing
+from peftcli.console.progress_bar import progress_shown
 from peftcli.console.study_views.study_options import Jobs, Metric, Storage, refuse_empty, typed_command
 from peftcli.errors import Problem, UserError
 
@@ -101,9 +102,10 @@ def _of_recipes(request: CompareRequest, quiet: bool) -> Comparison:
     from peftcli.console.study_views.compare_request import read_request
     from peftcli.console.study_views.study_display import StudyDisplay
 
-    asked = read_request(request)
+    with progress_shown(quiet=quiet):
+        asked = read_request(request)
 
-    from peftcli.studies.compare.compare_recipes import compare_recipes
+        from peftcli.studies.compare.compare_recipes import compare_recipes
 
     with StudyDisplay(asked.metric, quiet=quiet) as display:
         return compare_recipes(asked, display)
@@ -116,14 +118,9 @@ def _of_runs(request: CompareRequest, quiet: bool) -> Comparison:
     from peftcli.studies.compare.existing_runs import compare_runs
 
     refuse_for_runs(request)
-    return compare_runs(
-        request.paths,
-        request.directory,
-        request.reference,
-        request.metric,
-        request.command,
-        (lambda _text: None) if quiet else note,
-    )
+    told = (lambda _text: None) if quiet else note
+    with progress_shown(quiet=quiet):
+        return compare_runs(request.paths, request.directory, request.reference, request.metric, request.command, told)
 
 
 def _report(comparison: Comparison, request: CompareRequest, as_json: bool) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, note
+from peftcli.console.progress_bar import with_progress
 from peftcli.errors import UserError
+from peftcli.progress import stage
 
 if TYPE_CHECKING:
     from peftcli.analysis.estimate.memory_options import Option
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("estimate", short_help="Tell a run's memory and time before it.")(estimate)
+    app.command("estimate", short_help="Tell a run's memory and time before it.")(with_progress(estimate))
 
 
 def estimate(
@@ -59,12 +61,14 @@ def estimate(
     found = measured(recipe, changes) if measure else None
     basis = read_basis(loaded) if found is None or limit is not None else None
     if basis is not None and found is None:
-        found = estimated(basis, processes=num_processes)
+        with stage("estimating"):
+            found = estimated(basis, processes=num_processes)
     assert found is not None
     settings: list[Option] = []
     methods: list[Option] = []
     if basis is not None and limit is not None:
-        settings, methods = options(basis, limit, num_processes, lambda text: note(f"estimating {text}"))
+        with stage("estimating settings and methods", unit="estimates") as done:
+            settings, methods = options(basis, limit, num_processes, lambda _text: done(1))
     if as_json:
         chosen = {"settings": [each.as_dict() for each in settings], "methods": [each.as_dict() for each in methods]}
         print_json({**found.as_dict(), **({} if limit is None else {"memory": limit, **chosen})})

@@ -14,6 +14,7 @@ from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import CheckpointName, Json, Quiet, RunPath, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.console.standard_input import called
+from peftcli.console.terminal import say
 from peftcli.errors import UserError
 from peftcli.progress import end_watching
 from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
@@ -167,7 +168,7 @@ def _show(done: Transfer | LoraExport, as_json: bool, quiet: bool) -> None:
         print_json(done.as_dict())
         return
     kind = "as a plain LoRA" if done.kind == PLAIN_LORA else f"in the format of {done.kind}"
-    print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers, {kind}")
+    say(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers, {kind}", result=True)
 
 
 def _refuse_for_other(to: str, options: Mapping[str, object]) -> None:
@@ -213,7 +214,7 @@ def _show_server(done: ServerExport, as_json: bool, quiet: bool) -> None:
     end_watching()
     kind = f" in {done.type}" if done.type else ""
     files = ", ".join(done.files) if Path(done.output).is_dir() else "a GGUF file"
-    print(f"{done.output}: {files}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}")
+    say(f"{done.output}: {files}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}", result=True)
     for command in done.commands:
         print(f"  {command}")
 
@@ -240,9 +241,10 @@ def _print_loss(done: LoraExport) -> None:
     from peftcli.console.output import print_table, result_console, table
     from peftcli.record.shown_numbers import metric
 
-    print(
+    say(
         f"a LoRA of rank {done.rank} at {done.matrices} modules; it keeps {done.kept:.2%} of the change's squared "
-        f"norm, {done.least_kept:.2%} at {done.least_module}"
+        f"norm, {done.least_kept:.2%} at {done.least_module}",
+        result=True,
     )
     if done.before is None or done.after is None:
         print("not measured")

@@ -9,11 +9,13 @@ import typer
 
 from peftcli.adapters.library_table import LIBRARIES
 from peftcli.console.options import Json, Quiet, TrustRemoteCode, note
+from peftcli.console.progress_bar import with_progress
+from peftcli.console.terminal import say
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("import", short_help="Turn another library's adapter into a run.")(import_)
+    app.command("import", short_help="Turn another library's adapter into a run.")(with_progress(import_))
 
 
 def import_(
@@ -49,4 +51,5 @@ def import_(
     if as_json:
         print_json(done.as_dict())
     else:
-        print(f"{done.output}: {done.method} for {done.base}, {done.numbers:,} numbers; the task is {done.task}")
+        numbers = f"{done.numbers:,} numbers; the task is {done.task}"
+        say(f"{done.output}: {done.method} for {done.base}, {numbers}", result=True)

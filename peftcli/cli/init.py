@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import refuse_nothing, refuse_taken
+from peftcli.console.progress_bar import progress_shown
 
 if TYPE_CHECKING:
     from peftcli.starting.look_at_rows import Rows
@@ -72,7 +73,8 @@ def init(
     rows = _rows(data)
     if asking:
         task, method, size = _rest(model, rows, task, method, size)
-    text = first_recipe(Answers(model, rows, task, method, size, str(output)))
+    with progress_shown():
+        text = first_recipe(Answers(model, rows, task, method, size, str(output)))
     write_text(output, text, instead="choose another file with -o")
     file = quote(str(output))
     typer.echo(f"written: {output}; next: peft inspect {file}, then: peft train {file}", err=True)

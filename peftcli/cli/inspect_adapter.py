@@ -9,6 +9,7 @@ import typer
 
 from peftcli.console.options import CheckpointName, Json, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
+from peftcli.console.terminal import say
 
 if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView
@@ -61,7 +62,7 @@ def inspect_adapter(
         )
     else:
         _print(view)
-        print(verdict.line())
+        say(verdict.line(), result=True)
 
 
 def _refuse_other_kinds(plot: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from peftcli.console.options import Json
+from peftcli.console.terminal import say
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,6 @@ def plugins(as_json: Json = False) -> None:
         rows = [[one.kind, one.name, one.package, "NO" if one.problem else "yes"] for one in found]
         print_table(result_console(), table(["kind", "name", "package", "works"], rows))
     else:
-        print("no installed package adds anything; docs/plugins.md says how one can")
+        say("no installed package adds anything; docs/plugins.md says how one can", result=True)
     if broken := list(dict.fromkeys(one.problem for one in found if one.problem)):
         raise UserError("\n".join(broken))

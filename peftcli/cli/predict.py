@@ -25,7 +25,7 @@ from peftcli.console.output import json_line
 from peftcli.console.progress_bar import progress_shown
 from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
 from peftcli.console.standard_input import rows_file, texts_file
-from peftcli.console.terminal import data_stream
+from peftcli.console.terminal import data_stream, say
 from peftcli.errors import UserError
 from peftcli.write_errors import OTHER_OUTPUT
 
@@ -146,7 +146,7 @@ def _deliver(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
         return
     with new_file(output, instead=OTHER_OUTPUT) as stream:
         written = _write(rows, stream)
-    print(f"{written} predictions in {output}", file=sys.stderr)
+    say(f"{written} predictions in {output}")
 
 
 def _write(rows: Iterable[dict[str, Any]], stream: IO[str]) -> int:

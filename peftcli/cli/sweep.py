@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode
+from peftcli.console.progress_bar import progress_shown
 from peftcli.console.study_views.study_options import Jobs, Metric, Storage, refuse_empty, typed_command
 from peftcli.errors import UserError
 
@@ -96,7 +97,8 @@ def sweep(
     seconds = None if budget is None else parse_budget(budget)
     options = SweepOptions(grid or (), search or (), search_file, trials, sampler, pruner, seeds, winners, metric)
     changes = [*(overrides or []), *([TRUST_REMOTE_CODE] if trust_remote_code else [])]
-    request = prepare_sweep(recipe, changes, options, NAMES)
+    with progress_shown(quiet=quiet):
+        request = prepare_sweep(recipe, changes, options, NAMES)
     directory = Path(output).expanduser() if output is not None else Path("runs") / f"sweep-{recipe.stem}"
     settings = RunSettings(directory, storage, jobs, seconds, typed_command(storage))
     _run(request, settings, quiet=quiet, as_json=as_json)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from peftcli.console.output import print_table, result_console, table
+from peftcli.console.output import print_table, print_whole, result_console, table
 from peftcli.console.terminal import safe_console
 from peftcli.progress import Stage, watched_by
 from peftcli.record.shown_numbers import byte_size, count, duration, metric
@@ -283,7 +283,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(f"{'processes':<10} {summary.processes}, {held}")
     console.print("\nnext")
     for command in next_commands(summary):
-        console.print(f"  {command}", markup=False)
+        print_whole(console, f"  {command}")
 
 
 def next_commands(summary: Summary) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftcli.console.output import print_table, result_console, table
+from peftcli.console.output import print_table, print_whole, result_console, table
+from peftcli.console.terminal import say
 from peftcli.record.shown_numbers import byte_size, duration
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def print_estimate(found: Estimate) -> None:
     rows.append([f"peak{several}", byte_size(device.peak_memory_bytes)])
     print_table(result_console(), table([_BASIS[found.tier], "memory"], rows, numeric=[1]))
     if evaluation:
-        print(f"an evaluation needs {byte_size(evaluation)} beside the model, counted where it is the most")
+        say(f"an evaluation needs {byte_size(evaluation)} beside the model, counted where it is the most", result=True)
     unknown = "unknown until peft estimate --measure has timed steps here"
-    print(f"time: {unknown if found.seconds is None else duration(found.seconds)}")
-    print(f"gradient checkpointing: {'on' if found.recomputes else 'off'}")
-    print(f"expected error of the peak: {found.expected_error}")
+    say(f"time: {unknown if found.seconds is None else duration(found.seconds)}", result=True)
+    say(f"gradient checkpointing: {'on' if found.recomputes else 'off'}", result=True)
+    say(f"expected error of the peak: {found.expected_error}", result=True)
 
 
 def print_options(settings: Sequence[Option], methods: Sequence[Option], limit: int) -> None:
@@ -47,10 +48,11 @@ def print_options(settings: Sequence[Option], methods: Sequence[Option], limit: 
         print_table(result_console(), table([heading, "peak", "saves", "fits"], rows, numeric=[1, 2]))
     fitting = [option for option in [*settings, *methods] if option.fits]
     if fitting:
-        print(f"use: {fitting[0].overrides or 'the recipe as it is'}")
+        print_whole(result_console(), f"use: {fitting[0].overrides or 'the recipe as it is'}")
         return
     least = min([*settings, *methods], key=lambda option: option.peak)
-    print(f"nothing fits into {byte_size(limit)}; nearest: {least.overrides or 'as it is'} ({byte_size(least.peak)})")
+    nearest = f"{least.overrides or 'as it is'} ({byte_size(least.peak)})"
+    say(f"nothing fits into {byte_size(limit)}; nearest: {nearest}", result=True)
 
 
 def _cells(option: Option) -> list[str]:

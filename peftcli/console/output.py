@@ -36,6 +36,11 @@ def result_console() -> Console:
     return safe_console(width=None if terminal else 160, soft_wrap=not terminal)
 
 
+def print_whole(console: Console, line: str) -> None:
+    """Print a line that people copy: a path, a command, YAML. Only the terminal itself parts it."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Iterable[int] = ()) -> Table:
     """Return a plain table.
 

@@ -100,13 +100,19 @@ def _parts(line: str, width: int) -> list[str]:
     return lines
 
 
-def say(text: str) -> None:
-    """Write a message on standard error, in lines that fit where it is a terminal."""
+def say(text: str, *, result: bool = False) -> None:
+    """Write a message, in lines that fit where it goes to a terminal.
+
+    Args:
+        text: the message.
+        result: it is what was asked for, and goes to standard output; other messages go to standard error.
+    """
     import shutil
 
-    if sys.stderr.isatty():
+    stream = sys.stdout if result else sys.stderr
+    if stream.isatty():
         text = wrapped(text, shutil.get_terminal_size().columns)
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=stream, flush=True)
 
 
 def spinner_for(console: Console) -> str:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from peftcli.cli import app
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
 from peftcli.progress import Stage, end_watching, stage, watched_by
 from peftcli.training.run import train
 from tests.recipes import class_rows, write_jsonl
+
+AT_ONCE = {"convert", "plugins", "recipes", "runs", "schema", "validate"}
+"""Commands that load no torch."""
+OWN_SCREEN = {"chat", "train"}
 
 
 class Watch:
@@ -55,3 +62,9 @@ def test_loading_preparing_evaluating_predicting_and_merging_are_told(recipe, tm
         report = merge_run(run, tmp_path / "merged", use_alone=False)
     assert watch.seen["merging"] == (report.tensors, report.tensors)
     assert "comparing with base + adapter" in watch.seen
+
+
+@pytest.mark.parametrize("command", sorted(set(app.COMMANDS) - AT_ONCE - OWN_SCREEN))
+def test_what_takes_long_shows_that_it_is_at_work(command: str) -> None:
+    source = (Path(app.__file__).parent / f"{command}.py").read_text(encoding="utf-8")
+    assert "with_progress(" in source or "progress_shown(" in source

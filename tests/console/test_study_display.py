@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from peftcli.console.study_views import sweep_view
+from peftcli.console.study_views.compare_view import print_record
 from peftcli.console.study_views.study_display import StudyDisplay
 from peftcli.console.study_views.study_options import typed_command
 from peftcli.studies.engine.trial import CurvePoint, Trial, TrialResult
+from tests.studies.report.records import example_comparison, example_sweep
 
 
 @pytest.mark.parametrize(("typed", "shown"), [("1e-4", "lora, rate 0.0001, seed 3"), ("null", "lora, seed 3")])
@@ -30,3 +39,30 @@ def test_a_report_shows_the_command_without_the_password_of_its_database(monkeyp
     monkeypatch.setattr("sys.argv", ["/bin/peft", "compare", "my recipe.yaml", *option])
     shown = f"--storage{'=' if joined else ' '}postgresql://me@host/db"
     assert typed_command(url) == f"peft compare 'my recipe.yaml' {shown}"
+
+
+def drawn(width: int, show: Callable[[Console], None]) -> str:
+    """Return what is printed on a terminal of so many columns, without colours."""
+    stream = io.StringIO()
+    show(Console(file=stream, width=width, force_terminal=True, color_system=None))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_number_and_no_word_of_a_comparison_is_parted(width: int) -> None:
+    text = drawn(width, lambda console: print_record(example_comparison(), console))
+    words = text.split()
+    assert {"accuracy", "verdict", "parallel_adapter", "bitsandbytes"} <= set(words)
+    assert "591.4K" in words or re.search(r"left out for lack of width: [\w, ]*trains", text)
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_sweep_in_80_columns_has_its_verdicts_and_why_trials_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(console: Console) -> None:
+        monkeypatch.setattr(sweep_view, "result_console", lambda: console)
+        sweep_view.print_sweep(example_sweep(), Path("runs") / ("long" * 20))
+
+    text = drawn(80, show)
+    assert "tied with the best" in text and "left out for lack of width: 95% interval, seeds" in text
+    assert "11, 23 failed: the loss was not finite at step 31" in text and text.count("the loss was not finite") == 1
+    assert f"peft train runs/{'long' * 20}/best.yaml" in text  # to copy it

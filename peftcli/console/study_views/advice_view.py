@@ -10,6 +10,7 @@ from rich.console import Console
 from peftcli.analysis.advice.advised_recipe import lines_to_paste
 from peftcli.analysis.advice.recommendation import Advice, Recommendation
 from peftcli.analysis.advice.situation import Situation
+from peftcli.console.output import print_whole
 from peftcli.record.shown_numbers import byte_size, count, short_count
 
 _KINDS = {"encoder": "encoder", "decoder": "decoder", "encoder_decoder": "encoder-decoder"}
@@ -27,7 +28,7 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
         console.print()
         _print_line(console, line, width)
     console.print("\nto paste into the recipe", highlight=False)
-    console.print(textwrap.indent(lines_to_paste(found.lines), "  ").rstrip(), markup=False, highlight=False)
+    print_whole(console, textwrap.indent(lines_to_paste(found.lines), "  ").rstrip())
 
 
 def _situation(now: Situation) -> list[tuple[str, str]]:
@@ -49,7 +50,7 @@ def _print_line(console: Console, line: Advice, width: int) -> None:
     parts = (("why", line.reason), ("found on", line.scope), ("limit", line.limit), ("source", dated))
     for label, text in parts:
         _print(console, f"  {label:<9}", text, width)
-    console.print(f"  {'against':<9}{line.against}", markup=False, highlight=False, soft_wrap=True)
+    print_whole(console, f"  {'against':<9}{line.against}")
 
 
 def _print(console: Console, label: str, text: str, width: int) -> None:
@@ -57,4 +58,4 @@ def _print(console: Console, label: str, text: str, width: int) -> None:
         text, width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
     )
     for part in wrapped:
-        console.print(part, markup=False, highlight=False, soft_wrap=True)
+        print_whole(console, part)

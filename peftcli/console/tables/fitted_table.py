@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
-_BETWEEN = 3
-"""Columns of the terminal between two columns of a table."""
 _PROSE = 24
 """Columns of the terminal that are enough for a column of sentences: they part between words."""
 _ALWAYS = 3
@@ -29,6 +27,7 @@ def print_fitted(console: Console, made: Table, spare: Sequence[int] | None = No
         made: its cells are plain texts.
         spare: indices of the columns to leave out, the first ones first; None is from the last one to the fourth.
     """
+    between = _between(made)
     headings = [str(column.header) for column in made.columns]
     cells = [[str(cell) for cell in column.cells] for column in made.columns]
     least = [_least(heading, texts) for heading, texts in zip(headings, cells, strict=True)]
@@ -36,7 +35,7 @@ def print_fitted(console: Console, made: Table, spare: Sequence[int] | None = No
     left_out = list(reversed(places[_ALWAYS:])) if spare is None else list(spare)
     for count in range(len(left_out) + 1):
         kept = [place for place in places if place not in left_out[:count]]
-        if sum(least[place] for place in kept) + _BETWEEN * (len(kept) - 1) <= console.width:
+        if sum(least[place] for place in kept) + between * (len(kept) - 1) <= console.width:
             _print_columns(console, made, kept, least, cells)
             if count:
                 names = ", ".join(headings[place] for place in places if place not in kept)
@@ -44,6 +43,11 @@ def print_fitted(console: Console, made: Table, spare: Sequence[int] | None = No
                 console.print(text, style="dim", markup=False)
             return
     _print_rows(console, headings, cells)
+
+
+def _between(made: Table) -> int:
+    """Return the columns of the terminal between two columns of a table: spaces, and a line where there is a box."""
+    return 2 if made.box is None else 3
 
 
 def _least(heading: str, texts: Sequence[str]) -> int:
@@ -63,7 +67,7 @@ def _print_columns(
     """Print some columns; what is left of the width goes to those whose cells would part."""
     from rich.cells import cell_len
 
-    room = console.width - sum(least[place] for place in kept) - _BETWEEN * (len(kept) - 1)
+    room = console.width - sum(least[place] for place in kept) - _between(made) * (len(kept) - 1)
     columns: list[Column] = []
     for place in kept:
         column = made.columns[place]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from peftcli.adapters.servers import server_rules, servers_of
+from peftcli.console.study_views.compare_view import print_record
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison, Curve, RatePoint
 from peftcli.studies.evidence.explain import explain
 from peftcli.studies.evidence.steps_to_reference import steps_until
 from peftcli.studies.report.comparison_markdown import comparison_markdown
 from peftcli.studies.report.comparison_page import comparison_report
-from peftcli.studies.report.comparison_table import print_comparison
 from peftcli.studies.report.comparison_text import steps_text
 
 
@@ -153,9 +154,9 @@ def test_the_table_fits_80_characters_and_a_wide_one_has_every_value() -> None:
     made = comparison(best, TIED, replace(FREEZE, label="a|b*c"), notes=["a note \x1b[31m"], differs=["the seed"],
                       reference="a|b*c")  # fmt: skip
     for width, expected in ((80, "(86% to 92%)"), (200, "steps to reference")):
-        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        print_comparison(made, console)
-        text = console.export_text()
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        print_record(made, console)
+        text = console.file.getvalue()
         assert max(map(len, text.splitlines())) <= width and expected in text
         assert "\x1b" not in text and "behind by 20 points (18 to 22)" in " ".join(text.split())
         assert text.index("Choose bitfit") < text.index("verdict") < text.index("cannot decide")
