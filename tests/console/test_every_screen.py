@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,13 +36,14 @@ class Keyboard(io.StringIO):
         return True
 
 
-SCREENS = [
-    ({}, "cp1252", r"\\u[0-9a-f]{4}"),  # a box, a bar or a spinner that the encoding lacks
-    ({"NO_COLOR": "1"}, "utf-8", COLOURS),
-]
-
-
-@pytest.mark.parametrize(("variables", "encoding", "noise"), SCREENS, ids=["cp1252", "NO_COLOR"])
+@pytest.mark.parametrize(
+    ("variables", "encoding", "noise"),
+    [
+        ({}, "cp1252", r"\\u[0-9a-f]{4}"),  # a box, a bar or a spinner that the encoding lacks
+        ({"NO_COLOR": "1"}, "utf-8", COLOURS),
+    ],
+    ids=["cp1252", "NO_COLOR"],
+)
 def test_nothing_is_noise(
     variables: dict[str, str],
     encoding: str,
@@ -51,14 +52,17 @@ def test_nothing_is_noise(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _settings(monkeypatch, variables)
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "80", **variables}.items():
+        monkeypatch.setenv(name, value)
     recipe, run = _recipe(models, tmp_path)
     rows = tmp_path / "rows.jsonl"
     for words in (
         ("--help",),
         ("inspect", recipe),
-        ("estimate", recipe, "--memory", "1GB"),
-        ("recommend", recipe, "--memory", "1GB"),
+        ("estimate", recipe),
+        ("recommend", recipe),
         ("train", recipe),
         ("eval", run),
         ("predict", run, "--input", rows),
@@ -69,34 +73,9 @@ def test_nothing_is_noise(
         ("recipes", "list"),
         ("eval", tmp_path / "none"),  # an error with its remedy
     ):
-        _check(monkeypatch, encoding, noise, words, code=2 if words[-1] == tmp_path / "none" else 0)
-
-
-def test_studies_are_not_noise(models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, _ = _recipe(models, tmp_path)
-    studies = (
-        ("compare", recipe, "--methods", "lora", "--no-search", "--seeds", "1", "--reference", "none"),
-        ("sweep", recipe, "--grid", "method.r=2", "--seeds", "1"),
-    )
-    for variables, encoding, noise in SCREENS:  # the second screen shows what the first has trained
-        _settings(monkeypatch, variables)
-        for words in studies:
-            _check(monkeypatch, encoding, noise, (*words, "-o", tmp_path / words[0]))
-
-
-def _settings(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """Set the variables that a terminal of 80 columns has, and these."""
-    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"TERM": "xterm-256color", "COLUMNS": "80", **variables}.items():
-        monkeypatch.setenv(name, value)
-
-
-def _check(monkeypatch: pytest.MonkeyPatch, encoding: str, noise: str, words: Sequence[object], code: int = 0) -> None:
-    """Run a command, and look for noise in what it wrote."""
-    found, text = _seen(monkeypatch, encoding, [str(word) for word in words])
-    assert found == code, text
-    assert text.strip() and not re.search(noise, text), (words, re.search(f".*{noise}.*", text))
+        code, text = _seen(monkeypatch, encoding, [str(word) for word in words])
+        assert code == (2 if words[-1] == tmp_path / "none" else 0), text
+        assert text.strip() and not re.search(noise, text), (words, re.search(f".*{noise}.*", text))
 
 
 def _recipe(models: Callable[[str], Path], folder: Path) -> tuple[Path, Path]:
