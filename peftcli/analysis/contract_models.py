@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,6 +61,16 @@ class ContractModel:
         """What a row of its task is."""
         return task_info(self.task).rows
 
+    @cached_property
+    def built(self) -> nn.Module:
+        """The model alone on the CPU, in float32: made once, since copying is several times faster; change copies."""
+        return _built(self, "cpu")
+
+    @cached_property
+    def last_disturbed(self) -> dict[str, Live]:
+        """By hyper-parameters the last method that was disturbed on this model (`disturbed`)."""
+        return {}
+
 
 MODELS = (
     ContractModel(
@@ -112,15 +123,26 @@ class Live:
         extra = self.attachment.extra_loss()
         return loss if extra is None else loss + extra
 
-    def train(self, batch: dict[str, Tensor], steps: range, total: int, optimizer: torch.optim.Optimizer) -> set[str]:
+    def train(
+        self,
+        batch: dict[str, Tensor],
+        steps: range,
+        total: int,
+        optimizer: torch.optim.Optimizer,
+        *,
+        until_all_moved: bool = False,
+    ) -> set[str]:
         """Take steps; return the names of the trained tensors that had a gradient other than zero.
 
         Args:
             steps: their numbers, counted from 1.
             total: steps of the whole run.
+            until_all_moved: take no step after each tensor had such a gradient.
         """
         moved: set[str] = set()
         for step in steps:
+            if until_all_moved and moved.issuperset(self.attachment.trainable_parameters()):
+                break
             torch.autograd.backward(self.loss(batch))
             for name, parameter in self.attachment.trainable_parameters().items():
                 if parameter.grad is not None and bool(parameter.grad.abs().max() > 0):
@@ -148,6 +170,10 @@ def own_logits(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tens
 
 def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:
     """Return the model alone, always with the same values; in float32."""
+    return deepcopy(kind.built) if device == "cpu" else _built(kind, device)
+
+
+def _built(kind: ContractModel, device: str) -> nn.Module:
     with seeded(0), torch.device(device):
         config = kind.made_config()
         model: nn.Module = auto_class(config, kind.task).from_config(config)
@@ -156,12 +182,12 @@ def bare(kind: ContractModel, device: str = "cpu") -> nn.Module:
 
 
 def _fill(model: nn.Module) -> None:
-    """Give values to weights that some models of transformers leave as memory was, or at zero (experts)."""
+    """Give values to weights that models leave as memory was, or at zero: nothing behind zeros has a gradient."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.device.type == "meta" or not parameter.is_floating_point():
                 continue
-            unset = parameter.ndim > 2 and not bool(parameter.any())
+            unset = not name.endswith("bias") and not bool(parameter.any())
             if unset or not bool(parameter.isfinite().all()) or float(parameter.abs().max()) > _LARGEST_START:
                 parameter.normal_(0, 0.02)
 
@@ -176,6 +202,20 @@ def live(kind: ContractModel, params: MethodParams, *, initialise: bool = True) 
         if initialise:
             attachment.initialise(model)
     return Live(model, anatomy, attachment, base)
+
+
+def disturbed(kind: ContractModel, params: MethodParams) -> Live:
+    """Return the model with a disturbed method on it, the same object until other hyper-parameters are asked.
+
+    It is for what runs the model and changes nothing of it.
+    """
+    key = params.model_dump_json()
+    if key not in kind.last_disturbed:
+        kind.last_disturbed.clear()
+        found = live(kind, params)
+        found.disturb()
+        kind.last_disturbed[key] = found
+    return kind.last_disturbed[key]
 
 
 def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:

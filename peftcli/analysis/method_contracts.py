@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from peftcli.analysis.contract_models import MODELS, ContractModel, Live, bare, batch_of, live
+from peftcli.analysis.contract_models import MODELS, ContractModel, Live, bare, batch_of, disturbed, live
 from peftcli.analysis.output_effects import cache_effect, difference, padding_effect
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
@@ -190,7 +190,8 @@ def gradients(kind: ContractModel, params: MethodParams) -> str | None:
     found = live(kind, params)
     parameters = found.attachment.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE)
-    moved = found.train(batch_of(kind, padded=False), range(1, STEPS + 1), STEPS, optimizer)
+    batch, steps = batch_of(kind, padded=False), range(1, STEPS + 1)
+    moved = found.train(batch, steps, STEPS, optimizer, until_all_moved=True)
     still = [name for name in found.attachment.trainable_parameters() if name not in moved]
     return f"{len(still)} of {len(parameters)} have none in {STEPS} steps, such as {still[0]}" if still else None
 
@@ -255,8 +256,7 @@ def _comes_off(kind: ContractModel, params: MethodParams) -> str | None:
 
 def ignores_padding(kind: ContractModel, params: MethodParams) -> str | None:
     """A row gives the same outputs alone and padded beside a longer one."""
-    found = live(kind, params)
-    found.disturb()
+    found = disturbed(kind, params)
     off = padding_effect(kind, found.outputs)
     return f"padding changes the outputs by {off:.1e}" if off > CLOSE else None
 
@@ -265,8 +265,7 @@ def uses_cache(kind: ContractModel, params: MethodParams) -> str | None:
     """It generates the same with and without a cache of keys and values."""
     if not task_info(kind.task).generates:
         return None
-    found = live(kind, params)
-    found.disturb()
+    found = disturbed(kind, params)
     off = cache_effect(kind, found.model.eval(), found.attachment.prepare_inputs)
     return f"generation with a cache differs by {off:.1e}" if off > CLOSE else None
 
@@ -294,9 +293,7 @@ def merges(kind: ContractModel, params: MethodParams) -> str | None:
     method = registry.method(params.name)
     if method.info.artifact == "model" or method.why_not_mergeable(params) is not None:
         return None  # of `full` and `freeze` the complete model is saved
-    found, batch = live(kind, params), batch_of(kind)
-    found.disturb()
-    found = _loaded(kind, params, found)
+    found, batch = _loaded(kind, params, disturbed(kind, params)), batch_of(kind)
     state = found.attachment.state_dict()
     own = {key: tensor for key, tensor in state.items() if key not in found.attachment.head}
     merged = bare(kind)

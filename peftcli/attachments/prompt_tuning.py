@@ -22,6 +22,7 @@ from peftcli.layers.virtual_tokens.prompt import (
     insert_once,
     prompt_site,
     tolerate_virtual_ids,
+    tolerate_virtual_ids_within,
 )
 from peftcli.models.anatomy import Anatomy
 from peftcli.protocol.attachment import Attachment
@@ -215,6 +216,8 @@ def attach_prompt(
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module is not host and module.num_embeddings == host.num_embeddings:
             tolerate_virtual_ids(module)
+    for path in (path for paths in anatomy.layers.values() for path in paths):
+        tolerate_virtual_ids_within(model.get_submodule(path), host)
     return attachment
 
 

@@ -103,18 +103,21 @@ class LoreftMethod(Method[LoreftParams]):
         beyond = [layer for layer in params.layers if layer >= len(blocks)] if params.layers != "all" else []
         if beyond:
             reasons.append(f"layers: the model has blocks 0 to {len(blocks) - 1}, not {', '.join(map(str, beyond))}")
+        if any(path in anatomy.other_states for path in _chosen(blocks, params)):
+            reasons.append(
+                "the output of its blocks is not one hidden state of each token (several streams, or other tokens), so "
+                "there is none to edit; use lora or adapter"
+            )
         return reasons
 
     def attach(self, model: nn.Module, anatomy: Anatomy, params: LoreftParams) -> Attachment:
         """Put an intervention at the output of each chosen block."""
         from peftcli.attachments.loreft import attach_loreft
 
-        blocks = list(_blocks(anatomy).items())
-        chosen = blocks if params.layers == "all" else [blocks[layer] for layer in sorted(set(params.layers))]
         first, last = params.ends()
         return attach_loreft(
             model,
-            dict(chosen),
+            _chosen(_blocks(anatomy), params),
             rank=params.r,
             first=first,
             last=last,
@@ -128,6 +131,15 @@ def _blocks(anatomy: Anatomy) -> dict[str, int]:
     """Return the path of each block that can be changed, and the width of its output; shared blocks once."""
     stack = "encoder" if "encoder" in anatomy.layers else "decoder"
     return dict.fromkeys(anatomy.layers.get(stack, ()), anatomy.hidden_size)
+
+
+def _chosen(blocks: dict[str, int], params: LoreftParams) -> dict[str, int]:
+    """Return the blocks that `layers` names, those that the model has."""
+    return {
+        path: width
+        for layer, (path, width) in enumerate(blocks.items())
+        if params.layers == "all" or layer in params.layers
+    }
 
 
 METHOD = LoreftMethod()

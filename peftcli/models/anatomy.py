@@ -162,7 +162,7 @@ class BlockRole:
         exit: path of the module whose output is the branch's, before dropout and the residual sum.
         post_norm: path of the norm whose input is the residual sum, in post-norm models; else None.
         pre_norm: path of the norm whose output is the branch's input, in pre-norm models; else None.
-        width: features at entry and exit, the hidden size.
+        width: features at entry and exit; the hidden size, but where blocks narrow it (MobileBERT).
     """
 
     kind: Literal["attn", "cross_attn", "ffn"]
@@ -218,6 +218,8 @@ class Anatomy:
         transposed: paths of the modules whose weight is stored (in, out), those without a role included.
         without_attention: paths of the blocks that have no keys and values: linear attention, state space models.
         untouched: names of the parameters that training cannot move (of other towers, without a gradient), and why.
+        other_states: paths of the blocks whose output is not one hidden state of each token: several streams, tokens
+            in front of the text.
         notes: remarks for the user.
     """
 
@@ -243,6 +245,7 @@ class Anatomy:
     transposed: tuple[str, ...] = ()
     without_attention: tuple[str, ...] = ()
     untouched: dict[str, str] = field(default_factory=dict)
+    other_states: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def roles(self) -> list[str]:

@@ -41,6 +41,12 @@ def hidden_size(config: PretrainedConfig) -> int:
     raise UserError(f"the config of this {config.model_type} model does not tell the width of its blocks")
 
 
+def block_width(config: PretrainedConfig) -> int:
+    """Return the width at which blocks compute: that of the residual stream, but in MobileBERT, which narrows it."""
+    narrowed = getattr(config, "true_hidden_size", None)
+    return narrowed if isinstance(narrowed, int) else hidden_size(config)
+
+
 def heads_of(config: PretrainedConfig, names: str) -> int | None:
     """Return the number of query heads: the first of the attributes `a|b` that the config has."""
     found = (getattr(config, name, None) for name in names.split("|"))

@@ -21,6 +21,7 @@ from peftcli.models.module_view import ModuleView, heads_of, hidden_size, module
 from peftcli.models.structure.block_lists import TextPart
 from peftcli.models.structure.norms_and_biases import biases, norms, untouched
 from peftcli.models.structure.unknown_family import structural_row
+from peftcli.models.trial_forward import other_states
 
 Overrides = Mapping[str, str | list[str]]
 
@@ -101,6 +102,7 @@ class _Reader:
             transposed=tuple(name for name, live in self.view.modules.items() if module_kind(live) == "conv1d"),
             without_attention=tuple(self.without_attention) if self.attentions else (),
             untouched=unmoved,
+            other_states=tuple(sorted(other_states(self.view.model))) if origin != "table" else (),
             notes=tuple(notes),
         )
 
@@ -193,11 +195,16 @@ class _Reader:
                     stack=stack.stack,
                     entry=entry,
                     exit=end,
-                    width=hidden_size(self.config),
+                    width=self._width(end),
                     post_norm=self._norm(path, branch.post_norm),
                     pre_norm=self._norm(path, branch.pre_norm),
                 )
             )
+
+    def _width(self, module: str) -> int:
+        """Return the width of a branch: of the projection that it ends with, else of the residual stream."""
+        live = self.view.modules[module]
+        return linear_widths(live)[1] if module_kind(live) in ("linear", "conv1d") else hidden_size(self.config)
 
     def _norm(self, path: str, spec: str | None) -> str | None:
         found = self.view.first(path, spec)

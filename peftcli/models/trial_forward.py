@@ -10,7 +10,8 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
+from peftcli.layers.base_linear import linear_widths
 from peftcli.layers.seeded import seeded
 from peftcli.models.meta_answers import answered, computed, flat
 from peftcli.models.module_view import module_kind
@@ -59,12 +61,24 @@ def without_gradient(model: nn.Module) -> frozenset[str]:
     return _tried(model).untouched
 
 
+def other_states(model: nn.Module) -> frozenset[str]:
+    """Return the paths of the blocks whose output is not (rows, tokens, width): one hidden state of each token.
+
+    Some hand on several streams, tokens in front of the text, or fewer positions. Empty where that cannot be tried.
+
+    Args:
+        model: as for `passed_over`.
+    """
+    return _tried(model).other_states
+
+
 @dataclass(frozen=True)
 class _Found:
-    """What a trial found: `passed_over`'s linears and reasons, and parameters without a gradient."""
+    """What a trial found: `passed_over`'s linears and reasons, parameters without a gradient, `other_states`."""
 
     passed_over: Mapping[str, str] = field(default_factory=dict)
     untouched: frozenset[str] = frozenset()
+    other_states: frozenset[str] = frozenset()
 
 
 def _tried(model: nn.Module) -> _Found:
@@ -92,7 +106,7 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> _Found:
     linears = _linears(copy)
     found = _with_one_block_of_each_kind(copy) or _with_all_blocks(copy, linears) or _Found()
     fixed = {name for name, each in copy.named_parameters() if not each.requires_grad}  # routers' own balances
-    return _Found({**_fused(copy, linears), **found.passed_over}, found.untouched | fixed)
+    return replace(found, passed_over={**_fused(copy, linears), **found.passed_over}, untouched=found.untouched | fixed)
 
 
 def _with_all_blocks(copy: PreTrainedModel, linears: Mapping[str, nn.Module]) -> _Found | None:
@@ -103,11 +117,18 @@ def _with_all_blocks(copy: PreTrainedModel, linears: Mapping[str, nn.Module]) ->
     most = getattr(copy.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[1]
     longer = _Trial(copy, linears).run(min(_LENGTHS[1], most)) or _Found()
     kept = {path: why for path, why in found.passed_over.items() if path in longer.passed_over}
-    return _Found(kept, found.untouched & longer.untouched)
+    return _Found(kept, found.untouched & longer.untouched, found.other_states)
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:
     return {name: live for name, live in model.named_modules() if module_kind(live) in ("linear", "conv1d")}
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in lists, by path."""
+    for name, each in model.named_modules():
+        if isinstance(each, nn.ModuleList):
+            yield from ((f"{name}.{number}", block) for number, block in each.named_children())
 
 
 def _with_one_block_of_each_kind(model: PreTrainedModel) -> _Found | None:
@@ -121,6 +142,7 @@ def _with_one_block_of_each_kind(model: PreTrainedModel) -> _Found | None:
     whole = {name: dict(each.named_children()) for name, each in lists.items()}
     places: dict[str, dict[str, str]] = {}  # of each list: a block's number, to that of the one that stands for it
     linears, parameters = list(_linears(model)), [name for name, _ in model.named_parameters()]
+    blocks = [path for path, _ in _blocks(model)]
     try:
         for name, each in lists.items():
             first: dict[Any, str] = {}
@@ -139,6 +161,7 @@ def _with_one_block_of_each_kind(model: PreTrainedModel) -> _Found | None:
     return _Found(
         {path: reasons[other] for path in linears if (other := _stand_in(path, places)) in reasons},
         frozenset(name for name in parameters if _stand_in(name, places) in found.untouched),
+        frozenset(path for path in blocks if _stand_in(path, places).rstrip(".") in found.other_states),
     )
 
 
@@ -206,11 +229,15 @@ class _Trial(TorchFunctionMode):
         self.called: set[str] = set()
         self.found: dict[str, str] = {}
         self.read: set[str] = set()
+        self.other_states: set[str] = set()
         self.outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors too: an id is free again with its object
 
     def run(self, tokens: int) -> _Found | None:
         """Return where a change would be lost, and which parameters have no gradient; None if it cannot run."""
         hooks = [hook for path, module in self.linears.items() for hook in self._hooks(path, module)]
+        hooks += [
+            block.register_forward_hook(partial(self._see_states, path, tokens)) for path, block in _blocks(self.model)
+        ]
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
         words: dict[str, Any] = {"input_ids": ids}
         if "decoder_input_ids" in inspect.signature(self.model.forward).parameters:
@@ -232,7 +259,7 @@ class _Trial(TorchFunctionMode):
                 self.found.setdefault(path, NOT_CALLED)
             elif id(self.linears[path].weight) in lost:
                 self.found.setdefault(path, _NO_GRADIENT)
-        return _Found(self.found, untouched)
+        return _Found(self.found, untouched, frozenset(self.other_states))
 
     def _without_gradient(self, output: Tensor) -> frozenset[str]:
         """Return the parameters that a backward pass does not reach; none of them where that cannot be tried."""
@@ -250,14 +277,23 @@ class _Trial(TorchFunctionMode):
         def begin(_module: nn.Module, _args: Any) -> None:
             self.running.append(path)
 
-        def end(_module: nn.Module, _args: Any, output: Any) -> None:
+        def end(_module: nn.Module, args: Any, output: Any) -> None:
             self.running.remove(path)
             self.called.add(path)
+            widths = tuple(each.shape[-1] for each in (*args[:1], output) if isinstance(each, Tensor))
+            if len(widths) == 2 and widths != linear_widths(module):
+                self.found[path] = "its code takes or gives other features than its weight has"
             if isinstance(output, Tensor):
                 self.outputs[id(output)] = (path, output)
 
         yield module.register_forward_pre_hook(begin)
         yield module.register_forward_hook(end)
+
+    def _see_states(self, path: str, tokens: int, _block: nn.Module, _args: Any, output: Any) -> None:
+        """Note a block whose first output is no state of each token; the last one may compute some tokens only."""
+        first = output[0] if isinstance(output, tuple | list) else output
+        if isinstance(first, Tensor) and (first.dim() != 3 or first.shape[0] != 1 or first.shape[1] > tokens):
+            self.other_states.add(path)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note what is done with a linear's weight and output; compute, or answer where values are asked for."""

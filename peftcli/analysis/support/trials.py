@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig
 
-from peftcli.analysis.contract_models import bare, own_logits
+from peftcli.analysis.contract_models import bare, batch_of, own_logits
 from peftcli.analysis.method_contracts import CLOSE, Contract, gradients, ignores_padding, merges, uses_cache
 from peftcli.analysis.output_effects import cache_effect, padding_effect
 from peftcli.analysis.support.tiny_types import TypeModel, hyper_parameters, tiny_type
@@ -74,6 +74,11 @@ def try_type(model_type: str, task: TaskName, methods: list[str]) -> Record:
         return {"model": WRONG + _short(error), "methods": {}}
     if problems := kind_problems(anatomy, task):
         return {"model": REFUSED + problems[0].message, "methods": {}}
+    try:
+        with torch.no_grad():
+            model(**batch_of(kind))
+    except Exception as error:  # GIT's counts the tokens of an image that is not there
+        return {"model": f"{UNKNOWN}its own loss fails on text alone: {_short(error)}", "methods": {}}
     facts = {"model": TRIED, "found": anatomy.origin, **_reach(anatomy), **_all_linear(model, anatomy), **_bare(kind)}
     return {**facts, "methods": {name: _method(name, kind, anatomy) for name in methods}}
 
@@ -102,6 +107,7 @@ def _method(name: str, kind: TypeModel, anatomy: Anatomy) -> dict[str, str]:
             cells[what] = UNKNOWN + _short(error)
         except Exception as error:  # whatever the model's code raises
             cells[what] = WRONG + _short(error)
+            kind.last_disturbed.clear()  # what it left behind is no ground for the next trial
         else:
             cells[what] = WRONG + problem if problem else TRIED
     return {"attach": TRIED, **cells}

@@ -8,6 +8,7 @@ read them right.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,12 @@ class _VirtualIds:
         for part in self.site.parts if self.site is not None else ():
             if isinstance(part, Prompt):
                 part.slots = ids - self.size
-        # always, since to ask whether there are any would wait for the device
-        real = ids.masked_fill(ids >= self.size, self.row)
+        real = self.real(ids)
         return ((real, *args[1:]), kwargs) if args else (args, {**kwargs, "input": real})
+
+    def real(self, ids: Tensor) -> Tensor:
+        """Return ids with a harmless one for virtual ones, always: to ask whether there are any would wait."""
+        return ids.masked_fill(ids >= self.size, self.row)
 
 
 def prompt_site(embedding: nn.Embedding) -> Site:
@@ -67,6 +71,22 @@ def tolerate_virtual_ids(embedding: nn.Embedding) -> None:
     A sequence-to-sequence classifier feeds its input ids, shifted, to the decoder too.
     """
     _accept(embedding, None)
+
+
+def tolerate_virtual_ids_within(block: nn.Module, embedding: nn.Embedding) -> None:
+    """Let a block that reads token ids itself see a harmless one for virtual ids: DeepSeek V4 routes by them."""
+    names = list(inspect.signature(block.forward).parameters)
+    if "input_ids" not in names:
+        return
+    place, known = names.index("input_ids"), _VirtualIds(embedding, None)
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > place and args[place] is not None:
+            return (*args[:place], known.real(args[place]), *args[place + 1 :]), kwargs
+        ids = kwargs.get("input_ids")
+        return None if ids is None else (args, {**kwargs, "input_ids": known.real(ids)})
+
+    block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _accept(embedding: nn.Embedding, site: Site | None) -> None:

@@ -42,27 +42,32 @@ class BlockRoles:
         return {**self.linears, **{role: path for path, row in self.fused.items() for role in row.roles}}
 
 
-def block_roles(view: ModuleView, block: str, spec: str, hidden: int, layout: FusedRow | None = None) -> BlockRoles:
+def block_roles(
+    view: ModuleView, block: str, spec: str, hidden: int, layout: FusedRow | None = None, *, stream: int | None = None
+) -> BlockRoles:
     """Return the roles of a block's projections; of several for one role the first has it.
 
     Args:
         block: full path of the block.
         spec: path of its list, whose name counts, too: XLM has a list of attentions and one of feed-forwards.
-        hidden: width of the residual stream.
+        hidden: width at which the block computes.
         layout: of a fused query, key and value projection, where the family's is known.
+        stream: width of the residual stream, where that is another: values may be made from it.
     """
     found = BlockRoles()
-    reader = _Roles(view.modules[block], spec.removesuffix(".*").rpartition(".")[2], hidden, found)
+    name = spec.removesuffix(".*").rpartition(".")[2]
+    reader = _Roles(view.modules[block], name, hidden, found, {hidden, stream or hidden})
     reader.read(layout)
     return found
 
 
 class _Roles:
-    def __init__(self, block: nn.Module, list_name: str, hidden: int, found: BlockRoles) -> None:
+    def __init__(self, block: nn.Module, list_name: str, hidden: int, found: BlockRoles, entering: set[int]) -> None:
         self._block = block
         self._list = list_name
         self._hidden = hidden
         self._found = found
+        self._entering = entering
         self._modules = dict(block.named_modules())
 
     def read(self, layout: FusedRow | None) -> None:
@@ -117,7 +122,7 @@ class _Roles:
         names = path.split(".")[:-1]
         around = [type(self._modules[".".join(names[: end + 1])]).__name__ for end in range(len(names))]
         attention = in_attention(".".join([self._list, *names]), around)
-        return role_of(path, *linear_widths(module), self._hidden, attention=attention)
+        return role_of(path, *linear_widths(module), self._hidden, attention=attention, entering=self._entering)
 
     def _drop_doubtful(self) -> None:
         """Remove doubtful roles: keys and values without a query, a gate or an `up` that does not fit the `down`."""

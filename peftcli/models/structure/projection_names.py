@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 # Usual names of the projections, by role: the last part of a module's path.
 _ATTENTION_NAMES = {
@@ -76,12 +76,15 @@ def in_attention(path: str, classes: Iterable[str]) -> bool:
     return bool(ATTENTION_WORD.search(path)) or any(_ATTENTION_CLASS.search(name) for name in classes)
 
 
-def role_of(path: str, width_in: int, width_out: int, hidden: int, *, attention: bool) -> str | None:
+def role_of(
+    path: str, width_in: int, width_out: int, hidden: int, *, attention: bool, entering: Container[int]
+) -> str | None:
     """Return the role that a name suggests and the shape allows, or `fused`, or None.
 
     Args:
         path: of a linear module, within its block.
         attention: whether it is part of an attention.
+        entering: widths of what queries, keys and values are made from.
     """
     last = path.lower().rpartition(".")[2]
     if attention:
@@ -89,7 +92,7 @@ def role_of(path: str, width_in: int, width_out: int, hidden: int, *, attention:
             return "fused"
         prefix = "cross_attn" if _CROSS_WORD.search(path) else "attn"
         for letter, names in _ATTENTION_NAMES.items():
-            fits = width_out == hidden if letter == "o" else width_in == hidden or prefix == "cross_attn"
+            fits = width_out == hidden if letter == "o" else width_in in entering or prefix == "cross_attn"
             if last in names and fits:
                 return f"{prefix}.{letter}"
         return None

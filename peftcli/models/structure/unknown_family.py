@@ -17,7 +17,7 @@ from peftcli.models.anatomy import Stack
 from peftcli.models.families.family_row import FamilyRow, StackRow
 from peftcli.models.families.fused_layouts import fused_layout
 from peftcli.models.later_tokens import attention_is_causal, sees_later_tokens
-from peftcli.models.module_view import ModuleView, hidden_size, module_kind
+from peftcli.models.module_view import ModuleView, block_width, hidden_size, module_kind
 from peftcli.models.structure.block_branches import BlockBranches
 from peftcli.models.structure.block_lists import block_lists
 from peftcli.models.structure.block_roles import BlockRoles, block_roles
@@ -75,7 +75,7 @@ def _why_no_prefix(stacks: list[StackRow]) -> str | None:
 def _stacks(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[list[StackRow], list[str]]:
     """Return a row for each kind of block in one list, and what was found."""
     blocks = view.expand(spec)
-    hidden = hidden_size(config)
+    hidden, stream = block_width(config), hidden_size(config)
     which = _which(view, spec, config)
     calls_interface = any(_marked(module) for block in blocks for module in view.modules[block].modules())
     kinds: dict[str, StackRow] = {}
@@ -83,7 +83,7 @@ def _stacks(view: ModuleView, config: PretrainedConfig, spec: str) -> tuple[list
     for number, block in enumerate(blocks):
         sign = _sign(view.modules[block])
         if sign not in kinds:
-            roles = block_roles(view, block, spec, hidden, fused_layout(config))
+            roles = block_roles(view, block, spec, hidden, fused_layout(config), stream=stream)
             kinds[sign] = _row(view, block, roles, StackRow(which, spec, {}, (), ()), hidden, marked=calls_interface)
         numbers.setdefault(sign, []).append(number)
     merged: list[tuple[StackRow, list[int]]] = []

@@ -63,6 +63,14 @@ def test_interventions_reach_lists_of_outputs_and_go_on_from_a_state(name: str) 
     assert set(cells.values()) == {TRIED}, cells
 
 
+def test_streams_of_states_ids_within_blocks_and_a_grouped_projection() -> None:
+    """DeepSeek V4: no one hidden state to edit, a router that looks ids up, a linear with a forward of its own."""
+    with quiet_transformers():
+        methods = try_type("deepseek_v4", "causal_lm", ["loreft", "prompt_tuning", "qlora"])["methods"]
+    assert "not one hidden state of each token" in methods.pop("loreft")["attach"]
+    assert {text for cells in methods.values() for text in cells.values()} == {TRIED}, methods
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("task", TASKS_TRIED)

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
@@ -69,6 +74,33 @@ def test_a_query_projection_with_a_gate_is_divided_by_heads(family: str) -> None
     assert anatomy.without_attention == ("model.layers.0",)
     assert _roles(anatomy, 0)["attn.o"] == "linear_attn.out_proj"
     assert _roles(anatomy, 1)["attn.o"] == "self_attn.o_proj"
+
+
+def test_blocks_that_narrow_the_stream_have_roles_and_branches_at_their_own_width() -> None:
+    """MobileBERT: 32 features between blocks, 16 within; values alone are made from the 32."""
+    config = AutoConfig.for_model(
+        "mobilebert",
+        vocab_size=64,
+        hidden_size=32,
+        embedding_size=16,
+        intra_bottleneck_size=16,
+        intermediate_size=48,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        num_feedforward_networks=2,
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    anatomy = read_anatomy(model)
+    roles = {role: path.split(".", 1)[0] for role, path in _roles(anatomy, 1).items()}
+    assert roles == dict.fromkeys(["attn.q", "attn.k", "attn.v", "attn.o"], "attention") | {
+        "ffn.up": "intermediate",
+        "ffn.down": "output",
+    }
+    assert _roles(anatomy, 1)["ffn.down"] == "output.dense"  # not that of the bottleneck
+    assert _branches(anatomy, 0)["attn"] == ("attention.self.query", "attention.output.dense")
+    assert {block.width for block in anatomy.blocks} == {16}
+    apply_method(model, anatomy, registry.info("adapter").params.model_validate({"name": "adapter"}))
+    assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.shape == (1, 2)
 
 
 def test_gate_and_up_in_one_projection_have_their_roles() -> None:
