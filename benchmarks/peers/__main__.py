@@ -24,6 +24,7 @@ import os
 import signal
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 from benchmarks.common.record import between
@@ -71,22 +72,21 @@ def load(path: Path) -> Record:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def prepare(place: Place, names: list[str], minutes: float, borrow: bool) -> int:
-    """Make environments, and run each side of them once; return how many sides did not run."""
+def prepare(place: Place, names: list[str], given: argparse.Namespace) -> int:
+    """Make environments, and run each side of them once in each dtype; return how many runs failed."""
     failed = 0
     for one in [peer(name) for name in names] or PEERS:
         began = time.monotonic()
-        why = set_up(one, place, 60 * minutes, borrow)
+        why = set_up(one, place, 60 * given.install_minutes, given.borrow)
         print(f"{one.name}: {why or 'there'} ({time.monotonic() - began:.0f} s)", flush=True)
-        for tried in SIDES:
-            if tried.peer != one.name:
-                continue
+        for tried, dtype in product([known for known in SIDES if known.peer == one.name], given.dtype):
             try:
-                found = run_side(tried, place, 8, "float32")
-                print(f"  {tried.name}: first loss {found['losses'][0]:.4f}, {found['seconds']:.0f} s", flush=True)
+                found = run_side(tried, place, 8, dtype)
+                said = f"first loss {found['losses'][0]:.4f}, {found['seconds']:.0f} s"
             except NotRun as reason:
-                print(f"  {tried.name}: {reason}", flush=True)
+                said = str(reason)
                 failed += 1
+            print(f"  {tried.name} {dtype}: {said}", flush=True)
     return failed
 
 
@@ -116,7 +116,7 @@ def main() -> int:
         folder = Path(given.setup[0]) if given.setup else given.environments
         place = Place(folder.resolve(), given.material.resolve(), given.model.resolve(), given.data, given.threads)
         if given.setup:
-            return int(prepare(place, given.setup[1:], given.install_minutes, given.borrow) > 0)
+            return int(prepare(place, given.setup[1:], given) > 0)
         compare(given, place)
     part = page_part(load(given.output))
     print(part)

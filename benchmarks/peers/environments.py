@@ -60,7 +60,7 @@ def _install(of: Peer, place: Place, home: Path, limit: float, borrow: bool) -> 
         steps.append([Template(part).substitute(known) for part in of.prepared])
     with (home / "install.log").open("wb") as log:
         subprocess.run([sys.executable, "-m", "venv", str(home / "venv")], stdout=log, stderr=log, check=True)
-        if borrow:
+        if borrow and of.borrows:
             (packages,) = (home / "venv/lib").glob("python*/site-packages")
             (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         for step in steps:

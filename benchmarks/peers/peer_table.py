@@ -25,6 +25,7 @@ class Peer:
         reported: distributions whose versions are in the table.
         removed: distributions that come with the packages and do not load beside a CPU build of torch.
         prepared: a command that is run once after the installation.
+        borrows: whether its packages go with those of this project's environment: older ones of Hugging Face do not.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Peer:
     reported: tuple[str, ...] = ("transformers", "peft")
     removed: tuple[str, ...] = ()
     prepared: tuple[str, ...] = ()
+    borrows: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +74,14 @@ PEERS = (
     Peer("torchtune", ("torchtune==0.6.1", "torchao==0.10.0"), ("torchtune", "torchao")),
     Peer(
         "litgpt", ("litgpt==0.5.13",), ("litgpt", "lightning"),
-        prepared=("$python", "$programs/litgpt_checkpoint.py", "$model", "$home/SmolLM2-135M-Instruct"),
+        prepared=("$python", "$programs/litgpt_checkpoint.py", "$model", "$home/SmolLM2-135M-Instruct"), borrows=False,
     ),
     Peer(
         "llamafactory", ("llamafactory==0.9.5",), ("llamafactory", "transformers", "peft", "trl"),
         ("torchvision", "torchaudio"),
     ),
     Peer("swift", ("ms-swift==4.6.0",), ("ms-swift", "transformers", "peft", "trl")),
-    Peer("adapters", ("adapters==1.3.0",), ("adapters", "transformers")),
+    Peer("adapters", ("adapters==1.3.0",), ("adapters", "transformers"), borrows=False),
 )  # fmt: skip
 
 _AUTOCAST = {"float32": "false", "bfloat16": "true"}
