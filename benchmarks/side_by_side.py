@@ -90,7 +90,7 @@ def measure(cell: Cell, material: Path, data: Path, repeats: int) -> dict[str, A
 def peaks(cell: Cell) -> dict[str, float]:
     """Return the best FLOP/s of a matrix product, now, in the dtypes that the cell may compute in."""
     import torch
-    from flops import matmul_peak
+    from common.flops import matmul_peak
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = ("float32", "bfloat16") if cell.dtype == "auto" else (cell.dtype,)
@@ -102,7 +102,7 @@ def utilisation(
 ) -> dict[str, Any]:
     """Return model FLOPs utilisation of both sides against the peaks in their dtypes."""
     import torch
-    from flops import step_flops
+    from common.flops import step_flops
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     causal = cell.task == "causal_lm"

@@ -100,7 +100,7 @@ def passes(trace: dict[str, Any], shape: dict[str, Any]) -> tuple[dict[str, dict
 def measure(shape: str, dtype: str, material: Path, data: Path) -> dict[str, Any]:
     """Train with the profiler, and return the record."""
     import torch
-    from flops import matmul_peak
+    from common.flops import matmul_peak
 
     cell = Cell(shape=shape, dtype=dtype)
     checkpoint, rows = prepare(cell, material, data)

@@ -1,1 +1,1 @@
-"""What several benchmarks use, whether they are run as scripts or as modules. No import here costs time."""
+"""What several benchmarks use, whether they are run as scripts or as modules."""
