@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 from tests.tiny import save_tiny, tiny_tokenizer
 
 WIDE = {"initializer_range": 0.2}
-BLOCK = 16
 
 
 def write_config(path: Path, **changes: Any) -> None:
@@ -29,22 +28,34 @@ def _projections(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, [name for name in tensors if name.endswith("_proj.weight")]
 
 
-def save_fp8(path: Path) -> Path:
-    """Write a tiny llama whose projections are float8 numbers with a scale for each block of 16 by 16 (DeepSeek)."""
+def save_fp8(path: Path, block: tuple[int, int] = (16, 16)) -> Path:
+    """Write a tiny llama whose projections are float8 numbers with a scale for each block (DeepSeek).
+
+    Args:
+        block: its rows and columns; the last blocks of a weight may be partial.
+    """
     save_tiny(path, "llama", **WIDE)
     tensors, names = _projections(path)
     for name in names:
         weight = tensors[name]
-        rows, columns = weight.shape[0] // BLOCK, weight.shape[1] // BLOCK
-        blocks = weight.view(rows, BLOCK, columns, BLOCK)
-        scales = blocks.abs().amax((1, 3)) / 448.0
-        codes = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
-        tensors[name] = codes.view(weight.shape)
+        scales = torch.stack(
+            [
+                torch.stack([part.abs().max() / 448.0 for part in rows.split(block[1], 1)])
+                for rows in weight.split(block[0])
+            ]
+        )
+        tensors[name] = (weight / of_blocks(scales, weight.shape, block)).to(torch.float8_e4m3fn)
         tensors[f"{name}_scale_inv"] = scales
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [16, 16]}
+    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": block}
     write_config(path, quantization_config=settings)
     return path
+
+
+def of_blocks(scales: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tensor:
+    """Return the scale of each number of a weight, from those of its blocks."""
+    rows, columns = (torch.arange(size) // width for size, width in zip(shape, block, strict=True))
+    return scales[rows][:, columns]
 
 
 def save_compressed(path: Path) -> Path:

@@ -19,7 +19,7 @@ from peftcli.recipe.schema import ModelSpec
 from peftcli.training.run import train
 from tests.matrix.runs import Seen, Workshop, watched_training
 from tests.models.inputs import inputs_for
-from tests.models.stored_bases import STORED
+from tests.models.stored_bases import STORED, of_blocks, save_fp8
 from tests.recipes import CtrlC, Recorder
 
 LIBRARIES = {"torchao": "torchao", "compressed-tensors": "compressed_tensors"}
@@ -121,6 +121,19 @@ def test_numbers_are_read_with_their_scales(workshop: Workshop, method: str, sca
     torch.testing.assert_close(loaded.model.get_parameter(name), files[name].float() * scales)
     assert loaded.identity.quantization == f"{method}, dequantised"
     trained(workshop, base, f"{method}-full", {"name": "full"})
+
+
+@pytest.mark.parametrize("block", [(128, 128), (24, 20), (16, 12), (20, 48)])
+def test_fp8_blocks_need_not_divide_a_weight(tmp_path: Path, block: tuple[int, int]) -> None:
+    """A number's scale is that of its block, counted from the first row and column; 24 rows of 32, then 8."""
+    base = save_fp8(tmp_path / "base", block)
+    files = load_file(base / "model.safetensors")
+    loaded = load_model(ModelSpec(name_or_path=str(base)), "causal_lm")
+    names = [name for name in files if name.endswith("_proj.weight")]
+    assert len(names) == 14
+    for name in names:
+        scales = of_blocks(files[f"{name}_scale_inv"], files[name].shape, block)
+        torch.testing.assert_close(loaded.model.get_parameter(name), files[name].float() * scales)
 
 
 def test_packed_weights_take_an_adapter_as_hf_peft_does(workshop: Workshop, tmp_path: Path) -> None:
