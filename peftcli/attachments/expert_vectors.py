@@ -24,13 +24,16 @@ from peftcli.protocol.folding import Folding
 from peftcli.protocol.method import CHANGES, CHANGES_INPUT
 
 
-def attach_expert_rescale(attachment: Attachment, targets: Sequence[Target], inner: Collection[str]) -> None:
-    """Add vectors at 3-D parameters of experts, one for each expert.
+def attach_expert_rescale(
+    attachment: Attachment, targets: Sequence[Target], inner: Collection[str], numbers: Collection[int] | None = None
+) -> None:
+    """Add vectors at 3-D parameters of experts, one for each expert that is changed.
 
     Args:
         attachment: of the model; the parts become its own.
         targets: of kind experts.
         inner: keys of those whose input is rescaled, not their output.
+        numbers: of the experts to change; None for all.
 
     Raises:
         UserError: the experts are quantised.
@@ -41,31 +44,40 @@ def attach_expert_rescale(attachment: Attachment, targets: Sequence[Target], inn
         reason = why_not_whole(model, role)
         if reason:
             raise UserError(Problem(reason, key="method.target_modules", suggestion="leave the experts out"))
-        view, numbers = experts_view(model, role), range(role.experts)
+        view, changed = experts_view(model, role), _changed(role, numbers)
         if target.key in inner:
-            part = ExpertsRescale(view, role.in_features, "input", numbers, None)
+            part = ExpertsRescale(view, role.in_features, "input", changed, None)
         else:
-            part = ExpertsRescale(view, role.out_features, "output", numbers, role.slice)
+            part = ExpertsRescale(view, role.out_features, "output", changed, role.slice)
         place_expert_part(attachment, target, part)
     if targets:
         attachment.undo.append(use_experts_function(model))
 
 
-def fold_expert_vectors(folding: Folding, role: ExpertRole, vectors: Tensor) -> None:
-    """Fold one saved vector for each expert into the weights, and into the biases where outputs are rescaled.
+def fold_expert_vectors(
+    folding: Folding, role: ExpertRole, vectors: Tensor, numbers: Collection[int] | None = None
+) -> None:
+    """Fold one saved vector for each changed expert into the weights, and the biases where outputs are rescaled.
 
     Args:
         folding: receives the changes.
         role: what the vectors rescale.
         vectors: (experts, out, 1), or (experts, 1, in), float32.
+        numbers: of the changed experts; None for all.
     """
+    every = vectors.new_ones(role.experts, *vectors.shape[1:])
+    every[_changed(role, numbers)] = vectors
     if vectors.shape[1] == 1:
-        folding.change_experts(role, lambda expert, _start, rows: rows.mul_(vectors[expert]), CHANGES_INPUT)
+        folding.change_experts(role, lambda expert, _start, rows: rows.mul_(every[expert]), CHANGES_INPUT)
         return
-    whole = torch.stack([whole_rows(vector, role, rest=1.0) for vector in vectors])
+    whole = torch.stack([whole_rows(vector, role, rest=1.0) for vector in every])
 
     def rescale(expert: int, start: int, rows: Tensor) -> Tensor:
         return rows.mul_(whole[expert, start : start + len(rows)])
 
     folding.change_experts(role, rescale, CHANGES)
-    folding.change_expert_biases(role, lambda biases: biases.mul_(vectors.squeeze(2)))
+    folding.change_expert_biases(role, lambda biases: biases.mul_(every.squeeze(2)))
+
+
+def _changed(role: ExpertRole, numbers: Collection[int] | None) -> list[int]:
+    return sorted(range(role.experts) if numbers is None else numbers)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from peftcli.protocol.folding import Change, Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.method_params import TargetedParams
+from peftcli.recipe.method_params import ExpertParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peftcli.protocol.attachment import Attachment
 
 
-class IA3Params(TargetedParams):
+class IA3Params(ExpertParams):
     """Hyper-parameters of (IA)3."""
 
     name: Literal["ia3"] = "ia3"
@@ -69,12 +69,11 @@ class IA3Method(Method[IA3Params]):
         from peftcli.protocol.projections import projection_targets, views
 
         entries = _defaults(anatomy) if params.target_modules is None else params.target_modules
-        every = ExpertChoice()
         inner = set()
         named = _inner(anatomy, params.feedforward_modules)
         if named:
-            inner = {target.key for target in resolve_targets(model, anatomy, named, experts=every)}
-        targets = projection_targets(model, anatomy, params, entries, experts=every)
+            inner = {target.key for target in resolve_targets(model, anatomy, named, experts=ExpertChoice())}
+        targets = projection_targets(model, anatomy, params, entries, experts=ExpertChoice(numbers=params.experts))
         stacked = [target for target in targets if target.kind == "experts"]
         attachment = Attachment(model, targets=targets)
         for target, view in views(model, targets):
@@ -84,7 +83,7 @@ class IA3Method(Method[IA3Params]):
                 part = Rescale(view.out_features, "output", target.slice, view.device)
                 site = output_site(view.module)
             attachment.place(target.key, part, site.parts)
-        attach_expert_rescale(attachment, stacked, inner)
+        attach_expert_rescale(attachment, stacked, inner, params.experts)
         return attachment
 
     def merge_rules(self, anatomy: Anatomy, params: IA3Params, state: Mapping[str, Tensor]) -> dict[str, MergeRule]:
@@ -97,7 +96,7 @@ class IA3Method(Method[IA3Params]):
         for key, tensors in tensors_by_key(state, ("ia3_l",)).items():
             vector = tensors["ia3_l"].float()
             if key in stacked:
-                fold_expert_vectors(folding, stacked[key], vector)
+                fold_expert_vectors(folding, stacked[key], vector, params.experts)
                 continue
             if vector.shape[0] == 1:  # (1, in)
                 folding.scale_input(key, vector.flatten())

@@ -55,7 +55,7 @@ from peftcli.protocol.target_patterns import (
     pick,
     refuse_idle_patterns,
 )
-from peftcli.recipe.method_params import MethodParams, NotNegative, TargetedParams
+from peftcli.recipe.method_params import ExpertParams, MethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,7 +68,7 @@ INITS = ("gaussian", "orthogonal", "eva", "loftq", "olora", "pissa")
 """Words for `init_lora_weights`, besides `pissa_niter_N`."""
 
 
-class LoraParams(TargetedParams):
+class LoraParams(ExpertParams):
     """Hyper-parameters of LoRA."""
 
     name: Literal["lora"] = "lora"
@@ -98,8 +98,6 @@ class LoraParams(TargetedParams):
     """Train B alone and keep A as it started (LoRA-FA): a step holds less of the activations."""
     target_parameters: list[str] | None = None
     """3-D parameters of experts, by the end of their names, such as mlp.experts.down_proj; besides target_modules."""
-    experts_to_transform: list[NotNegative] | NotNegative | None = None
-    """Numbers of the experts to change, counted from 0, where experts are named; null is all."""
 
     @field_validator("init_lora_weights")
     @classmethod
@@ -108,9 +106,9 @@ class LoraParams(TargetedParams):
             return value
         raise ValueError(f"{value!r} is none of: true, false, {', '.join(INITS)}, pissa_niter_N")
 
-    @field_validator("target_parameters", "experts_to_transform")
+    @field_validator("target_parameters")
     @classmethod
-    def _not_empty(cls, value: list[str] | list[int] | int | None) -> list[str] | list[int] | int | None:
+    def _names_a_parameter(cls, value: list[str] | None) -> list[str] | None:
         if value == []:
             raise ValueError("an empty list names nothing; leave the key out")
         return value
@@ -179,12 +177,6 @@ class LoraParams(TargetedParams):
         if self.init_lora_weights == "eva":
             return {}
         return {"rho": "it moves ranks with init_lora_weights: eva"}
-
-    @property
-    def experts(self) -> set[int] | None:
-        """The numbers of the experts to change, where experts are named; None for all."""
-        numbers = self.experts_to_transform
-        return numbers if numbers is None else {numbers} if isinstance(numbers, int) else set(numbers)
 
     @property
     def start(self) -> str:

@@ -94,6 +94,26 @@ class TargetedParams(MethodParams):
         return value
 
 
+class ExpertParams(TargetedParams):
+    """Hyper-parameters of the methods that also change experts in 3-D parameters."""
+
+    experts_to_transform: list[NotNegative] | NotNegative | None = None
+    """Numbers of the experts to change, counted from 0, where experts are named; null is all."""
+
+    @field_validator("experts_to_transform")
+    @classmethod
+    def _names_an_expert(cls, value: list[int] | int | None) -> list[int] | int | None:
+        if value == []:
+            raise ValueError("an empty list leaves no expert; leave the key out for all")
+        return value
+
+    @property
+    def experts(self) -> set[int] | None:
+        """The numbers of the experts to change, where experts are named; None for all."""
+        numbers = self.experts_to_transform
+        return numbers if numbers is None else {numbers} if isinstance(numbers, int) else set(numbers)
+
+
 def names_something(value: list[str] | str | None, expected: str) -> list[str] | str | None:
     """Return names of modules, or one regular expression, as they are; null, too.
 

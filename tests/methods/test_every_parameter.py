@@ -89,6 +89,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "target_modules": ({}, ["attn.k"], ["attn.v"]),
         "exclude_modules": ({"target_modules": ["attn.k", "attn.v"]}, None, ["v_proj"]),
         "layers_to_transform": ({}, None, [1]),
+        "experts_to_transform": ({"target_modules": ["experts"]}, None, [1, 2]),
         "feedforward_modules": ({"target_modules": ["attn.k", "ffn.down"]}, ["ffn.down"], ["attn.k"]),
     },
     "oft": {

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from peftcli.distributed.whole_tensors import whole
 from peftcli.layers.base_linear import Slice
 from peftcli.layers.site import Part
 
@@ -31,16 +32,18 @@ class ExpertsView:
     parameter: str
 
     def weights(self) -> tuple[Tensor, ...]:
-        """Return every expert's weight, (out, in); ask once a pass: where they are trained they get one gradient."""
+        """Return every expert's weight, (out, in); ask once a pass: where they are trained they get one gradient.
+
+        Outside a pass every process must ask where the base is divided: the experts are gathered.
+        """
         live: Any = self.host
-        weights: tuple[Tensor, ...] = getattr(live, self.parameter).unbind(0)
+        weights: tuple[Tensor, ...] = whole(getattr(live, self.parameter)).unbind(0)
         return tuple(weight.T for weight in weights) if live.is_transposed else weights
 
     def biases(self) -> tuple[Tensor, ...] | None:
-        """Return every expert's bias, (out,); None where there is none."""
+        """Return every expert's bias, (out,), gathered likewise; None where there is none."""
         live: Any = self.host
-        biases: tuple[Tensor, ...] | None = getattr(live, f"{self.parameter}_bias").unbind(0) if live.has_bias else None
-        return biases
+        return whole(getattr(live, f"{self.parameter}_bias")).unbind(0) if live.has_bias else None
 
 
 class ExpertPart(Part):

@@ -20,7 +20,7 @@ class ExpertsRescale(ExpertPart):
         base: the experts.
         features: how many features of one expert are scaled (a slice's own).
         side: `output` scales what a projection gives, bias included; `input` what it receives.
-        numbers: of the experts.
+        numbers: of the experts that are changed.
         rows: the output features, if the parameter is fused and only a role of it is changed.
     """
 
@@ -44,7 +44,12 @@ class ExpertsRescale(ExpertPart):
         if self.side == "output":
             return None
         factors = self.ia3_l.flatten(1).unbind(0)
-        return lambda expert, x: (x * factors[self.positions[expert]]).to(x.dtype)
+
+        def rescale(expert: int, x: Tensor) -> Tensor:
+            position = self.positions.get(expert)
+            return x if position is None else (x * factors[position]).to(x.dtype)
+
+        return rescale
 
     def leaving(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Leaving | None:
         """Return what scales each expert's outputs, where outputs are scaled."""
@@ -53,7 +58,10 @@ class ExpertsRescale(ExpertPart):
         factors = self.ia3_l.flatten(1).unbind(0)
 
         def rescale(expert: int, _x: Tensor, y: Tensor) -> Tensor:
-            factor = factors[self.positions[expert]]
+            position = self.positions.get(expert)
+            if position is None:
+                return y
+            factor = factors[position]
             if self.rows is None:
                 return (y * factor).to(y.dtype)
             return self.rows.put(y, (self.rows.take(y) * factor).to(y.dtype))

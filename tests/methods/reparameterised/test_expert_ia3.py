@@ -25,9 +25,11 @@ from peftcli.recipe.method_params import MethodParams
 from tests.models.experts.tiny_experts import APART, EXPERTS, STACKED, tiny_experts
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2, 17, 33], [11, 12, 13, 14, 2, 2, 90, 91]])
-CHOICES: dict[str, list[str]] = {
-    "whole": ["experts"],
-    "roles": ["attn.k", "experts.up", "experts.down"],
+CHOICES: dict[str, dict[str, Any]] = {
+    "whole": {"target_modules": ["experts"]},
+    "roles": {"target_modules": ["attn.k", "experts.up", "experts.down"]},
+    "some experts": {"target_modules": ["experts"], "experts_to_transform": [3, 1]},
+    "roles of one": {"target_modules": ["experts.gate", "experts.down", "attn.v"], "experts_to_transform": 2},
 }
 LORA = {"name": "lora", "r": 2, "target_modules": ["experts", "attn.q"]}
 IA3 = {"name": "ia3", "target_modules": ["experts", "attn.k"]}
@@ -69,10 +71,12 @@ def test_vectors_start_as_the_base_and_get_gradients(family: str) -> None:
     assert torch.equal(_logits(model), before)
 
 
-@pytest.mark.parametrize("entries", CHOICES.values(), ids=list(CHOICES))
+@pytest.mark.parametrize("options", CHOICES.values(), ids=list(CHOICES))
 @pytest.mark.parametrize("family", [*STACKED, APART])
-def test_a_merge_in_memory_gives_the_same_outputs(family: str, entries: list[str]) -> None:
-    model, params = tiny_experts(family), _params(target_modules=entries)
+def test_a_merge_in_memory_gives_the_same_outputs(family: str, options: dict[str, Any]) -> None:
+    if family == APART and "experts.gate" in options["target_modules"]:
+        options = {**options, "target_modules": ["experts.up", "attn.v"]}  # these experts have no gate
+    model, params = tiny_experts(family), _params(**options)
     plain, anatomy = copy.deepcopy(model), read_anatomy(model)
     attachment = _moved(model, params)
     rules = registry.method("ia3").merge_rules(anatomy, params, attachment.state_dict())
@@ -100,6 +104,34 @@ def test_the_last_projection_has_its_input_rescaled_and_others_their_output() ->
     changed = leaving(1, x, y)
     torch.testing.assert_close(changed[:, 1::2], y[:, 1::2] * up.ia3_l[1, :, 0])  # gate and up lie in turn
     assert torch.equal(changed[:, ::2], y[:, ::2])
+
+
+def test_some_experts_change_and_the_others_stay() -> None:
+    model = tiny_experts("gpt_oss")
+    params = _params(target_modules=["experts.up", "experts.down"], experts_to_transform=[2, 0])
+    attachment = _moved(model, params)
+    rules = registry.method("ia3").merge_rules(read_anatomy(model), params, attachment.state_dict())
+    parts = {placed.key.rpartition(".")[2]: placed.part for placed in attachment.placed[:2]}
+    for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj"):
+        before = model.get_parameter(f"model.layers.0.mlp.experts.{name}").detach()
+        change = rules[f"model.layers.0.mlp.experts.{name}"].apply(before.clone()) / before
+        assert torch.equal(change[[1, 3]], torch.ones_like(change[[1, 3]]))
+        vectors = parts["down_proj" if "down" in name else "up"].ia3_l.detach()  # of 0, then of 2
+        found = change[[0, 2]][..., 1::2] if "up" in name else change[[0, 2]]  # (in, out): gate and up in turn
+        wanted = vectors.transpose(1, 2) if name != "gate_up_proj_bias" else vectors.squeeze(2)
+        torch.testing.assert_close(found, wanted.expand_as(found))
+
+
+def test_the_numbers_of_experts_are_checked() -> None:
+    model = tiny_experts("mixtral")
+    for options, reason in (
+        ({"target_modules": ["experts"], "experts_to_transform": [4]}, "a block has experts 0 to 3, not 4"),
+        ({"experts_to_transform": [1]}, "none of the targets is an expert"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            apply_method(model, read_anatomy(model), _params(**options))
+    with pytest.raises(ValueError, match="leaves no expert"):
+        _params(target_modules=["experts"], experts_to_transform=[])
 
 
 @pytest.mark.parametrize("parts", [[LORA, IA3], [IA3, LORA]])
