@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from peftcli.merging.merge_run import merge_run
 from peftcli.models.model_tasks import auto_name
 from tests.command_line import Cli, write_jsonl
-from tests.models.with_towers import PROCESSOR_FILES, TEMPLATE, save_with_towers
+from tests.models.with_towers import PARTS, PROCESSOR_FILES, TEMPLATE, save_with_towers
 
 TYPES = ["gemma3", "qwen2_5_vl", "mistral3", "llama4"]
 IDS = torch.tensor([[1, 40, 50, 60, 70, 45]])
@@ -144,6 +144,18 @@ def test_a_template_in_a_processors_own_file_is_used(cli: Cli, tmp_path: Path) -
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.chat_template is None
     assert text == tokenizer.apply_chat_template(rows()[0]["messages"], chat_template=TEMPLATE, tokenize=False)
+
+
+def test_a_template_that_takes_parts_alone_is_given_parts(cli: Cli, tmp_path: Path) -> None:
+    base = save_with_towers(tmp_path / "base", "llava", template=PARTS)
+    shown = cli("inspect", write_recipe(tmp_path, base), "--json")
+    assert shown.code == 0, shown.err
+    text = "".join(token["text"] for token in shown.json["examples"][0]["tokens"])
+    in_parts = [
+        {"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in rows()[0]["messages"]
+    ]
+    assert text == AutoTokenizer.from_pretrained(base).apply_chat_template(in_parts, tokenize=False)
+    assert "the dog" in text and "the red house" in text
 
 
 def write_recipe(folder: Path, base: Path) -> Path:
