@@ -78,3 +78,18 @@ def test_the_probe_draws_no_random_number_of_the_run() -> None:
     faster, ratio = probe_bfloat16("cpu", 16)
     assert torch.equal(torch.get_rng_state(), before)
     assert ratio > 0 and isinstance(faster, bool)
+
+
+def test_a_wide_block_is_not_tried_where_bfloat16_is_emulated(monkeypatch) -> None:
+    import peftcli.assembly.precision as precision
+
+    for ratio, answer, widths in ((0.1, False, [128]), (0.9, False, [128, 2048]), (2.0, True, [128, 2048])):
+        tried: list[int] = []
+
+        def compared(_device: torch.device, width: int, ratio: float = ratio, tried: list[int] = tried) -> object:
+            tried.append(width)
+            return True, ratio
+
+        monkeypatch.setattr(precision, "_compared", compared)
+        assert probe_bfloat16.__wrapped__("cpu", 4096) == (answer, ratio)
+        assert tried == widths
