@@ -117,7 +117,9 @@ def variables(side: Side, place: Place, known: dict[str, str]) -> dict[str, str]
     return {
         **kept, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{known['out']}/datasets", "TOKENIZERS_PARALLELISM": "false",
-        "WANDB_DISABLED": "true", **own,
+        "WANDB_DISABLED": "true",
+        "PYTHONUNBUFFERED": "1",  # an error that ends a run is the last line of its log
+        **own,
     }  # fmt: skip
 
 

@@ -88,14 +88,19 @@ def head_loss(
             computed again in the backward pass, which knows what each row counts.
     """
     transform = transform or LogitTransform()
-    if not is_plain_linear(head) or (by_row and any(p.requires_grad for p in head.parameters())):
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    if not is_plain_linear(head) or (by_row and trained):
         return _module_loss(head, hidden, targets, transform, label_smoothing, chunk_bytes, by_row)
     assert isinstance(head, nn.Linear)  # is_plain_linear has checked it
     rows = max(1, least_rows, chunk_bytes // (4 * head.out_features))
     block_rows = max(1, min(ROWS, chunk_bytes // (4 * BLOCK)))
     settings = _Settings(transform, label_smoothing, rows, block_rows, compute_dtype(hidden), by_row)
     apply: Callable[..., Tensor] = _HeadCrossEntropy.apply  # untyped in torch
-    loss: Tensor = apply(hidden, head.weight, head.bias, targets, settings)
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
+    if not trained:  # an evaluation computes a head that is trained as it does the same head of a saved run
+        weight, bias = weight.detach(), bias if bias is None else bias.detach()
+    loss: Tensor = apply(hidden, weight, bias, targets, settings)
     return loss
 
 

@@ -60,6 +60,17 @@ def test_a_frozen_head_in_blocks_of_the_vocabulary_equals_plain_cross_entropy(bi
     torch.testing.assert_close(*(torch.autograd.grad((weights * each).sum(), hidden)[0] for each in (losses, expected)))
 
 
+@pytest.mark.parametrize("by_row", [False, True])
+def test_without_gradients_a_trained_head_gives_the_loss_of_a_frozen_one_to_the_bit(by_row: bool) -> None:
+    """A run evaluates the head that it trains; `peft eval` loads the same head frozen."""
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(16, BLOCK + 100), torch.randn(40, 16)
+    targets = torch.randint(0, BLOCK + 100, (40,))
+    with torch.no_grad():
+        trained = head_loss(head, hidden, targets, by_row=by_row)
+        assert torch.equal(trained, head_loss(head.requires_grad_(False), hidden, targets, by_row=by_row))
+
+
 def test_a_frozen_head_on_a_cpu_never_makes_a_tensor_of_the_whole_vocabulary() -> None:
     head = nn.Linear(8, 4 * BLOCK).requires_grad_(False)
     hidden, targets = torch.randn(ROWS + 1, 8, requires_grad=True), torch.zeros(ROWS + 1, dtype=torch.long)
