@@ -128,13 +128,17 @@ def _by_products(module: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
+def make_plain(model: nn.Module, dtype: torch.dtype) -> bool:
     """Put an `nn.Linear` with the dequantised weight in the place of each quantised layer, before parts are attached.
 
     Args:
         model: changed in place; one weight after the other, so that both forms of the model never exist at once.
         dtype: of the plain weights.
+
+    Returns:
+        Whether there were any.
     """
+    found = False
     for path, module in list(model.named_modules()):
         weight = dequantised(module)
         if weight is None:
@@ -145,3 +149,5 @@ def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(bias, Tensor):
             plain.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         model.set_submodule(path, plain.train(module.training))
+        found = True
+    return found
