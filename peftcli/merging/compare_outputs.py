@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftcli.data.prepare import prepare
@@ -165,9 +165,8 @@ def reference_outputs(
         spec = spec.model_copy(update={"dtype": dtype_name(dtype)})
     loaded = load_model(spec, run.recipe.task, labels=run.labels, device=world.device, seed=run.recipe.seed)
     model = loaded.model
-    if dtype is not None and make_plain(model, loaded.dtype):
-        # a checkpoint that is stored quantised keeps the dtype of its other weights; its own `to` refuses to change it
-        nn.Module.to(model, loaded.dtype)
+    if dtype is not None:
+        make_plain(model, loaded.dtype)
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
     stops = tuple(stop_tokens(model, run.tokenizer)) if model.can_generate() else ()
     if run.combined is not None:

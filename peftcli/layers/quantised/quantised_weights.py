@@ -128,15 +128,15 @@ def _by_products(module: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def make_plain(model: nn.Module, dtype: torch.dtype) -> bool:
+def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
     """Put an `nn.Linear` with the dequantised weight in the place of each quantised layer, before parts are attached.
+
+    Where there is one, the model's other weights are widened to `dtype` if theirs is narrower: a checkpoint that is
+    stored quantised keeps the dtype of these, whatever is asked for.
 
     Args:
         model: changed in place; one weight after the other, so that both forms of the model never exist at once.
         dtype: of the plain weights.
-
-    Returns:
-        Whether there were any.
     """
     found = False
     for path, module in list(model.named_modules()):
@@ -150,4 +150,6 @@ def make_plain(model: nn.Module, dtype: torch.dtype) -> bool:
             plain.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         model.set_submodule(path, plain.train(module.training))
         found = True
-    return found
+    for other in [*model.parameters(), *model.buffers()] if found else ():
+        if other.is_floating_point() and torch.promote_types(other.dtype, dtype) == dtype:
+            other.data = other.data.to(dtype)
