@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,15 @@ def read_dequantised(config: PretrainedConfig) -> None:
     settings, method = stored_settings(config), stored_method(config)
     if settings is not None and method is not None and becomes_plain(method):
         config.quantization_config = {**settings, "dequantize": True}
+
+
+def partial_blocks(config: PretrainedConfig) -> AbstractContextManager[None]:
+    """Return the context in which transformers reads such a checkpoint's blocks of scales as they were written."""
+    if stored_method(config) != "fp8":
+        return nullcontext()
+    from peftcli.layers.quantised.scale_grids import partial_blocks_read
+
+    return partial_blocks_read()
 
 
 def stored_problems(config: PretrainedConfig, spec: ModelSpec, device: str, *, trains: bool = False) -> list[Problem]:

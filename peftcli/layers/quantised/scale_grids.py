@@ -7,7 +7,8 @@ refuses such a weight, or, where the scales divide it by chance (192 rows, two s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -37,9 +38,15 @@ class _Quantiser(FineGrainedFP8HfQuantizer):  # type: ignore[misc]  # likewise
         return {**super().get_load_operations(), "dequantize": _Dequantize}
 
 
-def read_partial_blocks() -> None:
-    """Have transformers read FP8 weights that are no multiple of their blocks; more than once does no harm."""
+@contextmanager
+def partial_blocks_read() -> Iterator[None]:
+    """Have transformers read FP8 weights that are no multiple of their blocks, within the context."""
+    before = AUTO_QUANTIZER_MAPPING["fp8"]
     AUTO_QUANTIZER_MAPPING["fp8"] = _Quantiser
+    try:
+        yield
+    finally:
+        AUTO_QUANTIZER_MAPPING["fp8"] = before
 
 
 def spread_scales(scales: Tensor, shape: Sequence[int], block: Sequence[int]) -> Tensor:

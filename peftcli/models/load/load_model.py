@@ -41,7 +41,7 @@ from peftcli.models.load.load_errors import explain_load_errors
 from peftcli.models.load.meta_model import build_meta, label_parameters
 from peftcli.models.load.model_files import ModelSource, find_source
 from peftcli.models.model_tasks import auto_class, check_task, whole_loader
-from peftcli.models.stored_quantised import stored_method
+from peftcli.models.stored_quantised import partial_blocks, stored_method
 from peftcli.models.weights.unread_weights import (
     UnreadWeights,
     each_process_loads,
@@ -230,7 +230,7 @@ def _read(
     shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
     load = partial(auto_class(config, task).from_pretrained, source.location())
     why_whole = None
-    with quiet_transformers(), explain_load_errors(source, spec, shape), each_process_loads():
+    with quiet_transformers(), explain_load_errors(source, spec, shape), each_process_loads(), partial_blocks(config):
         if source.kind == "hub":
             check_hub_index(source, spec.revision)
         if in_shares:

@@ -58,10 +58,6 @@ def quantisation_words(
         raise UserError(problems)
     words: dict[str, Any] = {"device_map": {"": device}}
     read_dequantised(config)
-    if stored_method(config) == "fp8":
-        from peftcli.layers.quantised.scale_grids import read_partial_blocks
-
-        read_partial_blocks()
     if stored_method(config) not in (None, "bitsandbytes"):
         return words
     _check_bitsandbytes(spec, device)
