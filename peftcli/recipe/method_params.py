@@ -89,9 +89,7 @@ class TargetedParams(MethodParams):
     @field_validator("layers_to_transform")
     @classmethod
     def _names_a_block(cls, value: list[int] | int | None) -> list[int] | int | None:
-        if value == []:
-            raise ValueError("an empty list leaves no block; leave the key out for all")
-        return value
+        return _numbers(value, "block")
 
 
 class ExpertParams(TargetedParams):
@@ -103,15 +101,19 @@ class ExpertParams(TargetedParams):
     @field_validator("experts_to_transform")
     @classmethod
     def _names_an_expert(cls, value: list[int] | int | None) -> list[int] | int | None:
-        if value == []:
-            raise ValueError("an empty list leaves no expert; leave the key out for all")
-        return value
+        return _numbers(value, "expert")
 
     @property
     def experts(self) -> set[int] | None:
         """The numbers of the experts to change, where experts are named; None for all."""
         numbers = self.experts_to_transform
         return numbers if numbers is None else {numbers} if isinstance(numbers, int) else set(numbers)
+
+
+def _numbers(value: list[int] | int | None, what: str) -> list[int] | int | None:
+    if value == []:
+        raise ValueError(f"an empty list leaves no {what}; leave the key out for all")
+    return value
 
 
 def names_something(value: list[str] | str | None, expected: str) -> list[str] | str | None:
