@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import CPU_CELLS, CUDA_CELLS, Cell
-from common.record import between
+from common.record import between, spread
 
 Run = dict[str, Any]
 TOLERANCES = {"float32": (1e-4, 0.01), "bfloat16": (2e-2, 0.1)}
@@ -116,7 +116,7 @@ def line(name: str, record: Run | None) -> str:
     fields = [
         name,
         f"{record['ours']:,.0f} / {record['theirs']:,.0f}",
-        f"**{record['ratio']:.2f}**" + _between(record),
+        f"**{record['ratio']:.2f}**" + spread(record["ratio_low"], record["ratio_high"], record["repeats"]),
         f"{record['supervised_ours']:,.0f} / {record['supervised_theirs']:,.0f}",
         f"{record['memory_ours'] / 2**30:.2f} / {record['memory_theirs'] / 2**30:.2f}",
         f"**{record['memory_ratio']:.2f}**",
@@ -127,12 +127,6 @@ def line(name: str, record: Run | None) -> str:
         record["date"],
     ]
     return f"| {' | '.join(fields)} |"
-
-
-def _between(record: Run) -> str:
-    if record["repeats"] == 1:
-        return " (1 repeat)"
-    return f" ({record['ratio_low']:.2f} to {record['ratio_high']:.2f}, {record['repeats']} repeats)"
 
 
 def _imports(record: Run) -> str:

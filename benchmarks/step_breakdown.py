@@ -29,7 +29,7 @@ from initial import initial_values
 from material import SHAPES, prepare
 from side_by_side import HERE, machine, versions
 
-from peftcli.training.watch.profile_table import Operation, operations_of
+from peftcli.training.watch.profile_table import Operation, operations_of, steps_of
 
 BEGIN = "<!-- breakdown: written by step_breakdown.py from breakdown.json -->"
 END = "<!-- end of breakdown -->"
@@ -84,7 +84,7 @@ def _callers(operation: Operation) -> list[str]:
 def passes(trace: dict[str, Any], shape: dict[str, Any]) -> tuple[dict[str, dict[str, float]], float, int]:
     """Return each pass's milliseconds and GFLOP of a step, a step's milliseconds, and how many steps were recorded."""
     events = trace["traceEvents"]
-    steps = [e for e in events if str(e.get("name")).startswith("ProfilerStep#") and e.get("cat") == "user_annotation"]
+    steps = steps_of(events)
     wall = sum(step["dur"] for step in steps)
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"ms": 0.0, "gflop": 0.0})
     for thread in operations_of(events).values():

@@ -24,11 +24,13 @@ from typing import Any
 
 # --- for the command line -------------------------------------------------------------------------------------------
 
-# malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_LARGEST_BLOCK = 1 << 30  # larger ones are mapped and given back as before
-_KEPT = 2**31 - 1  # bytes at the top of the heap; mallopt takes a C int
-_TOP_PAD = 64 * 2**20  # grown by at once
+_OPTIONS = {"TRIM_THRESHOLD": -1, "TOP_PAD": -2, "MMAP_THRESHOLD": -3}  # malloc.h
+KEPT_MEMORY = {
+    "MMAP_THRESHOLD": 1 << 30,  # larger blocks are mapped and given back as before
+    "TRIM_THRESHOLD": 2**31 - 1,  # at the top of the heap; mallopt takes a C int
+    "TOP_PAD": 64 * 2**20,  # grown by at once
+}
+"""What a run on a CPU tells glibc, in bytes; the environment can tell it the same as `MALLOC_TRIM_THRESHOLD_` etc."""
 
 
 def keep_freed_memory() -> bool:
@@ -44,8 +46,7 @@ def keep_freed_memory() -> bool:
     if not freed_memory_can_stay():
         return False
     libc = ctypes.CDLL(None)
-    options = {_M_MMAP_THRESHOLD: _LARGEST_BLOCK, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: _TOP_PAD}
-    return all(libc.mallopt(option, value) == 1 for option, value in options.items())
+    return all(libc.mallopt(_OPTIONS[name], value) == 1 for name, value in KEPT_MEMORY.items())
 
 
 def freed_memory_can_stay() -> bool:

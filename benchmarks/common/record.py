@@ -22,6 +22,11 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def spread(lowest: float, highest: float, repeats: int) -> str:
+    """Return what stands behind a median: between which values its repeats lie."""
+    return " (1 repeat)" if repeats == 1 else f" ({lowest:.2f} to {highest:.2f}, {repeats} repeats)"
+
+
 def between(text: str, begin: str, end: str, body: str) -> str:
     """Return a page with the part between two marks written anew; the rest was written by hand and stays.
 

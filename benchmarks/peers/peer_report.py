@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.common.record import spread
 from benchmarks.peers.peer_table import OURS, SIDES, Side
 
 Record = dict[str, Any]
@@ -81,7 +82,7 @@ def _fastest(table: Record) -> Iterable[str]:
         name = min(others, key=lambda one: others[one]["ratio"])
         best, least = others[name], min(others, key=lambda one: others[one]["peak_bytes"])
         yield (
-            f"The fastest peer is {name}: ours is **{best['ratio']:.2f}** times as fast{_between(best)}. The peer "
+            f"The fastest peer is {name}: ours is **{best['ratio']:.2f}** times as fast{_spread(best)}. The peer "
             f"of the least memory is {least}: ours takes **{others[least]['memory_ratio']:.2f}** of it."
         )
 
@@ -122,7 +123,7 @@ def line(side: Side, record: Record | None, tokens: int) -> str:
         f"{found['speed']:,.0f}",
         ""
         if side.name.split("/")[0] == OURS or found["ratio"] is None
-        else f"**{found['ratio']:.2f}**{_between(found)}",
+        else f"**{found['ratio']:.2f}**{_spread(found)}",
         f"{found['whole']:.1f}",
         f"{found['peak_bytes'] / 2**30:.2f}",
         "" if found["memory_ratio"] is None else f"{found['memory_ratio']:.2f}",
@@ -132,8 +133,5 @@ def line(side: Side, record: Record | None, tokens: int) -> str:
     return f"| {' | '.join(fields)} |"
 
 
-def _between(found: Record) -> str:
-    number = len(found["ratios"])
-    if number == 1:
-        return " (1 repeat)"
-    return f" ({min(found['ratios']):.2f} to {max(found['ratios']):.2f}, {number} repeats)"
+def _spread(found: Record) -> str:
+    return spread(min(found["ratios"]), max(found["ratios"]), len(found["ratios"]))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from peftcli.process_state import KEPT_MEMORY
+
 TORCH = "2.13.0"
 """CPU build; every environment has this one."""
 OURS = "ours"
@@ -85,11 +87,8 @@ PEERS = (
 )  # fmt: skip
 
 _AUTOCAST = {"float32": "false", "bfloat16": "true"}
-_KEEPS_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}  # fmt: skip
-"""What `peft train` tells the C library (peftcli/process_state.py): freed memory is kept for the next step."""
+_KEEPS_MEMORY = {f"MALLOC_{name}_": str(size) for name, size in KEPT_MEMORY.items()}
+"""What `peft train` tells the C library: freed memory is kept for the next step."""
 
 
 def _ours(name: str, template: str, **changes: Any) -> Side:

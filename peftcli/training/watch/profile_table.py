@@ -61,7 +61,7 @@ def describe(trace: Mapping[str, Any], *, cuda: bool) -> str:
         cuda: whether kernels' times and the GPU's memory count, instead of the CPU's.
     """
     events = trace["traceEvents"]
-    steps = [event for event in events if _is_step(event) and event["cat"] == "user_annotation"]
+    steps = steps_of(events)
     count = max(len(steps), 1)
     wall = sum(event["dur"] for event in steps)
     threads = operations_of(events)
@@ -100,6 +100,11 @@ def _rate(work: float, time: float) -> str:
 
 def _largest(values: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(values.items(), key=lambda item: -item[1])
+
+
+def steps_of(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the recorded steps; each has its microseconds as `dur`."""
+    return [event for event in events if _is_step(event) and event["cat"] == "user_annotation"]
 
 
 def _is_step(event: Mapping[str, Any]) -> bool:
