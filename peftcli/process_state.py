@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,11 @@ def quiet_profiler() -> None:
 def quiet_exit() -> None:
     """Show nothing of what fails while the interpreter ends: without memory, what libraries do there fails, too."""
     sys.unraisablehook = lambda _what: None
+
+
+def quick_exit() -> None:
+    """Let the interpreter end without a search through all objects of the libraries for garbage (2 s with torch)."""
+    atexit.register(gc.freeze)
 
 
 def become_encoder() -> None:
@@ -145,6 +151,25 @@ def compiler_settings(settings: Mapping[str, Any]) -> Iterator[None]:
     config = torch._dynamo.config
     with config.patch({name: value for name, value in settings.items() if hasattr(config, name)}):
         yield
+
+
+@contextmanager
+def large_imports() -> Iterator[None]:
+    """Import large libraries without a search for garbage among what they make, now and later.
+
+    What they make stays until the end. Python looks through it again and again while it grows, which is a tenth of the
+    time of importing torch and transformers; put aside (`gc.freeze`), it is left out of later searches, too. Where all
+    was imported before, nothing is put aside: it would be the caller's.
+    """
+    collects, known = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+        if len(sys.modules) > known:
+            gc.freeze()
+    finally:
+        if collects:
+            gc.enable()
 
 
 class libraries_quiet:  # reads as a statement: `with libraries_quiet():`

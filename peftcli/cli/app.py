@@ -21,7 +21,7 @@ from peftcli.console.terminal import say, shown_streams
 from peftcli.distributed.launched_worker import PEER_LOST, LaunchedWorker
 from peftcli.distributed.memory_errors import OTHER_MACHINE, OutOfMemory, is_out_of_memory, out_of_memory, release
 from peftcli.errors import PeftCliError, Stopped, UserError
-from peftcli.process_state import libraries_quiet, quiet_exit
+from peftcli.process_state import libraries_quiet, quick_exit, quiet_exit
 from peftcli.stop_signals import ignore_signals, interrupted_by_signals
 
 COMMANDS = (
@@ -105,6 +105,7 @@ def _narrow_width() -> int | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that DESIGN.md gives each outcome."""
+    quick_exit()
     with fit_streams(), shown_streams(), interrupted_by_signals() as stop, libraries_quiet():
         worker = LaunchedWorker.of_environment()
         try:

@@ -10,6 +10,7 @@ import typer
 
 from peftcli.console.decoding_options import SamplingSeed, Temperature, TopK, TopP
 from peftcli.console.options import BaseDtype, CheckpointName, TrustRemoteCode, note
+from peftcli.process_state import large_imports
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +57,10 @@ def chat(
     decoding = Decoding(temperature, top_p, top_k)
 
     from peftcli.console.chat.chat_screen import ChatScreen, answer_lines
-    from peftcli.inference.chat.chat_models import find_targets
-    from peftcli.inference.chat.chat_session import Chat, ChatSettings
+
+    with large_imports():
+        from peftcli.inference.chat.chat_models import find_targets
+        from peftcli.inference.chat.chat_session import Chat, ChatSettings
 
     models = find_targets(runs, base_dtype, checkpoint, trust_code=trust_remote_code)
     session = Chat(models, ChatSettings(system, max_new_tokens, decoding, seed))

@@ -21,6 +21,7 @@ from peftcli.console.options import (
 from peftcli.console.progress_bar import with_progress
 from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
 from peftcli.console.standard_input import rows_file
+from peftcli.process_state import large_imports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +75,8 @@ def evaluate(
         options |= {"--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code, "--json": as_json}
         share_among(num_processes, "eval", [run], options)
 
-        from peftcli.inference.evaluate_run import evaluate_run
+        with large_imports():
+            from peftcli.inference.evaluate_run import evaluate_run
 
         metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
     if not is_main_process():

@@ -16,6 +16,7 @@ from peftcli.console.progress_bar import with_progress
 from peftcli.console.standard_input import called
 from peftcli.console.terminal import say
 from peftcli.errors import UserError
+from peftcli.process_state import large_imports
 from peftcli.progress import end_watching
 from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
 from peftcli.suggestions import did_you_mean, nearest
@@ -194,8 +195,9 @@ def _export_for_server(
     if to in DEFAULT_TYPE:
         kind = gguf_type(GGUF_LORA if adapter_on else to, kind)
 
-    from peftcli.serving.asked_export import Asked
-    from peftcli.serving.export_to_server import export_to_server
+    with large_imports():
+        from peftcli.serving.asked_export import Asked
+        from peftcli.serving.export_to_server import export_to_server
 
     told = (lambda _text: None) if quiet else note
     return export_to_server(to, Asked(run, output, base, checkpoint, trust_code, kind or "", adapter_on, told))

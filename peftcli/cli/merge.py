@@ -15,6 +15,7 @@ from peftcli.console.progress_bar import with_progress
 from peftcli.console.several_processes import NumProcesses, share_among
 from peftcli.errors import UserError
 from peftcli.merging.several.combination import TYPES, combination
+from peftcli.process_state import large_imports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +129,8 @@ def _asked(
     runs: list[Path], output: Path, how: Combination | None, requantize: bool, adapter: bool
 ) -> partial[MergeReport]:
     """Return what merges one run, or several into a model or an adapter."""
-    from peftcli.merging.merge_run import merge_run, merge_runs
+    with large_imports():
+        from peftcli.merging.merge_run import merge_run, merge_runs
 
     if how is None:
         return partial(merge_run, runs[0], output, requantize=requantize)

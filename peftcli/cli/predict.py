@@ -27,6 +27,7 @@ from peftcli.console.several_processes import NumProcesses, refuse_shared_input,
 from peftcli.console.standard_input import rows_file, texts_file
 from peftcli.console.terminal import data_stream, say
 from peftcli.errors import UserError
+from peftcli.process_state import large_imports
 from peftcli.write_errors import OTHER_OUTPUT
 
 Input = Annotated[
@@ -99,24 +100,24 @@ def predict(
     from peftcli.tasks.decoding import Decoding
 
     decoding = Decoding(temperature, top_p, top_k, num_beams)
-
     with about_option("--input"), texts_file(text) if text else rows_file(data or "", "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
         shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
-        shared |= {**decoding_words(decoding), "--seed": seed or None}
-        shared |= {"--batch-size": batch_size, "--keep-columns": keep_columns}
+        shared |= decoding_words(decoding) | {"--seed": seed or None, "--batch-size": batch_size}
+        shared |= {"--keep-columns": keep_columns}
         share_among(num_processes, "predict", runs, shared)
 
         with progress_shown(quiet=not is_main_process()) as bar:
-            from peftcli.inference.opened_run import Predicting
-            from peftcli.inference.predict_run import predict_run, predict_runs
+            with large_imports():
+                from peftcli.inference.opened_run import Predicting
+                from peftcli.inference.predict_run import predict_run, predict_runs
 
             further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
             how = Predicting(batch_size, decoding, seed, keep_columns)
             rows = predict_run(runs[0], *further, how) if len(runs) == 1 else predict_runs(runs, *further, how)
             if output is None and sys.stdout.isatty():
                 bar.close()  # each line shows how far it is
-            _deliver(rows, output if is_main_process() else None)  # beside the main process there are no rows
+            _deliver(rows, output if is_main_process() else None)
 
 
 def _check(runs: list[Path], data: str | None, texts: list[str] | None, output: Path | None) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from peftcli.console.options import Json, Overrides, Quiet, RecipePath, TrustRemoteCode, refuse_nothing
 from peftcli.errors import Stopped, UserError
-from peftcli.process_state import quiet_profiler
+from peftcli.process_state import large_imports, quiet_profiler
 
 if TYPE_CHECKING:
     from peftcli.analysis.estimate.memory_parts import Estimate
@@ -105,7 +105,8 @@ def train(
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
         try:
-            from peftcli.training.run import train as run_training  # seconds of imports, below the display's spinner
+            with large_imports():  # seconds, below the display's spinner
+                from peftcli.training.run import train as run_training
         except KeyboardInterrupt:
             raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
 

@@ -51,14 +51,14 @@ def packing_route(model: PreTrainedModel, *, rows: int = 2) -> PackingRoute:
     model.eval()
     try:
         with torch.no_grad():
-            alone = torch.cat([logits_of(model, input_ids=ids, use_cache=False) for ids in documents], dim=1)
+            alone = torch.cat([logits_of(model, input_ids=ids, use_cache=False) for ids in documents[1:]], dim=1)
             leak = _difference(alone, logits_of(model, input_ids=torch.cat(documents, dim=1), use_cache=False))
             rounds = device.type != "cpu" or next(model.parameters()).dtype != torch.float32
             for route in _routes(model, rows):
                 packed = _packed(model, documents, route, rows)
                 if packed is None or _difference(alone, packed) > (ROUNDED if rounds else EXACT) * leak:
                     continue
-                if _seen_elsewhere(model, documents, packed, route, rows) <= EXACT * leak:
+                if _stay_apart(model, documents, packed, route, rows, EXACT * leak):
                     return route
     finally:
         model.train(was_training)
@@ -120,14 +120,17 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
         return None
 
 
-def _seen_elsewhere(
-    model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute, rows: int
-) -> float:
-    """Return the mean change of the logits of documents whose own tokens stay while those of others are replaced.
+def _stay_apart(
+    model: PreTrainedModel, documents: list[Tensor], packed: Tensor, route: PackingRoute, rows: int, most: float
+) -> bool:
+    """Return whether the logits of documents stay while the tokens of other documents are replaced.
 
     The rows have one shape, so what is not attended to changes nothing, not even by rounding. Only where tokens decide
     what is computed together (experts) does rounding differ. How much is seen in a plain causal row, at the tokens in
-    front of what is replaced; three times that is subtracted.
+    front of what is replaced; three times that is allowed, too.
+
+    Args:
+        most: mean change of the logits that counts as none.
     """
     import torch
 
@@ -136,19 +139,25 @@ def _seen_elsewhere(
     other = [(ids + vocabulary // 2) % vocabulary for ids in documents]
     ahead, behind = (_packed(model, changed, route, rows) for changed in ([other[0], *rest], [first, *other[1:]]))
     if ahead is None or behind is None:
-        return float("inf")
+        return False
     border = DOCUMENTS[0]
+    backwards = float((packed[:, :border] - behind[:, :border]).abs().mean())
+    seen = max(_difference(packed[:, border:], ahead), backwards)
+    if seen <= most:
+        return True
     both = (torch.cat([first, *tail], dim=1) for tail in (rest, other[1:]))
     plain, replaced = (logits_of(model, input_ids=ids, use_cache=False)[:, :border] for ids in both)
-    noise = float((plain - replaced).abs().mean())
-    backwards = float((packed[:, :border] - behind[:, :border]).abs().mean())
-    return max(_difference(packed, ahead), backwards) - 3 * noise
+    return seen - 3 * float((plain - replaced).abs().mean()) <= most
 
 
-def _difference(alone: Tensor, packed: Tensor) -> float:
-    """Return the mean change of the logits after the first document, which has no document before it."""
-    behind = slice(DOCUMENTS[0], None)
-    return float((alone[:, behind] - packed[:, behind]).abs().mean())
+def _difference(behind: Tensor, whole: Tensor) -> float:
+    """Return the mean change of the logits after the first document, which has no document before it.
+
+    Args:
+        behind: logits of the documents after the first.
+        whole: those of all documents.
+    """
+    return float((behind - whole[:, DOCUMENTS[0] :]).abs().mean())
 
 
 def logits_of(model: PreTrainedModel, **words: object) -> Tensor:

@@ -7,6 +7,7 @@ read back, so that only the sources can tell who sets it.
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import pytest
 
 from peftcli.assembly import recipe_to_train
 from peftcli.cli.app import main
+from peftcli.process_state import large_imports
 
 CHURN = """
 import resource, sys
@@ -138,3 +140,40 @@ def test_library_calls_leave_the_process_as_they_found_it(tmp_path) -> None:
         assert kind in control
     assert {"evaluate", "fail", "merge", "predict", "train compiled", "train table"} <= set(found)
     assert {act: changed for act, changed in found.items() if changed} == {}
+
+
+def test_no_search_for_garbage_at_the_end() -> None:
+    cycle = """
+import sys
+from peftcli.process_state import quick_exit
+class Cycle:
+    def __del__(self): print("found")
+one = Cycle()
+one.itself = one
+del one
+if "quick" in sys.argv: quick_exit()
+"""
+    plain, quick = (
+        subprocess.run([sys.executable, "-c", cycle, *words], capture_output=True, text=True, check=True).stdout
+        for words in ((), ("quick",))
+    )
+    assert (plain, quick) == ("found\n", "")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_imports_are_put_aside_and_collection_goes_on_as_before(collects: bool) -> None:
+    assert gc.isenabled()
+    if not collects:
+        gc.disable()
+    try:
+        frozen = gc.get_freeze_count()
+        with large_imports():
+            assert not gc.isenabled()
+        assert gc.get_freeze_count() == frozen and gc.isenabled() is collects  # nothing was imported
+        with large_imports():
+            sys.modules["peftcli_large"] = ast  # stands for a library
+        assert gc.get_freeze_count() > frozen and gc.isenabled() is collects
+    finally:
+        gc.unfreeze()
+        gc.enable()
+        sys.modules.pop("peftcli_large", None)
