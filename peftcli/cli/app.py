@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from peftcli import __version__
 from peftcli.console.streams import ReaderLeft, fit_streams
@@ -53,11 +53,35 @@ COMMANDS = (
 
 _HELP = """Fine-tune pretrained models with few parameters, driven by one YAML recipe.
 
-Start with: peft train configs/lora.yaml"""
+Start with: peft init --model M --data FILE, or peft recipes list"""
 
 
 _NARROW = 52
 """Columns below which click keeps to lines of 50."""
+
+
+class _Command(TyperCommand):
+    """A command whose help writes arguments as they are typed: RECIPE [KEY=VALUE]..., without their types."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what follows the command's name in the line of its usage."""
+        pieces = [argument.metavar or argument.get_usage_pieces(ctx)[0] for argument in self._arguments(ctx)]
+        return [self.options_metavar or "", *pieces]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists of arguments and options."""
+        arguments = self._arguments(ctx)
+        options = [param for param in self.get_params(ctx) if param not in arguments]
+        for title, params in (("Arguments", arguments), ("Options", options)):
+            records = [(param.metavar, param.get_help_record(ctx)) for param in params]
+            shown = [(metavar if params is arguments and metavar else record[0], record[1])
+                     for metavar, record in records if record is not None]  # fmt: skip
+            if shown:
+                with formatter.section(title):
+                    formatter.write_dl(shown)
+
+    def _arguments(self, ctx: Any) -> list[Any]:
+        return [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
 
 
 class _Commands(TyperGroup):
@@ -94,6 +118,9 @@ def build_app() -> typer.Typer:
     app.callback(help=_HELP)(_root)
     for name in COMMANDS:
         import_module(f"peftcli.cli.{name}").register(app)
+    for group in (app, *(each.typer_instance for each in app.registered_groups)):
+        for command in group.registered_commands if group is not None else []:
+            command.cls = _Command
     return app
 
 

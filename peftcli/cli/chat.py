@@ -10,6 +10,7 @@ import typer
 
 from peftcli.console.decoding_options import SamplingSeed, Temperature, TopK, TopP
 from peftcli.console.options import BaseDtype, CheckpointName, TrustRemoteCode, note
+from peftcli.console.progress_bar import progress_shown
 from peftcli.process_state import large_imports
 
 
@@ -55,16 +56,17 @@ def chat(
     from peftcli.tasks.decoding import Decoding
 
     decoding = Decoding(temperature, top_p, top_k)
+    with progress_shown():
+        from peftcli.console.chat.chat_screen import ChatScreen, answer_lines
 
-    from peftcli.console.chat.chat_screen import ChatScreen, answer_lines
+        with large_imports():
+            from peftcli.inference.chat.chat_models import find_targets
+            from peftcli.inference.chat.chat_session import Chat, ChatSettings
 
-    with large_imports():
-        from peftcli.inference.chat.chat_models import find_targets
-        from peftcli.inference.chat.chat_session import Chat, ChatSettings
-
-    models = find_targets(runs, base_dtype, checkpoint, trust_code=trust_remote_code)
-    session = Chat(models, ChatSettings(system, max_new_tokens, decoding, seed))
-    for text in session.open():
+        models = find_targets(runs, base_dtype, checkpoint, trust_code=trust_remote_code)
+        session = Chat(models, ChatSettings(system, max_new_tokens, decoding, seed))
+        notes = session.open()
+    for text in notes:
         note(text)
     if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
         ChatScreen(session).run()

@@ -42,7 +42,7 @@ def convert(
     from peftcli.atomic import write_text
     from peftcli.console.output import print_json, result_console
     from peftcli.console.starting_views.conversion_list import print_outcomes
-    from peftcli.console.terminal import safe_console
+    from peftcli.console.terminal import safe_console, wrote
     from peftcli.starting.convert.convert_file import convert_file
     from peftcli.starting.convert.converted_recipe import recipe_text
 
@@ -59,7 +59,7 @@ def convert(
         print_outcomes(safe_console(stderr=True, soft_wrap=not sys.stderr.isatty()), work)
     else:
         print_outcomes(result_console(), work)
-        typer.echo(f"written: {output}; next: peft validate {quote(str(output))}", err=True)
+        wrote(output, f"peft validate {quote(str(output))}")
 
 
 def _document(work: Conversion, text: str | None, output: Path | None) -> dict[str, object]:

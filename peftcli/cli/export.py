@@ -17,7 +17,6 @@ from peftcli.console.standard_input import called
 from peftcli.console.terminal import say
 from peftcli.errors import UserError
 from peftcli.process_state import large_imports
-from peftcli.progress import end_watching
 from peftcli.serving.server_targets import DEFAULT_TYPE, GGUF, GGUF_LORA, GGUF_TYPES, OLLAMA, SERVER_TARGETS, gguf_type
 from peftcli.suggestions import did_you_mean, nearest
 
@@ -213,12 +212,11 @@ def _show_server(done: ServerExport, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(done.as_dict())
         return
-    end_watching()
     kind = f" in {done.type}" if done.type else ""
     files = ", ".join(done.files) if Path(done.output).is_dir() else "a GGUF file"
     say(f"{done.output}: {files}, {byte_size(done.bytes)}, {done.tensors} tensors{kind}", result=True)
-    for command in done.commands:
-        print(f"  {command}")
+    if done.commands:
+        print("next", *(f"  {command}" for command in done.commands), sep="\n")
 
 
 def _export_for_library(
@@ -245,7 +243,7 @@ def _print_loss(done: LoraExport) -> None:
 
     say(
         f"a LoRA of rank {done.rank} at {done.matrices} modules; it keeps {done.kept:.2%} of the change's squared "
-        f"norm, {done.least_kept:.2%} at {done.least_module}",
+        f"norm, and the least at {done.least_module}: {done.least_kept:.2%}",
         result=True,
     )
     if done.before is None or done.after is None:

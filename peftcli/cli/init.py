@@ -9,6 +9,7 @@ import typer
 
 from peftcli.console.options import refuse_nothing, refuse_taken
 from peftcli.console.progress_bar import progress_shown
+from peftcli.console.terminal import wrote
 
 if TYPE_CHECKING:
     from peftcli.starting.look_at_rows import Rows
@@ -77,7 +78,7 @@ def init(
         text = first_recipe(Answers(model, rows, task, method, size, str(output)))
     write_text(output, text, instead="choose another file with -o")
     file = quote(str(output))
-    typer.echo(f"written: {output}; next: peft inspect {file}, then: peft train {file}", err=True)
+    wrote(output, f"peft inspect {file}", f"peft train {file}")
 
 
 _SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

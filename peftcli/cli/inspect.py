@@ -9,6 +9,7 @@ import typer
 
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, refuse_directory
 from peftcli.console.progress_bar import with_progress
+from peftcli.console.terminal import wrote
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,7 @@ def inspect(
 
         with new_file(html, instead="choose another --html") as file:
             file.write(page(found, title=str(recipe)))
-        typer.echo(f"written: {html}", err=True)
+        wrote(html)
     if as_json:
         print_json(found.as_dict())
     elif html is None:

@@ -11,6 +11,8 @@ from peftcli.console.options import Json
 from peftcli.console.progress_bar import with_progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from peftcli.analysis.fitting import Fit
     from peftcli.analysis.method_contracts import Finding
     from peftcli.protocol.method import MethodInfo
@@ -257,16 +259,20 @@ def _print_one(row: dict[str, Any]) -> None:
 
     console = result_console()
     console.print(f"[bold]{row['name']}[/]: {row['summary']}")
-    console.print(f"  family         {row['family']}")
-    console.print(f"  paper          {row['paper']}")
-    console.print(f"  learning rate  {row['learning_rate']:g}: {row['learning_rate_source']}", markup=False)
-    console.print(f"  merges         {_MERGES[row['mergeable']]}")
-    console.print(f"  4-bit base     {'yes' if row['quantised_base'] else 'no'}")
-    console.print(f"  servers        {row['servers'] or 'depends on its parts'} (language models)")
+    facts = {
+        "family": row["family"],
+        "paper": row["paper"],
+        "learning rate": f"{row['learning_rate']:g}: {row['learning_rate_source']}",
+        "merges": _MERGES[row["mergeable"]],
+        "4-bit base": "yes" if row["quantised_base"] else "no",
+        "servers": f"{row['servers'] or 'depends on its parts'} (language models)",
+    }
     if "fits" in row:
-        console.print(f"  fits           {_fit_text(row)}", markup=False)
-        console.print(f"  tried          {_tried_text(row['tried'])}")
-        for what, text in ({} if row["tried"] is None else row["tried"]["wrong"]).items():
+        facts |= {"fits": _fit_text(row), "tried": _tried_text(row["tried"])}
+    for label, text in facts.items():
+        _print_fact(console, label, text)
+    if row.get("tried"):
+        for what, text in row["tried"]["wrong"].items():
             console.print(f"    {what}: {text}", markup=False)
     cells = [
         [
@@ -278,7 +284,16 @@ def _print_one(row: dict[str, Any]) -> None:
         for field in row["parameters"]
     ]
     console.print()
-    print_table(console, table(["method.", "type", "default", "meaning"], cells))
+    print_table(console, table(["method.", "type", "default", "meaning"], cells), spare=(1,))
+
+
+def _print_fact(console: Console, label: str, text: str) -> None:
+    """Print a fact; what follows its first line on a terminal begins below the text."""
+    import textwrap
+
+    head = f"  {label:<15}"
+    lines = textwrap.wrap(text, console.width - len(head), break_on_hyphens=False) if console.is_terminal else [text]
+    console.print(head + ("\n" + " " * len(head)).join(lines), markup=False, soft_wrap=True)
 
 
 def text_of(value: Any) -> str:

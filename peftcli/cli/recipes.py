@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from peftcli.console.options import Json, refuse_taken
+from peftcli.console.terminal import wrote
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="NAME", help="The recipe's name in `peft recipes list`.", show_default=False)
@@ -77,4 +78,4 @@ def copy_recipe(
     file = Path(f"{one.name}.yaml") if output is None else output
     refuse_taken(file, "--output")
     write_text(file, one.text(), instead="choose another file with -o")
-    typer.echo(f"written: {file}; set data.path to your rows, then: peft validate {quote(str(file))}", err=True)
+    wrote(file, "set data.path to your rows", f"peft validate {quote(str(file))}")

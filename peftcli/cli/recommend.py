@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, refuse_taken
+from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, note, refuse_taken
 from peftcli.console.progress_bar import with_progress
+from peftcli.console.terminal import wrote
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +42,8 @@ def recommend(
 
     Example: peft recommend configs/lora.yaml --memory 24GB
     """
+    from shlex import quote
+
     from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
@@ -61,10 +64,11 @@ def recommend(
     found = find(loaded, size)
     if output is not None:
         write_text(output, advised_recipe(loaded, found.lines), instead="choose another --output")
-        typer.echo(f"written: {output}", err=True)
+        wrote(output, f"peft validate {quote(str(output))}")
+    if as_json or output is not None:
+        for text in found.notes:
+            note(text)
     if as_json:
         print_json([line.as_dict() for line in found.lines])
-        for note in found.notes:
-            typer.echo(f"note: {note}", err=True)
     elif output is None:
         print_recommendation(result_console(), found)

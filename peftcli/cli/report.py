@@ -9,6 +9,7 @@ import typer
 
 from peftcli.console.options import refuse_directory
 from peftcli.console.progress_bar import with_progress
+from peftcli.console.terminal import wrote
 
 
 def register(app: typer.Typer) -> None:
@@ -48,4 +49,4 @@ def report(
     from peftcli.studies.report.written_report import report_of
 
     for file in report_of(run, output):
-        typer.echo(f"wrote {file}", err=True)
+        wrote(file)

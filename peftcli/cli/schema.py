@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from peftcli.console.terminal import wrote
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -37,4 +39,4 @@ def schema(
         return
     with new_file(output, instead=OTHER_OUTPUT) as file:
         file.write(text + "\n")
-    typer.echo(f"wrote {output}", err=True)
+    wrote(output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peftcli.data.store.data_report import COUNTED, template_in_words
 from peftcli.shown_text import escape
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def page(found: Inspection, *, title: str) -> str:
         *map(_example, found.examples),
         "<h2>Rows</h2>",
         *(f"<p>{escape(line)}</p>" for line in [*report["evidence"], *report["notes"]]),
-        f"<p>chat template: {escape(report['template'] or 'none, plain text')}; cache {escape(report['cache'])}</p>",
-        _table([(name.replace("_", " "), str(number)) for name, number in found.counts.items()]),
+        f"<p>chat template: {escape(template_in_words(report['template']))}</p>",
+        _table([(COUNTED[name], f"{number:,}") for name, number in found.counts.items()]),
         f"<h2>Lengths in tokens (max_length {found.max_length})</h2>",
         _histogram(found.lengths),
     ]

@@ -8,7 +8,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from peftcli.console.output import print_table, table
-from peftcli.console.terminal import safe_console
+from peftcli.console.terminal import safe_console, wrapped
+from peftcli.data.store.data_report import COUNTED, template_in_words
 from peftcli.record.shown_numbers import count
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def render(example: Example, *, colours: bool, marks: tuple[Marks, Marks] = (MAR
 def _facts(console: Console, found: Inspection) -> None:
     report = found.report
     for line in report["evidence"]:
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(f"chat template: {report['template'] or 'none, plain text'}", markup=False)
-    rows = [[name.replace("_", " "), count(number)] for name, number in found.counts.items()]
+        _sentence(console, line)
+    console.print(f"chat template: {template_in_words(report['template'])}", markup=False)
+    rows = [[COUNTED[name], count(number)] for name, number in found.counts.items()]
     rows.append(["training rows", count(report["train_rows"])])
     rows += [[f"validation rows {name}".strip(), count(n)] for name, n in report["validation_rows"].items()]
     if report["packed_rows"] is not None:
@@ -122,23 +123,29 @@ def _facts(console: Console, found: Inspection) -> None:
     rows.append(["tokens", count(report["tokens"])])
     if not found.labels:
         rows.append(["learnt tokens", count(report["supervised_tokens"])])
-    print_table(console, table(["rows", ""], rows, numeric=(1,)))
-    console.print(f"prepared rows: cache {report['cache']}")
+    print_table(console, table(["", "number"], rows, numeric=(1,)))
+    _sentence(console, f"prepared {'before' if report['cache'] == 'hit' else 'now'}: {report['cache_directory']}")
     for bad in report["skipped"][:5]:
-        console.print(f"skipped {bad['source']}:{bad['row']}: {bad['message']}", soft_wrap=True, markup=False)
+        _sentence(console, f"skipped {bad['source']}:{bad['row']}: {bad['message']}")
     for note in report["notes"]:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        _sentence(console, f"note: {note}")
     console.print()
+
+
+def _sentence(console: Console, text: str) -> None:
+    """Print a text that a terminal shows in several lines, parted between words."""
+    shown = wrapped(text, console.width) if console.is_terminal else text
+    console.print(shown, soft_wrap=True, markup=False)
 
 
 def _lengths(console: Console, found: Inspection) -> None:
     if not found.lengths:
         return
     quantiles = ", ".join(f"{name} {number}" for name, number in found.length_quantiles.items())
-    console.print(f"lengths in tokens: {quantiles}; max_length {found.max_length}", soft_wrap=True)
+    _sentence(console, f"lengths in tokens: {quantiles}; max_length {found.max_length}")
     if found.uncut_quantiles != found.length_quantiles:
         uncut = ", ".join(f"{name} {number}" for name, number in found.uncut_quantiles.items())
-        console.print(f"before cutting: {uncut}", soft_wrap=True)
+        _sentence(console, f"before cutting: {uncut}")
     most = max(rows for _, _, rows in found.lengths)
     block = _writable(console, "█", "#")
     digits = len(str(found.lengths[-1][1]))

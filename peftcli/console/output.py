@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from peftcli.console.tables.fitted_table import print_fitted
 from peftcli.console.terminal import data_stream, safe_console
-from peftcli.progress import end_watching
 from peftcli.shown_text import without_secrets
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 def result_console() -> Console:
     """Return a console on standard output; without a terminal it never wraps or colours."""
-    end_watching()
     terminal = sys.stdout.isatty()
     return safe_console(width=None if terminal else 160, soft_wrap=not terminal)
 

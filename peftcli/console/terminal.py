@@ -13,9 +13,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from peftcli.progress import end_watching
 from peftcli.shown_text import hide_nothing, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 _BARS = re.compile(r"(?:\x1b\[A)+")
@@ -110,9 +113,18 @@ def say(text: str, *, result: bool = False) -> None:
     import shutil
 
     stream = sys.stdout if result else sys.stderr
+    if result:
+        end_watching()  # a bar that is still drawn would stand in front of it
     if stream.isatty():
         text = wrapped(text, shutil.get_terminal_size().columns)
     print(text, file=stream, flush=True)
+
+
+def wrote(file: Path, *commands: str) -> None:
+    """Say on standard error which file was written, and what to type next: commands, a line each and never parted."""
+    say(f"wrote {file}")
+    if commands:
+        print("next", *(f"  {command}" for command in commands), sep="\n", file=sys.stderr, flush=True)
 
 
 def spinner_for(console: Console) -> str:
@@ -123,6 +135,8 @@ def spinner_for(console: Console) -> str:
 def safe_console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
     """Return a console on standard output or standard error whose texts are shown, and whose own sequences are sent.
 
+    One on standard output is for a result: a bar that is still drawn would stand in front of it, and ends.
+
     Args:
         stderr: standard error instead of standard output.
         width: columns; None is the terminal's.
@@ -130,6 +144,8 @@ def safe_console(*, stderr: bool = False, width: int | None = None, soft_wrap: b
     """
     from rich.console import Console
 
+    if not stderr:
+        end_watching()
     stream: Any = sys.stderr if stderr else sys.stdout
     behind = stream.behind if isinstance(stream, ShownStream) and stream.isatty() else stream
     console = Console(file=behind, width=width, highlight=False, soft_wrap=soft_wrap)

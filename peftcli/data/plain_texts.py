@@ -52,8 +52,12 @@ def texts_as_inputs(
         return spec, []
     columns = {ours: theirs for ours, theirs in spec.columns.items() if theirs in present and known.column(ours)}
     changes = {"format": known.name, "columns": {**columns, column: COLUMN}}
-    what = "divided into words" if kind == "tagged" else f"read as {column}"
-    return spec.model_copy(update=changes), [f"each text is {what}, as rows of {known.name} have it"]
+    what = f"is read as {column}, as rows of {known.name} have it"
+    if kind == "tagged":
+        what = f"is divided into words, as rows of {known.name} have it"
+    elif column == "prompt":
+        what = "is a prompt; where the run has a chat template, a turn of the user"
+    return spec.model_copy(update=changes), [f"each text {what}"]
 
 
 def format_of_training(spec: DataSpec | None, task: TaskName) -> str | None:

@@ -12,6 +12,9 @@ _UNITS = {"": 1, "B": 1} | {f"{letter}{end}": base**power for end, base in (("B"
                             for power, letter in enumerate("KMGT", start=1)}  # fmt: skip
 
 
+_EXPONENT_FROM = 1e12
+
+
 def count(number: int) -> str:
     """Return a count for reading: 22,713,221."""
     return f"{number:,}"
@@ -64,12 +67,14 @@ def duration(seconds: float) -> str:
 
 
 def metric(name: str, value: Any) -> str:
-    """Return a metric for reading: shares as percentages, everything else to four digits."""
+    """Return a metric for reading: shares as percentages, counts whole, everything else to four digits (10.70)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > sys.float_info.max:
         return str(value)
     if is_share(name) and 0 <= value <= 1:
         return f"{100 * value:.1f}%"
-    return f"{value:.4g}"
+    if isinstance(value, int) or 10_000 <= abs(value) < _EXPONENT_FROM:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}".rstrip(".")
 
 
 def is_share(metric: str) -> bool:

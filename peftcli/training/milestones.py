@@ -240,7 +240,7 @@ class Milestones:
             return
         self.session.directory.samples.append(*({"step": self.session.state.step, **row} for row in rows))
         first = rows[0]
-        self.session.reporter.note(f"sample: {_short(first['prompt'])} -> {_short(first['prediction'])}")
+        self.session.reporter.note(f"sample: {_end_of(first['prompt'])} -> {_start_of(first['prediction'])}")
 
 
 def _joined(windows: list[dict[str, float]]) -> dict[str, float]:
@@ -250,6 +250,16 @@ def _joined(windows: list[dict[str, float]]) -> dict[str, float]:
     return sums | {key: windows[0][key] for key in ("seconds",) if key in windows[0]}
 
 
-def _short(text: str, width: int = 160) -> str:
+_SAMPLE = 120
+"""Characters of a sample's prompt and of its answer that are shown."""
+
+
+def _end_of(text: str) -> str:
+    """Return the end of a text on one line, from a word on: that of a prompt is the question."""
     text = " ".join(text.split())
-    return text if len(text) <= width else f"...{text[-width:]}"
+    return text if len(text) <= _SAMPLE else f"... {text[-_SAMPLE:].partition(' ')[2]}"
+
+
+def _start_of(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SAMPLE else f"{text[:_SAMPLE]}..."

@@ -36,6 +36,13 @@ def test_a_current_directory_that_was_removed(cli: Cli, tmp_path: Path, monkeypa
     assert cli("--version").code == 0
 
 
+def test_arguments_are_shown_as_they_are_typed(cli: Cli) -> None:
+    help_text = cli("train", "--help").out
+    assert "Usage: peft train [OPTIONS] RECIPE [KEY=VALUE]...\n" in help_text
+    assert "\n  [KEY=VALUE]...  Changes to the recipe" in help_text and "<list" not in help_text
+    assert "Usage: peft recipes show [OPTIONS] NAME\n" in cli("recipes", "show", "--help").out
+
+
 @pytest.mark.parametrize("command", [command_of(name) for name in app_module.COMMANDS])
 def test_every_command_explains_itself(cli: Cli, command: str) -> None:
     done = cli(command, "--help")

@@ -86,8 +86,8 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     assert "75,653 of 22,788,869 parameters (0.33%)" in err
     assert "112, 1 epoch, batch 16" in err
     assert "0.001: from the recipe" in err
-    assert "evaluation before training: eval_loss 1.63  eval_accuracy 20.0%" in err
-    assert "evaluation at step 112: eval_loss 0.11  eval_accuracy 97.8%  (best so far)" in err
+    assert "evaluation before training: eval_loss 1.630  eval_accuracy 20.0%" in err
+    assert "evaluation at step 112: eval_loss 0.1100  eval_accuracy 97.8%  (best so far)" in err
     assert "note: two rows were cut at 64 tokens" in err
     rows = [line.split() for line in out.splitlines()]
     assert ["eval_accuracy", "20.0%", "97.8%"] in rows
@@ -145,4 +145,4 @@ def test_evaluation_line_shows_metrics_only() -> None:
     line = evaluation_line(
         {"step": 5, "epoch": 1.0, "eval_loss": 0.5, "eval_runtime": 3.2, "eval_rows": 44, "best": False}
     )
-    assert line == "evaluation at step 5: eval_loss 0.5"
+    assert line == "evaluation at step 5: eval_loss 0.5000"

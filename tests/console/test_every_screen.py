@@ -15,6 +15,8 @@ from peftcli.cli.app import main
 from peftcli.console.streams import ESCAPE
 from tests.recipes import chat_rows, write_jsonl
 
+AFTER_A_BAR = r"\d:\d\d:\d\d(\x1b\[\d*m)*[A-Za-z]"
+"""A result in the line of a bar, whose last column is the time."""
 COLOURS = r"\x1b\[[\d;]*(3\d|4\d|9\d)[;m]"
 
 
@@ -68,6 +70,7 @@ def test_nothing_is_noise(
         ("predict", run, "--input", rows),
         ("chat", run, "--max-new-tokens", "4"),
         ("merge", run, "-o", tmp_path / "merged"),
+        ("export", run, "-o", tmp_path / "exported"),
         ("inspect-adapter", run),
         ("methods",),
         ("recipes", "list"),
@@ -76,6 +79,7 @@ def test_nothing_is_noise(
         code, text = _seen(monkeypatch, encoding, [str(word) for word in words])
         assert code == (2 if words[-1] == tmp_path / "none" else 0), text
         assert text.strip() and not re.search(noise, text), (words, re.search(f".*{noise}.*", text))
+        assert not re.search(AFTER_A_BAR, text), (words, re.search(AFTER_A_BAR, text))
 
 
 def _recipe(models: Callable[[str], Path], folder: Path) -> tuple[Path, Path]:

@@ -41,7 +41,8 @@ def test_byte_size(number: float, text: str) -> None:
 def test_metrics_that_are_shares_read_as_percentages() -> None:
     assert metric("eval_accuracy", 0.9753) == "97.5%"
     assert metric("eval_loss", 0.9753) == "0.9753"
-    assert metric("eval_rows", 445) == "445"
+    assert metric("eval_rows", 12_445) == "12,445"
+    assert [metric("eval_loss", x) for x in (10.7, 1.6, 50_110.2, 1.5e-5)] == ["10.70", "1.600", "50,110", "1.500e-05"]
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

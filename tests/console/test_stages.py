@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.cli import app
+from peftcli.console.terminal import say
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
@@ -16,7 +17,7 @@ from tests.recipes import class_rows, write_jsonl
 
 AT_ONCE = {"convert", "plugins", "recipes", "runs", "schema", "validate"}
 """Commands that load no torch."""
-OWN_SCREEN = {"chat", "train"}
+OWN_SCREEN = {"train"}
 
 
 class Watch:
@@ -48,6 +49,15 @@ def test_a_stage_within_another_takes_its_place() -> None:
     assert watch.closed == 1
     end_watching()
     assert watch.closed == 1
+
+
+def test_a_result_is_said_after_the_bar_is_gone() -> None:
+    watch = Watch()
+    with watched_by(watch):
+        say("a note")
+        assert watch.closed == 0
+        say("a result", result=True)
+        assert watch.closed == 1
 
 
 def test_loading_preparing_evaluating_predicting_and_merging_are_told(recipe, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def test_a_rate_is_shown_where_it_is_a_number(capsys, typed: str, shown: str) ->
         display.ended(trial, TrialResult("a", "stopped", "by the study", curve=curve, seconds=2.0))
         display.ended(trial, TrialResult("a", "finished", summary={"eval": {"eval_loss": 0.25}}, seconds=2.0))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1] == f"1/2 {shown}: stopped eval_loss 0.5 (by the study) in 2 s"
-    assert lines[2] == f"2/2 {shown}: eval_loss 0.25 in 2 s"
+    assert lines[1] == f"1/2 {shown}: stopped eval_loss 0.5000 (by the study) in 2 s"
+    assert lines[2] == f"2/2 {shown}: eval_loss 0.2500 in 2 s"
 
 
 @pytest.mark.parametrize("joined", [False, True])

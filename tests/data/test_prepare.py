@@ -123,7 +123,7 @@ class TestBrokenRows:
         assert data.report.counts.rows == 10 and data.report.counts.skipped == 8
         assert sorted(bad["row"] for bad in data.report.skipped) == list(range(2, 10))
         assert all(bad["message"] and bad["expected"] for bad in data.report.skipped)
-        assert "8 skipped" in "\n".join(data.report.lines())
+        assert "8 skipped" in data.report.counts.line()
 
     def test_nothing_left_after_skipping(self, tokenizer: Any, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"
@@ -210,4 +210,4 @@ def test_rows_are_mapped_and_pickle_as_a_name(tokenizer: Any, tmp_path: Path) ->
 def test_the_report_is_plain_data(tokenizer: Any, tmp_path: Path) -> None:
     report = ready(tokenizer, numbered(tmp_path / "a.jsonl", 3)).report
     assert json.loads(json.dumps(report.as_dict()))["counts"]["rows"] == 3
-    assert report.lines()[1] == "3 rows, 3 kept"
+    assert report.summary() == "3 rows"

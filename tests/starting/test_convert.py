@@ -197,12 +197,25 @@ def test_what_cannot_be_converted_is_refused(cli: Cli, text: str, said: str) -> 
     assert not Path("recipe.yaml").exists()
 
 
+def test_what_would_train_something_else_is_left_to_the_user() -> None:
+    def left(text: str) -> dict[str, str | None]:
+        return {one.key: one.note for one in convert_file(write_config(Path(), text)).of("decide")}
+
+    more = "unfrozen_parameters: [lm_head]\ndataset_shards: 4\n"
+    assert {"unfrozen_parameters", "dataset_shards"} <= set(left(QLORA_AXOLOTL + more))
+    other = QLORA_LLAMA_FACTORY.replace("method: bnb", "method: hqq").replace("template: qwen3", "template: gemma3")
+    notes = left(other)
+    assert notes["quantization_method"] == "bitsandbytes only"
+    assert str(notes["template"]).endswith("the tokenizer's own template is used")
+    assert "quantization_method" not in left(QLORA_LLAMA_FACTORY)
+
+
 def test_without_output_the_recipe_is_all_of_standard_output(cli: Cli) -> None:
     file = write_config(Path(), LORA_LLAMA_FACTORY)
     line = file.read_text().splitlines().index("learning_rate: 1.0e-4") + 1
     done = cli("convert", file)
     assert yaml.safe_load(done.out)["method"]["r"] == 4
-    assert f"config.yaml:{line}: learning_rate -> training.learning_rate" in done.err
+    assert f"  line {line}: learning_rate -> training.learning_rate\n" in done.err
     assert all(len(line) <= 80 for line in done.err.splitlines())
 
 

@@ -122,7 +122,7 @@ def test_what_no_option_says_is_asked_until_the_answer_can_be_used(models, monke
     recipe = load_recipe("asked.yaml", [], NAMES).recipe
     assert recipe.data is not None
     assert (recipe.task, recipe.method.name, recipe.data.path) == ("causal_lm", "ia3", "talks.jsonl")
-    assert "next: peft inspect asked.yaml" in said
+    assert "wrote asked.yaml next peft inspect asked.yaml peft train asked.yaml" in said
 
 
 def test_only_what_is_missing_is_asked(models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.open_run import open_run
 from peftcli.inference.predict_run import predict_run
 from peftcli.tasks.class_weights import balanced_weights
+from peftcli.training import milestones
 from peftcli.training.run import train
 from tests.recipes import WORDS, chat_rows, class_rows, write_jsonl
 
@@ -118,7 +119,8 @@ def test_several_validation_sets_are_reported_by_name_and_together(recipe, tmp_p
     assert low <= scores["eval_loss"] <= high and scores["eval_rows"] == 8
 
 
-def test_text_metrics_and_samples_come_from_generation(recipe, recorder) -> None:
+def test_text_metrics_and_samples_come_from_generation(recipe, recorder, monkeypatch) -> None:
+    monkeypatch.setattr(milestones, "_SAMPLE", 4)
     loaded = recipe(data__val_set_size=4, training__metrics=["exact_match", "rouge", "bleu", "token_accuracy"],
                     training__eval_generate=2, training__max_new_tokens=4, training__max_steps=2)  # fmt: skip
     summary = train(loaded, reporter=recorder)
@@ -127,7 +129,10 @@ def test_text_metrics_and_samples_come_from_generation(recipe, recorder) -> None
     samples = [json.loads(x) for x in (Path(loaded.recipe.output_dir) / "samples.jsonl").read_text().splitlines()]
     assert [sample["row"] for sample in samples] == [0, 1]
     assert set(samples[0]) == {"step", "row", "prompt", "prediction", "reference"}
-    assert any(note.startswith("sample: ") for note in recorder.notes)
+    shown = next(note for note in recorder.notes if note.startswith("sample: "))
+    asked, answer = (" ".join(samples[0][name].split()) for name in ("prompt", "prediction"))
+    assert len(answer) > 4  # an answer is cut at its end, a prompt at its beginning
+    assert shown == f"sample: ... {asked[-4:].partition(' ')[2]} -> {answer[:4]}..."
 
 
 def test_a_warm_start_goes_on_from_the_adapter(recipe) -> None:

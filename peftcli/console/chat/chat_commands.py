@@ -13,9 +13,9 @@ from peftcli.suggestions import did_you_mean, nearest
 HELP: Mapping[str, str] = {
     "/system [TEXT]": "set the system turn and begin anew; without TEXT, leave it out",
     "/reset": "forget what was said; the system turn stays",
-    "/base": "ask the base, without the adapter, the last question again, and show both answers",
+    "/base": "ask the base the last question too, and show both answers",
     "/adapter [NAME]": "let another run answer; without NAME, list them",
-    "/set KEY VALUE": "temperature, top_p, top_k, max_new_tokens or seed; /set alone shows them",
+    "/set KEY VALUE": "temperature, top_p, top_k, max_new_tokens, seed; /set shows them",
     "/help": "show this",
     "/exit": "leave; Ctrl-D does so, too",
 }

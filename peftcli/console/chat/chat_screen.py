@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from peftcli.console.chat.chat_commands import LEAVE, ChatCommands, shown
+from peftcli.console.chat.whole_words import WholeWords
 from peftcli.console.options import note
-from peftcli.console.terminal import data_stream, safe_console, spinner_for
+from peftcli.console.terminal import data_stream, safe_console, spinner_for, wrapped
 from peftcli.errors import UserError
 from peftcli.inference.chat.chat_session import Answer, Chat
 from peftcli.stop_signals import interrupted_by_keyboard
@@ -53,6 +54,8 @@ def answer_lines(chat: Chat, lines: Iterable[str], *, as_json: bool) -> None:
 
 
 def _say_how_it_ended(answer: Answer, where: str = "") -> None:
+    if not answer.text.strip() and answer.finish_reason == "stop":
+        note(f"{where}the answer is empty: the model ended it at once")
     if answer.left_out:
         note(f"{where}the {answer.left_out} oldest rounds were left out: they do not fit with the answer")
     if answer.finish_reason == "length":
@@ -70,7 +73,7 @@ class ChatScreen:
     def run(self) -> None:
         """Ask for turns until the person leaves."""
         _use_line_editing()
-        self._console.print(f"{self._chat.name}: {shown(self._chat.settings)[0]}. /help shows the commands.")
+        self._say(f"{self._chat.name}: {shown(self._chat.settings)[0]}. /help shows the commands.")
         while True:
             line = self._read()
             if line is None or line in LEAVE:
@@ -81,7 +84,10 @@ class ChatScreen:
                 self._take(line)
             except UserError as error:
                 for problem in error.problems:
-                    self._console.print(str(problem), style="red", markup=False)
+                    self._say(str(problem), style="red")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(wrapped(text, self._console.width), style=style, markup=False, soft_wrap=True)
 
     def _read(self) -> str | None:
         """Return what the person typed; None where there will be nothing more."""
@@ -114,10 +120,14 @@ class ChatScreen:
             self._show_base()
         elif line.startswith("/"):
             for text in self._commands.run(line):
-                self._console.print(text, markup=False, style="dim")
+                self._say(text, style="dim")
         else:
-            self._console.print(f"\n{self._chat.name}> ", end="", style="bold", markup=False)
-            self._end(self._chat.ask(line, self._write))
+            head = f"{self._chat.name}> "
+            self._console.print(f"\n{head}", end="", style="bold", markup=False)
+            words = WholeWords(sys.stdout, self._console.width, len(head))
+            answer = self._chat.ask(line, words.write)
+            words.end()
+            self._end(answer)
 
     def _show_base(self) -> None:
         with self._console.status("the base answers", spinner=spinner_for(self._console)):
@@ -137,11 +147,6 @@ class ChatScreen:
             table.add_row(Text(ours.strip()), Text(answer.text.strip()))
             self._console.print(table)
         _say_how_it_ended(answer)
-
-    def _write(self, piece: str) -> None:
-        stream: TextIO = sys.stdout
-        stream.write(piece)
-        stream.flush()
 
     def _end(self, answer: Answer) -> None:
         self._console.print()

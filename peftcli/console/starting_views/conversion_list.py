@@ -28,8 +28,9 @@ def print_outcomes(console: Console, work: Conversion) -> None:
         if found:
             lines += ["", f"{len(found)} {head}"]
             for one in found:
+                told = _told(one, work.file)
                 lines += textwrap.wrap(
-                    _told(one), width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+                    told, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
                 )
     if empty := work.of("empty"):
         text = f"{len(empty)} without a value: {', '.join(one.key for one in empty)}"
@@ -38,10 +39,11 @@ def print_outcomes(console: Console, work: Conversion) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _told(one: Outcome) -> str:
-    """Return one key: where it is, what it is here, and why."""
+def _told(one: Outcome, file: str) -> str:
+    """Return one key: where it is, in `file` the line alone, what it is here, and why."""
     if one.state == "default":
         return f"{one.ours}: {one.value}"
     ours = f" -> {one.ours}" if one.ours and one.state == "translated" else ""
     note = f": {one.note}" if one.note else ""
-    return f"{place(one)}: {one.key}{ours}{note}"
+    where = f"line {one.line}" if one.file == file and one.line is not None else place(one)
+    return f"{where}: {one.key}{ours}{note}"

@@ -35,10 +35,21 @@ class Counts:
         return tuple(asdict(self).values())
 
     def line(self) -> str:
-        """Return the counts that are not zero, for people."""
-        named = {name.replace("_", " "): value for name, value in asdict(self).items()}
-        shown = [f"{value:,} {name}" for name, value in named.items() if value or name in ("rows", "kept")]
-        return ", ".join(shown)
+        """Return the counts that are not zero, for people; kept ones only where they are not all."""
+        every = self.kept == self.rows
+        shown = [(name, value) for name, value in asdict(self).items() if value and not (every and name == "kept")]
+        return ", ".join(f"{value:,} {COUNTED[name]}" for name, value in shown) or "0 rows"
+
+
+COUNTED: Mapping[str, str] = {
+    "rows": "rows",
+    "kept": "kept",
+    "truncated": "truncated to max_length",
+    "dropped": "dropped for their length",
+    "fully_masked": "with nothing to learn",
+    "skipped": "skipped as broken",
+}
+"""What a count counts, for people."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +102,20 @@ class DataReport:
         return {key: value for key, value in self.as_dict().items() if key != "skipped"}
 
     def summary(self) -> str:
-        """Return the counts, template, packing and cache in one line, for a header."""
+        """Return the counts, template, packing and whether they were prepared before in one line, for a header."""
         parts = [self.counts.line()]
         if self.template:
-            parts.append(f"chat template {self.template}")
+            parts.append(f"chat template: {template_in_words(self.template)}")
         if self.packed_rows is not None:
             parts.append(f"packed into {self.packed_rows:,}")
-        return "; ".join([*parts, f"cache {self.cache}"])
+        if self.cache == "hit":
+            parts.append("prepared before")
+        return "; ".join(parts)
 
-    def lines(self) -> list[str]:
-        """Return the report for people, one fact a line."""
-        out = [*self.evidence, self.counts.line()]
-        if self.template:
-            out.append(f"chat template: {self.template}")
-        if self.packed_rows is not None:
-            out.append(f"packed into {self.packed_rows:,} rows")
-        out.append(f"prepared rows: cache {self.cache}")
-        for bad in self.skipped[:3]:
-            out.append(f"skipped {bad['source']}:{bad['row']}: {bad['message']}")
-        if len(self.skipped) > 3:
-            out.append(f"and {len(self.skipped) - 3} more skipped rows, listed in the run directory")
-        return out + self.notes
+
+def template_in_words(name: str | None) -> str:
+    """Return the name of a chat template, for people."""
+    return {None: "none, plain text", "tokenizer": "the tokenizer's own"}.get(name, str(name))
 
 
 def unused_note(unused: Mapping[str, int]) -> list[str]:

@@ -13,11 +13,13 @@ class Alias:
         tools: the tools that use it.
         ours: our dotted key, or None if there is no such key.
         note: a remark: how to write the value, or why there is no such key.
+        asks: without the key something else may be trained, so that `peft convert` leaves it to the user.
     """
 
     tools: str
     ours: str | None
     note: str | None = None
+    asks: bool = False
 
 
 AXOLOTL, LLAMA_FACTORY, SWIFT, TORCHTUNE = "axolotl", "LLaMA-Factory", "ms-swift", "torchtune"

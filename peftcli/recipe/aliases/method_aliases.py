@@ -76,7 +76,7 @@ METHOD = {
     "bottleneck_reduction_factor": Alias("adapters", "method.reduction_factor"),
     "adapter_reduction_factor": Alias("adapters", "method.reduction_factor"),
     "freeze_trainable_layers": Alias(LLAMA_FACTORY, "method.num_layers", "of the method `freeze`"),
-    "unfrozen_parameters": Alias(AXOLOTL, None, "use the method `freeze`, or modules_to_save"),
+    "unfrozen_parameters": Alias(AXOLOTL, None, "use the method `freeze`, or modules_to_save", asks=True),
     "merge_lora": Alias(AXOLOTL, None, _MERGE),
     "export_dir": Alias(LLAMA_FACTORY, None, _MERGE),
 }

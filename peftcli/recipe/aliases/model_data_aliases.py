@@ -29,7 +29,7 @@ MODEL = {
     "base_model_config": Alias(AXOLOTL, None, "the config is read from the model"),
     "model_type": Alias(AXOLOTL, None, "not needed: the model's config has it, and `task` chooses the head"),
     "tokenizer_type": Alias(AXOLOTL, None, "not needed: the model's tokenizer is used"),
-    "tokenizer_config": Alias(AXOLOTL, None, "the tokenizer is read from model.name_or_path"),
+    "tokenizer_config": Alias(AXOLOTL, None, "the tokenizer is read from model.name_or_path", asks=True),
     "model_revision": Alias(f"{TRL}, {LLAMA_FACTORY}", "model.revision"),
     "revision_of_model": Alias(AXOLOTL, "model.revision"),
     "torch_dtype": Alias(f"{TRANSFORMERS}, {SWIFT}, {TRL}", "model.dtype"),

@@ -7,6 +7,7 @@ from peftcli.recipe.aliases.alias import AXOLOTL, LLAMA_FACTORY, Alias
 _KERNELS = "not needed: other libraries are not patched; training.fast_paths has this project's own"
 _PROCESSES = "not needed: processes, their communication and their numbers follow from the command line"
 _TOKENIZER = "not needed: the model's own tokenizer is used as it is"
+_DTYPE = "every weight of the base has one dtype (model.dtype), and losses are computed in float32"
 _LOSS = "not needed: the loss is computed in chunks at learnt positions only"
 _MEDIA = "text only"
 _SHARDS = "not needed: weights are read once, and each process keeps its share"
@@ -32,8 +33,9 @@ ONLY_THERE = {
         "tokenizer_use_fast", "tokenizer_legacy", "resize_token_embeddings_to_32x", "tokenizer_use_mistral_common",
     )},
     **{name: Alias(LLAMA_FACTORY, None, _TOKENIZER) for name in (
-        "use_fast_tokenizer", "resize_vocab", "split_special_tokens", "upcast_layernorm", "upcast_lmhead_output",
+        "use_fast_tokenizer", "resize_vocab", "split_special_tokens",
     )},
+    **{name: Alias(LLAMA_FACTORY, None, _DTYPE) for name in ("upcast_layernorm", "upcast_lmhead_output")},
     **{name: Alias(LLAMA_FACTORY, None, _MEDIA) for name in (
         "image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "media_dir",
         "freeze_vision_tower", "freeze_multi_modal_projector",
@@ -51,8 +53,8 @@ ONLY_THERE = {
     "use_v1_kernels": Alias(LLAMA_FACTORY, None, _KERNELS),
     "hf_use_auth_token": Alias(AXOLOTL, None, _HUB),
     "hub_strategy": Alias(AXOLOTL, None, "the adapter is uploaded once, at the end"),
-    "quantization_method": Alias(LLAMA_FACTORY, None, "bitsandbytes only"),
-    "dataset_shards": Alias(AXOLOTL, None, "take data.max_rows"),
+    "quantization_method": Alias(LLAMA_FACTORY, None, "bitsandbytes only", asks=True),
+    "dataset_shards": Alias(AXOLOTL, None, "a part of the rows: data.max_rows takes fewer", asks=True),
     "shuffle_merged_datasets": Alias(AXOLOTL, None, "not needed: rows are shuffled by train_sampling_strategy"),
     "sample_packing_eff_est": Alias(AXOLOTL, None, "not needed: packed rows are counted"),
     "sample_packing_bin_size": Alias(AXOLOTL, None, "not needed: data.packing has no options"),
@@ -63,8 +65,10 @@ ONLY_THERE = {
     "include_num_input_tokens_seen": Alias(LLAMA_FACTORY, None, "not needed: tokens are counted"),
     "buffer_size": Alias(LLAMA_FACTORY, None, "not needed: data.streaming draws rows by hash"),
     "disable_gradient_checkpointing": Alias(LLAMA_FACTORY, "training.gradient_checkpointing", "true is false here"),
-    "create_new_adapter": Alias(LLAMA_FACTORY, None, "an adapter is continued (method.init_from), or a new one begun"),
+    "create_new_adapter": Alias(
+        LLAMA_FACTORY, None, "an adapter is continued (method.init_from), or a new one begun", asks=True
+    ),
     "enable_thinking": Alias(LLAMA_FACTORY, "data.chat_template_kwargs", "{enable_thinking: true}"),
     "print_param_status": Alias(LLAMA_FACTORY, None, "not a recipe key: peft count-params"),
-    "compute_accuracy": Alias(LLAMA_FACTORY, None, "training.metrics names metrics"),
+    "compute_accuracy": Alias(LLAMA_FACTORY, None, "training.metrics names metrics", asks=True),
 }  # fmt: skip

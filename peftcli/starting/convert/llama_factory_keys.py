@@ -87,6 +87,13 @@ def _template(work: Conversion, key: Key, value: Any) -> None:
         translate_plain(work, key, value)
 
 
+def _quantiser(work: Conversion, key: Key, value: Any) -> None:
+    if value in ("bitsandbytes", "bnb"):
+        work.drop(key, "it is what quantises here")
+    else:
+        translate_plain(work, key, value)
+
+
 def _max_samples(work: Conversion, key: Key, value: Any) -> None:
     names = _listed(work.document.data.get("dataset"))
     note = f"there it is of each data set: {len(names)} x {value}" if len(names) > 1 else None
@@ -208,6 +215,7 @@ HANDLERS: Mapping[str, Handler] = {
     "add_tokens": _names("model.new_special_tokens"),
     "add_special_tokens": _names("model.new_special_tokens"),
     "quantization_bit": _bits,
+    "quantization_method": _quantiser,
     "report_to": _report,
     "ddp_timeout": _timeout,
     "dataset": _dataset,

@@ -23,6 +23,8 @@ _BLOCKS: dict[str, type[BaseModel]] = {
     "distributed": DistributedSpec,
 }
 _TOP = ("output_dir", "seed")
+_INSTEAD = {"data.chat_template": "the tokenizer's own template is used"}
+"""What happens where a value has no counterpart, by our key."""
 _UNKNOWN = "no key of a recipe is known to do this"
 
 
@@ -40,7 +42,8 @@ def translate_plain(work: Conversion, key: Key, value: Any) -> None:
     elif ours is None and alias is None:
         work.decide(key, _UNKNOWN)
     elif ours is None and alias is not None and alias.ours is None:
-        work.drop(key, alias.note or "not needed")
+        leave = work.decide if alias.asks and value is not False else work.drop
+        leave(key, alias.note or "not needed")
     elif ours is not None:
         _put(work, key, name, ours, value, None)
     elif alias is not None and alias.ours is not None:
@@ -65,7 +68,8 @@ def _put(work: Conversion, key: Key, name: str, ours: str, value: Any, note: str
         else:
             work.put(key, ours, meant)
     elif name in CLOSED:
-        work.decide(key, f"{show(value)} has no counterpart here; {ours} is left at its default", ours)
+        instead = _INSTEAD.get(ours, f"{ours} is left at its default")
+        work.decide(key, f"{show(value)} has no counterpart here; {instead}", ours)
     elif ours in _BLOCKS or isinstance(value, dict):
         work.decide(key, note or f"see {ours}", ours)
     else:

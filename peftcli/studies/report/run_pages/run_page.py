@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from peftcli.data.store.data_report import DataReport
+from peftcli.data.store.data_report import COUNTED, DataReport, template_in_words
 from peftcli.record.run_summary import Summary
 from peftcli.record.shown_numbers import byte_size, count, duration, metric
 from peftcli.shown_text import escape
@@ -142,7 +142,7 @@ def _data(files: RunFiles) -> str:
         ("tokens", f"{count(report.tokens)}, {count(report.supervised_tokens)} learnt" if report.tokens else ""),
         ("longest row", f"{count(report.longest)} tokens" if report.longest else ""),
         ("format", ", ".join(report.formats) or report.format),
-        ("chat template", report.template or "none"),
+        ("chat template", template_in_words(report.template)),
         *((f"not used: {name}", f"in {count(rows)} rows") for name, rows in report.unused.items()),
     ]
     notes = [*report.evidence, *report.notes]
@@ -156,7 +156,7 @@ def _fates(report: DataReport) -> str:
     if not report.sets:
         return ""
     rows = [[name, *(count(value) for value in counts.values())] for name, counts in report.sets.items()]
-    columns = ["set", *(name.replace("_", " ") for name in asdict(report.counts))]
+    columns = ["set", *(COUNTED[name] for name in asdict(report.counts))]
     return folded("What became of the rows", "What became of the rows", plain_table("By set of rows", columns, rows))
 
 
