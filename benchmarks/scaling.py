@@ -1,14 +1,16 @@
 """Plot how speed and memory follow sequence length, batch, rank, adapted modules and rows of data.
 
-    python benchmarks/scaling.py               # about ten minutes on two cores; benchmarks/plots/scaling.{json,png}
+    python benchmarks/scaling.py               # half an hour on two cores; benchmarks/plots/scaling.{json,png}
     python benchmarks/scaling.py --axes rows   # one axis again; the others stay as they are in the JSON
     python benchmarks/scaling.py --plot        # only draw the JSON again
+    python benchmarks/scaling.py --check       # only hold the JSON against the bounds; exit code 1 if one is passed
     python benchmarks/scaling.py --tiny --output /tmp/plots    # shows that it runs, measures nothing
 
 LoRA in float32 on a random Llama of 30 million weights (`material.SHAPES["30m"]`, or --shape), each point a process of
-its own of three steps, of which the first is left out. The baseline, HF peft + Trainer, runs beside it along length and
-batch. Along the rows, start-up is the time from command to first step: the first time (rows are tokenised and kept),
-the next times (they are mapped from the cache), and streaming.
+its own of three steps, of which the first is left out; medians of three such runs. The baseline, HF peft + Trainer,
+runs beside it along length and batch. Along the rows, start-up is the time from command to first step: the first time
+(rows are tokenised and kept), the next times (they are mapped from the cache), and streaming. Bounds on quotients of
+points are printed at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,69 @@ LABELS = {
     "rows": "rows of data",
 }
 Point = dict[str, Any]
+Place = tuple[int, str]
+"""Value and side of a point of an axis."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit on a quotient of two points of one measurement, which the machine's speed moves little.
+
+    Args:
+        key: of the points.
+        over, under: numerator and denominator.
+        least, most: the limits on the quotient, one of them.
+    """
+
+    key: str
+    axis: str
+    over: Place
+    under: Place
+    least: float = 0.0
+    most: float = float("inf")
+
+    @property
+    def says(self) -> str:
+        """What is compared, in words."""
+        (x, side), (other, beside) = self.over, self.under
+        return f"{KEYS[self.key]} with {self.axis} {x:,} ({side}), beside {other:,} ({beside})"
+
+
+KEYS = {"memory_bytes": "memory", "tokens_per_second": "speed", "first_step_seconds": "time to the first step"}
+MEMORY, SPEED, START = KEYS
+BOUNDS = (
+    Bound(MEMORY, "rows", (10**6, "first"), (10**3, "first"), most=1.3),
+    Bound(START, "rows", (10**6, "first"), (10**3, "first"), most=25.0),
+    Bound(START, "rows", (10**6, "cached"), (10**3, "cached"), most=1.5),
+    Bound(START, "rows", (10**6, "streaming"), (10**3, "streaming"), most=1.5),
+    Bound(MEMORY, "length", (4096, "ours"), (4096, "baseline"), most=0.4),
+    Bound(SPEED, "length", (4096, "ours"), (4096, "baseline"), least=1.3),
+    Bound(SPEED, "length", (4096, "ours"), (128, "ours"), least=0.6),
+    Bound(SPEED, "rank", (256, "ours"), (1, "ours"), least=0.7),
+    Bound(MEMORY, "rank", (256, "ours"), (1, "ours"), most=1.3),
+    Bound(MEMORY, "batch", (32, "ours"), (32, "baseline"), most=0.4),
+)
+"""The largest model is counted, not run: `python -m benchmarks.startup --check` holds 70 and 175 billion parameters."""
+
+
+def held(points: list[Point]) -> Iterator[tuple[Bound, float]]:
+    """Yield each bound whose points were measured, with the quotient."""
+    found = {(point["axis"], point["x"], point["side"]): point for point in points}
+    for bound in BOUNDS:
+        pair = [found.get((bound.axis, *place)) for place in (bound.over, bound.under)]
+        if pair[0] is not None and pair[1] is not None:
+            yield bound, pair[0][bound.key] / pair[1][bound.key]
+
+
+def passed(points: list[Point]) -> int:
+    """Print each bound beside what was measured; return how many are passed."""
+    count = 0
+    for bound, quotient in held(points):
+        limit = f"at least {bound.least:g}" if bound.least else f"at most {bound.most:g}"
+        within = bound.least <= quotient <= bound.most
+        print(f"{bound.says}: {quotient:.2f} ({limit}){'' if within else ': passed'}")
+        count += not within
+    return count
 
 
 class Bench:
@@ -87,11 +152,16 @@ class Bench:
             whole["method"] = {**ours.method_block(cell), **method}
         return whole
 
-    def own(self, axis: str, x: int, recipe: dict[str, Any], side: str = "ours", cache: Path | None = None) -> Point:
-        """Return one point of this project."""
+    def own(
+        self, axis: str, x: int, recipe: dict[str, Any], side: str = "ours", caches: list[Path] | None = None
+    ) -> Point:
+        """Return one point of this project; each run in turn has one of the caches, the last one from then on."""
         file = self.work / "recipe.json"
         file.write_text(json.dumps(recipe), encoding="utf-8")
-        return self._point(axis, x, side, lambda: run_side("ours.py", file, cache=cache))
+        left = list(caches or [])
+        return self._point(
+            axis, x, side, lambda: run_side("ours.py", file, cache=left.pop(0) if len(left) > 1 else [*left, None][0])
+        )
 
     def other(self, x: int, axis: str, rows: Path, batch: int) -> Point:
         """Return one point of the baseline."""
@@ -100,10 +170,12 @@ class Bench:
         return self._point(axis, x, "baseline", lambda: run_side("baseline.py", cell, *files))
 
     def _point(self, axis: str, x: int, side: str, run: Callable[[], dict[str, Any]]) -> Point:
-        runs = [run() for _ in range(1 if side == "first" else self.repeats)]
+        runs = [run() for _ in range(self.repeats)]
+        speeds = [speed(one, 1) for one in runs]
         found = {
             "axis": axis, "x": x, "side": side,
-            "tokens_per_second": statistics.median(speed(one, 1) for one in runs),
+            "repeats": len(runs), "lowest": min(speeds), "highest": max(speeds),
+            "tokens_per_second": statistics.median(speeds),
             "memory_bytes": statistics.median(memory(one) for one in runs),
             "first_step_seconds": statistics.median(one["step_ends"][0] - one["started"] for one in runs),
         }  # fmt: skip
@@ -129,7 +201,7 @@ def along(axis: str, values: list[int], bench: Bench) -> Iterator[Point]:
 
 def of_rows(count: int, bench: Bench) -> Iterator[Point]:
     """Yield three starts on a file of `count` rows of text: with an empty cache, with a full one, and streaming."""
-    file, cache = bench.work / "rows.jsonl", bench.work / f"cache-{count}"
+    file, caches = bench.work / "rows.jsonl", [bench.work / f"cache-{count}-{n}" for n in range(bench.repeats)]
     with file.open("w", encoding="utf-8") as out:
         for number in range(count):
             row = {"prompt": f"What is {number} plus {number % 97}?", "completion": f"It is {number + number % 97}."}
@@ -137,8 +209,8 @@ def of_rows(count: int, bench: Bench) -> Iterator[Point]:
     recipe = bench.recipe(file, 8)
     recipe["data"] = {"path": str(file), "format": "prompt_completion", "val_set_size": 0, "max_length": 128}
     recipe["training"]["train_sampling_strategy"] = "random"
-    yield bench.own("rows", count, recipe, "first", cache)
-    yield bench.own("rows", count, recipe, "cached", cache)
+    yield bench.own("rows", count, recipe, "first", caches)
+    yield bench.own("rows", count, recipe, "cached", caches[-1:])
     recipe["data"]["streaming"] = True
     yield bench.own("rows", count, recipe, "streaming")
 
@@ -185,9 +257,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="*", choices=list(AXES), default=list(AXES))
     parser.add_argument("--shape", default="30m", choices=[name for name in SHAPES if "hidden_size" in SHAPES[name]])
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="few points on a tiny model")
     parser.add_argument("--plot", action="store_true", help="measure nothing")
+    parser.add_argument("--check", action="store_true", help="measure and draw nothing")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/gsm8k_train_2000.jsonl")
     parser.add_argument("--material", type=Path, default=Path.home() / ".cache/peftcli-benchmarks")
     parser.add_argument("--output", type=Path, default=HERE / "plots")
@@ -196,6 +269,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     file = given.output / "scaling.json"
     stored = json.loads(file.read_text()) if file.exists() else {"points": []}
+    if given.check:
+        raise SystemExit(passed(stored["points"]) > 0)
     for axis in [] if given.plot else given.axes:
         with tempfile.TemporaryDirectory() as work:
             shape = "tiny" if given.tiny else given.shape
@@ -205,6 +280,7 @@ def main() -> None:
         stored = {"title": title, "points": [p for p in stored["points"] if p["axis"] != axis] + new}
         file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     draw(stored, given.output / "scaling.png")
+    passed(stored["points"])
 
 
 if __name__ == "__main__":

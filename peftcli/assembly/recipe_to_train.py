@@ -36,9 +36,14 @@ def recipe_to_train(
     return with_allowed_code(loaded), config.notes
 
 
-def set_allocator(spec: TrainingSpec) -> None:
-    """Let the C library keep freed memory for the next step: on a CPU, if the recipe leaves that on."""
+def set_allocator(spec: TrainingSpec | None = None) -> None:
+    """Let the C library keep freed memory for the next step: on a CPU, if the recipe leaves that on.
+
+    Args:
+        spec: None where the recipe is not known yet, as of a run that is evaluated.
+    """
     from peftcli.distributed.devices import pick_device
 
+    spec = spec or TrainingSpec()
     if spec.fast_paths.allocator and pick_device(spec.device).type == "cpu":
         keep_freed_memory()

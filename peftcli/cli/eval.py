@@ -76,8 +76,10 @@ def evaluate(
         share_among(num_processes, "eval", [run], options)
 
         with large_imports():
+            from peftcli.assembly.recipe_to_train import set_allocator
             from peftcli.inference.evaluate_run import evaluate_run
 
+        set_allocator()
         metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
     if not is_main_process():
         return

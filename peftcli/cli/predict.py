@@ -103,18 +103,18 @@ def predict(
     with about_option("--input"), texts_file(text) if text else rows_file(data or "", "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
         shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
-        shared |= decoding_words(decoding) | {"--seed": seed or None, "--batch-size": batch_size}
-        shared |= {"--keep-columns": keep_columns}
-        share_among(num_processes, "predict", runs, shared)
-
+        shared |= {"--seed": seed or None, "--batch-size": batch_size, "--keep-columns": keep_columns}
+        share_among(num_processes, "predict", runs, shared | decoding_words(decoding))
         with progress_shown(quiet=not is_main_process()) as bar:
             with large_imports():
+                from peftcli.assembly.recipe_to_train import set_allocator
                 from peftcli.inference.opened_run import Predicting
                 from peftcli.inference.predict_run import predict_run, predict_runs
 
-            further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+            set_allocator()
             how = Predicting(batch_size, decoding, seed, keep_columns)
-            rows = predict_run(runs[0], *further, how) if len(runs) == 1 else predict_runs(runs, *further, how)
+            further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint, how)
+            rows = predict_run(runs[0], *further) if len(runs) == 1 else predict_runs(runs, *further)
             if output is None and sys.stdout.isatty():
                 bar.close()  # each line shows how far it is
             _deliver(rows, output if is_main_process() else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,8 +22,10 @@ from peftcli.distributed.equal_passes import equal_passes
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.distributed.sharding import drop_gathered
+from peftcli.inference.continuous_batch import Prompting
 from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import compute_metrics
+from peftcli.models.last_block import LastBlock
 from peftcli.progress import stage
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.task import Batch, Evaluated, Task
@@ -93,6 +95,7 @@ class Evaluator:
         samples: rows of a set, from its first, whose generated text is shown.
         joined: makes the context in which rows are compared as in training, joined where the model allows it; without
             it they are padded.
+        cut: a classifier's last block, which is computed for the position that its head reads; None for the whole.
     """
 
     model: nn.Module
@@ -104,6 +107,7 @@ class Evaluator:
     batch_size: int
     samples: int = 0
     joined: Callable[[Batch], AbstractContextManager[object]] | None = None
+    cut: LastBlock | None = None
 
     @memory_for("in an evaluation", FOR_EVALUATION)
     def __call__(self, sets: Mapping[str, RowSet], stopping: Callable[[], bool] = _never) -> Evaluation:
@@ -200,7 +204,8 @@ class Evaluator:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.context():
+            short = nullcontext() if self.cut is None else self.cut.cut()
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.context(), short:
                 yield
         finally:
             self.model.train(training)
@@ -271,17 +276,41 @@ class Evaluator:
             return [], []
         of_texts = bool(self.metrics) and self.task.metric_kind == "text"
         wanted = len(rows) if of_texts else min(self.samples, len(rows))
-        mine, idle = self._share(rows, range(wanted), None)
         found: list[Generated] = []
         samples: list[dict[str, Any]] = []
-        for chosen, written in self._passes(mine, idle, stopping, partial(self._written, rows)):
-            predicted, references, prompts = written
-            for row, out, reference, prompt in zip(chosen, predicted, references, prompts, strict=True):
-                found.append((row, out["prediction"], reference))
-                if row < self.samples:
-                    sample = {"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference}
-                    samples.append(sample)
+        for row, out, reference, prompt in self._texts(rows, wanted, stopping):
+            found.append((row, out["prediction"], reference))
+            if row < self.samples:
+                samples.append({"row": row, "prompt": prompt, "prediction": out["prediction"], "reference": reference})
         return found if of_texts else [], samples
+
+    def _texts(
+        self, rows: RowSet, wanted: int, stopping: Callable[[], bool]
+    ) -> Iterator[tuple[int, dict[str, Any], str, str]]:
+        """Yield the number, the prediction, the reference and the prompt of this process's share of the first rows."""
+        mine, idle = self._share(rows, range(wanted), None)
+
+        def predictions(chosen: Sequence[int]) -> list[dict[str, Any]]:
+            return self.task.predict(self.model, self._prompts(rows, chosen))
+
+        def alone() -> Iterator[tuple[int, dict[str, Any]]]:
+            """Yield rows as their texts end, until a stop is asked for."""
+            prompting = Prompting(self.model, self.task, partial(self._prompts, rows), self.context, self.batch_size)
+            order = [] if stopping() else [row for batch in mine for row in batch]
+            with stage("evaluating", len(order)) as advance:
+                for text in prompting.texts(order, predictions, halves=self.world.size == 1):
+                    yield text
+                    advance(1)
+                    if stopping():
+                        return
+
+        def together() -> Iterator[tuple[int, dict[str, Any]]]:
+            for chosen, lines in self._passes(mine, idle, stopping, predictions):
+                yield from zip(chosen, lines, strict=True)
+
+        for row, line in together() if self.world.strategy.sharded else alone():
+            _, (reference,), (prompt,) = self.collator.prompts(rows, [row])
+            yield row, line, reference, prompt
 
     def _passes(
         self,
@@ -304,10 +333,8 @@ class Evaluator:
         batch = replace(self.collator(rows, chosen).to(self.world.device), of_all=of_all)
         return self.task.evaluate(self.model, batch, by_row=by_row)
 
-    def _written(self, rows: RowSet, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-        """Return predictions, references and prompts."""
-        batch, references, prompts = self.collator.prompts(rows, chosen)
-        return self.task.predict(self.model, batch.to(self.world.device)), references, prompts
+    def _prompts(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
+        return self.collator.prompts(rows, chosen)[0].to(self.world.device)
 
 
 @dataclass(frozen=True)
@@ -330,6 +357,7 @@ def make_evaluator(
     world: World,
     precision: Precision,
     metrics: Sequence[str],
+    cut: LastBlock | None = None,
 ) -> Evaluator:
     """Return the evaluator of a live model; it computes in the weights' dtype."""
     return Evaluator(
@@ -341,4 +369,5 @@ def make_evaluator(
         metrics=metrics,
         batch_size=recipe.training.per_device_eval_batch_size,
         samples=recipe.training.eval_generate if task.info.generates else 0,
+        cut=cut,
     )

@@ -27,6 +27,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.inference.compared_sets import RunStart
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_texts
+from peftcli.models.last_block import last_block
 from peftcli.models.load.dtypes import dtype_name, dtype_named
 from peftcli.models.load.heads import PROBLEM_TYPES
 from peftcli.models.load.identity import BaseIdentity
@@ -336,11 +337,16 @@ def opened(
     model.eval()
     model.requires_grad_(False)
     precision = Precision(base.dtype, base.dtype, False, "as the weights")
-    left = positions_left(read_anatomy(model, loaded.recipe.model.anatomy), loaded.recipe.method)
+    anatomy = read_anatomy(model, loaded.recipe.model.anatomy)
+    left = positions_left(anatomy, loaded.recipe.method)
     task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, positions=left)
+    cuts = loaded.recipe.training.fast_paths.last_block and task.info.rows == "labelled"
     with precision.inference(world.device):
         notes = (*notes, *task.bind(model, attachment.prepare_inputs))
-    return OpenedRun(loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes, untouched or {})
+        cut = last_block(model, anatomy, attachment.prepare_inputs) if cuts else None
+    return OpenedRun(
+        loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes, untouched or {}, cut=cut
+    )
 
 
 def without_class_weights(recipe: Recipe) -> Recipe:

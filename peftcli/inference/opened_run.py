@@ -18,17 +18,18 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.inference.compared_sets import RunStart, compared
+from peftcli.inference.continuous_batch import Prompting
 from peftcli.inference.evaluator import FOR_EVALUATION, EvaluatedRow, Evaluator, make_evaluator
-from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import wanted_metrics
 from peftcli.layers.seeded import seeded
+from peftcli.models.last_block import LastBlock
 from peftcli.models.load.load_model import Loaded
 from peftcli.process_state import libraries_quiet
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.tasks.decoding import GREEDY, Decoding
-from peftcli.tasks.task import Task
+from peftcli.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,7 @@ class OpenedRun:
         notes: what a user should know, such as another base dtype than in training.
         trained_format: format of the training rows; None where there is no record of it.
         start: the model before the first step, of a run; None of an untrained one.
+        cut: a classifier's last block, which is computed for the position that its head reads.
         untouched: values of the base's own parameters that the run replaced (head, biases), for `close`.
     """
 
@@ -81,6 +83,7 @@ class OpenedRun:
     untouched: Mapping[str, Tensor]
     trained_format: str | None = None
     start: RunStart | None = None
+    cut: LastBlock | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -121,7 +124,9 @@ class OpenedRun:
     def _evaluator(self, sets: Collection[str]) -> Evaluator:
         metrics = wanted_metrics(self.task.default_metrics, self.recipe.training, list(sets))
         collator = Collator(self.tokenizer, self.task)
-        return make_evaluator(self.recipe, self.model, self.task, collator, self.world, self.precision, metrics)
+        return make_evaluator(
+            self.recipe, self.model, self.task, collator, self.world, self.precision, metrics, self.cut
+        )
 
     def predict(
         self, rows: RowSet, stop_ids: tuple[int, ...] = (), how: Predicting | None = None
@@ -148,14 +153,25 @@ class OpenedRun:
         return self._predict_batch([row], task, seed)[0]
 
     def _predict_batch(self, rows: Sequence[Row], task: Task, seed: int) -> list[dict[str, Any]]:
-        batch = Collator(self.tokenizer, task).batch(rows, generate=True).to(self.world.device)
+        batch = self._batch(rows, task)
         drawing = seeded(seed, [self.world.device]) if task.settings.decoding.samples else nullcontext()
-        with torch.no_grad(), self.precision.inference(self.world.device), drawing:
+        short = nullcontext() if self.cut is None else self.cut.cut()
+        with torch.no_grad(), self.precision.inference(self.world.device), drawing, short:
             return task.predict(self.model, batch)
+
+    def _batch(self, rows: Sequence[Row], task: Task) -> Batch:
+        return Collator(self.tokenizer, task).batch(rows, generate=True).to(self.world.device)
 
     def _predict(self, rows: RowSet, stop_ids: tuple[int, ...], how: Predicting) -> Iterator[dict[str, Any]]:
         task, world = self.task.generating(stop_ids, how.decoding), self.world
         size = how.batch_size or self.recipe.training.per_device_eval_batch_size
+        predicting = Prompting(
+            self.model,
+            task,
+            lambda chosen: self._batch([rows[row] for row in chosen], task),
+            lambda: self.precision.inference(world.device),
+            size,
+        )
 
         def predictions(chosen: Sequence[int]) -> list[dict[str, Any]]:
             return self._predict_batch([rows[row] for row in chosen], task, how.seed + chosen[0])
@@ -164,11 +180,7 @@ class OpenedRun:
         for start in range(0, len(rows), taken):
             window = range(start, min(len(rows), start + taken))
             ordered = sorted(window, key=lambda row: -int(rows.lengths[row]))[world.rank :: world.size]
-            found: dict[int, dict[str, Any]] = {}
-            for first in range(0, len(ordered), size):
-                batch = ordered[first : first + size]
-                for chosen, predicted in in_halves(batch, predictions, allowed=not world.strategy.sharded):
-                    found.update(zip(chosen, predicted, strict=True))
+            found = dict(predicting.texts(ordered, predictions, halves=not world.strategy.sharded))
             for share in world.gather(found):
                 found.update(share)
             if world.is_main:
@@ -176,6 +188,8 @@ class OpenedRun:
 
     def close(self) -> None:
         """Take the run's parts out of the base and put back what it replaced, so that another run can use the base."""
+        if self.cut is not None:
+            self.cut.remove()
         self.attachment.detach()
         for name, value in self.untouched.items():
             # dtype and values at once, in the same object: tied modules still share it. An opened run is never sharded

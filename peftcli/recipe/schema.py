@@ -173,6 +173,8 @@ class FastPathsSpec(Block):
     """Where rows are joined, compute the prompt of two answers to it once, unless dropout is on."""
     last_block: bool = True
     """Compute a classifier's last block for the first position only, if the head reads no other."""
+    continuous_batching: bool = True
+    """On a CPU, let rows enter and leave a batch of greedy texts as they end, instead of waiting for the longest."""
     allocator: bool = True
     """On a CPU with glibc, keep freed memory for the next step instead of returning it to the system."""
 

@@ -151,7 +151,7 @@ class _Logprobs:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._last is not None:
-            self._found.append(_of_chosen(self._last, input_ids[:, -1]))
+            self._found.append(logprobs_of(self._last, input_ids[:, -1]))
         self._last = scores
         return scores
 
@@ -163,14 +163,14 @@ class _Logprobs:
         """
         found = list(self._found)
         if self._last is not None and len(found) < tokens.shape[1]:
-            found.append(_of_chosen(self._last, tokens[:, -1].to(self._last.device)))
+            found.append(logprobs_of(self._last, tokens[:, -1].to(self._last.device)))
         return torch.stack(found, 1).cpu() if found else torch.zeros(len(tokens), 0)
 
 
-def _of_chosen(scores: Tensor, token: Tensor) -> Tensor:
-    """Return the log-probability of a token in each row of logits."""
+def logprobs_of(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of a token in each row of logits, (rows,)."""
     logits = scores.float()
-    return logits.gather(-1, token[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
+    return logits.gather(-1, tokens[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
 
 
 def _rows(
@@ -179,14 +179,24 @@ def _rows(
     """Return the texts; `means` are mean log-probabilities that are known already, those of a beam search."""
     rows = []
     for index, row in enumerate(tokens.tolist()):
-        stop = next((i + 1 for i, token in enumerate(row) if token in stops), None)
-        end = len(row) if stop is None else stop
-        text = tokenizer.decode(row[:end], skip_special_tokens=True)
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
         mean = 0.0
         if means is not None:
             mean = float(means[index])
         elif logprobs is not None and end:
             mean = float(logprobs[index, :end].mean())
-        reason = "length" if stop is None else "stop"
-        rows.append({"prediction": text, "scores": {"mean_logprob": mean, "tokens": end}, "finish_reason": reason})
+        rows.append(text_line(row[:end], mean, stops, tokenizer))
     return rows
+
+
+def text_line(tokens: list[int], mean_logprob: float, stops: set[int], tokenizer: Any) -> dict[str, Any]:
+    """Return what `generate` does for one row.
+
+    Args:
+        tokens: those of the text, the one that ends it included.
+        stops: what may end a text.
+    """
+    scores = {"mean_logprob": mean_logprob, "tokens": len(tokens)}
+    ended = bool(tokens) and tokens[-1] in stops
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return {"prediction": text, "scores": scores, "finish_reason": "stop" if ended else "length"}

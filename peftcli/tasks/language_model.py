@@ -108,21 +108,22 @@ class LanguageModelTask(Task):
             model,
             inputs,
             self.settings.tokenizer,
-            max_new_tokens=self._room(model, batch),
+            max_new_tokens=min(self.rooms(model, batch)),
             stop_ids=self.settings.stop_ids,
             decoding=self.settings.decoding,
             on_text=self.settings.on_text,
         )
 
-    def _room(self, model: nn.Module, batch: Batch) -> int:
-        """Return how many tokens can be generated: as many as wanted, or as positions are left behind the prompts."""
+    def rooms(self, model: nn.Module, batch: Batch) -> list[int]:
+        """Return how many tokens can be generated for each row: as many as wanted, or as positions are left behind."""
         wanted, positions = self.settings.training.max_new_tokens, self.settings.positions
         if positions is None:
-            return wanted
+            return [wanted] * batch.rows
         mask = batch.inputs.get("attention_mask")
-        prompt = batch.inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
-        taken = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt
-        return max(1, min(wanted, positions - taken + 1))  # the last token is never an input
+        taken = [batch.inputs["input_ids"].shape[1]] * batch.rows if mask is None else mask.sum(1).tolist()
+        if getattr(model.config, "is_encoder_decoder", False):
+            taken = [1] * batch.rows
+        return [max(1, min(wanted, positions - own + 1)) for own in taken]  # the last token is never an input
 
     @property
     def _counts_right(self) -> bool:

@@ -14,8 +14,9 @@ from peftcli.assembly.precision import Precision, decide_precision
 from peftcli.data.rows.collation import Collator
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
-from peftcli.inference.evaluator import make_evaluator
+from peftcli.inference.evaluator import Evaluator, make_evaluator
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.last_block import last_block
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.identity import both_fingerprints
 from peftcli.models.load.load_model import Loaded, load_model
@@ -47,7 +48,6 @@ from peftcli.training.session import Session
 from peftcli.training.speed.compiled_blocks import compile_blocks
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
-from peftcli.training.speed.last_block import last_block
 from peftcli.training.speed.padding_free import rows_stay_apart
 from peftcli.training.speed.recomputation import need_of, set_up_recomputation
 from peftcli.training.speed.sharing_prompts import prompts_are_shared
@@ -90,7 +90,7 @@ def build_session(
     _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, computing.fast_paths, batches.max_tokens), state, reporter)
     start_from_rows(recipe, attached, batches, precision, state, reporter)
-    evaluator = make_evaluator(recipe, base.model, task, collator, world, precision, ready.metrics)
+    evaluator = _evaluator(recipe, base, task, collator, world, ready, computing)
     start = StartModel(base, known.info, attachment, computing)
     validation, kept_of_start = compared_rows(recipe, directory, start, evaluator, batches, ready.validation, state)
     rate = choose_rate(recipe, anatomy, kept, reporter.note)
@@ -163,6 +163,13 @@ def _collator(
     joins = paths.by_document and not (data is not None and data.packing)
     route = _packing_route(loaded, base.model, attachment)
     return Collator(ready.known.tokenizer, ready.task, route, joins, shares_prompts=joins and paths.shares_prompts)
+
+
+def _evaluator(
+    recipe: Recipe, base: Loaded, task: Task, collator: Collator, world: World, ready: BeforeWeights, by: Computing
+) -> Evaluator:
+    cut = by.fast_paths.last_block
+    return make_evaluator(recipe, base.model, task, collator, world, by.precision, ready.metrics, cut)
 
 
 def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:

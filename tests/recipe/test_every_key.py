@@ -140,6 +140,7 @@ ELSEWHERE = {
     "training/speed/test_computing.py": "training.fast_paths.attention training.fast_paths.dropout "
     "training.fast_paths.compute_weights",
     "training/speed/test_last_block.py": "training.fast_paths.last_block",
+    "inference/test_continuous_batch.py": "training.fast_paths.continuous_batching",
     "training/speed/test_sharing_prompts.py": "training.fast_paths.shared_prompts",
     "layers/parts/test_lowrank.py": "training.fast_paths.lowrank",
     "tasks/test_preference_losses.py": "training.loss_type training.beta training.label_smoothing training.simpo_gamma "

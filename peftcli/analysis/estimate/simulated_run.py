@@ -25,6 +25,7 @@ from peftcli.distributed.gradients import clip_gradients
 from peftcli.distributed.processes import World
 from peftcli.layers.added_modules import is_added
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.last_block import hooked_last_block
 from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
@@ -39,7 +40,6 @@ from peftcli.training.resuming.frozen_start import FrozenStart
 from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
-from peftcli.training.speed.last_block import hooked_last_block
 from peftcli.training.step_batches import Share, StepBatches
 from peftcli.training.step_plan import make_plan
 

@@ -37,6 +37,8 @@ class CompiledTemplate:
             raise TemplateSyntaxError(f"{error.msg} (in the Python that Jinja makes of it)", 1) from error
         except (ValueError, RecursionError, MemoryError, OverflowError) as error:
             raise TemplateSyntaxError(f"it cannot be compiled: {str(error) or type(error).__name__}", 1) from error
+        # Jinja keeps a chain of mappings, which it copies for each text at five times the cost of one mapping
+        self._template.globals = dict(self._template.globals)
 
     def render(
         self, messages: Sequence[dict[str, Any]], given: Mapping[str, Any], *, tags: bool
@@ -85,8 +87,11 @@ def _plain(value: Any) -> Any:
     """Return a copy in plain types; what a row can hold besides becomes the name of its type, as in transformers."""
     if value is None or isinstance(value, _SCALARS):
         return value
-    if isinstance(value, dict):
-        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, dict):  # most of what it holds is text, for which a call would take most of the time
+        return {
+            key if type(key) is str else _plain(key): inner if type(inner) is str else _plain(inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, Mapping):

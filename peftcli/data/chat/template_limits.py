@@ -145,6 +145,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute `left operator right`."""
+        if operator == "+" and type(left) is str and type(right) is str:  # what templates do most
+            self.account.charge(2 * (len(left) + len(right)))  # what it looks at, and what it makes
+            return left + right
         binary(self.account.charge, operator, left, right)
         return self.made(self.binop_table[operator](left, right))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from peftcli.data.encode.encode_worker import ChunkResult, Worker
+from peftcli.data.encode.encoded import FlatRows
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.errors import Problem, UserError
@@ -57,11 +58,13 @@ def _start(arguments: tuple[Any, Any, str | None]) -> None:
     _worker = Worker(*arguments)
 
 
-def _encode(found: RecognisedFormat, chunk: Sequence[Record]) -> tuple[ChunkResult, dict[str, int]]:
+def _encode(found: RecognisedFormat, chunk: Sequence[Record]) -> tuple[ChunkResult, FlatRows, dict[str, int]]:
     assert _worker is not None  # the pool's initialiser ran
     before = Counter(_worker.statistics())
     result = _worker(found, chunk)
-    return result, dict(Counter(_worker.statistics()) - before)
+    flat = FlatRows.of(result.rows)
+    result.rows = []
+    return result, flat, dict(Counter(_worker.statistics()) - before)
 
 
 def _in_processes(
@@ -76,10 +79,11 @@ def _in_processes(
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    waiting: deque[Future[tuple[ChunkResult, dict[str, int]]]] = deque()
+    waiting: deque[Future[tuple[ChunkResult, FlatRows, dict[str, int]]]] = deque()
 
     def first() -> ChunkResult:
-        result, counts = waiting.popleft().result()
+        result, flat, counts = waiting.popleft().result()
+        result.rows = flat.rows()
         statistics.update(counts)
         return result
 

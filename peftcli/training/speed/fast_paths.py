@@ -13,8 +13,8 @@ from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.parts.lowrank import plain_lowrank
 from peftcli.layers.row_draws import DrawnRows, drawing, same_again
+from peftcli.models.last_block import LastBlock
 from peftcli.recipe.schema import Recipe
-from peftcli.training.speed.last_block import LastBlock
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class AllowedPaths:
         dropout: its dropout, drawn by rows, in place of the base's own.
         by_document: attention document by document over rows that were joined (`training.speed.padding_free`).
         shared_prompts: a prompt once for both answers to it, among joined rows (`training.speed.sharing_prompts`).
-        last_block: a classifier's last block cut to the position that its head reads (`training.speed.last_block`).
+        last_block: a classifier's last block cut to the position that its head reads (`models.last_block`).
     """
 
     lowrank: bool
@@ -85,7 +85,7 @@ class FastPaths:
         last_block: LastBlock | None = None,
     ) -> None:
         self.by_document, self.shares_prompts = by_document, shares_prompts
-        self._allowed, self._last_block = allowed, last_block
+        self._allowed, self.last_block = allowed, last_block
         self._documents: DocumentAttention | None = None
 
     def found(self) -> dict[str, str]:
@@ -93,7 +93,7 @@ class FastPaths:
         each = {
             "joining rows without padding": self.by_document,
             "computing a shared prompt once": self.shares_prompts,
-            "a short last block": self._last_block is not None,
+            "a short last block": self.last_block is not None,
         }
         return {name: "on" if on else "off" for name, on in each.items()}
 
@@ -121,8 +121,8 @@ class FastPaths:
             if allowed.attention or allowed.dropout or documents is not None:
                 paths = CpuPaths(attention=allowed.attention, dropout=allowed.dropout, documents=documents)
                 stack.enter_context(paths)
-            if self._last_block is not None:
-                stack.enter_context(self._last_block.cut())
+            if self.last_block is not None:
+                stack.enter_context(self.last_block.cut())
             before, self._documents = self._documents, documents
             try:
                 yield

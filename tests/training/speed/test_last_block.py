@@ -9,15 +9,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from peftcli.inference import open_run
+from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.predict_run import predict_run
 from peftcli.methods.lora import LoraParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.last_block import LastBlock, last_block
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.method_params import MethodParams
 from peftcli.tasks.task import unprepared
 from peftcli.training.run import train
-from peftcli.training.speed.last_block import LastBlock, last_block
 from tests.tiny import ENCODERS, HEADS, HIDDEN, tiny_model
 
 CUT = ["bert", "roberta", "distilbert", "electra", "modernbert"]
@@ -79,6 +82,36 @@ def test_a_base_in_4_bits_is_no_other_case(recipe, recorder, cuts) -> None:
 def test_accumulated_and_split_batches_are_no_other_case(recipe, recorder, cuts) -> None:
     change = {"method": LORA, "training__gradient_accumulation_steps": 2, "training__max_tokens_per_micro_batch": 12}
     compare(recipe, recorder, cuts, "bert", change)
+
+
+def test_evaluation_and_prediction_are_cut_too(recipe, cuts, monkeypatch) -> None:
+    loaded = recipe("bert", "sequence_classification", data__val_set_size=6, training__max_steps=1)
+    train(loaded)
+    run, data = loaded.recipe.output_dir, loaded.recipe.data.path
+    found = []
+    for allowed in (True, False):
+        if not allowed:
+            monkeypatch.setattr(open_run, "last_block", lambda *_: None)
+        cuts.clear()
+        found.append((evaluate_run(run), list(predict_run(run, data))))
+        assert [cut.taken > 1 for cut in cuts] == [True, True] * allowed
+    (metrics, lines), (expected, others) = found
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+    for line, other in zip(lines, others, strict=True):
+        assert line["prediction"] == other["prediction"] and line["scores"] == pytest.approx(other["scores"], rel=1e-4)
+
+
+def test_a_closed_run_leaves_no_hook_of_it(recipe) -> None:
+    loaded = recipe("bert", "sequence_classification", training__max_steps=1)
+    train(loaded)
+    opened = open_run.open_run(str(loaded.recipe.output_dir))
+    assert opened.cut is not None
+    hooks = [module for module in opened.model.modules() if module._forward_pre_hooks or module._forward_hooks]
+    opened.close()
+    left = [module for module in opened.model.modules() if module._forward_pre_hooks or module._forward_hooks]
+    assert len(left) < len(hooks)
+    assert not any(hook.__self__ is opened.cut for module in left for hook in module._forward_hooks.values()
+                   if hasattr(hook, "__self__"))  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["unipelt", "prompt_tuning"])
