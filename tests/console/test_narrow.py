@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from peftcli.console import output
 from peftcli.console.output import print_table, table
 from peftcli.console.terminal import wrapped
+from tests.command_line import Cli
 
 COLUMNS = ("run", "state", "score", "size")
 ROWS = [("first", "finished", "accuracy 37.5%", "117.2 KB"), ("a longer name", "interrupted at 3/4", "", "9 B")]
@@ -52,3 +54,14 @@ def test_messages_part_between_words() -> None:
     assert any("`peft train RECIPE --resume`" in line for line in lines)  # to copy it
     assert lines[0] == "error: the run is not finished" and all(line.startswith("    ") for line in lines[1:])
     assert wrapped("short", 40) == "short" and wrapped("a" * 50, 40) == "a" * 50
+
+
+def test_a_method_in_80_columns_says_what_its_parameters_mean(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=True, highlight=False)
+    monkeypatch.setattr(output, "result_console", lambda: console)
+    assert cli("methods", "lora").code == 0
+    text = Text.from_ansi(stream.getvalue()).plain
+    assert "meaning" in text and "left out for lack of width: type" in text
+    after = text.splitlines()[next(n for n, line in enumerate(text.splitlines()) if "servers" in line) + 1]
+    assert after.startswith(" " * 17) and after.strip()  # the rest of a fact stands below its beginning
