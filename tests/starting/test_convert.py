@@ -210,6 +210,13 @@ def test_what_would_train_something_else_is_left_to_the_user() -> None:
     assert "quantization_method" not in left(QLORA_LLAMA_FACTORY)
 
 
+@pytest.mark.parametrize("text", [QLORA_AXOLOTL, QLORA_LLAMA_FACTORY], ids=["axolotl", "llama-factory"])
+def test_flash_attention_says_what_it_needs(text: str) -> None:
+    work = convert_file(write_config(Path(), text))
+    note = next(one.note for one in work.of("translated") if one.ours == "model.attn_implementation")
+    assert note is not None and "needs a GPU and the package flash-attn" in note
+
+
 def test_without_output_the_recipe_is_all_of_standard_output(cli: Cli) -> None:
     file = write_config(Path(), LORA_LLAMA_FACTORY)
     line = file.read_text().splitlines().index("learning_rate: 1.0e-4") + 1

@@ -25,6 +25,7 @@ _BLOCKS: dict[str, type[BaseModel]] = {
 _TOP = ("output_dir", "seed")
 _INSTEAD = {"data.chat_template": "the tokenizer's own template is used"}
 """What happens where a value has no counterpart, by our key."""
+_FLASH = "needs a GPU and the package flash-attn; without the line torch's own attention is used"
 _UNKNOWN = "no key of a recipe is known to do this"
 
 
@@ -66,7 +67,7 @@ def _put(work: Conversion, key: Key, name: str, ours: str, value: Any, note: str
         if meant is None:
             work.drop(key, f"the same as leaving {ours} out")
         else:
-            work.put(key, ours, meant)
+            work.put(key, ours, meant, _FLASH if meant == "flash_attention_2" else None)
     elif name in CLOSED:
         instead = _INSTEAD.get(ours, f"{ours} is left at its default")
         work.decide(key, f"{show(value)} has no counterpart here; {instead}", ours)
