@@ -143,7 +143,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     until, longest = time.monotonic() + 60 * given.minutes, 0.0
     with tempfile.TemporaryDirectory() as home:
         scratch = Path(home)
-        model, data = checkpoint(scratch / "model", given.layers), rows(scratch / "rows", given.tokens, 1 + given.steps)
+        model, data = (
+            checkpoint(scratch / "model", given.layers),
+            rows(scratch / "rows.jsonl", given.tokens, 1 + given.steps),
+        )
         for _ in range(given.repeats):
             before = None
             for name in names:
