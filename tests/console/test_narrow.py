@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from peftcli.console import output
+from peftcli.console.chat.chat_commands import HELP
 from peftcli.console.output import print_table, table
 from peftcli.console.terminal import wrapped
 from tests.command_line import Cli
@@ -65,3 +66,8 @@ def test_a_method_in_80_columns_says_what_its_parameters_mean(cli: Cli, monkeypa
     assert "meaning" in text and "left out for lack of width: type" in text
     after = text.splitlines()[next(n for n, line in enumerate(text.splitlines()) if "servers" in line) + 1]
     assert after.startswith(" " * 17) and after.strip()  # the rest of a fact stands below its beginning
+
+
+def test_the_help_of_a_chat_fits_into_80_columns() -> None:
+    width = max(map(len, HELP))
+    assert all(width + 2 + len(what) <= 80 for what in HELP.values())

@@ -15,7 +15,7 @@ HELP: Mapping[str, str] = {
     "/reset": "forget what was said; the system turn stays",
     "/base": "ask the base the last question too, and show both answers",
     "/adapter [NAME]": "let another run answer; without NAME, list them",
-    "/set KEY VALUE": "temperature, top_p, top_k, max_new_tokens, seed; /set shows them",
+    "/set KEY VALUE": "temperature, top_p, top_k, max_new_tokens, seed; /set shows all",
     "/help": "show this",
     "/exit": "leave; Ctrl-D does so, too",
 }
