@@ -197,6 +197,13 @@ def test_what_cannot_be_converted_is_refused(cli: Cli, text: str, said: str) -> 
     assert not Path("recipe.yaml").exists()
 
 
+def test_an_instruct_model_has_no_thinking_to_switch_off() -> None:
+    text = LORA_LLAMA_FACTORY.replace("template: chatml", "template: qwen3_nothink")
+    work = convert_file(write_config(Path(), text, "Qwen/Qwen3-4B-Instruct-2507"))
+    assert "chat_template_kwargs" not in work.recipe["data"]
+    assert "template" in {one.key for one in work.of("dropped")}
+
+
 def test_what_would_train_something_else_is_left_to_the_user() -> None:
     def left(text: str) -> dict[str, str | None]:
         return {one.key: one.note for one in convert_file(write_config(Path(), text)).of("decide")}

@@ -81,7 +81,10 @@ def _thinking(work: Conversion, key: Key, value: Any) -> None:
 def _template(work: Conversion, key: Key, value: Any) -> None:
     """Translate a template's name; one that ends in `_nothink` is the tokenizer's own, told not to think."""
     plain = str(value).removesuffix("_nothink")
-    if plain != value and VALUES["template"].get(plain):
+    thinks = "instruct" not in str(work.document.data.get("model_name_or_path")).lower()
+    if plain != value and VALUES["template"].get(plain) and not thinks:
+        work.drop(key, "the tokenizer's own template is used; an Instruct model's has no thinking to switch off")
+    elif plain != value and VALUES["template"].get(plain):
         work.put(key, "data.chat_template_kwargs", {"enable_thinking": False}, "of the tokenizer's own template")
     else:
         translate_plain(work, key, value)
