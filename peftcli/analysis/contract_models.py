@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import TaskName
+from peftcli.tasks.seq2seq_lm import decoder_inputs
 from peftcli.tasks.task_info import RowKind
 from peftcli.tasks.task_table import task_info
 
@@ -67,6 +68,19 @@ class ContractModel:
         return _built(self, "cpu")
 
     @cached_property
+    def without_effect(self) -> frozenset[str]:
+        """Parameters of the bare model that take part and on which its loss does not depend: their gradient is zero.
+
+        Longformer classifies by a token that its last block's local attention does not enter; MRA's attention gives
+        zeros where its kernel is not there. A parameter without any gradient is none of them.
+        """
+        model = bare(self)
+        model.requires_grad_(True)
+        torch.autograd.backward(model(**batch_of(self, padded=False)).loss)
+        named = model.named_parameters(remove_duplicate=False)
+        return frozenset(name for name, each in named if each.grad is not None and not bool(each.grad.any()))
+
+    @cached_property
     def last_disturbed(self) -> dict[str, Live]:
         """By hyper-parameters the last method that was disturbed on this model (`disturbed`)."""
         return {}
@@ -105,12 +119,14 @@ class Live:
 
     Args:
         base: copies of the base's values, by name, as they were before the method came.
+        reached: names of trained tensors of the base that a backward pass gave a gradient, zero or not.
     """
 
     model: nn.Module
     anatomy: Anatomy
     attachment: Attachment
     base: dict[str, Tensor]
+    reached: set[str] = field(default_factory=set)
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits of the batch's own tokens, in eval mode: (rows, length or labels, ...)."""
@@ -147,6 +163,8 @@ class Live:
             for name, parameter in self.attachment.trainable_parameters().items():
                 if parameter.grad is not None and bool(parameter.grad.abs().max() > 0):
                     moved.add(name)
+                if parameter.grad is not None and name in self.base:
+                    self.reached.add(name)
             optimizer.step()
             self.attachment.after_optimizer_step(step, total)
             optimizer.zero_grad()
@@ -195,7 +213,8 @@ def _fill(model: nn.Module) -> None:
 def live(kind: ContractModel, params: MethodParams, *, initialise: bool = True) -> Live:
     """Return the model with a method on it, always with the same values."""
     model = bare(kind)
-    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    named = model.named_parameters(remove_duplicate=False)  # a tensor of several modules may change at one of them
+    base = {name: parameter.detach().clone() for name, parameter in named}
     anatomy = read_anatomy(model)
     with seeded(7):
         attachment = apply_method(model, anatomy, params)
@@ -236,4 +255,7 @@ def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:
         labels = (ids % 3).masked_fill(mask == 0, IGNORED)
     else:
         labels = ids.masked_fill(mask == 0, IGNORED)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if kind.rows == "pairs":
+        batch["decoder_input_ids"] = decoder_inputs(kind.built, labels)
+    return batch

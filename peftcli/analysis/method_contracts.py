@@ -22,6 +22,7 @@ from peftcli.analysis.output_effects import cache_effect, difference, padding_ef
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.layers.seeded import seeded
+from peftcli.merging.merge_plan import tied_groups
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.process_state import quiet_transformers
 from peftcli.protocol.apply_method import apply_method
@@ -186,13 +187,21 @@ def _starts(kind: ContractModel, params: MethodParams) -> str | None:
 
 
 def gradients(kind: ContractModel, params: MethodParams) -> str | None:
-    """Every trained tensor has a gradient."""
+    """Every trained tensor has a gradient.
+
+    That of a tensor of the base may be zero, where a text meets it by certain tokens only; which experts tokens meet is
+    chance. Nothing is asked of a part at a module on whose weight the bare model's loss does not depend.
+    """
     found = live(kind, params)
     parameters = found.attachment.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE)
     batch, steps = batch_of(kind, padded=False), range(1, STEPS + 1)
     moved = found.train(batch, steps, STEPS, optimizer, until_all_moved=True)
-    still = [name for name in found.attachment.trainable_parameters() if name not in moved]
+    still = [name for name in found.attachment.trainable_parameters() if name not in moved | found.reached]
+    still = [name for name in still if name not in found.base or ".experts." not in name]
+    if still:
+        without = tuple(f"{name.removesuffix('weight')}" for name in kind.without_effect if name.endswith(".weight"))
+        still = [name for name in still if not name.rpartition(":")[2].startswith(without)]
     return f"{len(still)} of {len(parameters)} have none in {STEPS} steps, such as {still[0]}" if still else None
 
 
@@ -297,11 +306,13 @@ def merges(kind: ContractModel, params: MethodParams) -> str | None:
     state = found.attachment.state_dict()
     own = {key: tensor for key, tensor in state.items() if key not in found.attachment.head}
     merged = bare(kind)
+    tied = tied_groups(merged)
     for name, rule in method.merge_rules(found.anatomy, params, own).items():
-        place, _, last = name.rpartition(".")
         before = found.base.get(name)
-        value = rule.apply(None if before is None or rule.kind == "add" else before.clone().float())
-        setattr(merged.get_submodule(place), last, nn.Parameter(value))
+        value = nn.Parameter(rule.apply(None if before is None or rule.kind == "add" else before.clone().float()))
+        for each in (name,) if rule.kind == "untie" else tied.get(name, (name,)):
+            place, _, last = each.rpartition(".")
+            setattr(merged.get_submodule(place), last, value)
     with torch.no_grad():
         for name in found.attachment.head:
             merged.get_parameter(name).copy_(state[name])

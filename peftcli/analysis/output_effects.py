@@ -38,7 +38,9 @@ def cache_effect(kind: ContractModel, model: nn.Module, prepare: Callable[..., d
         prepare: the attachment's `prepare_inputs`; None for a bare model.
     """
     host: Any = model
-    batch = {key: value for key, value in batch_of(kind, padded=False).items() if key != "labels"}
+    batch = {
+        key: value for key, value in batch_of(kind, padded=False).items() if key in ("input_ids", "attention_mask")
+    }
     scores = []
     for cached in (True, False):
         inputs = batch if prepare is None else prepare(batch, generate=True)

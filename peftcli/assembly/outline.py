@@ -18,6 +18,7 @@ from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.stored_quantised import stored_packed, stored_problems
+from peftcli.models.structure.norms_and_biases import NO_GRADIENT
 from peftcli.models.targets.target import short_path
 from peftcli.models.weights.weight_damage import check_weight_files
 from peftcli.protocol.apply_method import apply_method
@@ -120,11 +121,11 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
 
 
 def _left_out(anatomy: Anatomy, attachment: Attachment) -> list[str]:
-    """Return which modules without a role take no part: a sentence for each kind that no note of the method names."""
+    """Return which modules without a role take no part: a sentence for each kind that no note names."""
     taken = {target.module for target in attachment.targets}
     places: dict[tuple[str, str], list[str]] = {}
     for path, why in anatomy.left_out:
-        if path not in taken:
+        if path not in taken and why != NO_GRADIENT:
             places.setdefault((short_path(path), why), []).append(path)
     return [
         f"{paths[0] if len(paths) == 1 else f'{name} of {len(paths)} blocks'} is left out: {why}"

@@ -200,7 +200,7 @@ def attach_prefixes(
         _add_networks(attachment, anatomy, length, mid)
     for role in anatomy.attentions:
         attention = model.get_submodule(role.module)
-        shape = PrefixShape(role.depths, role.kv_heads, role.head_dim, length, anatomy.hidden_size)
+        shape = PrefixShape(role.depths, role.kv_heads, role.head_dim, length, _entry(anatomy, role))
         network = attachment.networks.get(_kind(role))
         part = made_on(device_of(attention, model), partial(Prefix, shape, dropout, network))
         site = _connected_site(attention, role, anatomy.prefix_route)
@@ -208,10 +208,19 @@ def attach_prefixes(
         if role.depths > 1:
             _count_depths(model, role, site)
     if anatomy.prefix_route == "interface":
+        _refuse_own_attention(model, anatomy)
         attachment.undo.append(_use_attention_function(model))
     if shift:
         _shift(attachment, anatomy)
     return attachment
+
+
+def _entry(anatomy: Anatomy, role: AttentionRole) -> int:
+    """Return the width of an attention's input: that of its queries' projection, which MobileBERT narrows."""
+    name = "attn.q" if role.kind == "self" else "cross_attn.q"
+    place = (role.stack, role.layer, name)
+    found = (each.in_features for each in anatomy.linears if (each.stack, each.layer, each.role) == place)
+    return next(found, anatomy.hidden_size)
 
 
 def _site_of(model: nn.Module, key: str) -> PrefixSite:
@@ -299,6 +308,18 @@ def _use_attention_function(model: nn.Module) -> Callable[[], None]:
             live.set_attn_implementation(sites[0].implementation_before)
 
     return restore
+
+
+def _refuse_own_attention(model: nn.Module, anatomy: Anatomy) -> None:
+    """Refuse a model in which some attentions call the function that is registered and others compute on their own."""
+    from peftcli.layers.virtual_tokens.prefix_interface import calls_interface
+
+    for role in anatomy.attentions:
+        if not calls_interface(type(model.get_submodule(role.module))):
+            raise UserError(
+                f"{role.module} computes its attention in code of its own, so a prefix cannot reach it",
+                suggestion="use prompt_tuning, or lora on attn.k and attn.v",
+            )
 
 
 def _shift(attachment: PrefixAttachment, anatomy: Anatomy) -> None:

@@ -208,7 +208,7 @@ def attach_prompt(
         start=start,
         after_first=encoder_only if after_first is None else after_first,
         causal="encoder" not in anatomy.layers,
-        labels_follow_inputs=not ("encoder" in anatomy.layers and "decoder" in anatomy.layers),
+        labels_follow_inputs=not (anatomy.layers.get("encoder") and anatomy.layers.get("decoder")),
     )
     part = made_on(device_of(host, model), lambda: Prompt(length, host.embedding_dim))
     _let_ids_in(model, attachment)
@@ -224,6 +224,6 @@ def attach_prompt(
 def _let_ids_in(model: nn.Module, attachment: PromptAttachment) -> None:
     """Let the attachment put its virtual ids in where ids enter: at the model, or at the encoder of two stacks."""
     host: Any = model
-    reader = host.get_encoder() if host.config.is_encoder_decoder else model
+    reader = model if attachment.labels_follow_inputs else host.get_encoder()
     handle = reader.register_forward_pre_hook(attachment.stand_ins, with_kwargs=True)
     attachment.undo.append(handle.remove)

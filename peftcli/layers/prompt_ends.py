@@ -77,9 +77,16 @@ class PromptEnds:
 def _goes_on(cache: Any) -> bool:
     """Tell whether a cache holds tokens, or, of linear attention and state space models, a state."""
     try:
-        return int(cache.get_seq_length()) > 0
+        if int(cache.get_seq_length()) > 0:
+            return True
     except ValueError:  # no layer of it has a length
         return bool(cache.has_previous_state())
+    # the length is that of the first layer, which in MiniMax keeps its state elsewhere
+    return any(hasattr(layer, "get_seq_length") and int(layer.get_seq_length()) > 0 for layer in _layers(cache))
+
+
+def _layers(cache: Any) -> list[Any]:
+    return list(getattr(cache, "layers", ()))
 
 
 def prompt_ends(model: nn.Module) -> tuple[PromptEnds, Any]:
@@ -99,10 +106,12 @@ def documents_of(shown: Tensor, positions: Tensor | None) -> Tensor:
 
     Args:
         shown: (batch, seq) bool; its shape is all that is asked.
-        positions: (batch or 1, seq), which start again at 0 in every document; None where a row is one document.
+        positions: (batch or 1, seq), which start again at 0 in every document, or (axes, batch, seq) of a model that
+            places images, too (Qwen-VL), where the first axis is the text's; None where a row is one document.
     """
     if positions is None:
         return torch.zeros(shown.shape, dtype=torch.long, device=shown.device)
+    positions = positions[0] if positions.dim() > 2 else positions
     return ((positions.expand_as(shown) == 0).long().cumsum(1) - 1).clamp(min=0)
 
 

@@ -201,6 +201,8 @@ def _apply(site: Site, *, spans: bool) -> Callable[..., Any]:
         changed = site(x if x is None else _rows_as(x, first), first)
         if isinstance(output, list):
             return [changed, *output[1:]]
+        if hasattr(output, "_fields"):  # a named tuple: the code behind it asks for its fields
+            return output._replace(**{output._fields[0]: changed})
         return (changed, *output[1:]) if several else changed
 
     return hook

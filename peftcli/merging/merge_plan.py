@@ -98,12 +98,14 @@ class MergePlan:
         outputs: its tensors, in the order of the base's files.
         dtype: of most of its numbers.
         untied: names of parameters that no longer share their storage.
+        unties_tables: tables of tokens are among them, which the config says.
         left_out: names in the base's files that the task's model does not have.
     """
 
     outputs: list[MergedTensor]
     dtype: torch.dtype
     untied: list[str] = field(default_factory=list)
+    unties_tables: bool = False
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -144,6 +146,10 @@ def plan_merge(
     usual = dtype or _usual_dtype(stored.values())
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     builder = _Builder(names.live, parameters, files, groups, rules, dtype, usual)
+    tables = {name for name in groups if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)}
+    unties_tables = bool(builder.untied & tables)
+    if unties_tables:  # one key of the config unties everything
+        builder.untied.update(groups)
     if whole:
         builder.keep_names()
     outputs = [builder.copied(entry) for parts in files.values() for entry in parts]
@@ -153,7 +159,7 @@ def plan_merge(
     if whole:
         outputs += [builder.beside(stored[name]) for name in left_out]
         left_out = []
-    return MergePlan(outputs, usual, sorted(builder.untied), left_out)
+    return MergePlan(outputs, usual, sorted(builder.untied), unties_tables, left_out)
 
 
 Entry = tuple[FileTensor, Source]
@@ -308,12 +314,11 @@ class _Builder:
         return MergedTensor(Planned(saved_name, dtype, shape), source, rule, rows, live_name)
 
     def _rule(self, name: str) -> MergeRule | None:
-        """Return a tensor's rule: its own, or that of a name that shares its storage and stays tied."""
+        """Return a tensor's rule: its own, or that of a name that shares its storage and does not change alone."""
         if name in self.rules:
             return self.rules[name]
-        if name in self.untied:
-            return None
-        return next((self.rules[twin] for twin in self.groups.get(name, ()) if twin in self.rules), None)
+        twins = (self.rules.get(twin) for twin in self.groups.get(name, ()))
+        return next((rule for rule in twins if rule is not None and rule.kind != "untie"), None)
 
     def _shared_source(self, name: str) -> Source | None:
         for twin in self.groups[name]:

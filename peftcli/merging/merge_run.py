@@ -216,9 +216,12 @@ def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:
 def _plan_notes(plan: MergePlan) -> list[str]:
     notes = []
     if plan.untied:
-        notes.append(f"no longer tied, since only one of them changed: {', '.join(plan.untied)}")
+        notes.append(f"no longer tied, since they changed differently: {_few(plan.untied)}")
     left_out = [name for name in plan.left_out if not name.endswith(_OLD_BUFFERS)]
     if left_out:
-        shown = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
-        notes.append(f"left out, since this task's model has no such weights: {shown}")
+        notes.append(f"left out, since this task's model has no such weights: {_few(left_out)}")
     return notes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -27,7 +27,7 @@ def merged_config(run: RunToMerge, plan: MergePlan, leaving: LeavingModel) -> An
         text.architectures = None
         config.text_config, config.dtype = text, plan.dtype
     restore_padding(config, leaving)
-    if plan.untied:
+    if plan.unties_tables:
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             part.tie_word_embeddings = False
     return config

@@ -100,10 +100,14 @@ def _last_blocks(anatomy: Anatomy, count: int) -> list[str]:
 
 
 def _runs(anatomy: Anatomy) -> dict[str, int]:
-    """Return how often each block of the output's stack runs in one pass, in order of depth (ALBERT shares blocks)."""
+    """Return how often each block of the output's stack runs in one pass, in order of depth (ALBERT shares blocks).
+
+    Blocks that text does not reach are none.
+    """
     stack: Stack = "decoder" if anatomy.layers.get("decoder") else "encoder"
     depths = {each.layer: each.depths for each in anatomy.attentions if each.stack == stack and each.kind == "self"}
-    return {path: depths.get(index, 1) for index, path in enumerate(anatomy.layers.get(stack, ()))}
+    paths = enumerate(anatomy.layers.get(stack, ()))
+    return {path: depths.get(index, 1) for index, path in paths if path not in anatomy.idle}
 
 
 METHOD = FreezeMethod()

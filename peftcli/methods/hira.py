@@ -95,8 +95,7 @@ class HiraMethod(Method[HiraParams]):
                 factor = own["hira_embedding_A"].to(table).T @ own["hira_embedding_B"].to(table).T
                 return table.addcmul_(table, factor)
 
-            # a table tied to the language-model head changes alone
-            folding.change_weight(key, change_table, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
+            folding.change_weight(key, change_table)
         return folding.rules()
 
 

@@ -340,8 +340,7 @@ class LoraMethod(Method[LoraParams]):
             rank = len(tensors["lora_embedding_A" if embedded else "lora_A.weight"])
             scale = params.scale_of(roles.get(key), key, rank)
             change = embedding_change(tensors, scale) if embedded else linear_change(tensors, scale)
-            # a table tied to the language-model head changes alone: the head's projection has no such delta
-            folding.change_weight(key, change, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
+            folding.change_weight(key, change)
         for key, tensors in tensors_by_key(state, ("bias_delta",)).items():
             folding.change_bias(key, tensors["bias_delta"].float().add)
         for name, value in state.items():

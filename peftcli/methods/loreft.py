@@ -103,7 +103,10 @@ class LoreftMethod(Method[LoreftParams]):
         beyond = [layer for layer in params.layers if layer >= len(blocks)] if params.layers != "all" else []
         if beyond:
             reasons.append(f"layers: the model has blocks 0 to {len(blocks) - 1}, not {', '.join(map(str, beyond))}")
-        if any(path in anatomy.other_states for path in _chosen(blocks, params)):
+        chosen = _chosen(anatomy, params)
+        if idle := [path for path in chosen if path in anatomy.idle]:
+            reasons.append(f"layers: no gradient of a text reaches {', '.join(idle)}; leave it out")
+        if any(path in anatomy.other_states for path in chosen):
             reasons.append(
                 "the output of its blocks is not one hidden state of each token (several streams, or other tokens), so "
                 "there is none to edit; use lora or adapter"
@@ -117,7 +120,7 @@ class LoreftMethod(Method[LoreftParams]):
         first, last = params.ends()
         return attach_loreft(
             model,
-            _chosen(_blocks(anatomy), params),
+            _chosen(anatomy, params),
             rank=params.r,
             first=first,
             last=last,
@@ -133,12 +136,13 @@ def _blocks(anatomy: Anatomy) -> dict[str, int]:
     return dict.fromkeys(anatomy.layers.get(stack, ()), anatomy.hidden_size)
 
 
-def _chosen(blocks: dict[str, int], params: LoreftParams) -> dict[str, int]:
-    """Return the blocks that `layers` names, those that the model has."""
+def _chosen(anatomy: Anatomy, params: LoreftParams) -> dict[str, int]:
+    """Return the blocks that `layers` names, those that the model has; `all` are those that text reaches."""
+    blocks = _blocks(anatomy)
     return {
         path: width
         for layer, (path, width) in enumerate(blocks.items())
-        if params.layers == "all" or layer in params.layers
+        if (path not in anatomy.idle if params.layers == "all" else layer in params.layers)
     }
 
 

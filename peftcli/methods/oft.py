@@ -148,8 +148,7 @@ class OftMethod(Method[OftParams]):
             def turn_rows(table: Tensor, angles: Tensor = tensors["oft_embedding_R.weight"]) -> Tensor:
                 return rotated_table(table, angles, params.terms)
 
-            # a table tied to the language-model head is rotated alone
-            folding.change_weight(key, turn_rows, untie=key in (anatomy.embeddings, anatomy.output_embeddings))
+            folding.change_weight(key, turn_rows)
         return folding.rules()
 
 

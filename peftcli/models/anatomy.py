@@ -216,8 +216,11 @@ class Anatomy:
         takes_tokens: whether the model's main input is token ids, which a prompt can be put in front of.
         biases: names of the bias parameters that training moves (of linears, norms, poolers), without the head's.
         transposed: paths of the modules whose weight is stored (in, out), those without a role included.
+        shared: names of the parameters that several modules have as one tensor: a head tied to the embeddings, the
+            attention of Zamba's blocks. A change at one of these modules is that module's alone.
         without_attention: paths of the blocks that have no keys and values: linear attention, state space models.
         untouched: names of the parameters that training cannot move (of other towers, without a gradient), and why.
+        idle: paths of the blocks that text alone does not reach (cross-attention to images): nothing is put there.
         other_states: paths of the blocks whose output is not one hidden state of each token: several streams, tokens
             in front of the text.
         notes: remarks for the user.
@@ -243,8 +246,10 @@ class Anatomy:
     takes_tokens: bool = True
     biases: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
+    shared: frozenset[str] = frozenset()
     without_attention: tuple[str, ...] = ()
     untouched: dict[str, str] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
     other_states: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 

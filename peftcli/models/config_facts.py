@@ -20,6 +20,11 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _NOT_TEXT = ("vit", "whisper")
+OF_CERTAIN_LENGTHS = {
+    "reformer": "in training its code takes rows of certain lengths only: of as many tokens as it has axial positions, "
+    "or of a multiple of its attention's chunks"
+}
+"""Model types that rows of their own lengths cannot train, and why."""
 
 
 def text_config(config: Config) -> Config:
@@ -75,6 +80,8 @@ def task_refusal(config: Config, task: str) -> tuple[str, str] | None:
     kind = kind_of(config)
     if model_type in _NOT_TEXT:
         return f"{model_type} is no text model", "it serves count-params only"
+    if model_type in OF_CERTAIN_LENGTHS:
+        return f"a {model_type} model cannot do {task}: {OF_CERTAIN_LENGTHS[model_type]}", "choose another family"
     refusal = task_info(task).refused.get(kind) if kind else None
     return (f"a {model_type} model cannot do {task}: {refusal.reason}", refusal.remedy) if refusal else None
 

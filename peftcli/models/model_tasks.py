@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from peftcli.errors import Problem, UserError
-from peftcli.models.config_facts import kind_of
+from peftcli.models.config_facts import OF_CERTAIN_LENGTHS, kind_of
 from peftcli.models.families.text_parts import LOADED_ALONE
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_info import ModelKind, TaskInfo
@@ -160,6 +160,8 @@ def _names(known: str | Iterable[str]) -> set[str]:
 
 def _why_not(config: PretrainedConfig, info: TaskInfo) -> str | None:
     """Return why no model of this kind can do a task; None if one can."""
+    if config.model_type in OF_CERTAIN_LENGTHS:
+        return OF_CERTAIN_LENGTHS[config.model_type]
     refusals = [info.refused.get(kind) for kind in _kinds(config)]
     return next((each.reason for each in reversed(refusals) if each), None) if all(refusals) else None
 

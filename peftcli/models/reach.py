@@ -20,7 +20,8 @@ def partial_reach(anatomy: Anatomy, names: Iterable[str]) -> list[str]:
     by_count: dict[tuple[int, int], list[str]] = {}
     for name in names:
         having = {(stack, layer) for stack, layer, what in places if what == name}
-        every = sum(len(anatomy.layers[stack]) for stack in {stack for stack, _ in having})
+        paths = [path for stack in {stack for stack, _ in having} for path in anatomy.layers[stack]]
+        every = sum(path not in anatomy.idle for path in paths)
         if having and len(having) < every:
             shown = f"the branch {name}" if name in BLOCK_ROLES else name
             by_count.setdefault((len(having), every), []).append(shown)

@@ -19,7 +19,15 @@ from peftcli.models.families.family_table import family_row
 from peftcli.models.fused_slices import fused_slices
 from peftcli.models.module_view import ModuleView, heads_of, hidden_size, module_kind
 from peftcli.models.structure.block_lists import TextPart
-from peftcli.models.structure.norms_and_biases import biases, norms, untouched
+from peftcli.models.structure.norms_and_biases import (
+    NO_GRADIENT,
+    biases,
+    idle_note,
+    lies_idle,
+    norms,
+    shared_names,
+    untouched,
+)
 from peftcli.models.structure.unknown_family import structural_row
 from peftcli.models.trial_forward import other_states
 
@@ -69,6 +77,7 @@ class _Reader:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     routers: list[str] = field(default_factory=list)
     without_attention: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
 
     def anatomy(self, origin: Literal["table", "structure", "recipe"], notes: list[str]) -> Anatomy:
         self._read_blocks()
@@ -77,6 +86,7 @@ class _Reader:
         head = head_modules(self.view)
         text = TextPart(self.view)
         unmoved = untouched(self.view, text, tried=origin != "table")
+        notes = [*notes, *self._leave_out_idle(unmoved)]
         experts = read_experts(self.view, self.layers)
         inside = {role.module for role in experts.roles}
         return Anatomy(
@@ -100,8 +110,10 @@ class _Reader:
             max_positions=self.row.positions(self.config) if self.row.positions else None,
             biases=biases(self.view, head, unmoved),
             transposed=tuple(name for name, live in self.view.modules.items() if module_kind(live) == "conv1d"),
+            shared=shared_names(self.view),
             without_attention=tuple(self.without_attention) if self.attentions else (),
             untouched=unmoved,
+            idle=tuple(self.idle),
             other_states=tuple(sorted(other_states(self.view.model))) if origin != "table" else (),
             notes=tuple(notes),
         )
@@ -122,6 +134,24 @@ class _Reader:
                     work.append((order, start + number, stack, path, len(paths)))
         for _, layer, stack, path, count in sorted(work, key=lambda item: item[:2]):
             self._read_block(stack, path, layer, count)
+
+    def _leave_out_idle(self, unmoved: Mapping[str, str]) -> list[str]:
+        """Take out roles, branches, attentions and blocks that text does not reach; return a note where there are any.
+
+        A decoder that attends to images or to an encoder has a branch for that, which text alone does not call.
+        """
+
+        def idle(path: str) -> bool:
+            return lies_idle(self.view.modules[path], path, unmoved)
+
+        out = [linear.module for linear in self.linears if idle(linear.module)]
+        self.left_out += [(path, NO_GRADIENT) for path in dict.fromkeys(out)]
+        self.linears = [linear for linear in self.linears if linear.module not in out]
+        self.blocks = [block for block in self.blocks if not idle(block.exit)]
+        self.attentions = [each for each in self.attentions if not idle(each.module)]
+        self.idle = [path for paths in self.layers.values() for path in paths if idle(path)]
+        self.without_attention = [path for path in self.without_attention if path not in self.idle]
+        return [idle_note(out)] if out else []
 
     def _own(self, path: str, spec: str) -> str | None:
         """Return the module of a block, if no earlier block has it: Zamba's blocks share one attention."""

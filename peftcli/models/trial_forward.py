@@ -266,12 +266,13 @@ class _Trial(TorchFunctionMode):
         own = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         try:
             gradients = torch.autograd.grad(output.sum(), list(own.values()), allow_unused=True)
-        except Exception:  # a step of the model has no gradient without values
-            return frozenset()
-        untouched = frozenset(name for name, gradient in zip(own, gradients, strict=True) if gradient is None)
+            untouched = frozenset(name for name, gradient in zip(own, gradients, strict=True) if gradient is None)
+        except Exception:  # a step of the model has no gradient without values (XLNet's)
+            connected = _connected(output)
+            untouched = frozenset(name for name, each in own.items() if id(each) not in connected)
         reached = sum(f"{path}.weight" in own and f"{path}.weight" not in untouched for path in self.linears)
         # a step with a backward pass of its own may hide most of the model: then nothing is known
-        return untouched if 2 * reached > len(self.called) else frozenset()
+        return untouched if 2 * reached >= len(self.called) else frozenset()
 
     def _hooks(self, path: str, module: nn.Module) -> Iterator[Any]:
         def begin(_module: nn.Module, _args: Any) -> None:
@@ -330,3 +331,16 @@ class _Trial(TorchFunctionMode):
             for tensor in made:
                 if tensor.numel() == source.numel():
                     self.outputs.setdefault(id(tensor), (path, tensor))
+
+
+def _connected(output: Tensor) -> set[int]:
+    """Return the ids of the parameters that an output was computed from, as its graph tells."""
+    waiting, seen, found = [output.grad_fn], set[Any](), set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        waiting += [each for each, _ in node.next_functions]
+    return found

@@ -32,22 +32,14 @@ class Folding:
         self._roles: dict[str, LinearRole] = {linear.key: linear for linear in anatomy.linears}
         self._transposed = set(anatomy.transposed)
         self._biases = set(anatomy.biases)
+        self._shared = anatomy.shared
         self._steps: dict[str, list[MergeStep]] = {}
-        self._untied: set[str] = set()
         self._replaced: set[str] = set()
 
-    def change_weight(self, key: str, change: Change, *, untie: bool = False) -> None:
-        """Apply `change` to the weight that an adapter key names: a role's, or a whole module's, as (out, in).
-
-        Args:
-            key: of the adapter.
-            change: of the rows that the key names.
-            untie: the change is this name's alone, should the base store it as one with another (tied embeddings).
-        """
+    def change_weight(self, key: str, change: Change) -> None:
+        """Apply `change` to the weight that an adapter key names: a role's, or a whole module's, as (out, in)."""
         role = self._roles.get(key)
         module = role.module if role else key
-        if untie:
-            self._untied.add(f"{module}.weight")
         self._append(f"{module}.weight", _on_rows(change, role, module in self._transposed))
 
     def scale_input(self, key: str, factor: Tensor) -> None:
@@ -114,9 +106,18 @@ class Folding:
         return f"{role.module if role else key}.bias" in self._biases
 
     def rules(self) -> dict[str, MergeRule]:
-        """Return the rules by name of the base parameter."""
+        """Return the rules by name of the base parameter.
+
+        Where several modules have one tensor, a change belongs to the module that it was made at, and its tensor is
+        untied; a value that was trained in place is that of all of them.
+        """
+        alone = {
+            name
+            for name, steps in self._steps.items()
+            if name in self._shared and any(step.stage != REPLACES for step in steps)
+        }
         return {
-            name: rule_of(steps, "untie" if name in self._untied else "change", name in self._replaced)
+            name: rule_of(steps, "untie" if name in alone else "change", name in self._replaced)
             for name, steps in self._steps.items()
         }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from peftcli.analysis.support.tiny_types import tiny_type
 from peftcli.merging.merge_run import merge_run
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.folding import Folding
@@ -69,9 +70,44 @@ def test_families_outside_the_table_merge(
     task, auto = ("seq2seq_lm", AutoModelForSeq2SeqLM) if family == "marian" else ("causal_lm", AutoModelForCausalLM)
     auto.from_config(AutoConfig.for_model(family, **TOKENS, **sizes)).save_pretrained(tmp_path / "model")
     tiny_tokenizer(add_eos=family == "marian").save_pretrained(tmp_path / "model")
-    recipe = make_recipe(tmp_path, task, method, tmp_path / "model")
-    run = tmp_path / "run"
+    assert merge_run(save_run(tmp_path, task, method), tmp_path / "merged", use_alone=False).verified
+
+
+def save_run(folder: Path, task: str, method: dict[str, Any]) -> Path:
+    """Return a run directory with a random adapter on the model in the folder."""
+    recipe = make_recipe(folder, task, method, folder / "model")
+    run = folder / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(dump_recipe(recipe))
     save_random_adapter(run / "adapter", recipe, None, size=0.05, seed=1)
-    assert merge_run(run, tmp_path / "merged", use_alone=False).verified
+    return run
+
+
+SHARED = "shared_transf.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("method", "unties"),
+    [
+        ({**LORA, "target_modules": "all-linear"}, ["blocks"]),
+        ({**LORA, "target_modules": ["q_proj", "embed_tokens"]}, ["blocks", "head"]),
+        ({**LORA, "target_modules": ["embed_tokens"]}, ["head"]),
+        ({"name": "ln_tuning"}, []),
+    ],
+)
+def test_blocks_that_share_a_tensor_have_their_own_where_it_changes(
+    method: dict[str, Any], unties: list[str], tmp_path: Path
+) -> None:
+    """Zamba's blocks share an attention: each changes at its own place, and a merge writes it for each of them."""
+    config = tiny_type("zamba", "causal_lm").made_config()
+    config.vocab_size = VOCAB
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    run = save_run(tmp_path, "causal_lm", method)
+    report = merge_run(run, tmp_path / "merged", use_alone=False)
+    assert report.verified
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    first, second = (merged.get_parameter(f"model.layers.{layer}.{SHARED}") for layer in (1, 3))
+    assert torch.equal(first, second) == ("blocks" not in unties)
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == ("head" not in unties)
+    assert any("no longer tied" in note for note in report.notes) == bool(unties)

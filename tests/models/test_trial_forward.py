@@ -29,6 +29,7 @@ MORE = {**SMALL, "intermediate_size": 48, "vocab_size": 99, "pad_token_id": 0, "
 EXPERTS = {**MORE, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 STATE = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2, "mamba_n_groups": 1}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24}
+GROUPS = {"embedding_size": 32, "intermediate_size": 48}
 GATE = {"shared_expert_intermediate_size": 24}
 SPARSE = {**LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
 INDEX = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4, "first_k_dense_replace": 1}
@@ -120,6 +121,18 @@ def test_parameters_without_a_gradient_are_those_of_a_real_backward_pass(name: s
     assert {each for each in without_gradient(model) if ".experts." not in each} == real - experts
 
 
+@pytest.mark.parametrize("name", ["XLNet", "SqueezeBert"])
+def test_it_is_told_by_the_graph_where_no_backward_pass_runs_and_of_few_linears(name: str) -> None:
+    """A step of XLNet has no gradient without values; SqueezeBERT has two linears, and one is not used."""
+    sizes = {"XLNet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}, "SqueezeBert": {**MORE, **GROUPS}}
+    config = getattr(transformers, f"{name}Config")(**{**sizes[name], "vocab_size": 99})
+    model = transformers.AutoModelForTokenClassification.from_config(config)
+    ids = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids).logits.sum().backward()
+    real = {each for each, tensor in model.named_parameters() if tensor.grad is None}
+    assert real and without_gradient(model) == real
+
+
 @pytest.mark.parametrize("method", ["ln_tuning", "adapter", "compacter", "freeze", "full"])
 def test_what_is_trained_in_place_has_a_gradient_or_is_left_out_with_a_note(method: str) -> None:
     model = _model("DeepseekV32", "meta")
@@ -128,6 +141,39 @@ def test_what_is_trained_in_place_has_a_gradient_or_is_left_out_with_a_note(meth
     attachment = apply_method(model, read_anatomy(model), params)
     assert attachment.unfrozen and not any("indexer" in name for name in attachment.unfrozen)
     assert any("no gradient of a text" in note and "indexer.k_norm.weight" in note for note in attachment.notes)
+
+
+@pytest.fixture(scope="module")
+def cross_attending() -> PreTrainedModel:
+    """Return a text model whose second block attends to images."""
+    text = {**MORE, "num_hidden_layers": 3, "cross_attention_layers": [1], "intermediate_size": 48}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 16, "intermediate_size": 48, "intermediate_layers_indices": [0]}
+    with torch.device("meta"):
+        return transformers.MllamaForConditionalGeneration(
+            transformers.MllamaConfig(vision_config={**vision, "vision_output_dim": 64}, text_config=text)
+        )
+
+
+def test_a_block_that_text_does_not_reach_takes_no_part(cross_attending: PreTrainedModel) -> None:
+    anatomy = read_anatomy(cross_attending)
+    (idle,) = anatomy.idle
+    assert idle.endswith("layers.1") and "cross_attn.q" not in anatomy.roles()
+    assert {linear.layer for linear in anatomy.linears} == {block.layer for block in anatomy.blocks} == {0, 2}
+    assert any("no gradient of a text reaches" in note and "cross_attn.q_proj" in note for note in anatomy.notes)
+    with pytest.raises(UserError, match=r"no cross_attn.q \(.*cross_attn.q_proj: no gradient of a text reaches it"):
+        _attached(cross_attending, ["cross_attn.q"])
+    params = registry.info("loreft").params
+    placed = apply_method(cross_attending, anatomy, params.model_validate({"name": "loreft"})).placed
+    assert len(placed) == 2 and not any(idle in each.key for each in placed)
+    with pytest.raises(UserError, match="layers: no gradient of a text reaches"):
+        apply_method(cross_attending, anatomy, params.model_validate({"name": "loreft", "layers": [1]}))
+
+
+def test_freezing_counts_the_blocks_that_text_reaches(cross_attending: PreTrainedModel) -> None:
+    params = registry.info("freeze").params.model_validate({"name": "freeze", "num_layers": 2})
+    trained = apply_method(cross_attending, read_anatomy(cross_attending), params).unfrozen
+    assert {name.split("layers.")[1].split(".")[0] for name in trained} == {"0", "2"}
 
 
 def test_bitfit_says_that_no_bias_has_a_gradient() -> None:

@@ -68,10 +68,16 @@ def tiny_type(model_type: str, task: TaskName) -> TypeModel:
         except UserError:
             raise
         except Exception as error:  # each model's code refuses sizes in its own ways
-            last = f"{type(error).__name__}: {error}"
+            last = first_line(error)
         else:
             return kind
-    raise UserError(f"no tiny {model_type} could be built: {last.splitlines()[0][:200]}")
+    raise UserError(f"no tiny {model_type} could be built: {last[:200]}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's class and the first line of its text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a text'}"
 
 
 def hyper_parameters(method: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from peftcli.analysis.contract_models import bare, batch_of, own_logits
 from peftcli.analysis.method_contracts import CLOSE, Contract, gradients, ignores_padding, merges, uses_cache
 from peftcli.analysis.output_effects import cache_effect, padding_effect
-from peftcli.analysis.support.tiny_types import TypeModel, hyper_parameters, tiny_type
+from peftcli.analysis.support.tiny_types import TypeModel, first_line, hyper_parameters, tiny_type
 from peftcli.analysis.support.tried_types import TRIED
 from peftcli.assembly.outline import kind_problems
 from peftcli.errors import UserError
@@ -190,5 +190,4 @@ def _said(error: UserError | ValidationError) -> str:
 
 
 def _short(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:_LONGEST]
+    return first_line(error)[:_LONGEST]

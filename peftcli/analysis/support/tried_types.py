@@ -87,11 +87,21 @@ def faults(cells: dict[str, str], bare: dict[str, Any]) -> dict[str, str]:
         cells: of one method.
         bare: the record of the type.
     """
-    return {
-        name: text
-        for name, text in cells.items()
-        if text != TRIED and not (name in ("padding", "cache") and bare.get(name, TRIED) != TRIED)
-    }
+    own = bare_faults(bare)
+    return {name: text for name, text in cells.items() if text != TRIED and name not in own}
+
+
+def bare_faults(record: dict[str, Any]) -> list[str]:
+    """Return what of `padding` and `cache` is wrong in the bare model itself.
+
+    As it was made or with other values, which is what `full` leaves: small random weights may hide it.
+    """
+    moved = record.get("methods", {}).get("full", {})
+    return [
+        what
+        for what in ("padding", "cache")
+        if record.get(what, TRIED) != TRIED or moved.get(what, TRIED).startswith("wrong")
+    ]
 
 
 def without_whole(record: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from peftcli.analysis.support.tried_types import TASKS_TRIED, TRIED, TriedTypes, faults, read_tried
+from peftcli.analysis.support.tried_types import TASKS_TRIED, TRIED, TriedTypes, bare_faults, faults, read_tried
 from peftcli.recipe.schema import TaskName
 
 COLUMNS = ["type", "read by", "in every block", "`all-linear`: share of the blocks' weights", "methods"]
@@ -87,7 +87,7 @@ def _methods(tried: TriedTypes, record: dict[str, Any]) -> str:
     parts += [f"refused: {', '.join(refused)}"] if refused else []
     shown = [f"{name} ({' '.join(what)})" for name, what in wrong.items()]
     parts += [f"**wrong**: {', '.join(shown)}"] if wrong else []
-    bare = [what for what in ("padding", "cache") if record.get(what, TRIED) != TRIED]
+    bare = bare_faults(record)
     parts += [f"the bare model itself changes with {' and '.join(bare)}"] if bare else []
     return "; ".join(parts)
 

@@ -7,6 +7,7 @@ attention module in front, extends the mask and calls the library's sdpa functio
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from peftcli.layers.dropout import dropout
 from peftcli.layers.virtual_tokens.prefix import PrefixStates, find_prefix_site
 
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 ATTENTION_NAME = "peft_prefix_attention"
 """Free of `sdpa`, `flash` and `flex`: transformers refuses or reinterprets names that hold them."""
 
@@ -26,6 +28,17 @@ def register() -> None:
     AttentionInterface.register(ATTENTION_NAME, prefix_attention)
     # without a mask function of the same name every mask would arrive as None, and padding would be attended to
     AttentionMaskInterface.register(ATTENTION_NAME, AttentionMaskInterface()["sdpa"])
+
+
+def calls_interface(kind: type[nn.Module]) -> bool:
+    """Tell whether a class of attention modules calls transformers' registered functions; yes where its code is hidden.
+
+    Some models do in one stack only: the encoders of LongT5, PEGASUS-X and BigBird-Pegasus look at parts of a text.
+    """
+    try:
+        return any(_INTERFACE in inspect.getsource(each) for each in kind.__mro__ if each not in nn.Module.__mro__)
+    except (OSError, TypeError):  # made while running, or without its source
+        return True
 
 
 def prefix_attention(

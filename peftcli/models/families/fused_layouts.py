@@ -14,6 +14,7 @@ _LAYOUTS: dict[str, Layout] = {
     "dbrx": "contiguous",
     "deberta": "per_head",
     "gpt_neox_japanese": "per_head",
+    "modernbert": "contiguous",  # as a part beside a tower: ModernVBERT
     "mpt": "contiguous",
     "openai-gpt": "contiguous",
     "persimmon": "per_head",

@@ -116,7 +116,7 @@ def has_experts(module: nn.Module) -> bool:
     for name, child in module.named_modules():
         if _has_tensors(child):
             return True
-        if name.rpartition(".")[2] == "experts" and isinstance(child, nn.ModuleList):
+        if name.rpartition(".")[2] == "experts" and isinstance(child, nn.ModuleList | nn.ModuleDict):
             return True
     return False
 

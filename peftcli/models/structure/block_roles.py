@@ -112,7 +112,7 @@ class _Roles:
                 around = [self._modules[".".join(path.split(".")[:end])] for end in range(1, path.count(".") + 1)]
                 names = path.split(".")
                 experts = any(
-                    name == "experts" and isinstance(parent, nn.ModuleList)
+                    name == "experts" and isinstance(parent, nn.ModuleList | nn.ModuleDict)
                     for name, parent in zip(names, around, strict=False)
                 )
                 if not experts:

@@ -166,17 +166,23 @@ def _is_encoder(view: ModuleView, blocks: list[str], spec: str, config: Pretrain
 
 
 def _embedding_path(view: ModuleView) -> str:
-    for path in ("encoder.embed_tokens", "model.encoder.embed_tokens"):  # an encoder-decoder does not call `shared`
-        if view.model.config.is_encoder_decoder and view.absolute(path) in view.modules:
-            return path
     try:
         embedding = view.model.get_input_embeddings()
     except NotImplementedError:  # CANINE embeds characters by hashes
         embedding = None
-    for name, module in view.modules.items():
-        if module is embedding and view.in_base(name):
-            return name[len(view.base_path) :].lstrip(".")
+    own = [name for name, module in view.modules.items() if module is embedding and view.in_base(name)]
+    if embedding is not None and view.model.config.is_encoder_decoder:  # the encoder calls a table of its own
+        own = [name for name, module in view.modules.items() if _is_of_encoder(name, module, embedding)] or own
+    for name in own:
+        return name[len(view.base_path) :].lstrip(".")
     raise UserError(
         "the model's code does not tell which module embeds its tokens",
         suggestion="name it in the recipe: model.anatomy: {embeddings: ...}",
     )
+
+
+def _is_of_encoder(path: str, module: nn.Module, embedding: nn.Module) -> bool:
+    """Tell whether a module is an encoder's name for the table of tokens, or has the same tensor."""
+    weight = getattr(embedding, "weight", None)
+    same = module is embedding or (isinstance(module, nn.Embedding) and module.weight is weight)
+    return same and "encoder" in path.rpartition(".")[0]

@@ -56,8 +56,9 @@ def test_what_the_table_says_of_a_type_is_what_is_found(name: str) -> None:
         assert plain(try_type(name, SAMPLE[name], METHODS)) == plain(stored)
 
 
-@pytest.mark.parametrize("name", ["openai-gpt", "mamba"])
+@pytest.mark.parametrize("name", ["openai-gpt", "mamba", "minimax", "qwen3_5"])
 def test_interventions_reach_lists_of_outputs_and_go_on_from_a_state(name: str) -> None:
+    """MiniMax's first layer counts no tokens in its cache; Qwen3.5 places tokens by several axes."""
     with quiet_transformers():
         cells = try_type(name, "causal_lm", ["loreft"])["methods"]["loreft"]
     assert set(cells.values()) == {TRIED}, cells
@@ -69,6 +70,42 @@ def test_streams_of_states_ids_within_blocks_and_a_grouped_projection() -> None:
         methods = try_type("deepseek_v4", "causal_lm", ["loreft", "prompt_tuning", "qlora"])["methods"]
     assert "not one hidden state of each token" in methods.pop("loreft")["attach"]
     assert {text for cells in methods.values() for text in cells.values()} == {TRIED}, methods
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "methods"),
+    [
+        ("zamba", "causal_lm", ["qlora", "ia3", "ln_tuning"]),
+        ("trocr", "causal_lm", ["ia3", "adapter"]),
+        ("mllama", "causal_lm", ["ia3", "adapter", "loreft", "prefix_tuning"]),
+        ("big_bird", "sequence_classification", ["bitfit", "full"]),
+        ("modernvbert", "token_classification", ["lora", "adapter"]),
+        ("switch_transformers", "seq2seq_lm", ["mam"]),
+        ("prophetnet", "seq2seq_lm", ["prompt_tuning"]),
+        ("t5", "token_classification", ["prompt_tuning"]),
+        ("mobilebert", "sequence_classification", ["unipelt"]),
+        ("mra", "sequence_classification", ["adapter"]),
+    ],
+)
+def test_tensors_of_several_blocks_and_what_text_does_not_reach(name: str, task: TaskName, methods: list[str]) -> None:
+    """Zamba's blocks share an attention; TrOCR and Mllama attend to images; BigBird's loss needs no pooler.
+
+    Switch keeps experts in a dictionary, ProphetNet's encoder has a name of its own for the table of tokens, T5 tags
+    with its encoder alone, MobileBERT attends at the width of its blocks, MRA's attention is zero without its kernel.
+    """
+    with quiet_transformers():
+        record = try_type(name, task, methods)
+    found = {
+        (method, what): text for method in methods for what, text in faults(record["methods"][method], record).items()
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("name", ["longt5", "pegasus_x", "bigbird_pegasus"])
+def test_no_prefix_where_one_stack_computes_its_attention_itself(name: str) -> None:
+    with quiet_transformers():
+        cells = try_type(name, "seq2seq_lm", ["prefix_tuning"])["methods"]["prefix_tuning"]
+    assert list(cells) == ["attach"] and "computes its attention in code of its own" in cells["attach"]
 
 
 @pytest.mark.slow
@@ -104,6 +141,8 @@ def test_the_bare_models_own_faults_are_not_the_methods() -> None:
     cells = dict.fromkeys(CELLS, TRIED) | {"padding": "wrong: differs", "merge": "wrong: differs"}
     assert list(faults(cells, {"padding": "wrong: differs"})) == ["merge"]
     assert list(faults(cells, {"padding": TRIED})) == ["padding", "merge"]
+    moved = {"padding": TRIED, "methods": {"full": {"padding": "wrong: differs"}}}  # the base alone, with other values
+    assert list(faults(cells, moved)) == ["merge"]
 
 
 def test_a_type_that_cannot_be_built_says_why() -> None:
