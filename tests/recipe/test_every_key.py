@@ -183,7 +183,7 @@ def _built(loaded: LoadedRecipe, path: Path) -> Mapping[str, str]:
     paths = session.computing.fast_paths
     found = {
         "plan": session.plan,
-        "header": {**shown, "rows": str(shown["rows"]).split("; cache")[0]},
+        "header": {**shown, "rows": str(shown["rows"]).replace("; prepared before", "")},
         "steps": [[[(row.input_ids.tolist(), str(row.labels)) for row in one.rows] for one in step] for step in shares],
         "validation": {name: [row.row for row in rows] for name, rows in session.validation.items()},
         "groups": [{**group, "params": len(group["params"])} for group in session.optimizer.param_groups],

@@ -60,7 +60,7 @@ RUNS: list[tuple[str, str, dict[str, Any]]] = [
         {
             "data__val_set_size": 4,
             "training__max_steps": None,
-            "training__eval_generate": 1,
+            "training__eval_generate": 2,
             "training__bf16": True,
             "method": {"name": "qlora", "r": 4},
         },
