@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from peftcli.analysis.advice.advice_rules import rules
-from peftcli.analysis.estimate.published_error import published_trials
+from peftcli.analysis.estimate.published_error import published_markdown
 from peftcli.analysis.support import type_tables
 from peftcli.cli.methods import text_of
 from peftcli.layers.quantised.quantiser_table import quantiser_facts
@@ -348,7 +348,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "method": method,
     "rates": rates,
     "advice-rules": advice_rules,
-    "estimate-error": lambda _: published_trials().as_markdown(),
+    "estimate-error": lambda _: published_markdown(),
     "sources": source_list,
     "common": common,
     "families": families,

@@ -3,8 +3,9 @@
     python benchmarks/memory/estimate_error.py --material DIR
 
 writes peftcli/analysis/estimate/published_error.json after each cell, from which `peft estimate` takes its expected
-error and docs/choosing.md its table. Cells that were measured with these versions on such a machine are kept: stopped,
-the same command goes on; `--again` measures all anew. `--predict` only predicts anew, and keeps what was measured.
+error and docs/choosing.md its tables, one for each machine: processor, cores, threads, system and versions. Cells that
+were measured on such a machine are kept: stopped, the same command goes on; `--again` measures all anew. `--predict`
+only predicts anew, and keeps what was measured. Records of other machines stay.
 
 Cells: models x methods x lengths x checkpointing. Rows are as long as max_length, so that the prediction from the
 config alone is of the same run. Memory depends little on what else the machine does.
@@ -104,15 +105,17 @@ def predicted(material: Path, each: dict[str, Any]) -> dict[str, Any]:
     return {**each, "config": estimating.estimate(estimating.read_basis(loaded)).peak}
 
 
-def machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """Return on what the cells were measured, and when."""
     from importlib.metadata import version
 
     import torch
 
+    from peftcli.assembly.machine_answers import machine
+
     versions = {name: version(name) for name in ("torch", "transformers")}
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": machine(torch.device("cpu"))["name"],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()}, {' '.join(platform.libc_ver())}",
@@ -125,12 +128,12 @@ def machine() -> dict[str, Any]:
 KEYS = ("family", "method", "length", "checkpointing")
 
 
-def kept(here: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Return the cells that were measured on such a machine with these versions, by their keys."""
-    found = json.loads(KEPT.read_text(encoding="utf-8"))
-    if {**found["machine"], "date": ""} != {**here, "date": ""}:
-        return {}
-    return {tuple(cell[key] for key in KEYS): cell for cell in found["cells"]}
+def by_machine(here: dict[str, Any]) -> tuple[dict[tuple[Any, ...], dict[str, Any]], list[dict[str, Any]]]:
+    """Return the cells that were measured on such a machine with these versions, by their keys, and others' records."""
+    records = json.loads(KEPT.read_text(encoding="utf-8"))
+    ours = [each for each in records if {**each["machine"], "date": ""} == {**here, "date": ""}]
+    cells = {tuple(cell[key] for key in KEYS): cell for each in ours for cell in each["cells"]}
+    return cells, [each for each in records if each not in ours]
 
 
 def main() -> None:
@@ -144,8 +147,9 @@ def main() -> None:
     material = given.material.resolve()
     material.mkdir(parents=True, exist_ok=True)
     prepare(material)
-    here = machine()
-    done = {} if given.again else kept(here)
+    here = this_machine()
+    found, others = by_machine(here)
+    done = {} if given.again else found
     if given.predict and not done:
         parser.error("nothing was measured on such a machine")
     for one in CELLS[: given.most]:
@@ -155,8 +159,8 @@ def main() -> None:
             done[one] = predicted(material, done[one])
         else:
             continue
-        found = {"machine": here, "cells": [done[key] for key in CELLS if key in done]}
-        KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        record = {"machine": here, "cells": [done[key] for key in CELLS if key in done]}
+        KEPT.write_text(json.dumps([record, *others], indent=1) + "\n", encoding="utf-8")
         cell = Trial(**done[one])
         errors = [f"{cell.error(tier):+.1f}%" for tier in ("config", "measured")]
         print(*one, f"{cell.trained / 1e6:,.0f} MB", *errors, flush=True)

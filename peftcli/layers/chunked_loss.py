@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from peftcli.layers.cpu.equal_slices import slices
 from peftcli.layers.quantised.quantised_weights import is_quantised
 from peftcli.layers.vocabulary_blocks import BLOCK, ROWS, cross_entropies
 
@@ -171,7 +172,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             b = None if bias is None else bias.to(settings.compute_dtype)
             in_blocks = settings.in_blocks(hidden.device) and not (needs_weight or needs_bias)
             rows = settings.block_rows if in_blocks else settings.rows
-            for chunk in (slice(start, start + rows) for start in range(0, len(hidden), rows)):
+            for chunk in slices(len(hidden), rows):
                 h = hidden[chunk].to(settings.compute_dtype)
                 if in_blocks:
                     losses, d_h = cross_entropies(h, w, b, targets[chunk], settings.transform.scale, needs_hidden)

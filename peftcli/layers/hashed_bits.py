@@ -13,6 +13,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from peftcli.layers.cpu.equal_slices import slices
+
 Key = tuple[int, int]
 """Two signed numbers of 32 bits."""
 
@@ -67,7 +69,8 @@ def hashed_bits(keys: Tensor, width: int, first: int = 0) -> Tensor:
     pairs = torch.empty(flat.shape[1], end - start, dtype=torch.int32, device=keys.device)
     block = max(1, BLOCK // (end - start)) if keys.device.type == "cpu" else max(1, flat.shape[1])
     scratch = torch.empty_like(pairs[:block])
-    for own, bits in zip(torch.split(flat, block, 1), torch.split(pairs, block), strict=True):
+    for chosen in slices(flat.shape[1], block):
+        own, bits = flat[:, chosen], pairs[chosen]
         rest = scratch[: len(bits)]
         torch.add(own[0].unsqueeze(1), places, out=bits).mul_(_FIRST)
         torch.bitwise_right_shift(bits, _SHIFT, out=rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _KEY = "quantization_config.quant_method"
 _PLAIN = "name the unquantised model"
+_BITS = ("bits", "nbits", "w_bit")
+_TYPES = ("weights", "quant_type")
+_SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 _HERE = f"{_PLAIN}; model.load_in_4bit: true quantises it while it loads"
 
 
@@ -48,6 +52,29 @@ def stored_packed(config: PretrainedConfig) -> bool:
     """Tell whether a checkpoint's weights stay quantised once they are read."""
     method = stored_method(config)
     return method is not None and not becomes_plain(method)
+
+
+def stored_bits(config: PretrainedConfig) -> int | None:
+    """Return the bits of a weight of a checkpoint that stays quantised, as its settings tell them.
+
+    None where they do not, or where the checkpoint is not of that kind.
+    """
+    settings = stored_settings(config)
+    if settings is None or not stored_packed(config):
+        return None
+    if stored_method(config) == "bitsandbytes":
+        return 8 if settings.get("load_in_8bit") else 4
+    named = [settings[key] for key in _BITS if isinstance(settings.get(key), int)]
+    # quanto and torchao name a type: int4, float8, Int8DynamicActivationInt4WeightConfig
+    types = str([settings.get(key) for key in _TYPES])
+    typed = re.search(r"(\d+)Weight", types) or re.search(r"(?:int|float)(\d)", types)
+    return int(named[0]) if named else int(typed[1]) if typed else None
+
+
+def kept_plain(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the modules that a checkpoint's quantiser has left as they were, by their names or the ends of these."""
+    settings = stored_settings(config) or {}
+    return tuple(str(name) for key in _SKIPPED for name in settings.get(key) or ())
 
 
 def read_dequantised(config: PretrainedConfig) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from peftcli.analysis.estimate.counted_bytes import Counted
+from peftcli.analysis.estimate.fake_base import as_held
 from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, look_ahead_rows, shapes, step_sizes
 from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate
 from peftcli.analysis.estimate.published_error import Tier
-from peftcli.analysis.estimate.simulated_run import Setting, Work, simulate
+from peftcli.analysis.estimate.simulated_run import Setting, Work, can_be_kept, simulate
 from peftcli.analysis.estimate.step_rates import kept_rate
 from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, with_reference
 from peftcli.assembly.outline import model_spec
@@ -35,6 +37,7 @@ from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.stored_quantised import stored_bits, stored_packed, stored_settings
 from peftcli.process_state import freed_memory_can_stay, libraries_quiet
 from peftcli.protocol.apply_method import apply_method
 from peftcli.recipe.load_recipe import LoadedRecipe
@@ -55,7 +58,7 @@ class Basis:
 
     Args:
         validation: rows that are evaluated; empty without an evaluation.
-        notes: why no data was read.
+        notes: why no data was read, and what is not known of the base.
     """
 
     loaded: LoadedRecipe
@@ -79,6 +82,12 @@ class Basis:
         spec = model_spec(self.recipe)
         found, _ = choose_dtype(spec, load_config(spec), find_source(spec.name_or_path), self.device)
         return found == torch.float32
+
+    @property
+    def packed(self) -> bool:
+        """Whether the base is held in fewer bits."""
+        spec = model_spec(self.recipe)
+        return spec.load_in_4bit or spec.load_in_8bit or stored_packed(load_config(spec))
 
     @property
     def sequences(self) -> int:
@@ -106,6 +115,8 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     anatomy = read_anatomy(meta, recipe.model.anatomy)
     apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
     notes: list[str] = []
+    if stored_packed(config) and stored_bits(config) is None:
+        notes.append("the base is stored packed, in how many bits its config does not say: counted as a plain one")
     tokenizer: Any = None
     kind = task_info(recipe.task).rows
     evaluates = recipe.training.eval_strategy != "no"
@@ -117,7 +128,7 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
             longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
             train = with_reference(data.train, recipe)
             held_out = None if longest is None else with_reference(longest, recipe)
-            return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, ())
+            return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, tuple(notes))
     except UserError as error:
         notes.append(f"no rows were read: {error.problems[0].message}")
     labels = assumed_labels(recipe.task, spec)
@@ -159,19 +170,15 @@ def estimate(basis: Basis, changed: Mapping[str, Any] | None = None, *, processe
     recipe = _with(basis.recipe, changed)
     if "data.max_length" in changed:
         basis = basis.with_rows_cut(int(changed["data.max_length"]))
-    with libraries_quiet(), accelerate_state_kept():
-        try:
-            counted, setting, plan = _counted(basis, recipe, processes)
-        except PeftCliError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"the memory of this model cannot be counted without its weights: {type(error).__name__}: {error}",
-                suggestion="measure it: peft estimate RECIPE --measure",
-            ) from error
     strategy = choose_strategy(recipe.distributed, processes, basis.device.type)
-    quantised = setting.model.load_in_4bit or setting.model.load_in_8bit
-    device = _device(counted, setting, library_bytes(basis.device, quantised=quantised), strategy, processes)
+    with libraries_quiet(), accelerate_state_kept():
+        with _explained():
+            setting, work, plan = _setting(basis, recipe, processes)
+        quantised = setting.model.load_in_4bit or setting.model.load_in_8bit
+        with library_bytes(basis.device, quantised=quantised) as libraries:
+            with _explained():
+                setting, counted = _counted(setting, work, processes)
+            device = _device(counted, setting, libraries(), strategy, processes)
     seconds = None
     if basis.tier == "data":
         rate = kept_rate(recipe, basis.device, shape_of(setting.config()), setting.recomputes)
@@ -193,23 +200,42 @@ def _with(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _counted(basis: Basis, recipe: Recipe, processes: int) -> tuple[Counted, Setting, StepPlan]:
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what helps where a model's code fails without weights.
+
+    Raises:
+        UserError: in place of whatever it raises.
+    """
+    try:
+        yield
+    except PeftCliError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the memory of this model cannot be counted without its weights: {type(error).__name__}: {error}",
+            suggestion="measure it: peft estimate RECIPE --measure",
+        ) from error
+
+
+def _counted(setting: Setting, work: Work, processes: int) -> tuple[Setting, Counted]:
     """Simulate, with checkpointing where the recipe leaves it open and activations would not fit."""
-    setting, work, plan = _setting(basis, recipe, processes)
-    counted = simulate(setting, work)
-    if recipe.training.gradient_checkpointing == "auto":
-        free = free_bytes(basis.device, processes)
-        need = Need(1, 1, counted.size("kept"), 12 * counted.size("trainable"), (free or 0) - counted.size("base"))
-        if free is not None and not need.fits:
-            setting = replace(setting, recomputes=True)
-            counted = simulate(setting, work)
-    return counted, setting, plan
+    left_open = setting.recipe.training.gradient_checkpointing == "auto"
+    free = free_bytes(setting.world.device, processes) if left_open else None
+
+    def fits(counted: Counted) -> bool:
+        left = (free or 0) - counted.size("base")
+        return Need(1, 1, counted.size("kept"), 12 * counted.size("trainable"), left).fits
+
+    if free is not None and not can_be_kept(setting, work, fits):
+        setting = replace(setting, recomputes=True)
+    return setting, simulate(setting, work)
 
 
 def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Work, StepPlan]:
-    world = World(basis.device)
-    spec, training = model_spec(recipe), recipe.training
-    config, source = load_config(spec), find_source(spec.name_or_path)
+    world, training = World(basis.device), recipe.training
+    config, source = load_config(recipe.model), find_source(recipe.model.name_or_path)
+    spec = as_held(model_spec(recipe), config)
     dtype, _ = choose_dtype(spec, config, source, basis.device)
     stored = checkpoint_dtype(config, source)
     precision: Precision = decide_precision(training, dtype, basis.device, width=basis.anatomy.hidden_size)
@@ -221,9 +247,9 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
     limit = token_limit(training, basis.device.type, basis.anatomy.hidden_size)
     steps = step_sizes(recipe, basis.train, plan, limit, joined)
     _, batches = largest(basis.train, steps, joined)
-    held = [] if basis.validation is None else evaluation_rows(recipe, basis.validation, basis.device.type)
+    held, held_ahead = evaluation_rows(recipe, basis.validation, basis.device.type)
     on_cpu = basis.device.type == "cpu"
-    plain = not (spec.load_in_4bit or spec.load_in_8bit) and source.kind == "directory"
+    plain = not (spec.load_in_4bit or spec.load_in_8bit or stored_settings(config)) and source.kind == "directory"
     setting = Setting(
         recipe=recipe,
         model=spec,
@@ -241,7 +267,7 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         heap_keeps=training.fast_paths.allocator and freed_memory_can_stay() if on_cpu else None,
     )
     ahead = look_ahead_rows(recipe, basis.train, steps, limit)
-    return setting, Work(basis.train, batches, held, ahead, shapes(basis.train, steps, joined)), plan
+    return setting, Work(basis.train, batches, held, ahead, held_ahead, shapes(basis.train, steps, joined)), plan
 
 
 def _device(counted: Counted, setting: Setting, libraries: int, strategy: Strategy, processes: int) -> Device:

@@ -23,10 +23,27 @@ from peftcli.models.load.model_files import find_source
 from peftcli.models.model_tasks import auto_class
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules
+from peftcli.models.stored_quantised import kept_plain, stored_bits, stored_method, stored_settings
 from peftcli.recipe.schema import ModelSpec, TaskName
 
 BLOCK_4BIT, BLOCK_OF_BLOCKS = 64, 256
 """Numbers that share a scale in bitsandbytes' 4-bit formats, and scales that share one with double quantisation."""
+
+
+def as_held(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
+    """Return the model block that packs a base as its checkpoint does, if that is stored packed.
+
+    Bits between 4 and 8 count as 8, fewer as 4. Scales are those of bitsandbytes: with double quantisation they take
+    what GPTQ's and AWQ's groups of 128 do.
+    """
+    bits = stored_bits(config)
+    if bits is None:
+        return spec
+    settings = stored_settings(config) or {}
+    doubled = bool(settings.get("bnb_4bit_use_double_quant", stored_method(config) != "bitsandbytes"))
+    compute = str(settings.get("bnb_4bit_compute_dtype", "auto")).removeprefix("torch.")
+    held = {"load_in_4bit": bits <= 4, "load_in_8bit": bits > 4, "bnb_4bit_use_double_quant": doubled}
+    return spec.model_copy(update={**held, "bnb_4bit_compute_dtype": compute})
 
 
 def meta_base(
@@ -136,12 +153,14 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def pack(model: PreTrainedModel, spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Replace the linear layers that loading quantises; the head and the output embeddings stay."""
+    """Replace the linear layers that are quantised; the head, the output embeddings and what a checkpoint left stay."""
     compute = dtype if spec.bnb_4bit_compute_dtype == "auto" else dtype_named(spec.bnb_4bit_compute_dtype)
     view = ModuleView(model)
-    kept = set(head_modules(view))
+    heads, left = set(head_modules(view)), kept_plain(model.config)
     output = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and name not in kept and module is not output:
+        if type(module) is not nn.Linear or name in heads or module is output:
+            continue
+        if not any(name == own or name.endswith(f".{own}") or name.startswith(f"{own}.") for own in left):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, PackedLinear(module, spec, compute))

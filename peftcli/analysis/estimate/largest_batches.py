@@ -51,13 +51,10 @@ def look_ahead_rows(recipe: Recipe, rows: RowSet, steps: Sequence[list[list[int]
     """Return the largest micro-batch of mismatched sequences that is looked at before a step; none without them.
 
     Args:
-        rows: without mismatched sequences their own stand for these.
         limit: tokens of a micro-batch at most.
     """
-    if not takes_single_answers(recipe.training):
+    if (others := _others(recipe, rows)) is None:
         return []
-    found = others_of(rows)
-    others = rows if found is None else found
     lengths, size = others.lengths, recipe.training.per_device_train_batch_size
     first = [
         split_by_tokens(longest_first([n for each in step for n in each], lengths), lengths, size, limit)[0]
@@ -67,6 +64,14 @@ def look_ahead_rows(recipe: Recipe, rows: RowSet, steps: Sequence[list[list[int]
     return [others[number] for number in numbers]
 
 
+def _others(recipe: Recipe, rows: RowSet) -> RowSet | None:
+    """Return the mismatched sequences of rows; where these have none yet, their own stand for them."""
+    if not takes_single_answers(recipe.training):
+        return None
+    found = others_of(rows)
+    return rows if found is None else found
+
+
 def shapes(rows: RowSet, steps: Sequence[list[list[int]]], joined: bool) -> int:
     """Return how many shapes the micro-batches have: tokens of joined rows, else rows and the tokens of the longest."""
     lengths = rows.lengths
@@ -74,9 +79,15 @@ def shapes(rows: RowSet, steps: Sequence[list[list[int]]], joined: bool) -> int:
     return len({(1, sum(own)) if joined else (len(own), max(own)) for own in each})
 
 
-def evaluation_rows(recipe: Recipe, rows: RowSet, device_type: str) -> list[Row]:
-    """Return the rows of the first batch of an evaluation, which is the largest one."""
-    order = longest_first(range(len(rows)), rows.lengths)
-    limit = EVAL_BATCH_TOKENS.get(device_type)
-    cut = split_by_tokens(order, rows.lengths, recipe.training.per_device_eval_batch_size, limit)
-    return [rows[number] for number in cut[0]] if cut else []
+def evaluation_rows(recipe: Recipe, rows: RowSet | None, device_type: str) -> tuple[list[Row], list[Row]]:
+    """Return the rows of an evaluation's first batch, which is the largest, and of that of its mismatched sequences."""
+    if rows is None:
+        return [], []
+    size, limit = recipe.training.per_device_eval_batch_size, EVAL_BATCH_TOKENS.get(device_type)
+
+    def first(some: RowSet) -> list[Row]:
+        cut = split_by_tokens(longest_first(range(len(some)), some.lengths), some.lengths, size, limit)
+        return [some[number] for number in cut[0]] if cut else []
+
+    others = _others(recipe, rows)
+    return first(rows), [] if others is None else first(others)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -34,26 +36,41 @@ print(peak_memory(torch.device("cpu")))
 """
 
 
-def library_bytes(device: torch.device, *, quantised: bool) -> int:
-    """Return the resident bytes of a process that has trained a model of no size; 0 on a GPU, which holds no code.
+@contextmanager
+def library_bytes(device: torch.device, *, quantised: bool) -> Iterator[Callable[[], int]]:
+    """Measure the resident bytes of a process that has trained a model of no size, beside what is done inside.
 
-    Measured once on a machine and with these versions, in a process of its own; it takes a few seconds.
+    That is done once on a machine and with these versions, in a process of its own, and takes seconds.
+
+    Yields:
+        Waits for the measurement and returns the bytes; 0 on a GPU, which holds no code.
     """
     if device.type == "cuda" or sys.platform == "win32":
-        return 0
+        yield lambda: 0
+        return
     extra = "bitsandbytes" if quantised else "plain"
-    versions = json.dumps(installed_versions("transformers", "accelerate", "bitsandbytes"), sort_keys=True)
     question = {
         "asked": "resident libraries and command line",
         **machine(device),
         "peftcli": __version__,
         "with": extra,
-        "versions": versions,
+        "versions": json.dumps(installed_versions("transformers", "accelerate", "bitsandbytes"), sort_keys=True),
     }
-    answer = kept_answer(question)
-    if answer is None:
-        done = subprocess.run([sys.executable, "-c", _CHILD, extra], capture_output=True, text=True, check=False)
-        if done.returncode:
+    if (known := kept_answer(question)) is not None:
+        size = int(known.ratio)
+        yield lambda: size
+        return
+    line = [sys.executable, "-c", _CHILD, extra]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def measured() -> int:
+        printed = child.communicate()[0].split()
+        if child.returncode or not printed:
             return 0
-        answer = keep_answer(question, Answer(faster=True, ratio=float(done.stdout.split()[-1])))
-    return int(answer.ratio)
+        return int(keep_answer(question, Answer(faster=True, ratio=float(printed[-1]))).ratio)
+
+    with child:
+        try:
+            yield measured
+        finally:
+            child.kill()  # nothing where it has ended

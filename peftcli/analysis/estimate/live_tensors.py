@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from peftcli.analysis.estimate.product_memory import HALVES, ProductMemory
+from peftcli.layers.cpu.equal_slices import passes_that_show_memory
 
 SMALL = 2**22
 """Elements up to which whole numbers are computed."""
@@ -63,8 +64,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Be in the context."""
-        with self.fake, self:
+        """Be in the context; loops over equal slices are cut short."""
+        with self.fake, self, passes_that_show_memory():
             yield
 
     @contextmanager
@@ -131,7 +132,12 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     def _made_of_values(self, func: Any, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute what only stems from values, if it is small; what is made anew with a fraction has none."""
         large = any(tensor.numel() > SMALL for tensor in given)
-        if not large and func not in _WITHOUT_SIZE:
+        if func.is_view:
+            with unset_fake_temporarily():
+                view = func(*args, **kwargs)
+            if not isinstance(view, Tensor) or view.numel() <= SMALL:
+                return view
+        if not large and func not in _WITHOUT_SIZE and not func._schema.is_mutable:  # else its size is known
             try:
                 shape = func(*args, **kwargs)
             except (DynamicOutputShapeException, DataDependentOutputException):

@@ -106,8 +106,7 @@ def _methods(
     task = basis.recipe.task
     for name in registry.names():
         info = registry.info(name)
-        model = basis.recipe.model
-        packed = model.load_in_4bit or model.load_in_8bit or changes.get("model.load_in_4bit")
+        packed = basis.packed or changes.get("model.load_in_4bit")
         if name == basis.recipe.method.name or (info.tasks and task not in info.tasks):
             continue
         if packed and not info.quantised_base:
@@ -140,7 +139,7 @@ def _settings(basis: Basis, processes: int) -> Iterator[tuple[Changes, int]]:
             tried.append(changes)
             yield changes, processes
     cheap = recompute | few
-    if not (model.load_in_4bit or model.load_in_8bit) and registry.info(recipe.method.name).quantised_base:
+    if not basis.packed and registry.info(recipe.method.name).quantised_base:
         quarter = {"model.load_in_4bit": True}
         yield quarter, processes
         if cheap:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from peftcli.analysis.estimate.published_error import Tier, published_trials
+from peftcli.analysis.estimate.published_error import Tier, expected_error
 
 PARTS = ("libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "fragments")
 """They add up to the peak: `libraries` is what a process holds before there is a model, `fragments` what the C
@@ -51,7 +51,7 @@ class Estimate:
     @property
     def expected_error(self) -> str:
         """How far off such a peak was in trials: their range, and no bound."""
-        return published_trials().expected(self.tier)
+        return expected_error(self.tier)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `estimate --json` prints."""

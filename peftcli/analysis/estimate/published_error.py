@@ -48,10 +48,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """What was tried, and where.
+    """What was tried on one machine.
 
     Args:
-        machine: system, cores, threads, versions and date.
+        machine: processor, cores, threads, system, versions and date.
     """
 
     machine: dict[str, Any]
@@ -67,17 +67,17 @@ class Trials:
         return sum(abs(cell.error(tier)) <= percent for cell in self.cells)
 
     def as_markdown(self) -> str:
-        """Return the range of each tier, how many reach what is aimed at, where it was measured, and each trial."""
+        """Return where it was measured, the range of each tier, how many reach what is aimed at, and each trial."""
         goals: tuple[tuple[Tier, int], ...] = (("config", 10), ("measured", 3))
         count, about = len(self.cells), self.machine
+        where = (
+            f"{about['processor']}, {about['cores']} cores, {about['threads']} threads; {about['system']}; Python "
+            f"{about['python']}, torch {about['torch']}, transformers {about['transformers']}; {about['date']}:"
+        )
         ranges = [
             f"- `{tier}`: {self.expected(tier)}; {self.within(tier, goal)} of {count} at most {goal}% off"
             for tier, goal in goals
         ]
-        where = (
-            f"{about['system']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, torch "
-            f"{about['torch']}, transformers {about['transformers']}; {about['date']}."
-        )
         heading = ["model", "method", "tokens", "checkpointing", "trained, MB", "config", "two steps"]
         rows = [
             [cell.family, f"`{cell.method}`", str(cell.length), "yes" if cell.checkpointing else "no",
@@ -85,15 +85,28 @@ class Trials:
             for cell in self.cells
         ]  # fmt: skip
         table = [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows)]
-        return "\n".join([*ranges, "", where, "", *table])
+        return "\n".join([where, "", *ranges, "", *table])
 
 
-def trials_from(found: dict[str, Any]) -> Trials:
-    """Return what the benchmark has written as a record."""
-    return Trials(found["machine"], tuple(Trial(**cell) for cell in found["cells"]))
+def trials_from(found: list[dict[str, Any]]) -> tuple[Trials, ...]:
+    """Return what the benchmark has written as records, those of the machine that was measured last first."""
+    return tuple(Trials(each["machine"], tuple(Trial(**cell) for cell in each["cells"])) for each in found)
 
 
 @cache
-def published_trials() -> Trials:
-    """Return the trials that are shipped."""
+def published_trials() -> tuple[Trials, ...]:
+    """Return the trials that are shipped, by machine."""
     return trials_from(json.loads(KEPT.read_text(encoding="utf-8")))
+
+
+def expected_error(tier: Tier) -> str:
+    """Return the range of the errors on the machine with most trials; of several, on the one that was measured last.
+
+    Those of other machines may be of earlier versions, too, and are in docs/choosing.md only.
+    """
+    return max(published_trials(), key=lambda trials: len(trials.cells)).expected(tier)
+
+
+def published_markdown() -> str:
+    """Return the trials of all machines as docs/choosing.md has them."""
+    return "\n\n".join(trials.as_markdown() for trials in published_trials())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.tasks.task import Task
+from peftcli.tasks.task import Batch, LossTerms, Task
 from peftcli.training.computing import Computing
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
@@ -56,6 +56,7 @@ class Work:
         micro_batches: numbers of the rows of a step's largest micro-batches, the largest one first.
         evaluate: rows of the largest batch of an evaluation; empty without one.
         ahead: rows of the largest micro-batch that is looked at before a step's losses; empty where none is.
+        evaluate_ahead: those of the largest batch that is looked at before an evaluation's.
         shapes: how many shapes the run's micro-batches have.
     """
 
@@ -63,6 +64,7 @@ class Work:
     micro_batches: Sequence[Sequence[int]]
     evaluate: Sequence[Row] = ()
     ahead: Sequence[Row] = ()
+    evaluate_ahead: Sequence[Row] = ()
     shapes: int = 1
 
 
@@ -96,29 +98,49 @@ class Setting:
     heap_keeps: bool | None = None
 
 
+_Counting = Callable[[Setting, Attachment, Anatomy, Work], Counted]
+
+
 def simulate(setting: Setting, work: Work) -> Counted:
     """Run two steps and an evaluation without values, and count; of a deep model that of shorter ones.
 
     Raises:
         UserError: the method does not fit the model.
     """
+    return _counted(setting, work, _count, *_attached(setting, {}))
+
+
+def can_be_kept(setting: Setting, work: Work, fits: Callable[[Counted], bool]) -> bool:
+    """Return whether what the forward pass of the largest micro-batch keeps fits; no more than that is run.
+
+    Args:
+        fits: decides by the sizes `base`, `trainable` and `kept`. It is asked before anything is run, too, with 0 kept.
+
+    Raises:
+        UserError: the method does not fit the model.
+    """
     attachment, anatomy = _attached(setting, {})
+    return fits(_sizes(attachment, anatomy)) and fits(_counted(setting, work, _count_forward, attachment, anatomy))
+
+
+def _counted(setting: Setting, work: Work, count: _Counting, attachment: Attachment, anatomy: Anatomy) -> Counted:
     whole = _sizes(attachment, anatomy)
     cuts = repeats(attachment.model, anatomy)
     if cuts:
-        counted = _from_shorter(setting, work, cuts)
+        counted = _from_shorter(setting, work, cuts, count)
         if counted is not None and all(counted.size(name) == whole.size(name) for name in ("base", "trainable")):
             return counted
-    return _count(setting, attachment, anatomy, work)
+    return count(setting, attachment, anatomy, work)
 
 
-def _from_shorter(setting: Setting, work: Work, cuts: Mapping[str, Repeats]) -> Counted | None:
+def _from_shorter(setting: Setting, work: Work, cuts: Mapping[str, Repeats], count: _Counting) -> Counted | None:
     """Return what short models say of the whole one; None where the model's code or the method has no such models."""
     short = {stack: cut.short for stack, cut in cuts.items()}
+    alike = replace(setting, heap_keeps=None)  # the heap of the longer ones is not asked for
     try:
-        base = _count(setting, *_attached(setting, short), work)
+        base = count(setting, *_attached(setting, short), work)
         longer = {
-            stack: _count(setting, *_attached(setting, {**short, stack: cut.short + cut.period}), work)
+            stack: count(alike, *_attached(setting, {**short, stack: cut.short + cut.period}), work)
             for stack, cut in cuts.items()
         }
     except Exception:  # whatever a family's code raises that counts its blocks by the config; then the whole one is run
@@ -149,10 +171,8 @@ def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
     tracker = LiveTensors()
     with tracker.running():
         run = _built(setting, attachment, anatomy, work, tracker)
-        with ExitStack() as stack:  # the order of a run decides what its heap looks like
-            _evaluate(setting, run, work, tracker, counted)
-            with tracker.part("weights"):
-                stack.enter_context(run.copies.in_place())
+        _evaluate(setting, run, work, tracker, counted)  # the order of a run decides what its heap looks like
+        with _copies_in_place(run, tracker):
             _train(setting, run, work, tracker, counted)
             with run.copies.set_aside():
                 _evaluate(setting, run, work, tracker, counted)
@@ -161,6 +181,27 @@ def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
         kinds = counted.size("compiled") * work.shapes  # micro-batches of most shapes are not run here
         counted.set_size("heap", heap + tracker.products.further(kinds))
     return counted
+
+
+def _count_forward(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Work) -> Counted:
+    counted = _sizes(attachment, anatomy)
+    tracker = LiveTensors()
+    with tracker.running():
+        run = _built(setting, attachment, anatomy, work, tracker)
+        with _copies_in_place(run, tracker):
+            attachment.model.train()
+            (batch,) = run.batches.collate(_shares(work)[:1])
+            _forward(setting, run, batch, tracker, counted)
+    return counted
+
+
+@contextmanager
+def _copies_in_place(run: _Run, tracker: LiveTensors) -> Iterator[None]:
+    """Have the weights in the dtype of products inside, as while a run takes its steps."""
+    with ExitStack() as stack:
+        with tracker.part("weights"):
+            stack.enter_context(run.copies.in_place())
+        yield
 
 
 @dataclass(frozen=True)
@@ -248,12 +289,14 @@ def _held(module: Any) -> list[torch.Tensor]:
 def _evaluate(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counted: Counted) -> None:
     if not work.evaluate:
         return
-    model, device = run.attachment.model, setting.world.device
+    model, device, batch = run.attachment.model, setting.world.device, run.batches.collator.batch
     model.eval()
     tracker.restart()
     before = tracker.peak
     with torch.no_grad(), setting.precision.inference(device):
-        setting.task.evaluate(model, run.batches.collator.batch(work.evaluate).to(device))
+        if work.evaluate_ahead:
+            setting.task.look_ahead(model, batch(work.evaluate_ahead).to(device))
+        setting.task.evaluate(model, batch(work.evaluate).to(device))
     counted.set_size("evaluation", tracker.peak - before)
     counted.note("evaluation", tracker.at_peak)
 
@@ -270,23 +313,33 @@ def _look_ahead(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, c
     counted.note("ahead", tracker.at_peak)
 
 
+def _shares(work: Work) -> list[Share]:
+    return [Share(0, list(numbers), [work.rows[n] for n in numbers]) for numbers in work.micro_batches]
+
+
+def _forward(setting: Setting, run: _Run, batch: Batch, tracker: LiveTensors, counted: Counted) -> LossTerms:
+    """Take the forward pass of a micro-batch, and note what it keeps."""
+    before = tracker.total
+    tracker.restart()
+    with run.computing(batch):
+        terms = setting.task.loss(run.attachment.model, batch.to(setting.world.device))
+    counted.set_size("kept", max(counted.size("kept"), tracker.total - before))
+    counted.note("forward", tracker.at_peak)
+    return terms
+
+
 def _train(setting: Setting, run: _Run, work: Work, tracker: LiveTensors, counted: Counted) -> None:
     """Take a step with one micro-batch, and one with two, which has the optimizer's state and gradients beside it."""
-    model, spec, device = run.attachment.model, setting.recipe.training, setting.world.device
+    model, spec = run.attachment.model, setting.recipe.training
     parameters = list(run.attachment.trainable_parameters().values())
     accelerator = setting.world.accelerator
-    shares = [Share(0, list(numbers), [work.rows[n] for n in numbers]) for numbers in work.micro_batches]
+    shares = _shares(work)
     compiled = tracker.products.compiled
     for step in (1, 2):
         _look_ahead(setting, run, work, tracker, counted)
         model.train()
         for batch in run.batches.collate(shares[:step]):
-            before = tracker.total
-            tracker.restart()
-            with run.computing(batch):
-                terms = setting.task.loss(model, batch.to(device))
-            counted.set_size("kept", max(counted.size("kept"), tracker.total - before))
-            counted.note("forward", tracker.at_peak)
+            terms = _forward(setting, run, batch, tracker, counted)
             tracker.restart()
             accelerator.backward(terms.loss_sum / 1.0)
             counted.note("backward", tracker.at_peak)

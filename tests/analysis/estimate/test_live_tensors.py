@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+from peftcli.analysis.estimate import live_tensors
 from peftcli.analysis.estimate.heap_replay import heap_bytes
 from peftcli.analysis.estimate.largest_batches import shapes
 from peftcli.analysis.estimate.live_tensors import LiveTensors
 from peftcli.analysis.estimate.product_memory import A_COLUMN, BUFFER, CACHED, COMPILED, ProductMemory
 from peftcli.analysis.estimate.synthetic_rows import EqualRows
+from peftcli.layers.chunked_loss import head_loss
+from peftcli.layers.hashed_bits import hashed_bits, keys_tensor
 
 FLOAT = 4
 
@@ -55,6 +61,56 @@ def test_masked_attention_takes_the_branches_of_its_mask() -> None:
 def test_what_depends_on_values_that_are_there_is_computed() -> None:
     with LiveTensors().running():
         assert torch.repeat_interleave(torch.arange(3), torch.tensor([1, 0, 2])).tolist() == [0, 2, 2]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a head's loss took: at its fullest moment by part, in the end of each pass, and in how many events."""
+
+    peak: Counter[str]
+    totals: list[int]
+    events: int
+
+
+def of_a_loss(*, trained: bool, by_row: bool, dtype: torch.dtype) -> Seen:
+    """Count a loss over several chunks of rows, each with several blocks of the vocabulary where there are such."""
+    tracker = LiveTensors()
+    with tracker.running():
+        head = nn.Linear(8, 9 * 1024 + 7, dtype=dtype).requires_grad_(trained)
+        hidden = torch.randn(9 * 512 + 3, 8, dtype=dtype).requires_grad_()
+        targets = torch.zeros(len(hidden), dtype=torch.long)
+        tracker.restart()
+        loss = head_loss(head, hidden, targets, by_row=by_row, chunk_bytes=4 * 2**20).sum()
+        totals = [tracker.total]
+        loss.backward()
+        totals.append(tracker.total)
+    return Seen(tracker.at_peak, totals, len(tracker.events))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_takes_what_its_first_passes_and_the_last_one_take(
+    trained: bool, by_row: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = of_a_loss(trained=trained, by_row=by_row, dtype=dtype)
+    monkeypatch.setattr(live_tensors, "passes_that_show_memory", nullcontext)
+    every = of_a_loss(trained=trained, by_row=by_row, dtype=dtype)
+    assert (few.peak, few.totals) == (every.peak, every.totals)
+    recomputed = trained and by_row  # then the chunks are checkpointed parts of the graph, and all are run
+    assert recomputed or 2 * few.events < every.events
+
+
+def test_random_bits_take_what_the_first_passes_and_the_last_one_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen() -> tuple[Counter[str], int, int]:
+        tracker = LiveTensors()
+        with tracker.running():
+            bits = hashed_bits(keys_tensor([(1, 2)] * 4000, torch.device("cpu")), 512)
+        return tracker.at_peak, tracker.total, bits.nbytes
+
+    few = seen()
+    monkeypatch.setattr(live_tensors, "passes_that_show_memory", nullcontext)
+    assert few == seen() and few[1] >= few[2] == 4000 * 512 * 2
 
 
 MEGA = 2**20
