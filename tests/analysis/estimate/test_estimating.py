@@ -265,7 +265,7 @@ def test_passes_that_are_left_out_of_a_loss_change_nothing(
     every = dict(estimated(wide, "causal_lm", method, "data.max_length=512").devices[0].parts)
     fragments = [parts.pop("fragments") for parts in (few, every)]
     assert few == every
-    assert fragments[0] == pytest.approx(fragments[1], abs=2e6)
+    assert fragments[0] == pytest.approx(fragments[1], rel=0.05)  # what lies between live blocks depends on the order
 
 
 def test_a_config_that_is_not_there_is_refused(tmp_path: Path) -> None:
