@@ -25,6 +25,7 @@ from peftcli.layers.virtual_tokens.prompt import (
     tolerate_virtual_ids_within,
 )
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.model_tasks import labels_each_token
 from peftcli.protocol.attachment import Attachment
 
 
@@ -202,13 +203,14 @@ def attach_prompt(
     if not isinstance(host, nn.Embedding):
         raise UserError(f"{anatomy.embeddings} is no token embedding", suggestion="use lora or prefix_tuning")
     encoder_only = "decoder" not in anatomy.layers
+    two_stacks = anatomy.layers.get("encoder") and anatomy.layers.get("decoder")
     attachment = PromptAttachment(
         model,
         embedding=anatomy.embeddings,
         start=start,
         after_first=encoder_only if after_first is None else after_first,
         causal="encoder" not in anatomy.layers,
-        labels_follow_inputs=not (anatomy.layers.get("encoder") and anatomy.layers.get("decoder")),
+        labels_follow_inputs=not two_stacks or labels_each_token(model),  # T5Gemma's decoder reads the input again
     )
     part = made_on(device_of(host, model), lambda: Prompt(length, host.embedding_dim))
     _let_ids_in(model, attachment)

@@ -103,6 +103,13 @@ def auto_class(config: PretrainedConfig, task: str) -> Any:
     return getattr(transformers, auto_name(config, task))
 
 
+def labels_each_token(model: PreTrainedModel) -> bool:
+    """Tell whether a live model gives each token of its input a label."""
+    from transformers.models.auto import modeling_auto
+
+    return type(model).__name__ in modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()
+
+
 def whole_loader(model: PreTrainedModel) -> str | None:
     """Return the name of the class that loads a live model, if it is one for models with towers; else None."""
     from transformers.models.auto import modeling_auto

@@ -83,6 +83,7 @@ def test_streams_of_states_ids_within_blocks_and_a_grouped_projection() -> None:
         ("switch_transformers", "seq2seq_lm", ["mam"]),
         ("prophetnet", "seq2seq_lm", ["prompt_tuning"]),
         ("t5", "token_classification", ["prompt_tuning"]),
+        ("t5gemma", "token_classification", ["prompt_tuning"]),
         ("mobilebert", "sequence_classification", ["unipelt"]),
         ("mra", "sequence_classification", ["adapter"]),
     ],
