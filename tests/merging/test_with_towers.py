@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from peftcli.merging.merge_run import merge_run
 from peftcli.models.model_tasks import auto_name
 from tests.command_line import Cli, write_jsonl
-from tests.models.with_towers import PARTS, PROCESSOR_FILES, TEMPLATE, save_with_towers
+from tests.models.with_towers import PARTS, PROCESSOR_FILES, TEMPLATE, WITH_TOWERS, save_with_towers
 
-TYPES = ["gemma3", "qwen2_5_vl", "mistral3", "llama4"]
+OFTEN = ("gemma3", "gemma4", "qwen2_5_vl", "mistral3", "llama4")
+TYPES = [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_TOWERS if name not in OFTEN)]
 IDS = torch.tensor([[1, 40, 50, 60, 70, 45]])
 
 
@@ -87,7 +88,7 @@ def test_nothing_sits_in_a_tower(trained: Trained) -> None:
 def test_the_merged_model_is_whole(trained: Trained) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in (trained.base, trained.merged))
     assert before.keys() == after.keys()
-    towers = [name for name in before if "language_model" not in name and "lm_head" not in name]
+    towers = [name for name in before if not any(part in name for part in ("language_model", "text_model", "lm_head"))]
     towers = [name for name in towers if not name.startswith(("model.layers", "model.embed", "model.norm"))]
     assert towers and all(torch.equal(before[name], after[name]) for name in towers)
     changed = [name for name in before if not torch.equal(before[name], after[name])]

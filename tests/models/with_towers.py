@@ -138,7 +138,7 @@ WITH_TOWERS: dict[str, dict[str, Any]] = {
         "scale_factor": 2,
     },
 }
-"""Settings by model type; the first four are tried the whole way."""
+"""Settings by model type; `tests.merging.test_with_towers` trains and merges each."""
 
 
 def with_towers(model_type: str, *, meta: bool = False) -> PreTrainedModel:
