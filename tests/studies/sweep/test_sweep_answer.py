@@ -143,5 +143,5 @@ def test_the_best_recipe_says_why_and_can_be_trained(
 def test_the_report_has_every_trial_and_says_which_score_counts() -> None:
     text = sweep_markdown(record(None))
     assert text.startswith("# Sweep of r.yaml\n\n**The answer.**")
-    assert "| 0 | 4 | 0.41 | finished |" in text
+    assert "| 0 | 4 | 0.4100 | finished |" in text
     assert "a \\| pipe and \\<b\\>html" in text and "not the result" in text and "a note" in text
