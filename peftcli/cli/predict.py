@@ -103,8 +103,8 @@ def predict(
     with about_option("--input"), texts_file(text) if text else rows_file(data or "", "--input") as file:
         shared: dict[str, object] = {"--input": file, "--output": output, "--max-new-tokens": max_new_tokens}
         shared |= {"--base-dtype": base_dtype, "--checkpoint": checkpoint, "--trust-remote-code": trust_remote_code}
-        shared |= {"--seed": seed or None, "--batch-size": batch_size, "--keep-columns": keep_columns}
-        share_among(num_processes, "predict", runs, shared | decoding_words(decoding))
+        shared |= decoding_words(decoding) | {"--seed": seed or None, "--batch-size": batch_size}
+        share_among(num_processes, "predict", runs, shared | {"--keep-columns": keep_columns})
         with progress_shown(quiet=not is_main_process()) as bar:
             with large_imports():
                 from peftcli.assembly.recipe_to_train import set_allocator
