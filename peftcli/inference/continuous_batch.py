@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,6 +181,16 @@ class Text:
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
 
+    def read_last(self) -> None:
+        """Count the column that its last token gets, or, of a text that has ended, that of a pass for nothing."""
+        self.held += 1
+
+    def add(self, token: int, logprob: float, stops: Container[int]) -> None:
+        """Take a further token, which ends the text if it is one of `stops` or the last that it may have."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.ended = token in stops or len(self.tokens) >= self.room
+
 
 class ContinuousBatch:
     """Writes the texts of many rows, some of them at once."""
@@ -263,7 +273,7 @@ class ContinuousBatch:
         last = torch.tensor([[text.tokens[-1]] for text in self._texts])
         positions = torch.tensor([[0 if text.ended else text.held] for text in self._texts])
         for text in self._texts:
-            text.held += 1
+            text.read_last()
         own = torch.tensor([[text.held] for text in self._texts])
         mask = (torch.arange(self._columns) >= self._columns - own).long()
         self._write(self._texts, self._forward(last, mask, positions, Cache(layers=self._layers)))
@@ -283,11 +293,8 @@ class ContinuousBatch:
         tokens = logits.argmax(-1)
         found = zip(texts, tokens.tolist(), logprobs_of(logits, tokens).tolist(), strict=True)
         for text, token, logprob in found:
-            if text.ended:
-                continue
-            text.tokens.append(token)
-            text.logprobs.append(logprob)
-            text.ended = token in self._stops or len(text.tokens) >= text.room
+            if not text.ended:
+                text.add(token, logprob, self._stops)
 
     def _line(self, text: Text) -> dict[str, Any]:
         mean = float(torch.tensor(text.logprobs).mean())

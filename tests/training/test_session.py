@@ -27,7 +27,7 @@ MOVES = {
     "error.__traceback__",  # its frames hold the tensors of the step that did not fit
     "parameter.grad",  # a process without a gradient counts as zero
     "self.model.get_parameter(name).data",  # `OpenedRun.close` puts the base's own values back
-    "self._mode.expected",
+    "command.cls",  # typer takes the class of commands one by one
     "operation.own", "parent.own", "starter.own",  # times that are summed up while a table is made
 }  # fmt: skip
 """Attributes of objects made elsewhere that are set, besides those of `TrainState`."""
