@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def processor() -> str:
@@ -35,3 +39,17 @@ def between(text: str, begin: str, end: str, body: str) -> str:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n\n{body}\n\n{end}{after or chr(10)}"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what was measured before, or an empty record."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def show(part: str, output: Path, begin: str, end: str) -> None:
+    """Print a part of the page, and write it into RESULTS.md where the record `output` is the committed one."""
+    print(part)
+    if output.resolve().parent == BENCHMARKS:
+        results = BENCHMARKS / "RESULTS.md"
+        results.write_text(between(results.read_text(encoding="utf-8"), begin, end, part), encoding="utf-8")

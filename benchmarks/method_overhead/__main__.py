@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.record import between, commit, processor, spread
+from benchmarks.common.record import commit, processor, read_record, show, spread
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- overhead: written by `python -m benchmarks.method_overhead` from overhead.json -->"
@@ -216,12 +216,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/overhead.json")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table of what was measured")
     given = parser.parse_args()
-    stored = json.loads(given.output.read_text(encoding="utf-8")) if given.table and given.output.exists() else {}
-    part = page_part(stored if given.table else measure(given))
-    print(part)
-    if given.output.resolve().parent == ROOT / "benchmarks":
-        results = ROOT / "benchmarks/RESULTS.md"
-        results.write_text(between(results.read_text(encoding="utf-8"), BEGIN, END, part), encoding="utf-8")
+    show(page_part(read_record(given.output) if given.table else measure(given)), given.output, BEGIN, END)
     return 0
 
 

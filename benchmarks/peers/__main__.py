@@ -27,7 +27,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-from benchmarks.common.record import between
+from benchmarks.common.record import read_record, show
 from benchmarks.peers.comparison import Plan, Record, conditions, fresh_pages, measure, merged
 from benchmarks.peers.environments import set_up
 from benchmarks.peers.peer_report import BEGIN, END, line, page_part, table_of
@@ -67,11 +67,6 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     return given
 
 
-def load(path: Path) -> Record:
-    """Return what was measured before, or an empty record."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def prepare(place: Place, names: list[str], given: argparse.Namespace) -> int:
     """Make environments, and run each side of them once in each dtype; return how many runs failed."""
     failed = 0
@@ -102,8 +97,10 @@ def compare(given: argparse.Namespace, place: Place) -> None:
             shared[encoder] = conditions(place, plan, encoder)
         print(line(measured, record, shared[encoder]["tokens"]), flush=True)
         table = table_of(measured, dtype)
-        stored = merged({**load(given.output), "fresh_pages": pages}, table, shared[encoder], measured.name, record)
-        given.output.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        after = merged(
+            {**read_record(given.output), "fresh_pages": pages}, table, shared[encoder], measured.name, record
+        )
+        given.output.write_text(json.dumps(after, indent=1) + "\n", encoding="utf-8")
 
     measure([side(name) for name in given.sides], given.dtype, place, plan, done)
 
@@ -118,11 +115,7 @@ def main() -> int:
         if given.setup:
             return int(prepare(place, given.setup[1:], given) > 0)
         compare(given, place)
-    part = page_part(load(given.output))
-    print(part)
-    if given.output.resolve().parent == HERE:
-        results = HERE / "RESULTS.md"
-        results.write_text(between(results.read_text(encoding="utf-8"), BEGIN, END, part), encoding="utf-8")
+    show(page_part(read_record(given.output)), given.output, BEGIN, END)
     return 0
 
 

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.record import between, commit, processor
+from benchmarks.common.record import commit, processor, read_record, show
 from benchmarks.peers.process_tree import measured
 from benchmarks.prediction.prediction_table import BEGIN, END, Record, line, page_part
 from benchmarks.prediction.prediction_works import WORKS, Material, Side, Work, words
@@ -57,11 +57,6 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     if not given.table and given.decoder is None:
         parser.error("--decoder is needed")
     return given
-
-
-def load(path: Path) -> Record:
-    """Return what was measured before, or an empty record."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tables": {}}
 
 
 def run_side(work: Work, side: Side, material: Material, count: int, given: argparse.Namespace) -> Record:
@@ -120,9 +115,9 @@ def compare(given: argparse.Namespace) -> None:
                 _repeat(work, side, material, table, given)
                 longest = max(longest, time.monotonic() - began)
                 print(line(table, side.name), flush=True)
-                stored = load(given.output)
-                stored["tables"][f"{work.name}/{given.dtype}"] = table
-                given.output.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+                record = read_record(given.output)
+                record.setdefault("tables", {})[f"{work.name}/{given.dtype}"] = table
+                given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _repeat(work: Work, side: Side, material: Material, table: Record, given: argparse.Namespace) -> None:
@@ -162,11 +157,7 @@ def main() -> int:
     given = options()
     if not given.table:
         compare(given)
-    part = page_part(load(given.output))
-    print(part)
-    if given.output.resolve().parent == ROOT / "benchmarks":
-        results = ROOT / "benchmarks/RESULTS.md"
-        results.write_text(between(results.read_text(encoding="utf-8"), BEGIN, END, part), encoding="utf-8")
+    show(page_part(read_record(given.output)), given.output, BEGIN, END)
     return 0
 
 

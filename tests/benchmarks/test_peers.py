@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common.record import between
+from benchmarks.common.record import between, read_record
 from benchmarks.peers import comparison, environments, peer_report, peer_rows, peer_table, process_tree, side_runs
-from benchmarks.peers.__main__ import load, options
+from benchmarks.peers.__main__ import options
 from benchmarks.peers.peer_table import OURS, PEERS, SIDES, Peer, Side, side
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -256,7 +256,7 @@ def test_sides_measured_under_the_same_conditions_stay() -> None:
 
 def test_the_committed_page_is_what_the_record_says() -> None:
     text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
-    part = peer_report.page_part(load(BENCHMARKS / "peers.json"))
+    part = peer_report.page_part(read_record(BENCHMARKS / "peers.json"))
     assert between(text, peer_report.BEGIN, peer_report.END, part) == text
 
 
