@@ -309,8 +309,7 @@ class Evaluator:
                 yield from zip(chosen, lines, strict=True)
 
         for row, line in together() if self.world.strategy.sharded else alone():
-            _, (reference,), (prompt,) = self.collator.prompts(rows, [row])
-            yield row, line, reference, prompt
+            yield row, line, *self.collator.texts(rows[row])
 
     def _passes(
         self,
@@ -334,7 +333,7 @@ class Evaluator:
         return self.task.evaluate(self.model, batch, by_row=by_row)
 
     def _prompts(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
-        return self.collator.prompts(rows, chosen)[0].to(self.world.device)
+        return self.collator.prompts(rows, chosen).to(self.world.device)
 
 
 @dataclass(frozen=True)

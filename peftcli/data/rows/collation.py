@@ -91,12 +91,14 @@ class Collator:
         tokens = sum(len(row.input_ids) for row in rows)
         return self.task.batch(made, tokens, generate=generate and self.task.info.generates)
 
-    def prompts(self, rows: RowSet, chosen: Sequence[int]) -> tuple[Batch, list[str], list[str]]:
-        """Return prompts to generate from, with the reference texts and the prompts as text."""
-        cut = [self._cut(rows[index]) for index in chosen]
-        batch = self.batch([prompt for prompt, _ in cut], generate=True)
-        references = [self._text(ids) for _, ids in cut]
-        return batch, references, [self._text(prompt.input_ids) for prompt, _ in cut]
+    def prompts(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
+        """Return prompts to generate from."""
+        return self.batch([self._cut(rows[index])[0] for index in chosen], generate=True)
+
+    def texts(self, row: Row) -> tuple[str, str]:
+        """Return the reference of a row, and its prompt, as text."""
+        prompt, ids = self._cut(row)
+        return self._text(ids), self._text(prompt.input_ids)
 
     def _cut(self, row: Row) -> tuple[Row, Any]:
         """Return what stands before the last supervised run, and that run; input and target for seq2seq.
