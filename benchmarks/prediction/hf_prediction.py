@@ -46,9 +46,26 @@ def classes(model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch: int, 
 
 
 def loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch: int, dtype: str) -> list[dict[str, Any]]:
-    """Return the mean loss over the learnt tokens, by `Trainer.evaluate`."""
+    """Return the mean loss over the learnt tokens, by `Trainer.evaluate`.
+
+    The Trainer's own `eval_loss` is a mean of the batches' means, in which a token of a short batch counts more.
+    """
     one = trainer(model, DataCollatorForSeq2Seq(tokenizer), batch, dtype, prediction_loss_only=True)
-    return [one.evaluate(rows)]
+    total = torch.zeros((), dtype=torch.float64)
+    learnt = 0
+
+    def mean_of_batch(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        nonlocal learnt
+        logits, targets = outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten()
+        summed = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        count = int((targets != -100).sum())
+        total.add_(summed)
+        learnt += count
+        return summed / count
+
+    one.compute_loss_func = mean_of_batch
+    one.evaluate(rows)
+    return [{"eval_loss": float(total) / learnt}]
 
 
 def texts(model: Any, tokenizer: Any, prompts: list[list[int]], batch: int, new_tokens: int) -> list[dict[str, Any]]:
