@@ -2,7 +2,7 @@
 
 The function gets query, key and value after projection, position encoding and cache update. It puts the prefix of the
 attention module in front, extends the mask and calls the library's sdpa function. Soft-capped scores
-(Gemma 2) and gates per query position are computed here, since sdpa knows neither.
+(Gemma 2) are computed here, since sdpa does not know them.
 """
 
 from __future__ import annotations
@@ -62,19 +62,90 @@ def prefix_attention(
         if site is not None and site.seen is not None:
             site.seen.append((key, value))
         return _core(module, query, key, value, attention_mask, options)
-    mask = extended_mask(attention_mask, states.length, query, key.shape[2], _is_causal(module, options))
+    causal = attention_mask is None and _is_causal(module, options)
     bias = options.get("position_bias")
+    led = causal and bias is None and query.shape[2] == key.shape[2] > 1 and not _written_out(options)
+    mask = None if led else extended_mask(attention_mask, states.length, query, key.shape[2], causal)
     options = {
         **options,
-        "is_causal": False,  # from here on the mask alone says what is seen
+        "is_causal": led,  # elsewhere the mask alone says what is seen
         "position_bias": None if bias is None else functional.pad(bias, (states.length, 0)),
     }
     if states.factor is not None:
-        return _weighed(module, query, key, value, mask, options, states)
+        return _gated(module, query, key, value, mask, options, states)
     batch = query.shape[0]
     key = torch.cat([states.key.expand(batch, -1, -1, -1), key], dim=2)
     value = torch.cat([states.value.expand(batch, -1, -1, -1), value], dim=2)
-    return _core(module, query, key, value, mask, options)
+    return _behind_prefix(module, query, key, value, mask, options, states.length)
+
+
+def _behind_prefix(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    tokens: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute attention over keys whose first `tokens` are virtual.
+
+    Where it is causal without a mask, the virtual tokens get queries, too: then torch's kernels need no mask, and leave
+    out what is not seen.
+    """
+    if not options["is_causal"]:
+        return _core(module, query, key, value, mask, options)
+    out, weights = _core(module, functional.pad(query, (0, 0, tokens, 0)), key, value, mask, options)
+    return out[:, tokens:], weights
+
+
+def _gated(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    states: PrefixStates,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute attention whose prefix is scaled by a factor per query, by sdpa on wider queries, keys and values.
+
+    The further columns of a query hold its scores for the p virtual tokens, gates included; a virtual token's key has a
+    one in its own column and zeros elsewhere. Its value is the same unit vector, so that the further columns of
+    the output are the virtual tokens' weights.
+    """
+    assert states.factor is not None
+    if _written_out(options):
+        return _weighed(module, query, key, value, mask, options, states)
+    batch, heads, _, width = query.shape
+    tokens, columns = states.length, value.shape[3]
+    prefix_key, prefix_value = (
+        _per_head(one.expand(batch, -1, -1, -1), heads // key.shape[1]) for one in (states.key, states.value)
+    )
+    scores = query @ prefix_key.transpose(2, 3) * states.factor.to(query.dtype)
+    query = functional.pad(torch.cat([query, scores], -1), (0, _room(width + tokens)))
+    scaling = options.get("scaling")
+    options = {**options, "scaling": width**-0.5 if scaling is None else scaling}
+    key, value = (_behind_units(one, tokens) for one in (key, value))
+    wide, weights = _behind_prefix(module, query, key, value, mask, options, tokens)
+    out, given, _ = wide.transpose(1, 2).tensor_split((columns, columns + tokens), -1)
+    out = out + (given * states.factor.to(given.dtype)) @ prefix_value
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def _behind_units(states: Tensor, tokens: int) -> Tensor:
+    """Return (batch, kv_heads, n, d) as (batch, kv_heads, tokens + n, d + tokens and more): zeros in the further
+    columns, and in front a unit vector for each virtual token, with its one in a column of its own.
+    """
+    batch, kv_heads, _, width = states.shape
+    room = _room(width + tokens)
+    units = functional.pad(torch.eye(tokens, dtype=states.dtype, device=states.device), (width, room))
+    return torch.cat([units.expand(batch, kv_heads, -1, -1), functional.pad(states, (0, tokens + room))], 2)
+
+
+def _room(width: int) -> int:
+    """Return the columns that fill a width up to whole vectors, as the kernels of sdpa want it."""
+    return -width % 8
 
 
 def extended_mask(mask: Tensor | None, length: int, query: Tensor, keys: int, is_causal: bool) -> Tensor | None:
@@ -99,10 +170,15 @@ def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
+def _written_out(options: dict[str, Any]) -> bool:
+    """Tell whether scores or weights are asked for in a way that sdpa does not know."""
+    return options.get("softcap") is not None or bool(options.get("output_attentions"))
+
+
 def _core(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    if options.get("softcap") is not None or options.get("output_attentions"):
+    if _written_out(options):
         if mask is None and _is_causal(module, options):
             mask = extended_mask(None, 0, query, key.shape[2], True)
         return _weighed(module, query, key, value, mask, options, None)

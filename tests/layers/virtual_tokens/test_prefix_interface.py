@@ -136,12 +136,14 @@ class _Gate(nn.Module):
 
 @pytest.mark.parametrize("per_position", [True, False])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_a_gate_scales_keys_and_values_of_the_prefix(per_position: bool, softcap: float | None) -> None:
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_gate_scales_keys_and_values_of_the_prefix(per_position: bool, softcap: float | None, padded: bool) -> None:
     module = _Attention(True)
     gate = torch.rand(2, SEQ if per_position else 1, 1)
     module.part.scale = _Gate(gate)
     module(torch.randn(2, SEQ, 16))  # the site notes the attention's input
-    _check(module, _inputs(), PADDED[:, None], PADDED, softcap=softcap, gate=gate[..., 0].expand(2, SEQ))
+    mask, allowed = (PADDED[:, None], PADDED) if padded else (None, CAUSAL)
+    _check(module, _inputs(), mask, allowed, softcap=softcap, gate=gate[..., 0].expand(2, SEQ))
 
 
 def test_disabled_prefixes_and_attentions_without_one_are_the_library_s_own() -> None:
