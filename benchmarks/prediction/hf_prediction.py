@@ -54,7 +54,7 @@ def loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch: int, dty
     total = torch.zeros((), dtype=torch.float64)
     learnt = 0
 
-    def mean_of_batch(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    def mean_of_batch(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
         nonlocal learnt
         logits, targets = outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten()
         summed = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
