@@ -67,6 +67,11 @@ class Cell:
         return self.steps // 2 if self.compiled else 1
 
     @property
+    def limit(self) -> float:
+        """Seconds that the cell may take on one card where the time is limited: of experience with such models."""
+        return {"1b": 40.0, "8b": 120.0}.get(self.shape, 600.0) + (60.0 if self.compiled else 0.0)
+
+    @property
     def packs(self) -> int:
         """Packs of a step that hold about as many tokens as its rows."""
         return max(1, round(self.batch_size * MEAN_ROW / PACK_LENGTH))
@@ -110,11 +115,11 @@ CPU_CELLS = [
 ]
 CUDA_CELLS = [
     Cell(shape=shape, method=method, dtype="bfloat16", packed=packed, compiled=compiled, steps=20, batch_size=32)
+    for compiled, packed in ((False, True), (False, False), (True, True), (True, False))
     for shape in ("1b", "8b")
     for method in ("lora", "qlora")
-    for packed in (False, True)
-    for compiled in (False, True)
 ]
+"""In the order of what a short loan of a card is to tell."""
 
 
 def tiny(cell: Cell) -> Cell:

@@ -97,7 +97,8 @@ def page(stored: dict[str, Any], text: str) -> str:
         parts += [f"## {section['machine']}; {section['versions']}", "", *table(cells, section["cells"]), ""]
     if not any(section["device"] == "cuda" for section in stored["sections"]):
         names = ", ".join(f"`{cell.name}`" for cell in CUDA_CELLS)
-        parts += ["## CUDA", "", f"Not measured: no GPU. The cells: {names}.", ""]
+        command = "`python benchmarks/side_by_side.py --minutes 10`"
+        parts += ["## CUDA", "", f"Not measured: no GPU. On one card {command} measures what fits of: {names}.", ""]
     return between(text, BEGIN, END, "\n".join(parts[:-1]))
 
 

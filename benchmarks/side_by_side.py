@@ -2,6 +2,8 @@
 
     python benchmarks/side_by_side.py                      # every cell of this machine, about two hours on two cores
     python benchmarks/side_by_side.py --cells causal_lm/135m/lora --repeats 3
+    python benchmarks/side_by_side.py --minutes 10         # what fits: on one card each cell has a limit of its own
+    python benchmarks/side_by_side.py --cuda-cells --minutes 10 --list     # which these are; runs nothing
     python benchmarks/side_by_side.py --tiny               # runs every path in minutes, measures and writes nothing
 
 Each side of each repeat is a process of its own; the sides alternate, so that a busy machine hits both. Each cell's
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -37,6 +40,7 @@ from cells import CPU_CELLS, CUDA_CELLS, Cell, tiny
 from common.record import commit, processor
 from initial import initial_values
 from material import has_dropout, prepare, read_rows
+from peers.process_tree import measured
 
 HERE = Path(__file__).parent
 IMPORTS = "import torch, peft; from transformers import Trainer"
@@ -44,38 +48,54 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 def run_side(
-    script: str, *arguments: str | Path, cache: Path | None = None, python: str = sys.executable
+    script: str,
+    *arguments: str | Path,
+    cache: Path | None = None,
+    python: str = sys.executable,
+    limit: float = math.inf,
 ) -> dict[str, Any]:
     """Run one side once and return its measurements.
 
     Args:
         cache: where this project keeps prepared rows; None is a new folder.
         python: of the environment that has the side's packages.
+        limit: seconds after which it is ended.
 
     Raises:
-        RuntimeError: it failed; shows what it printed.
+        RuntimeError: it failed or took too long; shows what it printed.
     """
     command = [python, str(HERE / script), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as empty:
         environment = {"HF_HUB_OFFLINE": "1", "PEFTCLI_CACHE": str(cache or empty), "HF_DATASETS_CACHE": empty}
-        started = time.time()
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
-    for line in done.stdout.splitlines():
+        started, log = time.time(), Path(empty) / "log"
+        used = measured(command, {**os.environ, **environment}, Path.cwd(), log, max(1.0, limit))
+        said = log.read_text(encoding="utf-8", errors="replace")
+    for line in said.splitlines():
         if line.startswith("RESULT "):
             return {**json.loads(line.removeprefix("RESULT ")), "started": started}
-    shown = f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    raise RuntimeError(f"{script} failed with exit code {done.returncode}\n{shown}")
+    if used.late:
+        raise RuntimeError(f"{script} was not done after {limit:.0f} s")
+    raise RuntimeError(f"{script} failed with exit code {used.code}\n{said[-5000:]}")
 
 
-def measure(cell: Cell, material: Path, data: Path, repeats: int) -> dict[str, Any]:
-    """Run both sides alternately and return the record of one cell."""
+def measure(cell: Cell, material: Path, data: Path, repeats: int, limit: float = math.inf) -> dict[str, Any]:
+    """Run both sides alternately and return the record of one cell.
+
+    Args:
+        limit: seconds for all of it: a repeat is left out where it would end later.
+    """
+    end = time.monotonic() + limit
     checkpoint, rows = prepare(cell, material, data)
     initial = initial_values(cell, checkpoint, material)
     before = peaks(cell)
     ours, theirs = [], []
     for _ in range(repeats):
-        ours.append(run_side("ours.py", cell.as_json(), checkpoint, rows, initial))
-        theirs.append(run_side("baseline.py", cell.as_json(), checkpoint, rows, initial))
+        began = time.monotonic()
+        for script, runs in (("ours.py", ours), ("baseline.py", theirs)):
+            left = end - time.monotonic()
+            runs.append(run_side(script, cell.as_json(), checkpoint, rows, initial, limit=left))
+        if 2 * time.monotonic() - began > end:
+            break
     compared = None
     if has_dropout(checkpoint) and cell.same_order:
         plain = replace(cell, dropout=False)
@@ -148,6 +168,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cells", nargs="*", help="names, or their beginnings; all of this machine's by default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps of a run, instead of each cell's own")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no cell is begun that may end later")
+    parser.add_argument("--list", action="store_true", help="only name the cells, with their limits in --minutes")
     parser.add_argument("--page", action="store_true", help="only write RESULTS.md from results.json")
     parser.add_argument("--tiny", action="store_true", help="every cell on a model of a few thousand weights")
     parser.add_argument("--cuda-cells", action="store_true", help="the CUDA cells, GPU or not; for --tiny")
@@ -178,19 +200,42 @@ def write(folder: Path, stored: dict[str, Any]) -> None:
     text.write_text(report.page(stored, before), encoding="utf-8")
 
 
+def listing(cells: list[Cell], seconds: float) -> str:
+    """Return the cells in the order in which they are measured: how long each may take, and which fit for certain."""
+    lines, left = [], seconds
+    for cell in cells:
+        limit = cell.limit if left < math.inf else math.inf
+        fits = limit <= left
+        left -= limit if fits and limit < math.inf else 0.0
+        limits = "" if math.isinf(limit) else f"{limit:4.0f} s at most  "
+        lines.append(f"{limits}{cell.name}{'' if fits else '  (only if others end sooner)'}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure the cells one after the other; what is done is kept when the next one fails."""
     given = options()
     if given.page:
         write(given.output, report.load(given.output / "results.json"))
         return
+    cells, end = chosen(given), time.monotonic() + 60 * given.minutes
+    if given.list:
+        print(listing(cells, 60 * given.minutes))
+        return
     given.material.mkdir(parents=True, exist_ok=True)
-    cells = chosen(given)
-    shared = {"date": str(datetime.date.today()), "commit": commit(), "imports": import_seconds(given.repeats)}
+    shared = {
+        "date": str(datetime.date.today()),
+        "commit": commit(),
+        "imports": import_seconds(given.repeats if math.isinf(end) else 1),
+    }
     failed = 0
     for cell in cells:
+        limit = math.inf if math.isinf(end) else cell.limit
+        if time.monotonic() + limit > end and not math.isinf(end):
+            print(f"{cell.name} is not measured: it may take {limit:.0f} s, and the time is up", file=sys.stderr)
+            continue
         try:
-            record = measure(cell, given.material, given.data, given.repeats) | shared
+            record = measure(cell, given.material, given.data, given.repeats, limit) | shared
         except RuntimeError as error:
             print(error, file=sys.stderr)
             record = {"cell": cell.name, "failed": str(error).splitlines()[0], **shared}

@@ -3,6 +3,9 @@
     python -m benchmarks.gpu_report                  # writes gpu_report.md and .json into benchmarks/gpu_report
     python -m benchmarks.gpu_report --wheels DIR       # no network: install what is missing from wheels in DIR first
     python -m benchmarks.gpu_report --device cpu --output DIR     # the same tests here, to try this command
+    python -m benchmarks.gpu_report --list             # which tests, and how long each file may take; runs none
+
+Speed beside HF peft is measured apart, in ten minutes, too: python benchmarks/side_by_side.py --minutes 10
 
 Each file of tests is a process of its own with a limit of time, so that one that hangs or takes the driver down loses
 no other's result: a test's outcome is written when it ends. What is not installed is named, and its tests are skipped.
@@ -49,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="directory of the report")
     parser.add_argument("--wheels", type=Path, help="directory of wheels to install what is missing from")
     parser.add_argument("--select", default="", help="pytest's -k: only these tests")
+    parser.add_argument("--list", action="store_true", help="only name the tests and the time of each file")
     options = parser.parse_args(arguments)
+    if options.list:
+        print(listing(options.device, options.seconds, options.select))
+        return 0
     missing = [name for name in (*NEEDED, *USEFUL) if importlib.util.find_spec(name) is None]
     if missing and options.wheels is not None:
         install(missing, options.wheels)
@@ -119,11 +126,27 @@ def run_all(device: str, seconds: float, select: str) -> list[dict[str, Any]]:
     return found
 
 
-def run_file(file: str, device: str, limit: float, select: str) -> list[dict[str, Any]]:
-    """Run one file's tests in a process of its own, for at most `limit` seconds."""
+def listing(device: str, seconds: float, select: str) -> str:
+    """Return the names of each file's tests, below the time that they have together."""
+    lines = []
+    for file in FILES:
+        command = [*tests_of(file, device, select), "--collect-only"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        names = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+        lines += [f"{file}: {len(names)} tests, {seconds * SHARES[file]:.0f} s", *(f"  {name}" for name in names)]
+    return "\n".join(lines)
+
+
+def tests_of(file: str, device: str, select: str) -> list[str]:
+    """Return the command that runs a file's tests for a device."""
     chosen = f"({select}) and {device}" if select else device
     command = [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-o", "addopts=", "--import-mode=importlib", "-q"]
-    command += ["-p", "no:cacheprovider", "-k", chosen]
+    return [*command, "-p", "no:cacheprovider", "-k", chosen]
+
+
+def run_file(file: str, device: str, limit: float, select: str) -> list[dict[str, Any]]:
+    """Run one file's tests in a process of its own, for at most `limit` seconds."""
+    command = tests_of(file, device, select)
     if importlib.util.find_spec("pytest_timeout") is not None:
         command += ["--timeout", str(ONE_TEST)]
     with tempfile.TemporaryDirectory() as directory:

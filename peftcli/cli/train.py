@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from peftcli.analysis.estimate.memory_parts import Estimate
     from peftcli.console.display import RunDisplay
     from peftcli.recipe.load_recipe import LoadedRecipe
+    from peftcli.record.run_summary import Summary
 
 Resume = Annotated[
     bool,
@@ -104,12 +106,7 @@ def train(
     from peftcli.console.output import print_json
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
-        try:
-            with large_imports():  # seconds, below the display's spinner
-                from peftcli.training.run import train as run_training
-        except KeyboardInterrupt:
-            raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
-
+        run_training = _imported(loaded.recipe.model.name_or_path)
         set_allocator(loaded.recipe.training)
         for note in notes if is_main_process() else ():
             display.note(note)
@@ -120,6 +117,19 @@ def train(
         print_json(done.as_dict())
     elif rehearsed is not None and is_main_process():
         _print_rehearsed(rehearsed)
+
+
+def _imported(model: str) -> Callable[..., Summary]:
+    """Return what trains: its import takes seconds, below the display's spinner, while the disk reads the weights."""
+    from peftcli.models.weights.read_ahead import read_ahead
+
+    read_ahead(model)
+    try:
+        with large_imports():
+            from peftcli.training.run import train as run_training
+    except KeyboardInterrupt:
+        raise Stopped("stopped while loading, before anything was written; the same command starts again") from None
+    return run_training
 
 
 def _rehearse(loaded: LoadedRecipe, display: RunDisplay, *, overwrite: bool) -> Estimate:

@@ -21,6 +21,7 @@ from peftcli.distributed.launch.failed_processes import Ending, crashed, endings
 from peftcli.distributed.launch.launcher_line import LauncherLine
 from peftcli.distributed.launch.schedulers import LAUNCHERS, launcher_of, number
 from peftcli.distributed.launched_worker import LAUNCHED
+from peftcli.distributed.usable_cores import usable_cores
 from peftcli.errors import UserError
 from peftcli.process_state import environment_without, quiet_elastic
 from peftcli.stop_signals import requests_passed_on
@@ -153,7 +154,7 @@ def _run(command: Sequence[str], processes: int, errors: Mapping[int, IO[bytes]]
 def _environment(address: str, processes: int) -> Iterator[None]:
     """Have the variables inside that the processes inherit; what another launcher said does not count."""
     # the processes share the cores: with a thread for every core in each of them, all would be slower
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // processes))
     with environment_without(("TORCHELASTIC_",), {"OMP_NUM_THREADS": threads, LAUNCHED: address}):
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.inference.compared_sets import RunStart
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_texts
+from peftcli.models.few_blocks import FirstBlocks
 from peftcli.models.last_block import last_block
 from peftcli.models.load.dtypes import dtype_name, dtype_named
 from peftcli.models.load.heads import PROBLEM_TYPES
@@ -333,7 +335,7 @@ def opened(
     untouched: Mapping[str, Tensor] | None = None,
 ) -> OpenedRun:
     """Return a model with its parts, loaded and filled, as a run to use; nothing of it is trainable afterwards."""
-    model = attachment.model
+    model, prepare = attachment.model, attachment.prepare_inputs
     model.eval()
     model.requires_grad_(False)
     precision = Precision(base.dtype, base.dtype, False, "as the weights")
@@ -342,8 +344,9 @@ def opened(
     task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, positions=left)
     cuts = loaded.recipe.training.fast_paths.last_block and task.info.rows == "labelled"
     with precision.inference(world.device):
-        notes = (*notes, *task.bind(model, attachment.prepare_inputs))
-        cut = last_block(model, anatomy, attachment.prepare_inputs) if cuts else None
+        found = FirstBlocks(model, anatomy.layers).tell(lambda _: task.bind(model, prepare), settles=operator.not_)
+        notes = (*notes, *found)
+        cut = last_block(model, anatomy, prepare) if cuts else None
     return OpenedRun(
         loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes, untouched or {}, cut=cut
     )

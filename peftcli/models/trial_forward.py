@@ -21,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.layers.base_linear import linear_widths
 from peftcli.layers.seeded import seeded
+from peftcli.models.few_blocks import build_of
 from peftcli.models.meta_answers import answered, computed, flat
 from peftcli.models.module_view import module_kind
 
@@ -147,7 +148,7 @@ def _with_one_block_of_each_kind(model: PreTrainedModel) -> _Found | None:
         for name, each in lists.items():
             first: dict[Any, str] = {}
             places[name] = {
-                number: first.setdefault(_kind_of(block), str(len(first))) for number, block in whole[name].items()
+                number: first.setdefault(build_of(block), str(len(first))) for number, block in whole[name].items()
             }
             kept = {place: number for number, place in reversed(places[name].items())}
             each._modules = {place: whole[name][kept[place]] for place in first.values()}
@@ -163,12 +164,6 @@ def _with_one_block_of_each_kind(model: PreTrainedModel) -> _Found | None:
         frozenset(name for name in parameters if _stand_in(name, places) in found.untouched),
         frozenset(path for path in blocks if _stand_in(path, places).rstrip(".") in found.other_states),
     )
-
-
-def _kind_of(block: nn.Module) -> tuple[Any, ...]:
-    """Return what blocks that are alike have in common: the classes of their modules, the shapes of their weights."""
-    shapes = [(name, tuple(each.shape)) for name, each in block.named_parameters()]
-    return (*((name, type(each)) for name, each in block.named_modules()), *shapes)
 
 
 def _stand_in(path: str, places: Mapping[str, Mapping[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -16,6 +17,7 @@ from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.evaluator import Evaluator, make_evaluator
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.few_blocks import FirstBlocks
 from peftcli.models.last_block import last_block
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.load.identity import both_fingerprints
@@ -221,14 +223,16 @@ def _bind(
     """Let the task look at the live model, tell the notes, and try which faster paths the model allows."""
     if (unmerged := merge_note(attached.anatomy, recipe.method, attached.attachment)) is not None:
         reporter.note(unmerged)
+    model, prepare = base.model, attached.attachment.prepare_inputs
+    blocks = FirstBlocks(model, attached.anatomy.layers)
     with precision.inference(world.device):
-        for note in [*attached.notes, *task.bind(base.model, attached.attachment.prepare_inputs)]:
+        for note in [*attached.notes, *blocks.tell(lambda _: task.bind(model, prepare), settles=operator.not_)]:
             reporter.note(note)
-        allowed = AllowedPaths.of(recipe, world.device, base.model)
-        by_document = rows_stay_apart(recipe, base.model, allowed)
-        shares = by_document and prompts_are_shared(recipe, base.model, allowed, task.prepare_inputs)
+        allowed = AllowedPaths.of(recipe, world.device, model)
+        by_document = blocks.tell(lambda _: rows_stay_apart(recipe, model, allowed))
+        shares = by_document and blocks.tell(lambda _: prompts_are_shared(recipe, model, allowed, task.prepare_inputs))
         cuts = allowed.last_block and task.info.rows == "labelled"
-        cut = last_block(base.model, attached.anatomy, task.prepare_inputs) if cuts else None
+        cut = last_block(model, attached.anatomy, task.prepare_inputs) if cuts else None
     return FastPaths(allowed, by_document=by_document, shares_prompts=shares, last_block=cut)
 
 
@@ -252,7 +256,7 @@ def _change_for_training(
         batches.world,
         computing.fast_paths,
         state.recomputes,
-        lambda: need_of(batches, attachment, task, computing),
+        lambda: need_of(batches, attachment, task, computing, anatomy),
     )
     if recomputation.note is not None:
         reporter.note(recomputation.note)

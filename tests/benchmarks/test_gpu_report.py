@@ -29,6 +29,13 @@ def test_without_a_card_nothing_is_written(tmp_path, capsys, monkeypatch) -> Non
     assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_tests_are_listed_without_a_card(capsys) -> None:
+    assert gpu_report.main(["--list", "--seconds", "100", "--select", "adamw_torch or paged_adamw_8bit"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if not line.startswith(" ")) == "test_one_card.py: 2 tests, 55 s"
+    assert "  test_an_optimizer_trains[cuda-paged_adamw_8bit]" in lines and not [one for one in lines if "cpu" in one]
+
+
 @pytest.mark.parametrize("outcome", ["passed", "failed"])
 def test_the_report_is_a_page_and_a_record(tmp_path, monkeypatch, outcome: str) -> None:
     test = {"test": "a.py::test_a[cuda]", "outcome": outcome, "seconds": 1.5, "figures": {"tokens_per_second": 12000}}

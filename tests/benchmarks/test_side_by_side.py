@@ -149,6 +149,38 @@ def test_names_are_unique_and_describe_the_cell(bench: Any) -> None:
     assert bench.cells.parse(cell.as_json()) == cell
 
 
+def test_a_side_that_takes_too_long_is_ended(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.side_by_side, "HERE", tmp_path)
+    (tmp_path / "slow.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    with pytest.raises(RuntimeError, match=r"slow\.py was not done after 1 s"):
+        bench.side_by_side.run_side("slow.py", limit=1.0)
+
+
+def test_of_the_cards_cells_those_are_listed_that_fit(bench: Any) -> None:
+    cells = bench.cells.CUDA_CELLS
+    lines = bench.side_by_side.listing(cells, 600).splitlines()
+    certain = [cell for cell, line in zip(cells, lines, strict=True) if "only if" not in line]
+    assert cells[:4] == certain[:4] and sum(cell.limit for cell in certain) <= 600 < sum(cell.limit for cell in cells)
+    assert bench.side_by_side.listing(cells, float("inf")).splitlines() == [cell.name for cell in cells]
+
+
+@pytest.mark.parametrize(("minutes", "begun"), [(None, 3), (1.1, 1), (0.1, 0)])
+def test_no_cell_is_begun_that_may_end_later(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, minutes: float | None, begun: int
+) -> None:
+    side_by_side, asked = bench.side_by_side, []
+    now = iter(range(0, 100, 20))
+    monkeypatch.setattr(side_by_side.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(side_by_side, "import_seconds", lambda _: 1.0)
+    monkeypatch.setattr(side_by_side, "chosen", lambda _: bench.cells.CUDA_CELLS[:3])
+    monkeypatch.setattr(side_by_side, "measure", lambda cell, *rest: asked.append(rest[-1]) or measured(bench, cell))
+    words = [] if minutes is None else ["--minutes", str(minutes)]
+    monkeypatch.setattr(sys, "argv", ["side_by_side.py", "--tiny", "--material", str(tmp_path), *words])
+    side_by_side.main()
+    assert len(asked) == begun
+    assert asked == [float("inf") if minutes is None else bench.cells.CUDA_CELLS[0].limit] * begun
+
+
 @pytest.fixture
 def gsm8k(tmp_path: Path) -> Path:
     """Rows like GSM8K's, of different lengths."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,18 +10,12 @@ from peftcli.data.encode.encode_worker import ChunkResult, Worker
 from peftcli.data.encode.encoded import FlatRows
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.row_format import RecognisedFormat
+from peftcli.distributed.usable_cores import usable_cores
 from peftcli.errors import Problem, UserError
 from peftcli.process_state import become_encoder
 
 LARGE = 48_000_000  # bytes of input from which the seconds that worker processes take to start are won back
 MOST = 16  # processes that are started without being asked for: one reader cannot feed more
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def encode_chunks(
@@ -39,7 +32,7 @@ def encode_chunks(
         arguments: of `Worker`.
         size: bytes of the input, which decide about processes when `processes` is None.
     """
-    wanted = processes or (min(available_cores(), MOST) if size >= LARGE else 1)
+    wanted = processes or (min(usable_cores(), MOST) if size >= LARGE else 1)
     if wanted > 1:
         yield from _in_processes(arguments, found, chunks, wanted, statistics)
         return

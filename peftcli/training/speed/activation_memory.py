@@ -7,9 +7,10 @@ needs a formula of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import Row
 from peftcli.distributed.whole_tensors import held_parts
+from peftcli.models.few_blocks import FirstBlocks
 from peftcli.tasks.task import Batch, Task
 
 LONGEST_PROBE = 32
@@ -45,24 +47,33 @@ def activation_cost(
     collator: Collator,
     row: Row,
     computing: Callable[[Batch], AbstractContextManager[object]],
+    blocks: FirstBlocks,
 ) -> ActivationCost:
     """Return what one row costs, from shortened copies of it.
+
+    Of blocks that are alike two are computed; the second one keeps what each further one would.
 
     Args:
         model: live, parts attached, on its device; it is left in the mode it was in.
         row: as long as any.
         computing: the context of a batch's training forward pass.
+        blocks: of the model, as they are now.
     """
     longest = min(LONGEST_PROBE, len(row.input_ids))
     lengths = sorted({max(1, longest // 4), max(1, longest // 2), longest})
     was_training = model.training
-    model.train()
-    try:
+
+    def kept_at_each_length(stands_for: Mapping[str, int]) -> list[int]:
         kept = []
         for length in lengths:
             batch = collator.batch([_shortened(row, length, task)])
             with torch.enable_grad(), computing(batch):
-                kept.append(_kept_bytes(model, task, batch))
+                kept.append(_kept_bytes(model, task, batch, stands_for))
+        return kept
+
+    model.train()
+    try:
+        kept = blocks.tell(kept_at_each_length, times=2)
     finally:
         model.train(was_training)
     degree = len(lengths) - 1
@@ -71,27 +82,56 @@ def activation_cost(
     return ActivationCost(fixed, linear, quadratic)
 
 
-def _kept_bytes(model: nn.Module, task: Task, batch: Batch) -> int:
+def _kept_bytes(model: nn.Module, task: Task, batch: Batch, stands_for: Mapping[str, int]) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, the model's own left out.
 
     A divided weight that was gathered for the pass is a parameter, too; it is gathered again for the backward pass.
+
+    Args:
+        stands_for: for how many blocks a block stands, by path.
     """
     every = chain(model.parameters(), model.buffers())
     own = {_storage(part) for tensor in every for part in held_parts(tensor)}
     kept: dict[int, int] = {}
+    times = [1]
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             parts = {_storage(part): part.untyped_storage().nbytes() for part in held_parts(tensor)}
-            kept.update({address: size for address, size in parts.items() if address not in own})
+            for address in parts.keys() - kept.keys() - own:
+                kept[address] = parts[address] * times[-1]
         return tensor.detach()  # a node that kept its own output would keep itself, and the whole graph, for good
 
     device = next(model.parameters()).device
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _told_of_blocks(model, stands_for, times), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
         terms = task.loss(model, batch.to(device))
     total = sum(kept.values())
     del terms  # kept until here, so that no address was used twice
     return total
+
+
+@contextmanager
+def _told_of_blocks(model: nn.Module, stands_for: Mapping[str, int], times: list[int]) -> Iterator[None]:
+    """Append to `times` for how many blocks a block stands, while it runs."""
+
+    def begin(count: int, _block: nn.Module, _args: Any) -> None:
+        times.append(count)
+
+    def end(_block: nn.Module, _args: Any, _output: Any) -> None:
+        times.pop()
+
+    hooks = []
+    for path, count in stands_for.items():
+        block = model.get_submodule(path)
+        hooks += [
+            block.register_forward_pre_hook(partial(begin, count), prepend=True),
+            block.register_forward_hook(end),
+        ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _storage(tensor: Tensor) -> int:

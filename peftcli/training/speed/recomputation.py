@@ -12,6 +12,8 @@ from torch import nn
 from peftcli.distributed.devices import free_bytes
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
+from peftcli.models.anatomy import Anatomy
+from peftcli.models.few_blocks import FirstBlocks
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.task import Task
@@ -102,14 +104,17 @@ def set_up_recomputation(
     return Recomputation(True, f"gradient checkpointing is on: {need}" if need is not None else None)
 
 
-def need_of(batches: StepBatches, attachment: Attachment, task: Task, computing: Computing) -> Need | None:
+def need_of(
+    batches: StepBatches, attachment: Attachment, task: Task, computing: Computing, anatomy: Anatomy
+) -> Need | None:
     """Return what the largest step of a run needs, None where nothing tells what is free."""
     free = free_bytes(batches.world.device, batches.world.size)
     if free is None:
         return None
     lengths = batches.lengths
     longest = batches.rows[int(np.argmax(lengths))]
-    cost = activation_cost(attachment.model, task, batches.collator, longest, computing)
+    model = attachment.model
+    cost = activation_cost(model, task, batches.collator, longest, computing, FirstBlocks(model, anatomy.layers))
     count, length = largest_micro_batch(batches, int(lengths.max()))  # of a stream it is the limit
     trainable = attachment.trainable_parameters().values()
     return Need(count, length, cost.of(count, length), STATES * sum(p.nbytes for p in trainable), free)

@@ -1,4 +1,4 @@
-"""Notice that other programs use the processors of a run on a CPU.
+"""Notice that the threads of a run on a CPU wait for processors: others use them, or a container has fewer.
 
 The threads of one matrix product wait for the slowest of them, spinning: on two processors that eight others use, two
 threads were measured to be four to nine times slower than one. Linux says of each thread how long it ran and how long
@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from peftcli.distributed.usable_cores import usable_cores
 
 THREADS = Path("/proc/self/task")
 WINDOW = 10.0
@@ -50,10 +52,15 @@ class ProcessorWaits:
         return self._said(share) if self._done else None
 
     def _said(self, share: float) -> str:
+        cores = usable_cores()
+        if cores < self._threads:
+            why, fewer, ends = f"the system lets this run use {cores} of the machine's cores", cores, ""
+        else:
+            why, fewer, ends = "other programs use this machine's cores", 1, ", or once the others have ended"
         return (
-            f"other programs use this machine's processors: the run's {self._threads} threads waited for one "
-            f"{share:.0%} of the time; threads of one product wait for each other, so a step can be much faster "
-            "with OMP_NUM_THREADS=1 (its results differ by rounding), or once the others have ended"
+            f"{why}: its {self._threads} threads waited for one {share:.0%} of the time; threads of one product wait "
+            f"for each other, so a step can be much faster with OMP_NUM_THREADS={fewer} (its results differ by "
+            f"rounding){ends}"
         )
 
     def _times(self) -> tuple[int, int] | None:

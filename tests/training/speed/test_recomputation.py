@@ -12,6 +12,7 @@ import torch
 from peftcli.distributed import devices
 from peftcli.distributed.devices import free_bytes
 from peftcli.distributed.processes import World
+from peftcli.models.few_blocks import FirstBlocks
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
 from peftcli.training.run import train
@@ -22,6 +23,8 @@ from peftcli.training.speed.recomputation import Need, need_of
 from peftcli.training.watch.reporting import Silent
 
 CPU = torch.device("cpu")
+ALL = FirstBlocks(torch.nn.Module(), {})
+"""Nothing is left out."""
 
 
 def session_of(loaded, tmp_path):
@@ -29,7 +32,7 @@ def session_of(loaded, tmp_path):
 
 
 def need_for(session) -> Need | None:
-    return need_of(session.batches, session.attachment, session.task, session.computing)
+    return need_of(session.batches, session.attachment, session.task, session.computing, session.anatomy)
 
 
 def long_rows(count: int, words: int) -> list[dict[str, str]]:
@@ -55,12 +58,40 @@ def test_short_rows_tell_what_long_ones_keep(recipe, models, tmp_path, family, t
     session = session_of(loaded, tmp_path)
     row = session.data.train[0]
     assert len(row.input_ids) > 40
-    short = activation_cost(session.model, session.task, session.batches.collator, row, session.computing)
+    short = activation_cost(session.model, session.task, session.batches.collator, row, session.computing, ALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("peftcli.training.speed.activation_memory.LONGEST_PROBE", len(row.input_ids))
-        whole = activation_cost(session.model, session.task, session.batches.collator, row, session.computing)
+        whole = activation_cost(session.model, session.task, session.batches.collator, row, session.computing, ALL)
     assert short.of(1, len(row.input_ids)) == pytest.approx(whole.of(1, len(row.input_ids)), rel=0.1)
     assert short.of(8, 40) > 7 * short.of(1, 40) - 7 * short.fixed
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "deep", "change"),
+    [
+        ("llama", "causal_lm", {"num_hidden_layers": 6}, {}),
+        ("llama", "causal_lm", {"num_hidden_layers": 9}, {"method__layers_to_transform": [3, 4, 5]}),
+        ("llama", "causal_lm", {"num_hidden_layers": 6}, {"method": {"name": "prefix_tuning"}}),
+        ("llama", "causal_lm", {"num_hidden_layers": 6}, {"method": {"name": "prompt_tuning"}}),
+        ("gpt2", "causal_lm", {"n_layer": 6, "resid_pdrop": 0.1}, {"method": {"name": "bitfit"}}),
+        ("llama", "causal_lm", {"num_hidden_layers": 6}, {"model__attn_implementation": "eager"}),
+        ("bert", "sequence_classification", {"num_hidden_layers": 6}, {"method": {"name": "adapter"}}),
+        ("t5", "seq2seq_lm", {"num_layers": 6}, {}),
+    ],
+)
+def test_a_few_blocks_tell_what_all_keep(recipe, models, tmp_path, family, task, deep, change) -> None:
+    loaded = recipe(family, task, model=models(family, task, **deep), **change)
+    session = session_of(loaded, tmp_path)
+    given = session.model, session.task, session.batches.collator, session.data.train[0], session.computing
+    stacks = session.anatomy.layers
+    computed: list[int] = []
+    for block in (path for stack in stacks.values() for path in stack):
+        session.model.get_submodule(block).register_forward_hook(lambda *_: computed.append(1) or None)
+    few, all_of_them = activation_cost(*given, FirstBlocks(session.model, stacks)), activation_cost(*given, ALL)
+    assert few.of(8, 30) == pytest.approx(all_of_them.of(8, 30), rel=1e-6)
+    whole = 3 * sum(map(len, stacks.values()))
+    classifies = task == "sequence_classification"  # its last block is cut, and so of a kind of its own
+    assert len(computed) == 2 * whole if classifies else len(computed) < 2 * whole
 
 
 def _with_a_graph() -> int:
@@ -71,7 +102,9 @@ def _with_a_graph() -> int:
 def test_what_the_probe_kept_is_let_go(recipe, tmp_path) -> None:
     session = session_of(recipe("llama", "causal_lm", long_rows(8, 60), data__max_length=60), tmp_path)
     before = _with_a_graph()
-    activation_cost(session.model, session.task, session.batches.collator, session.data.train[0], session.computing)
+    activation_cost(
+        session.model, session.task, session.batches.collator, session.data.train[0], session.computing, ALL
+    )
     assert _with_a_graph() == before
 
 
@@ -80,7 +113,7 @@ def test_attention_that_keeps_its_probabilities_grows_with_the_square(recipe, tm
         session_of(recipe(name=name, model__attn_implementation=name), tmp_path / name) for name in ("sdpa", "eager")
     )
     costs = [
-        activation_cost(run.model, run.task, run.batches.collator, run.data.train[0], run.computing).quadratic
+        activation_cost(run.model, run.task, run.batches.collator, run.data.train[0], run.computing, ALL).quadratic
         for run in (plain, eager)
     ]
     assert costs[0] < 0.1 * costs[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from peftcli.training.watch import processor_waits
 from peftcli.training.watch.processor_waits import THREADS, WINDOW, ProcessorWaits
 
 
@@ -35,7 +36,8 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_says_once_how_long_threads_waited(machine: Machine) -> None:
+def test_says_once_how_long_threads_waited(machine: Machine, monkeypatch) -> None:
+    monkeypatch.setattr(processor_waits, "usable_cores", lambda: 2)
     waits = ProcessorWaits(2, machine.directory, machine.clock)
     assert waits.note() is None
     machine.runs(4, 12)
@@ -44,6 +46,19 @@ def test_says_once_how_long_threads_waited(machine: Machine) -> None:
     assert "2 threads waited for one 75% of the time" in note and "OMP_NUM_THREADS=1" in note
     machine.runs(4, 12)
     assert waits.note() is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "said"), [(2, "other programs use"), (1, "lets this run use 1 of the machine's cores")]
+)
+def test_says_whether_others_or_a_limit_take_the_processors(machine: Machine, monkeypatch, cores, said) -> None:
+    monkeypatch.setattr(processor_waits, "usable_cores", lambda: cores)
+    waits = ProcessorWaits(2, machine.directory, machine.clock)
+    waits.note()
+    machine.runs(10, 10)
+    note = waits.note()
+    assert note is not None and said in note and "OMP_NUM_THREADS=1" in note
+    assert ("once the others have ended" in note) == (cores == 2)
 
 
 def test_a_load_that_begins_later_is_noticed(machine: Machine) -> None:

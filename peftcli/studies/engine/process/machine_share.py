@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peftcli.distributed.usable_cores import usable_cores
+
 _DEVICE_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 """What Linux has where CUDA or ROCm may have a device; without them torch need not be imported to know."""
 
@@ -43,7 +45,7 @@ def machine_shares(jobs: int) -> list[MachineShare]:
 
 def _cores() -> int:
     """Return how many threads the processes of this worker may run together: OMP_NUM_THREADS limits them."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = usable_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
 
