@@ -63,9 +63,13 @@ PART = re.compile(r"<!-- generated: ([\w-]+)(?: ([^>]*?))? -->\n.*?<!-- end -->"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; bars inside cells are escaped."""
+    """Return a Markdown table; bars inside cells are escaped, and a cell's lines become one: a row is a line."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def fields(name: str) -> str:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from peftcli.errors import UserError
-from peftcli.suggestions import did_you_mean, nearest
+from peftcli.suggestions import did_you_mean, nearest, nearest_files
 
 PREFIX = "package:"
 CACHE_VARIABLE = "PEFTCLI_CACHE"
@@ -211,8 +211,7 @@ def _near_path(path: Path, shown_from: Path | None = None) -> str:
     except OSError:
         return f"{folder} is not a directory that can be read"
     shown = _shown(folder, shown_from)
-    near = nearest(missing.name, names, most=3, cutoff=0.5)
-    close = [name for name in near if nearest(missing.stem, [Path(name).stem], cutoff=0.5)]  # not by the suffix alone
+    close = nearest_files(missing.name, names)
     if close:
         return did_you_mean(close if shown_from is not None else (folder / name for name in close))
     inside = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePath
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
@@ -16,6 +17,12 @@ def nearest(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0
         cutoff: least similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
     """
     return difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+
+
+def nearest_files(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.5) -> list[str]:
+    """Return the file names that resemble `name` by what stands before the suffix, too; otherwise as `nearest`."""
+    similar = nearest(name, known, most=most, cutoff=cutoff)
+    return [one for one in similar if nearest(PurePath(name).stem, [PurePath(one).stem], cutoff=cutoff)]
 
 
 def did_you_mean(meant: Iterable[object], then: str = "") -> str:

@@ -25,6 +25,7 @@ UNUSED = (
 PROBE = """
 import sys
 sys.argv = ["peft", *{arguments!r}]
+{before}
 from peftcli.cli.app import main
 try:
     main()
@@ -34,9 +35,13 @@ print(f"code={{code or 0}} loaded={{sorted(name for name in {unwanted!r} if name
 """
 
 
-def loaded(arguments: list[str], unwanted: tuple[str, ...]) -> str:
-    """Return the exit code of `peft ARGUMENTS` in a fresh process, and which unwanted modules it loaded."""
-    probe = PROBE.format(arguments=arguments, unwanted=unwanted)
+def loaded(arguments: list[str], unwanted: tuple[str, ...], before: str = "") -> str:
+    """Return the exit code of `peft ARGUMENTS` in a fresh process, and which unwanted modules it loaded.
+
+    Args:
+        before: Python that runs first.
+    """
+    probe = PROBE.format(arguments=arguments, unwanted=unwanted, before=before)
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr.strip().splitlines()[-1]
@@ -52,6 +57,13 @@ def loaded(arguments: list[str], unwanted: tuple[str, ...]) -> str:
 )
 def test_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(arguments, HEAVY) == "code=0 loaded=[]"
+
+
+def test_the_first_questions_come_before_anything_heavy() -> None:
+    """The model is answered, then a file that is not there, then the input ends."""
+    typed = "import io; from peftcli.console.starting_views import questions; questions.can_ask = lambda: True\n"
+    typed += "sys.stdin = io.StringIO('org/name' + chr(10) + 'gone.jsonl' + chr(10))\n"
+    assert loaded(["init", "-o", "gone.yaml"], HEAVY, before=typed) == "code=130 loaded=[]"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=" ".join)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peftcli.suggestions import did_you_mean, nearest
+from peftcli.suggestions import did_you_mean, nearest, nearest_files
 
 
 def test_the_most_similar_names_come_first() -> None:
     assert nearest("lorra", ["ia3", "lora", "qlora"], most=2) == ["lora", "qlora"]
     assert nearest("lorra", ["ia3", "vera"], cutoff=0.9) == []
+
+
+def test_a_suffix_makes_no_file_similar() -> None:
+    assert nearest_files("lora.yaml", ["bad.yaml", "recipe.yaml", "lorra.yaml", "qlora.yaml"]) == [
+        "qlora.yaml",
+        "lorra.yaml",
+    ]
+    assert nearest_files("train.jsonl", ["n4.jsonl", "trains.jsonl"]) == ["trains.jsonl"]
 
 
 def test_a_question_with_what_follows_it() -> None:

@@ -9,7 +9,9 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Mapping
 from importlib import import_module
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
@@ -24,32 +26,16 @@ from peftcli.errors import PeftCliError, Stopped, UserError
 from peftcli.process_state import libraries_quiet, quick_exit, quiet_exit
 from peftcli.stop_signals import ignore_signals, interrupted_by_signals
 
-COMMANDS = (
-    "train",
-    "eval",
-    "predict",
-    "chat",
-    "merge",
-    "export",
-    "import_",
-    "count_params",
-    "recommend",
-    "compare",
-    "sweep",
-    "runs",
-    "report",
-    "estimate",
-    "methods",
-    "plugins",
-    "validate",
-    "inspect",
-    "inspect_adapter",
-    "schema",
-    "recipes",
-    "convert",
-    "init",
-)
-"""Modules of this package that hold a command, in the order of `--help`."""
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Write a recipe": ("init", "recipes", "convert", "recommend", "validate", "inspect", "estimate", "count_params"),
+    "Train": ("train", "runs", "report", "compare", "sweep"),
+    "Use what was trained": ("eval", "predict", "chat", "merge", "export", "import_", "inspect_adapter"),
+    "Look up": ("methods", "plugins", "schema"),
+}
+"""Modules of this package that hold a command, below the headings of `--help` and in its order."""
+
+COMMANDS = tuple(chain(*GROUPS.values()))
+"""The same without headings."""
 
 _HELP = """Fine-tune pretrained models with few parameters, driven by one YAML recipe.
 
@@ -87,6 +73,15 @@ class _Command(TyperCommand):
 class _Commands(TyperGroup):
     """The commands; Ctrl-C ends each with a sentence, also where it left nothing to say."""
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands below their headings, what they do in one column."""
+        widest = max(len(command_of(module)) for module in COMMANDS)
+        for title, modules in GROUPS.items():
+            with formatter.section(title):
+                rows = [(command_of(module), self.commands[command_of(module)]) for module in modules]
+                room = formatter.width - widest - 6
+                formatter.write_dl([(name.ljust(widest), one.get_short_help_str(room)) for name, one in rows])
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was typed.
 
@@ -122,6 +117,11 @@ def build_app() -> typer.Typer:
         for command in group.registered_commands if group is not None else []:
             command.cls = _Command
     return app
+
+
+def command_of(module: str) -> str:
+    """Return a command's name from its module's: `import_` is `import`, a word that Python keeps for itself."""
+    return module.strip("_").replace("_", "-")
 
 
 def _narrow_width() -> int | None:

@@ -48,7 +48,7 @@ Output = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("compare", short_help="Train several methods, or take their runs, and compare them.")(compare)
+    app.command("compare", short_help="Compare methods: train them, or take runs that exist.")(compare)
 
 
 def compare(

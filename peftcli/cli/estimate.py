@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("estimate", short_help="Tell a run's memory and time before it.")(with_progress(estimate))
+    app.command("estimate", short_help="Estimate the memory and time of a run.")(with_progress(estimate))
 
 
 def estimate(

@@ -68,10 +68,10 @@ def init(
             suggestion="peft init --model M --data FILE [--task TASK] [--method NAME] [--memory SIZE] [-o FILE]",
         )
 
-    from peftcli.starting.first_recipe import Answers, first_recipe
-
     model = _model() if model is None else model
     rows = _rows(data)
+    with progress_shown():  # torch takes seconds to import: after the first questions, and not in silence
+        from peftcli.starting.first_recipe import Answers, first_recipe
     if asking:
         task, method, size = _rest(model, rows, task, method, size)
     with progress_shown():

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 import typer
 
 from peftcli import __version__
+from peftcli import cli as cli_package
 from peftcli.cli import app as app_module
+from peftcli.cli.app import command_of
 from peftcli.errors import PeftCliError, Problem, Stopped, UserError, VerificationFailed
 from tests.command_line import Cli
 
 
-def command_of(module: str) -> str:
-    """Return a command's name from its module's: `import_` is `import`, a word that Python keeps for itself."""
-    return module.strip("_").replace("_", "-")
-
-
-def test_version_and_help(cli: Cli) -> None:
+def test_version_and_help(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert __version__ in cli("--version").out
-    help_text = cli("--help").out
-    for name in app_module.COMMANDS:
-        assert command_of(name) in help_text
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = cli("--help").out.partition("\nWrite a recipe:\n")[2]
+    rows = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert rows == list(map(command_of, app_module.COMMANDS))  # a line each: what they do fits into 80 columns
+    headings = [line.rstrip(":") for line in listed.splitlines() if line and not line.startswith("  ")]
+    assert ["Write a recipe", *headings] == list(app_module.GROUPS)
+    assert {module.name for module in iter_modules(cli_package.__path__)} == {"app", *app_module.COMMANDS}
 
 
 def test_a_current_directory_that_was_removed(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,16 @@ def test_every_recipe_on_a_page_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_row_of_a_table_is_a_line_with_all_columns(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    for block in re.findall(r"(?:^\|.*\n)+.*", text, flags=re.M):
+        *rows, after = block.split("\n")
+        assert after == "" or after.startswith("<!--"), f"{page}: a row goes on on a line of its own: {after}"
+        columns = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+        assert len(columns) == 1, f"{page}: {rows[0]}"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_on_a_page_parses(page: str) -> None:
     group = typer.main.get_command(build_app())
     assert isinstance(group, typer.core.TyperGroup)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import typer
 
+from peftcli.errors import Stopped
+
 Check = Callable[[str], str | None]
 """Returns what is wrong with an answer, or None."""
 
@@ -17,9 +19,17 @@ def can_ask() -> bool:
 
 
 def ask(text: str, default: str | None = None, check: Check | None = None) -> str:
-    """Return an answer, asking again until nothing is wrong with it; Enter takes the default."""
+    """Return an answer, asking again until nothing is wrong with it; Enter takes the default.
+
+    Raises:
+        Stopped: Ctrl-C, or the end of the input (Ctrl-D).
+    """
     while True:
-        answer = str(typer.prompt(text, default=default, err=True)).strip()
+        try:
+            answer = str(typer.prompt(text, default=default, err=True)).strip()
+        except typer.Abort:
+            typer.echo(err=True)
+            raise Stopped("stopped at a question: nothing was written") from None
         wrong = "an answer is needed" if not answer else check(answer) if check is not None else None
         if wrong is None:
             return answer

@@ -11,7 +11,8 @@ _DTYPE = "every weight of the base has one dtype (model.dtype), and losses are c
 _LOSS = "not needed: the loss is computed in chunks at learnt positions only"
 _MEDIA = "text only"
 _SHARDS = "not needed: weights are read once, and each process keeps its share"
-_MODE = "not a recipe key: an option of peft predict and peft chat"
+_ANSWERS = "not a recipe key: an option of peft predict and peft chat"
+_BEAMS = "not a recipe key: an option of peft predict"
 _HUB = "log in with the hub's own tool, or set HF_TOKEN and HF_HOME"
 
 ONLY_THERE = {
@@ -40,7 +41,8 @@ ONLY_THERE = {
         "image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "media_dir",
         "freeze_vision_tower", "freeze_multi_modal_projector",
     )},
-    **{name: Alias(LLAMA_FACTORY, None, _MODE) for name in ("temperature", "top_p", "top_k", "num_beams")},
+    **{name: Alias(LLAMA_FACTORY, None, _ANSWERS) for name in ("temperature", "top_p", "top_k")},
+    "num_beams": Alias(LLAMA_FACTORY, None, _BEAMS),
     **{name: Alias(LLAMA_FACTORY, None, _HUB) for name in ("hf_hub_token", "ms_hub_token")},
     **{name: Alias(AXOLOTL, None, _SHARDS) for name in (
         "fsdp_cpu_ram_efficient_loading", "cpu_ram_efficient_loading", "fsdp_sync_module_states",

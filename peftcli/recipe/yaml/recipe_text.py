@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
-from peftcli.suggestions import did_you_mean, nearest
+from peftcli.suggestions import did_you_mean, nearest_files
 
 _MOST_BYTES = 1 << 20  # a recipe has a few kilobytes; a larger file, or a device, was named by mistake
 
@@ -54,7 +54,7 @@ def _nearest(path: Path) -> str:
         except OSError:
             continue
     wanted = path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml"
-    close = nearest(wanted, names, most=3)
+    close = nearest_files(wanted, names)
     if close:
         return did_you_mean(names[name] for name in close)
     return f"recipes near by: {', '.join(str(found) for found in list(names.values())[:6])}" if names else _EXPECTED
