@@ -17,7 +17,7 @@ from peftcli.models.anatomy import EXPERT_ROLES, EXPERTS
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import TaskName
-from peftcli.tasks.task_table import task_info
+from peftcli.tasks.task_table import TASKS, task_info
 
 PLAIN = "LORA"
 """HF peft's `peft_type` of a plain LoRA."""
@@ -32,19 +32,27 @@ def server_rules() -> dict[str, dict[str, Any]]:
 
 
 def servers_of(run: Path) -> list[str]:
-    """Return the servers that load what a run left; a complete model is loaded wherever its base is.
+    """Return the servers that load what a run left; a complete model is loaded where its base and its task are.
 
     A method that is not here can be merged, if it merges: a merged model is a complete model.
     """
     if (run / "model").is_dir():
-        return list(server_rules())
-    try:
-        config = json.loads((run / "adapter" / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        task = _read(run / "summary.json").get("task")
+        kind = task_info(task).hf_task_type if isinstance(task, str) and task in TASKS else None
+        return [name for name, rule in server_rules().items() if kind is None or {"*", kind} & set(rule["task_types"])]
+    config = _read(run / "adapter" / CONFIG)
+    if not isinstance(config.get("peft_type"), str):
         return []  # this project's own format
     return [name for name, rule in server_rules().items() if _loads(rule, config)]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file; nothing where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:

@@ -48,6 +48,13 @@ def test_every_recipe_on_a_page_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_file_of_ours_that_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"`((?:peftcli|tests|docs|configs|benchmarks)/[\w./-]+\.\w+)`", text_of(page))
+    gone = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert gone == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_row_of_a_table_is_a_line_with_all_columns(page: str) -> None:
     text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
     for block in re.findall(r"(?:^\|.*\n)+.*", text, flags=re.M):

@@ -143,6 +143,9 @@ def test_which_servers_load_an_adapter(tmp_path: Path, config: dict, task_type: 
     assert servers_of(tmp_path) == servers
     (tmp_path / "model").mkdir()
     assert servers_of(tmp_path) == list(server_rules())
+    for task, serving in (("causal_lm", list(server_rules())), ("sequence_classification", ["hf peft"])):
+        (tmp_path / "summary.json").write_text(json.dumps({"task": task}))
+        assert servers_of(tmp_path) == serving
 
 
 def test_each_rule_of_a_server_has_a_source_and_a_date() -> None:
