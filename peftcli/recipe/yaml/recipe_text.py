@@ -54,7 +54,7 @@ def _nearest(path: Path) -> str:
         except OSError:
             continue
     wanted = path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml"
-    close = nearest_files(wanted, names)
+    close = nearest_files(wanted, names, cutoff=0.6)
     if close:
         return did_you_mean(names[name] for name in close)
     return f"recipes near by: {', '.join(str(found) for found in list(names.values())[:6])}" if names else _EXPECTED
