@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peftcli.console.completions import complete_methods
 from peftcli.console.options import Json, Quiet, TrustRemoteCode, refuse_nothing
 from peftcli.console.progress_bar import progress_shown
 from peftcli.console.study_views.study_options import Jobs, Metric, Storage, refuse_empty, typed_command
@@ -24,7 +25,13 @@ What = Annotated[
     ),
 ]
 Methods = Annotated[
-    str | None, typer.Option("--methods", metavar="A,B,...", help='Methods for one recipe: lora,adalora,"lora:r=32".')
+    str | None,
+    typer.Option(
+        "--methods",
+        metavar="A,B,...",
+        help='Methods for one recipe: lora,adalora,"lora:r=32".',
+        autocompletion=complete_methods,
+    ),
 ]
 Budget = Annotated[
     str | None,

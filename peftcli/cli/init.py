@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peftcli.console.completions import complete_method, complete_task
 from peftcli.console.options import refuse_nothing, refuse_taken
 from peftcli.console.progress_bar import progress_shown
 from peftcli.console.terminal import wrote
@@ -29,11 +30,24 @@ def init(
         typer.Option("--data", metavar="FILE", help="Rows: a file, a folder, a data set.", show_default=False),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="TASK", help="By default what the rows are for.", show_default=False)
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="By default what the rows are for.",
+            show_default=False,
+            autocompletion=complete_task,
+        ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="NAME", help="By default what is recommended.", show_default=False),
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="By default what is recommended.",
+            show_default=False,
+            autocompletion=complete_method,
+        ),
     ] = None,
     memory: Annotated[
         str | None,

@@ -27,7 +27,12 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the merged model; must not exist yet.")
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="Type of the merged weights: auto (the base's), float32, bfloat16 or float16.")
+    str,
+    typer.Option(
+        "--dtype",
+        help="Type of the merged weights: auto (the base's), float32, bfloat16 or float16.",
+        autocompletion=lambda: ["auto", "float32", "bfloat16", "float16"],
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -56,6 +61,7 @@ MajoritySignMethod = Annotated[
         "--majority-sign-method",
         metavar="<total|frequency>",
         help="What elects a sign in ties: the sum of the values (the default), or how many have it.",
+        autocompletion=lambda: ["total", "frequency"],
     ),
 ]
 SvdRank = Annotated[

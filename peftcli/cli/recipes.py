@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
+from peftcli.console.completions import complete_recipe
 from peftcli.console.options import Json, refuse_taken
 from peftcli.console.terminal import wrote
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="NAME", help="The recipe's name in `peft recipes list`.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The recipe's name in `peft recipes list`.",
+        show_default=False,
+        autocompletion=complete_recipe,
+    ),
 ]
 
 

@@ -35,10 +35,22 @@ SearchFile = Annotated[
 ]
 Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials of a search; 30.")]
 Sampler = Annotated[
-    str | None, typer.Option("--sampler", metavar="NAME", help="tpe, random or grid; grid with --grid, else tpe.")
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="tpe, random or grid; grid with --grid, else tpe.",
+        autocompletion=lambda: ["tpe", "random", "grid"],
+    ),
 ]
 Pruner = Annotated[
-    str | None, typer.Option("--pruner", metavar="NAME", help="Stop trials that fall behind: none, median, hyperband.")
+    str | None,
+    typer.Option(
+        "--pruner",
+        metavar="NAME",
+        help="Stop trials that fall behind: none, median, hyperband.",
+        autocompletion=lambda: ["none", "median", "hyperband"],
+    ),
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="Fresh seeds for the winners; 3.")]
 Winners = Annotated[

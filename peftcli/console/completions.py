@@ -32,6 +32,21 @@ def complete_method(incomplete: str) -> list[str]:
     return [name for name in registry.names() if name.startswith(incomplete)]
 
 
+def complete_methods(incomplete: str) -> list[str]:
+    """Return lists of methods, parted by commas, whose last one begins as what was typed."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in complete_method(last) if name not in before.split(",")]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the shipped recipes that begin as what was typed."""
+    from peftcli.starting.shipped_recipes import recipe_folder
+
+    return [
+        name for name in sorted(file.stem for file in recipe_folder().glob("*.yaml")) if name.startswith(incomplete)
+    ]
+
+
 def complete_task(incomplete: str) -> list[str]:
     """Return the tasks that begin as what was typed."""
     from peftcli.names import NAMES

@@ -16,6 +16,13 @@ ASKED = [
     ("export runs/x --to hf", ["hf-peft"]),
     ("count-params --task seq", ["seq2seq_lm", "sequence_classification"]),
     ("eval runs/x --checkpoint la", ["last"]),
+    ("recipes copy lora-sm", ["lora-smollm2-chat"]),
+    ("init --task pref", ["preference"]),
+    ("init --method lor", ["lora", "loreft"]),
+    ("compare recipe.yaml --methods lora,ia", ["lora,ia3"]),
+    ("merge runs/x --dtype bf", ["bfloat16"]),
+    ("merge runs/x --majority-sign-method fr", ["frequency"]),
+    ("sweep recipe.yaml --pruner hy", ["hyperband"]),
 ]
 
 
