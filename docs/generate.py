@@ -64,12 +64,8 @@ PART = re.compile(r"<!-- generated: ([\w-]+)(?: ([^>]*?))? -->\n.*?<!-- end -->"
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; bars inside cells are escaped, and a cell's lines become one: a row is a line."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(columns), *lines[1:]))
 
 
 def fields(name: str) -> str:

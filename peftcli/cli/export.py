@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
     from peftcli.serving.server_export import ServerExport
 
 _TARGETS = (*LIBRARIES, PLAIN_LORA, *SERVER_TARGETS)
+_CALLED = {
+    "llama.cpp": GGUF,
+    "llamacpp": GGUF,
+    "llama-cpp": GGUF,
+    "peft": "hf-peft",
+    "hf": "hf-peft",
+    "adapters": "adapterhub",
+}
+"""What people call a target, and its name here."""
 _INSTEAD = {name: text for library in LIBRARIES.values() for name, text in library.instead.items()}
 
 Output = Annotated[
@@ -130,7 +140,8 @@ def export(
     Example: peft export runs/lora -o lora-for-peft --to hf-peft
     """
     if to not in _TARGETS:
-        choice = did_you_mean(nearest(to, _TARGETS), f"choose one of: {', '.join(_TARGETS)}")
+        meant = [_CALLED[to.lower()]] if to.lower() in _CALLED else nearest(to, _TARGETS)
+        choice = did_you_mean(meant, f"choose one of: {', '.join(_TARGETS)}")
         raise UserError(f"--to {to}: there is no such library or server", suggestion=choice)
     if instead is not None and to not in LIBRARIES:
         raise UserError(f"--as {instead} does not go with --to {to}", suggestion="leave --as out")
@@ -227,13 +238,15 @@ def _export_for_library(
     from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
     from peftcli.record.checkpoint_adapter import adapter_directory
 
+    notes: tuple[str, ...] = ()
     with ExitStack() as stack:
         if checkpoint is not None:
             recipe = load_stored_recipe(stored_recipe(run), NAMES).recipe
-            adapter = stack.enter_context(adapter_directory(run, recipe, checkpoint))
+            adapter, notes = stack.enter_context(adapter_directory(run, recipe, checkpoint))
             stack.enter_context(called(str(adapter), f"{run} ({checkpoint})"))
             run = adapter
-        return export_run(run, output, to=to, instead=instead, base=base)
+        done = export_run(run, output, to=to, instead=instead, base=base)
+    return replace(done, notes=(*notes, *done.notes))
 
 
 def _print_loss(done: LoraExport) -> None:

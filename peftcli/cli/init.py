@@ -16,44 +16,50 @@ if TYPE_CHECKING:
     from peftcli.starting.look_at_rows import Rows
 
 
+Model = Annotated[str | None, typer.Option("--model", metavar="M", help="A hub id or a directory.", show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE", help="Rows: a file, a folder, a data set.", show_default=False),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="By default what the rows are for.",
+        show_default=False,
+        autocompletion=complete_task,
+    ),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="By default what is recommended.",
+        show_default=False,
+        autocompletion=complete_method,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory of one device, such as 24GB.", show_default=False),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The recipe.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("init", short_help="Write a first recipe for your model and data.")(init)
 
 
 def init(
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="M", help="A hub id or a directory.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="FILE", help="Rows: a file, a folder, a data set.", show_default=False),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            metavar="TASK",
-            help="By default what the rows are for.",
-            show_default=False,
-            autocompletion=complete_task,
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help="By default what is recommended.",
-            show_default=False,
-            autocompletion=complete_method,
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="Memory of one device, such as 24GB.", show_default=False),
-    ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The recipe.")] = Path("recipe.yaml"),
+    model: Model = None,
+    data: Data = None,
+    task: Task = None,
+    method: MethodName = None,
+    memory: Memory = None,
+    output: Output = Path("recipe.yaml"),
 ) -> None:
     """Look at the data and write a commented recipe that validates; what is not given is asked on a terminal.
 

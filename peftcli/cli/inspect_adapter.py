@@ -10,6 +10,7 @@ import typer
 from peftcli.console.options import CheckpointName, Json, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.console.terminal import say
+from peftcli.record.shown_numbers import figures
 
 if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView
@@ -125,7 +126,7 @@ def _ranked(row: ModuleChange) -> list[str]:
 
 
 def _other(row: ModuleChange) -> list[str]:
-    tensors = ", ".join(f"{name} {value:.3g}" for name, value in row.tensors.items())
+    tensors = ", ".join(f"{name} {figures(value)}" for name, value in row.tensors.items())
     return [row.name + _rows(row), _shape(row), _number(row.change), _share(row.relative), tensors]
 
 
@@ -141,8 +142,8 @@ def _shape(row: ModuleChange) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else figures(value)
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.3g}%"
+    return "" if value is None else f"{figures(100 * value)}%"

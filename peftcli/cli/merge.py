@@ -214,7 +214,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _print(report: MergeReport, console: Console) -> None:
-    from peftcli.record.shown_numbers import byte_size
+    from peftcli.record.shown_numbers import byte_size, figures
 
     if report.adapter:
         changed = f"a LoRA at {report.changed} modules; `method.init_from`, export and merge take this run"
@@ -222,10 +222,11 @@ def _print(report: MergeReport, console: Console) -> None:
         changed = f"{report.changed} of {report.tensors} tensors changed"
     console.print(f"{report.output}: {byte_size(report.size)} in {report.dtype}, {changed}", markup=False)
     if report.verified:
-        differences = f"{report.max_abs_diff:.2g} at most, {report.mean_abs_diff:.2g} on average"
+        found = (report.max_abs_diff, report.mean_abs_diff, report.tolerance)
+        most, mean, tolerance = (figures(value or 0.0, 2) for value in found)
         console.print(
             f"verified on {report.rows} rows: {report.agreement:.1%} of the greedy outputs agree; the outputs differ "
-            f"by {differences} (tolerance {report.tolerance:.2g})"
+            f"by {most} at most, {mean} on average (tolerance {tolerance})"
         )
     else:
         console.print("not verified")

@@ -134,12 +134,13 @@ def _imported(model: str) -> Callable[..., Summary]:
 
 def _rehearse(loaded: LoadedRecipe, display: RunDisplay, *, overwrite: bool) -> Estimate:
     """Do everything up to the first step, and return what the run would take."""
-    from peftcli.analysis.estimate.estimating import estimate, read_basis
+    from peftcli.analysis.estimate.estimating import basis_of_rows, estimate
     from peftcli.training.run import rehearse
 
-    processes, recomputes = rehearse(loaded, overwrite=overwrite, reporter=display)
-    decided = {"training.gradient_checkpointing": recomputes}
-    return estimate(read_basis(loaded), decided, processes=processes)
+    found = rehearse(loaded, overwrite=overwrite, reporter=display)
+    decided = {"training.gradient_checkpointing": found.recomputes}
+    basis = basis_of_rows(loaded, found.tokenizer, found.anatomy, found.data)
+    return estimate(basis, decided, processes=found.processes)
 
 
 def _print_rehearsed(found: Estimate) -> None:

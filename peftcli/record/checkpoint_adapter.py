@@ -68,8 +68,10 @@ def without_best(run: Path, which: str | None) -> str | None:
 
 
 @contextmanager
-def adapter_directory(run: Path, recipe: Recipe, which: str) -> Iterator[Path]:
-    """Yield an adapter directory with what `checkpoint_adapter` returns; it is removed afterwards.
+def adapter_directory(run: Path, recipe: Recipe, which: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield an adapter directory with what `checkpoint_adapter` returns, and which step that is of, as notes.
+
+    The directory is removed afterwards.
 
     Raises:
         UserError: as there.
@@ -80,7 +82,7 @@ def adapter_directory(run: Path, recipe: Recipe, which: str) -> Iterator[Path]:
     with TemporaryDirectory(prefix="peftcli-") as scratch:
         directory = Path(scratch) / "adapter"
         save_adapter(directory, attachment_state=saved.state, params=saved.params, meta=saved.meta, leaving=leaving)
-        yield directory
+        yield directory, saved.notes
 
 
 def _step(steps: list[int], run: Path, which: str) -> int:

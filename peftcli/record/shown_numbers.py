@@ -66,6 +66,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def figures(value: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits, large ones whole instead of with an exponent: 0.399, 1,720."""
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text else text
+
+
 def metric(name: str, value: Any) -> str:
     """Return a metric for reading: shares as percentages, counts whole, everything else to four digits (10.70)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > sys.float_info.max:

@@ -51,7 +51,9 @@ def opened_adapter(asked: Asked) -> Iterator[tuple[SavedAdapter, Path]]:
         run = asked.run
         if asked.checkpoint is not None:
             recipe = load_stored_recipe(stored_recipe(run), NAMES).recipe
-            run = stack.enter_context(adapter_directory(run, recipe, asked.checkpoint))
+            run, notes = stack.enter_context(adapter_directory(run, recipe, asked.checkpoint))
+            for text in notes:
+                asked.note(text)
         directory = adapter_of(run)
         yield load_adapter(directory), directory
 

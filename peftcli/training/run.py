@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftcli.assembly.run_reference import write_run_reference
+from peftcli.data.prepared_data import PreparedData
 from peftcli.distributed.accelerate_engine import accelerate_state_kept
 from peftcli.distributed.devices import pick_device
 from peftcli.distributed.memory_errors import is_out_of_memory, memory_for
 from peftcli.distributed.processes import World
 from peftcli.errors import OutOfResources, Stopped, UserError
+from peftcli.models.anatomy import Anatomy
 from peftcli.models.own_code import remember_allowed_code
 from peftcli.process_state import compiler_settings, libraries_quiet, matmul_precision
 from peftcli.recipe.load_recipe import LoadedRecipe
@@ -40,6 +42,9 @@ from peftcli.training.step_batches import prepared_ahead, worker_threads
 from peftcli.training.watch.profiling import profiled
 from peftcli.training.watch.reporting import Reporter, Silent
 from peftcli.typed_record import record_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train(
@@ -102,14 +107,27 @@ def train(
             return _run(session, milestones, after_step)
 
 
-def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporter | None = None) -> tuple[int, bool]:
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run has before its first step, without the model.
+
+    Args:
+        processes: that share the work.
+        recomputes: whether activations are computed again in the backward pass.
+    """
+
+    processes: int
+    recomputes: bool
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    data: PreparedData
+
+
+def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporter | None = None) -> Rehearsal:
     """Do everything that a new run does before its first step, and write nothing into its directory.
 
     Weights are loaded, the method is attached, rows are prepared (their cache is that of a run), and the header is
     shown.
-
-    Returns:
-        The processes that share the work, and whether activations are computed again in the backward pass.
 
     Raises:
         UserError: what the run would be refused for.
@@ -124,7 +142,8 @@ def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporte
         session = build_session(loaded, world, directory, reporter, TrainState())
         world.wait()
         reporter.header(header(session))
-        return world.size, bool(session.state.recomputes)
+        recomputes = bool(session.state.recomputes)
+        return Rehearsal(world.size, recomputes, session.tokenizer, session.anatomy, session.data)
 
 
 def for_training(recipe: Recipe) -> str:

@@ -43,6 +43,12 @@ def test_a_run_goes_out_and_comes_back(run: Path, workspace: Workspace, cli: Cli
     assert (tmp_path / "merged/config.json").is_file()
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("llama.cpp", "gguf"), ("Peft", "hf-peft"), ("olama", "ollama")])
+def test_a_target_by_another_name_is_answered_with_ours(cli: Cli, typed: str, meant: str) -> None:
+    done = cli("export", "run", "-o", "out", "--to", typed)
+    assert done.code == 2 and f"did you mean {meant}? choose one of: hf-peft" in done.err
+
+
 def test_adapterhub_and_back(run: Path, cli: Cli, tmp_path: Path) -> None:
     done = cli("export", run, "-o", tmp_path / "hub", "--to", "adapterhub")
     assert done.code == 2 and "attn.o" in done.err and "--to hf-peft" in done.err

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from peftcli.console.output import print_json
-from peftcli.record.shown_numbers import byte_size, duration, metric, short_count
+from peftcli.record.shown_numbers import byte_size, duration, figures, metric, short_count
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,21 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_byte_size(number: float, text: str) -> None:
     assert byte_size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [
+        (0.3994, 3, "0.399"),
+        (21.94, 3, "21.9"),
+        (999.6, 3, "1,000"),
+        (1718.6, 3, "1,719"),
+        (240.4, 2, "240"),
+        (0, 3, "0"),
+    ],
+)
+def test_digits_of_large_numbers_need_no_exponent(number: float, digits: int, text: str) -> None:
+    assert figures(number, digits) == text
 
 
 def test_metrics_that_are_shares_read_as_percentages() -> None:

@@ -88,7 +88,9 @@ def test_predictions_merges_and_exports_of_a_checkpoint(recipe, tmp_path: Path, 
     printed = cli("predict", run, "-i", rows, "--checkpoint", "1").out
     assert [json.loads(line) for line in printed.splitlines()] == early
     assert merge_run(run, tmp_path / "merged", checkpoint="step-1", use_alone=False).verified
-    assert cli("export", run, "-o", tmp_path / "exported", "--checkpoint", "step-1").code == 0
+    for target, output in (("hf-peft", "exported"), ("vllm", "served"), ("gguf-lora", "adapter.gguf")):
+        done = cli("export", run, "-o", tmp_path / output, "--checkpoint", "step-1", "--to", target)
+        assert done.code == 0 and "note: the adapter of step 1\n" in done.err, done.err
     state = checkpoint_adapter(run, loaded.recipe, "step-1").state
     exported = load_adapter(tmp_path / "exported").state
     assert state.keys() == exported.keys() and all(state[key].equal(exported[key]) for key in state)

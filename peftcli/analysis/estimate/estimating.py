@@ -23,6 +23,7 @@ from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision, decide_precision
 from peftcli.assembly.recipe_data import prepare_data
 from peftcli.assembly.recipe_task import make_task
+from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.accelerate_engine import accelerate_state_kept
@@ -49,7 +50,7 @@ from peftcli.training.speed.sharing_prompts import may_share_prompts
 from peftcli.training.step_plan import StepPlan, make_plan, token_limit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,14 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
     anatomy = read_anatomy(meta, recipe.model.anatomy)
     apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
-    notes: list[str] = []
-    if stored_packed(config) and stored_bits(config) is None:
-        notes.append("the base is stored packed, in how many bits its config does not say: counted as a plain one")
+    notes = _of_base(config)
     tokenizer: Any = None
     kind = task_info(recipe.task).rows
     evaluates = recipe.training.eval_strategy != "no"
     try:
         tokenizer, _ = load_tokenizer_with_notes(spec)
         if use_data and recipe.data is not None:
-            data = prepare_data(loaded, tokenizer, anatomy, World(device))
-            held = [rows for rows in data.validation.values() if len(rows) and evaluates]
-            longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
-            train = with_reference(data.train, recipe)
-            held_out = None if longest is None else with_reference(longest, recipe)
-            return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, tuple(notes))
+            return basis_of_rows(loaded, tokenizer, anatomy, prepare_data(loaded, tokenizer, anatomy, World(device)))
     except UserError as error:
         notes.append(f"no rows were read: {error.problems[0].message}")
     labels = assumed_labels(recipe.task, spec)
@@ -144,6 +138,27 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
         f"every {'row' if row_sequences(recipe) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
     )
     return Basis(loaded, "config", device, anatomy, tokenizer or _stand_in(), rows, held_out, labels, tuple(notes))
+
+
+def basis_of_rows(
+    loaded: LoadedRecipe, tokenizer: PreTrainedTokenizerBase, anatomy: Anatomy, data: PreparedData
+) -> Basis:
+    """Return what an estimate starts from where the rows are prepared already."""
+    recipe = loaded.recipe
+    evaluates = recipe.training.eval_strategy != "no"
+    held = [rows for rows in data.validation.values() if len(rows) and evaluates]
+    longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
+    train = with_reference(data.train, recipe)
+    held_out = None if longest is None else with_reference(longest, recipe)
+    device, notes = pick_device(recipe.training.device), tuple(_of_base(load_config(recipe.model)))
+    return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, notes)
+
+
+def _of_base(config: PretrainedConfig) -> list[str]:
+    """Return notes: what is not known of a base from its config."""
+    if stored_packed(config) and stored_bits(config) is None:
+        return ["the base is stored packed, in how many bits its config does not say: counted as a plain one"]
+    return []
 
 
 def _stand_in() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from peftcli.assembly import recipe_data
 from tests.command_line import Cli, Workspace
 
 PARTS = {"libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits"}
@@ -50,6 +51,18 @@ def test_a_dry_run_shows_the_header_and_the_estimate_and_writes_nothing(cli: Cli
     assert done.code == 0, done.err
     assert "trainable" in done.err and "peak" in done.out and "time:" in done.out
     assert not Path(workspace.path / "runs" / "dry").exists()
+
+
+def test_a_dry_run_prepares_rows_once_and_says_what_an_estimate_says(
+    cli: Cli, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[object] = []
+    prepare = recipe_data.prepare
+    monkeypatch.setattr(recipe_data, "prepare", lambda *args, **more: prepared.append(args) or prepare(*args, **more))
+    recipe = workspace.recipe("once")
+    rehearsed = cli("train", recipe, "--dry-run", "--json").json
+    assert len(prepared) == 1
+    assert rehearsed["tier"] == "data" and rehearsed == cli("estimate", recipe, "--json").json
 
 
 def test_a_dry_run_is_refused_for_what_the_run_is_refused_for(cli: Cli, workspace: Workspace) -> None:
