@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from peftcli.data.inspection import Example, Inspection, Token
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #1a1a1a; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: .8em; border-radius: 6px; }
-.read { color: #777; } .learnt { color: #05602b; background: #d9f2e1; font-weight: 600; }
-.rejected { color: #8a1020; background: #fbe0e0; }
-.special { border: 1px solid #b04fb0; border-radius: 3px; } sub { color: #b04fb0; }
+:root { color-scheme: light dark; color: light-dark(#1a1a1a, #e6e8ea); background: light-dark(#fff, #14171a); }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8em; border-radius: 6px; }
+pre { background: light-dark(#f6f6f4, #1e2226); }
+.read { color: light-dark(#666, #a0a6ab); }
+.learnt { color: light-dark(#05602b, #9fe3b8); background: light-dark(#d9f2e1, #173a26); font-weight: 600; }
+.rejected { color: light-dark(#8a1020, #f4b3ba); background: light-dark(#fbe0e0, #45191e); }
+.special { border: 1px solid light-dark(#b04fb0, #c984c9); border-radius: 3px; }
+sub { color: light-dark(#9a3d9a, #d59ad5); }
 td, th { text-align: left; padding: .1em 1.2em .1em 0; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { display: inline-block; height: .8em; background: #4a7ebb; }
+.bar { display: inline-block; height: .8em; background: light-dark(#4a7ebb, #6f9fd8); }
 """
+_HEAD = "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
 BAR = 300  # pixels of the longest bar
 
 
@@ -26,7 +31,7 @@ def page(found: Inspection, *, title: str) -> str:
     """Return the whole page."""
     report = found.report
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>",
+        f"<!doctype html><html lang='en'>{_HEAD}<title>{escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
         f"<p>{_learnt(found)} <span class='read'>read only</span> <span class='special read'>special</span></p>",
         *map(_example, found.examples),

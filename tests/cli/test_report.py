@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from peftcli.errors import UserError
+from peftcli.record.listing.failure import write_failure
 from peftcli.record.own_entries import clear
 from tests.command_line import Cli
 from tests.studies.report.pages import checked
@@ -31,7 +33,11 @@ def test_an_unfinished_run_becomes_a_page_of_what_is_known(cli: Cli, tmp_path: P
     run = write_run(tmp_path / "lora")
     (run / "summary.json").unlink()
     assert cli("report", run, "-o", tmp_path / "page.html").code == 0
-    assert "unfinished" in checked((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "interrupted" in checked((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    write_failure(run, UserError("the disk is full"))
+    assert cli("report", run, "-o", tmp_path / "page.html").code == 0
+    text = checked((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "failed: the disk is full" in text and "continue it with --resume" in text  # as `peft runs` says
     assert not (run / "report.html").exists()
     for name in ("metrics.jsonl", "samples.jsonl", "skipped_rows.jsonl"):
         (run / name).unlink()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from peftcli.console.terminal import say
 from peftcli.errors import Stopped
 
 Check = Callable[[str], str | None]
@@ -33,4 +34,4 @@ def ask(text: str, default: str | None = None, check: Check | None = None) -> st
         wrong = "an answer is needed" if not answer else check(answer) if check is not None else None
         if wrong is None:
             return answer
-        typer.echo(f"  {wrong}", err=True)
+        say(f"  {wrong}")

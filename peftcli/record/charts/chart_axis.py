@@ -62,7 +62,7 @@ def linear_axis(
     span = high - low
     start = low if from_zero and low == 0 else low - room * span
     low, high = start, high + room * span
-    step = _step((high - low) / wanted)
+    step = _step((high - low) / wanted, whole=all(float(value).is_integer() for value in found))
     numbers = [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if round(step, decimals) != round(step, decimals + 6):  # steps of 2.5
@@ -119,10 +119,11 @@ def short_number(value: float) -> str:
 def _plain(number: float, decimals: int) -> str:
     if decimals > 5 or abs(number) >= 1e5:
         return short_number(number)
-    return f"{number + 0.0:.{decimals}f}"
+    return f"{number + 0.0:,.{decimals}f}"
 
 
-def _step(rough: float) -> float:
-    """Return the least of 1, 2, 2.5 and 5 times a power of ten that is not below `rough`."""
+def _step(rough: float, *, whole: bool) -> float:
+    """Return the least of 1, 2, 2.5 and 5 times a power of ten that is not below `rough`; `whole`: a whole number."""
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    steps = [factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9)]
+    return max(1.0, next(step for step in steps if step.is_integer() or step < 1)) if whole else steps[0]

@@ -20,6 +20,13 @@ def test_values_lie_on_it_and_ticks_are_in_order(values: list[float]) -> None:
         assert len({text for _, text in axis.ticks}) == len(ticks)
 
 
+def test_steps_of_a_run_are_whole_and_thousands_are_parted() -> None:
+    assert [text for _, text in linear_axis("optimizer steps", [0, 6, 12]).ticks] == ["0", "5", "10"]
+    assert [text for _, text in linear_axis("optimizer steps", [0, 2]).ticks] == ["0", "1", "2"]
+    assert [text for _, text in linear_axis("hours", [0.1, 11.2]).ticks] == ["0.0", "2.5", "5.0", "7.5", "10.0"]
+    assert [text for _, text in linear_axis("perplexity", [44_221.5, 50_112.0]).ticks][-1] == "50,000"
+
+
 def test_a_logarithmic_axis_gives_equal_ratios_equal_room() -> None:
     axis = log_axis("trained parameters", [770, 22_713_986])
     assert [text for _, text in axis.ticks] == ["1k", "10k", "100k", "1M", "10M"]

@@ -12,6 +12,7 @@ import yaml
 
 from peftcli.data.store.data_report import DataReport
 from peftcli.recipe.stored_recipe import stored_recipe
+from peftcli.record.listing.run_entry import RunEntry, run_entry
 from peftcli.record.run_summary import Summary
 from peftcli.record.step_lines import StepLines
 from peftcli.typed_record import read_object, record_of
@@ -28,6 +29,7 @@ class RunFiles:
         name: of its directory.
         recipe: the text of recipe.yaml; `settings` is what it says, {} if it is damaged.
         summary: None of a run that has not ended.
+        entry: how it stands, as `peft runs` lists it.
         data: what became of the rows; None without a summary.
         lines: of metrics.jsonl; `samples`: of samples.jsonl.
         skipped: the first broken rows that were passed over.
@@ -37,6 +39,7 @@ class RunFiles:
     recipe: str
     settings: dict[str, Any]
     summary: Summary | None
+    entry: RunEntry
     data: DataReport | None
     lines: list[dict[str, Any]]
     samples: list[dict[str, Any]]
@@ -64,6 +67,7 @@ def read_run(run: Path) -> RunFiles:
         recipe=text,
         settings=_settings(text),
         summary=summary,
+        entry=run_entry(run),
         data=data,
         lines=StepLines(run / "metrics.jsonl").lines(),
         samples=StepLines(run / "samples.jsonl").lines(),

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from peftcli.data.store.data_report import COUNTED, DataReport, template_in_words
+from peftcli.record.listing.run_entry import RunEntry
 from peftcli.record.run_summary import Summary
 from peftcli.record.shown_numbers import byte_size, count, duration, metric
 from peftcli.shown_text import escape
@@ -25,7 +26,7 @@ def run_report(files: RunFiles) -> str:
         f"<h1>{escape(files.name)}</h1>",
         _facts(files),
         pairs(_tiles(files), kind="tiles"),
-        bullets("What to know", files.summary.notes if files.summary is not None else []),
+        bullets("What to know", files.summary.notes if files.summary is not None else _why(files.entry)),
         "<h2>Curves</h2>" if figures else "",
         *(figure.html() for figure in figures),
         _samples(files),
@@ -47,7 +48,7 @@ def _facts(files: RunFiles) -> str:
         files.setting("method.name"),
         (files.setting("task") or (summary.task if summary is not None else "")).replace("_", " "),
         files.setting("model.name_or_path"),
-        (summary.status if summary is not None else "unfinished").replace("_", " "),
+        (summary.status if summary is not None else files.entry.state).replace("_", " "),
         _day(times[-1]) if times else "",
     ]
     return f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)}</p>'
@@ -66,7 +67,7 @@ def _tiles(files: RunFiles) -> list[tuple[str, str]]:
     if summary is None:
         steps = [line for line in files.lines if "loss" in line]
         last = [("last loss", metric("loss", steps[-1]["loss"]))] if steps else []
-        return [("state", "unfinished\ncontinue it with --resume"), ("last step", _last_step(files)), *last]
+        return [("state", _state(files.entry)), ("last step", _last_step(files)), *last]
     before = summary.eval_before or {}
     tiles = []
     for key, value in (summary.eval or {}).items():
@@ -84,8 +85,18 @@ def _tiles(files: RunFiles) -> list[tuple[str, str]]:
     return tiles
 
 
+def _state(entry: RunEntry) -> str:
+    return f"{entry.state}\ncontinue it with --resume" if entry.state in ("interrupted", "failed") else entry.state
+
+
+def _why(entry: RunEntry) -> list[str]:
+    """Return why a run has not ended, where that is known."""
+    return [] if entry.reason is None else [f"{entry.state}: {entry.reason}"]
+
+
 def _last_step(files: RunFiles) -> str:
-    return count(files.lines[-1]["step"]) if files.lines else "none"
+    of = f"\nof {count(files.entry.steps)}" if files.entry.steps else ""
+    return f"{count(files.lines[-1]['step'])}{of}" if files.lines else "none"
 
 
 def _share(summary: Summary) -> str:
