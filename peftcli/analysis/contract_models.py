@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,6 +80,19 @@ class ContractModel:
         torch.autograd.backward(model(**batch_of(self, padded=False)).loss)
         named = model.named_parameters(remove_duplicate=False)
         return frozenset(name for name, each in named if each.grad is not None and not bool(each.grad.any()))
+
+    @cached_property
+    def tokens_apart(self) -> bool:
+        """Whether no token's outputs change with another token: MRA's attention gives zeros without its kernel."""
+        if self.rows not in ("text", "tagged"):
+            return False
+        batch = batch_of(self, padded=False)
+        ids = batch["input_ids"].clone()
+        ids[:, 0] = ids[:, 0] % 50 + 6  # another token, none of the special ones
+        before, after = (
+            own_logits(bare(self), batch | {"input_ids": each}, batch["labels"]) for each in (batch["input_ids"], ids)
+        )
+        return torch.equal(before[:, 1:], after[:, 1:])
 
     @cached_property
     def last_disturbed(self) -> dict[str, Live]:
@@ -170,12 +184,23 @@ class Live:
             optimizer.zero_grad()
         return moved
 
-    def disturb(self, std: float = 0.1) -> None:
+    def disturb(self) -> None:
         """Move every trained tensor at random, so that values which start at zero hide nothing."""
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in self.attachment.trainable_parameters().values():
-                parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+        _disturb(self.attachment.trainable_parameters().values(), 3)
+
+
+def _disturb(parameters: Iterable[nn.Parameter], seed: int, std: float = 0.1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+
+
+def moved(kind: ContractModel, seed: int) -> nn.Module:
+    """Return the model alone with values at random around its own."""
+    model = bare(kind)
+    _disturb((each for each in model.parameters() if each.is_floating_point()), seed)
+    return model
 
 
 def own_logits(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
@@ -237,13 +262,17 @@ def disturbed(kind: ContractModel, params: MethodParams) -> Live:
     return kind.last_disturbed[key]
 
 
-def batch_of(kind: ContractModel, *, padded: bool = True) -> dict[str, Tensor]:
-    """Return three rows of nine tokens with what the model's loss needs; the second and third are padded at the end."""
+def batch_of(kind: ContractModel, *, padded: bool = True, more: int = 0) -> dict[str, Tensor]:
+    """Return three rows of nine tokens with what the model's loss needs; the second and third are padded at the end.
+
+    Args:
+        more: tokens that each row is longer.
+    """
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, VOCABULARY, (3, 9), generator=generator)
+    ids = torch.randint(5, VOCABULARY, (3, 9 + more), generator=generator)
     mask = torch.ones_like(ids)
     if padded:
-        mask[1, 7:], mask[2, 5:] = 0, 0
+        mask[1, 7 + more :], mask[2, 5 + more :] = 0, 0
     ids = torch.where(mask.bool(), ids, 0)
     if kind.rows == "labelled":
         ids.scatter_(1, mask.sum(1, keepdim=True) - 1, _IDS["eos_token_id"])  # some classify where the text ends

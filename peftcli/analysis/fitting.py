@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import PretrainedConfig
 
-from peftcli.analysis.support.tried_types import CELLS, TRIED, read_tried
+from peftcli.analysis.support.tried_types import CELLS, TRIED, bare_effects, read_tried
 from peftcli.errors import Problem, UserError
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
@@ -101,8 +101,8 @@ def tried_on(model: str, task: str | None = None) -> TypeTrial:
         f"tried: {', '.join(CELLS)} on a tiny {config.model_type} with random weights, with transformers "
         f"{tried.transformers}, on {tried.date} (docs/models.md)"
     )
-    bare = [f"{what} ({record[what]})" for what in ("padding", "cache") if record.get(what, TRIED) != TRIED]
-    sentence += f"; of the bare model itself this does not hold: {', '.join(bare)}" if bare else ""
+    bare = [f"{what} (by {off:.1e})" for what, off in bare_effects(record).items()]
+    sentence += f"; the bare model itself changes with {' and '.join(bare)}" if bare else ""
     return TypeTrial(sentence, {name: found for name, found in cells.items() if found is not None}, record)
 
 

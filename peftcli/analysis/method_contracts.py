@@ -22,6 +22,7 @@ from peftcli.analysis.output_effects import cache_effect, difference, padding_ef
 from peftcli.errors import UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.layers.seeded import seeded
+from peftcli.layers.virtual_tokens.prompt import Prompt
 from peftcli.merging.merge_plan import tied_groups
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.process_state import quiet_transformers
@@ -190,7 +191,8 @@ def gradients(kind: ContractModel, params: MethodParams) -> str | None:
     """Every trained tensor has a gradient.
 
     That of a tensor of the base may be zero, where a text meets it by certain tokens only; which experts tokens meet is
-    chance. Nothing is asked of a part at a module on whose weight the bare model's loss does not depend.
+    chance. Nothing is asked of a part at a module on whose weight the bare model's loss does not depend, nor of virtual
+    tokens at the input where tokens do not reach each other.
     """
     found = live(kind, params)
     parameters = found.attachment.trainable_parameters()
@@ -199,6 +201,9 @@ def gradients(kind: ContractModel, params: MethodParams) -> str | None:
     moved = found.train(batch, steps, STEPS, optimizer, until_all_moved=True)
     still = [name for name in found.attachment.trainable_parameters() if name not in moved | found.reached]
     still = [name for name in still if name not in found.base or ".experts." not in name]
+    if still and kind.tokens_apart:
+        virtual = {id(each.embeddings) for each in found.model.modules() if isinstance(each, Prompt)}
+        still = [name for name in still if id(parameters[name]) not in virtual]
     if still:
         without = tuple(f"{name.removesuffix('weight')}" for name in kind.without_effect if name.endswith(".weight"))
         still = [name for name in still if not name.rpartition(":")[2].startswith(without)]

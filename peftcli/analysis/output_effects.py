@@ -14,13 +14,14 @@ Outputs = Callable[[dict[str, Tensor]], Tensor]
 _NEW_TOKENS = 4
 
 
-def padding_effect(kind: ContractModel, outputs: Outputs) -> float:
+def padding_effect(kind: ContractModel, outputs: Outputs, more: int = 0) -> float:
     """Return how far a row's outputs differ when it is padded beside a longer one, relative to the largest.
 
     Args:
         outputs: returns the logits of a batch, (rows, ...).
+        more: tokens that each row is longer.
     """
-    batch = batch_of(kind)
+    batch = batch_of(kind, more=more)
     together = outputs(batch)[2]
     length = int(batch["attention_mask"][2].sum())
     alone = {key: value[2:] for key, value in batch.items()}
@@ -31,16 +32,18 @@ def padding_effect(kind: ContractModel, outputs: Outputs) -> float:
     return difference(together, outputs(alone)[0])
 
 
-def cache_effect(kind: ContractModel, model: nn.Module, prepare: Callable[..., dict[str, Any]] | None = None) -> float:
+def cache_effect(
+    kind: ContractModel, model: nn.Module, prepare: Callable[..., dict[str, Any]] | None = None, *, more: int = 0
+) -> float:
     """Return how far the logits of generated tokens differ with and without a cache, relative to the largest.
 
     Args:
         prepare: the attachment's `prepare_inputs`; None for a bare model.
+        more: tokens that each row is longer.
     """
     host: Any = model
-    batch = {
-        key: value for key, value in batch_of(kind, padded=False).items() if key in ("input_ids", "attention_mask")
-    }
+    whole = batch_of(kind, padded=False, more=more)
+    batch = {key: whole[key] for key in ("input_ids", "attention_mask")}
     scores = []
     for cached in (True, False):
         inputs = batch if prepare is None else prepare(batch, generate=True)

@@ -287,15 +287,15 @@ def stack_path(path: str) -> str:
 
 def _use_attention_function(model: nn.Module) -> Callable[[], None]:
     """Switch the model to the registered attention function; return what switches it back once no prefix is left."""
-    from peftcli.layers.virtual_tokens.prefix_interface import ATTENTION_NAME, register
+    from peftcli.layers.virtual_tokens.prefix_interface import register
 
-    register()
     live: Any = model
     sites = [module for module in model.modules() if isinstance(module, PrefixSite)]
     before = live.config._attn_implementation
-    if before != ATTENTION_NAME:
-        live.set_attn_implementation(ATTENTION_NAME)
-        if live.config._attn_implementation != ATTENTION_NAME:
+    name = register(before)
+    if before != name:
+        live.set_attn_implementation(name)
+        if live.config._attn_implementation != name:
             raise UserError(
                 f"{type(model).__name__} does not take an attention function of its own, so a prefix cannot reach it",
                 suggestion="use prompt_tuning, or lora on attn.k and attn.v",

@@ -84,6 +84,14 @@ def read_dequantised(config: PretrainedConfig) -> None:
         config.quantization_config = {**settings, "dequantize": True}
 
 
+def choose_layers(config: PretrainedConfig, device: str) -> None:
+    """Have transformers make a checkpoint's packed layers of a kind on which adapters train on this kind of device."""
+    settings, method = stored_settings(config), stored_method(config)
+    backend = QUANTISERS[method].backends.get(device) if method in QUANTISERS else None
+    if settings is not None and backend is not None:
+        config.quantization_config = {**settings, "backend": backend}
+
+
 def partial_blocks(config: PretrainedConfig) -> AbstractContextManager[None]:
     """Return the context in which transformers reads such a checkpoint's blocks of scales as they were written."""
     if stored_method(config) != "fp8":

@@ -27,6 +27,7 @@ from peftcli.models.module_view import module_kind
 
 NOT_CALLED = "a forward pass of text does not call it"
 _NO_GRADIENT = "no gradient reaches it"
+_OTHER_LANGUAGE = "it serves another language than the config's default_language, which all texts are read as"
 _LENGTHS = (8, 512)
 """Tokens of the forward pass, and of a second one where the first did not reach everything: parts of a model that sum
 up many tokens have nothing to do with few."""
@@ -106,8 +107,31 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> _Found:
         return _Found()
     linears = _linears(copy)
     found = _with_one_block_of_each_kind(copy) or _with_all_blocks(copy, linears) or _Found()
-    fixed = {name for name, each in copy.named_parameters() if not each.requires_grad}  # routers' own balances
-    return replace(found, passed_over={**_fused(copy, linears), **found.passed_over}, untouched=found.untouched | fixed)
+    idle = _of_other_languages(copy)
+    fixed = {
+        name
+        for name, each in copy.named_parameters()
+        if not each.requires_grad or name.startswith(idle)  # routers' own balances
+    }
+    lost = {path: _OTHER_LANGUAGE for path in linears if path.startswith(idle)}
+    over = {**_fused(copy, linears), **found.passed_over, **lost}
+    return replace(found, passed_over=over, untouched=found.untouched | fixed)
+
+
+def _of_other_languages(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the beginnings of the paths of modules for languages other than that of all texts (X-MOD's adapters).
+
+    The trial cannot tell them apart: which language a token has is a value.
+    """
+    every = {str(language) for language in getattr(model.config, "languages", None) or ()}
+    chosen = getattr(model.config, "default_language", None)
+    return tuple(
+        f"{path}.{language}."
+        for path, each in model.named_modules()
+        if isinstance(each, nn.ModuleDict) and every and set(each) == every
+        for language in each
+        if language != chosen
+    )
 
 
 def _with_all_blocks(copy: PreTrainedModel, linears: Mapping[str, nn.Module]) -> _Found | None:

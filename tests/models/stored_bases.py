@@ -114,10 +114,79 @@ def save_torchao(path: Path, kind: str = "Int8WeightOnlyConfig") -> Path:
     return path
 
 
+GROUP = 16
+
+
+def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whole numbers from 0 to 15, zeros and scales of each group of a row: (out, in), (out, groups) twice."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scales = ((high - low) / 15.0).half().float()
+    zeros = (-low / scales).round().clamp(1, 15)
+    codes = (groups / scales + zeros).round().clamp(0, 15)
+    return codes.flatten(1).int(), zeros[..., 0].int(), scales[..., 0]
+
+
+def _packed(values: Tensor, order: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)) -> Tensor:
+    """Return each eight numbers of 4 bits along the last dimension in one of 32 bits, the first of `order` lowest."""
+    eights = values.unflatten(-1, (-1, 8))[..., list(order)].long()
+    whole = (eights << (4 * torch.arange(8))).sum(-1)
+    return torch.where(whole >= 2**31, whole - 2**32, whole).int().contiguous()
+
+
+def four_bit_weights(path: Path) -> dict[str, Tensor]:
+    """Return what the numbers of `save_gptq` and `save_awq` stand for, from the plain model beside them."""
+    tensors, names = _projections(path.with_name(f"{path.name}-plain"))
+    found = {}
+    for name in names:
+        codes, zeros, scales = _four_bits(tensors[name])
+        wide = (each.repeat_interleave(GROUP, 1) for each in (zeros, scales))
+        found[name] = (codes - next(wide)) * next(wide)
+    return found
+
+
+def save_gptq(path: Path) -> Path:
+    """Write a tiny llama whose projections are numbers of 4 bits as GPTQ packs them, in groups of columns."""
+    return _save_four_bits(
+        path,
+        {"quant_method": "gptq", "group_size": GROUP, "desc_act": False, "sym": False, "checkpoint_format": "gptq"},
+        lambda codes, zeros: {
+            "qweight": _packed(codes).T.contiguous(),
+            "qzeros": _packed(zeros.T - 1),  # this format stores one less
+            "g_idx": (torch.arange(codes.shape[1]) // GROUP).int(),
+        },
+    )
+
+
+def save_awq(path: Path) -> Path:
+    """Write a tiny llama whose projections are numbers of 4 bits as AWQ packs them, in groups of columns."""
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    return _save_four_bits(
+        path,
+        {"quant_method": "awq", "group_size": GROUP, "zero_point": True, "version": "gemm"},
+        lambda codes, zeros: {"qweight": _packed(codes.T, order), "qzeros": _packed(zeros.T, order)},
+    )
+
+
+def _save_four_bits(path: Path, settings: dict[str, Any], pack: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> Path:
+    save_tiny(path.with_name(f"{path.name}-plain"), "llama", **WIDE)
+    save_tiny(path, "llama", **WIDE)
+    tensors, names = _projections(path)
+    for name in names:
+        codes, zeros, scales = _four_bits(tensors.pop(name))
+        packed = {**pack(codes, zeros), "scales": scales.T.half().contiguous()}
+        tensors |= {f"{name.removesuffix('weight')}{key}": value for key, value in packed.items()}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    write_config(path, quantization_config={"bits": 4, **settings})
+    return path
+
+
 STORED: dict[str, Callable[[Path], Path]] = {
     "fp8": save_fp8,
     "mxfp4": save_mxfp4,
     "compressed-tensors": save_compressed,
     "torchao": save_torchao,
+    "gptq": save_gptq,
+    "awq": save_awq,
 }
 """By what `quantization_config.quant_method` says."""

@@ -1,4 +1,8 @@
-"""Bases that others have quantised train, resume, predict and merge; which of them, stored_bases.py says."""
+"""Bases that others have quantised train, resume, predict and merge; which of them, stored_bases.py says.
+
+Those of torchao, GPTQ and AWQ are tried where their libraries are installed, in an environment of its own: `pip install
+torchao gptqmodel optimum` beside this project; gptqmodel 7.7 asks for torch 2.14, and with `--no-deps` works with 2.13.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,24 @@ from safetensors.torch import load_file
 
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.predict_run import predict_run
-from peftcli.layers.quantised.quantised_weights import is_quantised
+from peftcli.layers.quantised.quantised_weights import dequantised, is_quantised
 from peftcli.merging.merge_run import merge_run
 from peftcli.models.load.load_model import load_model
 from peftcli.recipe.schema import ModelSpec
 from peftcli.training.run import train
 from tests.matrix.runs import Seen, Workshop, watched_training
 from tests.models.inputs import inputs_for
-from tests.models.stored_bases import STORED, of_blocks, save_fp8
+from tests.models.stored_bases import STORED, four_bit_weights, of_blocks, save_fp8
 from tests.recipes import CtrlC, Recorder
 
-LIBRARIES = {"torchao": "torchao", "compressed-tensors": "compressed_tensors"}
-PACKED = ("torchao",)
-NO_TORCHAO = "pip install torchao, in an environment of its own: transformers would import it everywhere"
+LIBRARIES = {
+    "torchao": "torchao",
+    "compressed-tensors": "compressed_tensors",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+}
+PACKED = ("torchao", "gptq", "awq")
+APART = "its library is installed in an environment of its own: transformers would import it everywhere"
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +105,13 @@ READS_WEIGHTS = [
 
 
 @pytest.mark.parametrize("method", READS_WEIGHTS, ids=lambda method: "-".join(map(str, method.values()))[:40])
-def test_methods_that_read_the_weights_train_on_packed_ones(workshop: Workshop, method: dict[str, Any]) -> None:
-    pytest.importorskip("torchao", reason=NO_TORCHAO)
-    base = workshop.home / "torchao-read"
-    base = base if base.exists() else STORED["torchao"](base)
+@pytest.mark.parametrize("packed", ["torchao", "gptq"])
+def test_methods_that_read_the_weights_train_on_packed_ones(
+    workshop: Workshop, packed: str, method: dict[str, Any]
+) -> None:
+    pytest.importorskip(LIBRARIES[packed], reason=APART)
+    base = workshop.home / f"{packed}-read"
+    base = base if base.exists() else STORED[packed](base)
     if method["name"] == "full":
         with pytest.raises(UserError, match="full cannot train a quantised base"):
             trained(workshop, base, "read", method)
@@ -123,6 +135,27 @@ def test_numbers_are_read_with_their_scales(workshop: Workshop, method: str, sca
     trained(workshop, base, f"{method}-full", {"name": "full"})
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_numbers_of_four_bits_are_read_as_they_were_packed(tmp_path: Path, method: str) -> None:
+    """The layers give a gradient after a pass without one, too: those that gptqmodel would choose here give none."""
+    pytest.importorskip(LIBRARIES[method], reason=APART)
+    base = STORED[method](tmp_path / method)
+    loaded = load_model(ModelSpec(name_or_path=str(base)), "causal_lm")
+    plain = load_model(ModelSpec(name_or_path=f"{base}-plain"), "causal_lm").model
+    weights = four_bit_weights(base)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            plain.get_parameter(name).copy_(weight)
+            read = dequantised(loaded.model.get_submodule(name.removesuffix(".weight")))
+            assert read is not None
+            torch.testing.assert_close(read, weight, atol=1e-6, rtol=2e-3)
+        wanted, got = (model.eval()(**inputs_for("llama")).logits for model in (plain, loaded.model))
+    torch.testing.assert_close(got, wanted, atol=2e-2, rtol=1e-3)  # products with 16-bit scales
+    states = loaded.model.get_input_embeddings()(inputs_for("llama")["input_ids"]).detach().requires_grad_()
+    loaded.model(inputs_embeds=states).logits.sum().backward()
+    assert states.grad is not None and bool(states.grad.any())
+
+
 @pytest.mark.parametrize("block", [(128, 128), (24, 20), (16, 12), (20, 48)])
 def test_fp8_blocks_need_not_divide_a_weight(tmp_path: Path, block: tuple[int, int]) -> None:
     """A number's scale is that of its block, counted from the first row and column; 24 rows of 32, then 8."""
@@ -137,7 +170,7 @@ def test_fp8_blocks_need_not_divide_a_weight(tmp_path: Path, block: tuple[int, i
 
 
 def test_packed_weights_take_an_adapter_as_hf_peft_does(workshop: Workshop, tmp_path: Path) -> None:
-    pytest.importorskip("torchao", reason=NO_TORCHAO)
+    pytest.importorskip("torchao", reason=APART)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import nn
 from transformers import AutoConfig
 
-from peftcli.analysis.contract_models import bare, batch_of, own_logits
+from peftcli.analysis.contract_models import bare, batch_of, moved, own_logits
 from peftcli.analysis.method_contracts import CLOSE, Contract, gradients, ignores_padding, merges, uses_cache
 from peftcli.analysis.output_effects import cache_effect, padding_effect
 from peftcli.analysis.support.tiny_types import TypeModel, first_line, hyper_parameters, tiny_type
-from peftcli.analysis.support.tried_types import TRIED
+from peftcli.analysis.support.tried_types import BARE, TRIED, deviation
 from peftcli.assembly.outline import kind_problems
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
@@ -40,6 +41,10 @@ SECONDS = 60
 REFUSED, WRONG, UNKNOWN = "refused: ", "wrong: ", "unknown: "
 """A cell is `tried` (it was, and holds), or one of the others with what was found or said."""
 _LONGEST = 240
+_SETS = 4
+"""Sets of other values that the bare model is measured with."""
+_LONGER = (0, 8, 16)
+"""Tokens that rows are longer: virtual tokens make them so, and an indexer that keeps eight tokens begins to choose."""
 
 Record = dict[str, Any]
 
@@ -80,7 +85,8 @@ def try_type(model_type: str, task: TaskName, methods: list[str]) -> Record:
     except Exception as error:  # GIT's counts the tokens of an image that is not there
         return {"model": f"{UNKNOWN}its own loss fails on text alone: {_short(error)}", "methods": {}}
     facts = {"model": TRIED, "found": anatomy.origin, **_reach(anatomy), **_all_linear(model, anatomy), **_bare(kind)}
-    return {**facts, "methods": {name: _method(name, kind, anatomy) for name in methods}}
+    found = {name: _method(name, kind, anatomy) for name in methods}
+    return {**facts, **moved_effects(kind, found), "methods": found}
 
 
 def _method(name: str, kind: TypeModel, anatomy: Anatomy) -> dict[str, str]:
@@ -133,7 +139,7 @@ def _reach(anatomy: Anatomy) -> Record:
     }
 
 
-def _all_linear(model: torch.nn.Module, anatomy: Anatomy) -> Record:
+def _all_linear(model: nn.Module, anatomy: Anatomy) -> Record:
     """Return how many modules `all-linear` takes, and their share of the weights in the blocks."""
     try:
         targets = {target.module for target in resolve_targets(model, anatomy, [ALL_LINEAR])}
@@ -146,22 +152,51 @@ def _all_linear(model: torch.nn.Module, anatomy: Anatomy) -> Record:
 
 
 def _bare(kind: TypeModel) -> Record:
-    """Return what of padding and cache holds for the bare model: a method cannot do better."""
-    model = bare(kind)
-
-    def outputs(batch: dict[str, Tensor]) -> Tensor:
-        return own_logits(model, batch, batch["labels"])
-
-    found: Record = {"padding": _effect(lambda: padding_effect(kind, outputs))}
-    if task_info(kind.task).generates:
-        found["cache"] = _effect(lambda: cache_effect(kind, model))
+    """Return what of padding and cache holds for the bare model, and whether its tokens reach each other."""
+    found: Record = {what: _effect(what, kind, bare(kind)) for what in _measured(kind)}
+    if kind.tokens_apart:
+        found["apart"] = "its attention gives zeros here"
     return found
 
 
-def _effect(measured: Callable[[], float]) -> str:
+def moved_effects(kind: TypeModel, methods: dict[str, dict[str, str]]) -> Record:
+    """Return how far padding and cache change the bare model's outputs otherwise, where methods were wrong.
+
+    Only with other values and longer rows can it be told whether a deviation that it did not show at first is its own.
+
+    Returns:
+        `moved`: by `padding` and `cache` the largest that was found; empty where no method was wrong.
+    """
+    found: dict[str, float] = {}
+    for what in _measured(kind):
+        if any(cells.get(what, "").startswith(WRONG) for cells in methods.values()):
+            models = [bare(kind), *(moved(kind, seed) for seed in range(_SETS))]
+            offs = [deviation(_effect(what, kind, model, more)) for model in models for more in _LONGER]
+            found[what] = max(off for off in (0.0, *offs) if isfinite(off))
+    shown = {what: off for what, off in found.items() if off}
+    return {"moved": shown} if shown else {}
+
+
+def _measured(kind: TypeModel) -> tuple[str, ...]:
+    return BARE if task_info(kind.task).generates else BARE[:1]
+
+
+def _padding(kind: TypeModel, model: nn.Module, more: int) -> float:
+    return padding_effect(kind, lambda batch: own_logits(model, batch, batch["labels"]), more)
+
+
+def _cache(kind: TypeModel, model: nn.Module, more: int) -> float:
+    return cache_effect(kind, model, more=more)
+
+
+_EFFECTS: dict[str, Callable[[TypeModel, nn.Module, int], float]] = {"padding": _padding, "cache": _cache}
+"""By what the function that tells how far the outputs of a model change with it, in rows that are longer by a number."""
+
+
+def _effect(what: str, kind: TypeModel, model: nn.Module, more: int = 0) -> str:
     try:
         with _cpu_seconds(SECONDS):
-            off = measured()
+            off = _EFFECTS[what](kind, model, more)
     except Exception as error:
         return WRONG + _short(error)
     return TRIED if off <= CLOSE else f"{WRONG}differs by {off:.1e}"

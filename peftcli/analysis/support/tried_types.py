@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ SAME_HEAD: dict[TaskName, TaskName] = {
 TASKS_TRIED = tuple(dict.fromkeys(SAME_HEAD.values()))
 CELLS = ("attach", "gradient", "padding", "cache", "merge")
 TRIED = "tried"
+BARE = ("padding", "cache")
+"""What is measured of the bare model, too."""
+MORE = 10.0
+"""How many times as far as the bare model's outputs a method's may change before that is the method's own fault."""
+_NUMBER = re.compile(r"(?<=by )\d\.\de[-+]\d+")
 
 
 @dataclass(frozen=True)
@@ -87,21 +93,31 @@ def faults(cells: dict[str, str], bare: dict[str, Any]) -> dict[str, str]:
         cells: of one method.
         bare: the record of the type.
     """
-    own = bare_faults(bare)
-    return {name: text for name, text in cells.items() if text != TRIED and name not in own}
+    own = bare_effects(bare)
+    return {
+        name: text
+        for name, text in cells.items()
+        if text != TRIED and not (name in own and deviation(text) <= MORE * own[name])
+    }
 
 
-def bare_faults(record: dict[str, Any]) -> list[str]:
-    """Return what of `padding` and `cache` is wrong in the bare model itself.
+def bare_effects(record: dict[str, Any]) -> dict[str, float]:
+    """Return how far padding and cache change the outputs of the bare model, without any method, where they do.
 
-    As it was made or with other values, which is what `full` leaves: small random weights may hide it.
+    The largest of what was found with the values that it was made with and, where a method was found wrong, with other
+    values: small random weights may hide it.
     """
-    moved = record.get("methods", {}).get("full", {})
-    return [
-        what
-        for what in ("padding", "cache")
-        if record.get(what, TRIED) != TRIED or moved.get(what, TRIED).startswith("wrong")
-    ]
+    made = {what: deviation(record.get(what, TRIED)) for what in BARE}
+    most = {what: max(off, record.get("moved", {}).get(what, 0.0)) for what, off in made.items()}
+    return {what: off for what, off in most.items() if off}
+
+
+def deviation(text: str) -> float:
+    """Return the difference that a cell tells: 0 of what holds, infinite of an error."""
+    if text == TRIED:
+        return 0.0
+    told = _NUMBER.search(text)
+    return float(told[0]) if told else float("inf")
 
 
 def without_whole(record: dict[str, Any]) -> dict[str, Any]:

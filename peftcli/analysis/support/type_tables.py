@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from peftcli.analysis.support.tried_types import TASKS_TRIED, TRIED, TriedTypes, bare_faults, faults, read_tried
+from peftcli.analysis.support.tried_types import TASKS_TRIED, TRIED, TriedTypes, bare_effects, faults, read_tried
 from peftcli.recipe.schema import TaskName
 
 COLUMNS = ["type", "read by", "in every block", "`all-linear`: share of the blocks' weights", "methods"]
@@ -87,8 +87,9 @@ def _methods(tried: TriedTypes, record: dict[str, Any]) -> str:
     parts += [f"refused: {', '.join(refused)}"] if refused else []
     shown = [f"{name} ({' '.join(what)})" for name, what in wrong.items()]
     parts += [f"**wrong**: {', '.join(shown)}"] if wrong else []
-    bare = bare_faults(record)
+    bare = [f"{what} ({off:.0e})" for what, off in bare_effects(record).items()]
     parts += [f"the bare model itself changes with {' and '.join(bare)}"] if bare else []
+    parts += [f"the bare model's tokens do not reach each other: {record['apart']}"] if "apart" in record else []
     return "; ".join(parts)
 
 

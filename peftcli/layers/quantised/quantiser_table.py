@@ -5,13 +5,15 @@ Facts are those of transformers 5.24. A row is data: libraries' names are in thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 GPU = ("cuda",)
 GPU_OR_CPU = ("cuda", "cpu", "xpu")
 
 _NO_GRADIENT = "transformers says that its layers pass no gradient"
+OWN = "cpu, in an environment of its own"
 _UNREAD = "transformers reads no checkpoint of it"
 
 
@@ -29,6 +31,8 @@ class Quantiser:
         not_trained: why no adapter trains on it; None where one does.
         not_loaded: why it does not load at all.
         tried: where tests train on it: `cpu`, `cpu, in an environment of its own`, or empty.
+        backends: by device the `backend` under which its library makes layers that pass a gradient and stay so. Its own
+            choice on a GPU passes none; that on a CPU passes none after a first call without one.
     """
 
     title: str
@@ -39,6 +43,11 @@ class Quantiser:
     not_trained: str | None = None
     not_loaded: str | None = None
     tried: str = ""
+    backends: Mapping[str, str] = field(default_factory=dict)
+
+
+def _gptqmodel(plain: str) -> dict[str, str]:
+    return {"cuda": "auto_trainable", "cpu": plain, "xpu": plain}
 
 
 _GPTQ_PACKAGES = (("gptqmodel", "gptqmodel"), ("optimum", "optimum"))
@@ -52,9 +61,11 @@ QUANTISERS: dict[str, Quantiser] = {
     "mxfp8": Quantiser("MXFP8", "dequantised"),
     "mxfp4": Quantiser("MXFP4 (gpt-oss)", "dequantised", tried="cpu"),
     "metal": Quantiser("Metal", "dequantised"),
-    "torchao": Quantiser("torchao", "packed", (("torchao", "torchao"),), tried="cpu, in an environment of its own"),
-    "gptq": Quantiser("GPTQ", "packed", _GPTQ_PACKAGES, GPU_OR_CPU),
-    "awq": Quantiser("AWQ", "packed", (("gptqmodel", "gptqmodel"),), GPU_OR_CPU),
+    "torchao": Quantiser("torchao", "packed", (("torchao", "torchao"),), tried=OWN),
+    "gptq": Quantiser("GPTQ", "packed", _GPTQ_PACKAGES, GPU_OR_CPU, backends=_gptqmodel("torch"), tried=OWN),
+    "awq": Quantiser(
+        "AWQ", "packed", (("gptqmodel", "gptqmodel"),), GPU_OR_CPU, backends=_gptqmodel("torch_awq"), tried=OWN
+    ),
     "quanto": Quantiser("quanto", "packed", (("optimum.quanto", "optimum-quanto"),), GPU_OR_CPU),
     "aqlm": Quantiser("AQLM", "packed", (("aqlm", "aqlm[gpu,cpu]"),), GPU_OR_CPU),
     "eetq": Quantiser("EETQ", "packed", (("kernels", "kernels"),), GPU, hub_code=True),

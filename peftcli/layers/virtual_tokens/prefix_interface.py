@@ -21,13 +21,27 @@ from peftcli.layers.virtual_tokens.prefix import PrefixStates, find_prefix_site
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 ATTENTION_NAME = "peft_prefix_attention"
 """Free of `sdpa`, `flash` and `flex`: transformers refuses or reinterprets names that hold them."""
+_MASKS = {ATTENTION_NAME: "sdpa", f"{ATTENTION_NAME}_adding_masks": "eager"}
+"""The names under which the function is registered, and whose masks it gets under each."""
 
 
-def register() -> None:
-    """Make the attention and mask functions known to transformers under `ATTENTION_NAME`; repeatable."""
-    AttentionInterface.register(ATTENTION_NAME, prefix_attention)
-    # without a mask function of the same name every mask would arrive as None, and padding would be attended to
-    AttentionMaskInterface.register(ATTENTION_NAME, AttentionMaskInterface()["sdpa"])
+def register(before: str) -> str:
+    """Make the attention and mask functions known to transformers; repeatable.
+
+    Args:
+        before: the model's own way to compute attention.
+
+    Returns:
+        The name under which masks have the form that they had before: some models read them elsewhere, too, as
+        NLLB-MoE's routers do, for which zero is a token that counts.
+    """
+    for name, masks in _MASKS.items():
+        AttentionInterface.register(name, prefix_attention)
+        # without a mask function of the same name every mask would arrive as None, and padding would be attended to
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[masks])
+    if before in _MASKS:
+        return before
+    return next((name for name, masks in _MASKS.items() if masks == before), ATTENTION_NAME)
 
 
 def calls_interface(kind: type[nn.Module]) -> bool:

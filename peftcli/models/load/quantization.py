@@ -17,6 +17,7 @@ from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules, read_anatomy
 from peftcli.models.stored_quantised import (
     becomes_plain,
+    choose_layers,
     quantiser_title,
     read_dequantised,
     stored_method,
@@ -58,6 +59,7 @@ def quantisation_words(
         raise UserError(problems)
     words: dict[str, Any] = {"device_map": {"": device}}
     read_dequantised(config)
+    choose_layers(config, device.type)
     if stored_method(config) not in (None, "bitsandbytes"):
         return words
     _check_bitsandbytes(spec, device)
@@ -149,14 +151,16 @@ def finish_quantised(model: PreTrainedModel, spec: ModelSpec, stored: str | None
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Stop 4-bit layers from repacking themselves.
+    """Stop 4-bit layers from repacking or compiling themselves.
 
     On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer's weight in place at its first evaluation pass. From
-    then on no gradient passes through the layer, and saving or dequantising it gives garbage.
+    then on no gradient passes through the layer, and saving or dequantising it gives garbage. gptqmodel has torch
+    compile each layer's dequantisation on its own: a model of 14 layers took 90 seconds of processor time for that.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (an attribute of bitsandbytes, not ours)
+        vars(module).pop("dequantize_weight", None)  # the compiled one; the method of the class is below it
 
 
 def divided_problems(config: PretrainedConfig) -> list[Problem]:

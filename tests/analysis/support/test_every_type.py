@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from peftcli.analysis.support.tiny_types import model_types, tiny_type
-from peftcli.analysis.support.trials import try_type
+from peftcli.analysis.support.trials import moved_effects, try_type
 from peftcli.analysis.support.tried_types import CELLS, TASKS_TRIED, TRIED, faults, read_tried, without_whole
 from peftcli.errors import UserError
 from peftcli.process_state import quiet_transformers
@@ -45,7 +45,7 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
         for name, cells in without_whole(record)["methods"].items()
         if name in METHODS
     }
-    return {**record, "methods": methods}
+    return {**{key: value for key, value in record.items() if key != "moved"}, "methods": methods}
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -86,13 +86,16 @@ def test_streams_of_states_ids_within_blocks_and_a_grouped_projection() -> None:
         ("t5gemma", "token_classification", ["prompt_tuning"]),
         ("mobilebert", "sequence_classification", ["unipelt"]),
         ("mra", "sequence_classification", ["adapter"]),
+        ("mra", "token_classification", ["prompt_tuning"]),
+        ("xmod", "token_classification", ["qlora", "bitfit", "full"]),
     ],
 )
 def test_tensors_of_several_blocks_and_what_text_does_not_reach(name: str, task: TaskName, methods: list[str]) -> None:
     """Zamba's blocks share an attention; TrOCR and Mllama attend to images; BigBird's loss needs no pooler.
 
     Switch keeps experts in a dictionary, ProphetNet's encoder has a name of its own for the table of tokens, T5 tags
-    with its encoder alone, MobileBERT attends at the width of its blocks, MRA's attention is zero without its kernel.
+    with its encoder alone, MobileBERT attends at the width of its blocks, MRA's attention is zero without its kernel,
+    so that virtual tokens reach no other one; X-MOD has adapters for other languages than that of the texts.
     """
     with quiet_transformers():
         record = try_type(name, task, methods)
@@ -139,11 +142,32 @@ def test_the_table_has_every_type_every_method_and_a_reason_for_each_hole() -> N
 
 
 def test_the_bare_models_own_faults_are_not_the_methods() -> None:
-    cells = dict.fromkeys(CELLS, TRIED) | {"padding": "wrong: differs", "merge": "wrong: differs"}
-    assert list(faults(cells, {"padding": "wrong: differs"})) == ["merge"]
+    wrong = {"padding": "wrong: padding changes the outputs by 1.0e-02", "merge": "wrong: differs by 1.0e-02"}
+    cells = dict.fromkeys(CELLS, TRIED) | wrong
+    assert list(faults(cells, {"padding": "wrong: differs by 3.0e-03"})) == ["merge"]
     assert list(faults(cells, {"padding": TRIED})) == ["padding", "merge"]
-    moved = {"padding": TRIED, "methods": {"full": {"padding": "wrong: differs"}}}  # the base alone, with other values
-    assert list(faults(cells, moved)) == ["merge"]
+    assert list(faults(cells, {"padding": TRIED, "moved": {"padding": 3e-3}})) == ["merge"]  # with other values
+
+
+def test_a_method_that_is_much_worse_than_its_base_has_a_fault_of_its_own() -> None:
+    cells = {"padding": "wrong: padding changes the outputs by 1.0e-01", "cache": "wrong: KeyError: x"}
+    bare = {"padding": "wrong: differs by 3.0e-03", "cache": "wrong: differs by 1.0e+00"}
+    assert list(faults(cells, bare)) == ["padding", "cache"]  # an error is none of a base that generates
+    moved = {"padding": TRIED, "methods": {"full": {"padding": "wrong: padding changes the outputs by 1.0e-01"}}}
+    assert list(faults(cells, moved)) == ["padding", "cache"]  # what another method finds says nothing of the base
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "what"),
+    [("convbert", "sequence_classification", "padding"), ("fsmt", "seq2seq_lm", "cache")],
+)
+def test_the_bare_model_is_measured_with_other_values_where_a_method_was_wrong(
+    name: str, task: TaskName, what: str
+) -> None:
+    with quiet_transformers():
+        kind = tiny_type(name, task)
+        assert moved_effects(kind, {"lora": {what: TRIED}}) == {}
+        assert moved_effects(kind, {"lora": {what: "wrong: by 1.0e-02"}})["moved"][what] > 2e-4
 
 
 def test_a_type_that_cannot_be_built_says_why() -> None:

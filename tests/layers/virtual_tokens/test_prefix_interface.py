@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.layers.virtual_tokens.prefix import Prefix, PrefixShape, prefix_site
-from peftcli.layers.virtual_tokens.prefix_interface import ATTENTION_NAME, prefix_attention
+from peftcli.layers.virtual_tokens.prefix_interface import prefix_attention, register
 
 HEADS, KV, DIM, SEQ, PREFIX = 4, 2, 8, 5, 3
 
@@ -157,4 +157,6 @@ def test_disabled_prefixes_and_attentions_without_one_are_the_library_s_own() ->
 
 
 def test_the_name_holds_no_word_that_transformers_interprets() -> None:
-    assert not any(word in ATTENTION_NAME for word in ("sdpa", "flash", "flex", "paged|"))
+    names = {register(before) for before in ("sdpa", "eager", "flash_attention_2")}
+    assert not any(word in name for name in names for word in ("sdpa", "flash", "flex", "paged|"))
+    assert len(names) == 2 and all(register(name) == name for name in names)
