@@ -190,7 +190,7 @@ def _cache(kind: TypeModel, model: nn.Module, more: int) -> float:
 
 
 _EFFECTS: dict[str, Callable[[TypeModel, nn.Module, int], float]] = {"padding": _padding, "cache": _cache}
-"""By what the function that tells how far the outputs of a model change with it, in rows that are longer by a number."""
+"""By what the function that tells how far a model's outputs change with it, in rows that are longer by a number."""
 
 
 def _effect(what: str, kind: TypeModel, model: nn.Module, more: int = 0) -> str:
