@@ -83,7 +83,7 @@ PEERS = (
         ("torchvision", "torchaudio"),
     ),
     Peer("swift", ("ms-swift==4.6.0",), ("ms-swift", "transformers", "peft", "trl")),
-    Peer("adapters", ("adapters==1.3.0",), ("adapters", "transformers"), borrows=False),
+    Peer("adapters", ("adapters==1.3.0", "accelerate==1.15.0"), ("adapters", "transformers"), borrows=False),
 )  # fmt: skip
 
 _AUTOCAST = {"float32": "false", "bfloat16": "true"}
