@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import UserError
+from peftcli.recipe.run_paths import IMPORTED
 from peftcli.record.listing.failure import write_failure
 from peftcli.record.own_entries import clear
 from tests.command_line import Cli
@@ -43,6 +44,14 @@ def test_an_unfinished_run_becomes_a_page_of_what_is_known(cli: Cli, tmp_path: P
         (run / name).unlink()
     assert cli("report", run).code == 0
     checked((run / "report.html").read_text(encoding="utf-8"))
+
+
+def test_an_imported_adapter_has_no_training_to_report(cli: Cli, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "lora")
+    (run / "summary.json").write_text(json.dumps({"status": IMPORTED}), encoding="utf-8")
+    done = cli("report", run)
+    assert done.code == 2 and not (run / "report.html").exists()
+    assert done.err.count("error:") == 1 and f"peft inspect-adapter {run}" in done.err
 
 
 def test_a_study_becomes_a_page_with_its_plots(cli: Cli, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from peftcli.data.store.data_report import DataReport
+from peftcli.errors import UserError
+from peftcli.recipe.run_paths import IMPORTED
 from peftcli.recipe.stored_recipe import stored_recipe
 from peftcli.record.listing.run_entry import RunEntry, run_entry
 from peftcli.record.run_summary import Summary
@@ -57,7 +59,7 @@ def read_run(run: Path) -> RunFiles:
     """Return what a run directory says.
 
     Raises:
-        UserError: it is no run directory, or its summary is damaged.
+        UserError: it is no run directory, its summary is damaged, or it was imported.
     """
     file = stored_recipe(run)
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -76,10 +78,18 @@ def read_run(run: Path) -> RunFiles:
 
 
 def _ended(file: Path) -> tuple[Summary | None, DataReport | None]:
-    """Return summary.json, and the report on data in it; None of a run that has not ended."""
+    """Return summary.json, and the report on data in it; None of a run that has not ended.
+
+    Raises:
+        UserError: it is damaged, or that of an adapter which was trained elsewhere.
+    """
     if not file.is_file():
         return None, None
-    summary = record_of(Summary, read_object(file, suggestion=_REMEDY), file, suggestion=_REMEDY)
+    found = read_object(file, suggestion=_REMEDY)
+    if found.get("status") == IMPORTED:
+        remedy = f"peft inspect-adapter {file.parent} shows what its adapter changes"
+        raise UserError(f"{file.parent} was made by `peft import`: there is no training to report", suggestion=remedy)
+    summary = record_of(Summary, found, file, suggestion=_REMEDY)
     return summary, record_of(DataReport, summary.data, file, key="data", suggestion=_REMEDY)
 
 
