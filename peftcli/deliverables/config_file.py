@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,7 @@ def _same_model(config: PretrainedConfig, better: Mapping[str, Any], written: Ma
     """Tell whether transformers reads both files as the same settings, the added names aside."""
 
     def read(data: Mapping[str, Any]) -> dict[str, Any]:
-        settings: dict[str, Any] = type(config).from_dict(deepcopy(dict(data))).to_dict()  # from_dict changes its input
+        settings: dict[str, Any] = type(config).from_dict(_with_floats(dict(data))).to_dict()
         return settings
 
     mine = read(written)
@@ -109,6 +108,14 @@ def _same_model(config: PretrainedConfig, better: Mapping[str, Any], written: Ma
     except Exception:  # a family's code may refuse the old names (Gemma 4 with `rope_scaling`), each in its own way
         return False
     return bool(_without_added(theirs, mine) == mine)
+
+
+def _with_floats(data: Any) -> Any:
+    """Return a copy of a file's values with `{"__float__": "Infinity"}`, as transformers writes it, as the number."""
+    if isinstance(data, dict):
+        tagged = list(data) == ["__float__"]
+        return float(data["__float__"]) if tagged else {key: _with_floats(value) for key, value in data.items()}
+    return [_with_floats(value) for value in data] if isinstance(data, list) else data
 
 
 def _without_added(data: Any, like: Any) -> Any:

@@ -245,3 +245,12 @@ def test_a_base_that_vanished_while_training_loses_no_work(tmp_path: Path) -> No
     write_config(tmp_path / "out", model.config, leaving)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [2, 4]
+
+
+def test_an_infinite_setting_is_read_back_as_one(tmp_path: Path) -> None:
+    """Falcon-H1's and Mamba-2's `time_step_limit` ends at infinity, which transformers writes as an object."""
+    config = AutoConfig.for_model("falcon_h1", num_hidden_layers=1)
+    config.save_pretrained(tmp_path)
+    leaving = LeavingModel(ModelSpec(name_or_path=str(tmp_path)), "causal_lm", tiny_tokenizer(), tmp_path)
+    make_readable(tmp_path / "config.json", config, leaving)
+    assert AutoConfig.from_pretrained(tmp_path).time_step_limit[1] == float("inf")
