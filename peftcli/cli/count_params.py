@@ -12,6 +12,7 @@ from peftcli.console.method_text import method_overrides
 from peftcli.console.options import Json, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.errors import Problem, UserError
+from peftcli.process_state import large_imports
 
 if TYPE_CHECKING:
     from peftcli.recipe.load_recipe import LoadedRecipe
@@ -58,7 +59,8 @@ def count_params(
 
     loaded = _recipes(recipes or [], model, task, method or [], trust_remote_code)
 
-    from peftcli.analysis.counting import count_params as count
+    with large_imports():
+        from peftcli.analysis.counting import count_params as count
 
     rows = [count(each.recipe).as_dict() for each in loaded]
     if not as_json and any(
@@ -78,7 +80,8 @@ def count_params(
 def _recipes(
     files: list[Path], model: str | None, task: str | None, methods: list[str], trust_code: bool
 ) -> list[LoadedRecipe]:
-    from peftcli.analysis.counted_run import counted_run
+    with large_imports():
+        from peftcli.analysis.counted_run import counted_run
     from peftcli.models.own_code import with_allowed_code
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe, recipe_from_overrides

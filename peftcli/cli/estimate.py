@@ -9,6 +9,7 @@ import typer
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.errors import UserError
+from peftcli.process_state import large_imports
 from peftcli.progress import stage
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ def estimate(
     if measure and loaded.recipe.data is None:
         raise UserError("--measure needs rows, and the recipe has no data block", suggestion="add data.path=FILE")
 
-    from peftcli.analysis.estimate.estimating import estimate as estimated
-    from peftcli.analysis.estimate.estimating import read_basis
     from peftcli.analysis.estimate.measured_run import measured
-    from peftcli.analysis.estimate.memory_options import options
-    from peftcli.console.estimate_view import print_estimate, print_options
 
     found = measured(recipe, changes) if measure else None
+    with large_imports():
+        from peftcli.analysis.estimate.estimating import estimate as estimated
+        from peftcli.analysis.estimate.estimating import read_basis
+        from peftcli.analysis.estimate.memory_options import options
+        from peftcli.console.estimate_view import print_estimate, print_options
+
     basis = read_basis(loaded) if found is None or limit is not None else None
     if basis is not None and found is None:
         with stage("estimating"):

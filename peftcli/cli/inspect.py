@@ -10,6 +10,7 @@ import typer
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, refuse_directory
 from peftcli.console.progress_bar import with_progress
 from peftcli.console.terminal import wrote
+from peftcli.process_state import large_imports
 
 
 def register(app: typer.Typer) -> None:
@@ -59,17 +60,18 @@ def inspect(
 
 def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
     """Return the inspection of a recipe's data, prepared as `peft train` prepares it."""
-    from peftcli.assembly.collect_problems import located
-    from peftcli.assembly.positions_left import positions_left
-    from peftcli.data.inspection import inspect_data
-    from peftcli.data.loss_rows import as_loss_reads
-    from peftcli.data.prepare import prepare
+    with large_imports():
+        from peftcli.assembly.collect_problems import located
+        from peftcli.assembly.positions_left import positions_left
+        from peftcli.data.inspection import inspect_data
+        from peftcli.data.loss_rows import as_loss_reads
+        from peftcli.data.prepare import prepare
+        from peftcli.models.load.load_model import load_config
+        from peftcli.models.load.meta_model import build_meta
+        from peftcli.models.load.tokenizers import load_tokenizer
+        from peftcli.models.read_anatomy import read_anatomy
     from peftcli.errors import UserError
-    from peftcli.models.load.load_model import load_config
-    from peftcli.models.load.meta_model import build_meta
-    from peftcli.models.load.tokenizers import load_tokenizer
     from peftcli.models.own_code import with_allowed_code
-    from peftcli.models.read_anatomy import read_anatomy
     from peftcli.names import NAMES
     from peftcli.recipe.load_recipe import load_recipe
 

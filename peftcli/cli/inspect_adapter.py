@@ -10,6 +10,7 @@ import typer
 from peftcli.console.options import CheckpointName, Json, TrustRemoteCode, note
 from peftcli.console.progress_bar import with_progress
 from peftcli.console.terminal import say
+from peftcli.process_state import large_imports
 from peftcli.record.shown_numbers import figures
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def inspect_adapter(
     """
     _refuse_other_kinds(plot)
 
-    from peftcli.analysis.adapter_view import view_adapter
-    from peftcli.analysis.rank_verdict import judge
+    with large_imports():
+        from peftcli.analysis.adapter_view import view_adapter
+        from peftcli.analysis.rank_verdict import judge
 
     view = view_adapter(run, trust_remote_code, checkpoint)
     verdict = judge(view.rows, view.params)

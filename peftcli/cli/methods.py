@@ -9,6 +9,7 @@ import typer
 from peftcli.console.completions import complete_method, complete_task
 from peftcli.console.options import Json
 from peftcli.console.progress_bar import with_progress
+from peftcli.process_state import large_imports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,8 @@ def _check(text: str, *, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from peftcli.analysis.method_contracts import check_contracts
+    with large_imports():
+        from peftcli.analysis.method_contracts import check_contracts
     from peftcli.console.method_text import method_params
     from peftcli.console.output import print_json
     from peftcli.errors import UserError
@@ -178,7 +180,8 @@ def _default(params: type[MethodParams], key: str) -> Any:
 
 def _fits(infos: list[MethodInfo], model: str, task: str | None) -> dict[str, Fit]:
     """Return, per method, whether this model can carry it with its default hyper-parameters."""
-    from peftcli.analysis.fitting import fits
+    with large_imports():
+        from peftcli.analysis.fitting import fits
 
     return fits([info.name for info in infos], model, task)
 
@@ -199,7 +202,8 @@ def _rates(infos: list[MethodInfo], model: str | None, task: str | None) -> dict
     """Return the default learning rates on a model, by default the demo's: a small encoder."""
     names = [info.name for info in infos]
     if model is not None:
-        from peftcli.analysis.fitting import rates_on
+        with large_imports():
+            from peftcli.analysis.fitting import rates_on
 
         return rates_on(names, model, task)
 

@@ -10,6 +10,7 @@ import typer
 from peftcli.console.options import Json, Overrides, RecipePath, TrustRemoteCode, note, refuse_taken
 from peftcli.console.progress_bar import with_progress
 from peftcli.console.terminal import wrote
+from peftcli.process_state import large_imports
 
 
 def register(app: typer.Typer) -> None:
@@ -55,8 +56,9 @@ def recommend(
     typed = [TRUST_REMOTE_CODE] if trust_remote_code else []
     loaded = with_allowed_code(load_recipe(recipe, [*(overrides or []), *typed], NAMES, need_data=False))
 
-    from peftcli.analysis.advice.advised_recipe import advised_recipe
-    from peftcli.analysis.advice.recommendation import recommend as find
+    with large_imports():
+        from peftcli.analysis.advice.advised_recipe import advised_recipe
+        from peftcli.analysis.advice.recommendation import recommend as find
     from peftcli.atomic import write_text
     from peftcli.console.output import print_json, result_console
     from peftcli.console.study_views.advice_view import print_recommendation

@@ -146,6 +146,19 @@ def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporte
         return Rehearsal(world.size, recomputes, session.tokenizer, session.anatomy, session.data)
 
 
+@contextmanager
+def started(loaded: LoadedRecipe, directory: Path) -> Iterator[tuple[Session, Milestones]]:
+    """Start a new run in an empty directory, of which trackers and callbacks are told nothing; yield it as it stands.
+
+    Raises:
+        UserError: what the run would be refused for.
+    """
+    recipe = loaded.recipe
+    world = World(pick_device(recipe.training.device), recipe.distributed)
+    with _borrowed(recipe.training), memory_for("while two steps were measured", for_training(recipe)):
+        yield _start(loaded, world, RunDirectory(directory), Silent(), RunStatus.EMPTY)
+
+
 def for_training(recipe: Recipe) -> str:
     """Return what takes less memory in training."""
     training, data = recipe.training, recipe.data

@@ -15,7 +15,7 @@ from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, 
 from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate
 from peftcli.analysis.estimate.published_error import Tier
-from peftcli.analysis.estimate.simulated_run import Setting, Work, can_be_kept, simulate
+from peftcli.analysis.estimate.simulated_run import Setting, WholeModel, Work
 from peftcli.analysis.estimate.step_rates import kept_rate
 from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, with_reference
 from peftcli.assembly.outline import model_spec
@@ -242,9 +242,10 @@ def _counted(setting: Setting, work: Work, processes: int) -> tuple[Setting, Cou
         left = (free or 0) - counted.size("base")
         return Need(1, 1, counted.size("kept"), 12 * counted.size("trainable"), left).fits
 
-    if free is not None and not can_be_kept(setting, work, fits):
+    whole = WholeModel(setting)
+    if free is not None and not whole.can_be_kept(setting, work, fits):
         setting = replace(setting, recomputes=True)
-    return setting, simulate(setting, work)
+    return setting, whole.simulate(setting, work)
 
 
 def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Work, StepPlan]:

@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from peftcli.analysis.estimate.product_memory import HALVES, ProductMemory
 from peftcli.layers.cpu.equal_slices import passes_that_show_memory
@@ -38,6 +39,7 @@ NOT_HELD = ""
 """The part of what stands for something and takes no memory."""
 
 aten: Any = torch.ops.aten
+_DEVICE_OF: Any = torch.ops.prim.device.default
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class
@@ -51,6 +53,11 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         events: (number of the block, its size) in order; the size is negative where it is given back.
         products: what the libraries of products have kept.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: nothing here is compiled, and torch's guard against that takes its time in every operation."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -105,13 +112,17 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operation, and count what it makes."""
+        if func is _DEVICE_OF and isinstance(args[0], FakeTensor):  # more than half of all
+            return args[0].fake_device
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         fakes = any(isinstance(tensor, FakeTensor) for tensor in given)
         if fakes and func in _ASKED:
             return _ASKED[func](given[0])
+        if fakes and not all(isinstance(tensor, FakeTensor) for tensor in given) and not _changes_values(func, given):
+            args, kwargs = tree_map_only(Tensor, self._without_values, (args, kwargs))
         made = func(*args, **kwargs) if fakes else self._made_of_values(func, given, args, kwargs)
-        for leaf in tree_leaves(made):
+        for leaf in [made] if isinstance(made, Tensor) else tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         if func in _PRODUCTS:
@@ -129,6 +140,17 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             size = right.numel() * right.element_size()
             self.events += [(self._number, size), (self._number, -size)]
 
+    def _without_values(self, tensor: Tensor) -> FakeTensor:
+        """Return a tensor of the same shape that can stand beside others without values.
+
+        What torch itself makes of one that has values takes ten times as long, and the operation's shape is not kept.
+        """
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        with unset_fake_temporarily():
+            shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        return FakeTensor(self.fake, shape, tensor.device)
+
     def _made_of_values(self, func: Any, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute what only stems from values, if it is small; what is made anew with a fraction has none."""
         large = any(tensor.numel() > SMALL for tensor in given)
@@ -137,7 +159,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
                 view = func(*args, **kwargs)
             if not isinstance(view, Tensor) or view.numel() <= SMALL:
                 return view
-        if not large and func not in _WITHOUT_SIZE and not func._schema.is_mutable:  # else its size is known
+        known = func in _WITHOUT_SIZE or func._schema.is_mutable or (given and _is_small_by_elements(func, given))
+        if not large and not known:
             try:
                 shape = func(*args, **kwargs)
             except (DynamicOutputShapeException, DataDependentOutputException):
@@ -170,6 +193,16 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         _storage, number, part, size = self._known.pop(key)
         self.events.append((number, -size))
         self._add(part, -size)
+
+
+def _changes_values(func: Any, given: list[Tensor]) -> bool:
+    """Return whether an operation writes into a tensor that has values."""
+    return bool(func._schema.is_mutable) and not isinstance(given[0], FakeTensor)
+
+
+def _is_small_by_elements(func: Any, given: list[Tensor]) -> bool:
+    """Return whether an operation goes element by element, and makes few of them."""
+    return torch.Tag.pointwise in func.tags and prod(torch.broadcast_shapes(*(each.shape for each in given))) <= SMALL
 
 
 def _one(tensor: Tensor) -> Any:

@@ -1,9 +1,8 @@
 """`peft estimate --measure`: two real steps in a process of their own, the largest micro-batch in the first of them.
 
-An evaluation comes before them and one after them, as in a run: what the steps left of the heap is not what the first
-one found.
-
-Run as `python -m peftcli.analysis.estimate.measured_run RECIPE [KEY=VALUE ...]`; it prints one JSON object.
+The process imports what `peft train` does, in the same order, and starts the run as that does, in a directory that is
+removed. An evaluation comes before the steps, and one and a checkpoint after them, as in a run: what the steps left of
+the heap is not what the first one found.
 """
 
 from __future__ import annotations
@@ -20,9 +19,21 @@ from typing import TYPE_CHECKING
 
 from peftcli.analysis.estimate.memory_parts import Device, Estimate
 from peftcli.errors import UserError
+from peftcli.process_state import large_imports, libraries_quiet
 
 if TYPE_CHECKING:
+    from peftcli.training.milestones import Milestones
     from peftcli.training.session import Session
+
+_CHILD = """
+import sys
+from peftcli.cli.app import build_app
+build_app()
+import peftcli.console.display
+from peftcli.analysis.estimate.measured_run import main
+main(sys.argv[1:])
+"""
+"""What `peft train` has imported before it reads the recipe is held by this process, too."""
 
 
 def measured(recipe: Path, changes: Sequence[str]) -> Estimate:
@@ -44,7 +55,7 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
     Raises:
         UserError: what the run itself would refuse; or its process was killed.
     """
-    line = [sys.executable, "-m", "peftcli.analysis.estimate.measured_run", str(recipe), *changes]
+    line = [sys.executable, "-c", _CHILD, str(recipe), *changes]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode == UserError.exit_code and done.stdout:
         raise UserError(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -56,48 +67,56 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
 
 
 def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, float]:
-    """Evaluate, take two steps and evaluate again, as a run does."""
-    from peftcli.analysis.estimate.largest_batches import largest, step_sizes
-    from peftcli.analysis.estimate.step_rates import keep_rate
+    """Start the run, take two steps, evaluate and save, as `peft train` does."""
     from peftcli.assembly.recipe_to_train import recipe_to_train, set_allocator
-    from peftcli.distributed.devices import peak_memory, pick_device
-    from peftcli.distributed.processes import World
-    from peftcli.process_state import libraries_quiet
-    from peftcli.record.run_directory import RunDirectory
-    from peftcli.record.train_state import TrainState
-    from peftcli.stop_signals import stop_on_signal
-    from peftcli.training.loop import train_steps
-    from peftcli.training.milestones import Milestones
-    from peftcli.training.setup import build_session
-    from peftcli.training.watch.reporting import Silent
 
     loaded, _ = recipe_to_train(recipe, changes)
-    device = pick_device(loaded.recipe.training.device)
+    with large_imports():
+        from peftcli.training.run import started
+
     set_allocator(loaded.recipe.training)
-    with libraries_quiet():
-        world = World(device, loaded.recipe.distributed)
-        session = build_session(loaded, world, RunDirectory(directory), Silent(), TrainState())
-        milestones, joined = Milestones(session), session.batches.collator.joins_rows
-        sizes = step_sizes(session.recipe, session.data.train, session.plan, session.batches.max_tokens, joined)
-        index, _ = largest(session.data.train, sizes, joined)
-        milestones.evaluate_first()
-        started = time.perf_counter()
-        with stop_on_signal() as stop, session.compute_weights.in_place():
-            other = (index + 1) % max(1, len(sizes))
-            taken = [index] if session.plan.total_steps == 1 else [index, other]
-            train_steps(session, milestones, (session.batches(step) for step in taken), stop, lambda: None)
-            seconds = session.state.step_seconds or time.perf_counter() - started
-            if session.validation and session.state.step < session.plan.total_steps:  # else the last step had one
-                _evaluate_largest(session)
-        tokens = session.state.tokens + session.state.window.get("tokens", 0.0)
+    with libraries_quiet(), started(loaded, directory) as (session, milestones):
+        return _measured(session, milestones)
+
+
+def _measured(session: Session, milestones: Milestones) -> dict[str, float]:
+    from peftcli.analysis.estimate.largest_batches import largest, step_sizes
+    from peftcli.analysis.estimate.step_rates import keep_rate
+    from peftcli.distributed.devices import peak_memory
+    from peftcli.stop_signals import stop_on_signal
+    from peftcli.training.loop import train_steps
+
+    rows, device, state = session.data.train, session.world.device, session.state
+    joined = session.batches.collator.joins_rows
+    sizes = step_sizes(session.recipe, rows, session.plan, session.batches.max_tokens, joined)
+    index, _ = largest(rows, sizes, joined)
+    milestones.evaluate_first()
+    started_at = time.perf_counter()
+    with stop_on_signal() as stop, session.compute_weights.in_place():
+        other = (index + 1) % max(1, len(sizes))
+        taken = [index] if session.plan.total_steps == 1 else [index, other]
+        train_steps(session, milestones, (session.batches(step) for step in taken), stop, lambda: None)
+        seconds = state.step_seconds or time.perf_counter() - started_at
+        if state.step < session.plan.total_steps:  # else the loop has done it
+            _end(session, milestones)
+    tokens = state.tokens + state.window.get("tokens", 0.0)
     rate = tokens / seconds if seconds else 0.0
-    keep_rate(loaded.recipe, device, session.base.identity.shape, bool(session.state.recomputes), rate)
+    keep_rate(session.recipe, device, session.base.identity.shape, bool(state.recomputes), rate)
     return {
         "peak_memory_bytes": peak_memory(device),
         "tokens_per_second": rate,
-        "tokens": float(session.data.train.lengths.sum()) * session.plan.epochs,
-        "recomputes": float(bool(session.state.recomputes)),
+        "tokens": float(rows.lengths.sum()) * session.plan.epochs,
+        "recomputes": float(bool(state.recomputes)),
     }
+
+
+def _end(session: Session, milestones: Milestones) -> None:
+    """Do what follows a run's last step: evaluate, keep the adapter as the best, save."""
+    if session.validation:
+        _evaluate_largest(session)
+        milestones.checkpoints.save_best(session.state.step, {"adapter": session.attachment.state_dict()})
+    if session.plan.save_interval:
+        milestones.save()
 
 
 def _evaluate_largest(session: Session) -> None:
@@ -110,10 +129,11 @@ def _evaluate_largest(session: Session) -> None:
         session.evaluator({name: rows}, lambda: next(answers, True))
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Print what the steps took as one JSON object, or what was refused; the arguments are a recipe and changes."""
     with TemporaryDirectory() as made:
         try:
-            print(json.dumps(_steps(Path(sys.argv[1]), sys.argv[2:], Path(made))))
+            print(json.dumps(_steps(Path(arguments[0]), arguments[1:], Path(made))))
         except UserError as error:
             print(json.dumps(str(error)))  # libraries write on standard error, too
             sys.exit(UserError.exit_code)

@@ -101,36 +101,47 @@ class Setting:
 _Counting = Callable[[Setting, Attachment, Anatomy, Work], Counted]
 
 
-def simulate(setting: Setting, work: Work) -> Counted:
-    """Run two steps and an evaluation without values, and count; of a deep model that of shorter ones.
-
-    Raises:
-        UserError: the method does not fit the model.
-    """
-    return _counted(setting, work, _count, *_attached(setting, {}))
-
-
-def can_be_kept(setting: Setting, work: Work, fits: Callable[[Counted], bool]) -> bool:
-    """Return whether what the forward pass of the largest micro-batch keeps fits; no more than that is run.
+class WholeModel:
+    """The recipe's model with its method on the meta device, built once for all that is asked of one estimate.
 
     Args:
-        fits: decides by the sizes `base`, `trainable` and `kept`. It is asked before anything is run, too, with 0 kept.
+        setting: of the estimate.
 
     Raises:
         UserError: the method does not fit the model.
     """
-    attachment, anatomy = _attached(setting, {})
-    return fits(_sizes(attachment, anatomy)) and fits(_counted(setting, work, _count_forward, attachment, anatomy))
+
+    def __init__(self, setting: Setting) -> None:
+        attachment, anatomy = _attached(setting, {})
+        self._sizes, self._cuts = _sizes(attachment, anatomy), repeats(attachment.model, anatomy)
+        self._built: tuple[Attachment, Anatomy] | None = (attachment, anatomy)
+
+    def simulate(self, setting: Setting, work: Work) -> Counted:
+        """Run two steps and an evaluation without values, and count; of a deep model that of shorter ones.
+
+        Args:
+            setting: the same but for `recomputes`.
+        """
+        return self._counted(setting, work, _count)
+
+    def can_be_kept(self, setting: Setting, work: Work, fits: Callable[[Counted], bool]) -> bool:
+        """Return whether what the forward pass of the largest micro-batch keeps fits; no more than that is run.
+
+        Args:
+            fits: decides by the sizes `base`, `trainable` and `kept`; asked before anything is run, too, with 0 kept.
+        """
+        return fits(self._sizes) and fits(self._counted(setting, work, _count_forward))
+
+    def _counted(self, setting: Setting, work: Work, count: _Counting) -> Counted:
+        if self._cuts:
+            counted = _from_shorter(setting, work, self._cuts, count)
+            if counted is not None and all(counted.size(size) == self._sizes.size(size) for size in _OF_THE_MODEL):
+                return counted
+        built, self._built = self._built or _attached(setting, {}), None  # a pass gives it memory
+        return count(setting, *built, work)
 
 
-def _counted(setting: Setting, work: Work, count: _Counting, attachment: Attachment, anatomy: Anatomy) -> Counted:
-    whole = _sizes(attachment, anatomy)
-    cuts = repeats(attachment.model, anatomy)
-    if cuts:
-        counted = _from_shorter(setting, work, cuts, count)
-        if counted is not None and all(counted.size(name) == whole.size(name) for name in ("base", "trainable")):
-            return counted
-    return count(setting, attachment, anatomy, work)
+_OF_THE_MODEL = ("base", "trainable")
 
 
 def _from_shorter(setting: Setting, work: Work, cuts: Mapping[str, Repeats], count: _Counting) -> Counted | None:

@@ -1,4 +1,7 @@
-"""A comparison on the terminal: which to choose, a row a method, what stays open, and where the report is."""
+"""A comparison on the terminal: which to choose, a row a method, what stays open, and where the report is.
+
+Of runs that exist, what differs between them besides the method comes before all of it.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,9 @@ def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
 
 def print_record(comparison: Comparison, console: Console) -> None:
     """Print the summary, the table and the notes; for a pipe the same without colours and lines."""
+    if comparison.differs:  # of runs that exist: first what else they differ in
+        _print_block(console, "What differs besides the method", comparison.differs)
+        console.print()
     for sentence in comparison.summary:
         console.print(Text(shown(sentence)))
     console.print()
@@ -39,17 +45,16 @@ def print_record(comparison: Comparison, console: Console) -> None:
     headings = [column.heading for column in columns]
     spare = None if console.width >= WIDE else [headings.index(name) for name in _SPARE if name in headings]
     print_table(console, _table(comparison, columns), spare)
-    blocks = (
-        ("What these data cannot decide", comparison.undecided),
-        ("What differs besides the method", comparison.differs),
-        ("Notes", comparison.notes),
-    )
-    for heading, sentences in blocks:
+    for heading, sentences in (("What these data cannot decide", comparison.undecided), ("Notes", comparison.notes)):
         if sentences:
             console.print()
-            console.print(Text(f"{heading}:", style="bold"))
-            for sentence in sentences:
-                console.print(Text(f"- {shown(sentence)}"))
+            _print_block(console, heading, sentences)
+
+
+def _print_block(console: Console, heading: str, sentences: Sequence[str]) -> None:
+    console.print(Text(f"{heading}:", style="bold"))
+    for sentence in sentences:
+        console.print(Text(f"- {shown(sentence)}"))
 
 
 def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:

@@ -10,21 +10,25 @@ from peftcli.studies.report.shell.markdown_parts import markdown_table, markdown
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Return the report: the summary, the table, what differs, notes, what stays open, how it was measured."""
-    parts = [f"# {len(comparison.methods)} methods compared", *map(markdown_text, comparison.summary)]
+    """Return the report: what else differs, the summary, the table, what stays open, notes, how it was measured."""
+    parts = [f"# {len(comparison.methods)} methods compared"]
+    parts += _section("What differs besides the method", comparison.differs)
+    parts += [*(["## In short"] if comparison.differs else []), *map(markdown_text, comparison.summary)]
     parts += ["## The methods", _table(comparison, wide_columns(comparison))]
     sections = (
         ("What these data cannot decide", comparison.undecided),
-        ("What differs besides the method", comparison.differs),
         ("Notes", comparison.notes),
         ("How it was measured", measured(comparison)),
     )
     for heading, sentences in sections:
-        if sentences:
-            parts += [f"## {heading}", "\n".join(f"- {markdown_text(sentence)}" for sentence in sentences)]
+        parts += _section(heading, sentences)
     if comparison.command:
         parts.append(f"```\n{' '.join(comparison.command.replace('```', '').split())}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _section(heading: str, sentences: Sequence[str]) -> list[str]:
+    return [f"## {heading}", "\n".join(f"- {markdown_text(each)}" for each in sentences)] if sentences else []
 
 
 def _table(comparison: Comparison, columns: Sequence[Column]) -> str:

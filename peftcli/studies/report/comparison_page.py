@@ -30,8 +30,9 @@ def comparison_report(comparison: Comparison) -> tuple[str, list[Figure]]:
     sections = [
         f"<h1>{escape(title)}</h1>",
         _facts(comparison),
+        bullets("What differs besides the method", comparison.differs),
         f'<div class="first">{_lead(comparison)}{bullets("What these data cannot decide", comparison.undecided)}</div>',
-        _beside(comparison),
+        bullets("What else to know", comparison.notes),
         "<h2>All methods</h2>",
         methods_table(comparison, ordered, scale),
         _section("What a point of score costs", costs, _not_measured(comparison, costs)),
@@ -66,15 +67,6 @@ def _lead(comparison: Comparison) -> str:
     sentences = comparison.summary or ["No method of this comparison has a score that says which to choose."]
     paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
     return f'<section class="lead" aria-labelledby="short"><h2 id="short">In short</h2>{paragraphs}</section>'
-
-
-def _beside(comparison: Comparison) -> str:
-    blocks = [
-        bullets("What else to know", comparison.notes),
-        bullets("What differs besides the method", comparison.differs),
-    ]
-    shown = "".join(blocks)
-    return f'<div class="two">{shown}</div>' if shown else ""
 
 
 def _section(heading: str, figures: Sequence[Figure], note: str) -> str:

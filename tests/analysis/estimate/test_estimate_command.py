@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from peftcli.assembly import recipe_data
+from peftcli.errors import UserError
 from tests.command_line import Cli, Workspace
 
 PARTS = {"libraries", "weights", "adapter", "gradients", "optimizer", "activations", "logits"}
@@ -75,7 +76,16 @@ def test_a_dry_run_is_refused_for_what_the_run_is_refused_for(cli: Cli, workspac
     assert done.code == 2 and "--dry-run takes no step" in done.err
 
 
-def test_measured_steps_are_followed_by_an_evaluation_as_in_a_run(
+def test_a_process_of_its_own_takes_the_steps_and_tells_what_is_refused(workspace: Workspace) -> None:
+    from peftcli.analysis.estimate import measured_run
+
+    found = measured_run.measure(workspace.recipe(), [])
+    assert found["peak_memory_bytes"] > 1e8 and found["tokens_per_second"] > 0
+    with pytest.raises(UserError, match="nowhere"):
+        measured_run.measure(workspace.recipe(), ["data.path=nowhere.jsonl"])
+
+
+def test_measured_steps_are_followed_by_an_evaluation_and_a_checkpoint_as_in_a_run(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peftcli.analysis.estimate import measured_run
@@ -94,3 +104,4 @@ def test_measured_steps_are_followed_by_an_evaluation_as_in_a_run(
     assert found["peak_memory_bytes"] > 0
     *before, after = batches
     assert sum(before) > 6 and after == 6  # the whole set before the first step, its largest batch after the second one
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best-000002", "step-000002"}

@@ -13,11 +13,12 @@ from transformers import LlamaConfig
 
 from peftcli.analysis.contract_models import MODELS
 from peftcli.analysis.estimate import estimating, fewer_blocks, library_memory, live_tensors, simulated_run
+from peftcli.analysis.estimate.counted_bytes import Counted
 from peftcli.analysis.estimate.estimating import estimate, read_basis
 from peftcli.analysis.estimate.memory_options import options
 from peftcli.analysis.estimate.memory_parts import PARTS, Estimate
 from peftcli.analysis.estimate.product_memory import COMPILED
-from peftcli.analysis.estimate.simulated_run import simulate
+from peftcli.analysis.estimate.simulated_run import Setting, WholeModel, Work
 from peftcli.errors import UserError
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
@@ -58,6 +59,11 @@ def recipe(directory: Path, task: str, method: str = "lora", *changes: str) -> L
     """Return a recipe without data for a model that is only a config."""
     given = [f"model.name_or_path={directory}", f"task={task}", f"method.name={method}", "data.path=nowhere.jsonl"]
     return recipe_from_overrides("test", [*given, "data.max_length=32", "training.bf16=false", *changes], NAMES)
+
+
+def simulate(setting: Setting, work: Work) -> Counted:
+    """Return what two steps of a model that is built for them count."""
+    return WholeModel(setting).simulate(setting, work)
 
 
 def estimated(directory: Path, task: str, method: str = "lora", *changes: str) -> Estimate:

@@ -162,7 +162,8 @@ def test_the_table_fits_80_characters_and_a_wide_one_has_every_value() -> None:
         text = console.file.getvalue()
         assert max(map(len, text.splitlines())) <= width and expected in text
         assert "\x1b" not in text and "behind by 20 points (18 to 22)" in " ".join(text.split())
-        assert text.index("Choose bitfit") < text.index("verdict") < text.index("cannot decide")
+        assert text.index("- the seed") < text.index("Choose bitfit") < text.index("verdict")
+        assert text.index("verdict") < text.index("cannot decide")
 
 
 def test_the_markdown_report_holds_everything_and_escapes_names() -> None:
@@ -172,6 +173,8 @@ def test_the_markdown_report_holds_everything_and_escapes_names() -> None:
     headings = ["# 3 methods compared", "Choose bitfit", "## The methods", "## What these data cannot decide",
                 "## How it was measured"]  # fmt: skip
     assert [text.index(each) for each in headings] == sorted(text.index(each) for each in headings)
+    of_runs = comparison_markdown(replace(made, differs=["the seed"]))
+    assert of_runs.index("- the seed") < of_runs.index("## In short") < of_runs.index("Choose bitfit")
     assert r"a\|b\*c" in text and "1 min 15 s of training, two cores" in text and "peft compare x" in text
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.replace(r"\|", "").count("|") for line in table}) == 1

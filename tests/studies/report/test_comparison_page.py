@@ -113,6 +113,9 @@ def test_it_begins_with_what_to_choose_and_what_is_undecided() -> None:
     places = [text.index(part) for part in (record.summary[0], record.undecided[0], "All methods", "How to read this")]
     assert places == sorted(places)
     assert all(sentence in text for sentence in (*record.summary, *record.undecided, *record.notes))
+    record.differs = ["seed differs: 0 in a; 1 in b"]
+    of_runs = checked(comparison_report(record)[0]).text
+    assert of_runs.index(record.differs[0]) < of_runs.index(record.summary[0])
 
 
 def test_the_table_says_why_a_method_has_no_score() -> None:
