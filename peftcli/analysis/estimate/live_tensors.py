@@ -14,9 +14,11 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
@@ -121,7 +123,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             return _ASKED[func](given[0])
         if fakes and not all(isinstance(tensor, FakeTensor) for tensor in given) and not _changes_values(func, given):
             args, kwargs = tree_map_only(Tensor, self._without_values, (args, kwargs))
-        made = func(*args, **kwargs) if fakes else self._made_of_values(func, given, args, kwargs)
+        made = self._made_of_shapes(func, args, kwargs) if fakes else self._made_of_values(func, given, args, kwargs)
         for leaf in [made] if isinstance(made, Tensor) else tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
@@ -150,6 +152,26 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         with unset_fake_temporarily():
             shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return FakeTensor(self.fake, shape, tensor.device)
+
+    def _made_of_shapes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask torch what an operation makes of these shapes, or remember what it said: that is most of an estimate.
+
+        Remembered are operations that make one tensor, are a view of their first one, or write into it and return it.
+        """
+        key = _sign((func, args, kwargs))
+        known = _MADE.get(key) if key is not None else None
+        if known is None:
+            made = func(*args, **kwargs)
+            if key is not None and (found := _made(func, args, made, key)) is not None:
+                _MADE[key] = found
+            return made
+        if known.returns_first:
+            return args[0]
+        with unset_fake_temporarily():
+            shape = torch.empty_strided(known.shape, known.stride, dtype=known.dtype, device="meta")
+            if func.is_view:
+                shape.set_(args[0].untyped_storage(), known.offset, known.shape, known.stride)
+        return FakeTensor(self.fake, shape, known.device)
 
     def _made_of_values(self, func: Any, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute what only stems from values, if it is small; what is made anew with a fraction has none."""
@@ -195,6 +217,52 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self._add(part, -size)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What an operation makes of tensors of certain shapes: a tensor of this one, or the first of the given ones."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+    returns_first: bool
+
+
+_MADE: dict[Any, _Made] = {}
+
+
+def _sign(value: Any) -> Any:
+    """Return what decides what an operation makes of an argument, to be looked up; None where that is not known."""
+    if isinstance(value, FakeTensor):
+        if value.layout is not torch.strided or value.dtype.is_complex:
+            return None
+        return value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device
+    if isinstance(value, tuple | list):
+        signs = tuple(map(_sign, value))
+        return None if None in signs else (type(value), signs)
+    if isinstance(value, dict):
+        return _sign(tuple(value.items()))
+    return (type(value), value) if value is None or isinstance(value, _PLAIN) else None
+
+
+def _made(func: Any, args: tuple[Any, ...], made: Any, key: Any) -> _Made | None:
+    """Return what can be remembered of an operation; None of one whose result shares memory in another way."""
+    if not isinstance(made, FakeTensor) or made.layout is not torch.strided or made.dtype.is_complex:
+        return None
+    first = args[0] if args and isinstance(args[0], FakeTensor) else None
+    offset = int(made.storage_offset())
+    found = _Made(tuple(made.shape), made.stride(), offset, made.dtype, made.fake_device, made is first)
+    if found.returns_first or func._schema.is_mutable:  # not if it was given another shape
+        return found if found.returns_first and key == _sign((func, args, {})) else None
+    storage = made.untyped_storage()._cdata
+    of_args = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    shares = [leaf for leaf in of_args if leaf.untyped_storage()._cdata == storage]
+    if func.is_view:
+        return found if first is not None and any(leaf is first for leaf in shares) else None
+    return None if shares or found.offset else found
+
+
 def _changes_values(func: Any, given: list[Tensor]) -> bool:
     """Return whether an operation writes into a tensor that has values."""
     return bool(func._schema.is_mutable) and not isinstance(given[0], FakeTensor)
@@ -202,7 +270,7 @@ def _changes_values(func: Any, given: list[Tensor]) -> bool:
 
 def _is_small_by_elements(func: Any, given: list[Tensor]) -> bool:
     """Return whether an operation goes element by element, and makes few of them."""
-    return torch.Tag.pointwise in func.tags and prod(torch.broadcast_shapes(*(each.shape for each in given))) <= SMALL
+    return torch.Tag.pointwise in func.tags and prod(np.broadcast_shapes(*(each.shape for each in given))) <= SMALL
 
 
 def _one(tensor: Tensor) -> Any:
@@ -216,6 +284,9 @@ _ASKED: dict[Any, Callable[[Tensor], Any]] = {
     aten.is_nonzero.default: lambda _tensor: True,
 }
 """Operations that give a value, and what is given where there is none."""
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch._ops.OpOverload)
+"""Types of arguments that are compared by value."""
 
 _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 

@@ -3,6 +3,8 @@
 The process imports what `peft train` does, in the same order, and starts the run as that does, in a directory that is
 removed. An evaluation comes before the steps, and one and a checkpoint after them, as in a run: what the steps left of
 the heap is not what the first one found.
+
+Run as `python -m peftcli.analysis.estimate.measured_run RECIPE [KEY=VALUE ...]`; it prints one JSON object.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,16 +27,6 @@ from peftcli.process_state import large_imports, libraries_quiet
 if TYPE_CHECKING:
     from peftcli.training.milestones import Milestones
     from peftcli.training.session import Session
-
-_CHILD = """
-import sys
-from peftcli.cli.app import build_app
-build_app()
-import peftcli.console.display
-from peftcli.analysis.estimate.measured_run import main
-main(sys.argv[1:])
-"""
-"""What `peft train` has imported before it reads the recipe is held by this process, too."""
 
 
 def measured(recipe: Path, changes: Sequence[str]) -> Estimate:
@@ -55,7 +48,7 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
     Raises:
         UserError: what the run itself would refuse; or its process was killed.
     """
-    line = [sys.executable, "-c", _CHILD, str(recipe), *changes]
+    line = [sys.executable, "-m", "peftcli.analysis.estimate.measured_run", str(recipe), *changes]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode == UserError.exit_code and done.stdout:
         raise UserError(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -129,11 +122,12 @@ def _evaluate_largest(session: Session) -> None:
         session.evaluator({name: rows}, lambda: next(answers, True))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print what the steps took as one JSON object, or what was refused; the arguments are a recipe and changes."""
+if __name__ == "__main__":
+    import_module("peftcli.cli.app").build_app()  # what `peft train` has imported before it reads the recipe
+    import_module("peftcli.console.display")
     with TemporaryDirectory() as made:
         try:
-            print(json.dumps(_steps(Path(arguments[0]), arguments[1:], Path(made))))
+            print(json.dumps(_steps(Path(sys.argv[1]), sys.argv[2:], Path(made))))
         except UserError as error:
             print(json.dumps(str(error)))  # libraries write on standard error, too
             sys.exit(UserError.exit_code)

@@ -182,7 +182,8 @@ def _count(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
     tracker = LiveTensors()
     with tracker.running():
         run = _built(setting, attachment, anatomy, work, tracker)
-        _evaluate(setting, run, work, tracker, counted)  # the order of a run decides what its heap looks like
+        if setting.heap_keeps is not None:  # the order of a run decides what its heap looks like; else a later one is
+            _evaluate(setting, run, work, tracker, counted)  # fuller by what the optimizer remembers
         with _copies_in_place(run, tracker):
             _train(setting, run, work, tracker, counted)
             with run.copies.set_aside():

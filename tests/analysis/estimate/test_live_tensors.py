@@ -63,6 +63,30 @@ def test_what_depends_on_values_that_are_there_is_computed() -> None:
         assert torch.repeat_interleave(torch.arange(3), torch.tensor([1, 0, 2])).tolist() == [0, 2, 2]
 
 
+def of_some_operations() -> tuple[list[tuple[int, int]], list[tuple[object, ...]]]:
+    """Return the events and what came out of views, changes in place, and tensors beside others that have values."""
+    tracker, found = LiveTensors(), []
+    with tracker.running():
+        x, places = torch.randn(6, 8), torch.tensor([0, 2, 4])
+        for _ in range(2):  # the second time all is remembered
+            view = x.t()[1:5].unflatten(0, (2, 2))
+            x.mul_(2.0).add_(x[0])
+            chosen = x[places] + places[:, None]
+            wide = torch.where(places[:, None] > 2, chosen, x.new_zeros(())).to(torch.float64).expand(2, 3, 8)
+            for made in (view, x, chosen, wide, wide.clone(), *x.split(4), torch.empty_like(wide, dtype=torch.int8)):
+                shares = made.untyped_storage()._cdata == x.untyped_storage()._cdata
+                found.append((made.shape, made.stride(), made.storage_offset(), made.dtype, made.device, shares))
+    return tracker.events, found
+
+
+def test_an_operation_that_is_remembered_makes_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_tensors, "_MADE", {})
+    remembered = of_some_operations()
+    assert len(live_tensors._MADE) > 8
+    monkeypatch.setattr(live_tensors, "_sign", lambda _value: None)
+    assert of_some_operations() == remembered
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a head's loss took: at its fullest moment by part, in the end of each pass, and in how many events."""
