@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.adapter_files import CONFIG
+from peftcli.adapters.hf.hf_config import experts_in
 from peftcli.models.anatomy import EXPERT_ROLES, EXPERTS
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
@@ -91,13 +92,20 @@ def _takes(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     return _loads({**rule, "refused_if_set": left}, {**config, "peft_type": PLAIN})
 
 
+def is_set(config: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a config asks for what a key stands for; weights of linears are no `target_parameters` to a server,
+    which goes by the names of the tensors.
+    """
+    return bool(experts_in(config) if key == "target_parameters" else config.get(key))
+
+
 def _loads(rule: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     greatest = rule["greatest_rank"]
     return (
         bool({"*", config["peft_type"]} & set(rule["peft_types"]))
         and bool({"*", config.get("task_type")} & set(rule["task_types"]))
-        and not any(config.get(key) for key in rule["refused_if_set"])
+        and not any(is_set(config, key) for key in rule["refused_if_set"])
         and config.get("bias", "none") in rule["bias"]
         and all(greatest is None or not isinstance(rank, int) or rank <= greatest for rank in ranks)
     )

@@ -16,7 +16,7 @@ from peftcli.adapters.hf.hf_files import PREFIX, first_match
 from peftcli.adapters.hf.hf_format import HfFiles
 from peftcli.adapters.hf.hf_table import FORMATS
 from peftcli.adapters.library import PLAIN_LORA
-from peftcli.adapters.servers import server_rules
+from peftcli.adapters.servers import is_set, server_rules
 from peftcli.errors import UserError
 from peftcli.protocol.registry import registry
 from peftcli.tasks.task_table import task_info
@@ -71,7 +71,7 @@ def lora_files(saved: SavedAdapter, source: Path, server: str) -> HfFiles:
     if known is None or known.as_lora(saved.params, saved.meta, saved.state) is None:
         raise UserError(f"{server} loads LoRA, and {source} holds {name}", suggestion=_elsewhere(saved, server))
     files = hf_peft_files(saved, source, PLAIN_LORA)
-    more = [key for key in rule["refused_if_set"] if key not in rule["export_folds"] and files.config.get(key)]
+    more = [key for key in rule["refused_if_set"] if key not in rule["export_folds"] and is_set(files.config, key)]
     if files.config.get("bias", "none") not in rule["bias"]:
         more.append("bias")
     if more:

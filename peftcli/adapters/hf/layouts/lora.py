@@ -18,13 +18,13 @@ from peftcli.adapters.hf.hf_format import HfFiles, HfFormat, State
 from peftcli.adapters.hf.hf_token_rows import read_rows
 from peftcli.adapters.hf.layouts.lora_experts import (
     dora_of_experts,
-    expert_targets,
     file_names,
     read_experts,
     some_experts,
     whole_experts,
 )
 from peftcli.adapters.hf.layouts.lora_slices import pad_pairs
+from peftcli.adapters.hf.taken_for_experts import taken_for_experts, targets_of_config
 from peftcli.adapters.initial_pairs import one_pair, split_initial, stack_initial
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
@@ -72,9 +72,9 @@ class LoraFormat(HfFormat[LoraParams]):
             "use_dora": params.use_dora,
             "init_lora_weights": True,  # the tensors are in the file; anything else would change the base on loading
         }
-        if expert_targets(meta):
-            changes["target_parameters"] = list(meta.target_parameters)
-            changes["lora_dropout"] = 0.0  # HF peft refuses another where it changes experts; it plays no part in use
+        changes |= targets_of_config(meta)
+        if "target_parameters" in changes:
+            changes["lora_dropout"] = 0.0  # HF peft takes no other for parameters; it plays no part in use
         if meta.token_rows:
             changes["trainable_token_indices"] = {path: list(ids) for path, ids in meta.token_rows.items()}
         return hf_files.common_config(meta, self.peft_type) | hf_files.targeted_config(meta) | changes
@@ -153,8 +153,9 @@ def _patterns(params: LoraParams, meta: AdapterMeta, factor: int) -> tuple[dict[
     """Return HF's rank_pattern and alpha_pattern by full path, because HF peft has no roles."""
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    by_weight = {target.key for target in taken_for_experts(meta)}
     for target in meta.targets:
-        path = f"^{re.escape(target.module)}"
+        path = f"^{re.escape(target.module)}" + (r"(\.weight)?" if target.key in by_weight else "")
         rank = params.rank_of(target.role, target.key)
         alpha = params.alpha_of(target.role, target.key)
         if rank != params.r:

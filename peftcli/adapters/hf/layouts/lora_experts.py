@@ -18,8 +18,10 @@ from torch import Tensor
 
 from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.format import AdapterMeta, SavedTarget
+from peftcli.adapters.hf.hf_config import experts_in
 from peftcli.adapters.hf.hf_files import first_match
 from peftcli.adapters.hf.slices import feature_numbers
+from peftcli.adapters.hf.taken_for_experts import taken_for_experts
 from peftcli.errors import UserError
 from peftcli.layers.expert_parts.expert_delta import expert_factors, joined_factors
 from peftcli.methods.lora import LoraParams
@@ -41,10 +43,13 @@ def some_experts(params: LoraParams, meta: AdapterMeta) -> str | None:
 
 
 def dora_of_experts(params: LoraParams, meta: AdapterMeta) -> str | None:
-    """Return why HF peft cannot hold a DoRA on experts, or None."""
-    if not params.use_dora or not expert_targets(meta):
+    """Return why HF peft cannot hold a DoRA on experts, or on what it takes for experts; None if it can."""
+    if not params.use_dora:
         return None
-    return "it is a DoRA of experts in 3-D parameters, where HF peft has none"
+    if expert_targets(meta):
+        return "it is a DoRA of experts in 3-D parameters, where HF peft has none"
+    names = sorted({target.module.rpartition(".")[2] for target in taken_for_experts(meta)})
+    return f"it is a DoRA of {', '.join(names)}, which HF peft takes for experts of this model" if names else None
 
 
 def wrapped_keys(paths: Iterable[str]) -> dict[str, str]:
@@ -164,7 +169,7 @@ def read_experts(
     Raises:
         UserError: the names in `target_parameters` and the keys do not agree.
     """
-    names = sorted(config.get("target_parameters") or ())
+    names = sorted(experts_in(config))
     if not names:
         return dict(tensors), ()
     depths: dict[str, int] = {}
@@ -197,11 +202,12 @@ def _holds(name: str, module: str) -> bool:
 
 
 def _is_module(config: Mapping[str, Any], module: str) -> bool:
-    """Tell whether a path is one of `target_modules`, by HF peft's rule: then it is no module of experts."""
-    named = config.get("target_modules") or ()
+    """Tell whether a path is a target by HF peft's rule, as a module or by its weight: then it holds no experts."""
+    named, parameters = config.get("target_modules") or (), config.get("target_parameters") or ()
     if isinstance(named, str):
         return re.fullmatch(named, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in named)
+    by_weight = [name.removesuffix(".weight") for name in parameters if name.endswith(".weight")]
+    return any(module == name or module.endswith(f".{name}") for name in (*named, *by_weight))
 
 
 def _place_in_module(name: str) -> tuple[bool, str]:

@@ -1,0 +1,107 @@
+"""Linears whose names HF peft takes for experts (of shared experts, of dense blocks): it loads them, and so do we."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from peftcli.adapters.format import SavedAdapter, describe
+from peftcli.adapters.hf.hf_export import hf_peft_files
+from peftcli.adapters.hf.hf_library import HfPeft
+from peftcli.adapters.saving import save_adapter
+from peftcli.adapters.servers import servers_of
+from peftcli.analysis.contract_models import bare
+from peftcli.analysis.support.tiny_types import tiny_type
+from peftcli.errors import UserError
+from peftcli.methods.lora import LoraParams
+from peftcli.models.load.identity import BaseIdentity
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
+from peftcli.serving.lora_pairs import lora_files, lora_pairs
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 2, 17, 33], [11, 12, 13, 14, 2, 2, 90, 91]])
+FAMILIES = ("deepseek_v3", "glm4_moe")
+"""A dense block in front of blocks with a shared expert."""
+CHOICES: dict[str, dict[str, Any]] = {
+    "all linears": {"target_modules": "all-linear"},
+    "one role": {"target_modules": ["ffn.up"], "lora_dropout": 0.1},
+    "beside experts": {"target_modules": ["all-linear", "experts"]},
+    "patterns": {"target_modules": "all-linear", "rank_pattern": {"ffn.up": 3}, "alpha_pattern": {"ffn.down": 9}},
+}
+
+
+def _model(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return bare(tiny_type(family, "causal_lm")).eval()
+
+
+def _logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=IDS).logits
+    return logits
+
+
+def _saved(directory: Path, family: str, options: dict[str, Any]) -> tuple[SavedAdapter, Tensor]:
+    """Save an adapter that moved; return it, and the logits with it."""
+    model, params = _model(family), LoraParams(**{"r": 2, "lora_alpha": 6, **options})
+    anatomy = read_anatomy(model)
+    attachment = apply_method(model, anatomy, params)
+    attachment.initialise(model)
+    with torch.no_grad():
+        for parameter in attachment.trainable_parameters().values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    identity = BaseIdentity("tiny", None, "sha256:0", None, "float32", family, {})
+    meta = describe(attachment, anatomy, task="causal_lm", base=identity)
+    state = attachment.state_dict()
+    save_adapter(directory, attachment_state=state, params=params, meta=meta)
+    return SavedAdapter(params, state, meta), _logits(model.eval())
+
+
+def _with(saved: SavedAdapter, family: str) -> Tensor:
+    model = _model(family)
+    attachment = apply_method(model, read_anatomy(model), saved.params)
+    attachment.load_state_dict(saved.state)
+    return _logits(model.eval())
+
+
+@pytest.mark.parametrize("options", CHOICES.values(), ids=list(CHOICES))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hf_peft_loads_what_a_run_left_and_it_is_read_back(
+    family: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    _, expected = _saved(tmp_path, family, options)
+    theirs = PeftModel.from_pretrained(_model(family), str(tmp_path)).eval()
+    torch.testing.assert_close(_logits(theirs), expected, atol=1e-5, rtol=0)
+    (tmp_path / "peftcli.json").unlink()
+    torch.testing.assert_close(_with(HfPeft().read(tmp_path, None), family), expected, atol=1e-5, rtol=0)
+
+
+def test_other_models_keep_their_names_in_target_modules(tmp_path: Path) -> None:
+    _saved(tmp_path, "llama", {"target_modules": ["ffn.up", "ffn.down"]})
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "up_proj"] and "target_parameters" not in config
+
+
+def test_a_dora_of_them_is_kept_in_our_own_layout(tmp_path: Path) -> None:
+    saved, _ = _saved(tmp_path, "deepseek_v3", {"target_modules": ["ffn.up"], "use_dora": True})
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
+    with pytest.raises(UserError, match="it is a DoRA of up_proj, which HF peft takes for experts of this model"):
+        hf_peft_files(saved, tmp_path)
+
+
+def test_servers_take_them_by_the_names_of_their_tensors(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"target_modules": ["ffn.up"]}
+    _saved(tmp_path / "run" / "adapter", "deepseek_v3", options)
+    assert "vllm" in servers_of(tmp_path / "run")
+    options["alpha_pattern"] = {r"layers\.0\.mlp\.up_proj": 9}
+    saved, _ = _saved(tmp_path / "other", "deepseek_v3", options)
+    scales = {pair.module: pair.scale for pair in lora_pairs(lora_files(saved, tmp_path, "vllm"))}
+    assert scales["model.layers.0.mlp.up_proj"] == 4.5
+    assert scales["model.layers.1.mlp.shared_experts.up_proj"] == 3.0
