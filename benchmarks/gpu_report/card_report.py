@@ -131,7 +131,8 @@ def listing(device: str, seconds: float, select: str) -> str:
     lines = []
     for file in FILES:
         command = [*tests_of(file, device, select), "--collect-only"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        asked = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # -v lists otherwise
+        done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
         names = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
         lines += [f"{file}: {len(names)} tests, {seconds * SHARES[file]:.0f} s", *(f"  {name}" for name in names)]
     return "\n".join(lines)
