@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.adapter_files import CONFIG
-from peftcli.adapters.hf.hf_config import experts_in
+from peftcli.adapters.hf.parameter_names import experts_in
 from peftcli.models.anatomy import EXPERT_ROLES, EXPERTS
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,8 +93,3 @@ def read_hf_config(directory: Path) -> dict[str, Any]:
                 reason = f"{pattern!r:.60} is no regular expression: {error}"
                 raise UserError(Problem(reason, str(path), key=key, suggestion=_AGAIN)) from None
     return config
-
-
-def experts_in(config: Mapping[str, Any]) -> list[str]:
-    """Return the names in `target_parameters` that are not weights of linear modules, which see `taken_for_experts`."""
-    return [name for name in config.get("target_parameters") or () if not f".{name}".endswith(".weight")]

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.format import AdapterMeta, SavedTarget
-from peftcli.adapters.hf.hf_config import experts_in
 from peftcli.adapters.hf.hf_files import first_match
+from peftcli.adapters.hf.parameter_names import experts_in
 from peftcli.adapters.hf.slices import feature_numbers
 from peftcli.adapters.hf.taken_for_experts import taken_for_experts
 from peftcli.errors import UserError
