@@ -11,20 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.format import SavedAdapter, describe
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.hf.hf_library import HfPeft
 from peftcli.adapters.loading import load_adapter
-from peftcli.adapters.saving import save_adapter
 from peftcli.adapters.transfer import export_run
 from peftcli.errors import UserError
-from peftcli.methods.lora import LoraParams
-from peftcli.models.load.identity import BaseIdentity
-from peftcli.models.read_anatomy import read_anatomy
-from peftcli.protocol.apply_method import apply_method
+from tests.adapters.moved_lora import logits_of, logits_with, save_moved
 from tests.models.experts.tiny_experts import STACKED, tiny_experts
 
-IDS = torch.tensor([[5, 6, 7, 8, 9, 2, 17, 33], [11, 12, 13, 14, 2, 2, 90, 91]])
-IDENTITY = BaseIdentity("tiny", None, "sha256:0", None, "float32", "mixtral", {})
 WHOLE: dict[str, dict[str, Any]] = {
     "all": {"target_modules": ["experts"]},
     "beside others": {"target_modules": ["attn.q", "experts.down"], "lora_dropout": 0.1, "use_rslora": True},
@@ -43,24 +37,8 @@ PADDED: dict[str, dict[str, Any]] = {
 }
 
 
-def _logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(input_ids=IDS).logits
-    return logits
-
-
 def _saved(directory: Path, family: str, options: dict[str, Any]) -> Tensor:
-    """Save an adapter that moved; return the logits with it."""
-    model, params = tiny_experts(family), LoraParams(**{"r": 2, "lora_alpha": 6, **options})
-    anatomy = read_anatomy(model)
-    attachment = apply_method(model, anatomy, params)
-    attachment.initialise(model)
-    with torch.no_grad():
-        for parameter in attachment.trainable_parameters().values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    meta = describe(attachment, anatomy, task="causal_lm", base=IDENTITY)
-    save_adapter(directory, attachment_state=attachment.state_dict(), params=params, meta=meta)
-    return _logits(model.eval())
+    return save_moved(directory, tiny_experts(family), "mixtral", options)[1]
 
 
 def _hf_load(directory: Path, family: str) -> nn.Module:
@@ -77,23 +55,20 @@ def _ours(directory: Path, family: str) -> Tensor:
 
 
 def _with(saved: SavedAdapter, family: str) -> Tensor:
-    model = tiny_experts(family)
-    attachment = apply_method(model, read_anatomy(model), saved.params)
-    attachment.load_state_dict(saved.state)
-    return _logits(model.eval())
+    return logits_with(saved, tiny_experts(family))
 
 
 @pytest.mark.parametrize("options", WHOLE.values(), ids=list(WHOLE))
 def test_hf_peft_loads_what_a_run_left(options: dict[str, Any], tmp_path: Path) -> None:
     expected = _saved(tmp_path / "a", "mixtral", options)
-    torch.testing.assert_close(_logits(_hf_load(tmp_path / "a", "mixtral")), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(_hf_load(tmp_path / "a", "mixtral")), expected, atol=1e-5, rtol=0)
     assert torch.equal(_ours(tmp_path / "a", "mixtral"), expected)
 
 
 @pytest.mark.parametrize("family", [family for family in STACKED if family != "mixtral"])
 def test_every_layout(family: str, tmp_path: Path) -> None:
     expected = _saved(tmp_path / "a", family, {"target_modules": ["experts", "attn.q"], "bias": "all"})
-    torch.testing.assert_close(_logits(_hf_load(tmp_path / "a", family)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(_hf_load(tmp_path / "a", family)), expected, atol=1e-5, rtol=0)
     assert torch.equal(_ours(tmp_path / "a", family), expected)
 
 
@@ -106,7 +81,7 @@ def test_roles_and_some_experts_are_exported_as_whole_parameters(
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
     assert torch.equal(_ours(tmp_path / "run", family), expected)
     export_run(tmp_path / "run", tmp_path / "hf", to="hf-peft")
-    torch.testing.assert_close(_logits(_hf_load(tmp_path / "hf", family)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(_hf_load(tmp_path / "hf", family)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
@@ -126,7 +101,7 @@ def test_what_hf_peft_saves_is_read(family: str, names: list[str], tmp_path: Pat
     theirs.save_pretrained(str(tmp_path / "hf"))
     read = HfPeft().read(tmp_path / "hf", None)
     assert read.params.target_modules and read.params.target_parameters  # type: ignore[attr-defined]
-    torch.testing.assert_close(_with(read, family), _logits(theirs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(_with(read, family), logits_of(theirs), atol=1e-5, rtol=0)
 
 
 def test_names_that_do_not_agree_with_the_file_are_refused(tmp_path: Path) -> None:

@@ -10,21 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.format import SavedAdapter, describe
+from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.hf.hf_export import hf_peft_files
 from peftcli.adapters.hf.hf_library import HfPeft
-from peftcli.adapters.saving import save_adapter
 from peftcli.adapters.servers import servers_of
 from peftcli.analysis.contract_models import bare
 from peftcli.analysis.support.tiny_types import tiny_type
 from peftcli.errors import UserError
-from peftcli.methods.lora import LoraParams
-from peftcli.models.load.identity import BaseIdentity
-from peftcli.models.read_anatomy import read_anatomy
-from peftcli.protocol.apply_method import apply_method
 from peftcli.serving.lora_pairs import lora_files, lora_pairs
+from tests.adapters.moved_lora import logits_of, logits_with, save_moved
 
-IDS = torch.tensor([[5, 6, 7, 8, 9, 2, 17, 33], [11, 12, 13, 14, 2, 2, 90, 91]])
 FAMILIES = ("deepseek_v3", "glm4_moe")
 """A dense block in front of blocks with a shared expert."""
 CHOICES: dict[str, dict[str, Any]] = {
@@ -40,33 +35,8 @@ def _model(family: str) -> nn.Module:
     return bare(tiny_type(family, "causal_lm")).eval()
 
 
-def _logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(input_ids=IDS).logits
-    return logits
-
-
 def _saved(directory: Path, family: str, options: dict[str, Any]) -> tuple[SavedAdapter, Tensor]:
-    """Save an adapter that moved; return it, and the logits with it."""
-    model, params = _model(family), LoraParams(**{"r": 2, "lora_alpha": 6, **options})
-    anatomy = read_anatomy(model)
-    attachment = apply_method(model, anatomy, params)
-    attachment.initialise(model)
-    with torch.no_grad():
-        for parameter in attachment.trainable_parameters().values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    identity = BaseIdentity("tiny", None, "sha256:0", None, "float32", family, {})
-    meta = describe(attachment, anatomy, task="causal_lm", base=identity)
-    state = attachment.state_dict()
-    save_adapter(directory, attachment_state=state, params=params, meta=meta)
-    return SavedAdapter(params, state, meta), _logits(model.eval())
-
-
-def _with(saved: SavedAdapter, family: str) -> Tensor:
-    model = _model(family)
-    attachment = apply_method(model, read_anatomy(model), saved.params)
-    attachment.load_state_dict(saved.state)
-    return _logits(model.eval())
+    return save_moved(directory, _model(family), family, options)
 
 
 @pytest.mark.parametrize("options", CHOICES.values(), ids=list(CHOICES))
@@ -78,9 +48,9 @@ def test_hf_peft_loads_what_a_run_left_and_it_is_read_back(
 
     _, expected = _saved(tmp_path, family, options)
     theirs = PeftModel.from_pretrained(_model(family), str(tmp_path)).eval()
-    torch.testing.assert_close(_logits(theirs), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(theirs), expected, atol=1e-5, rtol=0)
     (tmp_path / "peftcli.json").unlink()
-    torch.testing.assert_close(_with(HfPeft().read(tmp_path, None), family), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_with(HfPeft().read(tmp_path, None), _model(family)), expected, atol=1e-5, rtol=0)
 
 
 def test_other_models_keep_their_names_in_target_modules(tmp_path: Path) -> None:
