@@ -106,7 +106,7 @@ def train(
     from peftcli.console.output import print_json
 
     with RunDisplay(command=f"peft train {recipe}", quiet=quiet, results=not as_json) as display:
-        run_training = _imported(loaded.recipe.model.name_or_path)
+        run_training = _imported()
         set_allocator(loaded.recipe.training)
         for note in notes if is_main_process() else ():
             display.note(note)
@@ -119,11 +119,8 @@ def train(
         _print_rehearsed(rehearsed)
 
 
-def _imported(model: str) -> Callable[..., Summary]:
-    """Return what trains: its import takes seconds, below the display's spinner, while the disk reads the weights."""
-    from peftcli.models.weights.read_ahead import read_ahead
-
-    read_ahead(model)
+def _imported() -> Callable[..., Summary]:
+    """Return what trains: its import takes seconds, below the display's spinner."""
     try:
         with large_imports():
             from peftcli.training.run import train as run_training
