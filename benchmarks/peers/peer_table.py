@@ -75,7 +75,7 @@ PEERS = (
     Peer("trl", ("trl==1.16.0", "peft==0.21.2"), ("trl", "transformers", "peft")),
     Peer("torchtune", ("torchtune==0.6.1", "torchao==0.10.0"), ("torchtune", "torchao")),
     Peer(
-        "litgpt", ("litgpt==0.5.13",), ("litgpt", "lightning"),
+        "litgpt", ("litgpt==0.5.13", "requests"), ("litgpt", "lightning"),
         prepared=("$python", "$programs/litgpt_checkpoint.py", "$model", "$home/SmolLM2-135M-Instruct"), borrows=False,
     ),
     Peer(
