@@ -38,7 +38,10 @@ Budget = Annotated[
     typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; shortens all runs."),
 ]
 Rates = Annotated[
-    int, typer.Option("--rates", metavar="N", min=1, max=9, help="Learning rates to try for each method; 1 tries none.")
+    int,
+    typer.Option(
+        "--rates", metavar="N", min=1, max=9, help="Learning rates to try for each method; with 1 there is no search."
+    ),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, max=99, help="Scoring runs of each method.")]
 NoSearch = Annotated[
@@ -46,10 +49,15 @@ NoSearch = Annotated[
 ]
 Reference = Annotated[
     str | None,
-    typer.Option("--reference", metavar="NAME", help="What to measure against: full, head, base, none, or a label."),
+    typer.Option(
+        "--reference", metavar="NAME", help="What to measure against: full, head, base, none, or one of the methods."
+    ),
 ]
 Output = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="DIR", help="Directory of the study and its report.")
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Directory of the study and its report; runs/compare-NAME by default."
+    ),
 ]
 
 

@@ -68,11 +68,14 @@ Instead = Annotated[
         show_default=False,
     ),
 ]
-Rank = Annotated[int | None, typer.Option("--rank", min=1, help=f"Rank of --to {PLAIN_LORA}.", show_default=False)]
+Rank = Annotated[
+    int | None, typer.Option("--rank", metavar="R", min=1, help=f"Rank of --to {PLAIN_LORA}.", show_default=False)
+]
 Keep = Annotated[
     float | None,
     typer.Option(
         "--keep",
+        metavar="SHARE",
         help=f"Instead of --rank: the smallest rank at which --to {PLAIN_LORA} keeps this share of each change's "
         "squared norm, such as 0.95.",
         show_default=False,

@@ -21,9 +21,10 @@ def register(app: typer.Typer) -> None:
 def inspect(
     recipe: RecipePath,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Training rows to show.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=0, help="Training rows to show.")] = 3,
     width: Annotated[
-        int | None, typer.Option("--width", min=40, help="Columns of the output; the terminal's by default.")
+        int | None,
+        typer.Option("--width", metavar="N", min=40, help="Columns of the output; the terminal's by default."),
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page to this file instead.")

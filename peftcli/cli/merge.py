@@ -30,6 +30,7 @@ Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
+        metavar="TYPE",
         help="Type of the merged weights: auto (the base's), float32, bfloat16 or float16.",
         autocompletion=lambda: ["auto", "float32", "bfloat16", "float16"],
     ),
@@ -41,7 +42,10 @@ Base = Annotated[
 Requantize = Annotated[
     bool, typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs.")
 ]
-Weights = Annotated[str | None, typer.Option("--weights", help="Weights of several runs of one base, such as 0.7,0.3.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="W,W,...", help="Weights of several runs of one base, such as 0.7,0.3."),
+]
 CombinationType = Annotated[
     str | None,
     typer.Option(
@@ -53,7 +57,9 @@ CombinationType = Annotated[
 ]
 Density = Annotated[
     float | None,
-    typer.Option("--density", help="Share of each adapter's values that ties, dare and magnitude_prune keep."),
+    typer.Option(
+        "--density", metavar="SHARE", help="Share of each adapter's values that ties, dare and magnitude_prune keep."
+    ),
 ]
 MajoritySignMethod = Annotated[
     str | None,
@@ -65,9 +71,11 @@ MajoritySignMethod = Annotated[
     ),
 ]
 SvdRank = Annotated[
-    int | None, typer.Option("--rank", "--svd-rank", min=1, help="Cut the combined change to this rank.")
+    int | None, typer.Option("--rank", "--svd-rank", metavar="R", min=1, help="Cut the combined change to this rank.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the random shares of dare.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random shares that dare keeps.")
+]
 AsAdapter = Annotated[
     bool, typer.Option("--adapter", help="Write the combination of several runs as a run with a LoRA, not as a model.")
 ]
@@ -86,7 +94,9 @@ def merge(
     output: Output,
     dtype: Dtype = "auto",
     base: Base = None,
-    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest weight file.")] = "5GB",
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weight file, such as 500MB or 2GiB.")
+    ] = "5GB",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the merged model with base + adapter on real rows.")
     ] = True,

@@ -33,13 +33,13 @@ SearchFile = Annotated[
     Path | None,
     typer.Option("--search-file", metavar="FILE", help="A YAML file with `search:`; keys can depend on others."),
 ]
-Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials of a search; 30.")]
+Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials of a search; 30 by default.")]
 Sampler = Annotated[
     str | None,
     typer.Option(
         "--sampler",
         metavar="NAME",
-        help="tpe, random or grid; grid with --grid, else tpe.",
+        help="tpe, random or grid; by default grid with --grid, else tpe.",
         autocompletion=lambda: ["tpe", "random", "grid"],
     ),
 ]
@@ -52,11 +52,13 @@ Pruner = Annotated[
         autocompletion=lambda: ["none", "median", "hyperband"],
     ),
 ]
-Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="Fresh seeds for the winners; 3.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="Fresh seeds for the winners; 3 by default.")]
 Winners = Annotated[
     int | None,
     typer.Option(
-        "--winners", metavar="N", help="Best trials that are trained again; 3. A grid of one number trains all again."
+        "--winners",
+        metavar="N",
+        help="Best trials that are trained again; 3 by default, and all of a grid over one number.",
     ),
 ]
 Budget = Annotated[
@@ -65,7 +67,7 @@ Budget = Annotated[
 ]
 Output = Annotated[
     str | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Directory of the study; runs/sweep- and the recipe's name."),
+    typer.Option("--output", "-o", metavar="DIR", help="Directory of the study; runs/sweep-RECIPE by default."),
 ]
 
 

@@ -17,7 +17,13 @@ Temperature = Annotated[
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", metavar="P", min=1e-6, max=1.0, help="Draw from the smallest set with this probability."),
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        min=1e-6,
+        max=1.0,
+        help="Draw from the fewest likeliest tokens that have this probability together; 1 is all.",
+    ),
 ]
 TopK = Annotated[
     int, typer.Option("--top-k", metavar="K", min=0, help="Draw from this many of the likeliest tokens; 0 from all.")

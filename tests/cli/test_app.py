@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -50,6 +51,7 @@ def test_every_command_explains_itself(cli: Cli, command: str) -> None:
     done = cli(command, "--help")
     assert done.code == 0
     assert "Example: peft " in done.out
+    assert not re.search(r"<(str|int|float)( range)?>", done.out)  # the name of a value, not of its type in Python
 
 
 @pytest.mark.parametrize(
