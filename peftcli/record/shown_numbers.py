@@ -50,10 +50,10 @@ def bytes_of(option: str, text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", text.upper())
     unit = _UNITS.get(found.group(2)) if found else None
-    size = int(float(found.group(1)) * unit) if found and unit else 0
-    if size <= 0:
+    size = float(found.group(1)) * unit if found and unit else 0.0
+    if not 1 <= size < 2**63:  # of a text of 400 digits it is infinite
         raise UserError(f"{option} {text!r} is not a size", suggestion="write it as 5GB, 500MB or 2GiB")
-    return size
+    return int(size)
 
 
 def duration(seconds: float) -> str:

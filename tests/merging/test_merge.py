@@ -287,7 +287,7 @@ def test_sizes(text: str, size: int) -> None:
     assert bytes_of("--max-shard-size", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "0GB", "-1GB", "5 apples"])
+@pytest.mark.parametrize("text", ["", "GB", "0GB", "-1GB", "5 apples", f"{'9' * 400}GB"])
 def test_wrong_sizes(text: str) -> None:
     with pytest.raises(UserError, match="is not a size"):
         bytes_of("--max-shard-size", text)

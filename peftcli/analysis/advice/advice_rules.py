@@ -24,7 +24,7 @@ class Scope(BaseModel):
     """What must hold for a rule to be used; what is None or empty does not matter.
 
     Args:
-        labels: whether the task has a head for labels.
+        tasks: names of tasks.
         numbers: least and most numbers of the base.
         rows: least and most training rows, which must be known.
         tokens_known: whether the tokens to learn must have been counted.
@@ -34,7 +34,7 @@ class Scope(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kinds: tuple[ModelKind, ...] = ()
-    labels: bool | None = None
+    tasks: tuple[str, ...] = ()
     numbers: Bounds = (None, None)
     rows: Bounds | None = None
     tokens_known: bool = False
@@ -44,7 +44,7 @@ class Scope(BaseModel):
         """Return whether the situation lies in this scope."""
         return (
             (not self.kinds or now.kind in self.kinds)
-            and (self.labels is None or self.labels == now.labels)
+            and (not self.tasks or now.task in self.tasks)
             and _within(now.numbers, self.numbers)
             and (self.rows is None or (now.rows is not None and _within(now.rows, self.rows)))
             and (not self.tokens_known or now.supervised_tokens is not None)

@@ -18,8 +18,7 @@ def lines_to_paste(lines: Sequence[Advice]) -> str:
     """Return what is recommended as blocks of a recipe."""
     blocks: dict[str, dict[str, Any]] = {}
     for line in lines:
-        block, _, key = line.key.partition(".")
-        blocks.setdefault(block, {})[key] = line.value
+        _put_(blocks, line)
     return "".join(_block(name, block, {}) for name, block in blocks.items())
 
 
@@ -37,9 +36,8 @@ def advised_recipe(loaded: LoadedRecipe, lines: Sequence[Advice]) -> str:
     data.setdefault("training", {})
     if ACCUMULATION not in advised:
         data["training"].pop(ACCUMULATION.partition(".")[2], None)
-    for key, line in advised.items():
-        block, _, name = key.partition(".")
-        data.setdefault(block, {})[name] = line.value
+    for line in lines:
+        _put_(data, line)
     order = [key for key in ("model", "task", "data", "method", "training") if key in data]
     whole = {key: data[key] for key in [*order, *(key for key in data if key not in order)]}
     return "".join(
@@ -48,12 +46,22 @@ def advised_recipe(loaded: LoadedRecipe, lines: Sequence[Advice]) -> str:
     )
 
 
+def _put_(data: dict[str, Any], line: Advice) -> None:
+    """Set a dotted key in plain data."""
+    *path, last = line.key.split(".")
+    for part in path:
+        inner = data.get(part)
+        data[part] = inner if isinstance(inner, dict) else {}
+        data = data[part]
+    data[last] = line.value
+
+
 def _block(name: str, block: Mapping[str, Any], advised: Mapping[str, Advice]) -> str:
     """Return a block of a recipe, a comment above each key that is recommended."""
     lines = [f"{name}:"]
     for key, value in block.items():
-        line = advised.get(f"{name}.{key}")
-        lines += [] if line is None else comment_lines(_reason(line), "  # ", "  # ")
+        for line in (one for dotted, one in advised.items() if f"{dotted}.".startswith(f"{name}.{key}.")):
+            lines += comment_lines(_reason(line), "  # ", "  # ")
         lines += textwrap.indent(dump_plain({key: value}), "  ").splitlines()
     return "\n".join(lines) + "\n"
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import to_jsonable_python
 
+from peftcli.protocol.registry import registry
 from peftcli.recipe.schema import Recipe
 
 _OF_METHOD = ("r", "lora_alpha", "target_modules")
-"""Hyper-parameters that a recommendation names."""
+"""Hyper-parameters that a recommendation names, whatever their values."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,52 @@ def own_studies(recipe: Recipe) -> OwnStudies:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
             found.notes.append(f"{file} cannot be read and is left out: {type(error).__name__}: {error}")
             continue
-        if one is not None:
+        if isinstance(one, str):
+            found.notes.append(one)
+        elif one is not None:
             found.findings.append(one)
     found.findings.sort(key=lambda one: one.date)
     return found
 
 
-def _of_comparison(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFinding | None:
+def _of_comparison(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFinding | str | None:
+    """Return the method that a comparison's own report chooses; a sentence where that is to train nothing."""
     if (record["model"], record["task"]) != (recipe.model.name_or_path, recipe.task):
         return None
-    rows = {row["verdict"]: row for row in reversed(record["methods"]) if row.get("verdict")}
-    best = rows.get("best")
+    rows = {row["label"]: row for row in record["methods"] if row.get("verdict") in ("best", "tied with the best")}
+    best = next((row for row in rows.values() if row["verdict"] == "best"), None)
     if best is None:
         return None
-    values: dict[str, Any] = {"method.name": best["method"]}
-    values |= {f"method.{key}": value for key, value in best["params"].items() if key in _OF_METHOD}
-    if best.get("rate") is not None:
-        values["training.learning_rate"] = float(best["rate"])
+    chosen = rows.get(record.get("choice"), best)
+    if registry.find(chosen["method"]) is None:
+        if chosen.get("trainable") == 0:
+            return f"{file}: no method was shown to be better than the model as it is; the lines below are not yours"
+        return f"{file} is left out: there is no method {chosen['method']} here"
+    values: dict[str, Any] = {"method.name": chosen["method"]}
+    values |= {f"method.{key}": value for key, value in _settings(chosen["method"], chosen["params"]).items()}
+    if chosen.get("rate") is not None:
+        values["training.learning_rate"] = float(chosen["rate"])
+    return OwnFinding(file, values, _words(record, chosen, best), _limit(record, recipe), str(record.get("date", "")))
+
+
+def _settings(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters without which another method would be trained: those that are no defaults."""
+    fields = registry.info(method).params.model_fields
+    defaults = {key: to_jsonable_python(one.get_default(call_default_factory=True), serialize_unknown=True)
+                for key, one in fields.items() if not one.is_required()}  # fmt: skip
+    return {key: value for key, value in params.items()
+            if key in _OF_METHOD or (key in fields and (key not in defaults or value != defaults[key]))}  # fmt: skip
+
+
+def _words(record: Mapping[str, Any], chosen: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """Return what a comparison measured, and why its report chooses this method."""
     tied = [row["label"] for row in record["methods"] if row.get("verdict") == "tied with the best"]
-    beside = f"tied with it: {', '.join(tied)}" if tied else "nothing tied with it"
-    words = (
-        f"your comparison of {len(record['methods'])} methods on {record['data']}: {best['label']} was best, "
-        f"{record['metric']} {best['score']:.4g} on {record['rows']:,} rows and {len(record['seeds'])} seeds; {beside}"
-    )
-    return OwnFinding(file, values, words, _limit(record, recipe), str(record.get("date", "")))
+    on = f"{record['metric']} {best['score']:.4g} on {record['rows']:,} rows and {len(record['seeds'])} seeds"
+    head = f"your comparison of {len(record['methods'])} methods on {record['data']}: {best['label']} was best, {on}"
+    if not tied:
+        return f"{head}; nothing tied with it"
+    why = "" if chosen is best else f"; of these {chosen['label']} trains the fewest numbers"
+    return f"{head}; tied with it: {', '.join(tied)}{why}"
 
 
 def _of_sweep(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFinding | None:

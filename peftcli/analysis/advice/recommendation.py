@@ -9,6 +9,7 @@ from typing import Any
 
 from peftcli.analysis.advice.advice_rules import COMPUTED, Rule, rules_that_hold
 from peftcli.analysis.advice.computed_values import VALUES, rate_of
+from peftcli.analysis.advice.memory_bound import LARGEST_MICRO_BATCH
 from peftcli.analysis.advice.own_studies import OwnFinding, own_studies
 from peftcli.analysis.advice.situation import Situation, look_at
 from peftcli.protocol.rates.default_rate import DefaultRate, two_digits
@@ -82,17 +83,21 @@ def recommend(loaded: LoadedRecipe, memory: int | None = None) -> Recommendation
     for rule in rules_that_hold(now):
         if rule.key == RATE and not _is_own(found.get(RATE), findings):
             found[RATE] = _rate(rule, now, found, loaded.path)
-    order = ("method", "training", "model")
-    lines = sorted(found.values(), key=lambda line: order.index(line.key.split(".")[0]))
+    order = ("method", "training", "model")  # a sweep can have found keys of other blocks
+    lines = sorted(found.values(), key=lambda line: [line.key.split(".")[0] != block for block in order])
     return Recommendation(now, lines, [*studies.notes, *_remarks(now)])
 
 
 def _by_rule(rule: Rule, now: Situation, recipe: str) -> Advice:
+    against = f"peft {rule.against.format(recipe=shlex.quote(recipe), low='', high='')}"
+    return Advice(rule.key, _value(rule, now), rule.reason, rule.source, rule.scope, rule.limit, rule.date, against)
+
+
+def _value(rule: Rule, now: Situation) -> Any:
     value = rule.value
     if isinstance(value, str) and value.startswith(COMPUTED):
-        value = VALUES[value.removeprefix(COMPUTED)](now)
-    against = f"peft {rule.against.format(recipe=shlex.quote(recipe), low='', high='')}"
-    return Advice(rule.key, value, rule.reason, rule.source, rule.scope, rule.limit, rule.date, against)
+        return VALUES[value.removeprefix(COMPUTED)](now)
+    return value
 
 
 def _rate(rule: Rule, now: Situation, found: Mapping[str, Advice], recipe: str) -> Advice:
@@ -108,9 +113,9 @@ def _rate(rule: Rule, now: Situation, found: Mapping[str, Advice], recipe: str) 
 
 def _share_batch_(found: dict[str, Advice], now: Situation) -> None:
     """Take more passes a step where fewer rows fit into memory than the step should have."""
-    line = found.get(BATCH)
-    wanted = 8 if line is not None and now.rows is not None and now.rows < 1000 else 16
-    if line is not None and line.value < wanted:
+    line, roomy = found[BATCH], replace(now, micro_rows=LARGEST_MICRO_BATCH)
+    wanted = next(_value(rule, roomy) for rule in rules_that_hold(now) if rule.key == BATCH)
+    if line.value < wanted:
         reason = f"{wanted} rows a step, {line.value} at a time for the memory: {line.reason}"
         found[ACCUMULATION] = replace(line, key=ACCUMULATION, value=wanted // line.value, reason=reason)
 

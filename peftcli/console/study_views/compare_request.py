@@ -44,9 +44,12 @@ class CompareRequest:
         """Whether runs that exist are compared.
 
         Raises:
-            UserError: some of the paths are directories, others are files.
+            UserError: some of the paths are directories, others are files, or are not there.
         """
         directories = [path for path in self.paths if path.is_dir()]
+        missing = [path for path in self.paths if not path.exists()]
+        if directories and missing:
+            raise UserError(f"there is no {missing[0]}", suggestion="check its name, or leave it out")
         if directories and len(directories) < len(self.paths):
             file = next(path for path in self.paths if not path.is_dir())
             raise UserError(
@@ -132,11 +135,12 @@ def read_request(request: CompareRequest) -> Asked:
 
 
 def _of_recipes(paths: Sequence[Path], typed: Sequence[str]) -> list[Candidate]:
-    twice = [path for path in dict.fromkeys(paths) if list(paths).count(path) > 1]
+    places = [path.resolve() for path in paths]
+    twice = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UserError(f"{twice[0]} is named twice", suggestion="name each recipe once")
     found = _all_of(paths, lambda path: _loaded(path, typed))
-    labels = labels_of(paths)
+    labels = labels_of(paths, taken=(BASE, HEAD, "none"))
     return named_candidates(
         [(label, one, one.recipe.training.learning_rate) for label, one in zip(labels, found, strict=True)]
     )

@@ -36,7 +36,7 @@ def size_limit() -> int:
             f"the environment variable {LIMIT_VARIABLE} is {text!r}",
             suggestion="a size such as 20GB, 500MB or 0; it limits the cache of prepared rows",
         )
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(min(float(found[1]) * _UNITS[found[2].upper()], 2.0**63))  # a text of 400 digits is infinite
 
 
 def mark_used(entry: Path) -> IO[bytes] | None:

@@ -54,12 +54,21 @@ def file_name(label: str) -> str:
     return kept[:60].strip("._-") or "method"
 
 
-def labels_of(files: Sequence[Path]) -> list[str]:
-    """Return a label for each recipe: the name of its file, with its folders where that is not unique."""
-    stems = [file.stem for file in files]
+def labels_of(files: Sequence[Path], taken: Sequence[str] = ()) -> list[str]:
+    """Return a label for each recipe: the name of its file, with folders and ending where that is not unique.
+
+    Args:
+        taken: labels that mean something else.
+    """
+    ways = [file.stem for file in files], [str(file.with_suffix("")) for file in files], [str(file) for file in files]
     return [
-        stem if stems.count(stem) == 1 else str(file.with_suffix("")) for stem, file in zip(stems, files, strict=True)
+        next(names[place] for names in ways if names is ways[-1] or _unique(names[place], names, taken))
+        for place in range(len(files))
     ]
+
+
+def _unique(label: str, others: Sequence[str], taken: Sequence[str]) -> bool:
+    return list(others).count(label) == 1 and label not in taken
 
 
 def check_agreement(candidates: Sequence[Candidate]) -> None:

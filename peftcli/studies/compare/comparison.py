@@ -108,6 +108,7 @@ class Comparison(MeasuredWhere):
         budget_seconds: `--budget`; None without.
         seconds: of all trials together.
         differs: of runs that existed: what differs between them besides the method, a sentence each.
+        choice: label of the method that the summary chooses; None where there is nothing to choose from.
         summary: sentences on which to choose and why; `undecided`: what these data cannot decide.
         notes: what else a reader must know: shortened runs, rates at the edge of the search, failed trials.
     """
@@ -128,6 +129,7 @@ class Comparison(MeasuredWhere):
     budget_seconds: float | None = None
     seconds: float = 0.0
     differs: list[str] = field(default_factory=list)
+    choice: str | None = None
     summary: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -34,13 +34,13 @@ HIGHEST = 100.0
 
 
 def rate_window(middle: float, count: int) -> list[float]:
-    """Return so many rates around the middle, which comes first, then the others by their distance from it.
+    """Return so many rates around the middle, which comes first as it is, then the others by their distance from it.
 
     >>> rate_window(0.002, 3)
     [0.002, 0.00067, 0.006]
     """
     steps = sorted(range(-((count - 1) // 2), count // 2 + 1), key=lambda step: (abs(step), step))
-    return list(dict.fromkeys(two_digits(middle * FACTOR**step) for step in steps))
+    return list(dict.fromkeys(two_digits(middle * FACTOR**step) if step else middle for step in steps))
 
 
 def two_digits(rate: float) -> float:

@@ -74,22 +74,28 @@ def _label(groups: Sequence[RunGroup]) -> None:
 
 def differences(runs: Sequence[ExistingRun]) -> Iterator[str]:
     """Yield a sentence for everything beside the method in which the runs differ."""
-    flat = [_values(one.recipe) for one in runs]
+    flat, names = [_values(one.recipe) for one in runs], _names(runs)
     keys = dict.fromkeys(key for values in flat for key in values)
     for key in keys:
         if key.startswith("method.") or key in ("output_dir", "data.cache_dir", "data.num_proc"):
             continue
         by_value: dict[str, list[str]] = {}
-        for one, values in zip(runs, flat, strict=True):
-            by_value.setdefault(show(values.get(key)), []).append(one.path.name)
+        for run, values in zip(names, flat, strict=True):
+            by_value.setdefault(show(values.get(key)), []).append(run)
         if len(by_value) > 1:
             yield f"{key} differs: {_listed(by_value)}"
     for name, said in (("base", "the base's weights"), ("train_rows", "the training rows"), ("device", "the device")):
         by_value = {}
-        for one in runs:
-            by_value.setdefault(str(one.summary.get("inputs", {}).get(name)), []).append(one.path.name)
+        for run, one in zip(names, runs, strict=True):
+            by_value.setdefault(str(one.summary.get("inputs", {}).get(name)), []).append(run)
         if len(by_value) > 1:
-            yield f"{said} differ: {'; '.join(', '.join(names[:4]) for names in by_value.values())}"
+            yield f"{said} differ: {'; '.join(', '.join(some[:4]) for some in by_value.values())}"
+
+
+def _names(runs: Sequence[ExistingRun]) -> list[str]:
+    """Return the name of each run's directory, with its folders where that is not unique."""
+    names = [one.path.name for one in runs]
+    return [name if name and names.count(name) == 1 else str(one.path) for name, one in zip(names, runs, strict=True)]
 
 
 def _listed(by_value: dict[str, list[str]]) -> str:

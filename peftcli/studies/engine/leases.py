@@ -33,10 +33,12 @@ class Lease:
     Args:
         trial: its name.
         attempt: how many workers, this one included, have held the trial.
-        killed: how many of those before died while they held it.
+        killed: how many of those before died while they held it, since the last one that left a new checkpoint: who is
+            killed again and again and gets on all the same (a machine that is lent for an hour) does not fail.
         worker: who holds it.
         heartbeat: when that was last written, in seconds since 1970 on the worker's machine.
         released: the worker gave it back in order, such as at Ctrl-C.
+        step: of the run's last checkpoint when the trial was taken.
     """
 
     trial: str
@@ -45,6 +47,7 @@ class Lease:
     worker: WorkerIdentity
     heartbeat: float
     released: bool = False
+    step: int = 0
 
 
 class Leases:
@@ -65,13 +68,19 @@ class Leases:
         last = self._last(trial)
         return last if last is not None and not last.released and not self._is_dead(last) else None
 
-    def take(self, trial: str) -> Lease | None:
-        """Take a trial that nobody trains; return None if a living worker does, or another one takes it now."""
+    def take(self, trial: str, step: int = 0) -> Lease | None:
+        """Take a trial that nobody trains; return None if a living worker does, or another one takes it now.
+
+        Args:
+            step: of its run's last checkpoint.
+        """
         last = self._last(trial)
         if last is not None and not last.released and not self._is_dead(last):
             return None
         attempt, killed = (last.attempt, last.killed + (not last.released)) if last is not None else (0, 0)
-        lease = Lease(trial, attempt + 1, killed, self.worker, time.time())
+        if last is not None and step > last.step:
+            killed = min(killed, 1)
+        lease = Lease(trial, attempt + 1, killed, self.worker, time.time(), step=step)
         return lease if create_once(self._file(trial, lease.attempt), _text(lease)) else None
 
     def beat(self, lease: Lease) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from peftcli.errors import UserError
 from peftcli.studies.engine.study_files import StudyFiles
 
 POSTGRESQL = 'python -m pip install "peftcli[postgresql]"'
+
+_PASSWORD = re.compile(r"(?<=[?&])[^&=]*pass[^&=]*=[^&]*&?", re.IGNORECASE)
+"""A parameter of a URL that holds a password: password, sslpassword, passwd."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,13 @@ def _with_driver(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return the URL of a database as it can be shown."""
+    """Return the URL of a database as it can be shown: a password stands after the user, or among the parameters."""
     head, separator, rest = url.partition("://")
-    place = rest.rpartition("@")
-    user = place[0].partition(":")[0]
-    return f"{head}{separator}{user}{'@' if place[1] else ''}{place[2]}" if separator else url
+    if not separator:
+        return url
+    rest = _PASSWORD.sub("", rest).rstrip("?&")
+    before, mark, after = rest.partition("?")
+    if "@" not in before and "@" in after:  # the question mark is one of the password
+        before, mark, after = rest, "", ""
+    user, at, place = before.rpartition("@")
+    return f"{head}{separator}{user.partition(':')[0]}{at}{place}{mark}{after}"

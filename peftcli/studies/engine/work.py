@@ -21,7 +21,7 @@ from peftcli.studies.engine.trial_states import TrialStates
 from peftcli.studies.engine.watching import StopEarly, Watcher
 
 MOST_KILLS = 3
-"""Times that a trial's process or worker may die before the trial counts as failed."""
+"""Times that a trial's process or worker may die, without a new checkpoint, before the trial counts as failed."""
 _LOOK = 1.0
 """Seconds between two looks at the trials of other workers."""
 
@@ -102,7 +102,8 @@ class Work:
                 self._take(trial, free[0])
 
     def _take(self, trial: Trial, slot: int) -> None:
-        lease = self._leases.take(trial.name)
+        saved = RunDirectory(self._files.run(trial.name)).checkpoints().steps()
+        lease = self._leases.take(trial.name, max(saved, default=0))
         if lease is None:
             if trial.name not in self._elsewhere and (holder := self._leases.holder(trial.name)):
                 self._elsewhere.add(trial.name)

@@ -6,6 +6,10 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = Path("/proc/self/ns/pid")
@@ -22,7 +26,7 @@ class WorkerIdentity:
         host: name of its machine, for people.
         machine: where its number means this process: host, start of the system, and the container's process numbers.
         pid: its number there.
-        started: when it started, in seconds since 1970, since numbers are used again.
+        started: when it started, in seconds (`_started`), since numbers are used again.
     """
 
     host: str
@@ -36,7 +40,7 @@ class WorkerIdentity:
         import psutil  # comes with accelerate
 
         pid = os.getpid()
-        return cls(platform.node(), _machine(), pid, psutil.Process(pid).create_time())
+        return cls(platform.node(), _machine(), pid, _started(psutil.Process(pid)))
 
     def lives(self) -> bool | None:
         """Return whether the process runs; None where this machine cannot know."""
@@ -46,12 +50,22 @@ class WorkerIdentity:
             return None
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < _SAME_START
+            same = abs(_started(process) - self.started) < _SAME_START
             return same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:  # another user's: there is such a process
             return True
+
+
+def _started(process: psutil.Process) -> float:
+    """Return when a process started: on Linux in seconds since the system did, elsewhere since 1970.
+
+    Linux counts from there; psutil adds the start of the system by the clock, which somebody may set.
+    """
+    import psutil
+
+    return float(process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0))
 
 
 def _machine() -> str:

@@ -16,8 +16,10 @@ Cost = Callable[[ComparedMethod], float | None]
 
 
 def explain(comparison: Comparison) -> None:
-    """Fill in `summary`, `undecided` and `steps_to_reference`, from the rest of the record."""
+    """Fill in `choice`, `summary`, `undecided` and `steps_to_reference`, from the rest of the record."""
     fill_steps_to_reference(comparison)
+    scored = any(row.verdict == "best" for row in comparison.methods)
+    comparison.choice = choose(comparison).label if scored else None
     comparison.summary = summary(comparison)
     comparison.undecided = undecided(comparison)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,45 @@ def test_a_rule_outside_its_scope_is_not_used() -> None:
     assert "lora-for-small-decoders" in ids(dataclasses.replace(LLAMA_8B, numbers=135_000_000))
     vast = dataclasses.replace(BERT, numbers=3_000_000_000)
     assert "lora-elsewhere" in ids(vast)
+    assert "four-bits-elsewhere" in ids(dataclasses.replace(BERT, needs=frozenset({"4bit"})))
     unknown = ids(dataclasses.replace(LLAMA_8B, rows=None, supervised_tokens=None))
     assert "rank-without-data" in unknown and not {"epochs-many-rows", "epochs-few-rows", "rank-from-tokens"} & unknown
     assert "epochs-many-rows" in ids(dataclasses.replace(LLAMA_8B, rows=200_000))
-    assert "epochs-few-rows" in ids(dataclasses.replace(BERT, rows=300))
+    few = dataclasses.replace(BERT, rows=300)
+    assert {"epochs-few-rows", "small-batch-little-data"} <= ids(few)
+    assert {"epochs-few-rows-elsewhere", "small-batch-elsewhere"} <= ids(dataclasses.replace(LLAMA_8B, rows=300))
+    labelled = dataclasses.replace(LLAMA_8B, task="sequence_classification", labels=True)
+    pairs, tags = (
+        dataclasses.replace(LLAMA_8B, task="preference"),
+        dataclasses.replace(few, task="token_classification"),
+    )
+    for now in (labelled, pairs, tags):
+        of_evidence = {rule.id for rule in rules_that_hold(now) if rule.source != "this-project"}
+        assert of_evidence == {"rate"}, "what was found on other models and tasks says nothing here"
     assert all(len({rule.key for rule in rules_that_hold(now)}) == len(ids(now)) for now in (LLAMA_8B, BERT, vast))
+
+
+def test_what_was_found_on_models_is_used_on_such_models_alone() -> None:
+    """A rule names kinds of models and tasks, and sizes within a factor of 6 of those in its scope."""
+    found = [rule for rule in rules() if rule.source != "this-project" and rule.id != "rate"]
+    assert len(found) > 15
+    for rule in found:
+        assert rule.when.kinds and rule.when.tasks and set(rule.when.tasks) <= set(NAMES.tasks), rule.id
+        sizes = [
+            float(size) * {"M": 1e6, "B": 1e9}[unit] for size, unit in re.findall(r"\b([\d.]+)([MB])\b", rule.scope)
+        ]
+        least, most = rule.when.numbers
+        if sizes:
+            assert least is not None and most is not None, rule.id
+            assert min(sizes) / 6 <= least and most <= 6 * max(sizes), rule.id
+
+
+def test_each_key_has_a_rule_for_every_situation() -> None:
+    keys = {rule.key for rule in rules()} - {"training.gradient_checkpointing"}
+    unknown = dataclasses.replace(BERT, kind="encoder_decoder", rows=None, supervised_tokens=None)
+    for now in (LLAMA_8B, BERT, unknown):
+        for task in NAMES.tasks:
+            assert {rule.key for rule in rules_that_hold(dataclasses.replace(now, task=task))} == keys
 
 
 @pytest.mark.parametrize(("tokens", "rank"), [(10_000, 8), (60_000_000, 32), (10**12, 256)])
@@ -122,9 +157,36 @@ def test_an_own_comparison_wins_over_literature_and_is_said_to(recipe) -> None:
     lines = by_key(recommend(loaded))
     name, rate = lines["method.name"], lines["training.learning_rate"]
     assert (name.value, rate.value, name.source, rate.source) == ("ia3", 5e-2, str(file), str(file))
-    assert "you measured it" in name.reason and "literature says lora (demo-22m)" in name.reason
+    assert "you measured it" in name.reason and "literature says lora (this-project)" in name.reason
     assert "400 rows and 3 seeds" in name.scope and "tied with it: bitfit" in name.scope
     assert "method.r" not in lines  # (IA)3 has none
+
+
+def test_what_an_own_comparison_chose_is_what_its_report_says(recipe) -> None:
+    loaded = recipe("bert", "sequence_classification")
+    write_comparison(loaded, choice="bitfit")
+    lines = by_key(recommend(loaded))
+    assert (lines["method.name"].value, lines["training.learning_rate"].value) == ("bitfit", 4e-3)
+    assert "ia3 was best" in lines["method.name"].scope and "bitfit trains the fewest" in lines["method.name"].scope
+
+
+def test_settings_that_are_no_defaults_are_a_part_of_what_was_measured(recipe) -> None:
+    loaded = recipe("bert", "sequence_classification")
+    params = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "use_dora": True, "lora_dropout": 0.0}
+    write_comparison(loaded, methods=[ComparedMethod("lora", "lora", params, score=0.9, verdict="best")])
+    lines = by_key(recommend(loaded))
+    assert lines["method.use_dora"].value is True and lines["method.r"].value == 4
+    assert "method.lora_dropout" not in lines, "it is the default"
+
+
+def test_where_the_base_is_best_no_method_is_said_to_be_measured(recipe) -> None:
+    loaded = recipe("llama")
+    base = ComparedMethod("base", "base", score=1.0, verdict="best", trainable=0)
+    lora = ComparedMethod("lora", "lora", {"r": 2}, score=1.1, verdict="tied with the best", trainable=9)
+    file = write_comparison(loaded, methods=[base, lora], choice="base")
+    found = recommend(loaded)
+    assert by_key(found)["method.name"].source == "this-project"
+    assert any(str(file) in note and "the model as it is" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("changes", [{"model": "another"}, {"task": "token_classification"}, {"methods": []}])
@@ -167,6 +229,19 @@ def write_sweep(recipe: Any, **values: Any) -> None:
     trials = [SweepTrial(0, values, 0.3, "finished")]
     record = Sweep("eval_loss", False, dict.fromkeys(values, "2,4"), trials, best=best, date="2026-11-28")
     (folder / "sweep.json").write_text(json.dumps(record.as_dict()), encoding="utf-8")
+
+
+def test_a_sweep_of_data_and_of_nested_keys_can_be_pasted(recipe, tmp_path) -> None:
+    loaded = recipe("bert", "sequence_classification")
+    write_sweep(loaded, **{"data.max_length": 12, "training.lr_groups.classifier": 7e-3})
+    found = recommend(loaded)
+    assert by_key(found)["data.max_length"].value == 12
+    pasted = yaml.safe_load(lines_to_paste(found.lines))
+    assert pasted["data"] == {"max_length": 12} and pasted["training"]["lr_groups"] == {"classifier": 7e-3}
+    written = tmp_path / "advised.yaml"
+    written.write_text(advised_recipe(loaded, found.lines), encoding="utf-8")
+    again = load_recipe(written, [], NAMES).recipe
+    assert again.data.max_length == 12 and again.training.lr_groups == {"classifier": 7e-3}
 
 
 def test_a_sweep_is_judged_by_the_recipe_in_its_own_directory(recipe, tmp_path, monkeypatch) -> None:

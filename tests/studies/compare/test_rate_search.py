@@ -19,6 +19,7 @@ def test_the_window_starts_in_the_middle_and_neighbours_differ_by_three() -> Non
     assert rate_window(2e-3, 3) == [2e-3, 6.7e-4, 6e-3]
     assert rate_window(1e-4, 5) == [1e-4, 3.3e-5, 3e-4, 1.1e-5, 9e-4]
     assert rate_window(1e-3, 1) == [1e-3]
+    assert rate_window(2.345e-4, 3) == [2.345e-4, 7.8e-5, 7e-4], "what a recipe asks for is tried as it is"
     assert max(rate_window(90.0, 3)) == 100.0
 
 

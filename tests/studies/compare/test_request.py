@@ -10,7 +10,7 @@ from peftcli.console.method_text import split_methods
 from peftcli.console.study_views.compare_request import CompareRequest, read_request, split_arguments
 from peftcli.errors import UserError
 from peftcli.studies.compare.asked import check_comparable
-from peftcli.studies.compare.candidate import file_name
+from peftcli.studies.compare.candidate import file_name, labels_of
 
 
 def request(*paths: Path, **options) -> CompareRequest:
@@ -89,6 +89,19 @@ def test_recipes_that_differ_in_more_than_the_method_are_refused_with_place_and_
     assert len(read_request(request(one, other, overrides=equal, reference="none")).candidates) == 2
 
 
+def test_labels_of_recipes_are_all_different_and_none_is_that_of_the_base() -> None:
+    files = [Path("a.yaml"), Path("a.yml"), Path("x/a.yaml"), Path("base.yaml"), Path("lora.yaml")]
+    assert labels_of(files, ("base",)) == ["a.yaml", "a.yml", "x/a", "base.yaml", "lora"]
+
+
+def test_a_recipe_named_like_the_base_is_no_reference(workspace) -> None:
+    values = {"model__name_or_path": str(workspace.path / "llama"), "task": "causal_lm",
+              "data__columns": {"text": "text"}, "data__format": "text"}  # fmt: skip
+    asked = read_request(request(workspace.recipe("base", **values), workspace.recipe("b", method__r=2, **values)))
+    labels = [each.label for each in asked.candidates]
+    assert asked.reference == "base" and "base" not in labels and len(set(labels)) == 2
+
+
 def test_rates_and_directories_may_differ(workspace) -> None:
     one, other = workspace.recipe("fast"), workspace.recipe("slow", training__learning_rate=0.1, method__r=2)
     asked = read_request(request(one, other, reference="none"))
@@ -110,8 +123,12 @@ def test_bad_input_is_refused_with_what_to_do(workspace) -> None:
     assert "there is no method" in refused(recipe, methods="lora,lorra") or "lorra" in refused(recipe, methods="lorra")
     assert "alone is nothing to compare" in refused(recipe, reference="none")
     assert "1h30m" in refused(recipe, methods="lora,bitfit", budget="soon")
+    assert "longer than a year" in refused(recipe, methods="lora,bitfit", budget=f"{'9' * 400}h")
     assert "--methods is for one recipe" in refused(recipe, unheld, methods="lora,bitfit")
     assert "named twice" in refused(recipe, recipe)
+    assert "named twice" in refused(recipe, recipe.parent / "x" / ".." / recipe.name)
+    with pytest.raises(UserError, match="there is no nowhere"):
+        assert request(workspace.path, Path("nowhere")).of_runs
     with pytest.raises(UserError, match="is a directory"):
         assert request(recipe, workspace.path).of_runs
 

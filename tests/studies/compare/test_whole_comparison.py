@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.record.run_directory import RunDirectory
+from peftcli.studies.compare.run_groups import ExistingRun, differences
 from tests.command_line import Result, Workspace
 
 SHORT = ["training.max_steps=4", "training.bf16=false", "training.device=cpu"]
@@ -75,6 +78,14 @@ def test_language_models_are_measured_against_their_base_and_a_diverging_method_
     assert rows["steady"]["status"] == "finished" and result.json["reference"] == "base"
     assert not result.json["searched"] and any("--no-search" in note for note in result.json["notes"])
     assert rows["wild"]["status"] == "diverged" and rows["wild"]["reason"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(workspace) -> None:
+    changes = [[], ["training.weight_decay=0.5"]]
+    recipes = [load_recipe(workspace.recipe("named"), each, NAMES) for each in changes]
+    paths = [Path("x/run"), Path("y/run")]
+    runs = [ExistingRun(path, loaded, {}) for path, loaded in zip(paths, recipes, strict=True)]
+    assert list(differences(runs)) == ["training.weight_decay differs: 0.0 in x/run; 0.5 in y/run"]
 
 
 def test_runs_that_exist_are_compared_as_they_are(cli, workspace, tmp_path) -> None:

@@ -38,7 +38,8 @@ def test_a_process_that_is_gone_gives_its_trial_back_at_once(tmp_path: Path) -> 
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     import psutil
 
-    worker = replace(SELF, pid=child.pid, started=psutil.Process(child.pid).create_time())
+    since = psutil.boot_time() if psutil.LINUX else 0.0
+    worker = replace(SELF, pid=child.pid, started=psutil.Process(child.pid).create_time() - since)
     assert Leases(tmp_path, worker).take("a") is not None
     assert Leases(tmp_path, SELF).take("a") is None
     reused = replace(worker, started=worker.started - 60)  # an older process had this number
@@ -47,6 +48,26 @@ def test_a_process_that_is_gone_gives_its_trial_back_at_once(tmp_path: Path) -> 
     child.kill()
     assert worker.lives() is False or (child.wait() and worker.lives() is False)
     assert (lease := Leases(tmp_path, SELF).take("a")) is not None and (lease.attempt, lease.killed) == (2, 1)
+
+
+def test_kills_do_not_add_up_where_each_start_leaves_a_new_checkpoint(tmp_path: Path) -> None:
+    leases, gone = Leases(tmp_path, SELF), Leases(tmp_path, replace(SELF, pid=2**30))
+    held = [gone.take("a", step) for step in (0, 0, 4, 8, 8)]
+    assert [lease and lease.killed for lease in held] == [0, 1, 1, 1, 2]
+    assert held[-1] is not None
+    leases.count_kill(held[-1])
+    last = leases.take("a", 8)
+    assert last is not None and last.killed == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system keeps the time at which a process started")
+def test_a_worker_lives_on_when_somebody_sets_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    real = psutil.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: real + 30)
+    assert psutil.Process().create_time() > real + 30
+    assert SELF.lives() is True
 
 
 def test_a_worker_of_another_machine_is_dead_when_its_heartbeat_stands_still(tmp_path: Path) -> None:

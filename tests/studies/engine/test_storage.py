@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 
 from peftcli.errors import UserError
+from peftcli.studies.engine.storage import without_password
 from peftcli.studies.engine.study import Study
 from peftcli.studies.engine.study_files import StudyFiles
 from tests.studies.engine.small_study import ASKED
@@ -31,6 +32,21 @@ def test_a_storage_that_cannot_be_used_is_refused_before_anything_is_written(
         Study.open(tmp_path / "study", ASKED, storage=url)
     assert "secret" not in str(caught.value) and caught.value.problems[0].suggestion
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:1/x", "postgresql://me@host:1/x"),
+        ("postgresql://me:sec?ret@host/x", "postgresql://me@host/x"),
+        ("postgresql:///x?host=/tmp&user=me&password=se@cret", "postgresql:///x?host=/tmp&user=me"),
+        ("postgresql://me:secret@host/x?sslpassword=secret&sslmode=require", "postgresql://me@host/x?sslmode=require"),
+        ("postgresql://me@/x?host=/tmp", "postgresql://me@/x?host=/tmp"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+    ],
+)
+def test_a_url_is_shown_without_its_password_wherever_that_stands(url: str, shown: str) -> None:
+    assert without_password(url) == shown
 
 
 def test_a_study_of_another_version_or_question_is_refused(tmp_path: Path) -> None:

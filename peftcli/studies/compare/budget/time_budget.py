@@ -15,6 +15,9 @@ from peftcli.errors import UserError
 _UNITS = {"h": 3600, "m": 60, "min": 60, "s": 1}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(h|min|m|s)")
 
+LONGEST = 366 * 86400.0
+"""Seconds; more is a mistake."""
+
 
 def parse_budget(text: str) -> float:
     """Return the seconds of `90s`, `40m`, `2h` or `1h30m`.
@@ -27,6 +30,9 @@ def parse_budget(text: str) -> float:
     if not parts or written != text.replace(" ", "").lower():
         raise UserError(f"--budget {text} is no length of time", suggestion="write it as 90s, 40m, 2h or 1h30m")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > LONGEST:
+        remedy = "leave it out: without a budget nothing is shortened"
+        raise UserError(f"--budget {text[:40]} is longer than a year", suggestion=remedy)
     if seconds <= 0:
         raise UserError(f"--budget {text} leaves no time", suggestion="write it as 90s, 40m, 2h or 1h30m")
     return seconds
