@@ -8,6 +8,7 @@ from typing import Literal
 
 from peftcli.atomic import write_text
 from peftcli.protocol.registry import registry
+from peftcli.recipe.schema import TrainingSpec
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.studies.compare.budget.run_cost import TIMED_STEPS, RunLength
 from peftcli.studies.compare.candidate import Candidate
@@ -89,7 +90,9 @@ def _trial(
     if length.rows:
         overrides.append(f"data.max_eval_rows={length.rows}")
     if purpose != "score":
-        overrides.append("training.save_strategy=no")
+        overrides += ["training.save_strategy=no", *_unset(recipe.training, "save_steps")]
+    if purpose != "timing" and recipe.training.warmup_steps:
+        overrides.append(f"training.warmup_steps={length.warmup(recipe.training.warmup_steps)}")
     if rate is not None:
         parts.append(f"steps-{length.steps}")
         overrides.append(f"training.learning_rate={rate!r}")
@@ -107,3 +110,8 @@ def _trial(
         group=candidate.label,
         purpose=purpose,
     )
+
+
+def _unset(training: TrainingSpec, key: str) -> list[str]:
+    """Return the change that leaves a key out which the recipe writes: beside what a study sets it would be refused."""
+    return [f"training.{key}=null"] if getattr(training, key) is not None else []

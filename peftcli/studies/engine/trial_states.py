@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from peftcli.studies.engine.storage import quiet_optuna, storage_answers
@@ -52,11 +53,13 @@ class TrialStates:
     def end(self, result: TrialResult) -> None:
         """Write how a trial ended, unless that is there: a worker may have died after it wrote the result's file.
 
-        A trial that was stopped or diverged is pruned for Optuna, whose samplers then avoid its surroundings.
+        A trial that was stopped or diverged is pruned for Optuna, whose samplers then avoid its surroundings. Every
+        worker that sees a result writes it, so that another one may be quicker between two lines here.
         """
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        with storage_answers(), quiet_optuna():
+        with storage_answers(), quiet_optuna(), suppress(UpdateFinishedTrialError):
             number = self._running(result.name)
             if number is None:
                 return

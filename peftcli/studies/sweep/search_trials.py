@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from peftcli.studies.compare.budget.time_budget import SpentTime
@@ -169,7 +171,10 @@ class SearchTrials:
         return [(one.number, json.loads(one.user_attrs[POINT])) for one in sorted(mine, key=lambda one: one.number)]
 
     def _tell(self) -> None:
-        """Tell Optuna of trials that drew a point which another trial has: they have the same score."""
+        """Tell Optuna of trials that drew a point which another trial has: they have the same score.
+
+        Another worker may tell it of the same ones meanwhile.
+        """
         for one in self._study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if POINT not in one.user_attrs:
                 continue
@@ -177,11 +182,11 @@ class SearchTrials:
             if result is None:
                 continue
             score = final_score(result, self._request.metric)
+            ended: dict[str, Any] = {"state": TrialState.PRUNED if result.state == "stopped" else TrialState.FAIL}
             if result.state == "finished" and score is not None:
-                self._study.optuna.tell(one.number, score, skip_if_finished=True)
-            else:
-                state = TrialState.PRUNED if result.state == "stopped" else TrialState.FAIL
-                self._study.optuna.tell(one.number, state=state, skip_if_finished=True)
+                ended = {"values": score}
+            with suppress(UpdateFinishedTrialError):
+                self._study.optuna.tell(one.number, skip_if_finished=True, **ended)
 
     def _no_time_for(self, batch: Sequence[Trial]) -> bool:
         """Return whether these trials, and the fresh seeds that must follow, take more than is left of the budget."""

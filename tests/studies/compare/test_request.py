@@ -9,8 +9,12 @@ import pytest
 from peftcli.console.method_text import split_methods
 from peftcli.console.study_views.compare_request import CompareRequest, read_request, split_arguments
 from peftcli.errors import UserError
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.studies.compare.asked import check_comparable
+from peftcli.studies.compare.budget.run_cost import RunLength
 from peftcli.studies.compare.candidate import file_name, labels_of
+from peftcli.studies.compare.trial_recipes import rate_trial, score_trial, timing_trial
 
 
 def request(*paths: Path, **options) -> CompareRequest:
@@ -87,6 +91,16 @@ def test_recipes_that_differ_in_more_than_the_method_are_refused_with_place_and_
     assert "peft compare ... data.max_length=16" in text and "training.num_train_epochs=4" in text
     equal = ["data.max_length=16", "training.num_train_epochs=1"]
     assert len(read_request(request(one, other, overrides=equal, reference="none")).candidates) == 2
+
+
+def test_runs_of_every_purpose_fit_a_recipe_that_saves_and_warms_up(workspace) -> None:
+    recipe = workspace.recipe("saving", training__save_strategy="steps", training__save_steps=10,
+                              training__max_steps=80, training__warmup_steps=60)  # fmt: skip
+    one = read_request(request(recipe, methods="lora,bitfit", reference="none")).candidates[0]
+    half, whole = RunLength(40, 20, 8, full=80), RunLength(80, 20, 8, scored=8, full=80)
+    trials = [timing_trial(one), rate_trial(one, 0.1, half), score_trial(one, 0.1, 1, whole)]
+    warm = [load_recipe(recipe, trial.overrides, NAMES).recipe.training.warmup_steps for trial in trials]
+    assert warm == [0, 30, 60], "the same share of shorter runs"
 
 
 def test_labels_of_recipes_are_all_different_and_none_is_that_of_the_base() -> None:

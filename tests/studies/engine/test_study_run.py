@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
+from peftcli.names import NAMES
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.record.run_directory import RunDirectory
+from peftcli.studies.engine.process.machine_share import MachineShare
 from peftcli.studies.engine.process.train_trial import train_trial
+from peftcli.studies.engine.process.trial_job import job_of
 from peftcli.studies.engine.process.trial_outcome import Outcome, Ready, TrialJob
 from peftcli.studies.engine.study import Study
+from peftcli.studies.engine.study_files import StudyFiles
 from peftcli.studies.engine.trial import CurvePoint, Trial
 from peftcli.training.run import train
 from tests.studies.engine.small_study import ASKED, Remembers, adapter_bytes, write_recipe
@@ -35,6 +40,12 @@ class StopsAt:
     def should_stop(self, trial: Trial, curve: Sequence[CurvePoint]) -> bool:
         self.curves[trial.name] = [point.step for point in curve]
         return trial.name == self.name and curve[-1].step == self.step
+
+
+def test_trials_are_not_pushed_to_the_repository_that_their_recipe_names(tmp_path: Path, recipe) -> None:
+    small = write_recipe(tmp_path, recipe(training__push_to_hub="me/adapter"))
+    job = job_of(Trial("a", small), StudyFiles(tmp_path), MachineShare(), asks=False)
+    assert load_recipe(Path(job.recipe), job.changes, NAMES).recipe.training.push_to_hub is None
 
 
 def test_trials_end_as_peft_train_does_and_are_not_trained_again(tmp_path: Path, recipe: Callable[..., Any]) -> None:

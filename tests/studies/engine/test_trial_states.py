@@ -37,6 +37,20 @@ def test_a_trial_has_its_evaluations_and_its_end_once(tmp_path: Path, database: 
     assert (found.user_attrs["name"], found.user_attrs["group"], found.user_attrs["state"]) == ("a", "lora", "finished")
 
 
+@pytest.mark.parametrize("database", [False, True])
+def test_of_two_workers_that_write_an_end_at_once_one_does(tmp_path: Path, monkeypatch, database: bool) -> None:
+    storage = f"sqlite:///{tmp_path / 'x.db'}" if database else None
+    study, states = opened(tmp_path / "study", storage)
+    states.begin(TRIAL)
+    _, others = opened(tmp_path / "study", storage)
+    seen = others._running("a")
+    assert seen is not None
+    states.end(FINISHED)
+    monkeypatch.setattr(others, "_running", lambda _name: seen)  # it looked before the end was written
+    others.end(FINISHED)
+    assert [one.state.name for one in study.trials] == ["COMPLETE"]
+
+
 def test_a_trial_of_a_sweep_whose_result_was_removed_is_tried_again(tmp_path: Path) -> None:
     study, states = opened(tmp_path / "study")
     trial = Trial("a", "recipes/small.yaml", number=study.ask().number)

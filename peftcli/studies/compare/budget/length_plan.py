@@ -109,9 +109,9 @@ def make_plan(
 
     def planned(steps: int, thrifty: bool = False) -> StudyPlan:
         some = min(rows, THRIFTY_ROWS if thrifty else CURVE_ROWS)
-        score = replace(run_length(steps, costs, some), scored=rows, first=not thrifty)
+        score = replace(run_length(steps, costs, some), scored=rows, first=not thrifty, full=full_steps)
         halved = max(min(fewest, steps), math.ceil(SEARCH_SHARE * steps))
-        search = run_length(halved, costs, some, most=2 * FEWEST)
+        search = replace(run_length(halved, costs, some, most=2 * FEWEST), full=full_steps)
         plan = StudyPlan(tuple(costs), rates, seeds, full_steps, search, score, 0.0)
         return replace(plan, seconds=expected_seconds(plan, costs, jobs))
 

@@ -29,6 +29,7 @@ class RunLength:
         rows: held-out rows of an evaluation while it trains.
         scored: rows that are scored when the run is opened again afterwards; 0 for a run that is not.
         first: evaluate before the first step, too.
+        full: steps that the recipe asks for; 0 leaves its warm-up as it is.
     """
 
     steps: int
@@ -36,11 +37,16 @@ class RunLength:
     rows: int
     scored: int = 0
     first: bool = False
+    full: int = 0
 
     @property
     def evaluations(self) -> int:
         """How often it evaluates: perhaps before the first step, every so many steps, and after the last."""
         return int(self.first) + math.ceil(self.steps / self.every)
+
+    def warmup(self, steps: int) -> int:
+        """Return how many of the recipe's warm-up steps a run has: the same share of fewer steps."""
+        return steps * self.steps // self.full if self.full > self.steps else steps
 
     @property
     def halfway(self) -> int:

@@ -10,6 +10,9 @@ from peftcli.studies.engine.process.trial_outcome import TrialJob
 from peftcli.studies.engine.study_files import StudyFiles
 from peftcli.studies.engine.trial import Trial
 
+_KEPT_HERE = "training.push_to_hub=null"
+"""A study's trials would overwrite each other in the repository that the recipe names."""
+
 
 def job_of(trial: Trial, files: StudyFiles, share: MachineShare, *, asks: bool) -> TrialJob:
     """Return the job of a trial's process.
@@ -21,7 +24,7 @@ def job_of(trial: Trial, files: StudyFiles, share: MachineShare, *, asks: bool) 
     run = files.run(trial.name)
     return TrialJob(
         recipe=str(files.directory / trial.recipe),
-        changes=(*trial.overrides, f"output_dir={json.dumps(str(run))}"),
+        changes=(*trial.overrides, _KEPT_HERE, f"output_dir={json.dumps(str(run))}"),
         run=str(run),
         scores=str(files.scores / f"{trial.name}.json") if trial.score_rows else None,
         log=str(files.log(trial.name)),
