@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from peftcli.inference.metrics import greater_is_better
+from peftcli.recipe.schema import TrainingSpec
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -19,6 +22,11 @@ class Verdict:
     keep: bool
     improved: bool
     counts: bool
+
+
+def rises(spec: TrainingSpec) -> bool:
+    """Return whether a larger value of the metric that chooses the best adapter is better."""
+    return greater_is_better(spec.metric_for_best_model) if spec.greater_is_better is None else spec.greater_is_better
 
 
 def judge(

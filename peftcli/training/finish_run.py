@@ -24,7 +24,7 @@ from peftcli.training.hub_upload import push
 from peftcli.training.milestones import Milestones
 from peftcli.training.run_header import parameter_counts
 from peftcli.training.session import Session
-from peftcli.training.summarise import summarise
+from peftcli.training.summarise import outcome_of, summarise
 from peftcli.training.watch.curves import write_plots
 from peftcli.write_errors import OTHER_RUN
 
@@ -43,7 +43,8 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
         world.wait()  # all have read it before it is removed below
     milestones.tick()
-    summary = summarise(session, counts)
+    against = outcome_of(session)
+    summary = summarise(session, counts, against)
     divided = world.strategy.sharded and session.info.artifact == "model"
     weights = whole_tree(session.model.state_dict(), keep=world.is_main) if divided else None
     if world.is_main:
@@ -51,6 +52,8 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         write_plots(directory.path / "plots", directory.metrics.lines())
         directory.write_summary(summary.as_dict())
         directory.tidy()
+        for note in against:
+            session.reporter.note(note)
         session.reporter.finished(summary)
         session.callbacks.finished(summary)
     world.wait()

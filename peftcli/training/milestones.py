@@ -9,13 +9,12 @@ from typing import Any
 from peftcli.distributed.whole_tensors import whole_tree
 from peftcli.errors import Problem, UserError
 from peftcli.inference.evaluator import EvaluationStopped
-from peftcli.inference.metrics import greater_is_better
 from peftcli.record.checkpoint_adapter import ABOUT
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.own_entries import ARTIFACTS
 from peftcli.stop_signals import StopRequest
 from peftcli.training.adapter_record import adapter_record
-from peftcli.training.best_value import judge
+from peftcli.training.best_value import judge, rises
 from peftcli.training.session import Session
 from peftcli.training.watch.finite import require_finite
 from peftcli.training.watch.meter import Meter
@@ -83,12 +82,11 @@ class Milestones:
                         suggestion=f"choose from: {', '.join(numbers)}")
             )  # fmt: skip
         value = float(metrics[name])
-        greater = greater_is_better(name) if spec.greater_is_better is None else spec.greater_is_better
         settled = self.session.attachment.settled(state.step, self.session.plan.total_steps)
         verdict = judge(
             value,
             state.best_value,
-            greater=greater,
+            greater=rises(spec),
             threshold=spec.early_stopping_threshold,
             settled=settled,
             best_settled=state.best_settled,

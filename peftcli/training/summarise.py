@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,21 @@ from peftcli.distributed.whole_tensors import held_bytes
 from peftcli.installed_versions import installed_versions
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.record.run_summary import Summary
+from peftcli.training.best_value import rises
 from peftcli.training.session import Session
+from peftcli.training.watch.outcome_notes import outcome_notes
 
 
-def summarise(session: Session, counts: Mapping[str, Any]) -> Summary:
-    """Return how the run ended; `counts` are `parameter_counts` of what trained."""
+def summarise(session: Session, counts: Mapping[str, Any], against: Sequence[str]) -> Summary:
+    """Return how the run ended.
+
+    Args:
+        counts: `parameter_counts` of what trained.
+        against: `outcome_of` the session.
+    """
     state, plan = session.state, session.plan
     evaluated = None if state.best_metrics is None else dict(state.best_metrics)
+    rate = f"learning rate {session.learning_rate.value:g}: {session.learning_rate.reason}"
     return Summary(
         status="early_stopped" if state.stopped_early else "finished",
         method=session.recipe.method.name,
@@ -46,7 +54,7 @@ def summarise(session: Session, counts: Mapping[str, Any]) -> Summary:
         device=str(session.world.device),
         precision=str(session.precision),
         versions=versions(),
-        notes=[f"learning rate {session.learning_rate.value:g}: {session.learning_rate.reason}"],
+        notes=[rate, *against],
         weights_dtype=dtype_name(session.precision.weights),
         artifact=session.info.artifact,
         stopped_early=state.stopped_early,
@@ -57,6 +65,14 @@ def summarise(session: Session, counts: Mapping[str, Any]) -> Summary:
         strategy=session.world.strategy.name if session.world.size > 1 else None,
         base_bytes_per_process=_base_bytes(session),
     )
+
+
+def outcome_of(session: Session) -> list[str]:
+    """Return what the run's numbers say against its result."""
+    state, spec = session.state, session.recipe.training
+    losses = [line["loss"] for line in session.directory.metrics.lines() if "loss" in line]
+    by, greater = spec.metric_for_best_model, rises(spec)
+    return outcome_notes(state.eval_before, state.best_metrics, by=by, greater=greater, losses=losses)
 
 
 def _base_bytes(session: Session) -> int | None:

@@ -50,3 +50,13 @@ def test_without_evaluation_every_row_is_trained_on_and_nothing_is_evaluated(rec
         assert recorder.evaluations == [] and recorder.facts["rows"].startswith("16 train, 0 validation")
     named = "data.val_set_size has no effect: training.eval_strategy is no, so all rows are trained on"
     assert recorder.notes.count(named) == 1
+
+
+def test_a_run_that_made_the_model_worse_says_so_at_its_end(recipe, recorder) -> None:
+    calm = train(recipe(name="calm", training__max_steps=8), reporter=recorder)
+    assert not [note for note in recorder.notes if "training.learning_rate" in note]
+    wild = {"training__learning_rate": 1.0, "training__bf16": False, "training__max_steps": 6}
+    for given, says in (({"data__val_set_size": 0.25}, "no evaluation was better"), ({}, "the training loss rose")):
+        summary = train(recipe(name=says.split()[1], **wild, **given), reporter=recorder)
+        assert [note for note in recorder.notes if note.startswith(says)] == summary.notes[1:]
+    assert len(calm.notes) == 1  # of the learning rate
