@@ -37,9 +37,13 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
         # messages such as `method.r = 0; expected ...` name their key themselves
-        key = None if self.key and self.message.startswith(self.key) else self.key
+        key, message = self.key, self.message
+        if key and message.startswith(key):
+            key = None
+        elif key and key.startswith(f"{message.partition(': ')[0]}."):  # or the block that the key lies in
+            message = message.partition(": ")[2]
         head = ": ".join(part for part in (place, key) if part)
-        text = f"{head}: {self.message}" if head else self.message
+        text = f"{head}: {message}" if head else message
         return f"{text}\n    {self.suggestion}" if self.suggestion else text
 
 

@@ -109,10 +109,10 @@ def _metrics(loaded: LoadedRecipe, names: Names) -> Iterator[Problem]:
     task = names.tasks.get(loaded.recipe.task)
     if task is None:
         return
-    for name in loaded.recipe.training.metrics:
+    for index, name in enumerate(loaded.recipe.training.metrics):
         found = [metric_problems([name], kind) for kind in task.predictions]
         if name != "loss" and found and all(found):
-            yield loaded.problem("training.metrics", found[0][0].message, found[0][0].suggestion)
+            yield loaded.problem(f"training.metrics.{index}", found[0][0].message, found[0][0].suggestion)
 
 
 def _named_key(reason: str, params: Any) -> str:

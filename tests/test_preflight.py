@@ -264,12 +264,20 @@ def test_a_path_that_lies_beside_the_recipe_is_named(check: Check) -> None:
     assert str(Path("job/rows.jsonl")) in problem.suggestion
 
 
+def test_an_unknown_metric_is_one_problem_and_its_key_is_named_once(check: Check) -> None:
+    assert check() == []
+    with pytest.raises(UserError) as caught:
+        load_recipe("r.yaml", ["training.metrics=[acc]"], NAMES, surroundings=check_surroundings)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith("override training.metrics=[acc]: training.metrics.0: there is no metric 'acc'")
+
+
 def test_metrics_whose_package_is_missing(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = ("task=token_classification", "data.path=org/rows")
     monkeypatch.setattr("peftcli.tasks.metric_table.find_spec", lambda _name: None)
     (problem,) = check(*tags, "training.metrics=[accuracy, f1]")
     assert (
-        problem.key == "training.metrics"
+        problem.key == "training.metrics.1"
         and "needs the package" in problem.message
         and "pip install" in str(problem.suggestion)
     )

@@ -34,6 +34,7 @@ class Builder:
         self.names, self.registry = names, names.methods
         self.data = data
         self.found: list[Finding] = []
+        self.replaced: set[str] = set()
         self._kept: dict[str, Any] = {}
         method = data.get("method")
         name = method.get("name") if isinstance(method, dict) else None
@@ -62,7 +63,8 @@ class Builder:
     def remains(self) -> Recipe | None:
         """Return what can be read where `build` returned None, with wrong blocks left out or replaced.
 
-        The files that it names are those of the readable blocks; do not rely on anything else in it.
+        The files that it names are those of the readable blocks; do not rely on anything else in it. `replaced` holds
+        the blocks that something else stands in for.
         """
         data = self._kept
         task = next(iter(self.names.tasks))
@@ -72,6 +74,7 @@ class Builder:
                 return Recipe.model_validate(data, context=self.names)
             except ValidationError as error:
                 blocks = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
+            self.replaced |= {str(block) for block in blocks}
             data = {key: value for key, value in data.items() if key not in blocks} | {
                 key: value for key, value in stand_ins.items() if key in blocks
             }

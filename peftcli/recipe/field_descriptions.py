@@ -54,7 +54,7 @@ def field_at(block: type[BaseModel], key: Key) -> tuple[Any, list[Any]] | None:
         element = _element(annotation, part)
         if element is None:
             return None
-        annotation, metadata = element, []
+        annotation, metadata = unwrap(element)
     return annotation, metadata
 
 

@@ -175,7 +175,7 @@ def _checked(
     problems += [tree.problem(finding.key, finding.message, finding.suggestion) for finding in found]
     readable = builder.remains() if recipe is None else recipe
     if surroundings is not None and readable is not None:
-        wrong = frozenset(problem.key for problem in problems if problem.key)
+        wrong = frozenset(problem.key for problem in problems if problem.key) | builder.replaced
         remaining = LoadedRecipe(_with_output_dir(readable, tree.file), tree.file, tree, wrong)
         problems += [problem for problem in surroundings(remaining, names) if not _within(problem.key, wrong)]
     if problems or recipe is None:

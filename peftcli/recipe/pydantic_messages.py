@@ -169,26 +169,46 @@ def _text_hint(value: str, annotation: Any, kinds: Sequence[Any], accepts_list: 
     if bool in kinds and text.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
         return f"write {'true' if text.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
     if int in kinds or float in kinds:
-        bare = text.replace("_", "").replace(",", "")
-        try:
-            number = read_scalar(bare)
-        except ValueError:
-            return None
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            return f"write {bare}, without quotes, underscores or commas"
+        number = _number_hint(text, fractions=float in kinds)
+        if number is not None:
+            return number
     words = choices(annotation)
     if words:
         return choice_hint(text, words)
     return f"write [{text}]" if accepts_list and text else None
 
 
+def _number_hint(text: str, *, fractions: bool) -> str | None:
+    """Return how to write a number that was quoted, or written as people write it; None for other text."""
+    share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", text)
+    if share and fractions:
+        return f"write {float(share[1]) / 100:g}"
+    decimal = fractions and re.fullmatch(r"[-+]?[0-9]*,(?![0-9]{3}$)[0-9]+", text)  # 1,5 is 1.5, and 1,500 is 1500
+    bare = text.replace(",", ".") if decimal else text.replace("_", "").replace(",", "")
+    try:
+        number = read_scalar(bare)
+    except ValueError:
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    return f"write {bare}, without quotes, underscores or commas"
+
+
+_OTHER_WORDS = {
+    "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32",
+    "dpo": "sigmoid", "rpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "kto_pair": "kto",
+    "adam": "adamw_torch", "adamw": "adamw_torch", "adamw_hf": "adamw_torch", "adamw_torch_8bit": "adamw_8bit",
+    "adam8bit": "adamw_8bit", "adamw8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit", "lion": "lion_32bit",
+    "gpu": "cuda",
+}  # fmt: skip
+"""What people write for a value, and the letters of no value are nearer to."""
+
+
 def choice_hint(text: str, words: Sequence[str]) -> str | None:
     """Return the nearest of `words`, or None."""
     lowered = {word.lower(): word for word in words}
-    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
-    losses = {"dpo": "sigmoid", "rpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "kto_pair": "kto"}
     plain = text.lower()
-    for other in (TASK_ALIASES.get(text), TASK_ALIASES.get(plain), short.get(plain), losses.get(plain)):
+    for other in (TASK_ALIASES.get(text), TASK_ALIASES.get(plain), _OTHER_WORDS.get(plain)):
         if other in words:
             return did_you_mean([other])
     close = nearest(text.lower().replace("-", "_"), lowered)

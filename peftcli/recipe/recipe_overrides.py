@@ -38,7 +38,9 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
     path, equals, written = text.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
-        example = f"{path.strip() or 'method.r'}=VALUE" if not equals else "method.r=16"
+        name, colon, value = path.partition(":")
+        typed = f"{name.strip()}={value.strip() if colon else 'VALUE'}" if name.strip() else ""
+        example = "method.r=16" if equals or not typed else typed
         return [Problem("an override is key=value", file=where, suggestion=f"write it as {example}, without spaces")]
     if written[:1] in _INDICATORS:
         written = json.dumps(written)  # anchors and tags make no sense here, and `data.path=*.csv` is text

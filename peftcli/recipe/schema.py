@@ -147,7 +147,7 @@ class DataSpec(Block):
     max_eval_rows: Positive | None = None
     """Evaluate on this many of each set's validation rows only, drawn at random (of a stream the first);
     `peft eval RUN` does so, too."""
-    num_proc: Positive | None = None
+    num_proc: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Number of processes that prepare rows; null chooses."""
     cache_dir: str | None = None
     """Directory that keeps prepared rows; null is a directory in the user's cache."""
@@ -192,7 +192,7 @@ class TrainingSpec(Block):
     """Train the task head together with the method's parameters."""
     num_train_epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
     """Number of passes over the training rows."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Positive | None = None
     """Number of optimizer steps; overrides num_train_epochs."""
     per_device_train_batch_size: Positive = 8
     """Rows in a micro-batch on one device."""
@@ -216,7 +216,7 @@ class TrainingSpec(Block):
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
     """Schedule of the learning rate after the warm-up, as in transformers."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Number of steps of linear warm-up."""
     warmup_ratio: Fraction = 0.0
     """Share of all steps that are warm-up, if warmup_steps is 0."""

@@ -27,6 +27,7 @@ from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.record.train_state import TrainState
 from peftcli.tasks.metric_table import metric_problems
 from peftcli.tasks.task import Task
+from peftcli.training.best_value import direction_notes
 from peftcli.training.resuming.compare_inputs import compare_inputs, inputs_before_weights
 from peftcli.training.resuming.step_rows import check_step_rows
 from peftcli.training.speed.compiled_blocks import NOTE
@@ -86,7 +87,8 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     leaving = leaving_model(known.spec, recipe.task, known.tokenizer, learnt_texts(recipe, data, known.tokenizer))
     problem = data.labels.problem if data.labels else None
     rows = KnownRows(data.report.formats, problem, sum(map(len, validation.values())))
-    of_recipe = [*compiling, *sharing, *idle_keys(loaded, NAMES, rows)]
+    upside_down = direction_notes(recipe.training) if validation else []
+    of_recipe = [*compiling, *sharing, *upside_down, *idle_keys(loaded, NAMES, rows)]
     for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
         reporter.note(note)
     return BeforeWeights(known, data, plan, validation, task, metrics, leaving)

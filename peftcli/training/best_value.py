@@ -53,3 +53,13 @@ def judge(
         return Verdict(keep=True, improved=True, counts=settled)
     gain = (value - float(best or 0.0)) * (1 if greater else -1)
     return Verdict(keep=gain > 0 and settled >= best_settled, improved=gain > threshold, counts=settled)
+
+
+def direction_notes(spec: TrainingSpec) -> list[str]:
+    """Return what the user should know where a recipe keeps the adapter with the worst value of a metric."""
+    asked, name = spec.greater_is_better, spec.metric_for_best_model
+    if asked is None or asked == greater_is_better(name):
+        return []
+    kept, better = ("largest", "smaller") if asked else ("smallest", "larger")
+    told = f"training.greater_is_better is {str(asked).lower()}, so the adapter with the {kept} {name} is kept"
+    return [f"{told}: a {better} one is better"]

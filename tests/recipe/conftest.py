@@ -38,6 +38,7 @@ class LowRank(TargetedParams):
     lora_alpha: Annotated[float, Field(gt=0)] = 16.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[int | float, Field(gt=0)]] = Field(default_factory=dict)
 
 
 class Budget(MethodParams):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import Problem, UserError
-from peftcli.recipe.load_recipe import load_recipe
+from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
 from peftcli.recipe.yaml.yaml_lines import parse_yaml
 from tests.recipe.conftest import GOOD, SMALL, Load, LowRank, Several
 
@@ -103,6 +103,17 @@ def test_all_problems_at_once_in_the_order_of_the_file(problems: Problems) -> No
     assert found[-1].file == "override training.max_steps=0"
 
 
+def test_what_stands_in_for_a_wrong_block_is_not_looked_for(problems: Problems) -> None:
+    seen: list[LoadedRecipe] = []
+
+    def no_such_model(loaded: LoadedRecipe, _names: object) -> list[Problem]:
+        seen.append(loaded)
+        return [loaded.problem("model.name_or_path", f"there is no {loaded.recipe.model.name_or_path}")]
+
+    (problem,) = problems(GOOD, "model.new_special_tokens={tokens: []}", surroundings=no_such_model)
+    assert problem.key == "model.new_special_tokens.tokens" and seen
+
+
 def test_duplicate_key_is_named_at_its_second_line(problems: Problems) -> None:
     (problem,) = problems(GOOD.replace("  r: 8\n", "  r: 8\n  r: 9\n"))
     assert (problem.line, problem.key) == (9, "method.r")
@@ -132,6 +143,10 @@ class TestOverrides:
 
     def test_value_may_hold_an_equals_sign(self, load: Load) -> None:
         assert load(GOOD, "data.template='{a} = '").recipe.data.template == "{a} = "  # type: ignore[union-attr]  # data is there
+
+    def test_written_as_in_the_file_it_is_answered_with_the_override(self, problems: Problems) -> None:
+        (problem,) = problems(GOOD, "method.r: 4")
+        assert problem.suggestion == "write it as method.r=4, without spaces"
 
     def test_makes_missing_blocks(self, load: Load, problems: Problems) -> None:
         text = GOOD.replace("training:\n  learning_rate: 1e-4\n", "")

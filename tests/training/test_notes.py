@@ -15,6 +15,16 @@ def test_validation_rows_that_are_training_rows_are_told(recipe, recorder) -> No
     assert len([note for note in recorder.notes if "training rows too" in note]) == 1
 
 
+def test_keeping_the_worst_adapter_is_told(recipe, recorder) -> None:
+    words = {"data__val_set_size": 0.25, "training__max_steps": 1}
+    train(recipe(name="usual", training__greater_is_better=False, **words), reporter=recorder)
+    assert not [note for note in recorder.notes if "greater_is_better" in note]
+    train(recipe(name="worst", training__greater_is_better=True, **words), reporter=recorder)
+    assert [note for note in recorder.notes if "greater_is_better" in note] == [
+        "training.greater_is_better is true, so the adapter with the largest eval_loss is kept: a smaller one is better"
+    ]
+
+
 def test_new_tokens_that_are_not_trained_are_told_with_the_remedy(recipe, recorder) -> None:
     tokens = ["<a>", "<b>"]
     left = {"tokens": tokens, "train": False}
