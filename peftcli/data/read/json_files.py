@@ -15,7 +15,7 @@ import ijson
 from peftcli.data.read.compressed import LONGEST_LINE, text_lines
 from peftcli.data.read.half_characters import BOTH_HALVES, HALF, HalfCharacters
 from peftcli.data.read.nested_values import DEEPEST
-from peftcli.data.read.records import BadRow, Record, excerpt
+from peftcli.data.read.records import ONE_OF_THE_TWO, BadRow, GivenTwice, Record, excerpt
 from peftcli.data.read.text_files import Rows, read_jsonl
 from peftcli.errors import Problem, UserError
 
@@ -41,9 +41,11 @@ def read_json(path: Path, name: str, part: str = "") -> Rows:
     events = chain.from_iterable(_parsed(path, name, halves))
     if not _skip_to_list(events, name, part):
         return
-    for number, (value, half) in enumerate(_elements(events, name, halves), 1):
+    for number, (value, half, twice) in enumerate(_elements(events, name, halves), 1):
         if half:
             yield BadRow(name, number, HALF, excerpt(json.dumps(value)), BOTH_HALVES)
+        elif twice is not None:
+            yield BadRow(name, number, str(GivenTwice(twice)), excerpt(json.dumps(value)), ONE_OF_THE_TWO)
         elif isinstance(value, dict):
             yield Record(name, number, value)
         else:
@@ -136,22 +138,24 @@ def _skip_to_list(events: Iterator[Event], name: str, part: str) -> bool:
     raise _broken(name, f"the object has no list of rows; its keys are {', '.join(keys) or 'none'}")
 
 
-def _elements(events: Iterator[Event], name: str, halves: HalfCharacters) -> Iterator[tuple[Any, bool]]:
+def _elements(events: Iterator[Event], name: str, halves: HalfCharacters) -> Iterator[tuple[Any, bool, str | None]]:
     """Yield the elements of the list whose beginning was taken, and take its end.
 
     Numbers are those of Python's `json`: int, or float.
 
     Yields:
-        the element, and whether half a character is in it.
+        the element, whether half a character is in it, and a key that an object in it has twice.
     """
     rows: list[Any] = []
     inside: Any = rows  # the list or object that is being filled
     around: list[Any] = []  # the lists and objects that hold it, from the outermost
     key, half, size, number = "", False, 0, 1
+    twice: str | None = None
     for event, value in events:
         if event == "map_key":
             key = value
             half = half or halves.are_in(value)
+            twice = key if key in inside else twice
             continue
         if event == "end_map" or event == "end_array":
             if not around:
@@ -179,8 +183,8 @@ def _elements(events: Iterator[Event], name: str, halves: HalfCharacters) -> Ite
             if size > LONGEST_LINE:
                 raise _broken(name, f"row {number} takes more than {LONGEST_LINE:,} bytes")
         if not around:
-            yield rows.pop(), half
-            number, half, size = number + 1, False, 0
+            yield rows.pop(), half, twice
+            number, half, size, twice = number + 1, False, 0, None
 
 
 def _reason(error: Exception) -> str:

@@ -64,6 +64,16 @@ class RowError(Exception):
         return BadRow(record.source, record.row, self.message, excerpt(record.values), self.expected)
 
 
+class GivenTwice(ValueError):
+    """An object of JSON has two values for one key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} is given twice")
+
+
+ONE_OF_THE_TWO = "one value for each key"
+
+
 def excerpt(values: Mapping[str, Any] | str) -> str:
     """Return the beginning of a row as one printable line."""
     text = values if isinstance(values, str) else _dump(values)

@@ -7,15 +7,31 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peftcli.data.read.compressed import LONGEST_LINE, decode, text_lines
 from peftcli.data.read.half_characters import BOTH_HALVES, HALF, holds_half_character
 from peftcli.data.read.nested_values import DEEPEST, too_deep
-from peftcli.data.read.records import BadRow, Record, excerpt
+from peftcli.data.read.records import ONE_OF_THE_TWO, BadRow, GivenTwice, Record, excerpt
 from peftcli.errors import Problem, UserError
 from peftcli.process_state import CellsOfAnySize
 
 Rows = Iterator[Record | BadRow]
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's keys and values.
+
+    Raises:
+        GivenTwice: a key has two values, of which JSON does not say which one counts.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise GivenTwice(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return made
+
+
+_ROWS = json.JSONDecoder(object_pairs_hook=_each_key_once)
 
 
 def read_jsonl(path: Path, name: str) -> Rows:
@@ -29,7 +45,10 @@ def read_jsonl(path: Path, name: str) -> Rows:
             yield BadRow(name, number, str(error), excerpt(raw.decode("latin-1")), "UTF-8 text")
             continue
         try:
-            value = json.loads(text)
+            value = _ROWS.decode(text)
+        except GivenTwice as error:
+            yield BadRow(name, number, str(error), excerpt(text.strip()), ONE_OF_THE_TWO)
+            continue
         except (ValueError, RecursionError) as error:
             yield BadRow(name, number, f"broken JSON: {error}", excerpt(text.strip()), "one JSON object on the line")
             continue
@@ -182,7 +201,10 @@ def _header(cells: list[str], name: str, line: int) -> list[str]:
         what = (
             f"the header names {', '.join(twice)} twice" if twice and twice != [""] else "the header has an empty name"
         )
-        raise UserError(Problem(what, file=name, line=line, suggestion="give every column a name of its own"))
+        remedy = "give every column a name of its own"
+        if not names[0]:
+            remedy += "; pandas leaves out the name of its row numbers: write the file with index=False"
+        raise UserError(Problem(what, file=name, line=line, suggestion=remedy))
     return names
 
 

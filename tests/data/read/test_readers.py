@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from peftcli.data.read.json_files import read_json
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.sources import resolve_source
 from peftcli.data.read.text_files import read_csv, read_jsonl, read_tsv, read_txt
@@ -35,6 +36,17 @@ def test_jsonl_says_what_is_broken_where(tmp_path: Path) -> None:
     assert broken.excerpt == '{"a":'
     assert isinstance(a_list, BadRow) and "holds a list" in a_list.message
     assert isinstance(latin, BadRow) and "0xe9" in latin.message and latin.expected == "UTF-8 text"
+
+
+@pytest.mark.parametrize("text", ['{"text": "b", "text": "c"}', '{"a": [{"text": 1, "b": 2, "text": 1}], "b": 0}'])
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_a_key_that_an_object_has_twice_makes_a_bad_row(suffix: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(f'{{"text": "a"}}\n{text}\n' if suffix == "jsonl" else f'[{{"text": "a"}},\n{text}]\n')
+    read = read_jsonl if suffix == "jsonl" else read_json
+    good, bad = list(read(path, path.name))
+    assert isinstance(good, Record) and isinstance(bad, BadRow)
+    assert (bad.row, bad.message, bad.expected) == (2, "the key 'text' is given twice", "one value for each key")
 
 
 def test_jsonl_with_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
@@ -87,6 +99,13 @@ def test_a_header_needs_a_name_for_every_column(tmp_path: Path, header: str) -> 
     path = tmp_path / "a.csv"
     path.write_text(header, encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.csv:1: the header"):
+        list(read_csv(path, str(path)))
+
+
+def test_a_table_that_pandas_wrote_with_row_numbers_is_answered_with_its_option(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(",text,label\n0,one,x\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"an empty name[\s\S]*index=False"):
         list(read_csv(path, str(path)))
 
 
