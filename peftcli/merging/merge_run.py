@@ -29,7 +29,7 @@ from peftcli.merging.merged_config import merged_config
 from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
 from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_runs import combine_runs
-from peftcli.merging.tensor_writer import shard_names, shards, write_file, write_index
+from peftcli.merging.tensor_writer import require_written, shard_names, shards, write_file, write_index
 from peftcli.merging.verify_merge import verify_merge
 from peftcli.models.load.dtypes import checkpoint_dtype, dtype_name
 from peftcli.models.load.load_model import load_model
@@ -153,9 +153,10 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             verify_merge(Path(world.broadcast(None)), run, config, plan.dtype, report, world)
         return report
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
-        write_weights(partial, plan.outputs, options.limit)
+        sums = write_weights(partial, plan.outputs, options.limit)
         report.notes += write_beside_weights(partial, leaving, run.model)
         if options.verify:
+            require_written(partial, sums, output)
             check_files(partial, config, leaving)
         if options.verify or options.requantize:
             size = options.limit if options.requantize else None
@@ -176,18 +177,24 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     return report
 
 
-def write_weights(directory: Path, outputs: list[MergedTensor], limit: int) -> None:
-    """Write the tensors to safetensors files of at most `limit` bytes, and an index if there are several."""
+def write_weights(directory: Path, outputs: list[MergedTensor], limit: int) -> dict[str, int]:
+    """Write the tensors to safetensors files of at most `limit` bytes, and an index if there are several.
+
+    Returns:
+        For each file what `require_written` compares.
+    """
     by_name = {output.planned.name: output for output in outputs}
     groups = shards([output.planned for output in outputs], limit)
     files = shard_names(len(groups))
+    sums: dict[str, int] = {}
     with stage("merging", len(outputs), "tensors") as advance:
         for file, group in zip(files, groups, strict=True):
             pieces = {planned.name: _counted(by_name[planned.name].pieces(), advance) for planned in group}
-            write_file(directory / file, group, pieces)
+            sums[file] = write_file(directory / file, group, pieces)
     if len(files) > 1:
         names = {planned.name: file for file, group in zip(files, groups, strict=True) for planned in group}
         write_index(directory, names, sum(output.planned.nbytes for output in outputs))
+    return sums
 
 
 def _counted(pieces: Iterable[Tensor], advance: Callable[[int], None]) -> Iterator[Tensor]:

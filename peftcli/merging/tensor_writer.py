@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from peftcli.errors import VerificationFailed
 from peftcli.models.weights.tensor_source import STORED_DTYPES
 from peftcli.models.weights.weight_index import INDEX, SINGLE
 
+_BLOCK = 2**20
 _NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
@@ -56,8 +59,8 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def write_file(path: Path, tensors: list[Planned], data: Mapping[str, Iterator[Tensor]]) -> None:
-    """Write one safetensors file, tensor by tensor, and flush it to the disk.
+def write_file(path: Path, tensors: list[Planned], data: Mapping[str, Iterator[Tensor]]) -> int:
+    """Write one safetensors file, tensor by tensor, and flush it to the disk; return the CRC-32 of what it holds.
 
     Args:
         path: of the new file.
@@ -80,21 +83,51 @@ def write_file(path: Path, tensors: list[Planned], data: Mapping[str, Iterator[T
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        start = len(text).to_bytes(8, "little") + text
+        stream.write(start)
+        total = zlib.crc32(start)
         for tensor in ordered:
-            written = sum(_write(stream, piece, tensor) for piece in data[tensor.name])
+            written = 0
+            for piece in data[tensor.name]:
+                numbers = _bytes_of(piece, tensor)
+                stream.write(numbers)
+                total = zlib.crc32(numbers, total)
+                written += len(numbers)
             if written != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {written} bytes were made of {tensor.nbytes}")
         stream.flush()
         os.fsync(stream.fileno())
+    return total
 
 
-def _write(stream: BinaryIO, piece: Tensor, tensor: Planned) -> int:
+def _bytes_of(piece: Tensor, tensor: Planned) -> memoryview:
     if piece.dtype != tensor.dtype:
         raise ValueError(f"{tensor.name}: made as {piece.dtype}, planned as {tensor.dtype}")
-    data = piece.contiguous().view(-1).view(torch.uint8)
-    stream.write(data.numpy().data)
-    return data.numel()
+    found: memoryview = piece.contiguous().view(-1).view(torch.uint8).numpy().data
+    return found
+
+
+def require_written(directory: Path, sums: Mapping[str, int], output: Path) -> None:
+    """Read files that `write_file` wrote again.
+
+    Args:
+        directory: holds them.
+        sums: what `write_file` returned, by the file's name.
+        output: the directory as the user knows it.
+
+    Raises:
+        VerificationFailed: one of them holds something else than what was written to it.
+    """
+    for name, expected in sums.items():
+        total = 0
+        with (directory / name).open("rb") as file:
+            while block := file.read(_BLOCK):
+                total = zlib.crc32(block, total)
+        if total != expected:
+            raise VerificationFailed(
+                f"{name} does not hold what was written to it; {output} was not written\n    "
+                "look at the disk or the network mount, and merge to another one"
+            )
 
 
 def write_index(directory: Path, names: dict[str, str], size: int) -> None:

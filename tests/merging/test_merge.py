@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from peftcli.errors import UserError, VerificationFailed
 from peftcli.merging import merge_run as merging
@@ -172,6 +172,24 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(merging, "plan_merge", without_one_rule)
     with pytest.raises(VerificationFailed, match="differs from base"):
+        merge_run(run, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
+
+
+def test_one_number_that_the_disk_changed_is_found_also_where_no_row_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
+    real = merging.write_beside_weights
+
+    def and_another_number(directory: Path, *words: Any) -> list[str]:
+        tensors = load_file(directory / "model.safetensors")
+        tensors["model.embed_tokens.weight"][4, 0] += 1  # <mask>, which is in no row
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return real(directory, *words)
+
+    monkeypatch.setattr(merging, "write_beside_weights", and_another_number)
+    with pytest.raises(VerificationFailed, match=r"model\.safetensors does not hold what was written to it"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
 
