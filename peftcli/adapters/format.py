@@ -11,7 +11,7 @@ No torch here: `peft validate` and `peft methods` may look at a saved adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from peftcli.models.load.identity import BaseIdentity
 from peftcli.typed_record import record_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from peftcli.models.anatomy import Anatomy
     from peftcli.protocol.attachment import Attachment
@@ -73,6 +73,7 @@ class AdapterMeta:
         target_parameters: likewise the shortest names of the 3-D parameters of experts among them.
         head: paths of the task head's modules.
         modules_to_save: full paths of the modules trained whole beside the method.
+        buffers: full names of the buffers that those modules and the head have; their values stay the base's.
         token_rows: numbers of the rows of the vocabulary's tables that are trained, by the table's path.
         versions: of the libraries that trained it.
         places: keys below which the method's parts are saved, in the model's order; a flat file is split by them.
@@ -91,6 +92,7 @@ class AdapterMeta:
     target_parameters: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     token_rows: Mapping[str, list[int]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     places: tuple[str, ...] = ()
@@ -149,6 +151,7 @@ def describe(
         versions: of the libraries.
         texts: `LearntTexts.as_dict()`.
     """
+    whole = tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save))
     return AdapterMeta(
         task=task,
         family=anatomy.family,
@@ -156,7 +159,8 @@ def describe(
         labels=None if labels is None else dict(labels),
         **places_of(attachment),
         head=tuple(anatomy.head),
-        modules_to_save=tuple(dict.fromkeys(name.rpartition(".")[0] for name in attachment.to_save)),
+        modules_to_save=whole,
+        buffers=tuple(_buffers_below(attachment.model, (*anatomy.head, *whole))),
         token_rows=attachment.row_numbers(),
         versions=dict(versions or {}),
         stacks=tuple(stack for stack, blocks in anatomy.layers.items() if blocks),
@@ -186,6 +190,13 @@ def places_of(attachment: Attachment) -> dict[str, Any]:
         "target_parameters": tuple(shortest_names({t.module for t in targets if t.kind == "experts"}, weights)),
         "places": tuple(placed.key for placed in attachment.placed),
     }
+
+
+def _buffers_below(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Return the names of the buffers at or below the modules that a model's state_dict holds, each once."""
+    names = [f"{path}.{name}" for path in paths for name in model.get_submodule(path).state_dict()]
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [name for name in dict.fromkeys(names) if name not in parameters and not is_added(name)]
 
 
 def shortest_names(modules: set[str], everything: list[str]) -> list[str]:

@@ -49,7 +49,7 @@ def python_block(lines: Iterable[str]) -> list[str]:
 
 
 def adapter_card(
-    params: MethodParams, meta: AdapterMeta, *, use: Use | None, metrics: Mapping[str, float] | None = None
+    params: MethodParams, meta: AdapterMeta, *, use: Use | None, metrics: Mapping[str, str] | None = None
 ) -> str:
     """Return the README.md of an adapter.
 
@@ -57,7 +57,7 @@ def adapter_card(
         params: the method's hyper-parameters.
         meta: the adapter's record.
         use: the library that reads the files beside it; None where only this project does.
-        metrics: final evaluation numbers.
+        metrics: final evaluation numbers, as people read them.
     """
     base = str(meta.base.get("name") or "unknown")
     changed = params.model_dump(mode="json", exclude={"name"}, exclude_none=True)
@@ -83,7 +83,7 @@ def adapter_card(
         lines += ["", "## Labels", "", ", ".join(f"`{name}`" for name in meta.labels["names"])]
     if metrics:
         lines += ["", "## Evaluation", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
+        lines += [f"| {name} | {value} |" for name, value in metrics.items()]
     if meta.versions:
         lines += ["", "## Versions", "", ", ".join(f"{name} {value}" for name, value in meta.versions.items())]
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ def save_adapter(
     attachment_state: Mapping[str, Tensor],
     params: MethodParams,
     meta: AdapterMeta,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, str] | None = None,
     leaving: LeavingModel | None = None,
 ) -> None:
     """Write adapter_config.json, adapter_model.safetensors, peftcli.json, the model card, and what the base lacks.
@@ -39,7 +39,7 @@ def save_adapter(
         attachment_state: `Attachment.state_dict()`; on any device, copied.
         params: the method's hyper-parameters.
         meta: `format.describe(...)`.
-        metrics: final evaluation numbers for the model card.
+        metrics: final evaluation numbers for the model card, as people read them.
         leaving: says which tokenizer and chat template belong beside the adapter; None where they are not known.
     """
     params = recorded_params(params, meta.token_rows)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.hf.parameter_names import experts_in
@@ -19,6 +19,9 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import TaskName
 from peftcli.tasks.task_table import TASKS, task_info
+
+if TYPE_CHECKING:
+    from peftcli.adapters.format import SavedAdapter
 
 PLAIN = "LORA"
 """HF peft's `peft_type` of a plain LoRA."""
@@ -56,15 +59,16 @@ def _read(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
+def servers_to_come(params: MethodParams, task: TaskName, adapter: SavedAdapter | None = None) -> list[str]:
     """Return the servers that will load what a run trains: its adapter as it is, or what is exported for them.
 
     Args:
         params: of the method.
         task: of the run.
+        adapter: as the run would save it now, which tells what depends on the model; None where there is no model.
     """
     info = registry.info(params.name)
-    if info.hf_type is None:
+    if info.hf_type is None or (adapter is not None and _held_by_nobody(adapter)):
         return []
     config = params.model_dump() | {"task_type": task_info(task).hf_task_type, "peft_type": info.hf_type}
     named = getattr(params, "target_modules", None) or ()
@@ -76,11 +80,19 @@ def servers_to_come(params: MethodParams, task: TaskName) -> list[str]:
     return [name for name, rule in server_rules().items() if _loads(rule, config) or (plain and _takes(rule, config))]
 
 
-def served_by(params: MethodParams, task: TaskName) -> str:
-    """Return for reading which servers will serve what a run of a generating task trains."""
+def _held_by_nobody(adapter: SavedAdapter) -> bool:
+    """Return whether HF peft's layout, which all servers read, holds an adapter neither as it is nor exported."""
+    from peftcli.adapters.hf.hf_table import FORMATS
+
+    reason = FORMATS[adapter.params.name].why_not_whole(adapter.params, adapter.meta, adapter.state)
+    return reason is not None and not any(target.slice or target.kind == "experts" for target in adapter.meta.targets)
+
+
+def served_by(params: MethodParams, task: TaskName, adapter: SavedAdapter | None = None) -> str:
+    """Return for reading which servers will serve what a run of a generating task trains; see `servers_to_come`."""
     if registry.info(params.name).artifact == "model":
         return "all that load the base: a complete model is saved"
-    servers = servers_to_come(params, task)
+    servers = servers_to_come(params, task, adapter)
     merges = registry.method(params.name).why_not_mergeable(params) is None
     after = "after a merge all that load the base" if merges else "no other: it does not merge"
     return f"{', '.join(servers)} with the adapter; {after}" if servers else f"none with the adapter; {after}"

@@ -296,7 +296,7 @@ def next_commands(summary: Summary) -> list[str]:
         commands.insert(0, f"peft eval {run}")
     if summary.artifact == "adapter" and _merges(summary):
         commands.append(f"peft merge {run} -o {run}-merged")
-    return commands
+    return [*commands, f"peft report {run}"]
 
 
 def _chats(summary: Summary) -> bool:

@@ -19,6 +19,7 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.rows_beside.added_rows import tied_to
 from peftcli.protocol.rows_beside.row_rules import rows_of
 from peftcli.record.run_summary import Summary
+from peftcli.record.shown_numbers import metric
 from peftcli.training.adapter_record import adapter_record
 from peftcli.training.hub_upload import push
 from peftcli.training.milestones import Milestones
@@ -75,7 +76,7 @@ def save_artifact(session: Session, summary: Summary, weights: dict[str, Tensor]
             _write_model(partial, session, weights)
         return
     meta = adapter_record(session)
-    numbers = {key: value for key, value in (summary.eval or {}).items() if isinstance(value, float)}
+    numbers = {key: metric(key, value) for key, value in (summary.eval or {}).items() if isinstance(value, float)}
     save_adapter(
         path / "adapter",
         attachment_state=session.attachment.state_dict(),

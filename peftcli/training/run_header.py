@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftcli.adapters.format import recorded_params
+from peftcli.adapters.format import SavedAdapter, recorded_params
 from peftcli.adapters.servers import served_by
 from peftcli.assembly.reached_weights import reached_share
 from peftcli.models.load.load_model import count_parameters
@@ -12,6 +12,7 @@ from peftcli.models.targets.target import summarise_ranks, summarise_targets
 from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.preference_losses import loss_in_words
 from peftcli.tasks.task_table import task_info
+from peftcli.training.adapter_record import adapter_record
 from peftcli.training.session import Session
 
 
@@ -66,7 +67,9 @@ def _servers(session: Session) -> str | None:
     task = session.recipe.task
     if not task_info(task).generates:
         return None
-    return served_by(recorded_params(session.method, session.attachment.row_numbers()), task)
+    params = recorded_params(session.method, session.attachment.row_numbers())
+    adapter = SavedAdapter(params, session.attachment.state_dict(), adapter_record(session))
+    return served_by(params, task, adapter)
 
 
 def parameter_counts(session: Session) -> dict[str, Any]:

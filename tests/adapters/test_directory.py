@@ -93,10 +93,10 @@ def test_the_directory_is_replaced_whole_or_not_at_all(saved: Path, monkeypatch:
 def test_the_card_and_the_config_say_what_it_is(tmp_path: Path) -> None:
     _, attachment, params, meta = attached("bert")
     state = attachment.state_dict()
-    save_adapter(tmp_path / "a", attachment_state=state, params=params, meta=meta, metrics={"eval_accuracy": 0.95})
+    save_adapter(tmp_path / "a", attachment_state=state, params=params, meta=meta, metrics={"eval_accuracy": "95.0%"})
     card = (tmp_path / "a/README.md").read_text()
     assert card.startswith("---\nbase_model: models/tiny\nlibrary_name: peft\n")
-    assert "`maybe`" in card and "| eval_accuracy | 0.95 |" in card and "PeftModel.from_pretrained" in card
+    assert "`maybe`" in card and "| eval_accuracy | 95.0% |" in card and "PeftModel.from_pretrained" in card
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert config["target_modules"] == ["query", "value"] and config["task_type"] == "SEQ_CLS"
     assert config["modules_to_save"] == ["classifier"] and config["base_model_name_or_path"] == "models/tiny"

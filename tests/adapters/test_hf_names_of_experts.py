@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.hf.hf_export import hf_peft_files
 from peftcli.adapters.hf.hf_library import HfPeft
-from peftcli.adapters.servers import servers_of
+from peftcli.adapters.loading import load_adapter
+from peftcli.adapters.servers import servers_of, servers_to_come
 from peftcli.analysis.contract_models import bare
 from peftcli.analysis.support.tiny_types import tiny_type
 from peftcli.errors import UserError
 from peftcli.serving.lora_pairs import lora_files, lora_pairs
+from peftcli.training.run import train
 from tests.adapters.moved_lora import logits_of, logits_with, save_moved
+from tests.matrix.runs import Workshop
+from tests.recipes import Recorder
+from tests.tiny import tiny_tokenizer
 
 FAMILIES = ("deepseek_v3", "glm4_moe")
 """A dense block in front of blocks with a shared expert."""
@@ -63,6 +68,31 @@ def test_a_dora_of_them_is_kept_in_our_own_layout(tmp_path: Path) -> None:
     saved, _ = _saved(tmp_path, "deepseek_v3", {"target_modules": ["ffn.up"], "use_dora": True})
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
     with pytest.raises(UserError, match="it is a DoRA of up_proj, which HF peft takes for experts of this model"):
+        hf_peft_files(saved, tmp_path)
+
+
+def test_before_training_it_is_said_that_no_server_takes_a_dora_of_them(tmp_path: Path) -> None:
+    dora: dict[str, Any] = {"target_modules": ["ffn.up"], "use_dora": True}
+    saved, _ = _saved(tmp_path / "a", "deepseek_v3", dora)
+    assert servers_to_come(saved.params, "causal_lm", saved) == []
+    saved, _ = _saved(tmp_path / "b", "llama", dora)
+    assert servers_to_come(saved.params, "causal_lm", saved) == ["hf peft"]
+    base = tmp_path / "deepseek_v3"
+    _model("deepseek_v3").save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    recorder, changes = Recorder(), {"model__name_or_path": str(base), "method": {"name": "lora", "r": 2, **dora}}
+    train(Workshop(tmp_path).recipe("dora", "llama", "lora", **changes), reporter=recorder)
+    assert recorder.facts["servers"] == "none with the adapter; after a merge all that load the base"
+
+
+def test_a_router_with_a_buffer_is_kept_in_our_own_layout_for_hf_peft_asks_for_the_buffer(tmp_path: Path) -> None:
+    router: dict[str, Any] = {"target_modules": ["attn.q"], "modules_to_save": ["mlp.gate"]}
+    saved, expected = _saved(tmp_path, "glm4_moe", router)
+    blocks = {name.removesuffix(".mlp.gate.e_score_correction_bias") for name in saved.meta.buffers}
+    assert blocks == {"model.layers.1", "model.layers.2", "model.layers.3"}
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
+    torch.testing.assert_close(logits_with(load_adapter(tmp_path), _model("glm4_moe")), expected, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="gate whole, and HF peft asks for its buffer e_score_correction_bias"):
         hf_peft_files(saved, tmp_path)
 
 

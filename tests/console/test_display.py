@@ -128,8 +128,12 @@ def test_next_commands_leave_out_what_is_impossible() -> None:
         "peft eval runs/lora",
         "peft predict runs/lora --input FILE",
         "peft merge runs/lora -o runs/lora-merged",
+        "peft report runs/lora",
     ]
-    assert next_commands(summary(eval=None, artifact="model")) == ["peft predict runs/lora --input FILE"]
+    assert next_commands(summary(eval=None, artifact="model")) == [
+        "peft predict runs/lora --input FILE",
+        "peft report runs/lora",
+    ]
 
 
 @pytest.mark.parametrize(("gates", "merges"), [("true", False), ("false", True)])

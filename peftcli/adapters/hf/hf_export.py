@@ -50,8 +50,8 @@ def hf_peft_files(saved: SavedAdapter, source: Path, instead: str | None = None)
             )
         params, state = plain
         known = FORMATS[params.name]
-    if (no_rows := known.why_no_rows(meta)) is not None:
-        raise UserError(f"{source}: {params.name} cannot be exported: {no_rows}", suggestion=other_use(params))
+    if (beside := known.why_not_beside(meta)) is not None:
+        raise UserError(f"{source}: {params.name} cannot be exported: {beside}", suggestion=other_use(params))
     reason = known.why_not(params, meta, state)
     if reason is not None and any(target.slice or target.kind == "experts" for target in meta.targets):
         files = known.whole_module_files(params, meta, state)

@@ -53,10 +53,13 @@ class HfFormat(ABC, Generic[Params]):
 
     def why_not_whole(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:
         """Return why HF peft cannot hold an adapter as it is, what is trained beside the method included, or None."""
-        return self.why_no_rows(meta) or self.why_not(params, meta, state)
+        return self.why_not_beside(meta) or self.why_not(params, meta, state)
 
-    def why_no_rows(self, meta: AdapterMeta) -> str | None:
-        """Return why HF peft cannot hold the adapter's trained rows of tokens, or None."""
+    def why_not_beside(self, meta: AdapterMeta) -> str | None:
+        """Return why HF peft cannot hold what the adapter trained beside the method, or None."""
+        if meta.buffers:
+            path, _, buffer = meta.buffers[0].rpartition(".")
+            return f"it trained {path} whole, and HF peft asks for its buffer {buffer}, which no adapter here holds"
         if meta.token_rows and not self.holds_rows:
             return f"it trained rows of single tokens, which HF peft has beside LoRA alone, not {self.peft_type}"
         both = [target.module for target in meta.targets if target.module in meta.token_rows]
