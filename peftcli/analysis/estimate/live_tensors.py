@@ -147,11 +147,14 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
         What torch itself makes of one that has values takes ten times as long, and the operation's shape is not kept.
         """
-        if isinstance(tensor, FakeTensor):
-            return tensor
+        return tensor if isinstance(tensor, FakeTensor) else self._like(tensor)
+
+    def _like(self, tensor: Tensor) -> FakeTensor:
+        """Return a new tensor of the same shape, without values."""
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
         with unset_fake_temporarily():
             shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return FakeTensor(self.fake, shape, tensor.device)
+        return FakeTensor(self.fake, shape, device)
 
     def _made_of_shapes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask torch what an operation makes of these shapes, or remember what it said: that is most of an estimate.
@@ -191,7 +194,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
                 leaves = [leaf for leaf in tree_leaves(shape) if isinstance(leaf, Tensor)]
                 fraction = not given and any(leaf.is_floating_point() for leaf in leaves)
                 if fraction or any(leaf.numel() > SMALL for leaf in leaves):
-                    return shape
+                    # torch 2.15 keeps weak references to what is made anew, and those cannot be swapped (`give_memory`)
+                    return tree_map_only(FakeTensor, self._like, shape)
         with unset_fake_temporarily():
             return func(*args, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ def test_a_linear_layer_keeps_what_its_backward_pass_needs() -> None:
         tracker.claim([layer.weight.grad, layer.bias.grad], "gradients")
         assert tracker.live["gradients"] == FLOAT * (64 * 32 + 32)
     assert tracker.live["activations"] == 0
+
+
+def test_what_is_made_anew_can_take_the_place_of_a_parameter() -> None:
+    """torch refuses to swap what a weak reference leads to, and torch 2.15 keeps one to each new tensor."""
+    with LiveTensors().running():
+        assert weakref.getweakrefs(torch.empty(3, 4)) == []
 
 
 def test_the_peak_is_the_fullest_moment() -> None:
