@@ -86,7 +86,8 @@ class _Commands(TyperGroup):
         """Run the command that was typed.
 
         Raises:
-            UserError: the current directory was removed; libraries would end the process while they are imported.
+            UserError: the current directory was removed; libraries would end the process while they are imported. Or
+                a file that Python compiled is damaged.
         """
         try:
             os.getcwd()
@@ -97,6 +98,18 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Stopped(_STOPPED) from None
+        except EOFError as error:  # of which click makes "Aborted!"
+            raise _unexpected_end(error) from error
+
+
+def _unexpected_end(error: EOFError) -> Exception:
+    """Return what an end of file means that no command expected: a compiled file that a full disk cut, or a bug."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        compiled = frame.f_locals.get("bytecode_path")  # of Python's import system
+        if compiled is not None:
+            reason = f"{compiled}, which Python compiled, is cut off, as a full disk leaves it"
+            return UserError(reason, suggestion="remove the file: Python compiles it again")
+    return RuntimeError(f"a file ended before it should: {error}")
 
 
 def build_app() -> typer.Typer:

@@ -76,7 +76,11 @@ def save_artifact(session: Session, summary: Summary, weights: dict[str, Tensor]
             _write_model(partial, session, weights)
         return
     meta = adapter_record(session)
-    numbers = {key: metric(key, value) for key, value in (summary.eval or {}).items() if isinstance(value, float)}
+    numbers = {
+        key: metric(key, value)
+        for key, value in (summary.eval or {}).items()
+        if isinstance(value, float) and not key.endswith(("_runtime", "_per_second"))
+    }
     save_adapter(
         path / "adapter",
         attachment_state=session.attachment.state_dict(),

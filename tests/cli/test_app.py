@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import py_compile
 import re
+from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli import cli as cli_package
@@ -81,6 +84,26 @@ def test_exit_code_of_each_error(monkeypatch: pytest.MonkeyPatch, cli: Cli, erro
     assert done.code == code
     assert ("Traceback" in done.err) == isinstance(error, ZeroDivisionError)
     assert str(error) in done.err and done.out == ""
+
+
+def test_an_end_of_file_is_no_abort(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk cuts what Python compiles; every later start then reads half of it."""
+    module = tmp_path / "cut_off.py"
+    module.write_text("NUMBERS = [1, 2, 3]\n")
+    compiled = Path(py_compile.compile(str(module)) or "")
+    compiled.write_bytes(compiled.read_bytes()[:40])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(TyperGroup, "invoke", lambda *_: import_module("cut_off"))
+    done = cli("methods")
+    assert done.code == 2
+    assert f"{compiled}, which Python compiled, is cut off" in done.err and "remove the file" in done.err
+
+    def ends(*_: object) -> None:
+        raise EOFError("half of it")
+
+    monkeypatch.setattr(TyperGroup, "invoke", ends)
+    done = cli("methods")
+    assert done.code == 1 and "a file ended before it should: half of it" in done.err and "This is a bug" in done.err
 
 
 def test_all_problems_are_shown(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
