@@ -103,6 +103,11 @@ class Estimates(Generic[Key]):
         """Return by how much the first method's mean score is greater."""
         return self._estimate({key: 1.0, other: -1.0})
 
+    def difference_interval(self, difference: Estimate) -> tuple[float, float] | None:
+        """Return the 95% interval of a difference of two scores, within what it can be: 100 points of accuracy."""
+        interval, most = difference.interval, self._bounds[1] - self._bounds[0]
+        return None if interval is None else (max(-most, interval[0]), min(most, interval[1]))
+
     def _estimate(self, signs: Mapping[Key, float]) -> Estimate:
         weights = np.zeros(len(self._covariance))
         for key, sign in signs.items():

@@ -102,14 +102,15 @@ def _compare(out: dict[str, Judgement], estimates: Estimates[str], sign: float, 
     behind = {label: _behind(estimates.difference(best, label), sign) for label in out if label != best}
     for label, difference in behind.items():
         found = out[label]
-        found.difference, found.difference_interval = difference.value, difference.interval
+        found.difference, found.difference_interval = difference.value, estimates.difference_interval(difference)
         found.p_best = of_pairs[(best, label) if (best, label) in of_pairs else (label, best)]
     if reference is not None:
         against = {label: _behind(estimates.difference(reference, label), sign) for label in out if label != reference}
         of_reference = holm({label: difference.p_value for label, difference in against.items()})
         for label, difference in against.items():
             found = out[label]
-            found.difference_to_reference, found.reference_interval = difference.value, difference.interval
+            found.difference_to_reference = difference.value
+            found.reference_interval = estimates.difference_interval(difference)
             found.p_reference = of_reference[label]
     out[best].difference, out[best].difference_interval = 0.0, (0.0, 0.0)
     for label, found in out.items():

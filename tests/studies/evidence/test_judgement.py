@@ -149,3 +149,12 @@ def test_by_simulation_intervals_cover_and_equal_methods_are_not_called_behind(s
 def _holds(interval: tuple[float, float] | None, truth: float) -> bool:
     assert interval is not None
     return interval[0] <= truth <= interval[1]
+
+
+def test_a_difference_of_accuracies_is_at_most_all_of_them() -> None:
+    """Two seeds far apart tell little of other seeds, and yet no accuracy is behind by more than 100 points."""
+    steady = [with_right([True] * 30 + [False] * 10, seed) for seed in range(2)]
+    wild = [with_right([right] * 40, seed) for seed, right in enumerate((True, False))]
+    found = judge({"steady": steady, "wild": wild}, metric="accuracy", greater_is_better=True, reference="steady")
+    for interval in (found["wild"].difference_interval, found["wild"].reference_interval):
+        assert interval == (-1.0, 1.0)

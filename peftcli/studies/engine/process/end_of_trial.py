@@ -44,7 +44,9 @@ def too_often(trial: Trial, kills: int, files: StudyFiles, host: str) -> TrialRe
     log = files.log(trial.name)
     last: list[Any] = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     said = next((line.strip() for line in reversed(last) if line.strip()), "")
-    reason = f"its process was killed {kills} times; the system does that where memory runs out"
+    again = (files.results / f"{trial.name}.json").relative_to(files.directory).as_posix()
+    reason = f"its process was killed {kills} times (the system does that where memory runs out)"
+    reason += f"; remove {again} to try it again"
     return TrialResult(
         name=trial.name,
         state="failed",
