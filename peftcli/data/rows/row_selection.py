@@ -91,7 +91,11 @@ def limited(store: Store, rows: Index, most: int | None, seed: int) -> Index:
 
 
 def weighted(store: Store, rows: Index, weights: Sequence[float], seed: int) -> Index:
-    """Return the rows with each source as often as its weight says: 0.5 half of it, 2 every row twice."""
+    """Return the rows with each source as often as its weight says: 0.5 half of it, 2 every row twice.
+
+    Raises:
+        UserError: a weight leaves not a single row of its source.
+    """
     if all(weight == 1 for weight in weights):
         return rows
     random = np.random.Generator(np.random.PCG64([seed, 0x3E16]))
@@ -100,5 +104,9 @@ def weighted(store: Store, rows: Index, weights: Sequence[float], seed: int) -> 
     for place, weight in enumerate(weights):
         mine = rows[number_of_set == place]
         rest = round((weight - int(weight)) * len(mine))
+        if len(mine) and not rest and weight < 1:
+            reason = f"a weight of {weight:g} leaves none of the {len(mine):,} training rows of this source"
+            remedy = "write a larger weight, or leave the source out"
+            raise UserError(Problem(reason, key=f"data.datasets.{place}.weight", suggestion=remedy))
         parts += [mine] * int(weight) + [np.sort(random.permutation(mine)[:rest])]
     return np.concatenate(parts)

@@ -8,8 +8,6 @@ from typing import Any
 
 from peftcli.record.shown_numbers import metric as shown
 
-_Metrics = Mapping[str, Any]
-
 RISE = 1.5
 """A training loss that ends above this many times the first one, and by `LEAST_RISE` at least, has risen."""
 LEAST_RISE = 0.1

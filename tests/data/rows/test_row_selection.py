@@ -87,6 +87,14 @@ def test_groups_stay_on_one_side(tokenizer: Any, tmp_path: Path) -> None:
         ready(tokenizer, numbered(tmp_path / "b.jsonl", 5, user=1), val_set_size=0.3, group_by="user")
 
 
+def test_a_weight_that_leaves_no_row_of_its_source_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    one, two = numbered(tmp_path / "one.jsonl", 40), numbered(tmp_path / "two.jsonl", 6)
+    sources = [DataSource(path=str(one)), DataSource(path=str(two), weight=0.01)]
+    with pytest.raises(UserError, match=r"a weight of 0\.01 leaves none of the 6 training rows") as caught:
+        prepare(DataSpec(datasets=sources, val_set_size=0), "causal_lm", tokenizer, seed=0)
+    assert caught.value.problems[0].key == "data.datasets.1.weight"
+
+
 def test_sources_of_different_formats_and_weights(tokenizer: Any, tmp_path: Path) -> None:
     one = numbered(tmp_path / "one.jsonl", 10)
     two = write_jsonl(tmp_path / "two.jsonl", [{"text": f"Hello {n}"} for n in range(10)])
