@@ -131,7 +131,7 @@ def _of_sweep(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFindi
 
 
 def _limit(record: Mapping[str, Any], recipe: Recipe) -> str:
-    limits = [f"methods that were not in it: {', '.join(sorted(row['label'] for row in record['methods']))} were"]
+    limits = [f"says nothing of methods beside {', '.join(sorted(row['label'] for row in record['methods']))}"]
     steps, full = record.get("steps"), record.get("full_steps")
     if steps and full and steps < full:
         limits.append(f"shortened to {steps} of {full} steps")

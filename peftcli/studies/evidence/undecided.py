@@ -58,7 +58,9 @@ def _resolution(comparison: Comparison, scored: list[ComparedMethod]) -> list[st
 def _seeds(comparison: Comparison, scored: list[ComparedMethod]) -> list[str]:
     seeds = len(comparison.seeds)
     found = []
-    if seeds < 2:
+    if all(row.interval is None for row in scored):
+        found.append(f"Anything about other rows: too few are held out ({count(comparison.rows)}) for an interval.")
+    elif seeds < 2:
         found.append("Whether another seed would change the order: with one seed, the intervals are about rows alone.")
     elif seeds < FEW_SEEDS:
         found.append(

@@ -159,6 +159,7 @@ def test_an_own_comparison_wins_over_literature_and_is_said_to(recipe) -> None:
     assert (name.value, rate.value, name.source, rate.source) == ("ia3", 5e-2, str(file), str(file))
     assert "you measured it" in name.reason and "literature says lora (this-project)" in name.reason
     assert "400 rows and 3 seeds" in name.scope and "tied with it: bitfit" in name.scope
+    assert name.limit == "says nothing of methods beside bitfit, ia3, lora"
     assert "method.r" not in lines  # (IA)3 has none
 
 
