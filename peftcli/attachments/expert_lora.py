@@ -20,6 +20,7 @@ from peftcli.errors import Problem, UserError
 from peftcli.layers.expert_parts.expert_delta import ExpertsDelta, expert_factors
 from peftcli.layers.expert_parts.expert_dora import ExpertsDora
 from peftcli.layers.parts.lora_init import kaiming_init
+from peftcli.layers.parts.magnitude import rescaling
 from peftcli.models.anatomy import ExpertRole
 from peftcli.models.targets.target import short_path
 from peftcli.protocol.method import RowsChange
@@ -115,7 +116,7 @@ def experts_change(
             wanted = magnitudes[position].to(rows).unsqueeze(1)
             own = whole_rows(torch.ones_like(wanted), role)[span] != 0  # those of other roles keep theirs
             norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            rows.mul_(torch.where(own, whole_rows(wanted, role)[span] / norm, 1.0))
+            rows.mul_(torch.where(own, rescaling(whole_rows(wanted, role)[span], norm), 1.0))
         return rows
 
     return change

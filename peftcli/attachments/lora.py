@@ -17,7 +17,7 @@ from peftcli.layers.part_device import device_beside
 from peftcli.layers.parts.bias import BiasDelta
 from peftcli.layers.parts.dora import DoraDelta
 from peftcli.layers.parts.lora import LoraDelta
-from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
+from peftcli.layers.parts.lora_embedding import EmbeddingDoraDelta, EmbeddingLoraDelta
 from peftcli.layers.parts.lora_init import (
     Decomposition,
     Initialiser,
@@ -28,6 +28,7 @@ from peftcli.layers.parts.lora_init import (
     orthogonal_init,
     random_init,
 )
+from peftcli.layers.parts.magnitude import rescaling
 from peftcli.layers.site import Part, output_site
 from peftcli.models.targets.target import Target, summarise_ranks
 from peftcli.models.weights.stored_weights import StoredWeights
@@ -252,7 +253,8 @@ def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
     scale = variant.scale_of(place)
     if place.target.kind == "embedding":
         init = embedding_random_init if variant.init is False else embedding_init
-        return EmbeddingLoraDelta(BaseTable(host), place.rank, scale, init=init, magnitude=variant.dora)
+        kind = EmbeddingDoraDelta if variant.dora else EmbeddingLoraDelta
+        return kind(BaseTable(host), place.rank, scale, init=init)
     part = DoraDelta if variant.dora else LoraDelta
     return part(
         base_linear(host, place.target.slice),
@@ -291,7 +293,7 @@ def linear_change(tensors: Mapping[str, Tensor], scale: float) -> Callable[[Tens
             weight.addmm_(own["initial_B"], own["initial_A"], alpha=-scale)
         if "lora_magnitude_vector" in own:
             norm = torch.linalg.vector_norm(weight, dim=1)
-            weight.mul_((own["lora_magnitude_vector"] / norm).unsqueeze(1))
+            weight.mul_(rescaling(own["lora_magnitude_vector"], norm).unsqueeze(1))
         return weight
 
     return change
@@ -304,7 +306,7 @@ def embedding_change(tensors: Mapping[str, Tensor], scale: float) -> Callable[[T
         own = {suffix: tensor.to(table) for suffix, tensor in tensors.items()}
         table.addmm_(own["lora_embedding_A"].T, own["lora_embedding_B"].T, alpha=scale)
         if "lora_magnitude_vector" in own:
-            table.mul_(own["lora_magnitude_vector"] / torch.linalg.vector_norm(table, dim=0))
+            table.mul_(rescaling(own["lora_magnitude_vector"], torch.linalg.vector_norm(table, dim=0)))
         return table
 
     return change

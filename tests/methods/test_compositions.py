@@ -16,6 +16,7 @@ from peftcli.methods.bitfit import BitFitParams
 from peftcli.methods.full import FullParams
 from peftcli.methods.ia3 import IA3Params
 from peftcli.methods.lora import LoraParams
+from peftcli.methods.oft import OftParams
 from peftcli.methods.parallel_adapter import ParallelAdapterParams
 from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.methods.prompt_tuning import PromptTuningParams
@@ -306,6 +307,10 @@ def test_gated_compose_replaces_every_scale() -> None:
     ("parts", "reason"),
     [
         ([LoraParams(), LoraParams(r=4)], "lora and lora_2 cannot share a place"),
+        (
+            [LoraParams(use_dora=True, target_modules=["embed_tokens"]), OftParams(target_modules=["embed_tokens"])],
+            "lora and oft cannot share a place",
+        ),
         ([LoraParams(use_dora=True), {"name": "ia3", "target_modules": ["attn.q"]}], "depends on the whole weight of"),
         ([PrefixTuningParams(), PrefixTuningParams()], "prefix_tuning and prefix_tuning_2 cannot share a place"),
         ([AdapterParams(), AdapterParams(placement="pfeiffer")], "adapter and adapter_2 cannot share a place"),

@@ -1,7 +1,7 @@
 """DoRA of experts that are 3-D parameters (Liu et al. 2024, 2402.09353): each expert's matrix by itself.
 
 y = m_e / |W_e + s B_e A_e| * (W_e + s B_e A_e) x + b_e, with one magnitude and one norm for each output feature of
-each expert. Autograd takes the norm as a constant. The norms need W_e + s B_e A_e, one expert at a time, in every step.
+each expert. The norms need W_e + s B_e A_e, one expert at a time, in every step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from peftcli.layers.expert_parts.expert_delta import ExpertsDelta
 from peftcli.layers.expert_parts.expert_part import Leaving
 from peftcli.layers.parts.lora import lowrank_delta
 from peftcli.layers.parts.lowrank import lowrank_add
+from peftcli.layers.parts.magnitude import MagnitudePart, rescaling
 
 
-class ExpertsDora(ExpertsDelta):
+class ExpertsDora(MagnitudePart, ExpertsDelta):
     """DoRA: rescales every output feature of W_e + s B_e A_e to a trained magnitude.
 
     Takes what `ExpertsDelta` takes.
@@ -30,18 +31,15 @@ class ExpertsDora(ExpertsDelta):
         lora_magnitude_vector: (experts, out), a row for each expert that is changed.
     """
 
-    exclusive = True
-
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         b = self.lora_B.weight
         self.lora_magnitude_vector = nn.Parameter(torch.ones(len(self.positions), len(b), device=b.device))
-        self._norms: Tensor | None = None
 
     def leaving(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Leaving:
         """Return what gives each expert that is changed its direction and its magnitudes."""
         every_a, every_b = self.factors()
-        factors = (self.lora_magnitude_vector / self.norms(weights)).unbind(0)
+        factors = rescaling(self.lora_magnitude_vector, self.norm(weights)).unbind(0)
         scale, dropout = float(self.scale), self.dropout if self.training else 0.0
 
         def change(expert: int, x: Tensor, y: Tensor) -> Tensor:
@@ -63,43 +61,24 @@ class ExpertsDora(ExpertsDelta):
 
         return change
 
-    @torch.no_grad()
-    def norms(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return |W_e + s B_e A_e| per output feature, (experts, out), float32; kept between calls outside training."""
-        if self.training:
-            self._norms = None
-        if self._norms is not None and self._norms.device == self.lora_A.weight.device:
-            return self._norms
-        pairs = zip(self.positions, *self.factors(), strict=True)
-        norms = torch.stack([self._norm(weights[expert], a, b) for expert, a, b in pairs])
-        if not self.training:
-            self._norms = norms
-        return norms
+    def computed_norm(self, *weights: Sequence[Tensor]) -> Tensor:
+        """Return |W_e + s B_e A_e| per output feature, (experts, out), float32.
 
-    def _norm(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        Args:
+            weights: `ExpertsView.weights()` of this pass.
+        """
+        (every,) = weights
+        pairs = zip(self.positions, *self.factors(), strict=True)
+        return torch.stack([self._norm_of(every[expert], a, b) for expert, a, b in pairs])
+
+    def _norm_of(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         changed = own_rows(weight, self.rows).to(a.device).float() + lowrank_delta(a, b, float(self.scale))
         norm: Tensor = torch.linalg.vector_norm(changed, dim=1)
         return norm
 
-    @torch.no_grad()
     def start_from_base(self) -> None:
-        """Set the magnitudes to the norms of the weights as they are: DoRA starts as the identity."""
-        self._norms = None
-        self.lora_magnitude_vector.copy_(self.norms(self.base.weights()))
-        self._norms = None
-
-    def multiplicative(self) -> list[nn.Parameter]:
-        """Return the magnitudes: at the norm of the weight they do nothing."""
-        return [self.lora_magnitude_vector, *super().multiplicative()]
-
-    def forget(self) -> None:
-        """Drop the norms."""
-        self._norms = None
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return the factors and the magnitudes; the norms kept from before are forgotten, since a load may follow."""
-        self.forget()
-        return super().adapter_tensors()
+        """Set the magnitudes to the norms of the weights as they are."""
+        self.start_from_weights(self.base.weights())
 
 
 def own_rows(weight: Tensor, rows: Slice | None) -> Tensor:

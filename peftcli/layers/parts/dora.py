@@ -1,7 +1,6 @@
 """DoRA at one projection (Liu et al. 2024, 2402.09353): a low-rank change of direction, and a trained magnitude.
 
-y = m / |W + s B A| * (W + s B A) x + b, with one magnitude m and one norm for each output feature. Autograd
-takes the norm as a constant.
+y = m / |W + s B A| * (W + s B A) x + b, with one magnitude m and one norm for each output feature.
 """
 
 from __future__ import annotations
@@ -16,28 +15,26 @@ from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.parts.lora import LoraDelta
 from peftcli.layers.parts.lowrank import lowrank_add
+from peftcli.layers.parts.magnitude import MagnitudePart, rescaling
 from peftcli.layers.site import Scale
 
 
-class DoraDelta(LoraDelta):
+class DoraDelta(MagnitudePart, LoraDelta):
     """DoRA: rescales every output feature of W + s B A to a trained magnitude.
 
     With dropout, the official code's split: W x + (c - 1) W drop(x) + c s B A drop(x), c = m / |W + s B A|.
     """
 
-    exclusive = True
-
     def __init__(self, base: BaseLinear, rank: int, scale: Scale, **options: Any) -> None:
         super().__init__(base, rank, scale, **options)
         self.lora_magnitude_vector = nn.Parameter(torch.ones(base.out_features, device=base.device))
-        self._norm: Tensor | None = None
 
     def gate_width(self) -> int | None:
         """Return None: DoRA's norm is that of a constant change."""
         return None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        c = (self.lora_magnitude_vector / self.weight_norm()).to(y.dtype)
+        c = rescaling(self.lora_magnitude_vector, self.norm()).to(y.dtype)
         dropout = self.dropout if self.training else 0.0
         bias = self.base.bias()
         own = y if self.rows is None else self.rows.take(y)
@@ -53,37 +50,15 @@ class DoraDelta(LoraDelta):
         change = (c - 1) * plain + c * product
         return y + change if self.rows is None else self.rows.add(y, change)
 
-    @torch.no_grad()
-    def weight_norm(self) -> Tensor:
-        """Return |W + s B A| per output feature, (d_out,), float32; kept between calls while not training."""
-        if self.training:
-            self._norm = None
-        if self._norm is not None and self._norm.device == self.lora_A.weight.device:
-            return self._norm
+    def computed_norm(self, *_weights: Any) -> Tensor:
+        """Return |W + s B A| per output feature, (d_out,), float32."""
         norm: Tensor = torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1)
-        if not self.training:
-            self._norm = norm
         return norm
 
-    @torch.no_grad()
     def start_from_base(self) -> None:
-        """Set the magnitudes to the norms of the weight as it is: DoRA starts as the identity."""
-        self._norm = None
-        self.lora_magnitude_vector.copy_(torch.linalg.vector_norm(self.base.weight() + self.delta(), dim=1))
-
-    def multiplicative(self) -> list[nn.Parameter]:
-        """Return the magnitude: at the norm of the weight it does nothing."""
-        return [self.lora_magnitude_vector, *super().multiplicative()]
+        """Set the magnitudes to the norms of the weight as it is."""
+        self.start_from_weights()
 
     def learnt_magnitude(self) -> Tensor:
         """Return the magnitude, (d_out,)."""
         return self.lora_magnitude_vector
-
-    def forget(self) -> None:
-        """Drop the norms."""
-        self._norm = None
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """Return the factors and the magnitude; the norms kept from before are forgotten, since a load may follow."""
-        self.forget()
-        return super().adapter_tensors()

@@ -180,6 +180,6 @@ def _why_not(model: nn.Module, path: str) -> str | None:
         return f"{path} is quantised"
     for tied in tied_to(model, path):
         for part in output_parts(model.get_submodule(tied)):
-            if part.exclusive or part.learnt_magnitude() is not None:
+            if part.exclusive:
                 return f"the method changes {tied} by what the whole table is"
     return None

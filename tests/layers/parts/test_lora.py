@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peftcli.attachments.lora import embedding_change, linear_change
 from peftcli.layers.base_linear import base_linear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.cpu.cpu_paths import CpuPaths
+from peftcli.layers.finite_tensors import first_not_finite
 from peftcli.layers.parts.dora import DoraDelta
 from peftcli.layers.parts.lora import LoraDelta, lowrank_delta
-from peftcli.layers.parts.lora_embedding import EmbeddingLoraDelta
+from peftcli.layers.parts.lora_embedding import EmbeddingDoraDelta, EmbeddingLoraDelta
 from peftcli.layers.parts.lora_init import PrincipalPair, gaussian_init, kaiming_init, orthogonal_init, random_init
 from peftcli.layers.row_draws import DrawnRows, drawing
 from peftcli.layers.site import Part, output_site
@@ -100,6 +102,35 @@ def test_dora_keeps_no_stale_norm_after_training_or_loading() -> None:
     torch.testing.assert_close(host.eval()(x), trained)
 
 
+def test_dora_leaves_a_feature_without_weights_alone() -> None:
+    """Its norm is 0: the pass, its gradients and the merged weight are numbers all the same."""
+    host, table = nn.Linear(5, 4), nn.Embedding(6, 4)
+    with torch.no_grad():
+        host.weight[1], table.weight[:, 2] = 0.0, 0.0
+    for module, given in ((host, torch.randn(3, 5)), (table, torch.arange(6))):
+        plain = module(given).detach()
+        linear = isinstance(module, nn.Linear)
+        part = DoraDelta(base_linear(module), 2, 1.0) if linear else EmbeddingDoraDelta(BaseTable(module), 2, 1.0)
+        part.start_from_base()
+        found = _attach(module, part)(given)
+        torch.testing.assert_close(found, plain)
+        found.square().sum().backward()
+        assert first_not_finite({name: own.grad for name, own in part.named_parameters()}) is None
+        change = (linear_change if linear else embedding_change)(part.adapter_tensors(), 1.0)
+        torch.testing.assert_close(change(module.weight.detach().clone()), module.weight.detach())
+
+
+def test_dora_of_an_embedding_reads_the_whole_table_once_while_not_training() -> None:
+    table = nn.Embedding(6, 4)
+    part = EmbeddingDoraDelta(BaseTable(table), 2, 1.0)
+    part.start_from_base()
+    _attach(table, part).eval()
+    table(torch.arange(3))
+    kept = part.norm()
+    table(torch.arange(3))
+    assert part.norm() is kept and table.train()(torch.arange(3)) is not None and part.norm() is not kept
+
+
 def test_doras_norm_gets_no_gradient() -> None:
     host = nn.Linear(5, 4, bias=False)
     part = DoraDelta(base_linear(host), 2, 1.0)
@@ -108,7 +139,7 @@ def test_doras_norm_gets_no_gradient() -> None:
     nn.init.normal_(part.lora_B.weight)
     x = torch.randn(3, 5)
     host(x).sum().backward()
-    norm = part.weight_norm()
+    norm = part.norm()
     factor = (part.lora_magnitude_vector / norm).detach()
     expected = (factor.unsqueeze(1) * torch.ones(4, 3)) @ (x @ part.lora_A.weight.detach().T)
     torch.testing.assert_close(part.lora_B.weight.grad, expected)
@@ -176,7 +207,7 @@ def test_an_embedding_gets_the_looked_up_change(scaled: float, magnitude: bool) 
         host.register_forward_hook(lambda _m, _i, out: out * scaled)
     ids = torch.tensor([[1, 2, 9], [0, 0, 3]])
     plain = host(ids)
-    part = EmbeddingLoraDelta(BaseTable(host), 2, 0.5, magnitude=magnitude)
+    part = (EmbeddingDoraDelta if magnitude else EmbeddingLoraDelta)(BaseTable(host), 2, 0.5)
     if magnitude:
         part.start_from_base()
     _attach(host, part)
@@ -256,7 +287,7 @@ def test_a_quantised_base_is_computed_as_it_is_and_stays_frozen(bits: int, use_d
     nn.init.normal_(part.lora_B.weight)
     expected = plain + 1.5 * x @ (part.lora_B.weight @ part.lora_A.weight).T
     if use_dora:
-        c = part.lora_magnitude_vector / part.weight_norm()
+        c = part.lora_magnitude_vector / part.norm()
         expected = c * (expected - host.bias) + host.bias
     out = host(x)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
