@@ -106,7 +106,7 @@ class World:
         return result
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of `value` over the processes."""
+        """Sum `value` over the processes in place, and return it."""
         if self.size > 1:
             with _among_others():
                 torch.distributed.all_reduce(value)
@@ -141,7 +141,7 @@ class World:
         """Give every process the main one's values of these tensors, in place; the same ones in each process."""
         if self.size == 1:
             return
-        for bucket in _buckets(tensors):
+        for bucket in in_buckets(tensors):
             flat = torch.cat([tensor.detach().flatten() for tensor in bucket])
             with _among_others():
                 torch.distributed.broadcast(flat.view(torch.uint8), 0)  # bytes: of any dtype, and bit for bit
@@ -168,7 +168,7 @@ class World:
         reached[without] = 0.0
         reached = reached.to(self.device, non_blocking=True)
         beside = [reached] if ask is None else [reached, ask]
-        buckets = list(_buckets(parameter.grad for parameter in own if parameter.grad is not None))
+        buckets = list(in_buckets(parameter.grad for parameter in own if parameter.grad is not None))
         buckets[-1:] = [[*(buckets[-1] if buckets else ()), *beside]]
         for bucket in buckets:
             flat = self.sum(torch.cat([tensor.flatten().to(bucket[0].dtype) for tensor in bucket]))
@@ -179,14 +179,16 @@ class World:
                 parameter.grad = parameter.grad if somewhere else None
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def in_buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Yield tensors in groups of one dtype that are large enough for one message each."""
     bucket: list[Tensor] = []
+    held = 0  # bytes
     for tensor in tensors:
-        if bucket and (bucket[0].dtype != tensor.dtype or _bytes(bucket) > BUCKET_BYTES):
+        if bucket and (bucket[0].dtype != tensor.dtype or held > BUCKET_BYTES):
             yield bucket
-            bucket = []
+            bucket, held = [], 0
         bucket.append(tensor)
+        held += tensor.nbytes
     if bucket:
         yield bucket
 
@@ -246,7 +248,3 @@ def _first_line(error: Exception) -> str:
     """Return what a library says, without the place in its sources."""
     text = str(error).strip()
     return re.sub(r"^\[\S+?:\d+\] ", "", text.splitlines()[0]) if text else type(error).__name__
-
-
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

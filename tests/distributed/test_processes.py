@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from peftcli.cli.app import main
+from peftcli.distributed import processes
 from peftcli.distributed.launching import launch
+from peftcli.distributed.processes import in_buckets
 from peftcli.recipe.schema import FastPathsSpec
 from peftcli.training.run import train
 
@@ -24,6 +27,26 @@ def run(*arguments: str) -> int:
 
 def lines(directory: str | Path) -> list[dict]:
     return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+
+
+class Measured:
+    """A tensor of 400 bytes that counts how often it is asked for its size."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.asked = dtype, 0
+
+    @property
+    def nbytes(self) -> int:
+        self.asked += 1
+        return 400
+
+
+def test_buckets_hold_one_dtype_and_a_size_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method with thousands of small tensors sums their gradients in every step."""
+    monkeypatch.setattr(processes, "BUCKET_BYTES", 1000)
+    tensors = [Measured(torch.float32) for _ in range(7)] + [Measured(torch.bfloat16)]
+    assert [len(bucket) for bucket in in_buckets(tensors)] == [3, 3, 1, 1]
+    assert {tensor.asked for tensor in tensors} == {1}
 
 
 @pytest.mark.parametrize(("family", "task"), [("llama", "causal_lm"), ("bert", "sequence_classification")])
