@@ -19,7 +19,7 @@ from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
 from peftcli.training.optim.learning_rate import set_learning_rates
 from peftcli.training.session import Session
-from peftcli.training.watch.first_gradients import untouched
+from peftcli.training.watch.first_gradients import unreached_note
 
 Upcoming = Iterator[list[Batch]]
 """This process's micro-batches of each step that is left."""
@@ -49,7 +49,7 @@ def train_steps(
         with session.precision.float32_products():
             for batch in micro_batches:
                 meter.add(_pass(session, batch, count), batch)
-        _name_what_was_not_reached(session)
+        _note_unreached(session)
 
         # the method's own loss, once a step
         extra = session.attachment.extra_loss() if world.is_main else None
@@ -137,13 +137,13 @@ def _with_mean_of_all(session: Session, batches: list[Batch], count: Tensor | fl
     return [replace(batch, of_all=mean) for batch in batches]
 
 
-def _name_what_was_not_reached(session: Session) -> None:
+def _note_unreached(session: Session) -> None:
     """After the first step's backward passes, tell which trained tensors have no gradient.
 
     Raises:
         UserError: none has one.
     """
     if session.state.step == 0:
-        note = untouched(session.attachment.trainable_parameters(), session.world)
+        note = unreached_note(session.attachment.trainable_parameters(), session.world)
         if note is not None:
             session.reporter.note(note)

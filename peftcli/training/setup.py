@@ -43,9 +43,6 @@ from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
 from peftcli.training.resuming.compare_inputs import compare_inputs
-from peftcli.training.resuming.reference_rows import StartModel, compared_rows
-from peftcli.training.resuming.start_from_rows import start_from_rows
-from peftcli.training.resuming.start_from_stored import start_from_stored
 from peftcli.training.session import Session
 from peftcli.training.speed.compiled_blocks import compile_blocks
 from peftcli.training.speed.compute_weights import ComputeWeights
@@ -53,6 +50,9 @@ from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
 from peftcli.training.speed.padding_free import rows_stay_apart
 from peftcli.training.speed.recomputation import need_of, set_up_recomputation
 from peftcli.training.speed.sharing_prompts import prompts_are_shared
+from peftcli.training.start.reference_rows import StartModel, with_reference
+from peftcli.training.start.start_from_rows import start_from_rows
+from peftcli.training.start.start_from_stored import start_from_stored
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import token_limit
 from peftcli.training.watch.callbacks import Callbacks
@@ -81,20 +81,20 @@ def build_session(
     Raises:
         UserError: anything in the recipe, the model or the data is wrong.
     """
-    seed_everything(loaded.recipe.seed)
-    recipe, ready = loaded.recipe, before_weights(loaded, world, reporter, state)
-    known, data, task, base = ready.known, ready.data, ready.task, _load(ready, recipe, world)
+    recipe = loaded.recipe
+    seed_everything(recipe.seed)
+    ready = before_weights(loaded, world, reporter, state)
+    base = _load(ready, recipe, world)
     attached = _attach(recipe, base, ready, state, world, reporter)
-    computing = _computing(recipe, base, attached, task, state, world, reporter)
-    attachment, anatomy, precision = attached.attachment, attached.anatomy, computing.precision
-    collator = _collator(loaded, base, attachment, ready, computing.fast_paths)
-    batches = StepBatches(recipe, data.train, collator, ready.plan, world, _token_limit(recipe, world, anatomy))
-    _change_for_training(anatomy, attachment, known.info, task, batches, computing, state, reporter)
+    attachment, anatomy = attached.attachment, attached.anatomy
+    computing = _computing(recipe, base, attached, ready.task, state, world, reporter)
+    batches = _step_batches(loaded, base, attached, ready, computing, world)
+    _change_for_training(anatomy, attachment, ready.known.info, ready.task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(base, computing.fast_paths, batches.max_tokens), state, reporter)
-    start_from_rows(recipe, attached, batches, precision, state, reporter)
-    evaluator = _evaluator(recipe, base, task, collator, world, ready, computing)
-    start = StartModel(base, known.info, attachment, computing)
-    validation, kept_of_start = compared_rows(recipe, directory, start, evaluator, batches, ready.validation, state)
+    start_from_rows(recipe, attached, batches, computing.precision, state, reporter)
+    evaluator = _evaluator(recipe, base, batches.collator, world, ready, computing)
+    start = StartModel(base, ready.known.info, attachment, computing)
+    validation, reference = with_reference(recipe, directory, start, evaluator, batches, ready.validation, state)
     rate = choose_rate(recipe, anatomy, kept, reporter.note)
     loaded = with_rate(loaded, rate)
     return Session(
@@ -102,18 +102,18 @@ def build_session(
         world=world,
         directory=directory,
         reporter=reporter,
-        tokenizer=known.tokenizer,
+        tokenizer=ready.known.tokenizer,
         base=base,
-        data=data,
-        info=known.info,
+        data=ready.data,
+        info=ready.known.info,
         anatomy=anatomy,
         attachment=attachment,
-        task=task,
+        task=ready.task,
         validation=validation,
         batches=batches,
         evaluator=evaluator,
         computing=computing,
-        compute_weights=_compute_weights(recipe, base.model, precision, state),
+        compute_weights=_compute_weights(recipe, base.model, computing.precision, state),
         plan=ready.plan,
         leaving=ready.leaving,
         learning_rate=rate,
@@ -122,12 +122,8 @@ def build_session(
         state=state,
         trackers=_trackers(loaded, world, directory, reporter, state.step),
         callbacks=_callbacks(loaded, ready, directory, reporter, state.step, world),
-        reference=kept_of_start,
+        reference=reference,
     )
-
-
-def _token_limit(recipe: Recipe, world: World, anatomy: Anatomy) -> int | None:
-    return token_limit(recipe.training, world.device.type, anatomy.hidden_size)
 
 
 def _load(ready: BeforeWeights, recipe: Recipe, world: World) -> Loaded:
@@ -153,25 +149,29 @@ def _computing(
     """Decide in what dtype the run computes and by which faster paths, and tell the notes."""
     spec, width = recipe.training, attached.anatomy.hidden_size
     precision = decide_precision(spec, base.dtype, world.device, width=width, recorded=state.compute_dtype, world=world)
-    paths = _bind(recipe, base, attached, task, precision, world, reporter)
+    paths = _fast_paths(recipe, base, attached, task, precision, world, reporter)
     world.compute_in(precision.mixed)
     return Computing(precision, paths, world.accelerator)
 
 
-def _collator(
-    loaded: LoadedRecipe, base: Loaded, attachment: Attachment, ready: BeforeWeights, paths: FastPaths
-) -> Collator:
-    data = loaded.recipe.data
+def _step_batches(
+    loaded: LoadedRecipe, base: Loaded, attached: Attached, ready: BeforeWeights, computing: Computing, world: World
+) -> StepBatches:
+    """Return what makes the micro-batches of each step; rows are joined or packed as the model was found to allow."""
+    recipe, paths, data = loaded.recipe, computing.fast_paths, loaded.recipe.data
     joins = paths.by_document and not (data is not None and data.packing)
-    route = _packing_route(loaded, base.model, attachment)
-    return Collator(ready.known.tokenizer, ready.task, route, joins, shares_prompts=joins and paths.shares_prompts)
+    route = _packing_route(loaded, base.model, attached.attachment)
+    shares = joins and paths.shares_prompts
+    collator = Collator(ready.known.tokenizer, ready.task, route, joins, shares_prompts=shares)
+    limit = token_limit(recipe.training, world.device.type, attached.anatomy.hidden_size)
+    return StepBatches(recipe, ready.data.train, collator, ready.plan, world, limit)
 
 
 def _evaluator(
-    recipe: Recipe, base: Loaded, task: Task, collator: Collator, world: World, ready: BeforeWeights, by: Computing
+    recipe: Recipe, base: Loaded, collator: Collator, world: World, ready: BeforeWeights, by: Computing
 ) -> Evaluator:
     cut = by.fast_paths.last_block
-    return make_evaluator(recipe, base.model, task, collator, world, by.precision, ready.metrics, cut)
+    return make_evaluator(recipe, base.model, ready.task, collator, world, by.precision, ready.metrics, cut)
 
 
 def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:
@@ -211,7 +211,7 @@ def _packing_route(loaded: LoadedRecipe, model: PreTrainedModel, attachment: Att
         attachment.enable()
 
 
-def _bind(
+def _fast_paths(
     recipe: Recipe,
     base: Loaded,
     attached: Attached,
@@ -220,7 +220,7 @@ def _bind(
     world: World,
     reporter: Reporter,
 ) -> FastPaths:
-    """Let the task look at the live model, tell the notes, and try which faster paths the model allows."""
+    """Let the task look at the live model, try which faster paths that allows, and tell the notes of both."""
     if (unmerged := merge_note(attached.anatomy, recipe.method, attached.attachment)) is not None:
         reporter.note(unmerged)
     model, prepare = base.model, attached.attachment.prepare_inputs

@@ -54,7 +54,7 @@ class StepBatches:
         self.lengths = collator.lengths(rows, joined=collator.joins_rows)
         self._epoch: tuple[int, list[list[int]]] | None = None
 
-    def take(self, rows: RowSet) -> None:
+    def use_rows(self, rows: RowSet) -> None:
         """Make batches of these rows from now on: the same as before, with more in each."""
         self.rows = rows
 

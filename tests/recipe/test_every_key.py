@@ -135,7 +135,7 @@ ELSEWHERE = {
     "training/test_process_state.py": "training.fast_paths.allocator",
     "training/test_step_engine.py": "training.tf32",
     "training/test_options.py": "training.eval_on_start",
-    "training/resuming/test_live_reference.py": "training.reference",
+    "training/start/test_live_reference.py": "training.reference",
     "training/speed/test_compile.py": "training.torch_compile",
     "training/speed/test_computing.py": "training.fast_paths.attention training.fast_paths.dropout "
     "training.fast_paths.compute_weights",

@@ -50,7 +50,7 @@ WITHOUT_A_RUN = {
         ),
         "recipe/preference_losses.py",
     ),
-    "training.reference": "training/resuming/reference_rows.py",
+    "training.reference": "training/start/reference_rows.py",
 }
 """Keys that other parts read: tables of recipe/, the command line, and what has several validation sets."""
 RUNS: list[tuple[str, str, dict[str, Any]]] = [

@@ -10,7 +10,7 @@ from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.protocol.attachment import Attachment
 from peftcli.training.run import train
-from peftcli.training.watch.first_gradients import untouched
+from peftcli.training.watch.first_gradients import unreached_note
 
 WORLD = World(torch.device("cpu"))
 
@@ -52,12 +52,12 @@ def parameters(*reached: bool) -> dict[str, nn.Parameter]:
 
 
 def test_tensors_without_a_gradient_are_named_with_their_modules() -> None:
-    assert untouched(parameters(True, True), WORLD) is None
-    note = untouched(parameters(True, False, True, False), WORLD)
+    assert unreached_note(parameters(True, True), WORLD) is None
+    note = unreached_note(parameters(True, False, True, False), WORLD)
     assert note is not None and note.startswith("2 of 4 trained tensors have no gradient")
     assert note.endswith("block.1, block.3")
     with pytest.raises(UserError, match="no trained tensor has a gradient"):
-        untouched(parameters(False, False), WORLD)
+        unreached_note(parameters(False, False), WORLD)
 
 
 def test_a_run_names_a_tensor_that_the_loss_does_not_reach(recipe, recorder, monkeypatch) -> None:

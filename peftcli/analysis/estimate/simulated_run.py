@@ -36,10 +36,10 @@ from peftcli.training.computing import Computing
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
 from peftcli.training.optim.parameter_groups import parameter_groups
-from peftcli.training.resuming.frozen_start import FrozenStart
 from peftcli.training.speed.activation_checkpointing import enable_checkpointing
 from peftcli.training.speed.compute_weights import ComputeWeights
 from peftcli.training.speed.fast_paths import AllowedPaths, FastPaths
+from peftcli.training.start.frozen_start import FrozenStart
 from peftcli.training.step_batches import Share, StepBatches
 from peftcli.training.step_plan import make_plan
 

@@ -13,7 +13,7 @@ SHOWN = 4
 """Modules that the note names."""
 
 
-def untouched(parameters: Mapping[str, nn.Parameter], world: World) -> str | None:
+def unreached_note(parameters: Mapping[str, nn.Parameter], world: World) -> str | None:
     """Return a note on the trained tensors without a gradient, or None where all have one.
 
     Args:

@@ -18,7 +18,7 @@ from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.joined_documents import Documents
 from peftcli.training.run import train
-from tests.training.resuming.test_reference_rows import pairs
+from tests.training.start.test_reference_rows import pairs
 from tests.training.test_every_method import METHODS, SMALL
 
 TRIED = Documents((12, 6), (0, 5))

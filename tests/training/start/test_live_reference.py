@@ -12,7 +12,7 @@ from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.training.run import train
 from tests.matrix.several_worlds import in_worlds
 from tests.recipes import CtrlC, Recorder
-from tests.training.resuming.test_reference_rows import OPTIONS, pairs
+from tests.training.start.test_reference_rows import OPTIONS, pairs
 from tests.training.test_every_method import SMALL
 from tests.training.test_train import adapter
 

@@ -32,7 +32,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
 from peftcli.training.computing import Computing
-from peftcli.training.resuming.frozen_start import FrozenStart
+from peftcli.training.start.frozen_start import FrozenStart
 from peftcli.training.step_batches import StepBatches
 
 COPY_BACK = "copy the run's reference/ back, or start again with --overwrite"
@@ -48,7 +48,7 @@ class StartModel:
     computing: Computing
 
 
-def compared_rows(
+def with_reference(
     recipe: Recipe,
     directory: RunDirectory,
     start: StartModel,
@@ -57,7 +57,7 @@ def compared_rows(
     validation: Mapping[str, RowSet],
     state: TrainState,
 ) -> tuple[Mapping[str, RowSet], RunReference | None]:
-    """Give the rows of a run what the model before the first step makes of them, where the task's loss reads it.
+    """Give a run's rows the log-probabilities of the model before the first step, where the task's loss reads them.
 
     Args:
         start: as it is before the first step, unless the run goes on.
@@ -95,7 +95,7 @@ def compared_rows(
             parts,
             base=start.base.identity.as_dict(),
         )
-    batches.take(ReferencedRows(batches.rows, values[TRAIN]))
+    batches.use_rows(ReferencedRows(batches.rows, values[TRAIN]))
     return {name: ReferencedRows(rows, values[validation_key(name)]) for name, rows in validation.items()}, record
 
 
