@@ -1,4 +1,4 @@
-"""Text from files as a terminal, an HTML page or a picture may show it: control characters written out, not sent.
+"""Text as a terminal, an HTML page or a picture may show it: control characters written out, secrets hidden, lists cut.
 
 A column's name can hold the sequence that sets the title of a terminal, and a label the character that turns the rest
 of a line around. Both are written as JSON writes them (`\\u001b`), so that JSON stays what it is.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import os
 import re
+from collections.abc import Sequence
 
 # C0 without tab and line feed, DEL and C1; embeddings, overrides and isolates of writing direction; half characters
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -52,3 +53,19 @@ def shown(text: str) -> str:
 def escape(text: str) -> str:
     """Return a text for an HTML page or an SVG picture: as `shown`, with the characters of the markup escaped."""
     return html.escape(shown(text))
+
+
+def all_of(names: Sequence[str], last: str = "and") -> str:
+    """Return `a, b and c`, or with another word before the last name."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def some_of(names: Sequence[object], most: int) -> str:
+    """Return `a, b and 3 more`: so many names at most, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that says something, else the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,6 +12,7 @@ from peftcli.console.progress_bar import with_progress
 from peftcli.console.terminal import say
 from peftcli.process_state import large_imports
 from peftcli.record.shown_numbers import figures
+from peftcli.shown_text import some_of
 
 if TYPE_CHECKING:
     from peftcli.analysis.adapter_view import AdapterView
@@ -133,10 +134,7 @@ def _other(row: ModuleChange) -> list[str]:
 
 
 def _rows(row: ModuleChange) -> str:
-    if not row.rows:
-        return ""
-    more = f" and {len(row.rows) - _SHOWN} more" if len(row.rows) > _SHOWN else ""
-    return f" (rows {', '.join(map(str, row.rows[:_SHOWN]))}{more})"
+    return f" (rows {some_of(row.rows, _SHOWN)})" if row.rows else ""
 
 
 def _shape(row: ModuleChange) -> str:

@@ -22,6 +22,7 @@ from peftcli.distributed.whole_tensors import is_share
 from peftcli.errors import PeerLost
 from peftcli.process_state import environment_without
 from peftcli.recipe.schema import DistributedSpec
+from peftcli.shown_text import first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -218,7 +219,7 @@ def _join(device: torch.device) -> PartialState:
             return PartialState(cpu=device.type == "cpu", **waits)
     except (RuntimeError, ValueError) as error:
         raise PeerLost(
-            f"the processes of this run do not find each other: {_first_line(error)}",
+            f"the processes of this run do not find each other: {_without_source(error)}",
             suggestion="start them with `torchrun`, or with `peft train --num-processes N`; for a run of one process, "
             f"unset {', '.join(SIZES)}",
         ) from error
@@ -239,12 +240,11 @@ def _among_others() -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise PeerLost(
-            f"another process of this run has ended, or cannot be reached: {_first_line(error)}",
+            f"another process of this run has ended, or cannot be reached: {_without_source(error)}",
             suggestion="look for its own message",
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    """Return what a library says, without the place in its sources."""
-    text = str(error).strip()
-    return re.sub(r"^\[\S+?:\d+\] ", "", text.splitlines()[0]) if text else type(error).__name__
+def _without_source(error: Exception) -> str:
+    """Return the first line of what a library says, without the place in its sources."""
+    return re.sub(r"^\[\S+?:\d+\] ", "", first_line(error))

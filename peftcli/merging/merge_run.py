@@ -39,6 +39,7 @@ from peftcli.models.weights.tensor_source import Source, held_tensors
 from peftcli.progress import stage
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import RunDirectory
+from peftcli.shown_text import some_of
 from peftcli.write_errors import OTHER_OUTPUT
 
 Note = Callable[[str], None]
@@ -223,12 +224,8 @@ def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:
 def _plan_notes(plan: MergePlan) -> list[str]:
     notes = []
     if plan.untied:
-        notes.append(f"no longer tied, since they changed differently: {_few(plan.untied)}")
+        notes.append(f"no longer tied, since they changed differently: {some_of(plan.untied, 3)}")
     left_out = [name for name in plan.left_out if not name.endswith(_OLD_BUFFERS)]
     if left_out:
-        notes.append(f"left out, since this task's model has no such weights: {_few(left_out)}")
+        notes.append(f"left out, since this task's model has no such weights: {some_of(left_out, 3)}")
     return notes
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

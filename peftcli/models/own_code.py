@@ -20,6 +20,7 @@ from peftcli.locations import CACHE_VARIABLE, user_cache
 from peftcli.models.load.model_files import find_source
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import ModelSpec
+from peftcli.shown_text import some_of
 from peftcli.typed_record import read_object
 
 OPTION = "--trust-remote-code"
@@ -44,8 +45,7 @@ class OwnCode:
 
     def __str__(self) -> str:
         names = sorted(self.mapped | self.files.keys())
-        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        return f"{shown} in {self.place}" if names else f"what the hub's {self.place} holds"
+        return f"{some_of(names, _SHOWN)} in {self.place}" if names else f"what the hub's {self.place} holds"
 
 
 def with_allowed_code(loaded: LoadedRecipe, spec: ModelSpec | None = None) -> LoadedRecipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from peftcli.models.anatomy import BLOCK_ROLES, Anatomy
+from peftcli.shown_text import all_of
 
 
 def partial_reach(anatomy: Anatomy, names: Iterable[str]) -> list[str]:
@@ -26,11 +27,7 @@ def partial_reach(anatomy: Anatomy, names: Iterable[str]) -> list[str]:
             shown = f"the branch {name}" if name in BLOCK_ROLES else name
             by_count.setdefault((len(having), every), []).append(shown)
     return [
-        f"{_joined(shown)} {'is' if len(shown) == 1 else 'are'} in {count} of {every} blocks: "
+        f"{all_of(shown)} {'is' if len(shown) == 1 else 'are'} in {count} of {every} blocks: "
         "the others have no such part, and the method changes nothing in its place"
         for (count, every), shown in by_count.items()
     ]
-
-
-def _joined(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from peftcli.atomic import new_directory, remove_directory, remove_partial
 from peftcli.errors import UserError
 from peftcli.record.tensor_tree import FILES, load_tree, save_tree
+from peftcli.shown_text import first_line
 from peftcli.typed_record import read_object, record_of
 from peftcli.write_errors import OTHER_RUN
 
@@ -99,7 +100,7 @@ class Checkpoints:
             try:
                 self.save_best(step, {"adapter": read_verified(self.directory / f"step-{step:06d}")["adapter"]})
             except (UserError, KeyError, TypeError):
-                return _first_line(damage)
+                return first_line(damage)
         return None
 
     def latest(self, note: Callable[[str], None], read: Callable[[Any, Path], T]) -> T | None:
@@ -118,7 +119,7 @@ class Checkpoints:
             try:
                 return read(read_verified(directory), directory)
             except UserError as error:
-                note(f"{_first_line(error)}; going back to the one before")
+                note(f"{first_line(error)}; going back to the one before")
         if steps:
             problem = f"every checkpoint of this run is damaged (in {self.directory})"
             raise UserError(problem, suggestion="start again with --overwrite")
@@ -196,7 +197,7 @@ def _manifest(directory: Path) -> _Manifest:
     except UserError as error:
         if error.problems[0].file is None:
             raise
-        raise UserError(f"the checkpoint {directory} is damaged: {_first_line(error)}") from error
+        raise UserError(f"the checkpoint {directory} is damaged: {first_line(error)}") from error
     same = "best" not in record or found.best == _best_name(found.best_step)  # earlier versions wrote it once
     if not same or found.format != FORMAT or set(found.files) != set(FILES):
         raise UserError(f"the checkpoint {directory} is damaged: {MANIFEST} is not what was written")
@@ -219,8 +220,3 @@ def read_verified(directory: Path) -> Any:
         if not same:
             raise UserError(f"the checkpoint {directory} is damaged: {name} is not what was written")
     return load_tree(directory)
-
-
-def _first_line(error: UserError) -> str:
-    """Return what an error says first, without its remedy."""
-    return str(error).splitlines()[0]

@@ -29,6 +29,7 @@ from peftcli.record.recipe_changes import changed_keys, of_sharing, only_length
 from peftcli.record.run_lock import LOCK_FILE, run_lock
 from peftcli.record.run_summary import Summary
 from peftcli.record.step_lines import StepLines, finite, line_text
+from peftcli.shown_text import some_of
 from peftcli.typed_record import read_object, record_of
 from peftcli.write_errors import OTHER_RUN, writing
 
@@ -123,11 +124,10 @@ class RunDirectory:
         if resume and only_length(different):
             return RunStatus.LONGER
         if different:
-            shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
             go_on = "go on with it for longer with --resume, " if only_length(different) else ""
             start = f" (method.init_from={self.path} starts from what it learnt)"
             raise UserError(
-                f"output_dir {self.path} holds a run of another recipe; they differ in {shown}",
+                f"output_dir {self.path} holds a run of another recipe; they differ in {some_of(different, 5)}",
                 suggestion=f"{go_on}choose another output_dir{start if status is RunStatus.FINISHED else ''}, "
                 f"or replace that run with --overwrite; its recipe is in {self.recipe_file}",
             )

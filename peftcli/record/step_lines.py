@@ -12,6 +12,7 @@ from typing import Any
 
 from peftcli.atomic import append_text, write_text
 from peftcli.errors import Problem, UserError
+from peftcli.shown_text import some_of
 from peftcli.write_errors import OTHER_RUN
 
 
@@ -51,8 +52,7 @@ class StepLines:
             )
         if not damaged:
             return None
-        shown = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
-        return f"{self.path}: {'line' if len(damaged) == 1 else 'lines'} {shown} dropped: damaged"
+        return f"{self.path}: {'line' if len(damaged) == 1 else 'lines'} {some_of(damaged, 5)} dropped: damaged"
 
     def _read(self) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
         """Return the whole lines with their text, and the numbers of the others, from 1."""

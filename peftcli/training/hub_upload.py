@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peftcli.errors import Problem, UserError
+from peftcli.shown_text import first_line
 
 
 def hub_problems(repository: str | None) -> list[Problem]:
@@ -33,8 +34,7 @@ def push(folder: Path, repository: str) -> str:
         api.create_repo(repository, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the run is finished and saved, but {folder} could not be pushed to {repository}: {first}",
+            f"the run is finished and saved, but {folder} could not be pushed to {repository}: {first_line(error)}",
             suggestion=f"push it later: hf upload {repository} {folder}",
         ) from error

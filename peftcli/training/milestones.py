@@ -12,6 +12,7 @@ from peftcli.inference.evaluator import EvaluationStopped
 from peftcli.record.checkpoint_adapter import ABOUT
 from peftcli.record.checkpoints import Checkpoints
 from peftcli.record.own_entries import ARTIFACTS
+from peftcli.shown_text import some_of
 from peftcli.stop_signals import StopRequest
 from peftcli.training.adapter_record import adapter_record
 from peftcli.training.best_value import judge, rises
@@ -181,8 +182,9 @@ class Milestones:
         logged = [1, *range(every, min(step, session.plan.total_steps) + 1, every)]
         missing = [at for at in dict.fromkeys(logged) if at not in there]
         if missing:
-            shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            session.reporter.note(f"{session.directory.metrics.path} has no line of step {shown}: it was damaged")
+            session.reporter.note(
+                f"{session.directory.metrics.path} has no line of step {some_of(missing, 5)}: it was damaged"
+            )
 
     def find_best(self) -> None:
         """Look whether the best adapter that a resumed run knows is whole, rather than when it ends.

@@ -14,7 +14,7 @@ import pytest
 
 from peftcli.console.output import print_json
 from peftcli.console.terminal import ShownStream, data_stream, safe_console, shown_streams
-from peftcli.shown_text import escape, shown
+from peftcli.shown_text import all_of, escape, first_line, shown, some_of
 from tests.command_line import Workspace, write_jsonl
 
 TITLE = "\x1b]0;title\x07"
@@ -85,3 +85,9 @@ def test_a_pipe_gets_json_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
         print_json({"a": "\u202e\x9b"})
         print("\u202e")
     assert capfd.readouterr().out == '{\n  "a": "\u202e\x9b"\n}\n\\u202e\n'
+
+
+def test_lists_of_names_and_reasons_are_short() -> None:
+    assert (all_of(["a"]), all_of(["a", "b", "c"]), all_of(["1", "2"], "or")) == ("a", "a, b and c", "1 or 2")
+    assert (some_of([], 2), some_of([1, 2], 2), some_of("abcd", 2)) == ("", "1, 2", "a, b and 2 more")
+    assert [first_line(error) for error in (ValueError("\n why \nhow"), EOFError())] == ["why", "EOFError"]

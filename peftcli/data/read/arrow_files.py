@@ -18,6 +18,7 @@ from peftcli.data.read.compressed import COMPRESSED, read_bytes
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.text_files import Rows
 from peftcli.errors import Problem, UserError
+from peftcli.shown_text import first_line
 from peftcli.typed_record import read_object, read_record
 
 BATCH = 1000  # rows turned into Python objects at a time
@@ -256,5 +257,4 @@ class _explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (*_UNREADABLE, MemoryError)):
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(Problem(f"cannot be read: {first}", file=self._name)) from error
+            raise UserError(Problem(f"cannot be read: {first_line(error)}", file=self._name)) from error

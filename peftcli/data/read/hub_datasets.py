@@ -9,6 +9,7 @@ from peftcli.data.read.source_files import SourceFiles
 from peftcli.data.read.splits import Purpose
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource
+from peftcli.shown_text import first_line
 
 
 def download(source: DataSource, key: str, purpose: Purpose = "any") -> SourceFiles:
@@ -28,7 +29,7 @@ def download(source: DataSource, key: str, purpose: Purpose = "any") -> SourceFi
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             Problem(
-                f"{source.path!r} is not a file here and cannot be loaded from the hub: {_first_line(error)}",
+                f"{source.path!r} is not a file here and cannot be loaded from the hub: {first_line(error)}",
                 key=key,
                 suggestion="check the name, data.config, data.split and the network; local data is a path that exists",
             )
@@ -47,7 +48,3 @@ def from_dataset(loaded: Any, title: str, part: str) -> SourceFiles:
     files = tuple(Path(entry["filename"]) for entry in loaded.cache_files)
     names = class_columns(loaded.features.to_dict())
     return SourceFiles(title, files, None, "hub", None, names, loaded.with_format("arrow"), part)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -22,6 +22,7 @@ from peftcli.inference.open_run import FoundRun, Opening, find_run
 from peftcli.merging.low_rank.plain_lora import PlainLora, Wanted, plain_lora, plan_lora
 from peftcli.merging.merge_run import base_tensors
 from peftcli.merging.run_to_merge import RunToMerge, open_run_to_merge
+from peftcli.shown_text import some_of
 from peftcli.write_errors import OTHER_OUTPUT
 
 Note = Callable[[str], None]
@@ -192,8 +193,7 @@ def _notes(made: PlainLora, *, measure: bool, measured: bool) -> list[str]:
     assert adapter is not None  # with_lora
     notes = []
     if made.left_out:
-        shown = ", ".join(made.left_out[:3]) + (f" and {len(made.left_out) - 3} more" if len(made.left_out) > 3 else "")
-        notes.append(f"left out, since a plain LoRA cannot hold it: the change of {shown}")
+        notes.append(f"left out, since a plain LoRA cannot hold it: the change of {some_of(made.left_out, 3)}")
     whole = (*adapter.meta.head, *adapter.meta.modules_to_save)
     if whole:
         notes.append(f"stored whole beside the LoRA: {', '.join(whole)}; some servers (vLLM) refuse such modules")

@@ -20,6 +20,7 @@ from peftcli.merging.merge_plan import MergedTensor, plan_merge
 from peftcli.merging.run_to_merge import RunToMerge, whole_tensors
 from peftcli.models.module_view import Kind, module_kind
 from peftcli.models.weights.tensor_source import Source
+from peftcli.shown_text import some_of
 
 _ROUNDING = torch.finfo(torch.float32).eps
 
@@ -138,7 +139,7 @@ def plan_lora(run: RunToMerge, tensors: Mapping[str, Source], wanted: Wanted) ->
             others.append(name)
         else:
             places.append(_Place(tensor, module, kind))
-    shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    shown = some_of(others, 3)
     if not places:
         raise UserError(
             f"a plain LoRA changes matrices, and this run changes none{f', only {shown}' if shown else ''}",

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from peftcli.errors import Problem, UserError
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules
+from peftcli.shown_text import some_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Buffers that older checkpoints stored: causal masks, rotary tables, position numbers.
+_SHOWN = 4
 _OLD_BUFFERS = re.compile(r"(attn\.(masked_)?bias|attention\.(masked_)?bias|inv_freq|position_ids)$")
 
 
@@ -52,7 +54,7 @@ def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
     if lost:
         problems.append(
             Problem(
-                f"{name!r} lacks {len(lost)} weights of a {type(model).__name__}: {_some(lost)}",
+                f"{name!r} lacks {len(lost)} weights of a {type(model).__name__}: {some_of(lost, _SHOWN)}",
                 key="model.name_or_path",
                 suggestion="the checkpoint is incomplete, or belongs to another architecture than its config.json says",
             )
@@ -61,7 +63,7 @@ def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
     if wrong:
         problems.append(
             Problem(
-                f"{name!r} holds weights of other shapes (checkpoint, config): {_some(wrong)}",
+                f"{name!r} holds weights of other shapes (checkpoint, config): {some_of(wrong, _SHOWN)}",
                 key="model.name_or_path",
                 suggestion="its config.json does not describe its weights",
             )
@@ -72,7 +74,7 @@ def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
     if blocks:
         problems.append(
             Problem(
-                f"{name!r} holds blocks that its config.json does not have: {_some(blocks)}",
+                f"{name!r} holds blocks that its config.json does not have: {some_of(blocks, _SHOWN)}",
                 key="model.name_or_path",
                 suggestion="correct the number of layers in its config.json",
             )
@@ -99,7 +101,7 @@ def _notes(pooler: list[str], unexpected: list[str]) -> list[str]:
             "method.modules_to_save: [pooler] trains it"
         )
     if unexpected:
-        notes.append(f"not needed for this task, so not loaded from the checkpoint: {_some(unexpected)}")
+        notes.append(f"not needed for this task, so not loaded from the checkpoint: {some_of(unexpected, _SHOWN)}")
     return notes
 
 
@@ -108,7 +110,3 @@ def _looks_like_block(key: str, view: ModuleView) -> bool:
     other = re.sub(r"\.\d+\.", ".0.", key, count=1)
     names = {name for name, _ in view.model.named_parameters(remove_duplicate=False)}
     return other != key and (other in names or view.absolute(other) in names)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

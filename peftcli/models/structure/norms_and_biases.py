@@ -13,6 +13,7 @@ from peftcli.models.module_view import ModuleView
 from peftcli.models.structure.block_lists import TextPart
 from peftcli.models.targets.target import short_path
 from peftcli.models.trial_forward import without_gradient
+from peftcli.shown_text import some_of
 
 _OTHER_TOWER = "text does not enter it"
 NO_GRADIENT = "no gradient of a text reaches it"
@@ -46,8 +47,7 @@ def untouched_note(anatomy: Anatomy) -> str | None:
     if not left:
         return None
     shown = list(dict.fromkeys(short_path(name) for name in left))
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    places = f"{', '.join(shown[:_SHOWN])}{more}"
+    places = some_of(shown, _SHOWN)
     return f"parameters of the base that no gradient of a text reaches stay as they are ({len(left)}): {places}"
 
 

@@ -21,6 +21,7 @@ from peftcli.models.module_view import ModuleView, block_width, hidden_size, mod
 from peftcli.models.structure.block_branches import BlockBranches
 from peftcli.models.structure.block_lists import block_lists
 from peftcli.models.structure.block_roles import BlockRoles, block_roles
+from peftcli.shown_text import some_of
 
 _HEADS = "num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads"
 
@@ -143,8 +144,7 @@ def _found(row: StackRow) -> str:
 
 def _counted(numbers: list[int], of: int) -> str:
     """Return `blocks 0, 4, 8 and 12 more (15 of 60)`."""
-    shown = ", ".join(map(str, numbers[:3])) + (f" and {len(numbers) - 3} more" if len(numbers) > 3 else "")
-    return f"block{'s' * (len(numbers) > 1)} {shown} ({len(numbers)} of {of})"
+    return f"block{'s' * (len(numbers) > 1)} {some_of(numbers, 3)} ({len(numbers)} of {of})"
 
 
 def _which(view: ModuleView, spec: str, config: PretrainedConfig) -> Stack:

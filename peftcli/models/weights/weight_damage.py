@@ -16,6 +16,7 @@ from peftcli.layers.site import base_parameters
 from peftcli.models.load.model_files import ModelSource
 from peftcli.models.weights.tensor_header import read_header
 from peftcli.models.weights.weight_index import weight_files
+from peftcli.shown_text import some_of
 
 _KEY = "model.name_or_path"
 _AGAIN = "copy or download it again"
@@ -141,11 +142,10 @@ def refuse_broken_numbers(model: nn.Module, name: str, world: World | None = Non
     ]
     if not broken:
         return
-    shown = ", ".join(f"{path} ({'NaN' if nan else 'infinity'})" for path, nan in broken[:_SHOWN])
-    more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+    shown = some_of([f"{path} ({'NaN' if nan else 'infinity'})" for path, nan in broken], _SHOWN)
     raise UserError(
         Problem(
-            f"the weights of {name!r} are not all numbers: {shown}{more}",
+            f"the weights of {name!r} are not all numbers: {shown}",
             key=_KEY,
             suggestion="download it again, or take another checkpoint: this one was damaged, or saved after its "
             "training had diverged",

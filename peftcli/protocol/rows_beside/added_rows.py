@@ -13,6 +13,7 @@ from peftcli.layers.site import output_parts, output_site
 from peftcli.models.anatomy import Anatomy
 from peftcli.protocol.attachment import Attachment, PlacedRows
 from peftcli.recipe.method_params import MethodParams
+from peftcli.shown_text import some_of
 
 KEY = "method.trainable_token_indices"
 EMBEDDINGS, HEAD = "embeddings", "head"
@@ -101,7 +102,7 @@ def add_token_rows(attachment: Attachment, anatomy: Anatomy, wanted: WantedRows)
 
 def _notes(new: Mapping[int, str], trained: Sequence[str], left: Mapping[str, str]) -> list[str]:
     """Return what becomes of the rows of new tokens."""
-    names = ", ".join(list(new.values())[:6]) + (f" and {len(new) - 6} more" if len(new) > 6 else "")
+    names = some_of(list(new.values()), 6)
     notes = [f"no row of its own for the new tokens {names} in {path}: {reason}" for path, reason in left.items()]
     if trained:
         where = " and ".join(path.rpartition(".")[2] for path in trained)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peftcli.atomic import write_text
 from peftcli.errors import PeftCliError, UserError
+from peftcli.shown_text import first_line
 from peftcli.typed_record import read_object
 
 FAILURE = "failure.json"
@@ -16,9 +17,8 @@ _LONGEST = 1000  # characters of a reason: a traceback is for the terminal
 
 def write_failure(run: Path, error: Exception) -> None:
     """Write why a run ended, if that can be written: a full disk may be why."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     with suppress(OSError, PeftCliError):
-        write_text(run / FAILURE, json.dumps({"reason": reason[:_LONGEST]}) + "\n")
+        write_text(run / FAILURE, json.dumps({"reason": first_line(error)[:_LONGEST]}) + "\n")
 
 
 def forget_failure(run: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.yaml.scalars import show
+from peftcli.shown_text import some_of
 from peftcli.studies.compare.candidate import flat_values
 
 _NO_DIFFERENCE = ("seed", "output_dir", "distributed", "data.cache_dir", "data.num_proc", "data.split_seed")
@@ -99,8 +100,4 @@ def _names(runs: Sequence[ExistingRun]) -> list[str]:
 
 
 def _listed(by_value: dict[str, list[str]]) -> str:
-    parts = []
-    for value, names in by_value.items():
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        parts.append(f"{value} in {', '.join(names[:4])}{more}")
-    return "; ".join(parts)
+    return "; ".join(f"{value} in {some_of(names, 4)}" for value, names in by_value.items())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import UserError
+from peftcli.shown_text import first_line
 from peftcli.studies.engine.study_files import StudyFiles
 
 POSTGRESQL = 'python -m pip install "peftcli[postgresql]"'
@@ -160,7 +161,7 @@ def _database(url: str) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return the first line of what a database's driver said."""
-    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error.__cause__ or error)
 
 
 def _with_driver(url: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from peftcli.atomic import write_text
 from peftcli.errors import Problem, UserError
 from peftcli.record.recipe_changes import changed_keys
+from peftcli.shown_text import some_of
 from peftcli.studies.engine.create_once import create_once
 from peftcli.studies.engine.trial import TrialResult
 from peftcli.typed_record import read_object, read_record
@@ -81,8 +82,7 @@ class StudyFiles:
             raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
         if different := changed_keys({"asked": found["asked"]}, {"asked": question}):
             keys = [key.removeprefix("asked.") for key in different]
-            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            text = f"a study of another question; it differs in {shown}"
+            text = f"a study of another question; it differs in {some_of(keys, 5)}"
             raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
         if (kept := found.get("storage")) != storage:
             remedy = "leave out --storage" if kept is None else f"give --storage {kept} (with its password)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peftcli.shown_text import all_of
 from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.sweep.space.point_overrides import point_text
 from peftcli.studies.sweep.space.search_space import Point, SearchSpace
@@ -34,9 +35,9 @@ def ordered_answer(key: str, winners: Sequence[SweepWinner], scale: ScoreScale) 
         facts.append(f"the best is {_value(best, key)} with {_score(best, scale)}, better by {gap}")
     others = [_value(one, key) for one in ties if one is not least and one is not best]
     if others:
-        facts.append(f"{_listed(others)} {'tie' if len(others) > 1 else 'ties'}, too")
+        facts.append(f"{all_of(others)} {'tie' if len(others) > 1 else 'ties'}, too")
     if behind:
-        facts.append(f"{_listed([_value(one, key) for one in behind])} {'are' if len(behind) > 1 else 'is'} behind")
+        facts.append(f"{all_of([_value(one, key) for one in behind])} {'are' if len(behind) > 1 else 'is'} behind")
     if len(judged) > 1 and not behind:
         facts.append("none can be told apart from the best on these rows and seeds")
     return f"{head} ({'; '.join(facts)})"
@@ -89,7 +90,3 @@ def _value(one: SweepWinner, key: str) -> str:
 
 def _score(one: SweepWinner, scale: ScoreScale) -> str:
     return f"{scale.metric} {scale.score_text(one.score, one.interval)}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

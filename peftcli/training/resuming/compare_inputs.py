@@ -19,6 +19,7 @@ from peftcli.installed_versions import installed_versions
 from peftcli.models.load.load_model import base_fingerprint
 from peftcli.record.run_inputs import RunInputs, differences
 from peftcli.record.train_state import TrainState
+from peftcli.shown_text import all_of
 from peftcli.training.watch.reporting import Reporter
 
 
@@ -71,12 +72,12 @@ def compare_inputs(now: RunInputs, state: TrainState, reporter: Reporter) -> Non
         if _processes_differ(then, now):
             back += f" (--num-processes {then.processes})"
         raise UserError(
-            f"{_listed(found.decisive)} changed since this run was stopped{also}",
+            f"{all_of(found.decisive)} changed since this run was stopped{also}",
             suggestion=f"{back}, or start again with --overwrite; to keep what was learnt, train into another "
             "output_dir with method.init_from",
         )
     if found.possible:
-        reporter.note(f"{_listed(found.possible)} changed since this run was stopped: results can differ a little")
+        reporter.note(f"{all_of(found.possible)} changed since this run was stopped: results can differ a little")
     if then.contents is not None and now.contents is not None and now.train_rows is None:
         reporter.note(_of_stream(now.contents))
     state.inputs = {**(state.inputs or {}), **now.as_dict()}
@@ -90,7 +91,3 @@ def _of_stream(contents: Mapping[str, str]) -> str:
     if contents:
         return "the rows of a stream are not compared with those before; the sizes and samples of its files are"
     return "the rows of this stream are not compared with those before: it is not on this disk"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

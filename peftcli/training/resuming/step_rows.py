@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.record.run_inputs import RunInputs
 from peftcli.record.train_state import TrainState
+from peftcli.shown_text import all_of
 
 
 def check_step_rows(state: TrainState, spec: TrainingSpec, processes: int) -> None:
@@ -24,7 +23,9 @@ def check_step_rows(state: TrainState, spec: TrainingSpec, processes: int) -> No
     remedy = " ".join(f"training.{key}={n}" for key, n in _shared_among(rows, processes, size) if (key, n) not in now)
     if not remedy:
         fitting = [str(number) for number in range(1, rows + 1) if rows % number == 0]
-        remedy = f"{rows} rows cannot be shared evenly among {processes} processes: --num-processes {_one_of(fitting)}"
+        remedy = (
+            f"{rows} rows cannot be shared evenly among {processes} processes: --num-processes {all_of(fitting, 'or')}"
+        )
     raise UserError(
         Problem(
             f"a step of this run has {rows} rows; here it would have {size * accumulated * processes} "
@@ -43,7 +44,3 @@ def _shared_among(rows: int, processes: int, size: int) -> list[tuple[str, int]]
         return []
     batch = max(number for number in range(1, min(size, own) + 1) if own % number == 0)
     return [("per_device_train_batch_size", batch), ("gradient_accumulation_steps", own // batch)]
-
-
-def _one_of(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -8,6 +8,7 @@ from torch import nn
 
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
+from peftcli.shown_text import some_of
 
 SHOWN = 4
 """Modules that the note names."""
@@ -36,8 +37,7 @@ def unreached_note(parameters: Mapping[str, nn.Parameter], world: World) -> str 
     if not without or len(without) == len(parameters):  # the other processes had rows, this one had none
         return None
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in without))
-    more = f" and {len(modules) - SHOWN} more" if len(modules) > SHOWN else ""
     return (
         f"{len(without)} of {len(parameters)} trained tensors have no gradient after the first step's backward pass, "
-        f"which does not reach them: {', '.join(modules[:SHOWN])}{more}"
+        f"which does not reach them: {some_of(modules, SHOWN)}"
     )

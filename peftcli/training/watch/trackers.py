@@ -22,6 +22,7 @@ from typing import Any
 
 from peftcli.atomic import write_text
 from peftcli.errors import Problem, UserError
+from peftcli.shown_text import first_line
 from peftcli.typed_record import read_object
 from peftcli.write_errors import OTHER_RUN
 
@@ -107,7 +108,7 @@ class Trackers:
             yield
         except Exception as error:
             self._running.pop(name, None)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             self._note(f"{name} failed and receives nothing more of this run ({reason}); metrics.jsonl has all of it")
 
     def _connect(self, name: str, identity: str | None) -> None:
