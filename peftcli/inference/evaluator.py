@@ -140,7 +140,7 @@ class Evaluator:
         found: dict[int, tuple[float, float, float | None]] = {}
         decided: list[Generated] = []
         with self._evaluating():
-            mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+            mine, idle = self._share_of_all(rows)
             evaluated = partial(self._evaluated, rows, self._of_all(rows, _never), by_row=True)
             for chosen, result in self._passes(mine, idle, _never, evaluated):
                 assert result.rows is not None  # asked for
@@ -175,7 +175,7 @@ class Evaluator:
                 return self.task.log_probabilities(self.model, batch)
 
         with self._evaluating():
-            mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+            mine, idle = self._share_of_all(rows)
             for chosen, result in self._passes(mine, idle, _never, compute):
                 found.update(zip(chosen, result.tolist(), strict=True))
         together = {row: values for share in self.world.gather(found) for row, values in share.items()}
@@ -186,7 +186,7 @@ class Evaluator:
         others = others_of(rows)
         if others is None:
             return None
-        mine, idle = self._share(others, range(len(others)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+        mine, idle = self._share_of_all(others)
         device, sums = self.world.device, []
         for _, found in self._passes(
             mine,
@@ -210,6 +210,10 @@ class Evaluator:
         finally:
             self.model.train(training)
             drop_gathered(self.model)
+
+    def _share_of_all(self, rows: RowSet) -> tuple[list[list[int]], list[int]]:
+        """Return `_share` of all rows, in batches as large as this kind of device computes at once."""
+        return self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
 
     def _share(self, rows: RowSet, chosen: range, limit: int | None) -> tuple[list[list[int]], list[int]]:
         """Return this process's batches of the chosen rows, and the shortest row, which is the same in each process."""
@@ -236,7 +240,7 @@ class Evaluator:
         Raises:
             EvaluationStopped: a process was asked to stop.
         """
-        mine, idle = self._share(rows, range(len(rows)), EVAL_BATCH_TOKENS.get(self.world.device.type))
+        mine, idle = self._share_of_all(rows)
         sums: list[torch.Tensor] = []
         count, counts_right = 0.0, False
         found: list[Generated] = []
@@ -250,21 +254,17 @@ class Evaluator:
         generated, samples = self._generated(rows, stopping)
         found += generated
         # read from the device once; summed in float64, so that the order of batches and shards makes no difference
-        own = (
-            torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0, 0.0],
-            count,
-            found,
-            stopping(),
-            counts_right,
-        )
-        shares = self.world.gather(own)
-        if any(share[3] for share in shares):
+        loss, right_tokens = torch.stack(sums).cpu().double().sum(0).tolist() if sums else (0.0, 0.0)
+        own = _Share(loss, right_tokens if counts_right else None, count, found, stopping())
+        shares: list[_Share] = self.world.gather(own)
+        if any(share.stopped for share in shares):
             raise EvaluationStopped
-        ordered = sorted((item for share in shares for item in share[2]), key=lambda item: item[0])
+        ordered = sorted((item for share in shares for item in share.found), key=lambda item: item[0])
+        counted = [share.right for share in shares if share.right is not None]
         return _Collected(
-            loss_sum=sum(share[0][0] for share in shares),
-            right=sum(share[0][1] for share in shares) if any(share[4] for share in shares) else None,
-            count=sum(share[1] for share in shares),
+            loss_sum=sum(share.loss_sum for share in shares),
+            right=sum(counted) if counted else None,
+            count=sum(share.count for share in shares),
             predictions=[item[1] for item in ordered],
             references=[item[2] for item in ordered],
             samples=samples,
@@ -334,6 +334,23 @@ class Evaluator:
 
     def _prompts(self, rows: RowSet, chosen: Sequence[int]) -> Batch:
         return self.collator.prompts(rows, chosen).to(self.world.device)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """One process's part of a set.
+
+    Args:
+        right: right tokens; None where they are not counted.
+        found: predictions and references by row.
+        stopped: whether the process was asked to stop before the end.
+    """
+
+    loss_sum: float
+    right: float | None
+    count: float
+    found: list[Generated]
+    stopped: bool
 
 
 @dataclass(frozen=True)
