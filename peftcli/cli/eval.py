@@ -78,9 +78,11 @@ def evaluate(
         with large_imports():
             from peftcli.assembly.recipe_to_train import set_allocator
             from peftcli.inference.evaluate_run import evaluate_run
+            from peftcli.inference.open_run import Opening
 
         set_allocator()
-        metrics = evaluate_run(run, data, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint)
+        opening = Opening(base_dtype, max_new_tokens, trust_remote_code, checkpoint)
+        metrics = evaluate_run(run, data, note, opening)
     if not is_main_process():
         return
     if as_json:

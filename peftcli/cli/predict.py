@@ -108,12 +108,14 @@ def predict(
         with progress_shown(quiet=not is_main_process()) as bar:
             with large_imports():
                 from peftcli.assembly.recipe_to_train import set_allocator
+                from peftcli.inference.open_run import Opening
                 from peftcli.inference.opened_run import Predicting
                 from peftcli.inference.predict_run import predict_run, predict_runs
 
             set_allocator()
             how = Predicting(batch_size, decoding, seed, keep_columns)
-            further = (file, base_dtype, note, max_new_tokens, trust_remote_code, checkpoint, how)
+            opening = Opening(base_dtype, max_new_tokens, trust_remote_code, checkpoint)
+            further = (file, note, opening, how)
             rows = predict_run(runs[0], *further) if len(runs) == 1 else predict_runs(runs, *further)
             if output is None and sys.stdout.isatty():
                 bar.close()  # each line shows how far it is

@@ -54,18 +54,18 @@ def recipe_of_model(path: Path, *, trust_code: bool = False, task: TaskName | No
     return with_allowed_code(loaded)
 
 
-def find_used(path: Path, how: Opening = AS_TRAINED) -> FoundRun:
+def find_used(path: Path, opening: Opening = AS_TRAINED) -> FoundRun:
     """Return a run, or a complete model as one, checked as far as it can be without weights.
 
     Raises:
         UserError: it is neither, or something about it is wrong.
     """
     if not is_complete_model(path):
-        return find_run(path, how)
-    refuse_checkpoint(how.checkpoint, f"{path} is a complete model")
-    loaded, trained = with_reading(recipe_of_model(path, trust_code=how.trust_code), path)
-    loaded = with_text_length(loaded, how.max_new_tokens)
-    spec, notes = held_in(model_spec(loaded.recipe), how.base_dtype)
+        return find_run(path, opening)
+    refuse_checkpoint(opening.checkpoint, f"{path} is a complete model")
+    loaded, trained = with_reading(recipe_of_model(path, trust_code=opening.trust_code), path)
+    loaded = with_text_length(loaded, opening.max_new_tokens)
+    spec, notes = held_in(model_spec(loaded.recipe), opening.base_dtype)
     tokenizer, of_tokenizer = load_tokenizer_with_notes(spec)
     loaded = replace(loaded, path=str(path))
     return FoundRun(RunDirectory(path), loaded, None, spec, None, tokenizer, [*notes, *of_tokenizer], read_as=trained)

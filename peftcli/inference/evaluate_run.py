@@ -19,7 +19,7 @@ from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.inference.complete_model import find_used, is_complete_model, refuse_checkpoint
-from peftcli.inference.open_run import FoundRun, Opening, load_run, opened, with_text_length
+from peftcli.inference.open_run import AS_TRAINED, FoundRun, Opening, load_run, opened, with_text_length
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.inference.text_inputs import changed_validation
 from peftcli.models.load.load_model import load_model
@@ -40,11 +40,8 @@ Note = Callable[[str], None]
 def evaluate_run(
     path: Path | str,
     data: str | None = None,
-    base_dtype: DTypeName | None = None,
     note: Note = lambda _text: None,
-    max_new_tokens: int | None = None,
-    trust_code: bool = False,
-    checkpoint: str | None = None,
+    opening: Opening = AS_TRAINED,
 ) -> dict[str, Any]:
     """Return `eval_*` metrics of a run, or of a recipe's untrained base.
 
@@ -52,9 +49,7 @@ def evaluate_run(
         path: a run directory, a directory with a complete model, or a recipe.
         data: labelled rows to use instead of the validation rows.
         note: receives what the user should know, such as another base dtype than in training, and rows that were cut.
-        max_new_tokens: longest generated text in tokens, where a metric needs texts; None is the recipe's.
-        trust_code: let the Python code that comes with the model run; a recipe that is no run's may say so, too.
-        checkpoint: of a run: use this one (`checkpoint_adapter`), not the result of the finished run.
+        opening: how the run, model or base is opened. A recipe that is no run's may allow its model's code itself.
 
     Raises:
         UserError: nothing to evaluate on, or anything about run, recipe or data is wrong.
@@ -63,13 +58,13 @@ def evaluate_run(
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"there is no run directory and no recipe {path}", suggestion="name one of the two")
     if not path.is_dir():
-        refuse_checkpoint(checkpoint, f"{path} is a recipe")
-        loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if trust_code else [], NAMES))
-        return _evaluate_recipe(loaded, data, base_dtype, note, max_new_tokens)
+        refuse_checkpoint(opening.checkpoint, f"{path} is a recipe")
+        loaded = with_allowed_code(load_recipe(path, [TRUST_REMOTE_CODE] if opening.trust_code else [], NAMES))
+        return _evaluate_recipe(loaded, data, note, opening)
     if data is None and is_complete_model(path):
         remedy = "name labelled rows with --data FILE"
         raise UserError(f"{path} is a complete model, which has no validation rows of its own", suggestion=remedy)
-    found = find_used(path, Opening(base_dtype, max_new_tokens, trust_code, checkpoint))
+    found = find_used(path, opening)
     if is_complete_model(path):
         _refuse_without_start(path, found.loaded.recipe)
     run = load_run(found)
@@ -146,10 +141,8 @@ def rows_of_recipe(run: OpenedRun, prepared: PreparedData, note: Note) -> dict[s
     return _with_rows(prepared.validation, run.loaded.path, run.data_spec.max_length, note)
 
 
-def _evaluate_recipe(
-    loaded: LoadedRecipe, data: str | None, base_dtype: DTypeName | None, note: Note, max_new_tokens: int | None
-) -> dict[str, Any]:
-    run, prepared = open_untrained(with_text_length(loaded, max_new_tokens), base_dtype)
+def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, note: Note, opening: Opening) -> dict[str, Any]:
+    run, prepared = open_untrained(with_text_length(loaded, opening.max_new_tokens), opening.base_dtype)
     for text in run.notes:
         note(text)
     if data is not None:

@@ -124,28 +124,19 @@ class FoundRun:
         return self.read_as or trained_format(self.directory)
 
 
-def open_run(
-    run: Path | str,
-    base_dtype: DTypeName | None = None,
-    bases: Bases | None = None,
-    max_new_tokens: int | None = None,
-    trust_code: bool = False,
-    checkpoint: str | None = None,
-) -> OpenedRun:
+def open_run(run: Path | str, opening: Opening = AS_TRAINED) -> OpenedRun:
     """Return a run's model on its base.
 
     Args:
         run: the run directory.
-        bases: keeps the base for the next run; `close` this one first.
-        base_dtype, max_new_tokens, trust_code, checkpoint: as in `Opening`.
 
     Raises:
         UserError: it is no finished run, there is no such checkpoint, or its base is gone or is another model.
     """
-    return load_run(find_run(run, Opening(base_dtype, max_new_tokens, trust_code, checkpoint)), bases)
+    return load_run(find_run(run, opening))
 
 
-def find_run(run: Path | str, how: Opening = AS_TRAINED) -> FoundRun:
+def find_run(run: Path | str, opening: Opening = AS_TRAINED) -> FoundRun:
     """Check everything about a run but the weights of its base: recipe, adapter, config, tokenizer.
 
     Raises:
@@ -153,16 +144,16 @@ def find_run(run: Path | str, how: Opening = AS_TRAINED) -> FoundRun:
     """
     directory = RunDirectory(Path(run))
     file = stored_recipe(directory.path)
-    checkpoint = without_best(directory.path, how.checkpoint)
+    checkpoint = without_best(directory.path, opening.checkpoint)
     if checkpoint is None and directory.status() is RunStatus.UNFINISHED:
         remedy = "go on with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
         raise UserError(f"the run {run} is not finished", suggestion=remedy)
-    loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=how.trust_code), how.max_new_tokens)
-    other = how.base_dtype is not None
+    loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=opening.trust_code), opening.max_new_tokens)
+    other = opening.base_dtype is not None
     if checkpoint is None and registry.info(loaded.recipe.method.name).artifact == "model":
-        return replace(_find_model(directory, loaded, how.base_dtype), other_dtype=other)
+        return replace(_find_model(directory, loaded, opening.base_dtype), other_dtype=other)
     try:
-        return replace(_find_adapter(directory, loaded, how.base_dtype, checkpoint), other_dtype=other)
+        return replace(_find_adapter(directory, loaded, opening.base_dtype, checkpoint), other_dtype=other)
     except UserError as error:
         about = _relative_base(directory.path, loaded.recipe)
         raise UserError([*error.problems, *about]) from error

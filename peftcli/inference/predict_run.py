@@ -15,14 +15,14 @@ from peftcli.errors import UserError
 from peftcli.inference.complete_model import find_used, is_recipe, refuse_checkpoint
 from peftcli.inference.evaluate_run import open_untrained
 from peftcli.inference.input_rows import InputRows, beside
-from peftcli.inference.open_run import Bases, FoundRun, Opening, load_run, with_text_length
+from peftcli.inference.open_run import AS_TRAINED, Bases, FoundRun, Opening, load_run, with_text_length
 from peftcli.inference.opened_run import OpenedRun, Predicting
 from peftcli.inference.row_lines import row_lines
 from peftcli.models.own_code import with_allowed_code
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
 from peftcli.recipe.run_paths import lies_in_run
-from peftcli.recipe.schema import DataSpec, DTypeName, Recipe, TaskName
+from peftcli.recipe.schema import DataSpec, Recipe, TaskName
 from peftcli.tasks.decoding import GREEDY
 from peftcli.tasks.task_table import task_info
 
@@ -32,11 +32,8 @@ Note = Callable[[str], None]
 def predict_run(
     run: Path | str,
     data: str,
-    base_dtype: DTypeName | None = None,
     note: Note = lambda _text: None,
-    max_new_tokens: int | None = None,
-    trust_code: bool = False,
-    checkpoint: str | None = None,
+    opening: Opening = AS_TRAINED,
     how: Predicting | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return predictions for a file, a line for each of its rows in order; among several processes, in the main one.
@@ -50,16 +47,13 @@ def predict_run(
         data: any data file of the task's format; labels may be absent. A column `text` is what the model goes on from,
             whatever the format of the training rows is.
         note: receives what the user should know; the number of rows that were cut comes at the end.
-        max_new_tokens: longest generated text in tokens; None is the recipe's.
-        trust_code: let the Python code that comes with the model run.
-        checkpoint: use this one (`checkpoint_adapter`), not the result of the finished run.
+        opening: how the run, model or base is opened.
         how: batch size, how the tokens of a text are chosen, what is kept; None is the recipe's, and greedy.
 
     Raises:
         UserError: anything about the run or the file is wrong; raised here, before the first prediction.
     """
     path, how = Path(run), how or Predicting()
-    opening = Opening(base_dtype, max_new_tokens, trust_code, checkpoint)
     if is_recipe(path) and not lies_in_run(path):  # a run's recipe means the run
         return _predict_untrained(path, data, opening, note, how)
     found = find_used(path, opening)
@@ -73,11 +67,8 @@ def predict_run(
 def predict_runs(
     runs: Sequence[Path | str],
     data: str,
-    base_dtype: DTypeName | None = None,
     note: Note = lambda _text: None,
-    max_new_tokens: int | None = None,
-    trust_code: bool = False,
-    checkpoint: str | None = None,
+    opening: Opening = AS_TRAINED,
     how: Predicting | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return predictions of several runs for one file, each with `run`; a base that they share is loaded once.
@@ -85,7 +76,7 @@ def predict_runs(
     Args:
         runs: run directories or complete models, in the order of the output: all rows of the first, then all of the
             second, ...
-        data, note, max_new_tokens, trust_code, checkpoint, how: as in `predict_run`.
+        data, note, opening, how: as in `predict_run`.
 
     Raises:
         UserError: anything about a run or the file is wrong; raised here, before the first prediction, but for what
@@ -95,7 +86,6 @@ def predict_runs(
     for run in runs:
         if is_recipe(Path(run)):
             raise UserError(f"{run} is a recipe, and its base predicts alone", suggestion=f"peft predict {run} ...")
-    opening = Opening(base_dtype, max_new_tokens, trust_code, checkpoint)
     found = [find_used(Path(run), opening) for run in runs]
     for one in found:  # the rows are kept prepared, so this is not done twice
         recipe = one.loaded.recipe

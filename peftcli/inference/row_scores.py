@@ -19,7 +19,7 @@ from peftcli.errors import UserError
 from peftcli.inference.evaluate_run import open_untrained, rows_of_recipe, rows_of_run
 from peftcli.inference.evaluator import EvaluatedRow
 from peftcli.inference.general_text import GENERAL_TEXT, general_rows
-from peftcli.inference.open_run import open_run
+from peftcli.inference.open_run import Opening, open_run
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.recipe.load_recipe import LoadedRecipe
 
@@ -110,7 +110,7 @@ def score_rows(run: Path | str, checkpoint: str | None = None, general_text: Pat
     Raises:
         UserError: anything about the run or its data is wrong, or it has no validation rows.
     """
-    opened = _on_all_rows(open_run(run, checkpoint=checkpoint))
+    opened = _on_all_rows(open_run(run, Opening(checkpoint=checkpoint)))
     sets = rows_of_run(opened, Path(run), lambda _text: None)
     return _scores(opened, sets, opened.recipe.seed, general_text)
 

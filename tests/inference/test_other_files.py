@@ -12,6 +12,7 @@ import pytest
 from peftcli.data.other_file import CHOICE_OF_ROWS, reading_spec
 from peftcli.errors import UserError
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import Opening
 from peftcli.inference.predict_run import predict_run, predict_runs
 from peftcli.recipe.schema import DataSpec
 from peftcli.training.run import train
@@ -61,7 +62,7 @@ def test_labels_may_be_absent_and_what_was_cut_is_said(recipe, tmp_path: Path) -
     assert "broken.jsonl:2" in str(error.value) and "each row gets a prediction" in str(error.value)
     assert "on_error" not in str(error.value)
     with pytest.raises(UserError, match="max-new-tokens is for generated text"):
-        predict_run(out, str(broken), max_new_tokens=4)
+        predict_run(out, str(broken), opening=Opening(max_new_tokens=4))
 
 
 def test_answers_may_be_absent_and_their_length_is_chosen(recipe, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_answers_may_be_absent_and_their_length_is_chosen(recipe, tmp_path: Path
     out = train(loaded).output_dir
     file = str(write_jsonl(tmp_path / "in.jsonl", [{"q": "the cat"}, {"q": "the cat " * 30}]))
     notes: list[str] = []
-    lines = list(predict_run(out, file, note=notes.append, max_new_tokens=2))
+    lines = list(predict_run(out, file, note=notes.append, opening=Opening(max_new_tokens=2)))
     assert all(line["scores"]["tokens"] <= 2 for line in lines)
     assert [line.get("truncated", False) for line in lines] == [False, True]
     reasons = ["length" if line["scores"]["tokens"] == 2 else "stop" for line in lines]

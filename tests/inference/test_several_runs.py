@@ -8,6 +8,7 @@ import pytest
 
 import peftcli.inference.open_run as opening
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import Opening
 from peftcli.inference.predict_run import predict_run, predict_runs
 from peftcli.training.run import train
 from tests.recipes import chat_rows, class_rows, write_jsonl
@@ -61,5 +62,5 @@ def test_a_complete_model_of_a_half_base_is_evaluated_as_in_training(recipe, fam
     kept = train(loaded).eval
     again = evaluate_run(Path(str(loaded.recipe.output_dir)))
     assert kept is not None and again["eval_loss"] == kept["eval_loss"]
-    held = evaluate_run(Path(str(loaded.recipe.output_dir)), base_dtype="float32")
+    held = evaluate_run(Path(str(loaded.recipe.output_dir)), opening=Opening(base_dtype="float32"))
     assert held["eval_loss"] != kept["eval_loss"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.evaluate_run import evaluate_run
-from peftcli.inference.open_run import open_run
+from peftcli.inference.open_run import Opening, open_run
 from peftcli.training.run import train
 from tests.recipes import CtrlC, Recorder
 from tests.training.test_every_method import SMALL
@@ -52,7 +52,7 @@ def test_rows_are_trained_and_a_resumed_run_is_the_same(recipe, models, name) ->
     )
     with pytest.raises(Stopped):
         train(parts, reporter=first)
-    at_stop = evaluate_run(parts.recipe.output_dir, checkpoint="last")
+    at_stop = evaluate_run(parts.recipe.output_dir, opening=Opening(checkpoint="last"))
     train(parts, resume=True, reporter=second)
     assert first.losses + second.losses == recorder.losses and at_stop["eval_loss"] > 0
     if name in ("freeze", "full"):

@@ -11,6 +11,7 @@ import pytest
 from peftcli.adapters.loading import load_adapter
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import Opening
 from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
 from peftcli.record.checkpoint_adapter import checkpoint_adapter
@@ -38,7 +39,7 @@ def test_an_unfinished_run_is_used_at_its_steps(recipe, method) -> None:
     found = losses(run)
     best = max((step for step in found if step), key=lambda step: (found[step], -step))
     for which, step in (("last", 4), ("step-3", 3), ("000002", 2), ("best", best)):
-        assert evaluate_run(run, checkpoint=which)["eval_loss"] == found[step], which
+        assert evaluate_run(run, opening=Opening(checkpoint=which))["eval_loss"] == found[step], which
     with pytest.raises(UserError, match=r"not finished(.|\n)*--checkpoint last"):
         evaluate_run(run)
 
@@ -73,7 +74,9 @@ def test_a_finished_run_of_a_whole_model(recipe, which: str) -> None:
     loaded = recipe(method={"name": "full"}, training__learning_rate=0.05, training__save_total_limit=9, **EVERY_STEP)
     summary = train(loaded)
     expected = losses(Path(summary.output_dir))[1] if which == "step-1" else (summary.eval or {})["eval_loss"]
-    assert evaluate_run(summary.output_dir, checkpoint=which)["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert evaluate_run(summary.output_dir, opening=Opening(checkpoint=which))["eval_loss"] == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_predictions_merges_and_exports_of_a_checkpoint(recipe, tmp_path: Path, cli: Cli) -> None:
@@ -82,9 +85,9 @@ def test_predictions_merges_and_exports_of_a_checkpoint(recipe, tmp_path: Path, 
     )
     train(loaded)
     run, rows = Path(str(loaded.recipe.output_dir)), write_jsonl(tmp_path / "in.jsonl", chat_rows(2))
-    early = list(predict_run(run, str(rows), checkpoint="step-1"))
+    early = list(predict_run(run, str(rows), opening=Opening(checkpoint="step-1")))
     assert early != list(predict_run(run, str(rows)))
-    assert list(predict_run(run, str(rows), checkpoint="best")) == list(predict_run(run, str(rows)))
+    assert list(predict_run(run, str(rows), opening=Opening(checkpoint="best"))) == list(predict_run(run, str(rows)))
     printed = cli("predict", run, "-i", rows, "--checkpoint", "1").out
     assert [json.loads(line) for line in printed.splitlines()] == early
     assert merge_run(run, tmp_path / "merged", checkpoint="step-1", use_alone=False).verified

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from peftcli.errors import UserError
 from peftcli.inference.evaluate_run import evaluate_run
-from peftcli.inference.open_run import open_run
+from peftcli.inference.open_run import Opening, open_run
 from peftcli.inference.predict_run import predict_run
 from peftcli.tasks.class_weights import balanced_weights
 from peftcli.training import milestones
@@ -150,7 +150,7 @@ def test_bfloat16_weights_train_evaluate_and_open_again(recipe) -> None:
     assert summary.precision == "bf16 (training.bf16 is off)"
     again = evaluate_run(loaded.recipe.output_dir)
     assert again["eval_loss"] == pytest.approx(summary.eval["eval_loss"], rel=1e-6)
-    opened = open_run(loaded.recipe.output_dir, "float32")
+    opened = open_run(loaded.recipe.output_dir, Opening("float32"))
     assert "results can differ" in opened.notes[0]
 
 

@@ -16,6 +16,7 @@ from peftcli.errors import UserError
 from peftcli.inference.chat.chat_models import find_targets
 from peftcli.inference.chat.chat_prompt import PromptMaker, Round
 from peftcli.inference.chat.chat_session import Answer, Chat, ChatSettings
+from peftcli.inference.open_run import Opening
 from peftcli.inference.predict_run import predict_run
 from peftcli.merging.merge_run import merge_run
 from peftcli.tasks.decoding import Decoding, OnText
@@ -65,7 +66,7 @@ def test_every_method_answers_what_predict_says(trained, tmp_path, method) -> No
     run = trained("gpt2" if method == "bitfit" else "llama", method)
     question = "cat"
     file = write_jsonl(tmp_path / "in.jsonl", [{"messages": [{"role": "user", "content": question}]}])
-    (line,) = predict_run(run, str(file), max_new_tokens=6)
+    (line,) = predict_run(run, str(file), opening=Opening(max_new_tokens=6))
     pieces: list[str] = []
     answer = chat_with(run).ask(question, pieces.append)
     assert answer.text == line["prediction"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from peftcli.errors import Stopped, UserError
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import Opening
 from peftcli.merging.run_to_merge import open_run_to_merge
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.record import run_inputs
@@ -140,7 +141,7 @@ def test_who_uses_an_unfinished_run_is_told_too(own_recipe, tmp_path) -> None:
         train(loaded, reporter=CtrlC(2))
     change_tokenizer(tmp_path)
     notes: list[str] = []
-    evaluate_run(loaded.recipe.output_dir, note=notes.append, checkpoint="last")
+    evaluate_run(loaded.recipe.output_dir, note=notes.append, opening=Opening(checkpoint="last"))
     assert [note for note in notes if note.startswith("the tokenizer changed since training")]
 
 

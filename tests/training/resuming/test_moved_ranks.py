@@ -13,6 +13,7 @@ from peftcli.adapters.loading import load_adapter
 from peftcli.cli.app import build_app
 from peftcli.errors import Stopped
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.open_run import Opening
 from peftcli.merging.merge_run import merge_run
 from peftcli.methods.lora import LoraParams
 from peftcli.training.run import train
@@ -35,7 +36,7 @@ def test_a_run_keeps_the_ranks_that_its_rows_gave(recipe) -> None:
     with pytest.raises(Stopped):
         train(parts, reporter=first)
     run = Path(str(parts.recipe.output_dir))
-    half = evaluate_run(run, checkpoint="last")
+    half = evaluate_run(run, opening=Opening(checkpoint="last"))
     train(parts, resume=True, reporter=second)
     assert first.losses + second.losses == whole.losses
     assert {**adapter(run)}.keys() == adapter(one.recipe.output_dir).keys()
