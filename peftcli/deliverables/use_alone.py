@@ -30,10 +30,10 @@ def use(request: dict[str, Any], adapt: Callable[[Any, Any], Any] = lambda model
     import transformers
 
     transformers.logging.set_verbosity_error()
-    words: dict[str, Any] = {"local_files_only": True, "trust_remote_code": bool(request.get("trust_remote_code"))}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(request.get("tokenizer") or request["model"], **words)
-    words |= {key: request[key] for key in ("dtype", "num_labels") if request.get(key)}
-    model = getattr(transformers, request["auto"]).from_pretrained(request["model"], **words)
+    keywords: dict[str, Any] = {"local_files_only": True, "trust_remote_code": bool(request.get("trust_remote_code"))}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(request.get("tokenizer") or request["model"], **keywords)
+    keywords |= {key: request[key] for key in ("dtype", "num_labels") if request.get(key)}
+    model = getattr(transformers, request["auto"]).from_pretrained(request["model"], **keywords)
     model = adapt(model, tokenizer)
     model.eval().to(request.get("device") or "cpu")
     prompts = [*request.get("texts", ())]

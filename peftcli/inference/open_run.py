@@ -335,7 +335,7 @@ def opened(
     task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, positions=left)
     cuts = loaded.recipe.training.fast_paths.last_block and task.info.rows == "labelled"
     with precision.inference(world.device):
-        found = FirstBlocks(model, anatomy.layers).tell(lambda _: task.bind(model, prepare), settles=operator.not_)
+        found = FirstBlocks(model, anatomy.layers).find(lambda _: task.bind(model, prepare), settles=operator.not_)
         notes = (*notes, *found)
         cut = last_block(model, anatomy, prepare) if cuts else None
     return OpenedRun(

@@ -16,7 +16,7 @@ from torch import Tensor
 from peftcli.data.rows.row_set import Row
 from peftcli.merging.compare_outputs import Comparison, all_outputs, compare, free_memory
 from peftcli.merging.run_to_merge import RunToMerge
-from peftcli.models.load.quantization import keep_trainable, quantisation_words
+from peftcli.models.load.quantization import keep_trainable, quantisation_keywords
 from peftcli.models.model_tasks import auto_class
 from peftcli.process_state import quiet_transformers
 from peftcli.recipe.schema import ModelSpec
@@ -46,7 +46,7 @@ def requantise(
         The comparison of the quantised model with base + adapter.
     """
     spec = four_bit(run.recipe.model)
-    words = quantisation_words(spec, config, run.model, config.dtype, device)
+    keywords = quantisation_keywords(spec, config, run.model, config.dtype, device)
     with quiet_transformers():
         model = auto_class(config, run.recipe.task).from_pretrained(
             directory,
@@ -55,7 +55,7 @@ def requantise(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=run.spec.trust_remote_code,
-            **words,
+            **keywords,
         )
     keep_trainable(model)  # before the first pass: bitsandbytes repacks weights on some CPUs, and then saves nonsense
     model.eval()

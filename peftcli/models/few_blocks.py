@@ -44,7 +44,7 @@ class FirstBlocks:
         self._lists = {} if divided else _lists(model, stacks)
         self._kinds = {path: _kinds(blocks) for path, blocks in self._lists.items()}
 
-    def tell(
+    def find(
         self, trial: Callable[[Mapping[str, int]], Found], *, times: int = 1, settles: Callable[[Found], bool] = bool
     ) -> Found:
         """Return what a trial finds on the first blocks where that settles it, else what it finds on all of them.

@@ -109,11 +109,11 @@ def _packed(model: PreTrainedModel, documents: list[Tensor], route: PackingRoute
     positions = torch.cat([torch.arange(one.shape[1], device=one.device) for one in documents])[None]
     if route != "joined":
         ids, positions = ids.repeat(rows, 1), positions.repeat(rows, 1)
-    words: dict[str, Tensor] = {"input_ids": ids, "position_ids": positions}
+    inputs: dict[str, Tensor] = {"input_ids": ids, "position_ids": positions}
     if route in ("bool_mask", "float_mask"):
-        words["attention_mask"] = block_causal(positions, route)
+        inputs["attention_mask"] = block_causal(positions, route)
     try:
-        return logits_of(model, use_cache=False, **words)[:1]
+        return logits_of(model, use_cache=False, **inputs)[:1]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # models refuse it in different ways
         if says_nothing_of_the_model(error):
             raise
@@ -160,6 +160,6 @@ def _difference(behind: Tensor, whole: Tensor) -> float:
     return float((behind - whole[:, DOCUMENTS[0] :]).abs().mean())
 
 
-def logits_of(model: PreTrainedModel, **words: object) -> Tensor:
+def logits_of(model: PreTrainedModel, **inputs: object) -> Tensor:
     """Return a model's logits for these arguments in float32: (rows, length, vocabulary)."""
-    return cast("Tensor", model(**words).logits).float()
+    return cast("Tensor", model(**inputs).logits).float()

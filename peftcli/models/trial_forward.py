@@ -258,12 +258,12 @@ class _Trial(TorchFunctionMode):
             block.register_forward_hook(partial(self._see_states, path, tokens)) for path, block in _blocks(self.model)
         ]
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-        words: dict[str, Any] = {"input_ids": ids}
+        inputs: dict[str, Any] = {"input_ids": ids}
         if "decoder_input_ids" in inspect.signature(self.model.forward).parameters:
-            words["decoder_input_ids"] = ids
+            inputs["decoder_input_ids"] = ids
         try:
             with torch.enable_grad(), torch.device("meta"), self:
-                output = self.model(**words)[0]
+                output = self.model(**inputs)[0]
         except Exception:  # a model's own code refuses tensors without values in its own ways
             return None
         finally:

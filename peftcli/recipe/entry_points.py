@@ -77,9 +77,9 @@ class Plugin:
             passes: errors that mean something to whoever calls it.
         """
 
-        def call(*arguments: P.args, **words: P.kwargs) -> R:
+        def call(*arguments: P.args, **keywords: P.kwargs) -> R:
             try:
-                return function(*arguments, **words)
+                return function(*arguments, **keywords)
             except Exception as error:
                 if isinstance(error, (UserError, MemoryError, *passes)):
                     raise

@@ -226,11 +226,11 @@ def _fast_paths(
     model, prepare = base.model, attached.attachment.prepare_inputs
     blocks = FirstBlocks(model, attached.anatomy.layers)
     with precision.inference(world.device):
-        for note in [*attached.notes, *blocks.tell(lambda _: task.bind(model, prepare), settles=operator.not_)]:
+        for note in [*attached.notes, *blocks.find(lambda _: task.bind(model, prepare), settles=operator.not_)]:
             reporter.note(note)
         allowed = AllowedPaths.of(recipe, world.device, model)
-        by_document = blocks.tell(lambda _: rows_stay_apart(recipe, model, allowed))
-        shares = by_document and blocks.tell(lambda _: prompts_are_shared(recipe, model, allowed, task.prepare_inputs))
+        by_document = blocks.find(lambda _: rows_stay_apart(recipe, model, allowed))
+        shares = by_document and blocks.find(lambda _: prompts_are_shared(recipe, model, allowed, task.prepare_inputs))
         cuts = allowed.last_block and task.info.rows == "labelled"
         cut = last_block(model, attached.anatomy, task.prepare_inputs) if cuts else None
     return FastPaths(allowed, by_document=by_document, shares_prompts=shares, last_block=cut)

@@ -31,7 +31,7 @@ def live(family: str, lora: Mapping[str, Any], **changes: Any) -> tuple[PreTrain
 def seen_by(model: PreTrainedModel, stacks: Mapping[str, Any], times: int = 1) -> Mapping[str, int]:
     """Return what a trial on the first blocks is told."""
     told: list[Mapping[str, int]] = []
-    FirstBlocks(model, stacks).tell(lambda stands_for: told.append(stands_for) or True, times=times)
+    FirstBlocks(model, stacks).find(lambda stands_for: told.append(stands_for) or True, times=times)
     assert len(told) == 1
     return {path.rpartition(".")[2]: count for path, count in told[0].items()}
 
@@ -70,9 +70,9 @@ def test_what_the_first_blocks_refuse_is_asked_of_all() -> None:
             raise IndexError("there is no block 5")
         return "whole"
 
-    assert FirstBlocks(model, stacks).tell(trial) == "whole" and asked == [2, 6]
+    assert FirstBlocks(model, stacks).find(trial) == "whole" and asked == [2, 6]
     asked.clear()
-    assert FirstBlocks(model, stacks).tell(lambda told: asked.append(len(told)), settles=lambda _: False) is None
+    assert FirstBlocks(model, stacks).find(lambda told: asked.append(len(told)), settles=lambda _: False) is None
     assert asked == [2, 0]
 
 
@@ -83,15 +83,15 @@ def test_an_error_that_says_nothing_of_the_model_is_not_swallowed() -> None:
         raise torch.OutOfMemoryError("no memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        FirstBlocks(model, stacks).tell(trial)
+        FirstBlocks(model, stacks).find(trial)
     assert len(model.model.layers) == 6
 
 
 def test_a_leak_of_one_block_is_found() -> None:
     model, stacks = live("llama", {}, **DEEP)
-    assert FirstBlocks(model, stacks).tell(lambda _: packing_route(model, rows=1) == "positions")
+    assert FirstBlocks(model, stacks).find(lambda _: packing_route(model, rows=1) == "positions")
     leak: Any = model.model.layers[4]
     leak.leaks = nn.Linear(1, 1)  # another build than that of the others
     leak.register_forward_hook(lambda _block, _args, out: out + out.cumsum(1))
     with pytest.raises(Exception, match="attend to each other"):
-        FirstBlocks(model, stacks).tell(lambda _: bool(packing_route(model, rows=1)))
+        FirstBlocks(model, stacks).find(lambda _: bool(packing_route(model, rows=1)))

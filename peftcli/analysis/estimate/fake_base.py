@@ -56,11 +56,11 @@ def meta_base(
     """
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, find_source(spec.name_or_path), device)
-    words: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "dtype": dtype}
+    keywords: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "dtype": dtype}
     if spec.attn_implementation != "auto":
-        words["attn_implementation"] = spec.attn_implementation
+        keywords["attn_implementation"] = spec.attn_implementation
     with torch.device("meta"):
-        model: PreTrainedModel = auto_class(config, task).from_config(config, **words)
+        model: PreTrainedModel = auto_class(config, task).from_config(config, **keywords)
         if spec.load_in_4bit or spec.load_in_8bit:
             pack(model, spec, dtype)
     compute_head_in_float32(model)

@@ -66,29 +66,29 @@ def _int(value: Any) -> int:
     return abs(value) if isinstance(value, int) else 0
 
 
-def _extra(arguments: list[Any], words: Mapping[str, Any]) -> int:
+def _extra(arguments: list[Any], keywords: Mapping[str, Any]) -> int:
     """Return the largest width among the arguments behind the first: a number, or a text's length."""
-    return max([0, *(len(one) if isinstance(one, str) else _int(one) for one in (*arguments[1:], *words.values()))])
+    return max([0, *(len(one) if isinstance(one, str) else _int(one) for one in (*arguments[1:], *keywords.values()))])
 
 
-def _width(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    charge(_extra(arguments, words))
+def _width(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    charge(_extra(arguments, keywords))
     return arguments
 
 
-def _for_each_line(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    charge((str(arguments[0]).count("\n") + 1) * _extra(arguments, words) if arguments else 0)
+def _for_each_line(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    charge((str(arguments[0]).count("\n") + 1) * _extra(arguments, keywords) if arguments else 0)
     return arguments
 
 
-def _for_each_character(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    charge(len(str(arguments[0])) * (1 + _extra(arguments, words)) if arguments else 0)
+def _for_each_character(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    charge(len(str(arguments[0])) * (1 + _extra(arguments, keywords)) if arguments else 0)
     return arguments
 
 
-def _json(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    indent = words.get("indent", arguments[2] if len(arguments) > 2 else None)
-    separators = words.get("separators", arguments[3] if len(arguments) > 3 else None)
+def _json(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    indent = keywords.get("indent", arguments[2] if len(arguments) > 2 else None)
+    separators = keywords.get("separators", arguments[3] if len(arguments) > 3 else None)
     wide = len(indent) if isinstance(indent, str) else _int(indent)
     if isinstance(separators, list | tuple):
         wide += sum(len(one) for one in separators if isinstance(one, str))
@@ -113,36 +113,36 @@ def _places(value: Any) -> tuple[int, int]:
     return count, deep
 
 
-def _precision(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    extra = _extra(arguments, words)
+def _precision(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    extra = _extra(arguments, keywords)
     charge(extra * extra)
     return arguments
 
 
-def _replaced(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    if len(arguments) + len(words) >= 3 and arguments:
+def _replaced(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    if len(arguments) + len(keywords) >= 3 and arguments:
         text = str(arguments[0])
-        old, new = [*map(str, arguments[1:3]), *map(str, words.values())][:2]
+        old, new = [*map(str, arguments[1:3]), *map(str, keywords.values())][:2]
         charge(len(text) + text.count(old) * len(new))
     return arguments
 
 
-def _join(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
+def _join(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
     """Charge what stands between the values; the values are written out by `join` itself."""
     if not arguments:
         return arguments
     values = arguments[0]
     values = values if isinstance(values, str | list | tuple | Mapping) else list(values)
-    between = words.get("d", arguments[1] if len(arguments) > 1 else "")
+    between = keywords.get("d", arguments[1] if len(arguments) > 1 else "")
     charge(len(values) * (1 + len(str(between))))
     for value in values:
         charge(len(value) if isinstance(value, str) else _places(value)[0])
     return [values, *arguments[1:]]
 
 
-def _sum(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
+def _sum(charge: Charge, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
     """Charge the sum of lists: each step copies what there is."""
-    start = words.get("start", arguments[2] if len(arguments) > 2 else 0)
+    start = keywords.get("start", arguments[2] if len(arguments) > 2 else 0)
     if isinstance(start, int | float) or not arguments:
         return arguments
     values = list(arguments[0])
@@ -150,7 +150,7 @@ def _sum(charge: Charge, arguments: list[Any], words: dict[str, Any]) -> list[An
     return [values, *arguments[1:]]
 
 
-def _format(charge: Charge, arguments: list[Any], _words: dict[str, Any]) -> list[Any]:
+def _format(charge: Charge, arguments: list[Any], _keywords: dict[str, Any]) -> list[Any]:
     if arguments:
         percent_fields(charge, str(arguments[0]))
     return arguments
@@ -178,17 +178,17 @@ CallGuard = Callable[[Charge, Any, list[Any], dict[str, Any]], list[Any]]
 def _on(guard: Guard) -> CallGuard:
     """Return the guard of a method that does what a filter does; `owner` is the object of the method."""
 
-    def method(charge: Charge, owner: Any, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-        return guard(charge, [owner, *arguments], words)[1:]
+    def method(charge: Charge, owner: Any, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+        return guard(charge, [owner, *arguments], keywords)[1:]
 
     return method
 
 
-def _method_join(charge: Charge, owner: Any, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
-    return _join(charge, [*arguments, owner], words)[: len(arguments)]
+def _method_join(charge: Charge, owner: Any, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
+    return _join(charge, [*arguments, owner], keywords)[: len(arguments)]
 
 
-def _translate(charge: Charge, owner: Any, arguments: list[Any], _words: dict[str, Any]) -> list[Any]:
+def _translate(charge: Charge, owner: Any, arguments: list[Any], _keywords: dict[str, Any]) -> list[Any]:
     table = arguments[0] if arguments else None
     texts = table.values() if isinstance(table, Mapping) else ()
     longest = max([1, *(len(text) for text in texts if isinstance(text, str))])
@@ -196,9 +196,9 @@ def _translate(charge: Charge, owner: Any, arguments: list[Any], _words: dict[st
     return arguments
 
 
-def _date(charge: Charge, _owner: Any, arguments: list[Any], words: dict[str, Any]) -> list[Any]:
+def _date(charge: Charge, _owner: Any, arguments: list[Any], keywords: dict[str, Any]) -> list[Any]:
     """Charge the widths of a date's format, such as `%010d`."""
-    for text in (*arguments, *words.values()):
+    for text in (*arguments, *keywords.values()):
         for digits in re.findall(r"\d+", str(text)):
             charge(_number(digits))
     return arguments

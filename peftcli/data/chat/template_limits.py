@@ -136,10 +136,10 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         first = 1 if hasattr(function, "jinja_pass_arg") else 0  # a context comes before the value
 
         @wraps(function)
-        def run(*arguments: Any, **words: Any) -> Any:
+        def run(*arguments: Any, **keywords: Any) -> Any:
             if guard is not None:
-                arguments = (*arguments[:first], *guard(self.account.charge, list(arguments[first:]), words))
-            return self.made(function(*arguments, **words))
+                arguments = (*arguments[:first], *guard(self.account.charge, list(arguments[first:]), keywords))
+            return self.made(function(*arguments, **keywords))
 
         return run
 
@@ -151,12 +151,12 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         binary(self.account.charge, operator, left, right)
         return self.made(self.binop_table[operator](left, right))
 
-    def call(self, context: Context, function: Any, /, *arguments: Any, **words: Any) -> Any:
+    def call(self, context: Context, function: Any, /, *arguments: Any, **keywords: Any) -> Any:
         """Call what a template calls."""
         guard = CALL_GUARDS.get(getattr(function, "__name__", ""))
         if guard is not None:
-            arguments = tuple(guard(self.account.charge, getattr(function, "__self__", ""), list(arguments), words))
-        return self.made(super().call(context, function, *arguments, **words))
+            arguments = tuple(guard(self.account.charge, getattr(function, "__self__", ""), list(arguments), keywords))
+        return self.made(super().call(context, function, *arguments, **keywords))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return a sandboxed `str.format`, or None for another value; its widths are charged."""
@@ -165,9 +165,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             return None
         charge = self.account.charge
 
-        def run(*arguments: Any, **words: Any) -> str:
+        def run(*arguments: Any, **keywords: Any) -> str:
             format_fields(charge, value.__self__)
-            return safe(*arguments, **words)
+            return safe(*arguments, **keywords)
 
         return run
 
@@ -202,7 +202,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _refused(what: str) -> Callable[..., Any]:
-    def refuse(*_arguments: Any, **_words: Any) -> Any:
+    def refuse(*_arguments: Any, **_keywords: Any) -> Any:
         raise TemplateLimit(f"it uses {what}, which chat templates do not need")
 
     return refuse

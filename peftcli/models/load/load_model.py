@@ -100,12 +100,12 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
 
 
 def _config_from(source: ModelSource, spec: ModelSpec) -> PretrainedConfig:
-    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    keywords = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     with explain_load_errors(source, spec):
         file = config_file(source, spec.revision)
         settings = {} if file is None else checked_config(file)
         try:
-            config: PretrainedConfig = transformers.AutoConfig.from_pretrained(source.location(), **words)
+            config: PretrainedConfig = transformers.AutoConfig.from_pretrained(source.location(), **keywords)
         except Exception as error:
             found = config_error(str(file), "transformers cannot read it", settings, _read_config, error)
             raise error if found is None else found from error
@@ -168,10 +168,10 @@ def load_model(
     configure_head(config, task, labels, spec)
     dtype, note = choose_dtype(spec, config, source, device)
     notes = [*([note] if note else []), *_refuse_or_note_gguf(spec, source)]
-    words = _loading_words(spec, source) | {"dtype": dtype, "config": config}
-    quantised = _add_placement(words, spec, task, config, dtype, device, world)
+    keywords = _loading_keywords(spec, source) | {"dtype": dtype, "config": config}
+    quantised = _add_placement(keywords, spec, task, config, dtype, device, world)
     whole_for = why_not_in_shares(source, quantised)
-    model, report, unread, why = _read(source, spec, task, words, seed, device, in_shares and whole_for is None)
+    model, report, unread, why = _read(source, spec, task, keywords, seed, device, in_shares and whole_for is None)
     if in_shares and unread is None:
         notes.append(f"each process reads the whole base before it is divided: {whole_for or why}")
     found = check_loading(model, report, spec.name_or_path)
@@ -185,7 +185,7 @@ def load_model(
 
         quantization, more = finish_quantised(model, spec, stored)
         notes += more
-    elif unread is None and not _placed_by_transformers(words):
+    elif unread is None and not _placed_by_transformers(keywords):
         model.to(device)
     refuse_broken_numbers(model, spec.name_or_path)
     compute_head_in_float32(model)
@@ -216,7 +216,7 @@ def _read(
     source: ModelSource,
     spec: ModelSpec,
     task: TaskName,
-    words: Mapping[str, Any],
+    keywords: Mapping[str, Any],
     seed: int,
     device: torch.device,
     in_shares: bool,
@@ -226,7 +226,7 @@ def _read(
     Returns:
         The model, transformers' loading info, what was left unread, and why nothing was although it was wanted.
     """
-    config = words["config"]
+    config = keywords["config"]
     shape = partial(build_meta, config, task, trust_remote_code=spec.trust_remote_code)
     load = partial(auto_class(config, task).from_pretrained, source.location())
     why_whole = None
@@ -234,27 +234,27 @@ def _read(
         if source.kind == "hub":
             check_hub_index(source, spec.revision)
         if in_shares:
-            model, report = load(**{**words, "device_map": {"": torch.device("meta")}})
+            model, report = load(**{**keywords, "device_map": {"": torch.device("meta")}})
             unread, why_whole = unread_weights(model, _directory(source, spec), report, spec.name_or_path)
             if unread is not None:
                 start_lacking(model, unread, seed, device)
                 unread.fill_whole(model, head_parameters(model), device)  # its rows follow the labels, below
                 return model, report, unread, None
         with seeded(seed, [device]):
-            model, report = load(**words)
+            model, report = load(**keywords)
         if device.type != "cpu":  # transformers has drawn them on the device
             start_anew(model, report["missing_keys"], seed)
     return model, report, None, why_whole
 
 
-def _loading_words(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:
-    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    words |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+def _loading_keywords(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:
+    keywords = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    keywords |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if spec.attn_implementation != "auto":
-        words["attn_implementation"] = spec.attn_implementation
+        keywords["attn_implementation"] = spec.attn_implementation
     if source.kind != "gguf":
-        words["use_safetensors"] = True
-    return words
+        keywords["use_safetensors"] = True
+    return keywords
 
 
 def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:
@@ -273,7 +273,7 @@ def _refuse_or_note_gguf(spec: ModelSpec, source: ModelSource) -> list[str]:
 
 
 def _add_placement(
-    words: dict[str, Any],
+    keywords: dict[str, Any],
     spec: ModelSpec,
     task: TaskName,
     config: PretrainedConfig,
@@ -281,21 +281,21 @@ def _add_placement(
     device: torch.device,
     world: World | None,
 ) -> bool:
-    """Add to `words` what a quantised model, or one on an accelerator, needs; tell whether it will be quantised."""
+    """Add to `keywords` what a quantised model, or one on an accelerator, needs; tell whether it will be quantised."""
     if spec.load_in_4bit or spec.load_in_8bit or stored_method(config) is not None:
-        from peftcli.models.load.quantization import quantisation_words
+        from peftcli.models.load.quantization import quantisation_keywords
 
         meta = build_meta(config, task, trust_remote_code=spec.trust_remote_code)
         divided = world is not None and world.strategy.sharded
-        words |= quantisation_words(spec, config, meta, dtype, device, divided=divided)
+        keywords |= quantisation_keywords(spec, config, meta, dtype, device, divided=divided)
         return True
     if device.type == "cuda":  # weights go straight to the device, without a copy of the model in main memory
-        words["device_map"] = {"": device}
+        keywords["device_map"] = {"": device}
     return False
 
 
-def _placed_by_transformers(words: Mapping[str, Any]) -> bool:
-    return "device_map" in words
+def _placed_by_transformers(keywords: Mapping[str, Any]) -> bool:
+    return "device_map" in keywords
 
 
 def identify(

@@ -39,14 +39,14 @@ class ModelSource:
 
     def keywords(self, *, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
         """Return the keywords of a transformers `from_pretrained` that say where files come from."""
-        words: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if self.kind == "gguf" and self.path is not None:
-            words["gguf_file"] = self.path.name
+            keywords["gguf_file"] = self.path.name
         if self.kind == "hub":
-            words |= {"revision": revision or "main", "local_files_only": not hub_is_reachable()}
+            keywords |= {"revision": revision or "main", "local_files_only": not hub_is_reachable()}
         else:
-            words["local_files_only"] = True
-        return words
+            keywords["local_files_only"] = True
+        return keywords
 
 
 def find_source(name: str) -> ModelSource:

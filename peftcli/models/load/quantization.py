@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from peftcli.recipe.schema import ModelSpec
 
 
-def quantisation_words(
+def quantisation_keywords(
     spec: ModelSpec,
     config: PretrainedConfig,
     task_model: PreTrainedModel,
@@ -57,14 +57,14 @@ def quantisation_words(
     problems = stored_problems(config, spec, device.type)
     if problems:
         raise UserError(problems)
-    words: dict[str, Any] = {"device_map": {"": device}}
+    keywords: dict[str, Any] = {"device_map": {"": device}}
     read_dequantised(config)
     choose_layers(config, device.type)
     if stored_method(config) not in (None, "bitsandbytes"):
-        return words
+        return keywords
     _check_bitsandbytes(spec, device)
     if stored_method(config) is not None:
-        return words
+        return keywords
     from transformers import BitsAndBytesConfig
 
     view = ModuleView(task_model)
@@ -72,7 +72,7 @@ def quantisation_words(
     output = task_model.get_output_embeddings() if not kept else None
     kept += [name for name, module in view.modules.items() if output is not None and module is output]
     compute = _compute_dtype(spec, dtype, device)
-    words["quantization_config"] = BitsAndBytesConfig(
+    keywords["quantization_config"] = BitsAndBytesConfig(
         load_in_4bit=spec.load_in_4bit,
         load_in_8bit=spec.load_in_8bit,
         bnb_4bit_quant_type=spec.bnb_4bit_quant_type,
@@ -81,7 +81,7 @@ def quantisation_words(
         bnb_4bit_quant_storage=compute if divided else None,
         llm_int8_skip_modules=kept or None,
     )
-    return words
+    return keywords
 
 
 def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
@@ -135,8 +135,8 @@ def finish_quantised(model: PreTrainedModel, spec: ModelSpec, stored: str | None
     keep_trainable(model)
     anatomy = read_anatomy(model, spec.anatomy)
     share = quantised_share(model, anatomy)
-    words = describe_quantisation(model)
-    notes = [f"{share:.0%} of the block weights are quantised ({words})"]
+    described = describe_quantisation(model)
+    notes = [f"{share:.0%} of the block weights are quantised ({described})"]
     if stored is None and share < spec.min_quantized_share:
         accepted = int(share * 100) / 100
         raise UserError(
@@ -147,7 +147,7 @@ def finish_quantised(model: PreTrainedModel, spec: ModelSpec, stored: str | None
                 suggestion=f"accept it with model.min_quantized_share: {accepted:g}, or load 16-bit weights",
             )
         )
-    return words, notes
+    return described, notes
 
 
 def keep_trainable(model: nn.Module) -> None:

@@ -85,7 +85,7 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     source = find_source(spec.name_or_path)
-    words = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    keywords = source.keywords(revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     # Without these files transformers silently returns a tokenizer that has only special tokens.
     if source.kind == "directory" and source.path is not None and not _has_tokenizer_files(source.path):
         raise UserError(_no_tokenizer(spec))
@@ -93,7 +93,7 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
         refuse_pointers(source.path, _TOKENIZER_FILES)
     with explain_load_errors(source, spec):
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **words)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), **keywords)
         except Exception as error:
             found = tokenizer_error(source, error)
             raise error if found is None else found from error
@@ -101,17 +101,17 @@ def _from_files(spec: ModelSpec) -> PreTrainedTokenizerBase:
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder) + 1:
         raise UserError(_no_tokenizer(spec))
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = _processor_template(source, words)
+        tokenizer.chat_template = _processor_template(source, keywords)
     return tokenizer
 
 
-def _processor_template(source: ModelSource, words: Mapping[str, Any]) -> str | None:
+def _processor_template(source: ModelSource, keywords: Mapping[str, Any]) -> str | None:
     """Return the chat template that a processor of images keeps in a file of its own; None without one.
 
     transformers' tokenizers do not read that file. Its conversations are those of the tokenizer, too.
 
     Args:
-        words: where files of the hub come from.
+        keywords: where files of the hub come from.
 
     Raises:
         UserError: the file holds no template.
@@ -122,7 +122,7 @@ def _processor_template(source: ModelSource, words: Mapping[str, Any]) -> str | 
     if source.kind == "hub":
         from transformers.utils import cached_file
 
-        where = {key: words[key] for key in ("revision", "local_files_only")}
+        where = {key: keywords[key] for key in ("revision", "local_files_only")}
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         found = cached_file(source.name, PROCESSOR_TEMPLATE, **where, **quiet)
         file = None if found is None else Path(found)

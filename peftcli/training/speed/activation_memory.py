@@ -73,7 +73,7 @@ def activation_cost(
 
     model.train()
     try:
-        kept = blocks.tell(kept_at_each_length, times=2)
+        kept = blocks.find(kept_at_each_length, times=2)
     finally:
         model.train(was_training)
     degree = len(lengths) - 1

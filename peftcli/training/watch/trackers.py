@@ -196,8 +196,8 @@ def _start(name: str, directory: Path, identity: str | None, next_step: int | No
     logs = directory / "logs"
     if name == "tensorboard":
         logs.mkdir(parents=True, exist_ok=True)
-        words = {} if next_step is None else {"purge_step": next_step}
-        tracker: Any = tracking.TensorBoardTracker(directory.name, logging_dir=logs, **words)
+        options = {} if next_step is None else {"purge_step": next_step}
+        tracker: Any = tracking.TensorBoardTracker(directory.name, logging_dir=logs, **options)
     elif name == "wandb":
         named = {} if os.environ.get("WANDB_NAME") else {"name": directory.name}
         named |= {} if identity is None else {"id": identity, "resume": "allow"}
