@@ -53,7 +53,7 @@ class PrefixAttachment(Attachment):
 
     networks: dict[str, PrefixNetwork] = field(default_factory=dict)
     ratio: float = 1.0
-    start: PrefixStart = field(default_factory=lambda: PrefixStart())
+    start: PrefixStart = PrefixStart()
     dropped: list[tuple[Prefix, PrefixNetwork, nn.Linear]] = field(default_factory=list)
 
     def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:

@@ -89,8 +89,7 @@ def _mean(gate: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean over the sequence, (batch, 1, 1), of tokens that the mask shows."""
     if mask is None or mask.shape[0] != gate.shape[0] or mask.shape[1] > gate.shape[1]:
         return gate.mean(dim=1, keepdim=True)
-    gate = gate[
-        :, gate.shape[1] - mask.shape[1] :
-    ]  # the route `padded_rows` puts a prefix in front as rows of the input
+    # the route `padded_rows` puts a prefix in front as rows of the input
+    gate = gate[:, gate.shape[1] - mask.shape[1] :]
     weight = mask.to(gate.dtype).unsqueeze(-1)
     return (gate * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,8 @@ def check_loading(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
             )
         )
     unexpected = sorted(key for key in report["unexpected_keys"] if not _OLD_BUFFERS.search(key))
-    blocks = [key for key in unexpected if re.search(r"\.\d+\.", key) and view.in_base(view.absolute(key))]
-    blocks = [key for key in blocks if _looks_like_block(key, view)]
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    blocks = [key for key in unexpected if view.in_base(view.absolute(key)) and _looks_like_block(key, names, view)]
     if blocks:
         problems.append(
             Problem(
@@ -105,8 +105,11 @@ def _notes(pooler: list[str], unexpected: list[str]) -> list[str]:
     return notes
 
 
-def _looks_like_block(key: str, view: ModuleView) -> bool:
-    """Tell whether a key names a block beyond the last one: the same path exists with another number."""
+def _looks_like_block(key: str, names: Collection[str], view: ModuleView) -> bool:
+    """Tell whether a key names a block beyond the last one: the same path exists with another number.
+
+    Args:
+        names: of the model's parameters.
+    """
     other = re.sub(r"\.\d+\.", ".0.", key, count=1)
-    names = {name for name, _ in view.model.named_parameters(remove_duplicate=False)}
     return other != key and (other in names or view.absolute(other) in names)

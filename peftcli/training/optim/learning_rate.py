@@ -1,4 +1,4 @@
-"""The learning rate: its peak, by the recipe or the method, and its course, a factor on the peak at every step.
+"""The learning rate's course: a factor on the peak (`optim.chosen_rate`) at every step.
 
 The schedules are transformers' own. Parameters with a rate of their own (a head, `lr_groups`, LoRA+) have another peak,
 `optim.parameter_groups`, and the same course.

@@ -24,8 +24,8 @@ def parameter_groups(
     """Return optimizer groups: parameters that share a learning rate and a decay.
 
     The rate of a parameter is that of the first expression in `lr_groups` that matches its name, else the head's, else
-    the peak rate times the method's ratio. Biases, norms, other vectors and
-    whatever multiplies what is there do not decay.
+    the peak rate times the method's ratio. Biases, norms, other vectors and whatever multiplies what is there do not
+    decay.
 
     Args:
         parameters: every trainable parameter by name.

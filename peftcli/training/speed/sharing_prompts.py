@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from peftcli.distributed.memory_errors import says_nothing_of_the_model
 from peftcli.errors import UserError
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.joined_documents import Documents
@@ -109,13 +110,9 @@ def _behind_one(
     try:
         with FastPaths(allowed)(documents):
             logits = logits_of(model, input_ids=ids, position_ids=positions, use_cache=False)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        IndexError,
-        UserError,
-    ):  # families and methods refuse in different ways
+    except (TypeError, ValueError, RuntimeError, IndexError, UserError) as error:  # they refuse in different ways
+        if says_nothing_of_the_model(error):
+            raise
         return None
     if not documents.taken or documents.passed:
         return None

@@ -17,7 +17,12 @@ from peftcli.layers.cpu import document_attention as module
 from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
 from peftcli.layers.joined_documents import Documents
+from peftcli.models.packed_documents import logits_of
 from peftcli.training.run import train
+from peftcli.training.speed import sharing_prompts
+from peftcli.training.speed.fast_paths import AllowedPaths
+from peftcli.training.speed.sharing_prompts import prompts_are_shared
+from tests.tiny import tiny_model
 from tests.training.start.test_reference_rows import pairs
 from tests.training.test_every_method import METHODS, SMALL
 
@@ -100,6 +105,19 @@ def test_every_method_learns_the_same(recipe, recorder, sharing, name: str) -> N
 def test_not_with_dropout_nor_where_rows_are_padded(recipe, sharing, change) -> None:
     train(recipe("llama", "preference", pairs(8), **options(training__max_steps=1, **change)))
     assert not sharing
+
+
+def test_a_lack_of_memory_in_the_trial_is_no_answer(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = recipe("llama", "preference", pairs(4)).recipe
+
+    def without_memory(model, **inputs):
+        if "position_ids" in inputs:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+        return logits_of(model, **inputs)
+
+    monkeypatch.setattr(sharing_prompts, "logits_of", without_memory)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        prompts_are_shared(spec, tiny_model("llama", "causal_lm"), AllowedPaths.of(spec, torch.device("cpu")), dict)
 
 
 def test_not_with_a_window_of_attention(recipe, models, sharing) -> None:
