@@ -11,10 +11,19 @@ import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 from peftcli.errors import PeerLost
 
 POLL_SECONDS = 0.25
+
+
+@dataclass
+class _Watched:
+    """What is being done, and the seconds that are left for it; the watching thread alone counts them down."""
+
+    what: str
+    left: float
 
 
 class HangWatch:
@@ -29,38 +38,39 @@ class HangWatch:
 
     def __init__(self, seconds: float | None, remedy: str) -> None:
         self._seconds, self._remedy = seconds, remedy
-        self._what: str | None = None
-        self._left = 0.0
+        self._watched: _Watched | None = None
         self._thread: threading.Thread | None = None
 
     def begin(self, what: str) -> None:
         """Begin to watch something, in place of what was watched before; its time is whole again."""
         if self._seconds is None:
             return
-        self._left, self._what = self._seconds, what
+        self._watched = _Watched(what, self._seconds)
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
             self._thread.start()
 
     def end(self) -> None:
         """Watch nothing until the next `begin`."""
-        self._what = None
+        self._watched = None
 
     def close(self) -> None:
         """Watch nothing, and end the thread."""
-        self._what = self._thread = None
+        self._watched = self._thread = None
 
     def _watch(self) -> None:
         before = time.monotonic()
         while self._thread is threading.current_thread():
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
-            what, passed, before = self._what, min(now - before, 2 * POLL_SECONDS), now
-            self._left -= passed
-            if what is not None and self._left < 0:
+            watched, passed, before = self._watched, min(now - before, 2 * POLL_SECONDS), now
+            if watched is None:
+                continue
+            watched.left -= passed
+            if watched.left < 0:
                 # the main thread is in a call of torch that nothing interrupts
                 sys.stderr.write(
-                    f"error: {what} has taken more than {self._seconds:g} s: {_CAUSE}\n    {self._remedy}\n"
+                    f"error: {watched.what} has taken more than {self._seconds:g} s: {_CAUSE}\n    {self._remedy}\n"
                 )
                 sys.stderr.flush()
                 os._exit(PeerLost.exit_code)
