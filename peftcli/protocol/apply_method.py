@@ -9,15 +9,14 @@ from peftcli.errors import Problem, UserError
 from peftcli.layers.added_modules import is_added
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.module_view import module_kind
 from peftcli.models.reach import partial_reach
 from peftcli.models.structure.norms_and_biases import untouched_note
 from peftcli.protocol.attachment import Attachment
-from peftcli.protocol.narrow_layers import notes_on_passed_over
+from peftcli.protocol.narrow_layers import notes_on_left_out
 from peftcli.protocol.registry import MethodRegistry, registry
 from peftcli.protocol.rows_beside.added_rows import WantedRows, add_token_rows, counted_rows
-from peftcli.recipe.method_params import MethodParams, TargetedParams
+from peftcli.recipe.method_params import MethodParams
 
 
 def apply_method(
@@ -79,11 +78,10 @@ def apply_method(
 
 def _notes(model: nn.Module, anatomy: Anatomy, params: MethodParams, attachment: Attachment) -> list[str]:
     """Return what the method leaves out, and in how many blocks it is."""
-    notes = partial_reach(anatomy, _named(anatomy, attachment)) + notes_on_passed_over(model, anatomy, params)
-    more = [untouched_note(anatomy) if attachment.unfrozen else None]
-    if isinstance(params, TargetedParams):
-        more.append(experts_note(model, anatomy, params.target_modules, attachment.targets))
-    return notes + [note for note in more if note]
+    reach = partial_reach(anatomy, _named(anatomy, attachment))
+    untouched = untouched_note(anatomy) if attachment.unfrozen else None
+    left_out = notes_on_left_out(model, anatomy, params, attachment.targets)
+    return [*reach, *left_out, *([untouched] if untouched else [])]
 
 
 def _named(anatomy: Anatomy, attachment: Attachment) -> list[str]:

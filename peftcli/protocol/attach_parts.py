@@ -8,13 +8,11 @@ from peftcli.errors import UserError
 from peftcli.layers.parts.gates import Gate, Kind, PaddingMask
 from peftcli.layers.site import device_of, made_on
 from peftcli.models.anatomy import Anatomy
-from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.protocol.attachment import Placed
 from peftcli.protocol.composite_attachment import CompositeAttachment
 from peftcli.protocol.composition import PartSpec
-from peftcli.protocol.narrow_layers import notes_on_passed_over
+from peftcli.protocol.narrow_layers import notes_on_left_out
 from peftcli.protocol.registry import registry
-from peftcli.recipe.method_params import TargetedParams
 
 
 def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> CompositeAttachment:
@@ -26,11 +24,8 @@ def attach_parts(model: nn.Module, anatomy: Anatomy, specs: list[PartSpec]) -> C
     whole = CompositeAttachment(model)
     for spec in specs:
         part = registry.method(spec.params.name).attach(model, anatomy, spec.params)
-        part.notes += notes_on_passed_over(model, anatomy, spec.params)
+        part.notes += notes_on_left_out(model, anatomy, spec.params, part.targets)
         whole.parts[spec.label] = part
-        if isinstance(spec.params, TargetedParams):
-            note = experts_note(model, anatomy, spec.params.target_modules, part.targets)
-            part.notes += [note] if note else []
     _refuse_shared_places(whole)
     padding = PaddingMask()
     for spec in specs:

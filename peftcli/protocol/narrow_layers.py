@@ -9,6 +9,7 @@ from torch import nn
 
 from peftcli.layers.base_linear import base_linear
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.targets.target import Target, short_path
 from peftcli.models.targets.target_entries import is_group_entry, listed
 from peftcli.models.targets.target_modules import left_out_of_groups
@@ -23,8 +24,12 @@ def is_group(entries: Sequence[str] | str) -> bool:
     return any(is_group_entry(entry, entries) for entry in listed(entries))
 
 
-def notes_on_passed_over(model: nn.Module, anatomy: Anatomy, params: MethodParams) -> list[str]:
-    """Return notes on the linears that a forward pass has no use of a change for, and that a group therefore lacks."""
+def notes_on_left_out(model: nn.Module, anatomy: Anatomy, params: MethodParams, targets: Sequence[Target]) -> list[str]:
+    """Return notes on what a group lacks: linears that a forward pass has no use of a change for, and experts.
+
+    Args:
+        targets: that the method chose.
+    """
     if not isinstance(params, TargetedParams):
         return []
     names: dict[str, dict[str, None]] = {}
@@ -32,7 +37,9 @@ def notes_on_passed_over(model: nn.Module, anatomy: Anatomy, params: MethodParam
     for path, reason in left_out_of_groups(model, anatomy, params.target_modules).items():
         names.setdefault(reason, {})[short_path(path)] = None
         counts[reason] += 1
-    return [_note(", ".join(short), reason, counts[reason]) for reason, short in names.items()]
+    notes = [_note(", ".join(short), reason, counts[reason]) for reason, short in names.items()]
+    experts = experts_note(model, anatomy, params.target_modules, targets)
+    return [*notes, experts] if experts else notes
 
 
 def without_narrow(
