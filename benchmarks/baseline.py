@@ -152,27 +152,46 @@ def plain_losses(model: Any) -> list[torch.Tensor]:
     return kept
 
 
-def arguments(cell: Cell, scratch: str) -> TrainingArguments:
-    """Return the Trainer's arguments: its defaults, but for what both sides share."""
-    return TrainingArguments(
-        scratch,
-        max_steps=cell.steps,
-        per_device_train_batch_size=cell.batch_size,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        seed=0,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=cell.baseline_dtype == "bfloat16",
-        gradient_checkpointing=cell.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if cell.checkpointing else None,
-        torch_compile=cell.compiled,
-        train_sampling_strategy="group_by_length" if cell.tuned else "sequential",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+def shared_arguments(cell: Cell) -> dict[str, Any]:
+    """Return the arguments of transformers' Trainer, and of TRL's, that hold both sides to the same training."""
+    return {
+        "max_steps": cell.steps,
+        "per_device_train_batch_size": cell.batch_size,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "seed": 0,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": cell.baseline_dtype == "bfloat16",
+        "gradient_checkpointing": cell.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if cell.checkpointing else None,
+        "train_sampling_strategy": "group_by_length" if cell.tuned else "sequential",
+        "disable_tqdm": True,
+    }
+
+
+def print_result(
+    cell: Cell, history: list[dict[str, Any]], clock: Clock, step_tokens: list[int], supervised_share: float
+) -> None:
+    """Print what was measured, for `side_by_side.run_side`.
+
+    Args:
+        history: the Trainer's log of each step.
+        step_tokens: of each step, padding left out.
+    """
+    result = {
+        "losses": [entry["loss"] for entry in history],
+        "norms": [entry["grad_norm"] for entry in history],
+        "step_ends": clock.ends,
+        "step_tokens": step_tokens,
+        "supervised_share": supervised_share,
+        "compute": cell.baseline_dtype,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+    print("RESULT " + json.dumps(result))
 
 
 def main() -> None:
@@ -186,23 +205,17 @@ def main() -> None:
     clock, collator = Clock(), Collator(cell.method == "prefix_tuning" and cell.task != "causal_lm")
     with tempfile.TemporaryDirectory() as scratch:
         callbacks = [clock, *([Allocation()] if adalora else [])]
-        settings = arguments(cell, scratch)
+        settings = TrainingArguments(
+            scratch, torch_compile=cell.compiled, remove_unused_columns=False, **shared_arguments(cell)
+        )
         trainer = Trainer(model, settings, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if losses:  # without the method's own term
+        history = [{**entry, "loss": float(loss)} for entry, loss in zip(history, losses, strict=True)]
     tokens = sum(len(row["input_ids"]) for row in rows)
     supervised = sum(sum(t != -100 for t in r["labels"]) if isinstance(r["labels"], list) else 1 for r in rows)
-    result = {
-        "losses": [float(loss) for loss in losses] or [entry["loss"] for entry in history],
-        "norms": [entry["grad_norm"] for entry in history],
-        "step_ends": clock.ends,
-        "step_tokens": collator.tokens[: cell.steps],
-        "supervised_share": supervised / tokens,
-        "compute": cell.baseline_dtype,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-    }
-    print("RESULT " + json.dumps(result))
+    print_result(cell, history, clock, collator.tokens[: cell.steps], supervised / tokens)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,10 @@ from typing import Any
 
 import report
 from cells import CPU_CELLS, CUDA_CELLS, Cell, tiny
+from common.process_tree import measured
 from common.record import commit, processor
 from initial import initial_values
 from material import has_dropout, prepare, read_rows
-from peers.process_tree import measured
 
 HERE = Path(__file__).parent
 IMPORTS = "import torch, peft; from transformers import Trainer"

@@ -8,8 +8,6 @@ Its fastest setting is a reference computed before training and no recomputed ac
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 import tempfile
 from dataclasses import replace
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baseline import Clock, build
-from cells import LEARNING_RATE, PACK_LENGTH, Cell, parse
+from baseline import Clock, build, print_result, shared_arguments
+from cells import PACK_LENGTH, Cell, parse
 from datasets import Dataset
 from material import read_rows
 from transformers import AutoTokenizer
@@ -41,26 +39,8 @@ class Counting(DataCollatorForPreference):
 
 def arguments(cell: Cell, scratch: str) -> DPOConfig:
     """Return TRL's arguments: its defaults, but for what both sides share and what makes it faster."""
-    return DPOConfig(
-        scratch,
-        max_steps=cell.steps,
-        per_device_train_batch_size=cell.batch_size,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        seed=0,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=cell.dtype == "bfloat16",
-        gradient_checkpointing=cell.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if cell.checkpointing else None,
-        train_sampling_strategy="sequential",
-        disable_tqdm=True,
-        precompute_ref_log_probs=True,
-        max_length=PACK_LENGTH,
-        dataset_num_proc=None,
-    )
+    faster = {"precompute_ref_log_probs": True, "max_length": PACK_LENGTH, "dataset_num_proc": None}
+    return DPOConfig(scratch, **shared_arguments(cell), **faster)
 
 
 def main() -> None:
@@ -82,18 +62,9 @@ def main() -> None:
         )
         trainer.train()
     answers = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.train_dataset)
+    step_tokens = collator.tokens[: cell.steps]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    result = {
-        "losses": [entry["loss"] for entry in history],
-        "norms": [entry["grad_norm"] for entry in history],
-        "step_ends": clock.ends,
-        "step_tokens": collator.tokens[: cell.steps],
-        "supervised_share": answers / sum(collator.tokens[: cell.steps]),
-        "compute": cell.dtype,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-    }
-    print("RESULT " + json.dumps(result))
+    print_result(cell, history, clock, step_tokens, answers / sum(step_tokens))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from string import Template
 from typing import Any
 
 from benchmarks.common.demo import encoder_checkpoint
+from benchmarks.common.process_tree import measured
 from benchmarks.peers.peer_rows import rows_folder, stored_as
 from benchmarks.peers.peer_table import OURS, Peer, Side, peer
-from benchmarks.peers.process_tree import measured
 from benchmarks.peers.programs.shared_settings import SYSTEM
 
 ROOT = Path(__file__).resolve().parents[2]

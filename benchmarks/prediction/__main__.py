@@ -25,8 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.process_tree import measured
 from benchmarks.common.record import commit, processor, read_record, show
-from benchmarks.peers.process_tree import measured
 from benchmarks.prediction.prediction_table import BEGIN, END, Record, line, page_part
 from benchmarks.prediction.prediction_works import WORKS, Material, Side, Work, words
 

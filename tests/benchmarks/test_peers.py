@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common import process_tree
 from benchmarks.common.record import between, read_record
-from benchmarks.peers import comparison, environments, peer_report, peer_rows, peer_table, process_tree, side_runs
+from benchmarks.peers import comparison, environments, peer_report, peer_rows, peer_table, side_runs
 from benchmarks.peers.__main__ import options
 from benchmarks.peers.peer_table import OURS, PEERS, SIDES, Peer, Side, side
 
