@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftcli.layers.added_modules import is_added
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.expert_parts.expert_part import ExpertPart
 from peftcli.layers.quantised.quantised_weights import logical_numbers
@@ -42,5 +42,5 @@ def _size(attachment: Attachment, target: Target, experts: int | None) -> int:
     if target.kind == "embedding":
         table = BaseTable(host)
         return table.rows * table.width
-    view = base_linear(host, target.slice)
+    view = BaseLinear(host, target.slice)
     return view.in_features * view.out_features

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftcli.attachments.input_components import Asked, input_components
 from peftcli.errors import UserError
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.part_device import device_beside
 from peftcli.layers.parts.bias import BiasDelta
@@ -237,7 +237,7 @@ def _why_not(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> str | N
             return f"freeze_a leaves the embedding {place.target.module} as it is: its A starts at zero"
         table = BaseTable(host)
         return rank_above_matrix(place.rank, table.rows, table.width, place.name)
-    base = base_linear(host, place.target.slice)
+    base = BaseLinear(host, place.target.slice)
     return rank_above_matrix(place.rank, base.out_features, base.in_features, place.name)
 
 
@@ -257,7 +257,7 @@ def _make_part(host: nn.Module, place: LoraPlace, variant: LoraVariant) -> Part:
         return kind(BaseTable(host), place.rank, scale, init=init)
     part = DoraDelta if variant.dora else LoraDelta
     return part(
-        base_linear(host, place.target.slice),
+        BaseLinear(host, place.target.slice),
         place.rank,
         scale,
         dropout=variant.dropout,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.site import input_site, output_site
 from peftcli.layers.weight_changes.rotation import Rotation, SliceRotation
@@ -32,7 +32,7 @@ class OftAttachment(Attachment):
 def rotated_width(model: nn.Module, target: Target) -> int:
     """Return how many features a rotation at this target turns: a projection's inputs, or an embedding's width."""
     host = model.get_submodule(target.module)
-    return BaseTable(host).width if target.kind == "embedding" else base_linear(host).in_features
+    return BaseTable(host).width if target.kind == "embedding" else BaseLinear(host).in_features
 
 
 def attach_rotation(attachment: Attachment, target: Target, block_size: int, options: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def attach_rotation(attachment: Attachment, target: Target, block_size: int, opt
         part = Rotation(table.width, block_size, name="oft_embedding_R", device=table.device, **options)
         attachment.place(target.key, part, output_site(host).parts)
         return
-    base = base_linear(host, target.slice)
+    base = BaseLinear(host, target.slice)
     if target.slice is None:
         part = Rotation(base.in_features, block_size, device=base.device, **options)
         attachment.place(target.key, part, input_site(host).parts)

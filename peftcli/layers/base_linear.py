@@ -102,11 +102,6 @@ class BaseLinear:
         return bias if self.rows is None else self.rows.take(bias)
 
 
-def base_linear(module: nn.Module, rows: Slice | None = None) -> BaseLinear:
-    """Return the view of a projection, or of `rows` of a fused one."""
-    return BaseLinear(module, rows)
-
-
 def is_transposed(module: nn.Module) -> bool:
     """Tell whether a projection stores its weight (in, out), as transformers' Conv1D does."""
     return hasattr(module, "nf") and not hasattr(module, "out_features")

@@ -100,7 +100,7 @@ class HiraMethod(Method[HiraParams]):
 
 
 def _part(host: nn.Module, target: Target, params: HiraParams) -> Any:
-    from peftcli.layers.base_linear import base_linear
+    from peftcli.layers.base_linear import BaseLinear
     from peftcli.layers.base_table import BaseTable
     from peftcli.layers.parts.lora_init import embedding_init, embedding_random_init, gaussian_init, kaiming_init
     from peftcli.layers.weight_changes.hadamard import EmbeddingHadamardDelta, HadamardDelta
@@ -112,7 +112,7 @@ def _part(host: nn.Module, target: Target, params: HiraParams) -> Any:
         return EmbeddingHadamardDelta(BaseTable(host), rank, init=init)
     init = gaussian_init if params.init_weights == "gaussian" else kaiming_init
     init = embedding_random_init if both_random else init
-    return HadamardDelta(base_linear(host, target.slice), rank, dropout=params.hira_dropout, init=init)
+    return HadamardDelta(BaseLinear(host, target.slice), rank, dropout=params.hira_dropout, init=init)
 
 
 METHOD = HiraMethod()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.experts.left_out_experts import experts_note
 from peftcli.models.targets.target import Target, short_path
@@ -58,7 +58,7 @@ def without_narrow(
     for target in targets:
         if target.kind in ("embedding", "experts") or _is_named(target, entries):
             continue
-        view = base_linear(model.get_submodule(target.module), target.slice)
+        view = BaseLinear(model.get_submodule(target.module), target.slice)
         rank = rank_of(target)
         if rank > min(view.out_features, view.in_features):
             size = f"rank {rank} is above its {view.out_features} x {view.in_features}"

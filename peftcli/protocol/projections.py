@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from peftcli.errors import Problem, UserError
-from peftcli.layers.base_linear import BaseLinear, base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.experts.named_experts import ExpertChoice
 from peftcli.models.targets.target import Target
@@ -66,4 +66,4 @@ def projection_targets(
 def views(model: nn.Module, targets: Iterable[Target]) -> list[tuple[Target, BaseLinear]]:
     """Return the targets that are modules, each with its view of the frozen weights."""
     modules = [target for target in targets if target.kind != "experts"]
-    return [(target, base_linear(model.get_submodule(target.module), target.slice)) for target in modules]
+    return [(target, BaseLinear(model.get_submodule(target.module), target.slice)) for target in modules]

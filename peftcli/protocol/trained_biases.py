@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.parts.bias import BiasBeside
 from peftcli.layers.site import output_site
 from peftcli.models.module_view import module_kind
@@ -21,8 +21,8 @@ def train_biases(attachment: Attachment, names: Iterable[str]) -> None:
     for name in names:
         module = name.rpartition(".")[0]
         host = attachment.model.get_submodule(module)
-        if name.endswith(".bias") and module_kind(host) == "linear" and base_linear(host).quantised:
-            attachment.place(module, BiasBeside(base_linear(host)), output_site(host).parts)
+        if name.endswith(".bias") and module_kind(host) == "linear" and BaseLinear(host).quantised:
+            attachment.place(module, BiasBeside(BaseLinear(host)), output_site(host).parts)
         else:
             attachment.model.get_parameter(name).requires_grad_(True)
             attachment.unfrozen.append(name)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.models.anatomy import FusedSlice
 
 
 def test_a_linear_is_itself() -> None:
     linear = nn.Linear(5, 7)
-    view = base_linear(linear)
+    view = BaseLinear(linear)
     assert (view.in_features, view.out_features, view.has_bias) == (5, 7, True)
     torch.testing.assert_close(view.weight(), linear.weight.detach())
     assert view.bias() is linear.bias
@@ -23,7 +23,7 @@ def test_a_linear_is_itself() -> None:
 
 def test_a_conv1d_is_seen_as_out_by_in() -> None:
     conv = Conv1D(7, 5)
-    view = base_linear(conv)
+    view = BaseLinear(conv)
     x = torch.randn(3, 5)
     assert (view.in_features, view.out_features) == (5, 7)
     torch.testing.assert_close(x @ view.weight().T + view.bias(), conv(x))
@@ -34,14 +34,14 @@ def test_a_conv1d_is_seen_as_out_by_in() -> None:
 def test_a_slice_is_the_rows_of_its_role(rows: FusedSlice, kind: str) -> None:
     fused = nn.Linear(5, 12) if kind == "linear" else Conv1D(12, 5)
     nn.init.normal_(fused.bias)
-    view = base_linear(fused, rows)
+    view = BaseLinear(fused, rows)
     x = torch.randn(3, 5)
     assert view.out_features == 4
     torch.testing.assert_close(x @ view.weight().T + view.bias(), rows.take(fused(x)))
 
 
 def test_a_bfloat16_weight_is_read_in_float32() -> None:
-    view = base_linear(nn.Linear(4, 4, bias=False, dtype=torch.bfloat16))
+    view = BaseLinear(nn.Linear(4, 4, bias=False, dtype=torch.bfloat16))
     assert view.weight().dtype == torch.float32
     assert not view.has_bias and view.bias() is None
 
@@ -58,7 +58,7 @@ def test_a_quantised_weight_is_dequantised_to_what_it_computes(bits: int) -> Non
     quantised = quantised.to("cpu")
     x = torch.randn(4, 64)
     quantised(x)
-    view = base_linear(quantised)
+    view = BaseLinear(quantised)
     assert view.quantised and view.weight().shape == (32, 64)
     tolerance = {4: 1e-5, 8: 3e-2}[bits]  # the 8-bit product also rounds its activations
     torch.testing.assert_close(x @ view.weight().T, quantised(x), atol=tolerance, rtol=1e-3)
@@ -67,4 +67,4 @@ def test_a_quantised_weight_is_dequantised_to_what_it_computes(bits: int) -> Non
 
 def test_what_is_no_projection_is_refused() -> None:
     with pytest.raises(TypeError, match="LayerNorm is no linear projection"):
-        base_linear(nn.LayerNorm(3))
+        BaseLinear(nn.LayerNorm(3))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.attachments.lora import embedding_change, linear_change
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.base_table import BaseTable
 from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.finite_tensors import first_not_finite
@@ -56,7 +56,7 @@ def _rows(rows: FusedSlice | None) -> list[int]:
 def test_lora_is_the_formula_on_every_kind_of_host(name: str, host: nn.Module, rows: FusedSlice | None) -> None:
     x = torch.randn(2, 3, 5)
     plain = host(x)
-    part = LoraDelta(base_linear(host, rows), 2, 1.5)
+    part = LoraDelta(BaseLinear(host, rows), 2, 1.5)
     _attach(host, part)
     torch.testing.assert_close(host(x), plain, atol=0, rtol=0)  # B is zero: a fresh adapter is the identity
     nn.init.normal_(part.lora_B.weight)
@@ -71,7 +71,7 @@ def test_lora_is_the_formula_on_every_kind_of_host(name: str, host: nn.Module, r
 def test_dora_is_the_formula_and_starts_as_the_identity(name: str, host: nn.Module, rows: FusedSlice | None) -> None:
     x = torch.randn(2, 3, 5)
     plain = host(x)
-    part = DoraDelta(base_linear(host, rows), 2, 1.5)
+    part = DoraDelta(BaseLinear(host, rows), 2, 1.5)
     part.start_from_base()
     _attach(host, part).eval()
     torch.testing.assert_close(host(x), plain)
@@ -89,7 +89,7 @@ def test_dora_is_the_formula_and_starts_as_the_identity(name: str, host: nn.Modu
 
 def test_dora_keeps_no_stale_norm_after_training_or_loading() -> None:
     host = nn.Linear(5, 4)
-    part = DoraDelta(base_linear(host), 2, 1.0)
+    part = DoraDelta(BaseLinear(host), 2, 1.0)
     part.start_from_base()
     _attach(host, part).eval()
     x = torch.randn(3, 5)
@@ -110,7 +110,7 @@ def test_dora_leaves_a_feature_without_weights_alone() -> None:
     for module, given in ((host, torch.randn(3, 5)), (table, torch.arange(6))):
         plain = module(given).detach()
         linear = isinstance(module, nn.Linear)
-        part = DoraDelta(base_linear(module), 2, 1.0) if linear else EmbeddingDoraDelta(BaseTable(module), 2, 1.0)
+        part = DoraDelta(BaseLinear(module), 2, 1.0) if linear else EmbeddingDoraDelta(BaseTable(module), 2, 1.0)
         part.start_from_base()
         found = _attach(module, part)(given)
         torch.testing.assert_close(found, plain)
@@ -133,7 +133,7 @@ def test_dora_of_an_embedding_reads_the_whole_table_once_while_not_training() ->
 
 def test_doras_norm_gets_no_gradient() -> None:
     host = nn.Linear(5, 4, bias=False)
-    part = DoraDelta(base_linear(host), 2, 1.0)
+    part = DoraDelta(BaseLinear(host), 2, 1.0)
     part.start_from_base()
     _attach(host, part)
     nn.init.normal_(part.lora_B.weight)
@@ -149,7 +149,7 @@ def test_pissa_starts_as_the_identity_and_holds_the_principal_part() -> None:
     host = nn.Linear(8, 6)
     x = torch.randn(4, 8)
     plain = host(x)
-    part = LoraDelta(base_linear(host), 2, 0.5, dropout=0.5, decomposition=PrincipalPair())
+    part = LoraDelta(BaseLinear(host), 2, 0.5, dropout=0.5, decomposition=PrincipalPair())
     part.start_from_base()
     _attach(host, part).eval()
     torch.testing.assert_close(host(x), plain)
@@ -163,7 +163,7 @@ def test_pissa_starts_as_the_identity_and_holds_the_principal_part() -> None:
 
 def test_fast_pissa_is_close_to_the_exact_one() -> None:
     host = nn.Linear(8, 6)
-    exact, fast = (LoraDelta(base_linear(host), 2, 1.0, decomposition=PrincipalPair(n)) for n in (None, 16))
+    exact, fast = (LoraDelta(BaseLinear(host), 2, 1.0, decomposition=PrincipalPair(n)) for n in (None, 16))
     for part in (exact, fast):
         part.start_from_base()
     torch.testing.assert_close(
@@ -185,7 +185,7 @@ class _Gate(nn.Module):
 
 def test_a_gate_replaces_the_scale() -> None:
     host = nn.Linear(5, 4)
-    part = LoraDelta(base_linear(host), 2, 2.0, init=random_init)
+    part = LoraDelta(BaseLinear(host), 2, 2.0, init=random_init)
     x = torch.randn(2, 3, 5)
     plain = host(x)
     part.scale = _Gate(5)
@@ -244,24 +244,24 @@ def test_gaussian_and_orthogonal_initialisations() -> None:
 
 
 def test_a_seed_means_the_same_and_meta_draws_nothing() -> None:
-    first = LoraDelta(base_linear(nn.Linear(5, 4)), 2, 1.0)
+    first = LoraDelta(BaseLinear(nn.Linear(5, 4)), 2, 1.0)
     torch.manual_seed(1)
-    first = LoraDelta(base_linear(nn.Linear(5, 4, device="meta")), 2, 1.0)
+    first = LoraDelta(BaseLinear(nn.Linear(5, 4, device="meta")), 2, 1.0)
     assert first.lora_A.weight.is_meta
-    second = LoraDelta(base_linear(nn.Linear(5, 4, bias=False)), 2, 1.0)
+    second = LoraDelta(BaseLinear(nn.Linear(5, 4, bias=False)), 2, 1.0)
     torch.manual_seed(1)
     nn.Linear(5, 4, bias=False)
-    third = LoraDelta(base_linear(nn.Linear(5, 4, device="meta")), 2, 1.0)
+    third = LoraDelta(BaseLinear(nn.Linear(5, 4, device="meta")), 2, 1.0)
     assert third.lora_A.weight.is_meta
     torch.manual_seed(1)
     host = nn.Linear(5, 4, bias=False)
-    fourth = LoraDelta(base_linear(host), 2, 1.0)
+    fourth = LoraDelta(BaseLinear(host), 2, 1.0)
     torch.testing.assert_close(second.lora_A.weight, fourth.lora_A.weight)
 
 
 def test_a_bfloat16_base_keeps_float32_factors() -> None:
     host = nn.Linear(5, 4, dtype=torch.bfloat16)
-    part = LoraDelta(base_linear(host), 2, 1.0, init=random_init)
+    part = LoraDelta(BaseLinear(host), 2, 1.0, init=random_init)
     _attach(host, part)
     out = host(torch.randn(3, 5, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16 and part.lora_A.weight.dtype == torch.float32
@@ -279,7 +279,7 @@ def test_a_quantised_base_is_computed_as_it_is_and_stays_frozen(bits: int, use_d
     host = host.to("cpu")
     x = torch.randn(3, 64, requires_grad=True)
     plain = host(x).detach()
-    part = (DoraDelta if use_dora else LoraDelta)(base_linear(host), 2, 1.5)
+    part = (DoraDelta if use_dora else LoraDelta)(BaseLinear(host), 2, 1.5)
     if use_dora:
         part.start_from_base()
     _attach(host, part)
@@ -308,7 +308,7 @@ def test_hf_pefts_layer_gives_the_same_on_the_same_weights(use_dora: bool, dropo
         warnings.simplefilter("ignore")
         theirs = inject_adapter_in_model(config, base)
     layer = theirs[0]
-    part = (DoraDelta if use_dora else LoraDelta)(base_linear(host), 2, 1.5, dropout=dropout)
+    part = (DoraDelta if use_dora else LoraDelta)(BaseLinear(host), 2, 1.5, dropout=dropout)
     with torch.no_grad():
         nn.init.normal_(layer.lora_B["default"].weight)
         part.lora_A.weight.copy_(layer.lora_A["default"].weight)

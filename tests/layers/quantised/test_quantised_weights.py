@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.quantised.quantised_weights import is_quantised, logical_numbers, make_plain
 from peftcli.layers.site import output_site
 from peftcli.models.module_view import module_kind
@@ -32,7 +32,7 @@ def test_a_layer_without_a_weight_is_a_linear_and_is_read_by_its_products(bias: 
     torch.manual_seed(0)
     layer = Packed(1500, 6, bias)  # more columns than pass through it at a time
     assert module_kind(layer) == "linear" and is_quantised(layer)
-    view = base_linear(layer)
+    view = BaseLinear(layer)
     assert view.quantised and (view.in_features, view.out_features) == (1500, 6)
     torch.testing.assert_close(view.weight(), (layer.codes.float() * layer.scales).T)
     assert view.has_bias is bias
@@ -40,10 +40,10 @@ def test_a_layer_without_a_weight_is_a_linear_and_is_read_by_its_products(bias: 
 
 def test_parts_at_the_layer_take_no_part_in_reading_it() -> None:
     layer = Packed(8, 4)
-    before = base_linear(layer).weight()
+    before = BaseLinear(layer).weight()
     output_site(layer).parts.append(nn.Identity())
     layer.register_forward_hook(lambda *_: torch.full((1,), torch.nan))
-    torch.testing.assert_close(base_linear(layer).weight(), before)
+    torch.testing.assert_close(BaseLinear(layer).weight(), before)
 
 
 def test_numbers_are_those_that_the_weights_stand_for() -> None:
@@ -74,7 +74,7 @@ def test_a_weight_of_torchao_is_read_by_its_own_word(kind: str) -> None:
     layer = nn.Sequential(nn.Linear(32, 16))
     exact = layer[0].weight.detach().clone()
     quantization.quantize_(layer, getattr(quantization, kind)())
-    view, x = base_linear(layer[0]), torch.randn(3, 32)
+    view, x = BaseLinear(layer[0]), torch.randn(3, 32)
     assert view.quantised and not torch.equal(view.weight(), exact)
     torch.testing.assert_close(view.weight(), exact, atol=0.02, rtol=0.07)
     torch.testing.assert_close(x @ view.weight().T + view.bias(), layer(x), atol=1e-4, rtol=1e-3)

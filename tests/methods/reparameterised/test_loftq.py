@@ -19,7 +19,7 @@ from peftcli.adapters.hf import hf_export
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.saving import save_adapter
 from peftcli.errors import UserError
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.parts.lora import LoraDelta
 from peftcli.merging.merge_run import merge_run
 from peftcli.methods.lora import LoraParams
@@ -81,7 +81,7 @@ def test_the_factors_are_hf_pefts_where_the_scale_is_one(tmp_path: Path) -> None
     weights, state = load_file(Path(spec.name_or_path) / "model.safetensors"), attachment.state_dict()
     for target in attachment.targets:
         held, a, b = hf_loftq()(weights[f"{target.module}.weight"], num_bits=4, reduced_rank=4)
-        torch.testing.assert_close(base_linear(attachment.model.get_submodule(target.module)).weight(), held)
+        torch.testing.assert_close(BaseLinear(attachment.model.get_submodule(target.module)).weight(), held)
         torch.testing.assert_close(state[f"{target.key}.lora_A.weight"], a, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(state[f"{target.key}.lora_B.weight"], b, atol=1e-5, rtol=1e-4)
 
@@ -93,8 +93,8 @@ def test_the_pair_is_the_best_approximation_of_what_the_base_lacks(family: str, 
     whole = load_model(spec.model_copy(update={"load_in_4bit": False}), "causal_lm").model
     before, after = [], []
     for placed, target in zip(attachment.placed, attachment.targets, strict=True):
-        wanted = base_linear(whole.get_submodule(target.module), target.slice).weight()
-        error = wanted - base_linear(attachment.model.get_submodule(target.module), target.slice).weight()
+        wanted = BaseLinear(whole.get_submodule(target.module), target.slice).weight()
+        error = wanted - BaseLinear(attachment.model.get_submodule(target.module), target.slice).weight()
         assert isinstance(placed.part, LoraDelta)
         left = error - placed.part.delta().detach()
         values = torch.linalg.svdvals(error)

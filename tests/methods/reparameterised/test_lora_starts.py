@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.methods.lora import LoraParams
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
@@ -65,7 +65,7 @@ def test_olora_starts_as_the_identity_from_the_qr_decomposition(family: str) -> 
         torch.testing.assert_close(logits_of(attachment, batch), plain(**batch).logits, atol=1e-5, rtol=1e-5)
     state = attachment.state_dict()
     for target in attachment.targets:
-        left, right = torch.linalg.qr(base_linear(plain.get_submodule(target.module), target.slice).weight())
+        left, right = torch.linalg.qr(BaseLinear(plain.get_submodule(target.module), target.slice).weight())
         torch.testing.assert_close(state[f"{target.key}.lora_B.weight"], left[:, :4])
         torch.testing.assert_close(state[f"{target.key}.lora_A.weight"], right[:4])
 

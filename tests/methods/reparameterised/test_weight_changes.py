@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftcli.errors import UserError
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.weight_changes.block_sums import BlockSums
 from peftcli.layers.weight_changes.kronecker import factorisation
 from peftcli.layers.weight_changes.sparse import random_places
@@ -70,7 +70,7 @@ def test_identity_gradients_round_trip_and_merge(case: str) -> None:
 
 def test_a_shard_is_summed_before_the_block_multiplies() -> None:
     linear = torch.nn.Linear(7, 4)
-    part = BlockSums(base_linear(linear), 3, random=True)
+    part = BlockSums(BaseLinear(linear), 3, random=True)
     x, y = torch.randn(2, 7), torch.zeros(2, 4)
     sums = x[:, 0:3] + x[:, 3:6] + torch.nn.functional.pad(x[:, 6:], (0, 2))
     torch.testing.assert_close(part(x, y), sums @ part.miss_block)

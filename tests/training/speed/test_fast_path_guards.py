@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftcli.layers.base_linear import base_linear
+from peftcli.layers.base_linear import BaseLinear
 from peftcli.layers.parts.bottleneck import ParallelAdapter, SerialAdapter, linear_pair
 from peftcli.layers.parts.rescale import Rescale
 from peftcli.layers.parts.svd_lora import SvdDelta
@@ -74,13 +74,13 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
         SharedProjections(3, 6, 6, 0, CPU), 6, 6, d_initial=0.1, dropout=0.5, slice=None, device=CPU
     ),
     "rotation": lambda: Rotation(6, 3, dropout=0.5),
-    "shards": lambda: BlockSums(base_linear(nn.Linear(6, 6)), 4, dropout=0.5),
-    "blocks": lambda: BlockAffine(base_linear(nn.Linear(6, 6)), 3),
-    "element by element": lambda: HadamardDelta(base_linear(nn.Linear(6, 6)), 2, dropout=0.5),
+    "shards": lambda: BlockSums(BaseLinear(nn.Linear(6, 6)), 4, dropout=0.5),
+    "blocks": lambda: BlockAffine(BaseLinear(nn.Linear(6, 6)), 3),
+    "element by element": lambda: HadamardDelta(BaseLinear(nn.Linear(6, 6)), 2, dropout=0.5),
     "Kronecker product": lambda: KroneckerDelta(
-        base_linear(nn.Linear(6, 6)), 1, 2.0, decompose_both=True, rank_dropout=0.5, rank_dropout_scale=True
+        BaseLinear(nn.Linear(6, 6)), 1, 2.0, decompose_both=True, rank_dropout=0.5, rank_dropout_scale=True
     ),
-    "single entries": lambda: SparseDelta(base_linear(nn.Linear(6, 6)), random_places(6, 6, 9, 0)),
+    "single entries": lambda: SparseDelta(BaseLinear(nn.Linear(6, 6)), random_places(6, 6, 9, 0)),
     "rescale": lambda: Rescale(6, "output", None, CPU),
 }
 
