@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from peftcli.data.rows.batching import batches as epoch_batches
+from peftcli.data.rows.batching import epoch_batches
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import Lengths, longest_first, micro_batches, split_by_tokens
 from peftcli.data.rows.referenced_rows import others_of

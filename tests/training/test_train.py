@@ -120,10 +120,10 @@ def test_a_step_equals_plain_cross_entropy_over_the_whole_batch(recipe, recorder
     from peftcli.models.read_anatomy import read_anatomy
 
     data = prepare_data(loaded, tokenizer, read_anatomy(opened.model), World(torch.device("cpu")))
-    from peftcli.data.rows.batching import batches
+    from peftcli.data.rows.batching import epoch_batches
 
     assert make_plan(loaded.recipe.training, len(data.train), 1).step_rows == 8
-    first = batches(data.train, 8, seed=loaded.recipe.seed, epoch=0)[0]
+    first = epoch_batches(data.train, 8, seed=loaded.recipe.seed, epoch=0)[0]
     model = AutoModelForCausalLM.from_pretrained(loaded.recipe.model.name_or_path, dtype=torch.float32)
     loss = model(**collate([data.train[i] for i in first], tokenizer, "text")).loss
     loss.backward()

@@ -102,7 +102,7 @@ class Basis:
         return replace(self, train=CutRows(self.train, length, kind, self.sequences), validation=held)
 
 
-def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
+def read_basis(loaded: LoadedRecipe) -> Basis:
     """Look at a recipe's config, and at its rows where they are there.
 
     Raises:
@@ -121,7 +121,7 @@ def read_basis(loaded: LoadedRecipe, *, use_data: bool = True) -> Basis:
     evaluates = recipe.training.eval_strategy != "no"
     try:
         tokenizer, _ = load_tokenizer_with_notes(spec)
-        if use_data and recipe.data is not None:
+        if recipe.data is not None:
             return basis_of_rows(loaded, tokenizer, anatomy, prepare_data(loaded, tokenizer, anatomy, World(device)))
     except UserError as error:
         notes.append(f"no rows were read: {error.problems[0].message}")

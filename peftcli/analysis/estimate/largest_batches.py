@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from peftcli.data.rows.batching import batches as epoch_batches
+from peftcli.data.rows.batching import epoch_batches
 from peftcli.data.rows.micro_batches import longest_first, micro_batches, split_by_tokens
 from peftcli.data.rows.referenced_rows import others_of
 from peftcli.data.rows.row_set import Row, RowSet

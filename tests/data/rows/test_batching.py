@@ -1,4 +1,4 @@
-"""The order of batches: every row once, the same for every process and after a resume; and what a batch holds."""
+"""The order of batches: every row once, the same after a resume; and what a batch holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.rows.batching import batches
+from peftcli.data.rows.batching import epoch_batches
 from peftcli.data.rows.micro_batches import longest_first, micro_batches, split_by_tokens
 from peftcli.data.rows.padding import collate
 from peftcli.data.rows.row_set import Row
@@ -30,34 +30,23 @@ class Lengths:
 
 
 @pytest.mark.parametrize("order", ["group_by_length", "random", "sequential"])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("count", [4, 9, 10, 64, 65, 1001])
-def test_every_row_once_and_equally_many_batches(count: int, world: int, order: Any) -> None:
-    rows = Lengths(count)
-    ranks = [batches(rows, 4, seed=0, epoch=1, sampling=order, world=world, rank=rank) for rank in range(world)]
-    assert len({len(one) for one in ranks}) == 1
-    assert all(1 <= len(batch) <= 4 for one in ranks for batch in one)
-    assert sorted(row for one in ranks for batch in one for row in batch) == list(range(count))
-    assert len(ranks[0]) == -(-count // (4 * world))
+@pytest.mark.parametrize("count", [1, 4, 9, 10, 64, 65, 1001])
+def test_every_row_once_and_no_batch_is_empty(count: int, order: Any) -> None:
+    found = epoch_batches(Lengths(count), 4, seed=0, epoch=1, sampling=order)
+    assert sorted(row for batch in found for row in batch) == list(range(count))
+    assert all(1 <= len(batch) <= 4 for batch in found) and len(found) == -(-count // 4)
 
 
 def test_the_order_depends_on_seed_and_epoch_only() -> None:
     rows = Lengths(100)
-    first = batches(rows, 8, seed=1, epoch=2)
-    assert first == batches(rows, 8, seed=1, epoch=2)
-    assert first != batches(rows, 8, seed=1, epoch=3) != batches(rows, 8, seed=2, epoch=2)
-
-
-def test_two_processes_share_what_one_would_take() -> None:
-    rows = Lengths(98)
-    one = batches(rows, 8, seed=0, epoch=0)
-    two = [batches(rows, 4, seed=0, epoch=0, world=2, rank=rank) for rank in (0, 1)]
-    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
+    first = epoch_batches(rows, 8, seed=1, epoch=2)
+    assert first == epoch_batches(rows, 8, seed=1, epoch=2)
+    assert first != epoch_batches(rows, 8, seed=1, epoch=3) != epoch_batches(rows, 8, seed=2, epoch=2)
 
 
 def test_a_sequential_order_is_that_of_the_data_in_every_epoch() -> None:
     for epoch in (0, 1):
-        order = batches(Lengths(10), 4, seed=0, epoch=epoch, sampling="sequential")
+        order = epoch_batches(Lengths(10), 4, seed=0, epoch=epoch, sampling="sequential")
         assert order == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -68,15 +57,10 @@ def test_grouping_saves_padding_and_still_mixes() -> None:
         padded = sum(int(rows.lengths[batch].max()) * len(batch) for batch in order)
         return padded / int(rows.lengths.sum()) - 1
 
-    grouped, free = (batches(rows, 8, seed=0, epoch=0, sampling=order) for order in ("group_by_length", "random"))
+    grouped, free = (epoch_batches(rows, 8, seed=0, epoch=0, sampling=order) for order in ("group_by_length", "random"))
     assert padding(grouped) < 0.03 < 0.5 < padding(free)
     means = [float(rows.lengths[batch].mean()) for batch in grouped]
     assert abs(np.corrcoef(range(len(means)), means)[0, 1]) < 0.2
-
-
-def test_fewer_rows_than_processes_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 rows cannot be shared among 3"):
-        batches(Lengths(2), 4, seed=0, epoch=0, world=3)
 
 
 class Padding:

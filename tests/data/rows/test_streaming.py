@@ -12,7 +12,7 @@ import pytest
 from peftcli.data.prepare import prepare
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows import streaming
-from peftcli.data.rows.batching import batches
+from peftcli.data.rows.batching import epoch_batches
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSource, DataSpec
@@ -56,7 +56,7 @@ def test_the_order_depends_on_the_seed_and_a_resumed_run_reads_on(tokenizer: Any
 
 def test_batches_keep_the_order_of_the_stream(tokenizer: Any, tmp_path: Path) -> None:
     rows = stream(tokenizer, numbered(tmp_path / "a.jsonl", 9), 10).train
-    assert batches(rows, 4, seed=0, epoch=0) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert epoch_batches(rows, 4, seed=0, epoch=0) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_a_streamed_pair_has_both_sides(tokenizer: Any, tmp_path: Path) -> None:
