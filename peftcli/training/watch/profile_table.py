@@ -25,6 +25,7 @@ class Operation:
     Args:
         own: microseconds outside the operations that it called; on CUDA, of the kernels that it started.
         phase: of the step.
+        identity: what the kernels that it started name it by; None where the trace has none.
         shapes: of the arguments, [] for one that is no tensor.
     """
 
@@ -34,6 +35,7 @@ class Operation:
     own: float
     phase: str
     parent: Operation | None
+    identity: int | None = None
     shapes: list[list[int]] = field(default_factory=list)
 
     @property
@@ -127,8 +129,9 @@ def operations_of(events: Iterable[Mapping[str, Any]]) -> dict[Any, list[Operati
             parent = open_calls[-1] if open_calls else None
             phase = parent.phase if parent is not None else _phase(event["name"])
             end = event["ts"] + event["dur"]
-            shapes = event.get("args", {}).get("Input Dims", [])
-            operation = Operation(event["name"], event["ts"], end, event["dur"], phase, parent, shapes)
+            given = event.get("args", {})
+            identity, shapes = given.get("External id"), given.get("Input Dims", [])
+            operation = Operation(event["name"], event["ts"], end, event["dur"], phase, parent, identity, shapes)
             if parent is not None:
                 parent.own -= event["dur"]
             found[thread].append(operation)
@@ -144,20 +147,14 @@ def _phase(name: str) -> str:
 
 def _take_kernel_times(events: Iterable[Mapping[str, Any]], operations: list[Operation]) -> None:
     """Replace the time of a call by that of the kernels that it started."""
-    by_id: dict[Any, Operation] = {}
-    starts = {operation.start: operation for operation in operations}
-    kernels = []
-    for event in events:
-        if event.get("cat") in ("cpu_op", "user_annotation") and event.get("ts") in starts:
-            by_id[event.get("args", {}).get("External id")] = starts[event["ts"]]
-        elif event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            kernels.append(event)
+    started_by = {operation.identity: operation for operation in operations if operation.identity is not None}
     for operation in operations:
         operation.own = 0.0
-    for event in kernels:
-        starter = by_id.get(event.get("args", {}).get("External id"))
-        if starter is not None:
-            starter.own += event["dur"]
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            starter = started_by.get(event.get("args", {}).get("External id"))
+            if starter is not None:
+                starter.own += event["dur"]
 
 
 def _memory(events: Iterable[Mapping[str, Any]], threads: Mapping[Any, list[Operation]], *, device: int) -> list[str]:

@@ -106,6 +106,7 @@ TRACE = {
         event("ProfilerStep#3", 0, 10_000, 1, cat="user_annotation"),
         event("aten::linear", 1000, 4000, 2),
         event("aten::addmm", 1500, 3000, 3, args={"External id": 3, "Input Dims": [[50], [100, 290], [290, 50]]}),
+        event("aten::copy_", 1500, 0, 8, tid=2),  # in another thread, at the same time
         event("aten::empty", 1600, 100, 4),
         event("autograd::engine::evaluate_function: AddmmBackward0", 6000, 2000, 5),
         event("aten::mm", 6500, 1000, 6),
