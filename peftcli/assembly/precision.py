@@ -139,10 +139,7 @@ def _decided(
         return Precision(dtype_named(recorded), weights, False, "as before the stop")
     if device.type == "mps":
         return Precision(weights, weights, False, "as the weights")
-    if world is None or world.size == 1:
-        faster, found = _probed(device, width)
-    else:
-        faster, found = world.broadcast(_probed(device, width) if world.is_main else None)
+    faster, found = _probed(device, width) if world is None else world.from_main(lambda: _probed(device, width))
     return Precision(torch.bfloat16 if faster else weights, weights, False, found)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,24 +119,29 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Return every process's `value` (any plain data), in order of rank."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
 
         with _among_others():
-            gathered: list[Any] = gather_object([value])
+            gathered: list[T] = gather_object([value])
         return gathered
 
-    def broadcast(self, value: Any) -> Any:
-        """Return the main process's `value`."""
+    def broadcast(self, value: T) -> T:
+        """Return the main process's `value` (any plain data)."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
 
         with _among_others():
-            return broadcast_object_list([value])[0]
+            received: T = broadcast_object_list([value])[0]
+        return received
+
+    def from_main(self, function: Callable[[], T]) -> T:
+        """Return what a function gives in the main process (any plain data), which alone calls it."""
+        return cast("T", self.broadcast(function() if self.is_main else None))
 
     def make_equal(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the main one's values of these tensors, in place; the same ones in each process."""

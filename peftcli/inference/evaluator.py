@@ -256,7 +256,7 @@ class Evaluator:
         # read from the device once; summed in float64, so that the order of batches and shards makes no difference
         loss, right_tokens = torch.stack(sums).cpu().double().sum(0).tolist() if sums else (0.0, 0.0)
         own = _Share(loss, right_tokens if counts_right else None, count, found, stopping())
-        shares: list[_Share] = self.world.gather(own)
+        shares = self.world.gather(own)
         if any(share.stopped for share in shares):
             raise EvaluationStopped
         ordered = sorted((item for share in shares for item in share.found), key=lambda item: item[0])

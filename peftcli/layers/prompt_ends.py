@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peftcli.ignored_label import IGNORED
 from peftcli.layers.added_modules import ANSWERS
@@ -89,7 +90,7 @@ def _layers(cache: Any) -> list[Any]:
     return list(getattr(cache, "layers", ()))
 
 
-def prompt_ends(model: nn.Module) -> tuple[PromptEnds, Any]:
+def prompt_ends(model: nn.Module) -> tuple[PromptEnds, RemovableHandle | None]:
     """Return what works out the ends of prompts on this model, and the handle of its hook, where it is new.
 
     Parts share one, because it takes `ANSWERS` out of what the model gets.

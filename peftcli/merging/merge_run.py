@@ -151,7 +151,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     config = merged_config(run, plan, leaving)
     if not world.is_main:
         if options.verify or options.requantize:
-            verify_merge(Path(world.broadcast(None)), run, config, plan.dtype, report, world)
+            verify_merge(Path(world.broadcast("")), run, config, plan.dtype, report, world)
         return report
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         sums = write_weights(partial, plan.outputs, options.limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 from peftcli.distributed.whole_tensors import whole_tree
@@ -197,7 +198,7 @@ class Milestones:
         session, state = self.session, self.session.state
         if state.best_step is None:
             return
-        lost = session.world.broadcast(self.checkpoints.find_best(state.best_step) if session.world.is_main else None)
+        lost = session.world.from_main(partial(self.checkpoints.find_best, state.best_step))
         if lost is None:
             return
         results = [path for name in ARTIFACTS if (path := session.directory.path / name).exists()]

@@ -80,8 +80,7 @@ def _base_bytes(session: Session) -> int | None:
     world = session.world
     if world.size == 1:
         return None
-    held: list[int] = world.gather(held_bytes(base_parameters_of(session.model)))
-    return max(held)
+    return max(world.gather(held_bytes(base_parameters_of(session.model))))
 
 
 def versions() -> dict[str, str]:

@@ -312,10 +312,7 @@ def identify(
         files = _files(source, spec)
         return fingerprint(files), tensors_fingerprint(files)
 
-    if world is None:
-        of_files, of_tensors = prints()
-    else:
-        of_files, of_tensors = world.broadcast(prints() if world.is_main else None)
+    of_files, of_tensors = prints() if world is None else world.from_main(prints)
     commit = getattr(model.config, "_commit_hash", None)
     return BaseIdentity(
         name=spec.name_or_path,

@@ -78,7 +78,7 @@ def with_reference(
     sets = {TRAIN: batches.rows, **{validation_key(name): rows for name, rows in validation.items()}}
     record = None
     if state.step:
-        values = world.broadcast(_recorded(directory, sets) if world.is_main else None)
+        values = dict(world.from_main(lambda: _recorded(directory, sets)))
     else:
         parts = _parts(recipe, start.info, start.attachment, world)
         facts = _facts(state.method_of(recipe), start.base, parts)
@@ -111,7 +111,7 @@ def _kept_live(
     of_base = start.info.artifact == "model" and recipe.method.init_from is None
     kept: Mapping[str, torch.Tensor] = {}
     if state.step:
-        found = world.broadcast(read_run_reference(directory.path) if world.is_main else None)
+        found = world.from_main(lambda: read_run_reference(directory.path))
         if found is None or not (found.live or of_base):
             raise UserError(f"{directory.path} has no copy of the values before the first step", suggestion=COPY_BACK)
         kept = found.live
@@ -175,7 +175,7 @@ def _values(rows: RowSet, evaluator: Evaluator, facts: Mapping[str, str]) -> Ref
     """Return the values of some rows: those that are kept beside them, or computed now and kept."""
     world = evaluator.world
     file = reference_file(rows, facts)
-    found: Reference | None = world.broadcast(read_reference(file, len(rows)) if world.is_main else None)
+    found = world.from_main(lambda: read_reference(file, len(rows)))
     if found is None:
         found = evaluator.log_probabilities(rows)
         if world.is_main:
