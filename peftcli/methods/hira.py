@@ -8,7 +8,7 @@ pass (unpacked, where it is held in 4 bits). On an embedding it is the table's r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from peftcli.recipe.method_params import TargetedParams
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from peftcli.layers.site import Part
     from peftcli.models.anatomy import Anatomy
     from peftcli.models.targets.target import Target
     from peftcli.protocol.attachment import Attachment
@@ -99,7 +100,7 @@ class HiraMethod(Method[HiraParams]):
         return folding.rules()
 
 
-def _part(host: nn.Module, target: Target, params: HiraParams) -> Any:
+def _part(host: nn.Module, target: Target, params: HiraParams) -> Part:
     from peftcli.layers.base_linear import BaseLinear
     from peftcli.layers.base_table import BaseTable
     from peftcli.layers.parts.lora_init import embedding_init, embedding_random_init, gaussian_init, kaiming_init
