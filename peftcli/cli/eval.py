@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,6 @@ from peftcli.console.progress_bar import with_progress
 from peftcli.console.several_processes import NumProcesses, refuse_shared_input, share_among
 from peftcli.console.standard_input import rows_file
 from peftcli.process_state import large_imports
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +61,7 @@ def evaluate(
         refuse_nothing(data, "--data")
         refuse_shared_input(data, "--data")
 
-    from peftcli.console.output import print_json, result_console
+    from peftcli.console.output import print_json
     from peftcli.distributed.launching import is_main_process
 
     with ExitStack() as stack:
@@ -88,17 +85,17 @@ def evaluate(
     if as_json:
         print_json(metrics)
     else:
-        console = result_console()
-        if console.is_terminal:
-            rows = "its own validation rows" if data is None else f"the rows of {data}"
-            console.print(f"{run}, {rows}", markup=False, soft_wrap=True)
-        _print(metrics, console)
+        _print(run, data, metrics)
 
 
-def _print(metrics: dict[str, Any], console: Console) -> None:
-    from peftcli.console.output import print_table, table
+def _print(run: Path, data: str | None, metrics: dict[str, Any]) -> None:
+    from peftcli.console.output import print_table, result_console, table
     from peftcli.record.shown_numbers import metric
 
+    console = result_console()
+    if console.is_terminal:
+        rows_used = "its own validation rows" if data is None else f"the rows of {data}"
+        console.print(f"{run}, {rows_used}", markup=False, soft_wrap=True)
     rows = [
         [name, metric(name, value) + (" s" if name.endswith("_runtime") else "")]
         for name, value in metrics.items()

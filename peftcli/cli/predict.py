@@ -28,6 +28,7 @@ from peftcli.console.standard_input import rows_file, texts_file
 from peftcli.console.terminal import data_stream, say
 from peftcli.errors import UserError
 from peftcli.process_state import large_imports
+from peftcli.tasks.decoding import Decoding
 from peftcli.write_errors import OTHER_OUTPUT
 
 Input = Annotated[
@@ -97,7 +98,6 @@ def predict(
     _check(runs, data, text, output)
 
     from peftcli.distributed.launching import is_main_process
-    from peftcli.tasks.decoding import Decoding
 
     decoding = Decoding(temperature, top_p, top_k, num_beams)
     with about_option("--input"), texts_file(text) if text else rows_file(data or "", "--input") as file:
@@ -113,9 +113,8 @@ def predict(
                 from peftcli.inference.predict_run import predict_run, predict_runs
 
             set_allocator()
-            how = Predicting(batch_size, decoding, seed, keep_columns)
             opening = Opening(base_dtype, max_new_tokens, trust_remote_code, checkpoint)
-            further = (file, note, opening, how)
+            further = (file, note, opening, Predicting(batch_size, decoding, seed, keep_columns))
             rows = predict_run(runs[0], *further) if len(runs) == 1 else predict_runs(runs, *further)
             if output is None and sys.stdout.isatty():
                 bar.close()  # each line shows how far it is

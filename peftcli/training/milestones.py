@@ -230,7 +230,9 @@ class Milestones:
     def _ask_callbacks(self, line: dict[str, Any]) -> None:
         """Show them an evaluation; one of them may end the run, in every process."""
         session = self.session
-        if session.recipe.training.callbacks and session.world.broadcast(session.callbacks.evaluation(line)):
+        if not session.recipe.training.callbacks:
+            return
+        if session.world.from_main(lambda: session.callbacks.evaluation(line)):
             session.state.done = session.state.stopped_early = True
 
     def _keep_samples(self, own: list[dict[str, Any]]) -> None:
