@@ -260,13 +260,14 @@ def print_summary(summary: Summary, console: Console) -> None:
     if console.is_terminal:
         console.print()  # apart from the progress above
     if summary.eval:
-        before = summary.eval_before or {}
+        columns = {"before": summary.eval_before, "after": summary.eval}
+        known = {heading: metrics for heading, metrics in columns.items() if metrics}
         rows = [
-            [name, metric(name, before[name]) if name in before else "", metric(name, value)]
+            [name, *(metric(name, metrics[name]) if name in metrics else "" for metrics in known.values())]
             for name, value in summary.eval.items()
             if _shown(name, value)
         ]
-        print_table(console, table(["validation", "before", "after"], rows, numeric=(1, 2)))
+        print_table(console, table(["validation", *known], rows, numeric=range(1, 1 + len(known))))
         console.print()
     elif summary.train_loss is not None:
         console.print(f"training loss   {summary.train_loss:.4f}", highlight=False)

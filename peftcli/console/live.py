@@ -51,7 +51,7 @@ class LiveView:
         self._console.print(
             Panel(grid, title=f"[bold cyan]{escape(title)}[/]", title_align="left", box=box.ROUNDED, expand=False)
         )
-        self.waiting("first evaluation and first step")
+        self.waiting("first step")
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""

@@ -94,6 +94,12 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     assert ["peft", "merge", "runs/lora", "-o", "runs/lora-merged"] in rows
 
 
+def test_a_run_that_was_not_evaluated_before_has_no_column_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    RunDisplay(command="peft train x.yaml").finished(summary(eval_before=None))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["validation", "after"] in rows and ["eval_accuracy", "97.8%"] in rows
+
+
 def test_quiet_leaves_only_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     play(RunDisplay(command="peft train x.yaml", quiet=True))
     out, err = capsys.readouterr()
@@ -116,7 +122,7 @@ def test_live_view_draws_panel_bar_and_lines() -> None:
     view.line("evaluation at step 11: eval_loss 0.5")
     view.close()
     drawn = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert drawn.index("loading libraries") < drawn.index("peft train x.yaml") < drawn.index("first evaluation")
+    assert drawn.index("loading libraries") < drawn.index("peft train x.yaml") < drawn.index("first step")
     assert "[bold]not markup" in drawn
     assert "step 11/112" in drawn
     assert "loss 1.4321  lr 9.1e-04  3,210 tokens/s" in drawn
