@@ -25,6 +25,11 @@ STALE = 120.0
 """Seconds without a heartbeat after which a worker of another machine is taken for dead. Network file systems may show
 a file as it was a minute ago."""
 
+MOST_KILLS = 3
+"""Kills of a trial's process, while its worker lives, after which the trial has failed: its memory does not suffice."""
+MOST_DEATHS = 10
+"""The same where the worker died as well: a user or a machine that ends says nothing of the trial, unless each does."""
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -33,12 +38,14 @@ class Lease:
     Args:
         trial: its name.
         attempt: how many workers, this one included, have held the trial.
-        killed: how many of those before died while they held it, since the last one that left a new checkpoint: who is
-            killed again and again and gets on all the same (a machine that is lent for an hour) does not fail.
+        killed: how many of those before died while they held it, or lost its process, since the last one that left a
+            new checkpoint: who is killed again and again and gets on all the same (a machine that is lent for an hour)
+            does not fail.
         worker: who holds it.
         heartbeat: when that was last written, in seconds since 1970 on the worker's machine.
         released: the worker gave it back in order, such as at Ctrl-C.
         step: of the run's last checkpoint when the trial was taken.
+        processes: how many of those in `killed` were the trial's own process, while its worker lived.
     """
 
     trial: str
@@ -48,6 +55,12 @@ class Lease:
     heartbeat: float
     released: bool = False
     step: int = 0
+    processes: int = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the trial was killed so often, without getting on, that it will not end."""
+        return self.processes >= MOST_KILLS or self.killed >= MOST_DEATHS
 
 
 class Leases:
@@ -78,9 +91,10 @@ class Leases:
         if last is not None and not last.released and not self._is_dead(last):
             return None
         attempt, killed = (last.attempt, last.killed + (not last.released)) if last is not None else (0, 0)
+        processes = last.processes if last is not None else 0
         if last is not None and step > last.step:
-            killed = min(killed, 1)
-        lease = Lease(trial, attempt + 1, killed, self.worker, time.time(), step=step)
+            killed, processes = min(killed, 1), min(processes, 1)
+        lease = Lease(trial, attempt + 1, killed, self.worker, time.time(), step=step, processes=processes)
         return lease if create_once(self._file(trial, lease.attempt), _text(lease)) else None
 
     def beat(self, lease: Lease) -> bool:
@@ -96,7 +110,7 @@ class Leases:
 
     def count_kill(self, lease: Lease) -> None:
         """Give a trial back whose own process was killed, while this worker lives."""
-        self.release(replace(lease, killed=lease.killed + 1))
+        self.release(replace(lease, killed=lease.killed + 1, processes=lease.processes + 1))
 
     def end(self, trial: str) -> None:
         """Remove the files of a trial that has its result."""

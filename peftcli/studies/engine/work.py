@@ -20,8 +20,6 @@ from peftcli.studies.engine.trial import Trial, TrialResult
 from peftcli.studies.engine.trial_states import TrialStates
 from peftcli.studies.engine.watching import StopEarly, Watcher
 
-MOST_KILLS = 3
-"""Times that a trial's process or worker may die, without a new checkpoint, before the trial counts as failed."""
 _LOOK = 1.0
 """Seconds between two looks at the trials of other workers."""
 
@@ -114,7 +112,7 @@ class Work:
             self._drop(trial.name)
             return
         self._elsewhere.discard(trial.name)
-        if lease.killed >= MOST_KILLS:
+        if lease.hopeless:
             self._end(trial, too_often(trial, lease.killed, self._files, self._leases.worker.host))
             return
         if lease.attempt > 1:

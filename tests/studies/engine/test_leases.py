@@ -93,3 +93,13 @@ def test_a_damaged_lease_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.1.json").write_text("{")
     with pytest.raises(UserError, match=r"a\.1\.json"):
         Leases(tmp_path, SELF).take("a")
+
+
+def test_a_trial_is_given_up_after_three_kills_of_its_process_or_ten_of_its_worker(tmp_path: Path) -> None:
+    leases, gone = Leases(tmp_path, SELF), Leases(tmp_path, replace(SELF, pid=2**30))
+    held = [gone.take("timing") for _ in range(11)]  # it never gets to a checkpoint
+    assert [lease and lease.hopeless for lease in held] == [False] * 10 + [True]
+    for kills in range(4):
+        lease = leases.take("large")
+        assert lease is not None and (lease.processes, lease.hopeless) == (kills, kills == 3)
+        leases.count_kill(lease)
