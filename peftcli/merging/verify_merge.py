@@ -13,6 +13,7 @@ from peftcli.distributed.processes import World
 from peftcli.errors import VerificationFailed
 from peftcli.merging.check_use import Usage, use_here
 from peftcli.merging.compare_outputs import (
+    TIMES_ROUNDING,
     Comparison,
     coarsest,
     compare,
@@ -21,10 +22,12 @@ from peftcli.merging.compare_outputs import (
     open_merged,
     outputs,
     reference_outputs,
+    round_once_more,
     sample_rows,
 )
 from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.run_to_merge import RunToMerge, is_quantised
+from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.stored_quantised import becomes_plain
 from peftcli.protocol.method import MergeRule
 from peftcli.recipe.schema import ModelSpec
@@ -69,10 +72,14 @@ def verify_merge(
     model = open_merged(directory, run, config, device, computed)
     merged = outputs(model, rows, run, world, computed)
     usage = use_here(model, rows, run, reference.stops, directory)
+    result = compare(reference.adapted, merged, coarsest(dtype, computed))
+    if not result.within:
+        round_once_more(model)
+        result = result.beside(compare(merged, outputs(model, rows, run, world, computed), computed))
     del model
     free_memory()
     report.rows = len(rows)
-    judge(compare(reference.adapted, merged, coarsest(dtype, computed)), reference.effect, report)
+    judge(result, reference.effect, report)
     packed = run.stored is not None and not becomes_plain(run.stored)
     if (is_quantised(run.recipe) or packed) and run.combined is None:
         trained = reference_outputs(run, _as_trained(run), rows, world, None)
@@ -107,7 +114,7 @@ def check_rules(run: RunToMerge, rows: list[Row], world: World, dtype: torch.dty
     if not result.within:
         raise VerificationFailed(
             f"the change of the weights that {run.directory} stands for differs from its adapter by "
-            f"{result.max_abs_diff:.3g} at most (tolerance {result.tolerance:.3g})\n    merge with --dtype float32"
+            f"{result.max_abs_diff:.3g} at most (tolerance {result.tolerance:.3g})\n    {_remedy(dtype_name(dtype))}"
         )
 
 
@@ -123,9 +130,15 @@ def compare_with_rules(
     """
     live = reference_outputs(run, run.spec, rows, world, dtype)
     free_memory()
-    folded = reference_outputs(replace(run, combined=rules), run.spec, rows, world, dtype)
+    combined = replace(run, combined=rules)
+    folded = reference_outputs(combined, run.spec, rows, world, dtype)
     free_memory()
-    return compare(live.adapted, folded.adapted, dtype), live.effect
+    result = compare(live.adapted, folded.adapted, dtype)
+    if not result.within:
+        moved = reference_outputs(combined, run.spec, rows, world, dtype, rounded=True)
+        free_memory()
+        result = result.beside(compare(folded.adapted, moved.adapted, dtype))
+    return result, live.effect
 
 
 def judge(result: Comparison, effect: float | None, report: MergeReport) -> None:
@@ -146,15 +159,25 @@ def judge(result: Comparison, effect: float | None, report: MergeReport) -> None
         raise VerificationFailed(
             f"the merged model differs from base + adapter by {result.max_abs_diff:.3g} at most and "
             f"{result.mean_abs_diff:.3g} on average (tolerance {result.tolerance:.3g}); {report.output} was not "
-            "written\n    merge with --dtype float32, or keep the adapter"
+            f"written\n    {_remedy(report.dtype)}"
         )
     report.verified = True
+    if result.rounding is not None:
+        report.notes.append(
+            f"this model carries rounding far: its outputs moved by {result.rounding:.3g} at most when every weight "
+            f"was rounded once more; the comparison allows {TIMES_ROUNDING:g} times that"
+        )
     share = result.mean_abs_diff / effect if effect else 0.0
     if share > LOUD_ROUNDING:
         report.notes.append(
             f"rounding to {report.dtype} changes the outputs by {share:.0%} of what the adapter does; "
             "--dtype float32 keeps it"
         )
+
+
+def _remedy(dtype: str) -> str:
+    keep = "keep the adapter beside its base, and report this: more than rounding separates them"
+    return keep if dtype == "float32" else "merge with --dtype float32, or keep the adapter beside its base"
 
 
 def _as_trained(run: RunToMerge) -> ModelSpec:

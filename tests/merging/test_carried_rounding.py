@@ -1,0 +1,61 @@
+"""Models that carry rounding far merge as others do; a wrong merge of them is found.
+
+Sharp attention makes such models (tiny ones of Gemma 4 with random weights are). How far it carries rounding depends on
+the processor, so that here the tolerance is what is small.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peftcli.errors import VerificationFailed
+from peftcli.merging import merge_run as merging
+from peftcli.merging.compare_outputs import TIMES_ROUNDING, TOLERANCE, compare
+from peftcli.merging.merge_run import merge_run
+from tests.merging.runs import make_run
+
+METHODS = {
+    "lora": {"name": "lora", "r": 4},
+    "composed": {"name": "compose", "parts": [{"name": "ia3"}, {"name": "lora", "r": 4}]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOLERANCE, torch.float32, 1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_carries_rounding_far_is_merged_and_says_so(tmp_path: Path, method: str) -> None:
+    run = make_run(tmp_path, "llama", "causal_lm", METHODS[method], base_class="causal_lm")
+    report = merge_run(run, tmp_path / "merged")
+    assert report.verified and [note for note in report.notes if "carries rounding far" in note]
+    assert report.tolerance is not None and report.max_abs_diff is not None
+    assert report.max_abs_diff <= report.tolerance
+
+
+def test_a_wrong_merge_of_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
+    real = merging.plan_merge
+
+    def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any, **words: Any) -> Any:
+        rules.popitem()
+        return real(model, stored, rules, dtype, **words)
+
+    monkeypatch.setattr(merging, "plan_merge", without_one_rule)
+    with pytest.raises(VerificationFailed, match="more than rounding separates them"):
+        merge_run(run, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_tolerance_grows_with_what_rounding_does_and_no_further() -> None:
+    ours, merged = torch.zeros(4, 8), torch.full((4, 8), 1e-4)
+    found = compare(ours, merged, torch.float32)
+    assert not found.within
+    calm, wild = (compare(merged, merged + size, torch.float32) for size in (1e-8, 1e-4 / TIMES_ROUNDING + 1e-6))
+    assert not found.beside(calm).within
+    assert found.beside(wild).within and found.beside(wild).rounding == pytest.approx(1e-4 / TIMES_ROUNDING, rel=0.2)
