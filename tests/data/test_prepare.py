@@ -78,6 +78,14 @@ def test_max_length_is_cut_to_what_the_model_can_place(tokenizer: Any, tmp_path:
     assert data.report.notes == ["max_length 1024 is cut to the model's 12 positions"]
 
 
+def test_files_without_a_row_are_named(tokenizer: Any, tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", '{"text": "Hello"}\n'), ("b.jsonl", ""), ("c.jsonl", "\n\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    data = prepare(DataSpec(path=f"{tmp_path}/*.jsonl", val_set_size=0.0), "causal_lm", tokenizer, seed=0)
+    assert len(data.train) == 1
+    assert f"2 of 3 files hold no rows: {tmp_path}/b.jsonl, {tmp_path}/c.jsonl" in data.report.notes
+
+
 BROKEN = [
     ('{"prompt": "a ", "completion": ', "broken JSON"),
     ('{"prompt": "a "}', "no column 'completion'; the row has prompt"),
@@ -86,7 +94,7 @@ BROKEN = [
     ('{"prompt": "a ", "completion": "  "}', "the column 'completion' is empty"),
     ('{"prompt": "a ", "completion": ["b"]}', "the column 'completion' holds a list, not text"),
     ('{"question": "a", "answer": "b"}', "no column 'prompt'"),
-    ("7", "the line holds a int"),
+    ("7", "the line holds a number"),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from peftcli.data.chat.loss_flags import FLAGS, loss_flag
 from peftcli.data.chat.turn_roles import CALL, calls_in, role_of
 from peftcli.data.read.nested_values import structure
-from peftcli.data.read.records import Record, RowError
+from peftcli.data.read.records import Record, RowError, in_words
 
 ALPACA_HEAD = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -204,8 +204,7 @@ def _content(content: Any, number: int, has_calls: bool, expected: str) -> str:
             raise RowError(f"message {number} holds {', '.join(sorted(kinds))}, not only text", "text messages")
         if all(isinstance(part.get("text"), str) for part in content):
             return "".join(part["text"] for part in content)
-    what = "null" if content is None else f"a {type(content).__name__}"
-    raise RowError(f"the content of message {number} is {what}, not text", expected)
+    raise RowError(f"the content of message {number} is {in_words(content)}, not text", expected)
 
 
 def _calls(calls: Any, number: int, expected: str) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from peftcli.data.chat.conversations import Conversation, rounds_of
 from peftcli.data.read.nested_values import structure
+from peftcli.data.read.records import in_words
 from peftcli.data.recognition.examples import Example, InputTarget
 from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
 
@@ -57,14 +58,14 @@ def _around(found: RecognisedFormat, values: Mapping[str, Any]) -> tuple[str, li
     """Return the system text and the earlier rounds of a record."""
     system = found.cell(values, "system")
     if system is not None and not isinstance(system, str):
-        raise found.wrong(f"system holds a {type(system).__name__}, not text")
+        raise found.wrong(f"system holds {in_words(system)}, not text")
     return system or "", rounds_of(found.cell(values, "history"), found.format.expected)
 
 
 def _input(found: RecognisedFormat, values: Mapping[str, Any]) -> str:
     more = found.cell(values, "input")
     if more is not None and not isinstance(more, str):
-        raise found.wrong(f"input holds a {type(more).__name__}, not text")
+        raise found.wrong(f"input holds {in_words(more)}, not text")
     return more or ""
 
 

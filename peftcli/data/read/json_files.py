@@ -15,7 +15,7 @@ import ijson
 from peftcli.data.read.compressed import LONGEST_LINE, text_lines
 from peftcli.data.read.half_characters import BOTH_HALVES, HALF, HalfCharacters
 from peftcli.data.read.nested_values import DEEPEST
-from peftcli.data.read.records import ONE_OF_THE_TWO, BadRow, GivenTwice, Record, excerpt
+from peftcli.data.read.records import ONE_OF_THE_TWO, BadRow, GivenTwice, Record, excerpt, in_words
 from peftcli.data.read.text_files import Rows, read_jsonl
 from peftcli.errors import Problem, UserError
 
@@ -49,7 +49,7 @@ def read_json(path: Path, name: str, part: str = "") -> Rows:
         elif isinstance(value, dict):
             yield Record(name, number, value)
         else:
-            message = f"the element is a {type(value).__name__}"
+            message = f"the element is {in_words(value)}"
             yield BadRow(name, number, message, excerpt(repr(value)), "an object")
     for _ in events:  # what follows the list must be JSON, too
         pass

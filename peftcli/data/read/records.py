@@ -74,6 +74,18 @@ class GivenTwice(ValueError):
 ONE_OF_THE_TWO = "one value for each key"
 
 
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"), (str, "text"), ((int, float), "a number"), (Mapping, "an object"), (list, "a list"),
+)  # fmt: skip
+
+
+def in_words(value: Any) -> str:
+    """Return what a value of a row is, in words for messages: `a list`, `an object`, `null`."""
+    if value is None:
+        return "null"
+    return next((words for kind, words in _KINDS if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
 def excerpt(values: Mapping[str, Any] | str) -> str:
     """Return the beginning of a row as one printable line."""
     text = values if isinstance(values, str) else _dump(values)

@@ -12,6 +12,7 @@ from peftcli.data.read.compressed import bare_suffix
 from peftcli.data.read.json_files import read_json
 from peftcli.data.read.records import Record
 from peftcli.data.read.text_files import Rows, read_csv, read_jsonl, read_tsv, read_txt
+from peftcli.shown_text import some_of
 
 SAMPLES, SAMPLE_BYTES = 16, 65536
 """Pieces of a file of a stream by which a change is noticed: the first and last bytes, and others spread between."""
@@ -89,12 +90,22 @@ class SourceFiles:
 
             yield from read_dataset(self.dataset, self.title, self.class_names)
             return
+        empty = []
         for path in self.files:
-            if self.part and bare_suffix(path) == ".json":
-                yield from read_json(path, str(path), self.part)
-                continue
-            reader = self.reader or READERS[bare_suffix(path)]
-            yield from reader(path, str(path))
+            row = None
+            for row in self._read(path):
+                yield row
+            if row is None:
+                empty.append(path)
+        if notes is not None and 0 < len(empty) < len(self.files):
+            hold = "holds no row" if len(empty) == 1 else "hold no rows"
+            notes.append(f"{len(empty)} of {len(self.files)} files {hold}: {some_of(empty, 3)}")
+
+    def _read(self, path: Path) -> Rows:
+        if self.part and bare_suffix(path) == ".json":
+            return read_json(path, str(path), self.part)
+        reader = self.reader or READERS[bare_suffix(path)]
+        return reader(path, str(path))
 
     def fingerprint(self) -> str:
         """Return a hash of every byte, and of names below the base; where the files lie does not count."""

@@ -12,7 +12,7 @@ from typing import Any
 from peftcli.data.read.compressed import LONGEST_LINE, decode, text_lines
 from peftcli.data.read.half_characters import BOTH_HALVES, HALF, holds_half_character
 from peftcli.data.read.nested_values import DEEPEST, too_deep
-from peftcli.data.read.records import ONE_OF_THE_TWO, BadRow, GivenTwice, Record, excerpt
+from peftcli.data.read.records import ONE_OF_THE_TWO, BadRow, GivenTwice, Record, excerpt, in_words
 from peftcli.errors import Problem, UserError
 from peftcli.process_state import CellsOfAnySize
 
@@ -60,8 +60,8 @@ def read_jsonl(path: Path, name: str) -> Rows:
         elif isinstance(value, dict):
             yield Record(name, number, value)
         else:
-            kind = type(value).__name__
-            yield BadRow(name, number, f"the line holds a {kind}", excerpt(text.strip()), "one JSON object on the line")
+            message = f"the line holds {in_words(value)}"
+            yield BadRow(name, number, message, excerpt(text.strip()), "one JSON object on the line")
 
 
 def read_txt(path: Path, name: str) -> Rows:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftcli.data.read.nested_values import with_paths
-from peftcli.data.read.records import Record, RowError
+from peftcli.data.read.records import Record, RowError, in_words
 from peftcli.data.recognition.examples import Example
 from peftcli.data.recognition.row_template import RowTemplate
 from peftcli.tasks.task_info import RowKind
@@ -145,7 +145,7 @@ class RecognisedFormat:
             raise self.wrong(f"the column {column!r} is {'null' if value is None else 'NaN'}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
-        raise self.wrong(f"the column {column!r} holds a {type(value).__name__}, not text")
+        raise self.wrong(f"the column {column!r} holds {in_words(value)}, not text")
 
     def prompt(self, values: Mapping[str, Any], *, empty: bool = False) -> str:
         """Return the text that the recipe's template makes, or that of the column that it would stand in for."""

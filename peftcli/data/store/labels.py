@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.data.read.records import RowError
+from peftcli.data.read.records import RowError, in_words
 from peftcli.errors import Problem, UserError
 from peftcli.tasks.task_info import LabelKind
 
@@ -61,7 +61,7 @@ def label_name(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return str(value)
-    raise RowError(f"the label is a {type(value).__name__}", "a name or a number")
+    raise RowError(f"the label is {in_words(value)}", "a name or a number")
 
 
 def label_list(value: Any) -> list[str]:

@@ -65,7 +65,7 @@ def test_predicting_leaves_the_last_answer_out() -> None:
         ([{"role": "robot", "content": "x"}], "message 1 has the role 'robot'"),
         ([{"content": "x"}], "message 1 has the role None"),
         ([{"role": "user"}], "content of message 1 is null"),
-        ([{"role": "user", "content": 3}], "content of message 1 is a int"),
+        ([{"role": "user", "content": 3}], "content of message 1 is a number"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message 1 holds image, not only text"),
         ([{"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "?"}]}], "holds image_url"),
         ([USER, {**ANSWER, "weight": 0.5}], "weight of message 2 is 0.5"),

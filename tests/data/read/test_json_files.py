@@ -114,4 +114,4 @@ def test_json_elements_that_are_no_objects_are_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}, 5]', encoding="utf-8")
     _, bad = list(read_json(path, "a.json"))
-    assert isinstance(bad, BadRow) and bad.row == 2 and "is a int" in bad.message
+    assert isinstance(bad, BadRow) and bad.row == 2 and "is a number" in bad.message
