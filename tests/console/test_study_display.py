@@ -32,6 +32,16 @@ def test_a_rate_is_shown_where_it_is_a_number(capsys, typed: str, shown: str) ->
     assert lines[2] == f"2/2 {shown}: eval_loss 0.2500 in 2 s"
 
 
+def test_a_rate_that_a_sweep_searches_is_shown_once(capsys) -> None:
+    key = "training.learning_rate"
+    trial = Trial("a", "r.yaml", (f"{key}=0.0084626", "seed=3"), group=f"{key} = 0.008463, method.r = 4")
+    with StudyDisplay("eval_loss") as display:
+        display.phase("the search", 1, None)
+        display.ended(trial, TrialResult("a", "finished", summary={"eval": {"eval_loss": 0.25}}, seconds=2.0))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"1/1 {key} = 0.008463, method.r = 4, seed 3: eval_loss 0.2500 in 2 s"
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_a_report_shows_the_command_without_the_password_of_its_database(monkeypatch, joined: bool) -> None:
     url = "postgresql://me:secret@host/db"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
+RATE = "training.learning_rate"
+
 
 class StudyDisplay:
     """The watcher of the command line: lines that stay, and on a terminal one line that moves below them.
@@ -104,11 +106,11 @@ class StudyDisplay:
         self._move()
 
     def _about(self, trial: Trial) -> str:
-        """Return the rate and the seed of a trial, where they are its own."""
+        """Return the rate and the seed of a trial, where they are its own and its group does not name them."""
         values = dict(text.split("=", 1) for text in trial.overrides)
-        seed, shown = values.get("seed"), ""
+        rate, seed, shown = values.get(RATE), values.get("seed"), ""
         with suppress(ValueError):  # `null` is the method's default
-            shown = f", rate {float(values['training.learning_rate']):g}" if "training.learning_rate" in values else ""
+            shown = f", rate {float(rate):g}" if rate is not None and RATE not in trial.group else ""
         return f"{shown}, seed {seed}" if seed is not None else shown
 
     def _left(self) -> str:
