@@ -25,6 +25,11 @@ class _Watched:
     what: str
     left: float
 
+    def pass_time(self, seconds: float) -> bool:
+        """Count down, and return whether the time is over."""
+        self.left -= seconds
+        return self.left < 0
+
 
 class HangWatch:
     """Watches one thing at a time, from a thread that starts with the first.
@@ -64,10 +69,7 @@ class HangWatch:
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
             watched, passed, before = self._watched, min(now - before, 2 * POLL_SECONDS), now
-            if watched is None:
-                continue
-            watched.left -= passed
-            if watched.left < 0:
+            if watched is not None and watched.pass_time(passed):
                 # the main thread is in a call of torch that nothing interrupts
                 sys.stderr.write(
                     f"error: {watched.what} has taken more than {self._seconds:g} s: {_CAUSE}\n    {self._remedy}\n"

@@ -23,6 +23,7 @@ PLACEHOLDERS = {
     "RUN_OR_STUDY": "runs/lora",
     "FILE": "articles.jsonl",
     "DIR": "made",
+    "ADAPTER": "exported",
     "M": "model",
     "NAME": "lora",
 }
@@ -92,6 +93,7 @@ def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(path)
         for recipe in ("configs/lora.yaml", "recipe.yaml"):
             assert run("train", recipe, "--quiet") == 0
+        assert run("export", "runs/lora", "-o", "exported") == 0
     for name in ("first", "second"):
         shutil.copytree(path / "runs" / "lora", path / "runs" / name)
     return path

@@ -10,6 +10,7 @@ import torch
 
 from peftcli.assembly import machine_answers, precision
 from peftcli.assembly.precision import decide_precision
+from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
 
@@ -89,6 +90,8 @@ def test_the_main_process_decides_for_all(monkeypatch) -> None:
         def broadcast(self, value: object) -> object:
             assert value is None
             return True, "as the first says"
+
+        from_main = World.from_main
 
     found = decide_precision(TrainingSpec(), torch.float32, CPU, width=32, world=Second())  # type: ignore[arg-type]  # its part
     assert (found.compute, found.reason) == (torch.bfloat16, "as the first says")
