@@ -13,6 +13,7 @@ from peftcli.data.plain_texts import format_of_training, texts_as_inputs
 from peftcli.errors import UserError
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.input_rows import beside
+from peftcli.inference.open_run import Opening
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run, predict_runs
 from peftcli.inference.reading_file import READING
@@ -115,7 +116,7 @@ def test_a_mapped_label_may_be_absent_and_columns_are_kept(recipe, tmp_path: Pat
         evaluate_run(merged)
     for use in (predict_run, evaluate_run):
         with pytest.raises(UserError, match="--checkpoint is for a run directory"):
-            use(merged, labelled, checkpoint="last")
+            use(merged, labelled, opening=Opening(checkpoint="last"))
     assert len(list(predict_runs([run, merged], str(tmp_path / "in.jsonl")))) == 4
     mine = str(write_jsonl(tmp_path / "mine.jsonl", [{"text": "the cat", "run": "of the morning"}]))
     both = [(line["run"], line["input_run"]) for line in predict_runs([run, merged], mine, how=keep)]
