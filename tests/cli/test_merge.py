@@ -93,5 +93,6 @@ def test_a_failed_verification_exits_with_3(
     from peftcli.merging import compare_outputs
 
     monkeypatch.setitem(compare_outputs.TOLERANCE, torch.float32, 0.0)
+    monkeypatch.setattr(compare_outputs, "TIMES_ROUNDING", 0.0)
     done = cli("merge", run, "-o", tmp_path / "merged")
     assert done.code == 3 and "was not written" in done.err and not list(tmp_path.iterdir())
