@@ -7,6 +7,7 @@ without padding). Logits are compared: those of a row's class, or those of the l
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -79,11 +80,13 @@ class Comparison:
         return self.max_abs_diff <= self.tolerance and self.mean_abs_diff <= self.mean_tolerance
 
     def beside(self, rounding: Comparison) -> Comparison:
-        """Return the comparison with a tolerance for models whose outputs no rounding leaves in peace.
+        """Return the comparison with a tolerance for models that carry rounding far.
 
         Args:
             rounding: of one of the models with itself, its weights rounded once more (`round_once_more`).
         """
+        if not math.isfinite(rounding.max_abs_diff):
+            return self
         return replace(
             self,
             tolerance=max(self.tolerance, TIMES_ROUNDING * rounding.max_abs_diff),
@@ -111,6 +114,24 @@ def compare(reference: Tensor, other: Tensor, dtype: torch.dtype) -> Comparison:
         tolerance=tolerance,
         mean_tolerance=tolerance / 4,
     )
+
+
+def allowing_rounding(
+    result: Comparison, dtype: torch.dtype, merged: Tensor, rounded: Callable[[], Tensor]
+) -> Comparison:
+    """Return a comparison, with a tolerance for what rounding does to this model where it needs one.
+
+    In half precision nothing more is allowed: ten times what that rounding does can be more than an adapter does.
+
+    Args:
+        result: of `compare`.
+        dtype: coarsest that either model was rounded to.
+        merged: the outputs of one of the models.
+        rounded: computes them with its weights rounded once more; called only where they are needed.
+    """
+    if result.within or dtype != torch.float32:
+        return result
+    return result.beside(compare(merged, rounded(), dtype))
 
 
 def _agreement(reference: Tensor, other: Tensor) -> float:

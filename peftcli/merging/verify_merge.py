@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from peftcli.data.rows.row_set import Row
 from peftcli.distributed.processes import World
@@ -15,6 +18,7 @@ from peftcli.merging.check_use import Usage, use_here
 from peftcli.merging.compare_outputs import (
     TIMES_ROUNDING,
     Comparison,
+    allowing_rounding,
     coarsest,
     compare,
     compute_dtype,
@@ -72,10 +76,9 @@ def verify_merge(
     model = open_merged(directory, run, config, device, computed)
     merged = outputs(model, rows, run, world, computed)
     usage = use_here(model, rows, run, reference.stops, directory)
-    result = compare(reference.adapted, merged, coarsest(dtype, computed))
-    if not result.within:
-        round_once_more(model)
-        result = result.beside(compare(merged, outputs(model, rows, run, world, computed), computed))
+    coarse = coarsest(dtype, computed)
+    result = compare(reference.adapted, merged, coarse)
+    result = allowing_rounding(result, coarse, merged, partial(_rounded_outputs, model, rows, run, world))
     del model
     free_memory()
     report.rows = len(rows)
@@ -134,11 +137,19 @@ def compare_with_rules(
     folded = reference_outputs(combined, run.spec, rows, world, dtype)
     free_memory()
     result = compare(live.adapted, folded.adapted, dtype)
-    if not result.within:
-        moved = reference_outputs(combined, run.spec, rows, world, dtype, rounded=True)
-        free_memory()
-        result = result.beside(compare(folded.adapted, moved.adapted, dtype))
+
+    def rounded() -> Tensor:
+        return reference_outputs(combined, run.spec, rows, world, dtype, rounded=True).adapted
+
+    result = allowing_rounding(result, dtype, folded.adapted, rounded)
+    free_memory()
     return result, live.effect
+
+
+def _rounded_outputs(model: PreTrainedModel, rows: list[Row], run: RunToMerge, world: World) -> Tensor:
+    """Return the outputs of a float32 model whose weights are rounded once more; it is of no other use then."""
+    round_once_more(model)
+    return outputs(model, rows, run, world, torch.float32)
 
 
 def judge(result: Comparison, effect: float | None, report: MergeReport) -> None:

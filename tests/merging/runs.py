@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from peftcli.adapters.format import describe
 from peftcli.adapters.saving import save_adapter
 from peftcli.data.store.labels import LabelSpec
+from peftcli.merging import merge_run as merging
 from peftcli.models.load.load_model import load_model
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
@@ -108,6 +110,17 @@ def save_random_adapter(directory: Path, recipe: Recipe, labels: LabelSpec | Non
         attachment, anatomy, task=recipe.task, base=loaded.identity, labels=labels.as_dict() if labels else None
     )
     save_adapter(directory, attachment_state=attachment.state_dict(), params=recipe.method, meta=meta)
+
+
+def leave_out_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make merges wrong: the change of one weight is not folded in."""
+    real = merging.plan_merge
+
+    def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any, **words: Any) -> Any:
+        rules.popitem()
+        return real(model, stored, rules, dtype, **words)
+
+    monkeypatch.setattr(merging, "plan_merge", without_one_rule)
 
 
 def _convert(directory: Path, dtype: torch.dtype) -> None:

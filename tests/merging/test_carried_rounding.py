@@ -7,16 +7,14 @@ the processor, so that here the tolerance is what is small.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from peftcli.errors import VerificationFailed
-from peftcli.merging import merge_run as merging
-from peftcli.merging.compare_outputs import TIMES_ROUNDING, TOLERANCE, compare
+from peftcli.merging.compare_outputs import TIMES_ROUNDING, TOLERANCE, allowing_rounding, compare
 from peftcli.merging.merge_run import merge_run
-from tests.merging.runs import make_run
+from tests.merging.runs import leave_out_a_rule, make_run
 
 METHODS = {
     "lora": {"name": "lora", "r": 4},
@@ -40,13 +38,7 @@ def test_a_model_that_carries_rounding_far_is_merged_and_says_so(tmp_path: Path,
 
 def test_a_wrong_merge_of_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
-    real = merging.plan_merge
-
-    def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any, **words: Any) -> Any:
-        rules.popitem()
-        return real(model, stored, rules, dtype, **words)
-
-    monkeypatch.setattr(merging, "plan_merge", without_one_rule)
+    leave_out_a_rule(monkeypatch)
     with pytest.raises(VerificationFailed, match="more than rounding separates them"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -59,3 +51,16 @@ def test_a_tolerance_grows_with_what_rounding_does_and_no_further() -> None:
     calm, wild = (compare(merged, merged + size, torch.float32) for size in (1e-8, 1e-4 / TIMES_ROUNDING + 1e-6))
     assert not found.beside(calm).within
     assert found.beside(wild).within and found.beside(wild).rounding == pytest.approx(1e-4 / TIMES_ROUNDING, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_allowed_nothing_more(dtype: torch.dtype) -> None:
+    ours, merged = torch.zeros(4, 8), torch.ones(4, 8)
+    found = compare(ours, merged, dtype)
+    assert allowing_rounding(found, dtype, merged, lambda: merged + 1) == found and not found.within
+
+
+def test_outputs_that_rounding_makes_infinite_allow_nothing() -> None:
+    ours, merged = torch.zeros(4, 8), torch.ones(4, 8)
+    found = compare(ours, merged, torch.float32)
+    assert not allowing_rounding(found, torch.float32, merged, lambda: merged * torch.inf).within

@@ -17,7 +17,7 @@ from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.merge_run import merge_run
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.record.shown_numbers import bytes_of
-from tests.merging.runs import make_run
+from tests.merging.runs import leave_out_a_rule, make_run
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 4},
@@ -164,13 +164,7 @@ def test_base_and_run_are_left_as_they_are(tmp_path: Path) -> None:
 
 def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, "llama", "causal_lm", METHODS["lora"], base_class="causal_lm")
-    real = merging.plan_merge
-
-    def without_one_rule(model: Any, stored: Any, rules: dict[str, Any], dtype: Any, **words: Any) -> Any:
-        rules.popitem()
-        return real(model, stored, rules, dtype, **words)
-
-    monkeypatch.setattr(merging, "plan_merge", without_one_rule)
+    leave_out_a_rule(monkeypatch)
     with pytest.raises(VerificationFailed, match="differs from base"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))

@@ -33,26 +33,27 @@ def test_a_prefix_starts_from_the_rows_and_says_so(recipe, change) -> None:
     assert spread["random"] > 0.9 and spread[None] < 0.6  # N(0, 1), against keys and values of a tiny model
 
 
-def test_a_run_that_goes_on_starts_nothing(recipe) -> None:
-    options = {"data__val_set_size": 4, **STEPS, "method": PREFIX}
+def stopped_and_resumed(recipe, options) -> tuple[Recorder, Recorder, Recorder]:
+    """Train a recipe at one go, until step 2, and from there to the end."""
     whole, first, second = Recorder(), CtrlC(2), Recorder()
     train(recipe("gpt2", name="whole", **options), reporter=whole)
     parts = recipe("gpt2", name="parts", **options)
     with pytest.raises(Stopped):
         train(parts, reporter=first)
     train(parts, resume=True, reporter=second)
+    return whole, first, second
+
+
+def test_a_run_that_goes_on_starts_nothing(recipe) -> None:
+    options = {"data__val_set_size": 4, **STEPS, "method": PREFIX}
+    whole, first, second = stopped_and_resumed(recipe, options)
     assert (len(started(whole)), len(started(first)), len(started(second))) == (1, 1, 0)
     assert first.losses + second.losses == whole.losses
 
 
 def test_eva_starts_once_and_goes_on_bit_for_bit(recipe) -> None:
     options = {"data__val_set_size": 4, **STEPS, "method": {"name": "lora", "r": 4, "init_lora_weights": "eva"}}
-    whole, first, second = Recorder(), CtrlC(2), Recorder()
-    train(recipe("gpt2", name="whole", **options), reporter=whole)
-    parts = recipe("gpt2", name="parts", **options)
-    with pytest.raises(Stopped):
-        train(parts, reporter=first)
-    train(parts, resume=True, reporter=second)
+    whole, first, second = stopped_and_resumed(recipe, options)
     eva = [sum("(EVA)" in note for note in recorder.notes) for recorder in (whole, first, second)]
     assert eva == [1, 1, 0]
     assert first.losses + second.losses == whole.losses
