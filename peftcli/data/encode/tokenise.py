@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from peftcli.data.chat.rendered_text import Span
 from peftcli.data.encode.encoded import Ints
-from peftcli.data.encode.token_bytes import TokenBytes
 
 SAMPLE = 32  # rows of one encoder whose prefixes are tokenised again to check the offsets
 
@@ -39,14 +38,10 @@ def text_tokens(tokenizer: Any) -> TextTokens:
 
 
 class FastTokens:
-    """A tokenizer with offsets: one batched call, then a few look-ups for each span.
-
-    Offsets are counted only of texts whose spans are not found by the tokens' bytes.
-    """
+    """A tokenizer with offsets: one batched call, then a few look-ups for each span."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._bytes = TokenBytes(self._backend)
         self.checked = self.disagreed = 0
 
     def encode(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[tuple[Ints, list[Span]]]:
@@ -54,26 +49,13 @@ class FastTokens:
         # other callers of the same tokenizer may have left truncation or padding switched on
         self._backend.no_truncation()
         self._backend.no_padding()
-        quick = self._bytes.useful
-        encode_batch = self._backend.encode_batch_fast if quick else self._backend.encode_batch
         out = []
-        encodings = encode_batch(list(texts), add_special_tokens=False)
-        for text, given, encoding in zip(texts, spans, encodings, strict=True):
-            wanted = [span for span in given if span[1] > span[0]]
-            numbers = encoding.ids
-            ids = np.array(numbers, dtype=np.int32)
-            ranges = self._by_bytes(text, wanted, numbers) if quick else None
-            if ranges is None:
-                counted = self._backend.encode(text, add_special_tokens=False) if quick else encoding
-                ranges = [self._range(counted, text, ids, start, end) for start, end in wanted]
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        for text, wanted, encoding in zip(texts, spans, encodings, strict=True):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            ranges = [self._range(encoding, text, ids, start, end) for start, end in wanted if end > start]
             out.append((ids, ranges))
         return out
-
-    def _by_bytes(self, text: str, spans: Sequence[Span], ids: list[int]) -> list[Span] | None:
-        """Return the tokens of the characters, None where offsets must tell, as where prefixes are to be checked."""
-        if self.checked < SAMPLE and any(start > 0 for start, _ in spans):
-            return None
-        return self._bytes.ranges(text, spans, ids)
 
     def _range(self, encoding: Any, text: str, ids: Ints, start: int, end: int) -> Span:
         """Return the tokens [first, last) of the characters [start, end)."""
