@@ -126,7 +126,7 @@ def check(measured: Path) -> str:
     bytes_each = 2 if record["dtype"] == "bfloat16" else 4
     method = {"name": "lora", **cells.LORA, "target_modules": ["attn.q", "attn.v"]}
     counted = count(SHAPES[record["shape"]], method, bytes_each)
-    lines = ["| processes | strategy | | counted | measured |", "|---|---|---|---|---|"]
+    lines = ["| processes | strategy | | computed | measured |", "|---|---|---|---|---|"]
     kinds = dict.fromkeys((one["processes"], one["strategy"]) for one in record["runs"])
     for size, strategy in kinds:
         if size == 1 or strategy not in ("ddp", "fsdp"):
@@ -136,8 +136,8 @@ def check(measured: Path) -> str:
         held = counted.base / (size if sharded else 1)
         one_pass = size * counted.received(size, sharded=sharded)
         for what, expected, key in (
-            ("base of a process, MB", held, "base_bytes_per_process"),
-            ("sent a step by all, one micro-batch, MB", one_pass, "bytes_sent_a_step"),
+            ("base per process, MB", held, "base_bytes_per_process"),
+            ("sent per step by all processes, one micro-batch, MB", one_pass, "bytes_sent_a_step"),
         ):
             values = sorted(one[key] for one in runs if one[key] is not None)
             found = f"{values[len(values) // 2] / 1e6:,.1f}" if values else "not measured"

@@ -1,6 +1,6 @@
 """One prompt for both answers to it: in a joined row the second answer continues the first one's prompt.
 
-Saves the prompt of every pair once, which is a fifth of the tokens where it is as long as half an answer. What both
+Saves the prompt of every pair once, which is a sixth of the tokens if it is half as long as an answer. What both
 answers see of the prompt is the same only without dropout, which draws a mask for each sequence; and a window of
 attention is not kept for a document that continues another.
 """
