@@ -24,15 +24,15 @@ def chat(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Runs, directories with a complete model, or recipes to talk to their base. The first one answers.",
+            help="Runs, directories with a complete model, or recipes (for their base). The first one answers.",
             show_default=False,
         ),
     ],
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="A system turn.", show_default=False)
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False)
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer in tokens.")
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer in tokens.")
     ] = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -42,14 +42,14 @@ def chat(
     checkpoint: CheckpointName = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="In a pipe: write each answer as a JSON string, line breaks kept.")
+        bool, typer.Option("--json", help="In a pipe: write each answer as a JSON string, which keeps line breaks.")
     ] = False,
 ) -> None:
-    """Talk to what was trained: causal models, with the chat template of the run.
+    """Talk to a causal language model that was trained, with the run's chat template.
 
     On a terminal, /help shows the commands: /base asks the base the same question, /adapter NAME lets another run
-    answer, Ctrl-C stops an answer. In a pipe each line of standard input is a turn of the user, and each answer one
-    line of standard output.
+    answer, Ctrl-C stops an answer. In a pipe, each line of standard input is a user turn, and each answer is one line
+    of standard output.
 
     Example: peft chat runs/lora --system "Answer briefly." --temperature 0.7
     """

@@ -29,13 +29,15 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="A,B,...",
-        help='Methods for one recipe: lora,adalora,"lora:r=32".',
+        help='Methods to compare, for a single recipe: lora,adalora,"lora:r=32".',
         autocompletion=complete_methods,
     ),
 ]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; shortens all runs."),
+    typer.Option(
+        "--budget", metavar="TIME", help="Time for the whole command: 90s, 40m, 1h30m; all runs are shortened."
+    ),
 ]
 Rates = Annotated[
     int,
@@ -43,10 +45,10 @@ Rates = Annotated[
         "--rates", metavar="N", min=1, max=9, help="Learning rates to try for each method; with 1 there is no search."
     ),
 ]
-Seeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, max=99, help="Scoring runs of each method.")]
-NoSearch = Annotated[
-    bool, typer.Option("--no-search", help="Take the recipe's learning rate, or the method's default.")
+Seeds = Annotated[
+    int, typer.Option("--seeds", metavar="N", min=1, max=99, help="How many runs of each method are scored.")
 ]
+NoSearch = Annotated[bool, typer.Option("--no-search", help="Use the recipe's learning rate, or the method's default.")]
 Reference = Annotated[
     str | None,
     typer.Option(
@@ -63,7 +65,7 @@ Output = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("compare", short_help="Compare methods: train them, or take runs that exist.")(compare)
+    app.command("compare", short_help="Compare methods: train them, or use existing runs.")(compare)
 
 
 def compare(

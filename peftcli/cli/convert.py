@@ -15,24 +15,29 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("convert", short_help="Make a recipe from an axolotl or LLaMA-Factory config.")(convert)
+    app.command("convert", short_help="Convert an axolotl or LLaMA-Factory config into a recipe.")(convert)
 
 
 def convert(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A YAML file of axolotl or LLaMA-Factory.", show_default=False)
+        Path,
+        typer.Argument(metavar="CONFIG", help="A YAML configuration for axolotl or LLaMA-Factory.", show_default=False),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Write the recipe there, not to standard output.", show_default=False
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the recipe to this file, not to standard output.",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a recipe from a configuration of axolotl or LLaMA-Factory, and list what became of each key.
+    """Convert a configuration of axolotl or LLaMA-Factory into a recipe, and list what became of each key.
 
-    The recipe validates. What has no counterpart is left to you: it stands at the top of the recipe.
+    The recipe is valid. Keys without a counterpart are listed at the top of the recipe, for you to decide.
 
     Example: peft convert axolotl.yml -o recipe.yaml
     """

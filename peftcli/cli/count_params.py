@@ -30,7 +30,7 @@ def count_params(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="M", help="Hub id, directory (a config.json is enough) or package:."),
+        typer.Option("--model", metavar="M", help="Hub id, directory (a config.json is enough) or package:NAME/PATH."),
     ] = None,
     task: Annotated[
         str | None,
@@ -50,7 +50,7 @@ def count_params(
 ) -> None:
     """Compare how many parameters methods train, save and add, without loading any weights.
 
-    A finished run counts as it was trained: the ranks that EVA moved, the labels of its rows.
+    A finished run is counted as it was trained: with the ranks that EVA chose and the labels of its rows.
 
     Example: peft count-params --model gpt2 --task causal_lm --method lora:r=8,target_modules=[attn.q,attn.v]
     """

@@ -28,9 +28,9 @@ def estimate(
         str | None,
         typer.Option("--memory", metavar="SIZE", help="Show what fits into the memory of one device, such as 24GB."),
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Take two real steps; needs weights and data.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure two real steps; needs weights and data.")] = False,
     num_processes: Annotated[
-        int, typer.Option("--num-processes", metavar="N", min=1, help="Processes that share the work.")
+        int, typer.Option("--num-processes", metavar="N", min=1, help="Number of processes that share the work.")
     ] = 1,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,

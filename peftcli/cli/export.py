@@ -83,7 +83,9 @@ Keep = Annotated[
 ]
 LeaveOut = Annotated[
     bool,
-    typer.Option("--leave-out", help=f"--to {PLAIN_LORA}: leave out what no LoRA holds, such as biases and norms."),
+    typer.Option(
+        "--leave-out", help=f"--to {PLAIN_LORA}: leave out changes that no LoRA can hold, such as biases and norms."
+    ),
 ]
 Measure = Annotated[
     bool,
@@ -96,7 +98,7 @@ GgufType = Annotated[
     typer.Option(
         "--type",
         metavar=f"<{'|'.join(GGUF_TYPES)}>",
-        help="Type of the matrices in a GGUF file: f16 for a model, f32 for an adapter, if not given.",
+        help="Type of the matrices in a GGUF file. The default is f16 for a model, f32 for an adapter.",
         autocompletion=lambda: list(GGUF_TYPES),
         show_default=False,
     ),
@@ -106,7 +108,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="MODEL",
-        help="--to ollama: write the adapter, on this model of Ollama's library or GGUF file, not the merged model.",
+        help="--to ollama: write the adapter for this model (Ollama's name, or a GGUF file), not the merged model.",
         show_default=False,
     ),
 ]

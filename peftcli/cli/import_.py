@@ -32,7 +32,9 @@ def import_(
     ],
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL", help="The base model, if the adapter names none or it has moved."),
+        typer.Option(
+            "--base", metavar="MODEL", help="The base model, if the adapter names none or the model has moved."
+        ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,

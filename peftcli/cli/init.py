@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 Model = Annotated[str | None, typer.Option("--model", metavar="M", help="A hub id or a directory.", show_default=False)]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="FILE", help="Rows: a file, a folder, a data set.", show_default=False),
+    typer.Option("--data", metavar="FILE", help="Your rows: a file, a folder or a data set.", show_default=False),
 ]
 Task = Annotated[
     str | None,
     typer.Option(
         "--task",
         metavar="TASK",
-        help="By default what the rows are for.",
+        help="The task; by default recognised from the rows.",
         show_default=False,
         autocompletion=complete_task,
     ),
@@ -36,7 +36,7 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="By default what is recommended.",
+        help="The method; by default the recommended one.",
         show_default=False,
         autocompletion=complete_method,
     ),
@@ -45,7 +45,7 @@ Memory = Annotated[
     str | None,
     typer.Option("--memory", metavar="SIZE", help="Memory of one device, such as 24GB.", show_default=False),
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The recipe.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File for the recipe.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def init(
     memory: Memory = None,
     output: Output = Path("recipe.yaml"),
 ) -> None:
-    """Look at the data and write a commented recipe that validates; what is not given is asked on a terminal.
+    """Look at the data and write a commented, valid recipe. On a terminal, it asks for what you do not give.
 
     Example: peft init --model HuggingFaceTB/SmolLM2-135M-Instruct --data rows.jsonl
     """

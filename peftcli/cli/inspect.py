@@ -24,7 +24,9 @@ def inspect(
     rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=0, help="Training rows to show.")] = 3,
     width: Annotated[
         int | None,
-        typer.Option("--width", metavar="N", min=40, help="Columns of the output; the terminal's by default."),
+        typer.Option(
+            "--width", metavar="N", min=40, help="Width of the output in characters; the terminal's by default."
+        ),
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page to this file instead.")

@@ -31,7 +31,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="TYPE",
-        help="Type of the merged weights: auto (the base's), float32, bfloat16 or float16.",
+        help="Dtype of the merged weights: auto (the base's), float32, bfloat16 or float16.",
         autocompletion=lambda: ["auto", "float32", "bfloat16", "float16"],
     ),
 ]
@@ -40,18 +40,18 @@ Base = Annotated[
     typer.Option("--base", metavar="MODEL", help="The base model, if it is no longer where the run found it."),
 ]
 Requantize = Annotated[
-    bool, typer.Option("--requantize", help="Write the model in 4 bits, and print what accuracy that costs.")
+    bool, typer.Option("--requantize", help="Write the model in 4 bits, and print how much the outputs change.")
 ]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", metavar="W,W,...", help="Weights of several runs of one base, such as 0.7,0.3."),
+    typer.Option("--weights", metavar="W,W,...", help="Weights of several runs on the same base, such as 0.7,0.3."),
 ]
 CombinationType = Annotated[
     str | None,
     typer.Option(
         "--combination-type",
         metavar=f"<{'|'.join(TYPES)}>",
-        help="How several runs become one (HF peft's names): cat, the exact sum, for LoRA; linear for others.",
+        help="How to combine several runs (HF peft's names). The default is cat, the exact sum, for LoRA; else linear.",
         autocompletion=lambda: list(TYPES),
     ),
 ]
@@ -66,7 +66,7 @@ MajoritySignMethod = Annotated[
     typer.Option(
         "--majority-sign-method",
         metavar="<total|frequency>",
-        help="What elects a sign in ties: the sum of the values (the default), or how many have it.",
+        help="How ties chooses a sign: by the sum of the values (total, the default) or by their number (frequency).",
         autocompletion=lambda: ["total", "frequency"],
     ),
 ]
@@ -74,7 +74,7 @@ SvdRank = Annotated[
     int | None, typer.Option("--rank", "--svd-rank", metavar="R", min=1, help="Cut the combined change to this rank.")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random shares that dare keeps.")
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random values that dare keeps.")
 ]
 AsAdapter = Annotated[
     bool, typer.Option("--adapter", help="Write the combination of several runs as a run with a LoRA, not as a model.")
@@ -95,7 +95,8 @@ def merge(
     dtype: Dtype = "auto",
     base: Base = None,
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weight file, such as 500MB or 2GiB.")
+        str,
+        typer.Option("--max-shard-size", metavar="SIZE", help="Maximum size of a weight file, such as 500MB or 2GiB."),
     ] = "5GB",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the merged model with base + adapter on real rows.")

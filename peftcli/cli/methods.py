@@ -49,7 +49,7 @@ def methods(
         typer.Option(
             "--check",
             metavar="NAME[:KEY=VALUE,...]",
-            help="Try on tiny models what every method promises; for a plug-in.",
+            help="Check on tiny models that a plug-in's method keeps what every method promises.",
         ),
     ] = None,
     as_json: Json = False,

@@ -46,11 +46,11 @@ Text = Annotated[
     typer.Option("--text", "-t", metavar="TEXT", help="A text instead of a file; may be repeated.", show_default=False),
 ]
 KeepColumns = Annotated[
-    bool, typer.Option("--keep-columns", help="Put the columns of each row into its line, before the prediction.")
+    bool, typer.Option("--keep-columns", help="Write the columns of each row before its prediction.")
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="N", min=1, help="Rows at once, instead of the recipe's number."),
+    typer.Option("--batch-size", metavar="N", min=1, help="Rows per batch, instead of the recipe's number."),
 ]
 
 
@@ -64,7 +64,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Runs, directories with a complete model, or a recipe for its untrained base.",
+            help="Runs, directories with a complete model, or a recipe (for its untrained base).",
             show_default=False,
         ),
     ],
@@ -89,9 +89,9 @@ def predict(
 ) -> None:
     """Write a prediction for each row, in order, as JSON Lines with `prediction` and `scores`.
 
-    `truncated` (true) marks a row longer than the run's max_length; `finish_reason` of a generated text is `stop`, or
-    `length` where it reached the limit. Tags are one for each word of `tokens`, null where a word has no token or was
-    cut off. With several runs each line also has `run`: all rows of the first run, then all of the second, and so on.
+    `truncated` (true) marks a row longer than the run's max_length. `finish_reason` of a generated text is `stop`, or
+    `length` if it reached the limit. There is one tag for each word of `tokens`; it is null if the word has no token or
+    was truncated. With several runs, each line also has `run`: all rows of the first run come first, then the second's.
 
     Example: peft predict runs/lora --input new.jsonl -o predictions.jsonl
     """

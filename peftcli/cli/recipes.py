@@ -27,9 +27,9 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
     )
-    group.command("list", short_help="List them: task, model, method, memory, purpose.")(list_recipes)
-    group.command("show", short_help="Print one.")(show_recipe)
-    group.command("copy", short_help="Write one into a file of your own.")(copy_recipe)
+    group.command("list", short_help="List the recipes: task, model, method, memory, purpose.")(list_recipes)
+    group.command("show", short_help="Print a recipe.")(show_recipe)
+    group.command("copy", short_help="Copy a recipe to a file.")(copy_recipe)
     app.add_typer(group, name="recipes", short_help="List, show and copy the shipped recipes.", help=_HELP)
 
 
@@ -72,7 +72,7 @@ def copy_recipe(
         typer.Option("-o", "--output", metavar="FILE", help="The file; NAME.yaml by default.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a shipped recipe into a file of your own, to be changed.
+    """Copy a shipped recipe to a file, for you to change.
 
     Example: peft recipes copy lora-smollm2-chat -o chat.yaml
     """

@@ -30,7 +30,11 @@ def recommend(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Write the recipe with what is recommended.", show_default=False
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the recipe with the recommended values to this file.",
+            show_default=False,
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -38,8 +42,8 @@ def recommend(
 ) -> None:
     """Recommend settings for the recipe's model, task, rows and memory, each with its source, scope and limit.
 
-    Of the model only its config is read. Your own comparisons and sweeps beside the recipe's output_dir win over
-    literature.
+    It reads only the model's config. Your own comparisons and sweeps beside the recipe's output_dir take precedence
+    over the literature.
 
     Example: peft recommend configs/lora.yaml --memory 24GB
     """

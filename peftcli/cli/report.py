@@ -14,7 +14,7 @@ from peftcli.console.terminal import wrote
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("report", short_help="Write one HTML page of a run or a study.")(with_progress(report))
+    app.command("report", short_help="Write one HTML page about a run or a study.")(with_progress(report))
 
 
 def report(
@@ -22,7 +22,7 @@ def report(
         Path,
         typer.Argument(
             metavar="RUN_OR_STUDY",
-            help="A directory that `peft train`, `peft compare` or `peft sweep` left.",
+            help="A directory that `peft train`, `peft compare` or `peft sweep` wrote.",
             show_default=False,
         ),
     ],
@@ -32,14 +32,14 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write it there; report.html in the directory by default.",
+            help="File for the page; by default report.html in the directory.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Write one HTML page, which loads nothing from the network: curves, samples, counts, data, settings, versions.
+    """Write one HTML page with curves, samples, counts, data, settings and versions. It loads nothing from the network.
 
-    A study's report is written as Markdown beside the page, too, and its plots as SVG files in plots/.
+    For a study, the report is also written as Markdown beside the page, and its plots as SVG files in plots/.
 
     Example: peft report runs/lora
     """

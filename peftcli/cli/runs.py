@@ -18,14 +18,14 @@ def register(app: typer.Typer) -> None:
 
 def runs(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Runs below this directory are listed, at any depth.")
+        Path, typer.Argument(metavar="[DIR]", help="Directory to search for runs, at any depth.")
     ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """List the runs below a directory, the newest first; a study is one line, and broken runs are lines, too.
+    """List the runs below a directory, newest first. A study is one line; broken runs are listed, too.
 
-    A run is finished, imported (by `peft import`), running, interrupted (`--resume` goes on with it), failed (an
-    error ended it) or damaged.
+    A run is finished, imported (by `peft import`), running, interrupted (`--resume` continues it), failed (ended by an
+    error) or damaged.
 
     Example: peft runs
     """

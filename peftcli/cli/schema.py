@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 def schema(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write it there instead of standard output."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the schema to this file instead of standard output."
+        ),
     ] = None,
 ) -> None:
     """Print the JSON schema of recipes: every key with its type, default, bounds and meaning.

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Grid = Annotated[
     list[str] | None,
-    typer.Option("--grid", metavar="KEY=VALUES", help="Try every value: method.r=4,8,16. Several: their product."),
+    typer.Option(
+        "--grid", metavar="KEY=VALUES", help="Try every value: method.r=4,8,16. Several grids are multiplied."
+    ),
 ]
 Search = Annotated[
     list[str] | None,
@@ -58,12 +60,14 @@ Winners = Annotated[
     typer.Option(
         "--winners",
         metavar="N",
-        help="Best trials that are trained again; 3 by default, and all of a grid over one number.",
+        help="How many of the best trials are trained again; 3 by default, or all in a grid over one number.",
     ),
 ]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", metavar="TIME", help="Time for everything: 90s, 40m, 1h30m; fewer trials are made."),
+    typer.Option(
+        "--budget", metavar="TIME", help="Time for the whole command: 90s, 40m, 1h30m; fewer trials are made."
+    ),
 ]
 Output = Annotated[
     str | None,

@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Continue this run from its last checkpoint; a finished one with more epochs."),
+    typer.Option("--resume", help="Continue this run from its last checkpoint; a finished run needs more epochs."),
 ]
 
 MaxRestarts = Annotated[
     int,
     typer.Option(
-        "--max-restarts", metavar="N", min=0, help="After a crash, start the processes again from the last checkpoint."
+        "--max-restarts",
+        metavar="N",
+        min=0,
+        help="How often to restart the processes from the last checkpoint after a crash.",
     ),
 ]
 
 NoLock = Annotated[
     bool,
-    typer.Option("--no-lock", help="Train without a lock on the output directory; for file systems that have none."),
+    typer.Option("--no-lock", help="Train without a lock on the output directory; for file systems without locks."),
 ]
 
 
@@ -53,7 +56,7 @@ Profile = Annotated[
 
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Do all up to the first step, estimate memory and time, and write no run."),
+    typer.Option("--dry-run", help="Do everything up to the first step, estimate memory and time, and write no run."),
 ]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Temperature = Annotated[
     float,
     typer.Option(
-        "--temperature", metavar="T", min=0.0, help="Draw tokens at this temperature; 0 takes the likeliest one."
+        "--temperature", metavar="T", min=0.0, help="Sample at this temperature; 0 always takes the likeliest token."
     ),
 ]
 TopP = Annotated[
@@ -22,16 +22,16 @@ TopP = Annotated[
         metavar="P",
         min=1e-6,
         max=1.0,
-        help="Draw from the fewest likeliest tokens that have this probability together; 1 is all.",
+        help="Sample from the smallest set of likeliest tokens with this total probability; 1 means all tokens.",
     ),
 ]
 TopK = Annotated[
-    int, typer.Option("--top-k", metavar="K", min=0, help="Draw from this many of the likeliest tokens; 0 from all.")
+    int, typer.Option("--top-k", metavar="K", min=0, help="Sample from the K likeliest tokens; 0 means all tokens.")
 ]
 NumBeams = Annotated[
-    int, typer.Option("--num-beams", metavar="N", min=1, max=1000, help="Search with this many beams instead.")
+    int, typer.Option("--num-beams", metavar="N", min=1, max=1000, help="Use beam search with this many beams.")
 ]
-SamplingSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of what is drawn.")]
+SamplingSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed for sampling.")]
 
 
 def decoding_words(decoding: Decoding) -> dict[str, object]:

@@ -28,11 +28,15 @@ RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="The directory that `peft train` left.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors and the result remain.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print no progress and no notes, only errors and the result.")
+]
 BaseDtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(
-        "--base-dtype", help="Hold the base in this type instead of as trained; results differ.", show_default=False
+        "--base-dtype",
+        help="Load the base in this dtype instead of that of training; results differ.",
+        show_default=False,
     ),
 ]
 
@@ -41,7 +45,7 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run the Python code that comes with the model. What a run's recipe.yaml says of it counts for nothing.",
+        help="Run the Python code that comes with the model. The setting in a run's own recipe.yaml is ignored.",
     ),
 ]
 
@@ -51,7 +55,7 @@ CheckpointName = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="STEP",
-        help="Use a checkpoint, of a finished run or not: step-200, last, or best (the best evaluation so far).",
+        help="Use a checkpoint, also of an unfinished run: step-200, last, or best (the best evaluation so far).",
         show_default=False,
         autocompletion=complete_checkpoint,
     ),
@@ -64,7 +68,7 @@ MaxNewTokens = Annotated[
         "--max-new-tokens",
         metavar="N",
         min=1,
-        help="Longest generated text in tokens, instead of the recipe's.",
+        help="Maximum length of a generated text in tokens, instead of the recipe's.",
         show_default=False,
     ),
 ]

@@ -10,9 +10,10 @@ import typer
 
 from peftcli.console.options import refuse_nothing
 
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at a time.")]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="How many runs train at once.")]
 Metric = Annotated[
-    str | None, typer.Option("--metric", metavar="NAME", help="What scores are, instead of metric_for_best_model.")
+    str | None,
+    typer.Option("--metric", metavar="NAME", help="Metric that gives the score, instead of metric_for_best_model."),
 ]
 Storage = Annotated[
     str | None, typer.Option("--storage", metavar="URL", help="Database for the study's trials, shared by machines.")
