@@ -1,9 +1,9 @@
 """Greedy texts by continuous batching (Yu et al. 2022, Orca): a row that ends makes room for one that waits.
 
 `generate` computes a batch until its longest text ends, copies all keys and values in every step, and begins anew with
-the next batch. Here as many rows as were asked for are at work all the time, and new keys and values are written behind
-those that are there. On a CPU a step with few rows mostly reads weights, so that this is most of the time. A text is
-that of its row alone, but for rounding. Models and settings of which this is not known are left to `generate`.
+the next batch. Here as many rows as memory is meant for are at work all the time, and new keys and values are written
+behind those that are there. On a CPU a step with few rows mostly reads weights, so that this is most of the time. A
+text is that of its row alone, but for rounding. Models and settings of which this is not known are left to `generate`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
@@ -23,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from peftcli.distributed.memory_errors import is_out_of_memory, release
 from peftcli.distributed.sharding import is_sharded
 from peftcli.inference.halved_batches import in_halves
+from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.tasks.decoding import GREEDY
 from peftcli.tasks.generation import logprobs_of, stop_tokens, text_line
 from peftcli.tasks.language_model import LanguageModelTask
@@ -30,6 +33,8 @@ from peftcli.tasks.task import Batch, Task
 
 ROOM = 64
 """Columns for new tokens that keys and values get at once."""
+MOST = 48
+"""Rows at work at most: beyond, a step on a CPU takes longer by about as much as it writes more."""
 SHARE = 4
 """Rows are exchanged when a quarter has ended: that copies what the others hold, and reads several prompts at once."""
 READ_TOKENS = 2048
@@ -54,7 +59,8 @@ class Prompting:
         task: as it generates.
         prompts: makes a batch of rows, padded on the left, on the device.
         context: of a forward pass.
-        size: rows at once.
+        size: rows of a batch that ends together.
+        at_once: rows at work where they can be exchanged; see `rows_at_once`.
     """
 
     model: nn.Module
@@ -62,6 +68,7 @@ class Prompting:
     prompts: Callable[[Sequence[int]], Batch]
     context: Callable[[], AbstractContextManager[object]]
     size: int
+    at_once: int
 
     def texts(
         self, rows: Sequence[int], otherwise: Callable[[Sequence[int]], Lines], *, halves: bool
@@ -88,6 +95,18 @@ class Prompting:
         for first in range(0, len(left), self.size):
             for chosen, lines in in_halves(left[first : first + self.size], otherwise, allowed=halves):
                 yield from zip(chosen, lines, strict=True)
+
+
+def rows_at_once(recipe: Recipe, lengths: npt.NDArray[np.int32]) -> int:
+    """Return how many texts may be written at once: they hold no more tokens than a batch of the recipe's longest rows.
+
+    Args:
+        lengths: tokens of the prompts.
+    """
+    training, data = recipe.training, recipe.data or DataSpec()
+    size, new = training.per_device_eval_batch_size, training.max_new_tokens
+    planned, longest = size * (data.max_length + new), int(lengths.max(initial=0)) + new
+    return max(size, min(MOST, planned // longest))
 
 
 def fits(model: nn.Module, task: Task) -> bool:
@@ -221,8 +240,8 @@ class ContinuousBatch:
         count, ended = len(self._texts), sum(text.ended for text in self._texts)
         if ended == count:
             return False
-        free = ended + self._given.size - count
-        return free < max(1, self._given.size // SHARE) if some_wait else ended * SHARE < count
+        free = ended + self._given.at_once - count
+        return free < max(1, self._given.at_once // SHARE) if some_wait else ended * SHARE < count
 
     def _exchange(self, waiting: deque[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the texts that have ended, and put rows that wait in their places."""
@@ -230,7 +249,7 @@ class ContinuousBatch:
         lines = [(text.row, self._line(text)) for text in self._texts if text.ended]
         texts = [self._texts[place] for place in live]
         sources = [self._layers] if live else []
-        new = [waiting.popleft() for _ in range(min(self._given.size - len(live), len(waiting)))]
+        new = [waiting.popleft() for _ in range(min(self._given.at_once - len(live), len(waiting)))]
         for made, layers in self._read(new) if new else ():
             texts += made
             sources.append(layers)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from peftcli.distributed.equal_passes import equal_passes
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.distributed.sharding import drop_gathered
-from peftcli.inference.continuous_batch import Prompting
+from peftcli.inference.continuous_batch import Prompting, rows_at_once
 from peftcli.inference.halved_batches import in_halves
 from peftcli.inference.metrics import compute_metrics
 from peftcli.models.last_block import LastBlock
@@ -92,6 +93,7 @@ class Evaluator:
         context: makes the context of a forward pass: the weights' dtype.
         metrics: names to compute beside the loss.
         batch_size: rows of one device in one batch.
+        texts_at_once: from the lengths of prompts, how many texts are written at once.
         samples: rows of a set, from its first, whose generated text is shown.
         joined: makes the context in which rows are compared as in training, joined where the model allows it; without
             it they are padded.
@@ -105,6 +107,7 @@ class Evaluator:
     context: Callable[[], AbstractContextManager[object]]
     metrics: Sequence[str]
     batch_size: int
+    texts_at_once: Callable[[npt.NDArray[np.int32]], int]
     samples: int = 0
     joined: Callable[[Batch], AbstractContextManager[object]] | None = None
     cut: LastBlock | None = None
@@ -295,7 +298,8 @@ class Evaluator:
 
         def alone() -> Iterator[tuple[int, dict[str, Any]]]:
             """Yield rows as their texts end, until a stop is asked for."""
-            prompting = Prompting(self.model, self.task, partial(self._prompts, rows), self.context, self.batch_size)
+            prompts, at_once = partial(self._prompts, rows), self.texts_at_once(self.collator.lengths(rows))
+            prompting = Prompting(self.model, self.task, prompts, self.context, self.batch_size, at_once)
             order = [] if stopping() else [row for batch in mine for row in batch]
             with stage("evaluating", len(order)) as advance:
                 for text in prompting.texts(order, predictions, halves=self.world.size == 1):
@@ -384,6 +388,7 @@ def make_evaluator(
         context=lambda: precision.inference(world.device),
         metrics=metrics,
         batch_size=recipe.training.per_device_eval_batch_size,
+        texts_at_once=partial(rows_at_once, recipe),
         samples=recipe.training.eval_generate if task.info.generates else 0,
         cut=cut,
     )

@@ -18,7 +18,7 @@ from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.memory_errors import memory_for
 from peftcli.distributed.processes import World
 from peftcli.inference.compared_sets import RunStart, compared
-from peftcli.inference.continuous_batch import Prompting
+from peftcli.inference.continuous_batch import Prompting, rows_at_once
 from peftcli.inference.evaluator import FOR_EVALUATION, EvaluatedRow, Evaluator, make_evaluator
 from peftcli.inference.metrics import wanted_metrics
 from peftcli.layers.seeded import seeded
@@ -171,6 +171,7 @@ class OpenedRun:
             lambda chosen: self._batch([rows[row] for row in chosen], task),
             lambda: self.precision.inference(world.device),
             size,
+            how.batch_size or rows_at_once(self.recipe, rows.lengths),
         )
 
         def predictions(chosen: Sequence[int]) -> list[dict[str, Any]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from peftcli.inference import continuous_batch
-from peftcli.inference.continuous_batch import ContinuousBatch, aligned
+from peftcli.inference.continuous_batch import ContinuousBatch, aligned, rows_at_once
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.open_run import open_run
 from peftcli.inference.opened_run import OpenedRun, Predicting
@@ -82,6 +83,32 @@ def test_metrics_of_texts_are_those_of_generate(recipe, plain: Any) -> None:
         found.append(evaluate_run(loaded.recipe.output_dir))
         del found[-1]["eval_runtime"]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "expected"),
+    [(16, 100, 48), (16, 504, 24), (16, 1016, 16), (2, 100, 14), (2, 1016, 2), (100, 1016, 100)],
+)
+def test_rows_at_once_hold_no_more_tokens_than_a_planned_batch(recipe, size: int, longest: int, expected: int) -> None:
+    loaded = recipe("llama", "causal_lm", data__max_length=790, training__max_new_tokens=10,
+                    training__per_device_eval_batch_size=size)  # fmt: skip
+    assert rows_at_once(loaded.recipe, np.array([1, longest, 7], dtype=np.int32)) == expected
+
+
+def test_more_rows_than_an_evaluation_batch_are_at_work_unless_their_number_is_given(recipe, tmp_path: Path) -> None:
+    loaded = recipe("llama", "causal_lm", training__max_steps=1, training__max_new_tokens=3,
+                    training__per_device_eval_batch_size=2)  # fmt: skip
+    train(loaded)
+    opened, file = open_run(str(loaded.recipe.output_dir)), write_jsonl(tmp_path / "in.jsonl", ROWS)
+    at_work: list[int] = []
+    opened.model.register_forward_pre_hook(
+        lambda _, __, given: at_work.append(len(given["input_ids"])), with_kwargs=True
+    )
+    predicted(opened, file)
+    assert max(at_work) > 2
+    at_work.clear()
+    predicted(opened, file, batch_size=2)
+    assert max(at_work) == 2
 
 
 def test_the_switch_leaves_all_texts_to_generate(recipe) -> None:
