@@ -1,6 +1,6 @@
 """The other side: HF peft with transformers as its documentation shows it, on rows of token ids.
 
-hf_prediction.py WORK CHECKPOINT ADAPTER ROWS OUT DTYPE BATCH NEW_TOKENS, where WORK is classes, loss or texts.
+hf_prediction.py WORK CHECKPOINT ADAPTER ROWS OUT DTYPE BATCH NEW_TOKENS; WORK is classes, questions, loss or texts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from transformers import (
 )
 
 CLASSES = 5
+CLASSIFIES = {"classes", "questions"}
+"""Works in which each row gets a class."""
 
 
 def trainer(model: Any, collator: Any, batch: int, dtype: str, **options: Any) -> Trainer:
@@ -91,7 +93,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if work == "classes":
+    if work in CLASSIFIES:
         base = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=CLASSES, **options)
     else:
         base = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
@@ -99,7 +101,7 @@ def main() -> None:
     if work == "texts":
         found = texts(model, tokenizer, [row["input_ids"] for row in rows], int(batch), int(new_tokens))
     else:
-        found = (classes if work == "classes" else loss)(model, tokenizer, rows, int(batch), dtype)
+        found = (classes if work in CLASSIFIES else loss)(model, tokenizer, rows, int(batch), dtype)
     Path(out).write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
 
 

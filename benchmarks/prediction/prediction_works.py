@@ -74,6 +74,10 @@ WORKS = (
         "read", (_PREDICT, _EVAL, _baseline("Trainer.predict")),
     ),
     Work(
+        "questions", "classes of GSM8K questions of different lengths by a six-layer encoder", "encoder", 16, 1016,
+        "read", (_PREDICT, _EVAL, _baseline("Trainer.predict")),
+    ),
+    Work(
         "loss", "the loss on GSM8K answers by a decoder", "decoder", 16, 176, "read",
         (_EVAL, _baseline("Trainer.evaluate")),
     ),
@@ -106,7 +110,10 @@ class Material:
         """Return the first `count` rows of a work as token ids, written if they are not there yet."""
         file = self.folder / f"{work.name}-{self.decoder.name}-{count}.jsonl"
         if not file.exists():
-            made = self._articles(count) if work.model == "encoder" else self._answers(count, work.counts == "read")
+            if work.model == "encoder":
+                made = self._labelled(count, questions=work.name == "questions")
+            else:
+                made = self._answers(count, work.counts == "read")
             partial = file.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
             partial.rename(file)
@@ -130,21 +137,26 @@ class Material:
         work = next(one for one in WORKS if one.model == model and one.counts == "read")
         return self.rows(work, 40)
 
-    def _articles(self, count: int) -> Iterator[dict[str, Any]]:
+    def _labelled(self, count: int, *, questions: bool) -> Iterator[dict[str, Any]]:
+        """Yield articles with their classes, or questions, whose classes mean nothing."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint("encoder"))
-        for text, label in articles()[:count]:
+        asked = [(row["question"], number % CLASSES) for number, row in enumerate(self._problems(count))]
+        for text, label in asked if questions else articles()[:count]:
             ids = tokenizer(text, truncation=True, max_length=LONGEST["encoder"])["input_ids"]
             yield {"input_ids": ids, "labels": label}
+
+    def _problems(self, count: int) -> list[dict[str, Any]]:
+        lines = self.data.read_text(encoding="utf-8").splitlines()[:count]
+        return [json.loads(line) for line in lines]
 
     def _answers(self, count: int, whole: bool) -> Iterator[dict[str, Any]]:
         """Yield questions in the model's chat template; with the answers, which alone are learnt, where `whole`."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.decoder)
-        lines = self.data.read_text(encoding="utf-8").splitlines()[:count]
-        for row in map(json.loads, lines):
+        for row in self._problems(count):
             asked, answer = (
                 tokenizer(text, add_special_tokens=False)["input_ids"]
                 for text in (prompt(row["question"]), reply(row["answer"]))
