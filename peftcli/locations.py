@@ -65,7 +65,8 @@ def resolve_location(text: str) -> Path | None:
         return _in_package(text)
     if not text.strip() or "\0" in text:
         raise UserError(
-            f"{text!r} is no path and no name", suggestion="a path, a hub id such as org/name, or package:NAME/PATH"
+            f"{text!r} is neither a path nor a name",
+            suggestion="a path, a hub id such as org/name, or package:NAME/PATH",
         )
     path = expanded(text)
     if _exists(path):

@@ -71,7 +71,7 @@ def test_hub_ids(here: Path, text: str) -> None:
     ids=lambda text: repr(text)[:20],
 )
 def test_missing_paths_name_the_nearest(here: Path, text: str, suggestion: str) -> None:
-    with pytest.raises(UserError, match=r"no file or directory|no path and no name") as caught:
+    with pytest.raises(UserError, match=r"no file or directory|neither a path nor a name") as caught:
         resolve_location(text)
     assert suggestion in str(caught.value.problems[0].suggestion)
 

@@ -114,7 +114,7 @@ def text_notes(names: Collection[str]) -> list[str]:
             "the run added tokens to the vocabulary: its tokenizer is beside the adapter, and the base's embeddings "
             "need as many rows before the adapter loads (model.resize_token_embeddings(len(tokenizer)))"
         ]
-    return [f"{TEMPLATE_FILE} is the chat template that was trained with"] if TEMPLATE_FILE in names else []
+    return [f"{TEMPLATE_FILE} is the chat template used in training"] if TEMPLATE_FILE in names else []
 
 
 def _elsewhere(params: MethodParams, library: Library) -> str:

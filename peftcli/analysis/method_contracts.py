@@ -229,7 +229,7 @@ def _saves(kind: ContractModel, params: MethodParams) -> str | None:
             fresh.attachment.load_state_dict(changed)
         except UserError:
             continue
-        return f"a state with {what} tensors is loaded without a word"
+        return f"a state with {what} tensors is loaded without an error"
     return None
 
 

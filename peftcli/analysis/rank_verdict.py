@@ -70,7 +70,9 @@ def judge(rows: Sequence[ModuleChange], params: MethodParams) -> Verdict:
     rank = max(1, round(mean(ranks))) if pruned else max(ranks)
     if rank == 1:
         change = _change(params, 1, 4)
-        return Verdict("unknown", "With rank 1 there is one singular value, which says nothing about more.", change)
+        return Verdict(
+            "unknown", "With rank 1 there is only one singular value, which says nothing about higher ranks.", change
+        )
     allotted = max(row.allotted or 0 for row, _ in moved)
     what = f"r = {rank}" if rank == allotted else f"the rank {rank} that r = {allotted} allows"
     if pruned:

@@ -107,7 +107,7 @@ def _unexpected_end(error: EOFError) -> Exception:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         compiled = frame.f_locals.get("bytecode_path")  # of Python's import system
         if compiled is not None:
-            reason = f"{compiled}, which Python compiled, is cut off, as a full disk leaves it"
+            reason = f"{compiled}, which Python compiled, is incomplete, perhaps because a disk was full"
             return UserError(reason, suggestion="remove the file: Python compiles it again")
     return RuntimeError(f"a file ended before it should: {error}")
 
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-_STOPPED = "stopped before it was done; what it had not finished is not there"
+_STOPPED = "stopped before it was done; nothing unfinished was kept"
 
 
 def _typed(arguments: list[str] | None) -> int:

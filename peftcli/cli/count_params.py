@@ -66,11 +66,13 @@ def count_params(
     if not as_json and any(
         row["head"] and each.recipe.model.num_labels is None for each, row in zip(loaded, rows, strict=True)
     ):
-        note("heads are counted for 2 labels; the data are not read: model.num_labels says how many there are")
+        note("heads are counted for 2 labels, since the data are not read: set model.num_labels to their number")
     for each in loaded:
         for _, params in methods_of(each.recipe.method) if not (as_json or Path(each.path).is_dir()) else ():
             if (why := params.open_sizes()) is not None:
-                note(f"{params.name}: {why}; counted with the ranks of the recipe. A finished run counts as it is")
+                note(
+                    f"{params.name}: {why}; counted with the ranks of the recipe. Name a finished run to count its own"
+                )
     if as_json:
         print_json(rows)
     else:

@@ -47,7 +47,7 @@ def estimate(
 
     limit = None if memory is None else bytes_of("--memory", memory)
     if measure and num_processes > 1:
-        raise UserError("--measure takes its steps in one process", suggestion="leave out --num-processes")
+        raise UserError("--measure works with one process only", suggestion="leave out --num-processes")
     changes = [*(overrides or []), *([TRUST_REMOTE_CODE] if trust_remote_code else [])]
     loaded = with_allowed_code(load_recipe(recipe, changes, NAMES, need_data=measure))
     if measure and loaded.recipe.data is None:

@@ -261,7 +261,7 @@ def _print_loss(done: LoraExport) -> None:
 
     say(
         f"a LoRA of rank {done.rank} at {done.matrices} modules; it keeps {done.kept:.2%} of the change's squared "
-        f"norm, and the least at {done.least_module}: {done.least_kept:.2%}",
+        f"norm, at least {done.least_kept:.2%} ({done.least_module})",
         result=True,
     )
     if done.before is None or done.after is None:

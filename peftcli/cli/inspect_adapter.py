@@ -73,7 +73,7 @@ def _refuse_other_kinds(plot: Path | None) -> None:
     from peftcli.errors import UserError
 
     if plot is not None and plot.suffix.lower() != ".svg":
-        raise UserError(f"--plot {plot}: the picture is an SVG", suggestion=f"name it {plot.with_suffix('.svg')}")
+        raise UserError(f"--plot {plot}: the picture is an SVG file", suggestion=f"name it {plot.with_suffix('.svg')}")
 
 
 def _write_plot(file: Path, view: AdapterView, run: Path) -> None:
@@ -93,7 +93,7 @@ def _print(view: AdapterView) -> None:
     ranked = [row for row in view.rows if row.spectrum is not None]
     if ranked:
         headings = ["module", "shape", "change", "of weight", "r", "eff. rank", "used", "90%", "99%", "last/first"]
-        console.print("low-rank changes (90%, 99%: singular values that hold this much of the energy)")
+        console.print("low-rank changes (90%, 99%: how many singular values hold this share of the energy)")
         print_table(console, table(headings, [_ranked(row) for row in ranked], numeric=range(2, 10)))
         print()
     if any(row.magnitude for row in ranked):

@@ -221,7 +221,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--weights {text!r} are no numbers", suggestion="write them as 0.7,0.3") from None
+        raise UserError(f"--weights {text!r} is not a list of numbers", suggestion="write them as 0.7,0.3") from None
 
 
 def _print(report: MergeReport, console: Console) -> None:

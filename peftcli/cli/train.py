@@ -158,9 +158,7 @@ def _start(loaded: LoadedRecipe, arguments: list[str], processes: int, restarts:
         UserError: something is wrong; or a crash could leave the run that was to be replaced, to be gone on with.
     """
     if restarts and "--overwrite" in arguments:
-        raise UserError(
-            "--max-restarts goes on with a run, and --overwrite replaces it", suggestion="remove the old run"
-        )
+        raise UserError("--max-restarts continues a run, but --overwrite replaces it", suggestion="remove the old run")
     from peftcli.distributed.devices import check_devices, pick_device
     from peftcli.distributed.launching import launch_peft
     from peftcli.training.before_weights import prepare_once

@@ -31,7 +31,10 @@ def print_estimate(found: Estimate) -> None:
     rows.append([f"peak{several}", byte_size(device.peak_memory_bytes)])
     print_table(result_console(), table([_BASIS[found.tier], "memory"], rows, numeric=[1]))
     if evaluation:
-        say(f"an evaluation needs {byte_size(evaluation)} beside the model, counted where it is the most", result=True)
+        say(
+            f"an evaluation needs {byte_size(evaluation)} beside the model; the peak counts it if a step needs less",
+            result=True,
+        )
     unknown = "unknown until peft estimate --measure has timed steps here"
     say(f"time: {unknown if found.seconds is None else duration(found.seconds)}", result=True)
     say(f"gradient checkpointing: {'on' if found.recomputes else 'off'}", result=True)

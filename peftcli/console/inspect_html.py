@@ -47,7 +47,9 @@ def page(found: Inspection, *, title: str) -> str:
     parts.append(f"<h2>Equal rows</h2><p>duplicates in training: {found.duplicates}</p>")
     parts.append(_table(found.duplicate_pairs))
     if found.contradictions is not None:
-        parts.append(f"<p>preferences that an earlier one has the other way round: {found.contradictions}</p>")
+        parts.append(
+            f"<p>preferences that contradict an earlier one (chosen and rejected swapped): {found.contradictions}</p>"
+        )
         parts.append(_table(found.contradicting_pairs))
     if found.overlap:
         parts.append(f"<p>validation rows that are also training rows: {sum(found.overlap.values())}</p>")

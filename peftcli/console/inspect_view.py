@@ -171,7 +171,7 @@ def _labels(console: Console, found: Inspection) -> None:
 def _equal_rows(console: Console, found: Inspection) -> None:
     _pairs(console, f"duplicates in training: {found.duplicates}", found.duplicate_pairs)
     if found.contradictions is not None:
-        head = f"preferences that an earlier one has the other way round: {found.contradictions}"
+        head = f"preferences that contradict an earlier one (chosen and rejected swapped): {found.contradictions}"
         _pairs(console, head, found.contradicting_pairs, "against")
     total = sum(found.overlap.values())
     if found.overlap:

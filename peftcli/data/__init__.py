@@ -1,1 +1,1 @@
-"""From files to rows of tokens."""
+"""Rows: from data files to batches of tokens."""

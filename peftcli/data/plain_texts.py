@@ -52,11 +52,11 @@ def texts_as_inputs(
         return spec, []
     columns = {ours: theirs for ours, theirs in spec.columns.items() if theirs in present and known.column(ours)}
     changes = {"format": known.name, "columns": {**columns, column: COLUMN}}
-    what = f"is read as {column}, as rows of {known.name} have it"
+    what = f"is read as the column {column} of the format {known.name}"
     if kind == "tagged":
-        what = f"is divided into words, as rows of {known.name} have it"
+        what = f"is divided into words, as the format {known.name} needs"
     elif column == "prompt":
-        what = "is a prompt; where the run has a chat template, a turn of the user"
+        what = "is read as a prompt, or as a user turn if the run has a chat template"
     return spec.model_copy(update=changes), [f"each text {what}"]
 
 

@@ -99,7 +99,7 @@ class RowPreparer:
         if labels is not None and self._labels is None:
             check_names(labels)
             self.notes += [
-                f"the labels {', '.join(map(repr, group))} differ only in case, spaces or spelling: each is a class"
+                f"the labels {', '.join(map(repr, group))} differ only in case, spaces or spelling; each is a class"
                 for group in alike(labels.names)
             ]
         train = self._known(pool, train, labels)

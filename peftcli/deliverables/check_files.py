@@ -48,11 +48,11 @@ def _check_tokenizer(directory: Path, leaving: LeavingModel) -> None:
     )
     for text in (*_TEXTS, *leaving.spec.new_tokens):
         if read(text)["input_ids"] != leaving.tokenizer(text)["input_ids"]:
-            raise VerificationFailed(f"the written tokenizer makes other tokens of {text!r} than training had")
+            raise VerificationFailed(f"the written tokenizer divides {text!r} into other tokens than in training")
     learnt = leaving.texts.chat_template
     template = choose_template(None, read)
     if learnt is not None and (template is None or template.text != learnt):
-        raise VerificationFailed("the written tokenizer has another chat template than the one of training")
+        raise VerificationFailed("the written tokenizer's chat template is not the one used in training")
 
 
 def _check_generation(directory: Path, leaving: LeavingModel) -> None:

@@ -69,7 +69,7 @@ def generation_notes(leaving: LeavingModel) -> list[str]:
 
 def _note(lost: list[str]) -> str:
     return (
-        f"the base's {GENERATION_CONFIG} is one that transformers does not save: what is written leaves out "
+        f"transformers refuses to save the base's {GENERATION_CONFIG} as it is: the written file leaves out "
         f"{', '.join(lost)}, which had no effect or could not be read"
     )
 

@@ -214,7 +214,7 @@ def _join(device: torch.device) -> PartialState:
 
     waits = InitProcessGroupKwargs(timeout=timedelta(hours=GROUP_HOURS)).to_kwargs()
     watch = HangWatch(JOIN_SECONDS, _NOT_THERE)
-    watch.begin("the search of this run's processes for each other")
+    watch.begin("connecting the processes of this run")
     try:
         with environment_without((), torch_variables(os.environ)):
             check_devices(device, number(os.environ, "LOCAL_WORLD_SIZE", 1))
@@ -224,7 +224,7 @@ def _join(device: torch.device) -> PartialState:
             return PartialState(cpu=device.type == "cpu", **waits)
     except (RuntimeError, ValueError) as error:
         raise PeerLost(
-            f"the processes of this run do not find each other: {_without_source(error)}",
+            f"the processes of this run could not connect to each other: {_without_source(error)}",
             suggestion="start them with `torchrun`, or with `peft train --num-processes N`; for a run of one process, "
             f"unset {', '.join(SIZES)}",
         ) from error

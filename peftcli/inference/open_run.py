@@ -203,7 +203,7 @@ def _at_start(found: FoundRun, kept: RunReference, dtype: torch.dtype, world: Wo
     if not kept.parts and kept.base and not BaseIdentity.from_dict(kept.base).same_files(base.identity):
         raise UserError(
             f"the files of {base.identity.name} changed since training, and answers are compared with that model",
-            suggestion="put the files back; the run's own validation rows need none of them",
+            suggestion="restore the files; the run's own validation rows can be evaluated without them",
         )
     fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)
     attachment = Attachment(base.model)
@@ -225,7 +225,7 @@ def with_text_length(loaded: LoadedRecipe, max_new_tokens: int | None) -> Loaded
     if max_new_tokens is None:
         return loaded
     if not task_info(recipe.task).generates:
-        raise UserError(f"--max-new-tokens is for generated text; {recipe.task} writes none", suggestion="leave it out")
+        raise UserError(f"--max-new-tokens is for generated text; {recipe.task} has none", suggestion="leave it out")
     training = recipe.training.model_copy(update={"max_new_tokens": max_new_tokens})
     return replace(loaded, recipe=recipe.model_copy(update={"training": training}))
 
@@ -355,7 +355,7 @@ def _same_base(spec: ModelSpec, saved: SavedAdapter, base_dtype: DTypeName | Non
     dtype = base_dtype or recorded or spec.dtype
     notes = []
     if base_dtype is not None and base_dtype != recorded:
-        notes.append(f"the base is held in {base_dtype}, in training it was {recorded}: results can differ")
+        notes.append(f"the base is held in {base_dtype}, but training held it in {recorded}: results can differ")
     revision = saved.meta.base.get("revision") or spec.revision
     return spec.model_copy(update={"dtype": dtype, "revision": revision}), notes
 

@@ -85,7 +85,7 @@ def predict_runs(
     how = how or Predicting()
     for run in runs:
         if is_recipe(Path(run)):
-            raise UserError(f"{run} is a recipe, and its base predicts alone", suggestion=f"peft predict {run} ...")
+            raise UserError(f"{run} is a recipe: its untrained base predicts", suggestion=f"peft predict {run} ...")
     found = [find_used(Path(run), opening) for run in runs]
     for one in found:  # the rows are kept prepared, so this is not done twice
         recipe = one.loaded.recipe

@@ -83,7 +83,7 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
         return loaded, None
     for name in (found.format, found.trained_format):
         if name not in (None, "auto") and name not in NAMES.formats:
-            reason = f"names the row format {name!r}, which nothing that is installed here has"
+            reason = f"names the row format {name!r}, which no installed package has"
             raise UserError(Problem(reason, file=str(file), suggestion=f"install the package that adds it, {remedy}"))
     data = DataSpec(
         format=found.format,

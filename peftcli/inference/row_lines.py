@@ -48,7 +48,7 @@ def row_lines(
     if at_limit:
         note(
             f"{at_limit:,} of {len(rows):,} texts reached the limit of {run.recipe.training.max_new_tokens} new tokens "
-            "before their end (finish_reason: length); --max-new-tokens sets another"
+            "before their end (finish_reason: length); --max-new-tokens raises it"
         )
 
 

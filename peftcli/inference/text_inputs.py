@@ -67,4 +67,7 @@ def changed_validation(run: Path, sets: Mapping[str, RowSet]) -> list[str]:
     then = recorded_inputs(run).validation_rows or {}
     rows = {name: found for name in then if (found := row_fingerprint(sets[name]) if name in sets else None)}
     changed = differences(RunInputs(validation_rows=then), RunInputs(validation_rows=rows))
-    return [f"{what} changed since training: this is another number than in summary.json" for what in changed.decisive]
+    return [
+        f"{what} changed since training: this number is not comparable with the one in summary.json"
+        for what in changed.decisive
+    ]

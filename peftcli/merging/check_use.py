@@ -119,7 +119,7 @@ def check_use(usage: Usage) -> None:
         got = found[key] if key == "labels" else found[key][: len(expected)]
         if not (_close(got, expected) if key == "logits" else got == expected):
             raise VerificationFailed(
-                f"transformers alone makes something else of the merged model: {key} {got!r}, expected {expected!r}\n"
+                f"with transformers alone the merged model gives another result: {key} {got!r}, expected {expected!r}\n"
                 "    merge with --no-verify to look at it, and please report this"
             )
 

@@ -208,7 +208,7 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
     whole = config if is_text_part(model, config, recipe.task) else None
     if whole is not None and stored is not None:
         raise UserError(
-            f"{spec.name_or_path} is stored quantised and holds more than a model for text, which a merge loses",
+            f"{spec.name_or_path} is stored quantised and holds more than a text model: a merge would lose the rest",
             suggestion="name the unquantised model with --base",
         )
     return RunToMerge(
@@ -219,8 +219,8 @@ def _on_meta(directory: Path, recipe: Recipe, spec: ModelSpec, adapter: SavedAda
 
 def _stored_note(spec: ModelSpec, method: str) -> str:
     return (
-        f"{spec.name_or_path} is stored quantised with {quantiser_title(method)}: merged into what its numbers stand "
-        "for; --base ORIGINAL merges into the weights that were quantised"
+        f"{spec.name_or_path} is stored quantised with {quantiser_title(method)}: merged into the dequantised weights; "
+        "--base ORIGINAL merges into the weights that were quantised"
     )
 
 

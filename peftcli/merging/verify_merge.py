@@ -116,7 +116,7 @@ def check_rules(run: RunToMerge, rows: list[Row], world: World, dtype: torch.dty
     result, _ = compare_with_rules(run, run.rules(), rows, world, dtype)
     if not result.within:
         raise VerificationFailed(
-            f"the change of the weights that {run.directory} stands for differs from its adapter by "
+            f"the weight change that was computed from {run.directory} differs from its adapter by "
             f"{result.max_abs_diff:.3g} at most (tolerance {result.tolerance:.3g})\n    {_remedy(dtype_name(dtype))}"
         )
 
@@ -175,14 +175,14 @@ def judge(result: Comparison, effect: float | None, report: MergeReport) -> None
     report.verified = True
     if result.rounding is not None:
         report.notes.append(
-            f"this model carries rounding far: its outputs moved by {result.rounding:.3g} at most when every weight "
-            f"was rounded once more; the comparison allows {TIMES_ROUNDING:g} times that"
+            f"this model amplifies rounding errors: its outputs changed by {result.rounding:.3g} at most when every "
+            f"weight was rounded once more; the comparison allows {TIMES_ROUNDING:g} times that"
         )
     share = result.mean_abs_diff / effect if effect else 0.0
     if share > LOUD_ROUNDING:
         report.notes.append(
-            f"rounding to {report.dtype} changes the outputs by {share:.0%} of what the adapter does; "
-            "--dtype float32 keeps it"
+            f"rounding to {report.dtype} changes the outputs by {share:.0%} of the adapter's own effect; "
+            "--dtype float32 avoids that"
         )
 
 
@@ -199,5 +199,5 @@ def _as_trained(run: RunToMerge) -> ModelSpec:
 
 
 def _cost_of_quantising(difference: float, effect: float | None) -> str:
-    share = f", {difference / effect:.0%} of what the adapter does" if effect else ""
+    share = f", {difference / effect:.0%} of the adapter's own effect" if effect else ""
     return f"quantising again changed the outputs by {difference:.3g} on average{share}"

@@ -79,7 +79,7 @@ def task_refusal(config: Config, task: str) -> tuple[str, str] | None:
     model_type = str(config.get("model_type"))
     kind = kind_of(config)
     if model_type in _NOT_TEXT:
-        return f"{model_type} is no text model", "it serves count-params only"
+        return f"{model_type} is no text model", "it is supported by count-params only"
     if model_type in OF_CERTAIN_LENGTHS:
         return f"a {model_type} model cannot do {task}: {OF_CERTAIN_LENGTHS[model_type]}", "choose another family"
     refusal = task_info(task).refused.get(kind) if kind else None

@@ -28,6 +28,6 @@ def partial_reach(anatomy: Anatomy, names: Iterable[str]) -> list[str]:
             by_count.setdefault((len(having), every), []).append(shown)
     return [
         f"{all_of(shown)} {'is' if len(shown) == 1 else 'are'} in {count} of {every} blocks: "
-        "the others have no such part, and the method changes nothing in its place"
+        "the others have no such part, so the method changes nothing there"
         for (count, every), shown in by_count.items()
     ]

@@ -135,7 +135,7 @@ def _why_not(row: Quantiser, spec: ModelSpec, device: str, *, trains: bool) -> l
         return [(f"{stored}, and {row.not_loaded}", _HERE)]
     found = []
     if trains and row.not_trained is not None:
-        found.append((f"{stored}, on which no adapter trains: {row.not_trained}", _HERE))
+        found.append((f"{stored}, on which no adapter can be trained: {row.not_trained}", _HERE))
     lacking = [name for module, name in row.packages if not _installed(module)]
     if lacking:
         what = f"{', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed"

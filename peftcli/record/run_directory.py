@@ -94,7 +94,7 @@ class RunDirectory:
         foreign = sorted(name for name in entries if name not in OWN_ENTRIES and not name.startswith("."))
         if foreign and not self.recipe_file.is_file():
             raise UserError(
-                f"output_dir {self.path} holds files that are no run: {', '.join(foreign[:3])}",
+                f"output_dir {self.path} holds files that do not belong to a run: {', '.join(foreign[:3])}",
                 suggestion="choose another output_dir, or empty this one",
             )
         return entries
@@ -109,7 +109,7 @@ class RunDirectory:
             UserError: another recipe's run is here, or an unfinished one without `resume`; `resume` and `overwrite`.
         """
         if resume and overwrite:
-            raise UserError("--resume goes on with a run and --overwrite replaces it", suggestion="give one of the two")
+            raise UserError("--resume continues a run, but --overwrite replaces it", suggestion="give one of the two")
         if overwrite:
             self._refuse_foreign()
             return RunStatus.EMPTY
@@ -124,7 +124,7 @@ class RunDirectory:
         if resume and only_length(different):
             return RunStatus.LONGER
         if different:
-            go_on = "go on with it for longer with --resume, " if only_length(different) else ""
+            go_on = "extend it with --resume, " if only_length(different) else ""
             start = f" (method.init_from={self.path} starts from what it learnt)"
             raise UserError(
                 f"output_dir {self.path} holds a run of another recipe; they differ in {some_of(different, 5)}",
@@ -228,7 +228,7 @@ class RunDirectory:
         if self.summary_file.is_file():
             return f"the run in {self.path} is finished and whole"
         if steps:
-            return f"the state of step {steps[-1]} is saved: --resume goes on from there"
+            return f"the state of step {steps[-1]} is saved: --resume continues from there"
         if self._was_trained():
             return "no checkpoint was saved yet: --resume starts again at the first step"
         return "no step was taken yet: the same command starts again"

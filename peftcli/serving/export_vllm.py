@@ -57,7 +57,7 @@ def write_vllm(directory: Path, saved: SavedAdapter, source: Path) -> tuple[int,
     card = adapter_card(saved.params, saved.meta, use=hf_use(saved.meta, None))
     (directory / CARD).write_text(card, encoding="utf-8")
     if any(key.endswith(TABLE) for key in files.tensors):
-        notes.append("it changes a table of embeddings, which vLLM takes for some families only")
+        notes.append("it changes an embedding table, which vLLM supports for some families only")
     return len(files.tensors), rank, [*files.notes, *notes]
 
 
@@ -84,7 +84,7 @@ def one_rank(files: HfFiles) -> tuple[HfFiles, list[str]]:
         a, b = _widened(pair, rank)
         tensors |= {f"{PREFIX}{pair.module}{first}": a, f"{PREFIX}{pair.module}{second}": b * (pair.scale / scale)}
     uniform = {"r": rank, "lora_alpha": scale * rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    note = f"vLLM takes one rank and one alpha: all pairs have the rank {rank} now, with zeros, and change the same"
+    note = f"vLLM takes one rank and one alpha: all pairs are padded with zeros to rank {rank}; the change is the same"
     return HfFiles(config | uniform, tensors, files.notes), [note]
 
 

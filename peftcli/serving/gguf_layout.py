@@ -64,7 +64,7 @@ def _why_not(family: GgufFamily, config: Config) -> str | None:
     if family.sliding is not None and kinds and config.get("sliding_window"):
         whole = [(number + 1) % family.sliding == 0 for number in range(len(kinds))]
         if [kind == "full_attention" for kind in kinds] != whole:
-            return f"in llama.cpp each layer number {family.sliding} looks at the whole text, and no other"
+            return f"in llama.cpp the last of each {family.sliding} layers attends to the whole text; here others do"
     return family.why_not(config)
 
 

@@ -91,6 +91,6 @@ def _patterns(step: Mapping[str, Any]) -> list[str]:
 
 def _unknown(what: str) -> UserError:
     return UserError(
-        f"llama.cpp has no name for this tokenizer's {what}, so a GGUF file would read texts in another way",
+        f"llama.cpp has no name for this tokenizer's {what}, so texts would become other tokens there",
         suggestion="serve the merged model from its own files: peft merge, or --to vllm",
     )

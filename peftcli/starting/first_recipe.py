@@ -95,7 +95,9 @@ def first_recipe(answers: Answers) -> str:
     head = [f"{answers.rows.path}: {found.evidence}" if found.evidence else answers.rows.path]
     head.append(f"columns of the rows: {', '.join(answers.rows.columns)}")
     if len(answers.rows.tasks) > 1:
-        head.append(f"the rows would also do for: {', '.join(name for name in answers.rows.tasks if name != task)}")
+        head.append(
+            f"the rows could also be used for: {', '.join(name for name in answers.rows.tasks if name != task)}"
+        )
     head += [why_none] if why_none else []
     head.append(f"next: peft inspect {answers.name}, peft train {answers.name}; docs/recipes.md has every key")
     plain = "".join(dump_block(key, value) for key, value in loaded.tree.data.items())
@@ -114,7 +116,7 @@ def _advice(loaded: LoadedRecipe, answers: Answers) -> tuple[list[Advice], str |
         if _is_local(answers.model):
             raise
         first = error.problems[0].message
-        return [], f"nothing is recommended, because the model's config could not be had: {first}"
+        return [], f"nothing is recommended, because the model's config could not be read: {first}"
     advised = next(line.value for line in lines if line.key == "method.name")
     if answers.method is None or answers.method == advised:
         return lines, None

@@ -65,7 +65,9 @@ def _no_rows(path: str, rows: Sequence[Record | BadRow]) -> Problem:
     remedy = "docs/data.md shows the formats of rows"
     for row in rows:
         if isinstance(row, BadRow):
-            return Problem(f"no row can be read; this one: {row.message}", row.source, row.row, suggestion=remedy)
+            return Problem(
+                f"no row can be read; the first error: {row.message}", row.source, row.row, suggestion=remedy
+            )
     return Problem(f"{path} holds no rows", suggestion=remedy)
 
 

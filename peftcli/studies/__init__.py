@@ -1,1 +1,1 @@
-"""Studies: several runs of one question, kept on disk, and what they show. They know runs, but not the loop."""
+"""Studies: several runs that answer one question, kept on disk, and their results. They know runs, but not the loop."""

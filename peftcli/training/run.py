@@ -95,8 +95,8 @@ def train(
     ):
         if world.is_main and directory.check(recipe, resume=resume, overwrite=overwrite) is not status:
             # another process was here, or the path leads through a directory that did not exist (`new/../run`)
-            remedy = "the same command finds out what is there"
-            raise UserError(f"{directory.path} holds a run since a moment ago", suggestion=remedy)
+            remedy = "start the same command again to see what it is"
+            raise UserError(f"{directory.path} now holds a run that was not there a moment ago", suggestion=remedy)
         with memory_for("before the first step", for_training(recipe)):
             session, milestones = _start(loaded, world, directory, reporter, status)
         with (
@@ -229,7 +229,7 @@ def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
     if not any((directory.path / summary.artifact).glob("*.safetensors")):
         problem = f"{directory.path} is marked as finished, but its {summary.artifact}/ holds no weights"
         raise UserError(problem, suggestion=f"copy them back, or {TRAIN_AGAIN}")
-    more = "--resume with a larger training.num_train_epochs or training.max_steps goes on with it"
+    more = "--resume with a larger training.num_train_epochs or training.max_steps continues it"
     reporter.note(f"{directory.path} holds this run, finished; {more}, --overwrite trains it again")
     reporter.finished(summary)
     return summary
@@ -249,7 +249,7 @@ def _start(
     session = build_session(loaded, world, directory, reporter, state, kept)
     milestones = Milestones(session)
     if found is not None:
-        reporter.note(f"going on after step {state.step}" if earlier is None else lengthen(session, earlier))
+        reporter.note(f"continuing after step {state.step}" if earlier is None else lengthen(session, earlier))
         with _fits(found.path):
             milestones.resume(found.tree)
         milestones.find_best()
@@ -257,7 +257,7 @@ def _start(
             directory.reopen(_recipe_text(session))
     elif world.is_main:
         if goes_on:
-            reporter.note("there is no checkpoint to go on from: the run starts again at the first step")
+            reporter.note("there is no checkpoint to continue from: the run starts again at the first step")
         directory.begin(_recipe_text(session), keep=ARTIFACTS if goes_on else ())
     if world.is_main and session.reference is not None:
         write_run_reference(directory.path, session.reference)

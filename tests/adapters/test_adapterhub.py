@@ -232,8 +232,8 @@ def test_their_forward_pass_gives_our_logits(case: str, models: Path, tmp_path: 
     [
         ("adapter", "bert", SEQ_CLS, {}, "train_layer_norm: false"),
         ("adapter", "bert", SEQ_CLS, {"placement": "pfeiffer", "norm_before": False}, "norm_before"),
-        ("parallel_adapter", "llama", CAUSAL, {}, "not equal"),
-        ("adapter", "bloom", CAUSAL, PLAIN, "bloom model is not known"),
+        ("parallel_adapter", "llama", CAUSAL, {}, "not equivalent"),
+        ("adapter", "bloom", CAUSAL, PLAIN, "puts adapters in a bloom model"),
         ("bitfit", "bert", SEQ_CLS, {}, "bitfit cannot be exported"),
         ("lora", "bert", SEQ_CLS, {"use_dora": True}, "use_dora"),
         ("lora", "bert", SEQ_CLS, {"rank_pattern": {"attn.q": 2}}, "one rank"),

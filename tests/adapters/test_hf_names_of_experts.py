@@ -92,7 +92,7 @@ def test_a_router_with_a_buffer_is_kept_in_our_own_layout_for_hf_peft_asks_for_t
     assert blocks == {"model.layers.1", "model.layers.2", "model.layers.3"}
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
     torch.testing.assert_close(logits_with(load_adapter(tmp_path), _model("glm4_moe")), expected, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="gate whole, and HF peft asks for its buffer e_score_correction_bias"):
+    with pytest.raises(UserError, match="gate whole, and HF peft needs its buffer e_score_correction_bias"):
         hf_peft_files(saved, tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_other_methods_keep_rows_in_our_format_and_say_so_on_export(tmp_path: Pa
     ours = logits(saved(tmp_path / "adapter", "ia3", [9, 121], True))
     assert json.loads((tmp_path / "adapter" / CONFIG).read_text())["peft_type"] == "PEFTCLI"
     torch.testing.assert_close(logits(opened(tmp_path / "adapter", True)), ours, atol=1e-6, rtol=1e-6)
-    with pytest.raises(UserError, match="HF peft has beside LoRA alone, not IA3"):
+    with pytest.raises(UserError, match="HF peft supports with LoRA only, not IA3"):
         export_run(tmp_path / "adapter", tmp_path / "out", to="hf-peft")
 
 

@@ -96,7 +96,7 @@ def test_an_end_of_file_is_no_abort(cli: Cli, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(TyperGroup, "invoke", lambda *_: import_module("cut_off"))
     done = cli("methods")
     assert done.code == 2
-    assert f"{compiled}, which Python compiled, is cut off" in done.err and "remove the file" in done.err
+    assert f"{compiled}, which Python compiled, is incomplete" in done.err and "remove the file" in done.err
 
     def ends(*_: object) -> None:
         raise EOFError("half of it")
@@ -130,7 +130,7 @@ def test_ctrl_c_ends_any_command_with_130_and_a_sentence(
     monkeypatch.setattr(inference, "evaluate_run", interrupt)
     done = cli(command, tmp_path, *(["-o", tmp_path / "out"] if command == "merge" else []))
     assert done.code == 130 and done.out == ""
-    assert done.err == "stopped before it was done; what it had not finished is not there\n"
+    assert done.err == "stopped before it was done; nothing unfinished was kept\n"
 
 
 def test_rows_from_an_option_are_named_by_it() -> None:

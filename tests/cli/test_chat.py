@@ -23,7 +23,7 @@ def test_each_line_is_answered_by_one(run, cli, monkeypatch) -> None:
     assert plain.code == 0
     assert len(plain.out.splitlines()) == 2
     assert "line 2 of standard input is empty" in plain.err
-    assert "each turn is asked on its own" in plain.err  # prompt_completion rows, no chat template
+    assert "each turn is answered on its own" in plain.err  # prompt_completion rows, no chat template
     monkeypatch.setattr("sys.stdin", io.StringIO("the cat\nthe dog\n"))
     quoted = cli("chat", run, "--max-new-tokens", 5, "--json")
     assert [" ".join(json.loads(line).split("\n")) for line in quoted.out.splitlines()] == plain.out.splitlines()

@@ -69,7 +69,7 @@ def test_several_runs(cli: Cli, tmp_path: Path) -> None:
         (["again"], "add --weights 0.5,0.5"),
         (["again", "--weights", "1,1", "--requantize"], "--requantize is for one run"),
         (["again", "--weights", "1,nan"], "weights must be numbers"),
-        (["again", "--weights", "a,b"], "are no numbers"),
+        (["again", "--weights", "a,b"], "is not a list of numbers"),
         (["again", "--weights", "1,1,1"], "2 runs and 3 weights"),
         (["--dtype", "int8"], "none of: auto, float32, bfloat16, float16"),
         (["--max-shard-size", "big"], "is not a size"),

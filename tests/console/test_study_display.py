@@ -63,7 +63,7 @@ def test_no_number_and_no_word_of_a_comparison_is_parted(width: int) -> None:
     text = drawn(width, lambda console: print_record(example_comparison(), console))
     words = text.split()
     assert {"accuracy", "verdict", "parallel_adapter", "bitsandbytes"} <= set(words)
-    assert "591.4K" in words or re.search(r"left out for lack of width: [\w, ]*trains", text)
+    assert "591.4K" in words or re.search(r"columns that do not fit: [\w, ]*trains", text)
     assert max(map(len, text.splitlines())) <= width
 
 
@@ -73,6 +73,6 @@ def test_a_sweep_in_80_columns_has_its_verdicts_and_why_trials_failed(monkeypatc
         sweep_view.print_sweep(example_sweep(), Path("runs") / ("long" * 20))
 
     text = drawn(80, show)
-    assert "tied with the best" in text and "left out for lack of width: 95% interval, seeds" in text
+    assert "tied with the best" in text and "columns that do not fit: 95% interval, seeds" in text
     assert "11, 23 failed: the loss was not finite at step 31" in text and text.count("the loss was not finite") == 1
     assert f"peft train runs/{'long' * 20}/best.yaml" in text  # to copy it

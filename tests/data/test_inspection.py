@@ -146,7 +146,7 @@ def test_preferences_that_contradict_each_other_are_found_and_their_sides_told_a
     styles = {str(span.style) for span in render(found.examples[0], colours=True).spans}
     assert any("green" in style for style in styles) and any("red" in style for style in styles)
     shown = page(found, title="pairs")
-    assert "learnt rejected" in shown and "the other way round: 1" in shown
+    assert "learnt rejected" in shown and "(chosen and rejected swapped): 1" in shown
     texts = ready(tokenizer, write_jsonl(tmp_path / "t.jsonl", QUESTIONS))
     assert inspect_data(texts, tokenizer, "causal_lm", rows=1, max_length=64).contradictions is None
 

@@ -216,9 +216,9 @@ def test_what_training_changed_is_not_taken_from_the_base(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("chat_template.jinja", "another", "another chat template"),
+        ("chat_template.jinja", "another", "is not the one used in training"),
         ("generation_config.json", '{"eos_token_id": 2}', "does not stop at <mask>"),
-        ("tokenizer.json", None, "makes other tokens"),
+        ("tokenizer.json", None, "into other tokens"),
     ],
 )
 def test_files_are_read_before_they_appear(file: str, content: str | None, words: str, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_run_says_what_to_lower_and_goes_on_from_its_checkpoint(recipe: Callab
     text = str(caught.value)
     assert text.startswith("out of memory at step 4: 4,503,599,627.4 MB more were asked for")
     assert "lower training.per_device_train_batch_size (now" in text and "data.max_length (now 48)" in text
-    assert text.endswith("the state of step 2 is saved: --resume goes on from there")
+    assert text.endswith("the state of step 2 is saved: --resume continues from there")
     assert train(loaded, resume=True).status == "finished"
 
 

@@ -130,7 +130,7 @@ def test_a_line_of_text_is_a_prompt_for_a_model_of_prompts(recipe, tmp_path: Pat
     asked = str(write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the cat"}, {"prompt": "the dog"}]))
     notes: list[str] = []
     assert list(predict_run(run, str(tmp_path / "in.txt"), note=notes.append)) == list(predict_run(run, asked))
-    assert any("each text is a prompt" in note for note in notes)
+    assert any("each text is read as a prompt" in note for note in notes)
     with_template = recipe("llama", training__max_steps=1, training__max_new_tokens=3, name="template",
                            data__template="Q: {prompt} A:", data__max_length=20)  # fmt: skip
     run = train(with_template).output_dir

@@ -31,7 +31,7 @@ def _no_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_carries_rounding_far_is_merged_and_says_so(tmp_path: Path, method: str) -> None:
     run = make_run(tmp_path, "llama", "causal_lm", METHODS[method], base_class="causal_lm")
     report = merge_run(run, tmp_path / "merged")
-    assert report.verified and [note for note in report.notes if "carries rounding far" in note]
+    assert report.verified and [note for note in report.notes if "amplifies rounding errors" in note]
     assert report.tolerance is not None and report.max_abs_diff is not None
     assert report.max_abs_diff <= report.tolerance
 

@@ -198,7 +198,7 @@ def test_files_that_others_read_differently_are_found(tmp_path: Path, monkeypatc
         file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.5}))
 
     monkeypatch.setattr(merging, "write_config", another_norm)
-    with pytest.raises(VerificationFailed, match="transformers alone makes something else of the merged model"):
+    with pytest.raises(VerificationFailed, match="with transformers alone the merged model gives another result"):
         merge_run(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".partial*"))
 

@@ -61,7 +61,7 @@ def test_a_base_that_is_stored_quantised_is_dequantised(tmp_path: Path) -> None:
     merge_run(run, tmp_path / "merged", use_alone=False, requantize=True)
     report = merge_run(run, tmp_path / "again", use_alone=False, base=str(tmp_path / "merged"))
     assert report.verified and report.dtype == "bfloat16"
-    assert any("merged into what its numbers stand for" in note for note in report.notes)
+    assert any("merged into the dequantised weights" in note for note in report.notes)
     assert {t.dtype for t in load_file(tmp_path / "again/model.safetensors").values()} == {torch.bfloat16}
 
 

@@ -76,7 +76,7 @@ def test_it_trains_resumes_predicts_and_merges(workshop: Workshop, stored: tuple
     run = Path(str(whole.recipe.output_dir))
     assert len(list(predict_run(run, str(workshop.rows("llama"))))) == 12
     report = merge_run(run, workshop.home / f"{method}-merged", use_alone=False)
-    assert report.verified and any("what its numbers stand for" in note for note in report.notes)
+    assert report.verified and any("merged into the dequantised weights" in note for note in report.notes)
     assert (report.quantization_agreement is not None) == (method in PACKED)
     tensors = load_file(workshop.home / f"{method}-merged" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -190,7 +190,7 @@ def test_a_callback_that_fails_ends_no_run(cli: Cli, workspace: Workspace, site:
     site.install_page(ticket_watch=page("ticket_watch").replace('metrics["eval_accuracy"]', 'metrics["nothing"]'))
     done = cli("train", workspace.recipe("note", **ALL, data__path=str(tickets)), "--overwrite")
     assert done.code == 0, done.err
-    assert said(done.err).count("the callback enough failed and is told nothing more of this run (KeyError") == 1
+    assert said(done.err).count("the callback enough failed and is not called again in this run (KeyError") == 1
 
 
 def test_names_of_ours_and_names_offered_twice_are_refused(cli: Cli, workspace: Workspace, site: Site) -> None:

@@ -36,7 +36,7 @@ def test_a_chat_file_becomes_a_commented_recipe_that_validates(cli: Cli, models)
     assert recipe.training.learning_rate is not None
     text = Path("chat.yaml").read_text()
     assert "messages[].role/content -> messages" in text
-    assert "Against it: peft compare chat.yaml" in text
+    assert "Test: peft compare chat.yaml" in text
     assert cli("validate", "chat.yaml").code == 0
 
 
@@ -73,7 +73,7 @@ def test_a_model_that_is_not_here_gets_a_recipe_without_advice(cli: Cli) -> None
         (["--model", "org/name", "--data", "talks.jsonl", "--memory", "much"], "is not a size"),
         (["--model", "", "--data", "talks.jsonl"], "--model is empty"),
         (["--model", "org/name", "--data", " "], "--data is empty"),
-        (["--model", "org/name", "--data", "broken.jsonl"], "broken.jsonl:1: no row can be read; this one: "),
+        (["--model", "org/name", "--data", "broken.jsonl"], "broken.jsonl:1: no row can be read; the first error: "),
         (["--model", "org/name", "--data", "empty.jsonl"], "empty.jsonl holds no rows"),
     ],
 )

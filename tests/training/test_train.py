@@ -162,7 +162,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe) -> None:
         train(parts)
     recorder = Recorder()
     train(parts, resume=True, reporter=recorder)
-    assert "going on after step 6" in recorder.notes
+    assert "continuing after step 6" in recorder.notes
     assert [comparable(a) for a in lines(out)] == [comparable(b) for b in lines(whole.recipe.output_dir)]
     one, other = adapter(out), adapter(whole.recipe.output_dir)
     assert all(torch.equal(one[key], other[key]) for key in other)

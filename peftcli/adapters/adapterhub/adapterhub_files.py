@@ -107,7 +107,7 @@ def read(where: Path, base: BaseName) -> SavedAdapter:
         base: the base model: the keys name places that only its anatomy turns into modules.
 
     Raises:
-        UserError: pickled weights, an architecture or option that has no equal here, or a base that does not fit.
+        UserError: pickled weights, an architecture or option that has no counterpart here, or a base that does not fit.
     """
     config = read_hub_config(where)
     architecture = config["config"].get("architecture")
@@ -115,7 +115,7 @@ def read(where: Path, base: BaseName) -> SavedAdapter:
     if kind is None:
         raise UserError(
             f"{where} holds {architecture!r} of AdapterHub, which cannot be imported",
-            suggestion="bottleneck adapters, Compacter and LoRA can be",
+            suggestion="only bottleneck adapters, Compacter and LoRA can be imported",
         )
     tensors, task = _weights(where), _task(config, where)
     head, labels = _head(where)
@@ -146,9 +146,9 @@ def _task(config: Mapping[str, Any], where: Path) -> str:
         if kind.endswith(task.info.adapterhub_classes):
             return task.info.name
     raise UserError(
-        f"{where} was saved from a {kind}, which does not tell the task, and whose flexible heads have no equal in "
+        f"{where} was saved from a {kind}, which does not name the task, and its flexible heads have no counterpart in "
         "transformers",
-        suggestion="load it into a model class of transformers there, such as BertForSequenceClassification, and save",
+        suggestion="in that library, load it into a class such as BertForSequenceClassification, and save it again",
     )
 
 

@@ -153,9 +153,9 @@ def _names(params: Params, blocks: list[BlockRole], base: Base, name: str) -> di
 def _refuse_prenorm(blocks: list[BlockRole], base: Base) -> None:
     if any(block.pre_norm is not None for block in blocks):
         raise UserError(
-            f"in a {base.anatomy.family} model a parallel adapter sees the normed input here and the residual itself "
-            "in AdapterHub's library: they are not equal",
-            suggestion="keep the adapter, or train `adapter` for use there",
+            f"in a {base.anatomy.family} model a parallel adapter reads the normalised input here, but the residual "
+            "itself in AdapterHub's library: the two are not equivalent",
+            suggestion="use it with peft predict, or train the method `adapter` for AdapterHub",
         )
 
 
@@ -171,7 +171,7 @@ def read_bottlenecks(
         base: the base model.
 
     Raises:
-        UserError: an option or place that has no equal here, or a key that does not belong.
+        UserError: an option or place that has no counterpart here, or a key that does not belong.
     """
     check_family(base.anatomy)
     inner = config["config"]
@@ -201,14 +201,14 @@ def _params(inner: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
     }
     scaling = inner.get("scaling", 1.0)
     if not isinstance(scaling, int | float):
-        raise UserError(f"{where} uses scaling: {scaling!r} of AdapterHub, which has no equal here")
+        raise UserError(f"{where} uses scaling: {scaling!r} of AdapterHub, which has no counterpart here")
     if inner.get("is_parallel"):
         _refuse_prenorm([block for block in base.anatomy.blocks if block.kind in ("attn", "ffn")], base)
         where_to: Literal["both", "attn", "ffn"] = "both" if attention and ffn else "attn" if attention else "ffn"
         return ParallelAdapterParams(placement=where_to, scaling=float(scaling), **common)
     refuse_set(inner, {"scaling": 1.0}, where)
     if not ffn:
-        raise UserError(f"{where} has serial adapters behind attention only, which has no equal here")
+        raise UserError(f"{where} has serial adapters behind attention only, which has no counterpart here")
     if inner.get("phm_layer"):
         return CompacterParams(
             placement="both" if attention else "ffn",
@@ -233,7 +233,7 @@ def _check_places(inner: Mapping[str, Any], params: Params, blocks: list[BlockRo
         return
     if any(block.kind == "cross_attn" for block in blocks) and not inner.get("cross_adapter"):
         raise UserError(
-            f"{where} adapts attention and feed-forward but not cross-attention, which has no equal here",
+            f"{where} adapts attention and feed-forward but not cross-attention, which has no counterpart here",
             suggestion="train it there with cross_adapter: true",
         )
     sees_sum = bool(inner.get("original_ln_before"))
@@ -243,5 +243,5 @@ def _check_places(inner: Mapping[str, Any], params: Params, blocks: list[BlockRo
         raise UserError(
             f"{where}: its adapters see {seen}, and {params.name} with placement {params.placement} sees something "
             "else in this model",
-            suggestion="such an adapter cannot be taken over; train it here instead",
+            suggestion="such an adapter cannot be imported; train it here instead",
         )

@@ -32,8 +32,8 @@ def check_family(anatomy: Anatomy) -> None:
     """
     if anatomy.family not in FAMILIES:
         raise UserError(
-            f"where AdapterHub's library puts adapters in a {anatomy.family} model is not known",
-            suggestion=f"families that are: {', '.join(FAMILIES)}; use --to hf-peft or peft merge for others",
+            f"it is not known where AdapterHub's library puts adapters in a {anatomy.family} model",
+            suggestion=f"known families: {', '.join(FAMILIES)}; use --to hf-peft or peft merge for others",
         )
 
 
@@ -53,4 +53,4 @@ def refuse_set(inner: Mapping[str, Any], plain: Mapping[str, Any], where: object
     """
     used = [f"{name}: {inner[name]!r}" for name, value in plain.items() if inner.get(name, value) not in (value, None)]
     if used:
-        raise UserError(f"{where} uses {', '.join(used)} of AdapterHub, which has no equal here")
+        raise UserError(f"{where} uses {', '.join(used)} of AdapterHub, which has no counterpart here")

@@ -45,7 +45,9 @@ def write_lora(
     check_family(anatomy)
     if params.use_dora or params.bias != "none":
         what = "use_dora" if params.use_dora else f"bias: {params.bias}"
-        raise UserError(f"{what} has no equal in AdapterHub's format", suggestion="use --to hf-peft, or peft merge")
+        raise UserError(
+            f"{what} has no counterpart in AdapterHub's format", suggestion="use --to hf-peft, or peft merge"
+        )
     factor = 2 if params.starts_from_base else 1
     plain = one_pair(state, params)
     pairs = {
@@ -197,5 +199,5 @@ def _alpha(inner: Mapping[str, Any], version: str, rank: int) -> tuple[float, tu
     numbers = version.removeprefix("adapters.").split(".")
     old = version.startswith("adapters.") and tuple(int(n) for n in numbers[:2] if n.isdigit()) < (1, 1)
     if old and alpha != rank:
-        return rank, (f"trained with {version}, which ignored alpha = {alpha}; it is {rank} here, as it was trained",)
+        return rank, (f"trained with {version}, which ignored alpha = {alpha}; alpha is {rank} here, as in training",)
     return alpha, ()

@@ -129,7 +129,7 @@ def whole_modules(keys: Iterable[str], config: Mapping[str, Any]) -> list[str]:
         whole = next((path for path in paths if path.endswith(endings)), None)
         if whole is None:
             raise UserError(
-                f"unexpected {key}: it is no part of the method, and below no module of modules_to_save",
+                f"unexpected {key}: it belongs neither to the method nor to a module of modules_to_save",
                 suggestion="save or download the adapter again",
             )
         found[whole] = None
@@ -198,14 +198,14 @@ def task_of(config: Mapping[str, Any], where: Path) -> str:
 
 
 def refuse_options(config: Mapping[str, Any], names: Iterable[str], where: Path) -> None:
-    """Refuse options of HF peft that are set and have no equal here.
+    """Refuse options of HF peft that are set and have no counterpart here.
 
     Raises:
         UserError: names them.
     """
     used = [name for name in names if config.get(name) not in (None, False, "none", [], {})]
     if used:
-        raise UserError(f"{where / CONFIG} uses {', '.join(used)} of HF peft, which has no equal here")
+        raise UserError(f"{where / CONFIG} uses {', '.join(used)} of HF peft, which has no counterpart here")
 
 
 def first_match(patterns: Mapping[str, Any], key: str, default: Any) -> Any:

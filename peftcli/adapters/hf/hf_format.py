@@ -59,9 +59,9 @@ class HfFormat(ABC, Generic[Params]):
         """Return why HF peft cannot hold what the adapter trained beside the method, or None."""
         if meta.buffers:
             path, _, buffer = meta.buffers[0].rpartition(".")
-            return f"it trained {path} whole, and HF peft asks for its buffer {buffer}, which no adapter here holds"
+            return f"it trained {path} whole, and HF peft needs its buffer {buffer}, which is not saved here"
         if meta.token_rows and not self.holds_rows:
-            return f"it trained rows of single tokens, which HF peft has beside LoRA alone, not {self.peft_type}"
+            return f"it trained rows of single tokens, which HF peft supports with LoRA only, not {self.peft_type}"
         both = [target.module for target in meta.targets if target.module in meta.token_rows]
         return f"both its LoRA and rows of single tokens change {both[0]}" if both else None
 
@@ -103,7 +103,7 @@ class HfFormat(ABC, Generic[Params]):
             base: the base model; not None where `needs_base` is set.
 
         Raises:
-            UserError: an option that has no equal here, an unknown task type, or a missing or foreign key.
+            UserError: an option that has no counterpart here, an unknown task type, or a missing or foreign key.
         """
 
     def whole_module_files(self, params: Params, meta: AdapterMeta, state: Mapping[str, Tensor]) -> HfFiles | None:

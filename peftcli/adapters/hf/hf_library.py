@@ -87,8 +87,8 @@ class HfPeft(Library):
         tensors = read_tensors(directory / WEIGHTS)
         if found.needs_base and base is None:
             raise UserError(
-                f"{directory} holds an adapter of peft_type {found.peft_type!r}, which names no module: reading it "
-                "needs its base model",
+                f"{directory} holds an adapter of peft_type {found.peft_type!r}, whose file names no modules: reading "
+                "it needs its base model",
                 suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
             )
         with explained_params(directory / CONFIG):

@@ -56,7 +56,7 @@ def format_of_type(config: Mapping[str, Any], where: Path) -> HfFormat[Any]:
     kind = str(config.get("peft_type"))
     if kind not in kinds:
         raise UserError(
-            f"{where / CONFIG}: an adapter of peft_type {config.get('peft_type')!r}, cannot be imported",
-            suggestion=f"kinds that can be: {', '.join(sorted(kinds))}",
+            f"{where / CONFIG}: an adapter of peft_type {config.get('peft_type')!r} cannot be imported",
+            suggestion=f"these can be imported: {', '.join(sorted(kinds))}",
         )
     return kinds[kind]

@@ -68,5 +68,5 @@ def _block(name: str, block: Mapping[str, Any], advised: Mapping[str, Advice]) -
 
 def _reason(line: Advice) -> str:
     return (
-        f"{line.reason}. On: {line.scope}. Limit: {line.limit}. [{line.source}, {line.date}] Against it: {line.against}"
+        f"{line.reason}. Found on: {line.scope}. Limit: {line.limit}. [{line.source}, {line.date}] Test: {line.against}"
     )

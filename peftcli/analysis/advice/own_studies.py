@@ -83,7 +83,7 @@ def _of_comparison(file: Path, record: Mapping[str, Any], recipe: Recipe) -> Own
     chosen = rows.get(record.get("choice"), best)
     if registry.find(chosen["method"]) is None:
         if chosen.get("trainable") == 0:
-            return f"{file}: no method was shown to be better than the model as it is; the lines below are not yours"
+            return f"{file} is not used: no method was shown to be better than the untrained model"
         return f"{file} is left out: there is no method {chosen['method']} here"
     values: dict[str, Any] = {"method.name": chosen["method"]}
     values |= {f"method.{key}": value for key, value in _settings(chosen["method"], chosen["params"]).items()}
@@ -127,11 +127,11 @@ def _of_sweep(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFindi
     words = f"your sweep of {keys}: best of {len(record['trials'])} trials, {record['metric']} {best['score']:.4g}"
     seeds = best.get("seeds") or []
     words += f" on {len(seeds)} fresh seeds" if seeds else ""
-    return OwnFinding(file, values, words, "says nothing of other keys", str(record.get("date", "")))
+    return OwnFinding(file, values, words, "says nothing about other keys", str(record.get("date", "")))
 
 
 def _limit(record: Mapping[str, Any], recipe: Recipe) -> str:
-    limits = [f"says nothing of methods beside {', '.join(sorted(row['label'] for row in record['methods']))}"]
+    limits = [f"says nothing about methods other than {', '.join(sorted(row['label'] for row in record['methods']))}"]
     steps, full = record.get("steps"), record.get("full_steps")
     if steps and full and steps < full:
         limits.append(f"shortened to {steps} of {full} steps")

@@ -116,7 +116,7 @@ def _share_batch_(found: dict[str, Advice], now: Situation) -> None:
     line, roomy = found[BATCH], replace(now, micro_rows=LARGEST_MICRO_BATCH)
     wanted = next(_value(rule, roomy) for rule in rules_that_hold(now) if rule.key == BATCH)
     if line.value < wanted:
-        reason = f"{wanted} rows a step, {line.value} at a time for the memory: {line.reason}"
+        reason = f"{wanted} rows per step, {line.value} at a time for the memory: {line.reason}"
         found[ACCUMULATION] = replace(line, key=ACCUMULATION, value=wanted // line.value, reason=reason)
 
 
@@ -155,7 +155,7 @@ def _remarks(now: Situation) -> list[str]:
         remarks.append("what fits into the memory is judged by an upper bound from shapes; nothing was measured")
     if now.memory is not None and now.micro_rows is None:
         remarks.append(
-            "not even one row on a 4-bit base with recomputed activations fits into the memory by an upper bound; "
-            "lower data.max_length, take a smaller model, or divide the base (distributed.strategy: fsdp)"
+            "by an upper bound, not even one row on a 4-bit base with gradient checkpointing fits into the memory; "
+            "lower data.max_length, use a smaller model, or shard the base (distributed.strategy: fsdp)"
         )
     return remarks

@@ -157,7 +157,7 @@ def basis_of_rows(
 def _of_base(config: PretrainedConfig) -> list[str]:
     """Return notes: what is not known of a base from its config."""
     if stored_packed(config) and stored_bits(config) is None:
-        return ["the base is stored packed, in how many bits its config does not say: counted as a plain one"]
+        return ["the base is stored packed, but its config does not say in how many bits: it is counted as unquantised"]
     return []
 
 

@@ -11,9 +11,9 @@ from peftcli.inference.chat.chat_session import Chat, ChatSettings
 from peftcli.suggestions import did_you_mean, nearest
 
 HELP: Mapping[str, str] = {
-    "/system [TEXT]": "set the system turn and begin anew; without TEXT, leave it out",
-    "/reset": "forget what was said; the system turn stays",
-    "/base": "ask the base the last question too, and show both answers",
+    "/system [TEXT]": "set the system turn and start a new conversation; without TEXT, remove it",
+    "/reset": "start a new conversation with the same system turn",
+    "/base": "ask the base the last question, too, and show both answers",
     "/adapter [NAME]": "let another run answer; without NAME, list them",
     "/set KEY VALUE": "temperature, top_p, top_k, max_new_tokens, seed; /set shows all",
     "/help": "show this",
@@ -56,7 +56,11 @@ class ChatCommands:
     def _system(self, text: str) -> list[str]:
         self._chat.settings = replace(self._chat.settings, system=text or None)
         self._chat.reset()
-        return ["the system turn is set; the chat begins anew" if text else "no system turn; the chat begins anew"]
+        return [
+            "the system turn is set; this is a new conversation"
+            if text
+            else "no system turn; this is a new conversation"
+        ]
 
     def _reset(self, _rest: str) -> list[str]:
         self._chat.reset()

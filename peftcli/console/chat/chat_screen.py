@@ -35,7 +35,7 @@ def answer_lines(chat: Chat, lines: Iterable[str], *, as_json: bool) -> None:
     for number, line in enumerate(lines, 1):
         turn = line.rstrip("\r\n")
         if not turn.strip():
-            note(f"line {number} of standard input is empty: it is no turn")
+            note(f"line {number} of standard input is empty and was skipped")
             continue
         try:
             answer = chat.ask(turn, lambda _piece: None)
@@ -57,7 +57,7 @@ def _say_how_it_ended(answer: Answer, where: str = "") -> None:
     if not answer.text.strip() and answer.finish_reason == "stop":
         note(f"{where}the answer is empty: the model ended it at once")
     if answer.left_out:
-        note(f"{where}the {answer.left_out} oldest rounds were left out: they do not fit with the answer")
+        note(f"{where}the {answer.left_out} oldest rounds were left out: they do not fit together with the answer")
     if answer.finish_reason == "length":
         note(f"{where}the answer reached the limit of tokens; --max-new-tokens (/set max_new_tokens) raises it")
 
@@ -112,7 +112,7 @@ class ChatScreen:
         if self._told_to_leave:
             return None
         self._told_to_leave = True
-        self._console.print("Ctrl-C again, Ctrl-D or /exit leaves", style="dim")
+        self._console.print("to leave, press Ctrl-C again or Ctrl-D, or type /exit", style="dim")
         return ""
 
     def _take(self, line: str) -> None:
@@ -151,7 +151,7 @@ class ChatScreen:
     def _end(self, answer: Answer) -> None:
         self._console.print()
         if answer.finish_reason == "interrupted":
-            self._console.print("(interrupted; what there is counts as the answer)", style="dim")
+            self._console.print("(interrupted; the text so far counts as the answer)", style="dim")
         _say_how_it_ended(answer)
 
 

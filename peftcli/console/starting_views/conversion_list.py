@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 _HEADS: tuple[tuple[State, str], ...] = (
     ("translated", "translated"),
-    ("default", "written down, because this tool's default is another"),
-    ("dropped", "dropped: a recipe needs none"),
-    ("decide", "to decide: nothing here is the same"),
+    ("default", "written out, because this tool's default differs"),
+    ("dropped", "dropped: not needed in a recipe"),
+    ("decide", "to decide: there is no counterpart here"),
 )
 
 

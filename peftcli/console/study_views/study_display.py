@@ -65,7 +65,7 @@ class StudyDisplay:
         seeds = f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''} of {steps}"
         budget = "" if left is None else f"; {duration(left)} are left of the budget"
         self._line(f"plan: {len(plan.methods)} methods, each {search}{seeds}: {plan.trials} runs")
-        self._line(f"      about {duration(plan.seconds)}, by the time that a few steps of each method took{budget}")
+        self._line(f"      about {duration(plan.seconds)}, judging by a few steps of each method{budget}")
 
     def phase(self, title: str, trials: int, seconds: float | None) -> None:
         """Show that a phase begins."""

@@ -39,7 +39,7 @@ def print_fitted(console: Console, made: Table, spare: Sequence[int] | None = No
             _print_columns(console, made, kept, least, cells)
             if count:
                 names = ", ".join(headings[place] for place in places if place not in kept)
-                text = f"left out for lack of width: {names}; a wider terminal or --json has all"
+                text = f"columns that do not fit: {names}; a wider terminal or --json shows them"
                 console.print(text, style="dim", markup=False)
             return
     _print_rows(console, headings, cells)

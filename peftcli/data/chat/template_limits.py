@@ -85,14 +85,14 @@ class Account:
                 self._asked = True
                 self.charge(-EACH * self._given())
                 return
-            raise TemplateLimit(f"it makes more than {ACCOUNT:,} characters and steps of one conversation")
+            raise TemplateLimit(f"it makes more than {ACCOUNT:,} characters and steps for one conversation")
 
     def check(self, value: Any) -> None:
         """Refuse a list or mapping that stands for more than it may."""
         size = weight(value)
         self.charge(size // 8)  # looking at it takes time, too
         if size > LARGEST and weight(value, LARGEST + 4 * self._given()) > LARGEST + 4 * self._given():
-            raise TemplateLimit(f"it makes a value that stands for more than {LARGEST:,} characters and values")
+            raise TemplateLimit(f"it makes a value that expands to more than {LARGEST:,} characters and values")
 
     def step(self) -> None:
         """Charge a step of a loop, and look at the clock."""

@@ -99,7 +99,7 @@ class PreferenceEncoder:
         if cut:
             rows = self._cut(rows, most - longest)
             if len(rows) > 1 and np.array_equal(rows[0].ids, rows[1].ids):
-                reason = f"max_length {longest} cuts away what the answers differ in"
+                reason = f"max_length {longest} cuts off everything in which the answers differ"
                 return Outcome(status=MASKED, reason=reason, tokens=tokens, unused=unused)
         return Outcome([_joined(rows, sides, truncated=cut)], TRUNCATED if cut else 0, "", unused, tokens)
 

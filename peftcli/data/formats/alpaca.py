@@ -85,5 +85,5 @@ FORMAT = RowFormat(
     rows=({"instruction": "Add the numbers.", "input": "2 and 2", "output": "4"},),
     about="""\
 `input`, `system` and `history` (earlier rounds: `[["question", "answer"], ...]`) may be absent. Without a chat
-template the wording is Stanford Alpaca's, and earlier rounds are context, not learnt.""",
+template, the prompt has Stanford Alpaca's wording, and earlier rounds are context that is not trained on.""",
 )

@@ -36,7 +36,9 @@ def answer_of(found: RecognisedFormat, values: Mapping[str, Any], name: str) -> 
         raise found.wrong(f"the column {found.columns[name]!r} has no messages")
     last = turns[-1]
     if str(last.get("role")).lower() not in _ANSWERING:
-        raise found.wrong(f"the last message of {found.columns[name]!r} is of {last.get('role')!r}, not an answer")
+        raise found.wrong(
+            f"the last message of {found.columns[name]!r} has the role {last.get('role')!r}, not an answer's"
+        )
     content = last.get("content")
     if not last.get("tool_calls") and not (content.strip() if isinstance(content, str) else content):
         raise found.wrong(f"the answer in {found.columns[name]!r} is empty")

@@ -38,11 +38,10 @@ FORMAT = RowFormat(
     ),
     about="""\
 The second row has a pair of texts, the third several labels (a list), the fourth a number with decimals (regression).
-`model.problem_type` settles it when the labels are ambiguous: whole numbers are classes unless it is `regression`. \
-Labels are
-ordered numerically if all are whole numbers, else by name, and `id2label` holds the file's own values.
+If the labels are ambiguous, `model.problem_type` decides: whole numbers are classes unless it is `regression`. Labels
+are ordered numerically if all are whole numbers, else by name, and `id2label` holds the file's own values.
 
-Several labels may also be text of a list (`"['price', 'speed']"` in a CSV cell), a vector of zeros and ones (its
-columns are the labels, named by number), or, with `model.problem_type: multi_label`, a text such as `price|speed`.
+Several labels may also be a list written as text (`"['price', 'speed']"` in a CSV cell), a vector of zeros and ones
+(its columns are the labels, named by number), or, with `model.problem_type: multi_label`, a text such as `price|speed`.
 Whole numbers with a point (0.0, 1.0) are classes if there are few distinct ones. A note says what was guessed.""",
 )

@@ -44,7 +44,7 @@ FORMAT = RowFormat(
 Roles: system, developer, user, assistant, tool, and the names that other tools give them (human, gpt, model,
 observation, tool_response, ...). A turn of `function_call` or `tool_call` is a tool call of the assistant. Contents are
 text; images and sound are refused.
-Training is on the assistant's messages; `"train": false`, `"weight": 0`, `"loss": false` or `"mask": true` on a message
-excludes it. `tools` holds JSON schemas, `tool_calls` the calls; a template that shows no calls gets them as lines of
-JSON. `system` is the text of a system turn.""",
+Only the assistant's messages are trained on. `"train": false`, `"weight": 0`, `"loss": false` or `"mask": true` on a
+message excludes it. `tools` holds JSON schemas, `tool_calls` the calls. If the template does not show calls, they are
+written into the text as lines of JSON. `system` is the text of a system turn.""",
 )

@@ -39,12 +39,12 @@ def _preferred(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Examp
         better, worse = (conversation_of(found, values, asked, text) for text in (chosen, rejected))
         return [Preferred(better, worse)]
     if isinstance(chosen, str) or isinstance(rejected, str):
-        raise found.wrong("of chosen and rejected one is a text and the other one is messages")
+        raise found.wrong("one of chosen and rejected is a text, the other is a list of messages")
     own = user_turn(asked) if isinstance(asked, str) else asked
     one, other = (turns if turns[: len(own)] == own else own + turns for turns in (chosen, rejected))
     shared = _shared(one, other)
     if not shared:
-        raise found.wrong("chosen and rejected have no turn in common at their beginning, and there is no prompt")
+        raise found.wrong("chosen and rejected do not begin with the same turn, and there is no prompt")
     better, worse = (turns_of(found, values, turns[:shared], turns[shared:]) for turns in (one, other))
     return [Preferred(better, worse)]
 
@@ -133,7 +133,7 @@ FORMAT = RowFormat(
     about="""\
 The prompt and the answers are texts or lists of messages (OpenAI's or ShareGPT's). `chosen` and `rejected` may be
 conversations with a common beginning, which is then the prompt. Only the tokens of the answers are compared; tool
-turns within an answer are read and not compared. LLaMA-Factory's ranking form (`instruction` with `input`, or
-`conversations`, and two answers, which may be single turns) and axolotl's are the same columns. Where the answers have
-scores, pairs with equal ones, and those whose rejected answer has the higher one, are counted in a note.""",
+turns within an answer are read and not compared. The columns of LLaMA-Factory's ranking form (`instruction` with
+`input`, or `conversations`, and two answers, which may be single turns) and of axolotl's are recognised, too. If the
+answers have scores, a note counts pairs with equal scores and pairs whose rejected answer has the higher score.""",
 )

@@ -48,5 +48,5 @@ FORMAT = RowFormat(
     makes={"text": _conversation, "pairs": _pair},
     template_column="prompt",
     rows=({"prompt": "The capital of France is", "completion": " Paris."},),
-    about="Training is on the completion. `causal_lm` also takes lists of messages in both. `system` is a system turn.",
+    about="Only the completion is trained on. `causal_lm` also takes lists of messages. `system` is a system turn.",
 )

@@ -51,6 +51,6 @@ FORMAT = RowFormat(
     makes={"tagged": _tagged},
     looks_right=_has_lists,
     rows=({"tokens": ["Ada", "wrote", "code"], "tags": ["B-PER", "O", "O"]},),
-    about="There is one tag for each word; training is on the word's first token. The tokenizer must be a fast one. "
+    about="There is one tag for each word; the word's first token is trained on. The tokenizer must be a fast one. "
     "`peft predict` also takes a text in place of the words, and divides it into words.",
 )

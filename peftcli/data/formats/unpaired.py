@@ -100,8 +100,8 @@ FORMAT = RowFormat(
         },
     ),
     about="""\
-One answer to a prompt, and whether it is a good one: for `training.loss_type: kto`, which also reads pairs, as two
-answers each. Prompt and completion are texts or lists of messages; without a completion the last of the messages is
-the answer. LLaMA-Factory's form (`instruction` with `input` and `output`, or `conversations`, and `kto_tag`) and
-axolotl's are the same columns. Other labels than true and false (or 1 and 0) are errors.""",
+A row has one answer to a prompt and says whether it is good, for `training.loss_type: kto`. This loss also reads pairs,
+as two answers each. Prompt and completion are texts or lists of messages; without a completion, the last message is
+the answer. The columns of LLaMA-Factory's form (`instruction` with `input` and `output`, or `conversations`, and
+`kto_tag`) and of axolotl's are recognised, too. Labels other than true and false (or 1 and 0) are errors.""",
 )

@@ -193,7 +193,7 @@ def _reason(error: Exception) -> str:
 
 
 def _broken(name: str, message: str, line: int | None = None, raw: bytes = b"") -> UserError:
-    remedy = "a .json data file holds a list of objects, or one object with such a list; one object a line is .jsonl"
+    remedy = "a .json data file holds a list of objects, or an object with such a list; one object per line is .jsonl"
     if b"NaN" in raw or b"Infinity" in raw:
         remedy = f"JSON has no NaN and no Infinity: write null for them; {remedy}"
     return UserError(Problem(f"broken JSON: {message}", file=name, line=line, suggestion=remedy))

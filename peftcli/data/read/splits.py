@@ -108,7 +108,7 @@ def choose_split(
     left = [name for name in parts if name not in names]
     if not left:
         return Choice(tuple(items))
-    read = ", ".join(names) or "what is named after no split"
+    read = ", ".join(names) or "the part without a split's name"
     return Choice(tuple(items), f"{what} has the splits {there}: {read} is read; {key} chooses another")
 
 

@@ -98,7 +98,7 @@ def cached_store(root: Path | None, key: str, build: Callable[[Path], None]) -> 
         made = _built(root, key, build)
     if removed := remove_oldest(root, limit):
         notes.append(
-            f"{len(removed)} of the entries in {root} that were unused for longest were removed: {LIMIT_VARIABLE} is "
+            f"the {len(removed)} least recently used entries in {root} were removed: {LIMIT_VARIABLE} is "
             f"{limit / 1e9:g} GB"
         )
     return Found(made, False, notes)

@@ -129,7 +129,7 @@ def _looks_like_several(values: Sequence[Any]) -> list[str]:
     example = next(text for text in texts if delimiter in text)
     return [
         f"labels such as {example!r} look like several labels with {delimiter!r} between them, and are read as one "
-        "class each; model.problem_type: multi_label parts them"
+        "class each; model.problem_type: multi_label splits them"
     ]
 
 

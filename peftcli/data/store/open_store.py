@@ -55,7 +55,7 @@ def open_store(
         try:
             found = _prepared(job, spec, tokenizer, of_tokenizer, progress)
         except _Changed:
-            notes = [f"{job.input_names()[0]} was written while its rows were prepared: they were prepared again"]
+            notes = [f"{job.input_names()[0]} changed while its rows were prepared: they were prepared again"]
             continue
         found.store.rename(job.input_names())
         of_files = [note for source in job.sources for note in source.files.notes]
@@ -63,9 +63,9 @@ def open_store(
         return found.store, found.hit
     raise UserError(
         Problem(
-            f"the file was written each of the {ATTEMPTS} times that its rows were prepared",
+            f"the file changed during each of the {ATTEMPTS} attempts to prepare its rows",
             file=job.input_names()[0],
-            suggestion="wait until whatever writes it is done, or copy it",
+            suggestion="wait until it is no longer being written, or copy it",
         )
     )
 

@@ -31,7 +31,7 @@ def check_learning(store: Store, spec: DataSpec) -> None:
             file=store.meta["inputs"][0],
             key="data",
             suggestion="see the rows with `peft inspect`; raise data.max_length, or change data.train_on; "
-            f"data.max_fully_masked ({spec.max_fully_masked}) is the share that is let through",
+            f"data.max_fully_masked ({spec.max_fully_masked}) is the share that is allowed",
         )
     )
 

@@ -80,7 +80,7 @@ def for_recipe(loaded: LoadedRecipe, environ: Mapping[str, str]) -> ForRecipe:
     if _cut_short(environ):
         problems.append(
             Problem(
-                "Accelerate's config asks for several processes on CPUs, of which `accelerate launch` starts one",
+                "Accelerate's config asks for several processes on CPUs, but `accelerate launch` starts only one",
                 suggestion="start them with `peft ... --num-processes N` or torchrun; or give the config mpirun_config",
             )
         )

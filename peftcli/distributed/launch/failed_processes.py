@@ -82,10 +82,12 @@ def _last_words(ending: Ending, size: int) -> str:
     """Return what a process said that ended by itself, or what a signal did to it."""
     name, said = f"the process of rank {ending.rank}, of {size},", ending.said
     if ending.code >= 0:
-        return f"{said}\n    said {name}" if said else f"error: {name} ended with exit code {ending.code} and no word"
+        return (
+            f"{said}\n    said {name}" if said else f"error: {name} ended with exit code {ending.code} and no message"
+        )
     number = -ending.code
     title = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
-    remedy = "it is a fault in a library or the machine; what it said is above"
+    remedy = "it is a fault in a library or the machine; its output is above"
     if number == getattr(signal, "SIGKILL", 9):
         remedy = (
             "the system does that when memory runs out: lower training.per_device_train_batch_size, set "

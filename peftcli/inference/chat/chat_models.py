@@ -158,7 +158,7 @@ def _check_writes(where: str, loaded: LoadedRecipe) -> None:
     info = task_info(loaded.recipe.task)
     if not info.generates or info.reads != "text":
         raise UserError(
-            f"{where} is for {info.name}: {info.summary}; a chat needs a model that goes on with a conversation",
+            f"{where} is for {info.name}: {info.summary}; a chat needs a model that continues a conversation",
             suggestion=f"peft predict {where} --input FILE",
         )
 

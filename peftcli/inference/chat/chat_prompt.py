@@ -62,10 +62,10 @@ class PromptMaker:
     def notes(self) -> list[str]:
         """Return what a user should know before the first turn."""
         if self._template is not None:
-            return ["this run makes its prompts by data.template; here the line that you type is the whole prompt"]
+            return ["this run makes its prompts with data.template; here, the line that you type is the whole prompt"]
         if self.keeps_rounds:
             return []
-        return [f"trained on {self._format} rows without a chat template: each turn is asked on its own"]
+        return [f"trained on {self._format} rows without a chat template: each turn is answered on its own"]
 
     def prompt(self, rounds: Sequence[Round], system: str | None, room: int) -> Prompt:
         """Return the prompt of the last round; the oldest ones are left out where it would be too long.
@@ -88,7 +88,7 @@ class PromptMaker:
                 return Prompt(Row(row.ids, None, "chat", len(rounds)), whole - len(kept))
             if len(kept) == 1:
                 raise UserError(
-                    f"this turn has {made.tokens:,} tokens; the model places {self.longest:,}, the answer included",
+                    f"this turn has {made.tokens:,} tokens; the model has room for {self.longest:,}, with the answer",
                     suggestion="ask a shorter question",
                 )
             del kept[0]
@@ -96,7 +96,7 @@ class PromptMaker:
     def _encode(self, conversation: Conversation) -> Outcome:
         (made,) = self._encoder.encode([conversation])
         if isinstance(made, RowError):
-            raise UserError(str(made), suggestion="/reset begins anew; /system changes the system turn")
+            raise UserError(str(made), suggestion="/reset starts a new conversation; /system changes the system turn")
         return made
 
     def _conversation(self, rounds: Sequence[Round], system: str | None) -> Conversation:

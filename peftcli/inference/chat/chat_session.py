@@ -107,7 +107,9 @@ class Chat:
         if target.found is None:
             raise UserError(f"{self.name} is used as it is: there is no adapter to leave out")
         if not self.rounds:
-            raise UserError("nothing was asked yet", suggestion="ask something; /base then asks the base the same")
+            raise UserError(
+                "nothing was asked yet", suggestion="ask something first; /base then asks the base the same"
+            )
         rounds = [*self.rounds[:-1], Round(self.rounds[-1].asked)]
         return self._answer(self.models.use(self.name, without_adapter=True), self.name, rounds, on_text)
 

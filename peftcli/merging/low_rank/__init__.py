@@ -1,1 +1,1 @@
-"""The nearest plain LoRA of any change of weights, and what it loses."""
+"""The nearest plain LoRA to any weight change, and how much it loses."""

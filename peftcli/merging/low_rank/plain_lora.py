@@ -153,7 +153,8 @@ def plan_lora(run: RunToMerge, tensors: Mapping[str, Source], wanted: Wanted) ->
     largest = max(place.largest_rank for place in places)
     if wanted.rank is not None and wanted.rank > largest:
         raise UserError(
-            f"--rank {wanted.rank} is above every changed matrix", suggestion=f"the largest useful rank is {largest}"
+            f"--rank {wanted.rank} is above the rank of every changed matrix",
+            suggestion=f"the largest useful rank is {largest}",
         )
     return LoraPlan(run, wanted, tuple(places), tuple(others))
 

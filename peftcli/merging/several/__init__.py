@@ -1,1 +1,1 @@
-"""Several adapters of one base as one: by their factors, or by what they do to the weights."""
+"""Combining several adapters of the same base: by their factors, or by their changes of the weights."""

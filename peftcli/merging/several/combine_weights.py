@@ -34,7 +34,7 @@ def combine_weights(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
     """
     if how.cut and how.rank is None:
         raise UserError(
-            f"{how.name} of other adapters than LoRA needs a rank: their changes have none to take it from",
+            f"{how.name} of adapters other than LoRA needs a rank: their changes have none of their own",
             suggestion="add --rank 16",
         )
     parts: dict[str, list[tuple[float, MergeRule]]] = {}

@@ -93,7 +93,7 @@ def _window(config: Config) -> str | None:
     window, length = config.get("sliding_window"), config["max_position_embeddings"]
     if window is None or window >= length or config.get("use_sliding_window") is False:
         return None
-    return f"a layer of this model looks at {window} tokens; in llama.cpp, at all: answers differ in longer texts"
+    return f"layers of this model attend to {window} tokens, in llama.cpp to all: answers differ in longer texts"
 
 
 def _long_texts(config: Config) -> str | None:
@@ -121,7 +121,7 @@ def _gemma_scale(config: Config) -> str | None:
 
 def _both_directions(config: Config) -> str | None:
     if config.get("use_bidirectional_attention"):
-        return "its tokens look in both directions, and llama.cpp's at what is before them"
+        return "its attention is bidirectional, and llama.cpp's is causal"
     return _gemma_scale(config)
 
 

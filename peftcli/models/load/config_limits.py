@@ -72,7 +72,7 @@ def checked_config(file: Path) -> dict[str, Any]:
     ]
     languages = settings.get("languages")
     if isinstance(languages, list) and languages and settings.get("default_language") is None:  # X-MOD
-        reason = "the model has parts for several languages, and this does not say which of them a text takes"
+        reason = "the model has parts for several languages, and this does not say which one to use"
         remedy = f"write one of them into it, such as {languages[0]!r:.40}"
         problems.append(Problem(reason, str(file), key="default_language", suggestion=remedy))
     problems += [Problem(wrong, str(file), key=key, suggestion=remedy) for key, wrong, remedy in _wrong(settings)]

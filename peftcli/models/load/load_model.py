@@ -173,7 +173,7 @@ def load_model(
     whole_for = why_not_in_shares(source, quantised)
     model, report, unread, why = _read(source, spec, task, keywords, seed, device, in_shares and whole_for is None)
     if in_shares and unread is None:
-        notes.append(f"each process reads the whole base before it is divided: {whole_for or why}")
+        notes.append(f"each process reads the whole base before it is sharded: {whole_for or why}")
     found = check_loading(model, report, spec.name_or_path)
     follows = label_parameters(model, task, trust_remote_code=spec.trust_remote_code)
     head_note = _head_by_label(

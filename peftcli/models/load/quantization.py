@@ -173,7 +173,7 @@ def divided_problems(config: PretrainedConfig) -> list[Problem]:
     return [
         Problem(
             f"distributed.strategy = fsdp; this checkpoint is quantised already ({method}), and its packed "
-            "numbers cannot be divided among processes",
+            "numbers cannot be sharded over processes",
             key="distributed.strategy",
             suggestion="name the original model with model.load_in_4bit: true, or write strategy: ddp",
         )

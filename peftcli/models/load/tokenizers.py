@@ -185,7 +185,9 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
             )
         )
     tokenizer.pad_token = tokenizer.eos_token
-    return f"padding shares {tokenizer.eos_token} with the end of sequences; it is masked by position, never learnt"
+    return (
+        f"{tokenizer.eos_token} is both padding and the end of sequences; padding is masked by position, never learnt"
+    )
 
 
 def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> list[str]:

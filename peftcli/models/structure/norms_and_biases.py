@@ -66,7 +66,7 @@ def lies_idle(module: nn.Module, path: str, unmoved: Mapping[str, str]) -> bool:
 def idle_note(paths: Iterable[str]) -> str:
     """Return the note on projections that `lies_idle` is true of."""
     shown = ", ".join(dict.fromkeys(short_path(path) for path in paths))
-    return f"no gradient of a text reaches {shown} (parts for images, or that only choose): nothing is put there"
+    return f"no gradient of a text reaches {shown} (parts for images, or that only choose): nothing is added there"
 
 
 def norms(view: ModuleView, unmoved: Container[str]) -> tuple[str, ...]:

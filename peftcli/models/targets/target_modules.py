@@ -103,7 +103,7 @@ def _matched(
 def _nothing_left(excluded: list[Target]) -> Problem:
     if excluded:
         return Problem("exclude_modules leaves no target", key="method.exclude_modules")
-    return Problem("a change of these modules would reach no output of the model", key="method.target_modules")
+    return Problem("a change of these modules would not affect any output of the model", key="method.target_modules")
 
 
 def left_out_of_groups(model: nn.Module, anatomy: Anatomy, targets: Sequence[str] | str | None) -> dict[str, str]:

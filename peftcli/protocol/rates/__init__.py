@@ -1,1 +1,1 @@
-"""Learning-rate defaults: what is known of them, where from, and the function that makes one for a model."""
+"""Learning-rate defaults: the evidence, its sources, and the function that computes the default for a model."""

@@ -1,1 +1,1 @@
-"""Rows of the vocabulary's tables that are trained beside any method: put in place, and folded into the base."""
+"""Rows of the embedding tables that are trained together with any method: attaching and folding them."""

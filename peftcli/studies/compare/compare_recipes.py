@@ -119,19 +119,20 @@ def _notes(asked: Asked, found: Found, rows: Sequence[ComparedMethod]) -> list[s
             f"({plan.score.steps / plan.full_steps:.0%}): methods that learn slowly may catch up in longer runs"
         )
     if not asked.rates:
-        notes.append("no learning rate was searched (--no-search): each ran at its recipe's rate or its method's")
+        notes.append("no learning rate was searched (--no-search): each method ran at its recipe's rate or its default")
     elif plan is not None:
         notes.append(
-            f"learning rates were chosen by runs of {plan.search.steps} steps with seed {asked.recipe.seed} on the "
-            "held-out rows that scores are of, in the same way for every method; the seeds of the scores are fresh"
+            "learning rates were chosen in the same way for every method, by runs of "
+            f"{plan.search.steps} steps with seed {asked.recipe.seed}, on the held-out rows that give the scores; the "
+            "scores are of fresh seeds"
         )
     notes.append(
-        "a run's score is that of the adapter `peft train` keeps: the best of its evaluations, as many for each method"
+        "a run's score is that of its best evaluation, as in `peft train`; every method has as many evaluations"
     )
     if plan is not None and plan.score.rows < plan.score.scored:
         notes.append(
-            f"curves, the choice of rates and the adapter that a run keeps go by {plan.score.rows} held-out rows; "
-            f"scores are of all {plan.score.scored}"
+            f"curves, the choice of rates and of the adapter that a run keeps use {plan.score.rows} held-out rows; "
+            f"scores use all {plan.score.scored}"
         )
     notes += [_at_edge(row) for row in rows if _lies_at_edge(row)]
     if asked.jobs > 1:

@@ -85,13 +85,13 @@ def _opened(paths: Sequence[Path], say: Say) -> tuple[list[ExistingRun], list[Co
     runs, unfinished = [], []
     for path in dict.fromkeys(paths):
         if any((path / name).exists() for name in ("study.json", "comparison.json", "sweep.json")):
-            say(f"{path} is a study and no run: it is passed over")
+            say(f"{path} is a study, not a run: it is skipped")
             continue
         loaded = load_stored_recipe(stored_recipe(path), NAMES)
         directory = RunDirectory(path)
         if directory.status() is RunStatus.UNFINISHED:
             name = loaded.recipe.method.name
-            reason = "the run is not finished: go on with `peft train RECIPE --resume`"
+            reason = "the run is not finished: continue it with `peft train RECIPE --resume`"
             unfinished.append(ComparedMethod(str(path), name, status="failed", reason=reason, runs=[str(path)]))
         else:
             runs.append(ExistingRun(path, loaded, directory.summary()))
@@ -136,7 +136,7 @@ def _refuse_other_rows(groups: Sequence[RunGroup], scored: dict[str, list[RowSco
         label = next(iter(scored))
         usual = scored[label][0].identity
         other = next(group for group in groups if any(s.identity != usual for s in scored[group.label]))
-        text = f"has its held-out rows in other tokens or labels than {groups[0].runs[0].path}"
+        text = f"has other tokens or labels for its held-out rows than {groups[0].runs[0].path}"
         raise UserError(_about(other.runs[0], text, _SPLIT))
 
 

@@ -258,7 +258,7 @@ class Phases:
                 before, lower = self._found.chosen[each.name], self._next_lower(each)
                 assert lower is not None
                 self._found.notes.append(
-                    f"{each.label}: at the rate {before:g} a fresh seed came out clearly worse than the search did; "
+                    f"{each.label}: at the rate {before:g} a fresh seed scored clearly worse than the search did; "
                     f"{lower:g} was taken for all seeds"
                 )
                 self._found.chosen[each.name] = lower

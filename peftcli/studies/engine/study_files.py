@@ -82,7 +82,7 @@ class StudyFiles:
             raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
         if different := changed_keys({"asked": found["asked"]}, {"asked": question}):
             keys = [key.removeprefix("asked.") for key in different]
-            text = f"a study of another question; it differs in {some_of(keys, 5)}"
+            text = f"a study with other settings; it differs in {some_of(keys, 5)}"
             raise UserError(Problem(text, file=str(self.record), suggestion=ANOTHER))
         if (kept := found.get("storage")) != storage:
             remedy = "leave out --storage" if kept is None else f"give --storage {kept} (with its password)"

@@ -60,7 +60,7 @@ def choose_rate(recipe: Recipe, anatomy: Anatomy, kept: ChosenRate | None, note:
     if kept is None:
         return ChosenRate(default.value, default.reason, left_open=True)
     if kept.value != default.value:
-        note(f"the run goes on at its learning rate {kept.value:g}; the default for a new run is {default.value:g}")
+        note(f"the run keeps its learning rate {kept.value:g}; the default for a new run is {default.value:g}")
     return kept
 
 

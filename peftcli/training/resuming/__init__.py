@@ -1,1 +1,1 @@
-"""Going on with a run: the same inputs as before, and more steps for one that is done."""
+"""Continuing a run: its inputs must be those of before, and a finished run may take more steps."""

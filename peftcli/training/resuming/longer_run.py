@@ -35,12 +35,12 @@ def check_can_be_longer(directory: RunDirectory, state: TrainState | None) -> No
     summary = directory.summary() if directory.summary_file.is_file() else None
     early = state.stopped_early if state is not None else summary is not None and summary.get("stopped_early")
     if early:
-        problem = f"early stopping ended the run in {directory.path}: it took no notice of its length"
+        problem = f"early stopping ended the run in {directory.path}: its length did not matter"
         raise UserError(problem, suggestion=way)
     if summary is not None and (state is None or state.step != summary.get("steps")):
         kept = "none" if state is None else f"the latest is that of step {state.step}"
         raise UserError(
-            f"the finished run in {directory.path} cannot go on: the checkpoint of its last step "
+            f"the finished run in {directory.path} cannot be continued: the checkpoint of its last step "
             f"({summary.get('steps')}) is not there ({kept}; training.save_strategy: no keeps none)",
             suggestion=way,
         )
@@ -125,7 +125,7 @@ def _course(session: Session, earlier: TrainingSpec, before: StepPlan) -> str:
     following, end = (session.rate_factor(step) * peak for step in (state.step, plan.total_steps - 1))
     schedule = session.recipe.training.lr_scheduler_type
     return (
-        f"going on after step {state.step}, to step {plan.total_steps} in place of {before.total_steps}; the learning "
+        f"continuing after step {state.step}, to step {plan.total_steps} instead of {before.total_steps}; the learning "
         f"rate ({schedule}, computed for {plan.total_steps} steps) was {last:.3g} at the last step, is {following:.3g} "
         f"at the next one and {end:.3g} at the end"
     )

@@ -1,1 +1,1 @@
-"""What a new run takes before its first step: values for its method, and what preference tuning compares with."""
+"""What a new run needs before its first step: starting values of its method, and the reference of preference tuning."""

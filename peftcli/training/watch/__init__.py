@@ -1,1 +1,1 @@
-"""What a run tells whoever watches it: records, meters, trackers, curves, profiles."""
+"""What a run reports while it trains: records, meters, trackers, curves, profiles."""

@@ -66,7 +66,7 @@ class Callbacks:
             except Exception as error:
                 self._running.pop(name, None)
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                self._note(f"the callback {name} failed and is told nothing more of this run ({reason})")
+                self._note(f"the callback {name} failed and is not called again in this run ({reason})")
         return answers
 
 

@@ -58,8 +58,8 @@ class ProcessorWaits:
         else:
             why, fewer, ends = "other programs use this machine's cores", 1, ", or once the others have ended"
         return (
-            f"{why}: its {self._threads} threads waited for one {share:.0%} of the time; threads of one product wait "
-            f"for each other, so a step can be much faster with OMP_NUM_THREADS={fewer} (its results differ by "
+            f"{why}: its {self._threads} threads waited for a core {share:.0%} of the time; threads of one product "
+            f"wait for each other, so a step can be much faster with OMP_NUM_THREADS={fewer} (its results differ by "
             f"rounding){ends}"
         )
 

@@ -159,7 +159,7 @@ def test_an_own_comparison_wins_over_literature_and_is_said_to(recipe) -> None:
     assert (name.value, rate.value, name.source, rate.source) == ("ia3", 5e-2, str(file), str(file))
     assert "you measured it" in name.reason and "literature says lora (this-project)" in name.reason
     assert "400 rows and 3 seeds" in name.scope and "tied with it: bitfit" in name.scope
-    assert name.limit == "says nothing of methods beside bitfit, ia3, lora"
+    assert name.limit == "says nothing about methods other than bitfit, ia3, lora"
     assert "method.r" not in lines  # (IA)3 has none
 
 
@@ -187,7 +187,7 @@ def test_where_the_base_is_best_no_method_is_said_to_be_measured(recipe) -> None
     file = write_comparison(loaded, methods=[base, lora], choice="base")
     found = recommend(loaded)
     assert by_key(found)["method.name"].source == "this-project"
-    assert any(str(file) in note and "the model as it is" in note for note in found.notes)
+    assert any(str(file) in note and "the untrained model" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("changes", [{"model": "another"}, {"task": "token_classification"}, {"methods": []}])

@@ -111,9 +111,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"prompt": "a", "chosen": "b", "rejected": " "}, "'rejected' is empty"),
     "empty message": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, {**BAD, "content": ""}]}, "is empty"),
     "no prompt": ({"prompt": "", "chosen": "b", "rejected": "c"}, "no prompt"),
-    "mixed": ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "one is a text"),
+    "mixed": ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "one of chosen and rejected is a text"),
     "no turn": ({"chosen": [ASKED, GOOD], "rejected": ["red"]}, "message 1 of 'rejected' is not an object"),
-    "no common beginning": ({"chosen": [GOOD], "rejected": [BAD]}, "no turn in common"),
+    "no common beginning": ({"chosen": [GOOD], "rejected": [BAD]}, "do not begin with the same turn"),
     "ends with a question": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD, ASKED]}, "not an answer"),
     "long prompt": ({"prompt": "the cat " * 60, "chosen": "b", "rejected": "c"}, "the prompt alone takes"),
 }

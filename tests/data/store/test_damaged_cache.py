@@ -141,7 +141,7 @@ def test_rows_and_key_are_of_the_same_bytes(
 def test_a_file_that_never_rests_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     monkeypatch.setattr(open_store, "build_store", _Writing(path, 100, False))
-    with pytest.raises(UserError, match="was written each of the 3 times"):
+    with pytest.raises(UserError, match="changed during each of the 3 attempts"):
         ready(tokenizer, path, cache_dir=str(tmp_path / "cache"))
     assert [entry.name for entry in (tmp_path / "cache").iterdir() if entry.is_dir()] == []
 
@@ -162,7 +162,7 @@ def test_the_oldest_unused_entries_go_beyond_the_limit(
     monkeypatch.setenv("PEFTCLI_CACHE_LIMIT", "1B")
     last = ready(tokenizer, write_jsonl(tmp_path / "3.jsonl", ROWS[3:]), cache_dir=str(root))
     assert used is not None and [entry.exists() for entry in entries] == [True, False, False]
-    assert len(last.train) == 17 and "2 of the entries" in str(last.report.notes)
+    assert len(last.train) == 17 and "the 2 least recently used entries" in str(last.report.notes)
     assert (root / "something else").exists() and not (root / f".{'0' * 32}-half").exists()
     used.close()
     assert remove_oldest(root, 10**9) == [] and remove_oldest(root, 1) == [entries[0]]

@@ -211,7 +211,7 @@ def test_commands(trained) -> None:
     chat = chat_with(trained("llama"))
     commands = ChatCommands(chat)
     chat.ask("the cat", nothing)
-    assert "begins anew" in commands.run("/system be brief")[0]
+    assert "new conversation" in commands.run("/system be brief")[0]
     assert chat.rounds == [] and chat.settings.system == "be brief"
     commands.run("/system")
     assert chat.settings.system is None

@@ -110,7 +110,7 @@ def test_what_no_lora_holds_is_refused_or_left_out(tmp_path: Path) -> None:
     assert "--leave-out" in str(caught.value.problems[0].suggestion)
     plan = plan_lora(run, tensors, Wanted(rank=4, leave_out=True))
     assert plan.left_out and all(name.endswith("bias") for name in plan.left_out)
-    with pytest.raises(UserError, match=r"--rank 99 is above every changed matrix"):
+    with pytest.raises(UserError, match=r"--rank 99 is above the rank of every changed matrix"):
         plan_lora(run, tensors, Wanted(rank=99, leave_out=True))
     norms, tensors, _ = opened(tmp_path / "norms", "llama", {"name": "ln_tuning"})
     with pytest.raises(UserError, match="this run changes none, only"):

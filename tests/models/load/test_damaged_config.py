@@ -98,7 +98,7 @@ def test_what_transformers_lacks_is_named_by_every_way_to_a_model(
         ({"attn_implementation": "somebody/kernel"}, "code of the hub"),
         ({"text_config": {"_attn_implementation": "somebody/kernel@v1"}}, "code of the hub"),
         ({"transformers_weights": "adapter_model.bin"}, "another weight file"),
-        ({"languages": ["en_XX"], "default_language": None}, "which of them a text takes"),
+        ({"languages": ["en_XX"], "default_language": None}, "which one to use"),
         ({"num_hidden_layers": 10**7}, "more than any model has"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "more than any model has"),
         ({"vocab_size": 10**30}, "larger than any number"),

@@ -78,6 +78,6 @@ def test_a_rate_that_does_not_hold_on_a_fresh_seed_makes_way_for_a_lower_one(wor
     found = Phases(replace(asked, directory=tmp_path), study, Silent()).run()  # type: ignore[arg-type]
     assert found.chosen == {"lora": 0.03, "bitfit": 0.03}
     assert [each.curve[-1].metrics["eval_loss"] for each in found.scores["lora"]] == [0.7, 0.7]
-    assert any("at the rate 0.09 a fresh seed came out clearly worse" in note for note in found.notes)
+    assert any("at the rate 0.09 a fresh seed scored clearly worse" in note for note in found.notes)
     names = [trial.name for trial in study.ran if trial.purpose == "score"]
     assert len(names) == len(set(names)) == 6, "a seed at the rate that fell, two at the one below it, for each method"

@@ -53,7 +53,7 @@ def test_a_study_of_another_version_or_question_is_refused(tmp_path: Path) -> No
     directory = tmp_path / "study"
     first = Study.open(directory, ASKED)
     assert Study.open(directory, ASKED).optuna.study_name == first.optuna.study_name
-    with pytest.raises(UserError, match="another question; it differs in seeds"):
+    with pytest.raises(UserError, match="other settings; it differs in seeds"):
         Study.open(directory, {**ASKED, "seeds": [1]})
     with pytest.raises(UserError, match="keeps its trials in its journal"):
         Study.open(directory, ASKED, storage=f"sqlite:///{tmp_path / 'x.db'}")

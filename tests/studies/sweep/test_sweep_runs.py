@@ -79,7 +79,7 @@ def test_the_rank_question_has_an_answer_of_one_line(cli: Cli, workspace: Worksp
     assert again.code == 0 and record["answer"] in again.out and "not the result" in again.out
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "results").iterdir()} == results
     other = cli("sweep", recipe, "training.max_steps=4", "--grid", "method.r=2,8", "-o", tmp_path / "study")
-    assert other.code == 2 and "another question" in other.err and "max_steps" in other.err
+    assert other.code == 2 and "other settings" in other.err and "max_steps" in other.err
 
 
 def test_a_point_that_fails_is_a_row_with_its_reason(cli: Cli, workspace: Workspace, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_run_goes_on_at_its_own_rate(recipe, another_default, longer: bool, by
     train(again, resume=True, reporter=later)
     assert later.facts["learning_rate"] == rate == stored(again.recipe.output_dir)["training"]["learning_rate"]
     assert {record.learning_rate for record in later.steps} == {rate}
-    assert any(f"goes on at its learning rate {rate:g}; the default for a new run is" in note for note in later.notes)
+    assert any(f"keeps its learning rate {rate:g}; the default for a new run is" in note for note in later.notes)
     assert train(recipe(**(OPEN | {"training__max_steps": 8} if longer else OPEN))).status == "already_finished"
 
 

@@ -66,11 +66,11 @@ def test_two_epochs_and_two_more_equal_four(recipe, options: dict) -> None:
 def test_the_message_says_what_the_schedule_does(recipe, recorder) -> None:
     train(recipe(training__max_steps=4, training__lr_scheduler_type="linear", training__learning_rate=1e-3))
     longer = recipe(training__max_steps=8, training__lr_scheduler_type="linear", training__learning_rate=1e-3)
-    with pytest.raises(UserError, match="go on with it for longer with --resume"):
+    with pytest.raises(UserError, match="extend it with --resume"):
         train(longer)
     train(longer, resume=True, reporter=recorder)
-    (note,) = [note for note in recorder.notes if note.startswith("going on after step 4")]
-    assert "to step 8 in place of 4" in note
+    (note,) = [note for note in recorder.notes if note.startswith("continuing after step 4")]
+    assert "to step 8 instead of 4" in note
     assert "(linear, computed for 8 steps) was 0.00025 at the last step, is 0.0005 at the next one" in note
     assert recorder.steps[0].learning_rate == pytest.approx(5e-4)
 

@@ -43,7 +43,7 @@ def test_says_once_how_long_threads_waited(machine: Machine, monkeypatch) -> Non
     machine.runs(4, 12)
     note = waits.note()
     assert note is not None
-    assert "2 threads waited for one 75% of the time" in note and "OMP_NUM_THREADS=1" in note
+    assert "2 threads waited for a core 75% of the time" in note and "OMP_NUM_THREADS=1" in note
     machine.runs(4, 12)
     assert waits.note() is None
 

@@ -68,7 +68,7 @@ class AdaLoraFormat(HfFormat[AdaLoraParams]):
         """Read an AdaLoRA directory that HF peft wrote, pruned or not.
 
         Raises:
-            UserError: an option that has no equal here, a missing tensor, or an unknown task type.
+            UserError: an option that has no counterpart here, a missing tensor, or an unknown task type.
         """
         hf_files.refuse_options(config, _UNREADABLE, where)
         state, notes = hf_files.own_keys(tensors, where)

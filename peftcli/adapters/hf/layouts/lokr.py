@@ -54,7 +54,7 @@ class LoKrFormat(HfFormat[LoKrParams]):
             UserError: a convolution's tensor, or a foreign key.
         """
         if any(key.endswith(".lokr_t2") for key in tensors):
-            raise UserError(f"{where} changes convolutions, which have no equal here")
+            raise UserError(f"{where} changes convolutions, which have no counterpart here")
         state, notes = hf_files.own_keys(tensors, where)
         endings = tuple(f".{suffix}" for suffix in SUFFIXES)
         keys = dict.fromkeys(key.rpartition(".")[0] for key in state if key.endswith(endings))

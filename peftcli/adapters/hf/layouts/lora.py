@@ -141,7 +141,7 @@ class LoraFormat(HfFormat[LoraParams]):
         config["rank_pattern"] |= padded.ranks | experts.ranks
         config["alpha_pattern"] |= padded.alphas | experts.alphas
         plain = params.model_copy(update={"init_lora_weights": True})  # PiSSA's initial pair is stacked already
-        note = "slices of fused projections became one pair for the whole module: equal, but of a higher rank"
+        note = "slices of fused projections became one pair for the whole module: equivalent, but with a higher rank"
         return HfFiles(config, self.to_file(padded.state, plain, padded.meta), (note,))
 
     def as_lora(self, params: LoraParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> tuple[LoraParams, State]:

@@ -47,7 +47,7 @@ def dora_of_experts(params: LoraParams, meta: AdapterMeta) -> str | None:
     if not params.use_dora:
         return None
     if expert_targets(meta):
-        return "it is a DoRA of experts in 3-D parameters, where HF peft has none"
+        return "it is a DoRA of experts in 3-D parameters, which HF peft does not support"
     names = sorted({target.module.rpartition(".")[2] for target in taken_for_experts(meta)})
     return f"it is a DoRA of {', '.join(names)}, which HF peft takes for experts of this model" if names else None
 

@@ -54,7 +54,7 @@ def pad_pairs(state: Mapping[str, Tensor], params: LoraParams, meta: AdapterMeta
     if params.use_dora or any(key.endswith(".bias_delta") for key in state):
         what = "use_dora" if params.use_dora else "bias: lora_only"
         raise UserError(
-            f"{what} on a slice of a fused projection has no equal in HF peft",
+            f"{what} on a slice of a fused projection has no counterpart in HF peft",
             suggestion="use peft merge, or target the fused module whole",
         )
     plain = one_pair(state, params)

@@ -28,9 +28,8 @@ class PrefixTuningFormat(FlatFormat[PrefixTuningParams]):
 
     peft_type = "PREFIX_TUNING"
     note = (
-        "HF peft counts positions from num_virtual_tokens, as here: do not pass position_ids of your own. In a model "
-        "with a sliding window its virtual tokens leave the window; here they do not, so longer texts give other "
-        "outputs there."
+        "HF peft counts positions from num_virtual_tokens, as here: do not pass your own position_ids. In a model with "
+        "a sliding window, virtual tokens leave the window in HF peft, but not here: outputs for longer texts differ."
     )
 
     def why_not(self, params: PrefixTuningParams, meta: AdapterMeta, state: Mapping[str, Tensor]) -> str | None:

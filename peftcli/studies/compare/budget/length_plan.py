@@ -142,8 +142,8 @@ def _too_small(least: StudyPlan, budget: float, spent: float) -> UserError:
     enough = math.ceil((spent + least.seconds / MARGIN) / 60 + 0.01)
     return UserError(
         f"a budget of {duration(budget)} is too short: {least.trials} runs of {least.score.steps} steps, the "
-        f"fewest that show something of a method, take {duration(least.seconds)}, and "
+        f"fewest that say something about a method, take {duration(least.seconds)}, and "
         f"{duration(max(0.0, budget - spent))} are left",
-        suggestion=f"--budget {enough}m would do, and goes on with what is there; or compare fewer methods, --rates or "
+        suggestion=f"--budget {enough}m is enough, and keeps what is done; or compare fewer methods, --rates or "
         "--seeds in another directory (-o)",
     )

@@ -1,1 +1,1 @@
-"""The process of one trial: what it gets of the machine, how it starts, what it says, how it ends."""
+"""The process of one trial: its share of the machine, its start, its output and its end."""

@@ -50,7 +50,7 @@ def too_often(trial: Trial, kills: int, files: StudyFiles, host: str) -> TrialRe
     return TrialResult(
         name=trial.name,
         state="failed",
-        reason=f"{reason}; its last words: {said}" if said else reason,
+        reason=f"{reason}; the end of its output: {said}" if said else reason,
         run=_run(trial.name, files),
         curve=curve_of(RunDirectory(files.run(trial.name)).metrics.lines()),
         host=host,
