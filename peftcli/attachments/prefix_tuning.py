@@ -311,15 +311,17 @@ def _use_attention_function(model: nn.Module) -> Callable[[], None]:
 
 
 def _refuse_own_attention(model: nn.Module, anatomy: Anatomy) -> None:
-    """Refuse a model in which some attentions call the function that is registered and others compute on their own."""
-    from peftcli.layers.virtual_tokens.prefix_interface import calls_interface
+    """Refuse a model with attentions that do not leave everything to the function that is registered."""
+    from peftcli.layers.virtual_tokens.prefix_interface import calls_interface, hides_by_name
 
     for role in anatomy.attentions:
-        if not calls_interface(type(model.get_submodule(role.module))):
-            raise UserError(
-                f"{role.module} computes its attention in code of its own, so a prefix cannot reach it",
-                suggestion="use prompt_tuning, or lora on attn.k and attn.v",
-            )
+        attention, reason = model.get_submodule(role.module), None
+        if not calls_interface(type(attention)):
+            reason = "computes its attention in code of its own, so a prefix cannot reach it"
+        elif hides_by_name(attention):
+            reason = "chooses the keys that a query sees in code of its own, which a prefix would switch off"
+        if reason is not None:
+            raise UserError(f"{role.module} {reason}", suggestion="use prompt_tuning, or lora on attn.k and attn.v")
 
 
 def _shift(attachment: PrefixAttachment, anatomy: Anatomy) -> None:

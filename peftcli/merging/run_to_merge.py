@@ -32,7 +32,7 @@ from peftcli.models.read_anatomy import read_anatomy
 from peftcli.models.stored_quantised import quantiser_title, stored_method, stored_problems
 from peftcli.names import NAMES
 from peftcli.protocol.apply_method import apply_method
-from peftcli.protocol.folding import rows_of
+from peftcli.protocol.folding import rows_of, rule_of
 from peftcli.protocol.method import REPLACES, MergeRule, MergeStep
 from peftcli.protocol.registry import registry
 from peftcli.protocol.rows_beside.row_rules import folding_rules
@@ -101,9 +101,8 @@ class RunToMerge:
                 f"{params.name} changed no weights of the base model, so there is nothing to merge",
                 suggestion="keep the adapter, and use it with peft predict",
             )
-        for name in whole_tensors(self.model, state):
-            rules.setdefault(name, placed(state[name]))
-        return rules
+        whole = {name: state[name] for name in whole_tensors(self.model, state)}
+        return beneath(rules, whole) | {name: placed(value) for name, value in whole.items() if name not in rules}
 
 
 def whole_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -114,8 +113,21 @@ def whole_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def placed(value: Tensor) -> MergeRule:
     """Return the rule that replaces the base's tensor, if it has one, by `value`."""
-    step = MergeStep(lambda _base: value.float().clone(), REPLACES, rows_of(value))
-    return MergeRule(step.apply, "add", replaces=True, steps=(step,))
+    return rule_of([_placing(value)], "add", replaces=True)
+
+
+def beneath(rules: Mapping[str, MergeRule], whole: Mapping[str, Tensor]) -> dict[str, MergeRule]:
+    """Return a method's rules, each for the value that its tensor was trained to where that was trained whole, too."""
+    return {
+        name: rule if name not in whole else
+        # the base need not have a tensor whose value is given (a task head)
+        rule_of([_placing(whole[name]), *rule.in_steps()], "untie" if rule.kind == "untie" else "add", replaces=True)
+        for name, rule in rules.items()
+    }  # fmt: skip
+
+
+def _placing(value: Tensor) -> MergeStep:
+    return MergeStep(lambda _base: value.float().clone(), REPLACES, rows_of(value))
 
 
 def open_run_to_merge(

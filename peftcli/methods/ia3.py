@@ -102,7 +102,7 @@ class IA3Method(Method[IA3Params]):
                 folding.scale_input(key, vector.flatten())
                 continue
             folding.change_weight(key, _times(vector))  # (out, 1)
-            if folding.has_bias(key):
+            if folding.has_bias(key) or f"{key}.bias" in state:  # of a task head, which the base does not have
                 folding.change_bias(key, _times(vector.flatten()))
         return folding.rules()
 

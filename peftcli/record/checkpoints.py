@@ -77,8 +77,12 @@ class Checkpoints:
         return path
 
     def save_best(self, step: int, tree: Any) -> None:
-        """Write the adapter of `step` as the best so far; older ones stay while a checkpoint names them."""
+        """Write the adapter of `step` as the best so far; older ones stay while a checkpoint names them.
+
+        The others go at once: between two checkpoints there may be hundreds of evaluations, each better than the last.
+        """
         self._write(f"best-{step:06d}", tree)
+        self._prune_bests(step)
 
     def load_best(self, step: int) -> Any:
         """Return what `save_best` wrote.
@@ -133,9 +137,13 @@ class Checkpoints:
         if self.keep is not None:
             for step in self.steps()[: -self.keep]:
                 remove_directory(self.directory / f"step-{step:06d}")
+        self._prune_bests(max(self.steps(), default=0))
+
+    def _prune_bests(self, newest: int) -> None:
+        """Remove best adapters of before `newest` that no checkpoint names; a later one waits for its checkpoint."""
         named = {self._best_of(step) for step in self.steps()}
         for step in self.bests():
-            if step not in named and step < max(self.steps(), default=0):  # a newer one waits for its checkpoint
+            if step not in named and step < newest:
                 remove_directory(self.directory / f"best-{step:06d}")
 
     def remove_best(self) -> None:

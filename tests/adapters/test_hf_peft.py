@@ -22,6 +22,7 @@ from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.read_anatomy import read_anatomy
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
+from tests.merging.runs import make_run
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2], [11, 12, 13, 14, 2, 2]])
@@ -241,3 +242,13 @@ def test_what_has_no_equal_is_refused(change: Callable[[dict[str, Any]], None], 
     _edit(tmp_path / "a", change)
     with pytest.raises(UserError, match=message):
         load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("entry", ["lm_head", "mlp"])
+def test_what_is_trained_whole_and_changed_stays_in_our_layout(entry: str, tmp_path: Path) -> None:
+    """HF peft leaves the change out, or finds no target at all."""
+    method = {"name": "lora", "target_modules": ["attn.q", "lm_head", "ffn.up"], "modules_to_save": [entry]}
+    run = make_run(tmp_path, "llama", "causal_lm", method, base_class="causal_lm")
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
+    with pytest.raises(UserError, match=f"{entry}.* is trained whole and has a change of its own"):
+        export_run(run / "adapter", tmp_path / "out", to="hf-peft")

@@ -76,6 +76,31 @@ def test_outputs_are_those_of_base_and_adapter(name: str, family: str, tmp_path:
     assert report.adapter_effect is None or report.adapter_effect > 10 * report.max_abs_diff
 
 
+TWICE: dict[str, tuple[str, dict[str, Any]]] = {
+    "within a module": ("llama", {"name": "lora", "target_modules": ["ffn.up"], "modules_to_save": ["mlp"]}),
+    "dora": (
+        "llama",
+        {"name": "lora", "target_modules": ["lm_head"], "modules_to_save": ["lm_head"], "use_dora": True},
+    ),
+    "one of two tied tables": (
+        "gpt2",
+        {"name": "lora", "target_modules": ["embeddings"], "modules_to_save": ["lm_head"]},
+    ),
+    "experts": ("mixtral", {"name": "lora", "target_modules": ["experts"], "modules_to_save": ["mlp.experts"]}),
+    "a task head": ("bert", {"name": "lora", "r": 2, "target_modules": ["attn.q", "classifier"]}),
+    "a task head's bias": ("bert", {"name": "ia3", "target_modules": ["attn.k", "classifier"]}),
+}
+
+
+@pytest.mark.parametrize(("family", "method"), TWICE.values(), ids=TWICE)
+def test_a_change_of_what_was_trained_whole_is_on_the_trained_values(
+    family: str, method: dict[str, Any], tmp_path: Path
+) -> None:
+    _, report = run_and_merge(tmp_path, family, method)
+    assert report.verified and report.max_abs_diff is not None and report.max_abs_diff < 2e-5
+    assert report.adapter_effect is not None and report.adapter_effect > 1e-3
+
+
 def test_the_output_loads_with_plain_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -244,6 +244,17 @@ def test_only_the_newest_checkpoints_stay_and_the_best_that_they_name(tmp_path) 
     assert checkpoints.load_best(30)["adapter"]["w"] == 30.0
 
 
+def test_a_better_adapter_replaces_those_that_no_checkpoint_names(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save_best(step, {"adapter": {}})
+    assert checkpoints.bests() == [3]
+    checkpoints.save(3, progress(3))
+    for step in (4, 5):
+        checkpoints.save_best(step, {"adapter": {}})
+    assert checkpoints.bests() == [3, 5]
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=None)
     checkpoints.save(1, progress(None))

@@ -60,6 +60,8 @@ class HfFormat(ABC, Generic[Params]):
         if meta.buffers:
             path, _, buffer = meta.buffers[0].rpartition(".")
             return f"it trained {path} whole, and HF peft needs its buffer {buffer}, which is not saved here"
+        if (twice := _trained_whole(meta)) is not None:
+            return f"{twice} is trained whole and has a change of its own, which HF peft leaves out"
         if meta.token_rows and not self.holds_rows:
             return f"it trained rows of single tokens, which HF peft supports with LoRA only, not {self.peft_type}"
         both = [target.module for target in meta.targets if target.module in meta.token_rows]
@@ -118,3 +120,9 @@ class HfFormat(ABC, Generic[Params]):
     ) -> tuple[MethodParams, State] | None:
         """Return the plain LoRA that is equal to this adapter, or None where there is none, as by default."""
         return None
+
+
+def _trained_whole(meta: AdapterMeta) -> str | None:
+    """Return a target that was trained whole, alone or with the module that it is in; None where there is none."""
+    whole = tuple(f"{path}." for path in (*meta.head, *meta.modules_to_save))
+    return next((target.module for target in meta.targets if f"{target.module}.".startswith(whole)), None)

@@ -2,7 +2,7 @@
 
 The function gets query, key and value after projection, position encoding and cache update. It puts the prefix of the
 attention module in front, extends the mask and calls the library's sdpa function. Soft-capped scores
-(Gemma 2) are computed here, since sdpa does not know them.
+(Gemma 2) and attention sinks (GPT-OSS) are computed here, since sdpa does not know them and would leave them out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from peftcli.layers.dropout import dropout
 from peftcli.layers.virtual_tokens.prefix import PrefixStates, find_prefix_site
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+_SINKS = "s_aux"
+"""The option with a learned score of each head, (heads,): it takes a share of a query's weights and has no value."""
+_BY_NAME = "_attn_implementation in ("
+"""How code asks for the implementations whose masks it makes itself."""
 ATTENTION_NAME = "peft_prefix_attention"
 """Free of `sdpa`, `flash` and `flex`: transformers refuses or reinterprets names that hold them."""
 _MASKS = {ATTENTION_NAME: "sdpa", f"{ATTENTION_NAME}_adding_masks": "eager"}
@@ -53,6 +57,17 @@ def calls_interface(kind: type[nn.Module]) -> bool:
         return any(_INTERFACE in inspect.getsource(each) for each in kind.__mro__ if each not in nn.Module.__mro__)
     except (OSError, TypeError):  # made while running, or without its source
         return True
+
+
+def hides_by_name(module: nn.Module) -> bool:
+    """Tell whether an attention has an indexer whose choice of keys is in the masks of known functions alone.
+
+    MiniMax M3 masks for `eager` and `sdpa`; any other function gets the choice as an option, and a dense mask.
+    """
+    try:
+        return getattr(module, "indexer", None) is not None and _BY_NAME in inspect.getsource(type(module))
+    except (OSError, TypeError):  # made while running, or without its source
+        return False
 
 
 def prefix_attention(
@@ -186,7 +201,8 @@ def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
 
 def _written_out(options: dict[str, Any]) -> bool:
     """Tell whether scores or weights are asked for in a way that sdpa does not know."""
-    return options.get("softcap") is not None or bool(options.get("output_attentions"))
+    unknown = ("softcap", _SINKS)
+    return any(options.get(name) is not None for name in unknown) or bool(options.get("output_attentions"))
 
 
 def _core(
@@ -227,7 +243,11 @@ def _weighed(
     if options.get("position_bias") is not None:
         scores = scores + options["position_bias"]
     scores = _masked(scores, mask)
+    sinks = options.get(_SINKS)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
     weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = weights if sinks is None else weights[..., :-1]
     weights = dropout(weights, options.get("dropout", 0.0), module.training)
     out = weights[..., length:] @ _per_head(value, groups)
     if states is not None and states.factor is not None:

@@ -124,8 +124,16 @@ def plan_lora(run: RunToMerge, tensors: Mapping[str, Source], wanted: Wanted) ->
         wanted: how close.
 
     Raises:
-        UserError: something that changed is no matrix, nothing is, or the rank is above all matrices.
+        UserError: something that changed is no matrix, nothing is, the rank is above all matrices, or one of two tied
+            tables changes alone although both were trained whole.
     """
+    for one in run.parts or (run,):
+        if alone := [name for name, rule in one.rules().items() if rule.kind == "untie" and rule.replaces]:
+            raise UserError(
+                f"{alone[0]} is trained whole, and changed apart from the table that it is tied to, which a plain LoRA "
+                "cannot hold",
+                suggestion="fold the run into the base with peft merge",
+            )
     rules, whole = run.rules(), set(_whole(run))
     plan = plan_merge(run.model, tensors, rules, torch.float32)
     places, others = [], []
@@ -190,14 +198,15 @@ def plain_lora(plan: LoraPlan) -> PlainLora:
 
 
 def _whole(run: RunToMerge) -> dict[str, Tensor]:
-    """Return the task head and `modules_to_save` of a run."""
+    """Return the task head and `modules_to_save` of a run, with what its method changes of them."""
     rules = run.rules()
     if run.adapter is None:  # a combination: its averages are rules that place a tensor
         placed = (name for name, rule in rules.items() if rule.kind == "add")
         return {name: rules[name].apply(None) for name in placed}
     meta, state = run.adapter.meta, run.adapter.state
     below = tuple(f"{path}." for path in (*meta.head, *meta.modules_to_save))
-    return {name: state[name] for name in whole_tensors(run.model, state) if below and name.startswith(below)}
+    names = [name for name in whole_tensors(run.model, state) if below and name.startswith(below)]
+    return {name: rules[name].apply(None) for name in names}
 
 
 def _share(part: float, whole: float) -> float:

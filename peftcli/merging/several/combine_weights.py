@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peftcli.errors import UserError
 from peftcli.merging.low_rank.nearest_pair import below_rank, spectrum
-from peftcli.merging.run_to_merge import RunToMerge, placed
+from peftcli.merging.run_to_merge import RunToMerge, beneath, placed, whole_tensors
 from peftcli.merging.several.agreeing_runs import averages
 from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_tensors import combine_tensors, draws_of
@@ -41,8 +41,9 @@ def combine_weights(runs: Sequence[RunToMerge], how: Combination) -> RunToMerge:
     names = []
     for run, weight in zip(runs, how.weights, strict=True):
         assert run.adapter is not None  # refuse_disagreeing
-        params = run.adapter.params
-        rules = registry.method(params.name).merge_rules(run.anatomy, params, run.adapter.state)
+        params, state = run.adapter.params, run.adapter.state
+        own = registry.method(params.name).merge_rules(run.anatomy, params, state)
+        rules = beneath(own, {name: state[name] for name in whole_tensors(run.model, state)})
         names.append(frozenset(rules))
         for name, rule in rules.items():
             parts.setdefault(name, []).append((weight, rule))

@@ -39,6 +39,7 @@ def _reference(
     bias: Tensor | None = None,
     softcap: float | None = None,
     gate: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """One query at a time, in float64; `allowed`: (batch, seq, keys); the prefix is always allowed."""
     pk, pv = module.part.states()
@@ -62,6 +63,9 @@ def _reference(
                     scores = scores[:PREFIX] + [
                         x + float(bias[0, h, t, s]) for x, s in zip(scores[PREFIX:], columns, strict=True)
                     ]
+                if sinks is not None:
+                    scores.append(float(sinks[h]))
+                    values.append(torch.zeros(DIM, dtype=torch.float64))
                 top = max(scores)
                 weights = [math.exp(score - top) for score in scores]
                 out[b, t, h] = sum(w / sum(weights) * value for w, value in zip(weights, values, strict=True))
@@ -77,6 +81,7 @@ def _check(module: _Attention, qkv: tuple[Tensor, ...], mask: Tensor | None, all
         "bias": options.get("position_bias"),
         "softcap": options.get("softcap"),
         "gate": options.pop("gate", None),
+        "sinks": options.get("s_aux"),
     }
     with torch.no_grad():
         out, _ = prefix_attention(module, *qkv, mask, scaling=DIM**-0.5, dropout=0.0, **options)
@@ -125,6 +130,12 @@ def test_position_bias_is_zero_at_the_prefix() -> None:
     _check(_Attention(True), _inputs(), PADDED[:, None], PADDED, position_bias=torch.randn(1, HEADS, SEQ, SEQ))
 
 
+def test_sinks_take_their_share_of_the_weights() -> None:
+    """sdpa leaves them out without a word."""
+    _check(_Attention(True), _inputs(), PADDED[:, None], PADDED, s_aux=torch.randn(HEADS))
+    _check(_Attention(True), _inputs(), None, CAUSAL, s_aux=torch.randn(HEADS))
+
+
 class _Gate(nn.Module):
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -143,7 +154,9 @@ def test_a_gate_scales_keys_and_values_of_the_prefix(per_position: bool, softcap
     module.part.scale = _Gate(gate)
     module(torch.randn(2, SEQ, 16))  # the site notes the attention's input
     mask, allowed = (PADDED[:, None], PADDED) if padded else (None, CAUSAL)
-    _check(module, _inputs(), mask, allowed, softcap=softcap, gate=gate[..., 0].expand(2, SEQ))
+    for sinks in (None, torch.randn(HEADS)):
+        gates = gate[..., 0].expand(2, SEQ)
+        _check(module, _inputs(), mask, allowed, softcap=softcap, gate=gates, s_aux=sinks)
 
 
 def test_disabled_prefixes_and_attentions_without_one_are_the_library_s_own() -> None:

@@ -124,3 +124,20 @@ def test_what_no_lora_holds_is_refused_or_left_out(tmp_path: Path) -> None:
 def test_rank_or_share_is_asked_for(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Wanted(**given)
+
+
+def test_what_was_trained_whole_and_changed_is_stored_whole(tmp_path: Path) -> None:
+    method = {"name": "hira", "target_modules": ["attn.q", "lm_head"], "modules_to_save": ["lm_head"]}
+    run, tensors, change = opened(tmp_path, "llama", method)
+    made = plain_lora(plan_lora(run, tensors, Wanted(rank=8)))
+    assert made.run.adapter is not None
+    base = dict(tiny_model("llama").named_parameters())["lm_head.weight"].detach()
+    torch.testing.assert_close(made.run.adapter.state["lm_head.weight"], base + change["lm_head.weight"])
+    assert not any(name.startswith("lm_head.lora") for name in made.run.adapter.state)
+
+
+def test_one_of_two_tied_tables_is_refused(tmp_path: Path) -> None:
+    method = {"name": "hira", "target_modules": ["attn.q", "embeddings"], "modules_to_save": ["lm_head"]}
+    run = open_run_to_merge(make_run(tmp_path, "gpt2", "causal_lm", method, base_class="causal_lm"), None)
+    with pytest.raises(UserError, match="changed apart from the table that it is tied to"):
+        plan_lora(run, base_tensors(run, lambda _text: None), Wanted(rank=8))

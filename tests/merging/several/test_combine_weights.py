@@ -81,6 +81,20 @@ def test_whole_changes_are_combined_by_the_papers_arithmetic(
         torch.testing.assert_close(change, expected, atol=2e-5, rtol=1e-4, msg=name)
 
 
+def test_what_was_trained_whole_and_changed_is_combined_as_one_change(tmp_path: Path) -> None:
+    method = {"name": "hira", "target_modules": ["attn.q", "lm_head"], "modules_to_save": ["lm_head"]}
+    opened = [open_run_to_merge(run, None) for run in runs_of(tmp_path, method, method, family="llama")]
+    base = random_base(opened[0])
+    parts = [changes(run, base)["lm_head.weight"] for run in opened]
+    found = changes(combine_runs(opened, combination(None, WEIGHTS, 2)), base)["lm_head.weight"]
+    torch.testing.assert_close(found, WEIGHTS[0] * parts[0] + WEIGHTS[1] * parts[1], atol=2e-5, rtol=1e-4)
+    for run, part in zip(opened, parts, strict=True):
+        assert run.adapter is not None
+        state, name = run.adapter.state, "lm_head.weight"
+        factor = state["lm_head.hira_B"] @ state["lm_head.hira_A"]
+        torch.testing.assert_close(part, state[name] * (1 + factor) - base[name], atol=2e-5, rtol=1e-4)
+
+
 def test_a_merged_model_of_several_methods_is_verified(tmp_path: Path) -> None:
     methods: list[dict[str, Any]] = [{"name": "lora", "use_dora": True}, {"name": "hira"}, {"name": "ln_tuning"}]
     runs = runs_of(tmp_path, *methods, family="llama")

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from peftcli.analysis.contract_models import bare, batch_of, live
+from peftcli.analysis.support.tiny_types import tiny_type
+from peftcli.errors import UserError
+from peftcli.methods.prefix_tuning import PrefixTuningParams
+from peftcli.models.read_anatomy import read_anatomy
+from peftcli.protocol.apply_method import apply_method
 from tests.methods import harness
 from tests.methods.additive.test_prefix_tuning import P, loud, prefixed
 from tests.tiny import tiny_model
@@ -165,3 +172,21 @@ def test_albert_has_a_prefix_for_every_depth() -> None:
         after = harness.logits_of(attachment, batch)
         assert not torch.equal(after, before)
         before = after
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "granite_swa"])
+def test_switched_off_it_is_a_base_whose_attention_has_sinks(family: str) -> None:
+    kind = tiny_type(family, "causal_lm")
+    found, batch = live(kind, PrefixTuningParams(num_virtual_tokens=P, encoder_hidden_size=8)), batch_of(kind)
+    found.attachment.enable(False)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model.eval()(**batch).logits, bare(kind)(**batch).logits)
+
+
+def test_an_indexer_whose_choice_would_be_switched_off_is_refused() -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "head_dim": 16}
+    config = AutoConfig.for_model("minimax_m3_vl_text", **sizes, layer_types=["full_attention", "minimax_m3_sparse"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn chooses the keys"):
+        apply_method(model, read_anatomy(model), PrefixTuningParams(num_virtual_tokens=P))
