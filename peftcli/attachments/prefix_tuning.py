@@ -315,7 +315,8 @@ def _refuse_own_attention(model: nn.Module, anatomy: Anatomy) -> None:
     from peftcli.layers.virtual_tokens.prefix_interface import calls_interface, hides_by_name
 
     for role in anatomy.attentions:
-        attention, reason = model.get_submodule(role.module), None
+        attention = model.get_submodule(role.module)
+        reason: str | None = None
         if not calls_interface(type(attention)):
             reason = "computes its attention in code of its own, so a prefix cannot reach it"
         elif hides_by_name(attention):
