@@ -29,7 +29,8 @@ class MergedTensor:
         planned: its name, type and shape in the new files.
         source: the base's tensor; None for one that a rule makes.
         rule: what changes it; None copies it.
-        rows: grow the base's first dimension to this many rows, the new ones being the mean of the old (added tokens).
+        rows: grow the base's first dimension to this many rows (added tokens): the new ones are the mean of the old, in a
+            bias zeros.
         live_name: of the model's parameter; empty for what the files hold in pieces.
     """
 
@@ -67,6 +68,7 @@ class MergedTensor:
         base = None if self.source is None else self.source.read_float32()
         if base is not None and self.rows is not None and self.rows > len(base):
             fresh = base.mean(0, keepdim=True).expand(self.rows - len(base), *base.shape[1:])
+            fresh = fresh if base.ndim > 1 else torch.zeros_like(fresh)  # a bias of the head, as the model was trained
             base = torch.cat([base, fresh])
         return base
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from peftcli.errors import Problem, UserError
 from peftcli.layers.added_modules import is_added
+from peftcli.layers.quantised.quantised_weights import is_quantised
 from peftcli.layers.site import base_parameters
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.module_view import module_kind
@@ -104,7 +105,7 @@ def _parameters_to_save(model: nn.Module, entries: list[str]) -> list[str]:
     """Names of the base parameters below `modules_to_save`; a tied one under every name, as other loaders expect.
 
     Raises:
-        UserError: an entry names no module with parameters.
+        UserError: an entry names no module with parameters, or one whose weights are quantised.
     """
     every = [name for name, _ in model.named_parameters(remove_duplicate=False) if not is_added(name)]
     found: dict[str, None] = {}
@@ -120,6 +121,11 @@ def _parameters_to_save(model: nn.Module, entries: list[str]) -> list[str]:
                     suggestion=f"modules are named by a full path or its last parts, such as: {', '.join(modules)}",
                 )
             )
+        modules_of = dict.fromkeys(name.rpartition(".")[0] for name in matched)
+        if low := [path for path in modules_of if is_quantised(model.get_submodule(path))]:
+            reason = f"{low[0]} is quantised, and weights of a few bits cannot be trained"
+            remedy = f"leave {entry} out, or load the base in 16 bits (no model.load_in_4bit or load_in_8bit)"
+            problems.append(Problem(reason, key="method.modules_to_save", suggestion=remedy))
         found.update(dict.fromkeys(matched))
     if problems:
         raise UserError(problems)

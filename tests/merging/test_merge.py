@@ -312,6 +312,18 @@ def test_added_tokens_are_in_the_merged_model(save: list[str] | None, tmp_path: 
     assert tokenizer.convert_tokens_to_ids("<answer>") == 129
 
 
+def test_added_tokens_have_no_bias_in_a_head_that_has_one(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    run = make_run(tmp_path, "phi", "causal_lm", METHODS["lora"], base_class="causal_lm", new_special_tokens=["<tool>"])
+    file = tmp_path / "model" / "model.safetensors"
+    base = load_file(file)
+    save_file({**base, "lm_head.bias": base["lm_head.bias"] + 1.0}, file, {"format": "pt"})
+    assert merge_run(run, tmp_path / "merged", use_alone=False).verified
+    bias = load_file(tmp_path / "merged" / "model.safetensors")["lm_head.bias"]
+    assert len(bias) == len(base["lm_head.bias"]) + 1 and bias[-1] == 0.0
+
+
 def test_a_small_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, "bert", "sequence_classification", METHODS["lora"])
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1))

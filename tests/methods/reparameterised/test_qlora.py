@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from peftcli.errors import UserError
 from peftcli.methods import lora
 from peftcli.methods.qlora import METHOD, QLoraParams
 from peftcli.models.load.load_model import load_model
@@ -48,3 +49,13 @@ def test_trains_on_a_4bit_base(method: str, family: str, tmp_path: Path) -> None
     assert not torch.allclose(logits_of(attachment, batch), before, atol=1e-4)
     # an evaluation pass must not cost the gradients of the next step (bitsandbytes repacks weights on some CPUs)
     assert train_steps(attachment, batch) == set(attachment.trainable_parameters())
+
+
+@pytest.mark.parametrize("width", ["load_in_4bit", "load_in_8bit"])
+def test_quantised_modules_are_not_trained_whole(width: str, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=128)
+    model = load_model(ModelSpec(name_or_path=str(base), **{width: True}), "causal_lm").model
+    anatomy = read_anatomy(model)
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.gate_proj is quantised"):
+        apply_method(model, anatomy, lora.LoraParams(modules_to_save=["mlp"]))
+    assert apply_method(model, anatomy, lora.LoraParams(modules_to_save=["embed_tokens"])).to_save
