@@ -29,8 +29,8 @@ class MergedTensor:
         planned: its name, type and shape in the new files.
         source: the base's tensor; None for one that a rule makes.
         rule: what changes it; None copies it.
-        rows: grow the base's first dimension to this many rows (added tokens): the new ones are the mean of the old, in a
-            bias zeros.
+        rows: grow the base's first dimension to this many rows (added tokens): the new ones are the mean of the old,
+            and zeros in a bias.
         live_name: of the model's parameter; empty for what the files hold in pieces.
     """
 
