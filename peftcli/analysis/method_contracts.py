@@ -364,7 +364,7 @@ _OF_A_MODEL: tuple[tuple[str, Contract], ...] = (
     ("starts as the base, or says why not", _starts),
     ("every trained tensor has a gradient", gradients),
     ("what it saves is all there is, and strict", _saves),
-    ("goes on from its state bit for bit", _goes_on),
+    ("continues from its state bit for bit", _goes_on),
     ("comes off without a trace", _comes_off),
     ("ignores padding", ignores_padding),
     ("generates the same with and without a cache", uses_cache),

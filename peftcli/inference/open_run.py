@@ -146,7 +146,7 @@ def find_run(run: Path | str, opening: Opening = AS_TRAINED) -> FoundRun:
     file = stored_recipe(directory.path)
     checkpoint = without_best(directory.path, opening.checkpoint)
     if checkpoint is None and directory.status() is RunStatus.UNFINISHED:
-        remedy = "go on with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
+        remedy = "continue it with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
         raise UserError(f"the run {run} is not finished", suggestion=remedy)
     loaded = with_text_length(load_stored_recipe(file, NAMES, trust_code=opening.trust_code), opening.max_new_tokens)
     other = opening.base_dtype is not None

@@ -53,7 +53,7 @@ class ModelSpec(Block):
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """The implementation of attention in transformers; auto also allows the faster ones of this project."""
     trust_remote_code: bool = False
-    """Allow Python code from the model's repository to run; in a run's own recipe.yaml it counts for nothing."""
+    """Allow Python code from the model's repository to run; in a run's own recipe.yaml it is ignored."""
     num_labels: Annotated[int, Field(ge=1)] | None = None
     """Number of classes; null counts them in the data."""
     problem_type: Literal["single_label", "multi_label", "regression"] | None = None
@@ -145,7 +145,7 @@ class DataSpec(Block):
     max_rows: Positive | None = None
     """Train on this many rows only."""
     max_eval_rows: Positive | None = None
-    """Evaluate on this many of each set's validation rows only, drawn at random (of a stream the first);
+    """Evaluate on this many of each set's validation rows only, drawn at random (for a stream, the first);
     `peft eval RUN` does so, too."""
     num_proc: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Number of processes that prepare rows; null chooses."""
@@ -233,16 +233,16 @@ class TrainingSpec(Block):
     loss_type: LossType | None = None
     """Loss of preference tuning, by TRL's name; null is sigmoid (DPO)."""
     beta: Annotated[float, Field(gt=0.0)] | None = None
-    """Preference losses: how strongly the model is held to its reference, of orpo the weight of its odds ratio; null is
-    the loss's default: 0.1, of simpo 2."""
+    """Preference losses: how strongly the model is held to its reference; for orpo, the weight of the odds ratio. null
+    is the loss's default: 0.1, for simpo 2."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
-    """Share of the preferences that is taken to be the wrong way round; for the losses sigmoid, robust, simpo and cpo;
-    null is 0."""
+    """Share of the preferences that are assumed to be the wrong way round; for the losses sigmoid, robust, simpo and
+    cpo; null is 0."""
     simpo_gamma: Annotated[float, Field(ge=0.0)] | None = None
-    """Margin that the loss simpo wants between the rewards; null is 0.5."""
+    """Target margin between the rewards for the loss simpo; null is 0.5."""
     sft_weight: Annotated[float, Field(ge=0.0)] | None = None
-    """Weight of the chosen answer's mean negative log-likelihood beside a preference loss; null is 1 for orpo and cpo,
-    else 0."""
+    """Weight of the chosen answer's mean negative log-likelihood, added to a preference loss; null is 1 for orpo and
+    cpo, else 0."""
     reference: Literal["precomputed", "live"] | None = None
     """When preference losses compute the log-probabilities of the model before the first step: once, before that step;
     or live in every pass, with a frozen copy of the trained values. Null is precomputed."""
@@ -261,7 +261,7 @@ class TrainingSpec(Block):
     eval_steps: Positive | None = None
     """Steps between evaluations, with eval_strategy: steps."""
     eval_on_start: bool = True
-    """Evaluate before the first step, too: what the model scores without training. transformers leaves that out."""
+    """Also evaluate before the first step, to know the score of the untrained model. transformers does not."""
     save_strategy: Literal["auto", "no", "steps", "epoch"] = "auto"
     """When to write checkpoints; auto does so at every evaluation, or every save_steps if that is given."""
     save_steps: Positive | None = None
@@ -285,8 +285,8 @@ class TrainingSpec(Block):
     max_new_tokens: Positive = 128
     """Maximum length of generated text in tokens."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Threads that prepare the batches of as many steps ahead; 0 prepares a step's batches when it begins. auto is 1 on
-    CUDA, else 0."""
+    """Number of threads that prepare batches, and of steps prepared ahead; 0 prepares a step's batches when the step
+    begins. auto is 1 on CUDA, else 0."""
     fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)
     """Optimisations that can be turned off one by one."""
     torch_compile: bool = False
@@ -310,7 +310,7 @@ class DistributedSpec(Block):
     cpu_offload: bool = False
     """With fsdp, keep each GPU's share of the base in the memory of the host, and copy a block when it is needed."""
     reshard_after_forward: bool = True
-    """With fsdp, let go of a block's other shares after its forward pass; false keeps them for the backward pass."""
+    """With fsdp, free a block's other shares after its forward pass; false keeps them for the backward pass."""
     timeout: Positive = 1800
     """Seconds that a step, or a batch of an evaluation, may take while processes wait for each other; then the run ends
     and says at which step."""

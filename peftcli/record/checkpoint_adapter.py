@@ -48,7 +48,7 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
     if not isinstance(tree, dict) or {ABOUT, "adapter", "progress"} - tree.keys():
         raise UserError(
             f"{directory} does not say what its adapter belongs to: an earlier version wrote it",
-            suggestion="go on with --resume, which writes checkpoints that do",
+            suggestion="continue with --resume, which writes checkpoints that do",
         )
     state, name = tree["adapter"], f"step {step}"
     progress = record_of(TrainState, tree["progress"], directory / "state.json", key="progress")

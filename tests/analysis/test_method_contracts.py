@@ -52,7 +52,7 @@ FAULTS = {
         '    """Roles, module names, `all-linear`, or one regular expression (a string)."""\n',
         "",
     ),
-    "goes on from its state bit for bit": (
+    "continues from its state bit for bit": (
         "        return attachment\n",
         "        seen = []\n"
         "        attachment.extra_loss = lambda: seen.append(1) or sum(\n"

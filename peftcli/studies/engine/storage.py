@@ -80,7 +80,7 @@ def storage_answers() -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        remedy = "when it is there again, the same command goes on"
+        remedy = "when it is back, the same command continues"
         text = f"the storage of the study does not answer any more: {_reason(error)}"
         raise UserError(text, suggestion=remedy) from error
 

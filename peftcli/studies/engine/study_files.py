@@ -98,7 +98,7 @@ class StudyFiles:
         file = self.results / f"{name}.json"
         if not file.exists():
             return None
-        remedy = "remove the file: the trial is trained again, or goes on where its run stands"
+        remedy = "remove the file: the trial is trained again, or continued where its run stopped"
         return read_record(TrialResult, file, suggestion=remedy)
 
     def write_result(self, result: TrialResult) -> None:

@@ -72,7 +72,7 @@ class Work:
                 self._let_go()
         left = sum(self._files.result(trial.name) is None for trial in trials)
         text = f"stopped; {len(trials) - left} of {len(trials)} trials have ended, the others saved their state."
-        raise Stopped(f"{text} The same command goes on with {self._files.directory}")
+        raise Stopped(f"{text} The same command continues {self._files.directory}")
 
     def _asked(self, again: bool) -> None:
         """Take note of Ctrl-C or a signal; the second one does not wait for anything."""
@@ -116,7 +116,7 @@ class Work:
             self._end(trial, too_often(trial, lease.killed, self._files, self._leases.worker.host))
             return
         if lease.attempt > 1:
-            self._watch.note(f"{trial.name} goes on" + (", left by a process that died" if lease.killed else ""))
+            self._watch.note(f"{trial.name} is continued" + (", left by a process that died" if lease.killed else ""))
         self._states.begin(trial)
         share = self._shares[slot]
         job = job_of(trial, self._files, share, asks=self._stop_early is not None)
@@ -171,12 +171,12 @@ class Work:
             return
         if outcome is None and not self._requests:
             self._leases.count_kill(self._held.pop(trial.name))
-            self._watch.note(f"the process of {trial.name} was killed (code {code}); the trial goes on in another one")
+            self._watch.note(f"the process of {trial.name} was killed (code {code}); another one continues the trial")
         elif outcome is None or (outcome.state == "interrupted" and not process.asked_to_stop):
             self._leases.release(self._held.pop(trial.name))
         elif outcome.state == "prevented":
             self._leases.release(self._held.pop(trial.name))
-            raise UserError(f"{trial.name}: {outcome.reason}", suggestion="the same command then goes on")
+            raise UserError(f"{trial.name}: {outcome.reason}", suggestion="the same command then continues")
         else:
             self._end(trial, result_of(process, outcome, self._files, self._leases.worker.host))
 

@@ -41,7 +41,8 @@ def report_of(directory: Path, output: Path | None = None) -> list[Path]:
         return write_report(read_study(record), file, instead=_INSTEAD)
     if (directory / STUDY).is_file():
         raise UserError(
-            f"{directory} holds a study without a result", suggestion="run the same command again: it goes on with it"
+            f"{directory} holds a study without a result",
+            suggestion="run the study's command again: it continues the study",
         )
     write_text(file, run_report(read_run(directory)), instead=_INSTEAD)
     return [file]

@@ -118,7 +118,7 @@ def test_an_error_of_a_watcher_leaves_no_process_behind(tmp_path: Path, recipe: 
     assert multiprocessing.active_children() == []
     watch = Remembers()
     (result,) = Study.open(directory, ASKED).run([trial], jobs=1, watch=watch)
-    assert result.state == "finished" and watch.of("note") == ["a goes on"]
+    assert result.state == "finished" and watch.of("note") == ["a is continued"]
 
 
 def test_an_error_of_ours_is_kept_with_its_text(tmp_path: Path, recipe: Callable[..., Any]) -> None:

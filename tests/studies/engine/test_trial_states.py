@@ -68,4 +68,4 @@ def test_a_database_that_went_away_is_said_with_what_to_do(tmp_path: Path) -> No
     file.write_bytes(b"no database any more" * 1000)
     with pytest.raises(UserError, match=r"does not answer any more: .*not a database") as caught:
         states.begin(TRIAL)
-    assert caught.value.problems[0].suggestion == "when it is there again, the same command goes on"
+    assert caught.value.problems[0].suggestion == "when it is back, the same command continues"

@@ -43,7 +43,7 @@ def test_two_workers_share_a_study_and_one_is_killed(
     code, errors = second.end()
     assert code == 0, errors
     assert sorted(second.of("started")) == NAMES and sorted(second.of("ended")) == NAMES
-    assert "a goes on, left by a process that died" in second.of("note")
+    assert "a is continued, left by a process that died" in second.of("note")
     steps = [line[2] for line in second.heard if line[:2] == ["evaluated", "a"]]
     assert steps == [8, 12]  # from the checkpoint of step 4, not from the start
 
@@ -63,10 +63,10 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(tmp_path: Path, rec
     worker.until("held", "a")
     worker.process.send_signal(signal.SIGINT)
     code, errors = worker.end()
-    assert code == 130 and "The same command goes on" in errors
+    assert code == 130 and "The same command continues" in errors
     assert Study.open(directory, ASKED).result("a") is None
     again = Worker(directory, ["a"])
     assert again.end()[0] == 0
     steps = [line[2] for line in again.heard if line[0] == "evaluated"]
     assert steps == [8, 12]  # its state after step 4 was saved
-    assert again.of("note") == ["a goes on"]  # no kill is counted
+    assert again.of("note") == ["a is continued"]  # no kill is counted

@@ -104,7 +104,7 @@ def test_a_search_that_was_stopped_goes_on_and_prunes(workspace: Workspace, tmp_
     )
     request = prepare_sweep(workspace.recipe("search"), SHORT, options, NAMES)
     settings = RunSettings(tmp_path / "study")
-    with pytest.raises(Stopped, match="The same command goes on"):
+    with pytest.raises(Stopped, match="The same command continues"):
         run_sweep(request, settings, Silent(stop_after=2))
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "study" / "results").glob("*.json")}
     assert len(before) == 2
