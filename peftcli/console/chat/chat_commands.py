@@ -11,7 +11,7 @@ from peftcli.inference.chat.chat_session import Chat, ChatSettings
 from peftcli.suggestions import did_you_mean, nearest
 
 HELP: Mapping[str, str] = {
-    "/system [TEXT]": "set the system turn and start a new conversation; without TEXT, remove it",
+    "/system [TEXT]": "set (without TEXT: remove) the system turn; starts a new chat",
     "/reset": "start a new conversation with the same system turn",
     "/base": "ask the base the last question, too, and show both answers",
     "/adapter [NAME]": "let another run answer; without NAME, list them",
