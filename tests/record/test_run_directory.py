@@ -76,7 +76,7 @@ def test_a_damaged_recipe_is_named_and_can_be_replaced(run, text: str) -> None:
 def test_a_directory_that_is_no_run_is_left_alone(run) -> None:
     run.path.mkdir()
     (run.path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match=r"no run: thesis\.tex"):
+    with pytest.raises(UserError, match=r"do not belong to a run: thesis\.tex"):
         run.check(RECIPE, resume=False, overwrite=False)
 
 
