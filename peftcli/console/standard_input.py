@@ -7,15 +7,17 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from peftcli.console.options import note, refuse_nothing
+from peftcli.data.read.compressed import SNIFF, refuse_binary
 from peftcli.errors import UserError
 
 NAMES = ("-", "/dev/stdin")
 _PACKED = {b"\x1f\x8b": "zcat", b"BZh": "bzcat", b"\xfd7zXZ": "xzcat", b"\x28\xb5\x2f\xfd": "zstdcat"}
+_PARQUET = b"PAR1"
 
 
 @contextmanager
@@ -31,8 +33,8 @@ def rows_file(data: str, option: str) -> Iterator[str]:
     if data not in NAMES and not _is_pipe(Path(data)):
         yield data
         return
-    content = sys.stdin.buffer.read() if data in NAMES else Path(data).read_bytes()
     title = "standard input" if data in NAMES else data
+    content = _content(data, option, title)
     if not content.strip():
         raise UserError(f"{option}: {title} is empty", suggestion="write rows to it: cat rows.jsonl | peft ...")
     suffix = _suffix(content, option, title)
@@ -77,6 +79,26 @@ def called(file: str, title: str) -> Iterator[None]:
         ) from error
 
 
+def _content(data: str, option: str, title: str) -> bytes:
+    """Return all bytes of standard input, or of a pipe.
+
+    Raises:
+        UserError: it cannot be read, or begins as no rows do: /dev/zero, which has no end, say.
+    """
+    with ExitStack() as stack:
+        try:
+            stream = sys.stdin.buffer if data in NAMES else stack.enter_context(open(data, "rb"))
+            first = stream.read(SNIFF)
+            if not first.startswith((*_PACKED, _PARQUET)):
+                refuse_binary(first, title)
+            return first if len(first) < SNIFF else first + stream.read()  # a terminal would have to end it twice
+        except OSError as error:
+            remedy = "name a file of rows, or a pipe: cat rows.jsonl | peft ..."
+            raise UserError(
+                f"{option}: {title} cannot be read: {error.strerror or error}", suggestion=remedy
+            ) from error
+
+
 def _is_pipe(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
@@ -96,7 +118,7 @@ def _suffix(content: bytes, option: str, title: str) -> str:
             raise UserError(
                 f"{option}: the rows from {title} are compressed", suggestion=f"unpack them first: {program} FILE | ..."
             )
-    if content.startswith(b"PAR1"):
+    if content.startswith(_PARQUET):
         return ".parquet"
     first, _, rest = content.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
     if first.startswith(b"["):

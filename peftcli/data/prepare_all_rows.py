@@ -21,10 +21,11 @@ from peftcli.data.rows.row_selection import Index, limited, missing_rows_note, s
 from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.store.build_store import Progress
 from peftcli.data.store.data_report import Counts, DataReport, unused_note
+from peftcli.data.store.empty_answers import EmptyAnswers
 from peftcli.data.store.label_form import LabelForm, alike
 from peftcli.data.store.labels import Kind, LabelSpec, check_names
 from peftcli.data.store.open_store import open_store
-from peftcli.data.store.stored_labels import check_learning, counts_of, label_spec
+from peftcli.data.store.stored_labels import check_learning, counts_of, first_places, label_spec
 from peftcli.data.store.token_store import Store
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
@@ -98,10 +99,7 @@ class RowPreparer:
         labels = self._labels or label_spec(pool, train, self.settings.kind)
         if labels is not None and self._labels is None:
             check_names(labels)
-            self.notes += [
-                f"the labels {', '.join(map(repr, group))} differ only in case, spaces or spelling; each is a class"
-                for group in alike(labels.names)
-            ]
+            self.notes += _alike_labels(pool, train, labels)
         train = self._known(pool, train, labels)
         validation: dict[str, RowSet] = {}
         sets = {"train": counts_of(pool)}
@@ -157,7 +155,7 @@ class RowPreparer:
         self.notes += store.meta["notes"]
         self._skipped += store.meta["skipped"]
         self._unused.update(store.meta["unused"])
-        self.notes += _of_scores(store)
+        self.notes += _of_scores(store) + EmptyAnswers(**store.meta["empty_answers"]).note()
         if store.meta["statistics"].get("calls_as_text"):
             self.notes.append("the chat template shows no tool calls: they are written into the text as lines of JSON")
         checked, merged = (store.meta["statistics"].get(f"prefixes_{name}", 0) for name in ("checked", "disagreed"))
@@ -212,6 +210,14 @@ class RowPreparer:
             checks=pool.meta["statistics"],
             unused=dict(self._unused),
         )
+
+
+def _alike_labels(store: Store, rows: Index, labels: LabelSpec) -> list[str]:
+    """Say which labels of the training rows may be meant as one, each with its first row."""
+    groups = alike(labels.names)
+    places = first_places(store, rows) if groups else {}
+    shown = [", ".join(f"{name!r} ({places[name]})" for name in group) for group in groups]
+    return [f"the labels {group} differ only in case, spaces or spelling; each is a class" for group in shown]
 
 
 def _of_scores(store: Store) -> list[str]:

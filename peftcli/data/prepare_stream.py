@@ -58,6 +58,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         notes=[
             *preparer.notes,
             *(f"{note} of the rows at the head of the stream" for note in unused_note(rows.unused)),
+            *(f"at the head of the stream {note}" for note in rows.empty.note()),
             "rows are read during training: they are neither counted nor cached",
         ],
         unused=dict(rows.unused),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_errors_of_standard_input_name_it(monkeypatch) -> None:
     for packed in (b"\x1f\x8b...", b"  \n"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
         with pytest.raises(UserError, match=r"compressed|empty"), rows_file("-", "--input"):
+            pass
+
+
+def test_bytes_that_are_no_rows_are_refused_before_all_of_them_are_read(monkeypatch, tmp_path: Path) -> None:
+    from peftcli.console.standard_input import rows_file
+
+    for content, said in ((bytes(10_000), "binary"), (("a,b\n" * 2000).encode("utf-16"), "UTF-16")):
+        stream = io.BytesIO(content)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        with pytest.raises(UserError, match=f"standard input: the file is {said}"), rows_file("-", "--input"):
+            pass
+        assert stream.tell() < len(content)  # of /dev/zero there is no end
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        with (
+            pytest.raises(UserError, match="cannot be read: No such device"),
+            rows_file(str(tmp_path / "s"), "--input"),
+        ):
             pass
 
 

@@ -159,6 +159,15 @@ def rounds_of(history: Any, expected: str) -> list[tuple[str, str]]:
     return out
 
 
+def is_empty(message: Mapping[str, Any]) -> bool:
+    """Whether a message says nothing: no text, no call of a tool, no reasoning."""
+    return not any(
+        value.strip() if isinstance(value, str) else value
+        for key, value in message.items()
+        if key in ("content", "tool_calls") or "reasoning" in key or "thinking" in key
+    )
+
+
 def first_turn(records: Sequence[Record], column: str) -> Mapping[str, Any]:
     """Return the first turn of the first row with a list of objects in a column; empty without one."""
     for record in records:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcli.data.chat.conversations import Conversation
+from peftcli.data.chat.conversations import Conversation, is_empty
 from peftcli.data.chat.left_out import parts_left_out, with_calls_as_text
 from peftcli.data.chat.rendered_text import Rendered, TrainOn
 from peftcli.data.read.records import RowError
@@ -30,7 +30,7 @@ def plain_text(conversation: Conversation, train_on: TrainOn, eos: str, *, predi
 
 def _spoken(conversation: Conversation, train_on: TrainOn, eos: str, predicting: bool) -> Rendered:
     conversation = with_calls_as_text(conversation)
-    text, spans, close = "", [], False
+    text, spans, close, empty = "", [], False, False
     last = max((i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"), default=-1)
     for number, message in enumerate(conversation.messages):
         role, content = message["role"], message["content"]
@@ -43,10 +43,11 @@ def _spoken(conversation: Conversation, train_on: TrainOn, eos: str, predicting:
         flag = conversation.trained[number]
         if flag if flag is not None else train_on != "last_turn" or number == last:
             spans.append((start, len(text)))
-            close = ends
+            close, empty = ends, empty or is_empty(message)
         text += "" if ends else "\n"
     if predicting:
         return Rendered(text + "Assistant:")
     if train_on == "all":
         spans = [(0, len(text))]
-    return Rendered(text, spans, close=close, unused=(*conversation.unused, *parts_left_out(conversation, text, None)))
+    unused = (*conversation.unused, *parts_left_out(conversation, text, None))
+    return Rendered(text, spans, close=close, unused=unused, empty_answer=empty)

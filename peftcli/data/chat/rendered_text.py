@@ -22,6 +22,7 @@ class Rendered:
         whole: whether the tokenizer's own first tokens and EOS belong around it (plain text, not a template's).
         close: append EOS, learnt, since nothing in the text ends the last answer.
         unused: what of the row is not in the text, or not learnt although it could be.
+        empty_answer: whether an answer without text is learnt.
     """
 
     text: str
@@ -29,3 +30,4 @@ class Rendered:
     whole: bool = True
     close: bool = False
     unused: tuple[str, ...] = ()
+    empty_answer: bool = False

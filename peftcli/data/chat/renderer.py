@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftcli.data.chat.chat_template import ChatTemplate, FilledTemplate
-from peftcli.data.chat.conversations import Conversation
+from peftcli.data.chat.conversations import Conversation, is_empty
 from peftcli.data.chat.left_out import TemplateReads, check_answers, parts_left_out, with_calls_as_text
 from peftcli.data.chat.rendered_text import Rendered, Span, TrainOn
 from peftcli.data.chat.spans import AnswerSpans
@@ -61,17 +61,18 @@ class ChatRenderer:
         answers = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         spans = self._answers.find(conversation, text, tagged, answers)
         cut = list(check_answers(conversation, text, spans, answers))
-        chosen, close = [], False
+        chosen, close, empty = [], False, False
         for place, number in enumerate(answers):
             flag = conversation.trained[number]
             if flag if flag is not None else self._train_on != "last_turn" or place == len(answers) - 1:
                 chosen.append(spans[place])
+                empty = empty or is_empty(conversation.messages[number])
                 close = number == len(conversation.messages) - 1 and not self.end_of_turn
         if self._train_on == "all":
             left_out = [spans[place] for place, number in enumerate(answers) if conversation.trained[number] is False]
             chosen = _without((0, len(text)), left_out)
         unused = (*conversation.unused, *parts_left_out(conversation, text, self._reads), *cut)
-        return Rendered(text, chosen, whole=False, close=close, unused=unused)
+        return Rendered(text, chosen, whole=False, close=close, unused=unused, empty_answer=empty)
 
     def _with_calls(self, conversation: Conversation) -> Conversation:
         if self._reads.key("tool_calls"):

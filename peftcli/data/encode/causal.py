@@ -46,6 +46,7 @@ class CausalEncoder:
                 full, mask = self._around(ids, spans, item)
                 made = self._finish(full, mask, item)
                 made.unused, made.tokens = item.unused, len(full) + left
+                made.empty_answer = item.empty_answer and bool(made.rows)
                 out.append(made)
             else:
                 assert isinstance(example, Tokens)  # _try_render makes a text of every other example

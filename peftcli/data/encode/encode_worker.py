@@ -46,7 +46,10 @@ ENCODERS: dict[RowKind, Callable[[Any, EncodeSettings, Names], Encoder]] = {
 
 @dataclass(slots=True)
 class ChunkResult:
-    """What became of a chunk of rows; `unused` counts the rows by what of them is not used."""
+    """What became of a chunk of rows; `unused` counts the rows by what of them is not used.
+
+    `empty_answers` are the places of the rows of which an answer without text is learnt.
+    """
 
     raw: RawRows
     rows: list[Encoded]
@@ -56,6 +59,7 @@ class ChunkResult:
     reasons: Counter[str]
     names: list[str]
     unused: Counter[str] = field(default_factory=Counter)
+    empty_answers: list[tuple[str, int]] = field(default_factory=list)
 
 
 class Worker:
@@ -155,6 +159,8 @@ class Worker:
             lengths.append(max([*(outcome.tokens for outcome in made), *(len(row.ids) for row in rows)], default=0))
             statuses.append(status)
             kept_groups.append(groups[owner])
+            if any(outcome.empty_answer for outcome in made):
+                result.empty_answers.append((record.source, record.row))
             if not self._settings.predicting:
                 result.unused.update({name for outcome in made for name in outcome.unused})
         result.raw = RawRows(sources, numbers, classes, kept_groups, statuses, lengths)

@@ -82,6 +82,7 @@ class Outcome:
         unused: what of the example is not in the rows, or not learnt although it could be.
         tokens: how long the example is before anything is cut; estimated for the longest texts.
         value: number into the chunk's label names of an example with one class, also where no row is left.
+        empty_answer: whether an answer without text is learnt.
     """
 
     rows: list[Encoded] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Outcome:
     unused: tuple[str, ...] = ()
     tokens: int = 0
     value: float | None = None
+    empty_answer: bool = False
 
 
 class Names:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from peftcli.data.read.compressed import COMPRESSED, bare_suffix
+from peftcli.data.read.file_kinds import refuse_no_file
 from peftcli.data.read.hub_datasets import download
 from peftcli.data.read.json_files import row_lists
 from peftcli.data.read.source_files import READERS, SourceFiles
@@ -62,6 +63,8 @@ def resolve_source(source: DataSource, key: str = "data.path", purpose: Purpose 
     if source.config is not None:
         text = f"config {source.config!r} has no effect: {source.path} is not a data set of the hub"
         raise UserError(Problem(text, key=f"{block}.config", suggestion="leave it out, or name the file in the path"))
+    for path in paths:
+        refuse_no_file(path, key)
     if len(paths) == 1 and paths[0].is_dir():
         return _directory(paths[0], source, key, purpose)
     files = [path for path in paths if path.is_file()]
@@ -102,7 +105,7 @@ def _directory(path: Path, source: DataSource, key: str, purpose: Purpose | None
     """
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _saved(path, source, key, purpose)
-    inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith((".", "_"))]
+    inside = _entries(path, key)
     files = [entry for entry in inside if entry.is_file() and bare_suffix(entry) in READERS]
     folders = [entry for entry in inside if entry.is_dir()]
     split_key = f"{key.rpartition('.')[0]}.split"
@@ -114,7 +117,7 @@ def _directory(path: Path, source: DataSource, key: str, purpose: Purpose | None
             if len(choice.items) == 1:
                 found = _directory(choice.items[0], DataSource(path=source.path), key, None)
                 return replace(found, notes=(*_notes(choice.note), *found.notes))
-    texts = [file for folder in folders for file in sorted(folder.iterdir()) if _is_text(file)]
+    texts = [file for folder in folders for file in _entries(folder, key) if _is_text(file)]
     if texts:
         _refuse_split(source, f"the folder {path} holds class folders", split_key)
         return SourceFiles(source.path, tuple(texts), None, "folders", path)
@@ -122,7 +125,7 @@ def _directory(path: Path, source: DataSource, key: str, purpose: Purpose | None
         return SourceFiles(source.path, tuple(files), None)
     if files:
         files += [
-            file for folder in folders if split_of(folder.name) for file in sorted(folder.iterdir()) if _is_data(file)
+            file for folder in folders if split_of(folder.name) for file in _entries(folder, key) if _is_data(file)
         ]
         choice = choose_files(files, path, source.split, purpose or "any", f"the folder {path}", split_key)
         return SourceFiles(source.path, choice.items, None, notes=_notes(choice.note))
@@ -171,12 +174,30 @@ def _notes(text: str) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
+def _entries(folder: Path, key: str) -> list[Path]:
+    """Return what a folder holds, in order, without hidden entries.
+
+    Raises:
+        UserError: this user may not list it, or what is called like a data file in it is no file.
+    """
+    try:
+        found = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "_"))]
+    except OSError as error:
+        remedy = "let this user list it (`chmod u+rx`), or name another directory"
+        text = f"the directory {folder} cannot be listed: {error.strerror or error}"
+        raise UserError(Problem(text, key=key, suggestion=remedy)) from error
+    for entry in found:
+        if bare_suffix(entry) in READERS:
+            refuse_no_file(entry, key)
+    return found
+
+
 def _is_data(path: Path) -> bool:
-    return path.is_file() and bare_suffix(path) in READERS and not path.name.startswith((".", "_"))
+    return path.is_file() and bare_suffix(path) in READERS
 
 
 def _is_text(path: Path) -> bool:
-    return path.is_file() and bare_suffix(path) == ".txt" and not path.name.startswith((".", "_"))
+    return path.is_file() and bare_suffix(path) == ".txt"
 
 
 def _readable(path: Path, key: str) -> Path:

@@ -19,6 +19,7 @@ from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.recognition.row_format import RecognisedFormat
 from peftcli.data.rows.row_set import Row
+from peftcli.data.store.empty_answers import EmptyAnswers
 from peftcli.data.store.store_job import JUDGED, SourceJob
 from peftcli.errors import Problem, UserError
 from peftcli.ignored_label import IGNORED
@@ -50,6 +51,7 @@ class StreamedRows:
 
     Attributes:
         unused: what of the rows that were read so far is not used, with the number of rows.
+        empty: those of which an answer without text is learnt.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class StreamedRows:
         self._count, self._seed, self._skip = count, seed, skip
         self._errors = Errors(on_error)
         self.unused: Counter[str] = Counter()
+        self.empty = EmptyAnswers()
         self.formats: dict[str, str] = {}
         self._rewind()
 
@@ -129,7 +132,8 @@ class StreamedRows:
         while True:
             found = 0
             arguments = (job, self._tokenizer, self._settings, self._errors)
-            for row in stream_rows(*arguments, skip=skip, unused=self.unused, started=partial(self._started, job)):
+            started = partial(self._started, job)
+            for row in stream_rows(*arguments, skip=skip, unused=self.unused, started=started, empty=self.empty):
                 found += 1
                 yield row
             if not found:
@@ -164,6 +168,7 @@ def stream_rows(
     only: int | None = None,
     started: Callable[[RecognisedFormat], None] | None = None,
     unused: Counter[str] | None = None,
+    empty: EmptyAnswers | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one pass over a source, each as it is encoded.
 
@@ -171,6 +176,7 @@ def stream_rows(
         skip, only: readable rows of the file that are left out at its head, and how many of the rest to read.
         started: called once the format is recognised.
         unused: counts what of the rows is not used.
+        empty: takes in the rows of which an answer without text is learnt.
 
     Raises:
         UserError: broken rows (with on_error: fail), or a format that does not fit.
@@ -189,6 +195,8 @@ def stream_rows(
         result = worker(found, chunk)
         if unused is not None:
             unused.update(result.unused)
+        if empty is not None:
+            empty.add(result.empty_answers)
         errors.add(result.bad)
         errors.add(result.too_long, always=True)
         errors.raise_if_any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from itertools import chain, islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.source_files import SourceFiles
 from peftcli.data.recognition.row_format import RecognisedFormat
+from peftcli.data.store.empty_answers import EmptyAnswers
 from peftcli.data.store.label_form import judge
 from peftcli.data.store.labels import Kind
 from peftcli.data.store.store_job import JUDGED, StoreJob
@@ -49,6 +50,7 @@ def build_store(
     reasons: Counter[str] = Counter()
     statistics: Counter[str] = Counter()
     unused: Counter[str] = Counter()
+    empty = EmptyAnswers()
     names, settings, rows_read = Names(), job.settings, 0
     with StoreWriter(directory) as writer:
         for number, source in enumerate(job.sources):
@@ -71,6 +73,7 @@ def build_store(
                 counts.update(result.raw.statuses)
                 reasons.update(result.reasons)
                 unused.update(result.unused)
+                empty.add(result.empty_answers)
                 rows_read += len(result.raw.rows)
                 if progress:
                     progress(rows_read)
@@ -86,6 +89,7 @@ def build_store(
                 "counts": {str(status): count for status, count in counts.items()},
                 "reasons": dict(reasons),
                 "unused": dict(unused),
+                "empty_answers": asdict(empty),
                 "skipped": [bad.as_dict() for bad in errors.skipped],
                 "skipped_count": errors.count,
                 "statistics": dict(statistics),

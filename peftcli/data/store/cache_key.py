@@ -8,7 +8,7 @@ from typing import Any
 
 from peftcli.installed_versions import installed_versions
 
-VERSION = 5  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
+VERSION = 6  # of the store's layout and of everything that turns rows into tokens; a change makes old entries unused
 _DECIDING = ("peftcli", "transformers", "tokenizers", "jinja2")
 """Packages whose other versions may make other tokens of the same rows."""
 

@@ -160,11 +160,15 @@ def listed(text: str) -> list[Any] | None:
 
 
 def alike(names: Sequence[str]) -> list[list[str]]:
-    """Return the labels that differ only in case, spaces or the way in which a number or character is written."""
+    """Return the labels that differ only in case, spaces or the way in which a number or character is written.
+
+    `true` is another way to write 1, and `false` to write 0.
+    """
     groups: dict[str, list[str]] = {}
     for name in names:
         text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        groups.setdefault(re.sub(r"^([+-]?\d+)\.0*$", r"\1", text), []).append(name)
+        number = re.sub(r"^([+-]?\d+)\.0*$", r"\1", text)
+        groups.setdefault({"true": "1", "false": "0"}.get(number, number), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -76,6 +76,23 @@ def names_of(store: Store, rows: Index) -> set[str]:
     return {names[number] for number in _label_numbers(store, rows).tolist()}
 
 
+def first_places(store: Store, rows: Index) -> dict[str, str]:
+    """Return for each label of some rows the place of the first that has it, such as `train.csv:2`."""
+    if store.value is not None:
+        owners, labels = rows, store.value[rows].astype(np.int64)
+    else:
+        owners = np.repeat(np.arange(len(store)), np.diff(store.label_offsets))
+        labels = np.empty(0, np.int64) if store.labels is None else np.asarray(store.labels, dtype=np.int64)
+        chosen = np.isin(owners, rows) & (labels >= 0)
+        owners, labels = owners[chosen], labels[chosen]
+    numbers, first = np.unique(labels, return_index=True)
+    places = [store.place(int(owners[place])) for place in first]
+    return {
+        store.meta["names"][number]: f"{source}:{row}"
+        for number, (source, row) in zip(numbers.tolist(), places, strict=True)
+    }
+
+
 def rows_with_other_names(store: Store, rows: Index, known: set[str]) -> Index:
     """Return those of some rows that have a label outside `known`."""
     strange = np.array([name not in known for name in store.meta["names"]], dtype=np.bool_)

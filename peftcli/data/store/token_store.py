@@ -148,8 +148,8 @@ class Store:
         self.meta["inputs"] = inputs
         self.meta["sources"] = [names.get(source, source) for source in self.meta["sources"]]
         self.meta["evidence"] = [_with_name(line, names) for line in self.meta["evidence"]]
-        for bad in self.meta["skipped"]:
-            bad["source"] = names.get(bad["source"], bad["source"])
+        for placed in (*self.meta["skipped"], self.meta["empty_answers"]):
+            placed["source"] = names.get(placed["source"], placed["source"])
 
     def column(self, name: str) -> npt.NDArray[Any] | None:
         """Return a whole column as a memory map, None when these rows do not have it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
 import os
+import socket
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +210,45 @@ def test_very_many_columns_are_read_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_directories_and_pipes_with_names_of_data_files(tmp_path: Path) -> None:
+def test_what_is_no_file_is_named_and_never_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
+    written(tmp_path / "c.jsonl", '{"text": "a"}\n')
+    with pytest.raises(UserError, match="holds no data"):
+        rows(tmp_path / "a.jsonl")
     os.mkfifo(tmp_path / "b.jsonl")
-    for name in ("a.jsonl", "b.jsonl", "*.jsonl"):
-        with pytest.raises(UserError):
+    for name in ("b.jsonl", "*.jsonl", "."):  # beside a file, too: rows would be missing without a word
+        with pytest.raises(UserError, match=r"b\.jsonl is a pipe, not a file"):
             rows(tmp_path / name)
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "b.jsonl").symlink_to("/dev/zero")
+    for name in ("b.jsonl", "*.jsonl", "."):
+        with pytest.raises(UserError, match=r"b\.jsonl is a device, not a file"):
+            rows(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        with pytest.raises(UserError, match="is a socket, not a file"):
+            rows(tmp_path / "s")
+
+
+def test_a_link_to_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", '{"text": "a"}\n')
+    (tmp_path / "b.jsonl").symlink_to("blobs/1234")
+    for name in ("*.jsonl", "."):
+        with pytest.raises(UserError, match=r"b\.jsonl is a link to blobs/1234, which does not exist"):
+            rows(tmp_path / name)
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "README.md").symlink_to("blobs/5678")  # is read by nobody
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_directory_that_may_not_be_listed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match="cannot be listed: Permission denied") as error:
+        rows(tmp_path)
+    assert error.value.problems[0].key == "data.path"
 
 
 def test_damaged_arrow_offsets_and_texts_are_found_before_they_are_used(tmp_path: Path) -> None:

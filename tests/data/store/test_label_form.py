@@ -102,3 +102,14 @@ def test_labels_that_are_alike_are_said(tmp_path: Path) -> None:
     assert alike(["pos", " pos", "Pos", "neg"]) == [["pos", " pos", "Pos"]] and alike(["0", "0.0"])
     data = prepared(tmp_path, ["pos", " pos", "Pos", "neg"])
     assert any("' pos'" in note and "differ only in case" in note for note in data.report.notes)
+
+
+def test_labels_that_mix_numbers_and_true_are_said_with_their_first_rows(tmp_path: Path) -> None:
+    data = prepared(tmp_path, [1, 0, True, False, 1, 2])
+    assert names(data) == ("0", "1", "2", "false", "true")
+    said = [note.replace(str(tmp_path), "") for note in data.report.notes if "differ only" in note]
+    assert "the labels '0' (/a.jsonl:2), 'false' (/a.jsonl:4) differ only in case, spaces or spelling" in said[0]
+    assert "'1' (/a.jsonl:1), 'true' (/a.jsonl:3)" in said[1]
+    several = prepared(tmp_path, [["1", "a"], ["a"], ["TRUE"]])
+    assert any("'1' (" in note and "a.jsonl:3)" in note for note in several.report.notes)
+    assert not any("differ only" in note for note in prepared(tmp_path, [True, False, True]).report.notes)
