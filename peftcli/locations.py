@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from peftcli.errors import UserError
 from peftcli.suggestions import did_you_mean, nearest, nearest_files
@@ -117,6 +117,16 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # the name is too long, or contains a NUL
         return False
+
+
+def is_on_hub(text: str) -> bool:
+    """Return whether a name is that of something on the hub: it looks like an id, and nothing here is called so."""
+    return _is_hub_id(text) and not _exists(expanded(text))
+
+
+def public_name(text: str) -> str:
+    """Return how others may know a model: its hub id, or the last part of its path, which says nothing of a machine."""
+    return text if is_on_hub(text) else PurePath(text.removeprefix(PREFIX)).name or text
 
 
 def _is_hub_id(text: str) -> bool:

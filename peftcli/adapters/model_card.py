@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from peftcli.adapters.format import AdapterMeta
+from peftcli.locations import is_on_hub, public_name
 from peftcli.recipe.method_params import MethodParams
 from peftcli.tasks.task_table import TASKS
 
@@ -31,12 +32,13 @@ def front_matter(base: str, library: str, tags: Iterable[str], task: str) -> lis
     """Return the lines that the hub reads.
 
     Args:
-        base: name of the base model.
+        base: name of the base model; left out where it is no hub id, since the hub takes no card that names a path.
         library: that loads the files (`library_name`).
         tags: for the hub; the task is appended.
         task: as in a recipe; tells the hub's pipeline.
     """
-    front: dict[str, object] = {"base_model": base, "library_name": library, "tags": [*tags, task]}
+    front: dict[str, object] = {"base_model": base} if is_on_hub(base) else {}
+    front |= {"library_name": library, "tags": [*tags, task]}
     known = TASKS.get(task)
     if known is not None and known.info.pipeline_tag:
         front["pipeline_tag"] = known.info.pipeline_tag
@@ -63,7 +65,7 @@ def adapter_card(
     changed = params.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     lines = [
         *front_matter(base, use.library if use else "peftcli", ("peftcli", params.name), meta.task),
-        f"# {params.name} adapter for {base}",
+        f"# {params.name} adapter for {public_name(base)}",
         "",
         f"A `{params.name}` adapter for the task `{meta.task}`, trained with peftcli.",
         "",

@@ -72,7 +72,13 @@ def evaluate_run(
         note(text)
     if data is not None:
         return _evaluate_file(run, data, run.trained_format, note)
-    return run.evaluate(rows_of_run(run, path, note))
+    return _evaluate(run, rows_of_run(run, path, note), note)
+
+
+def _evaluate(run: OpenedRun, sets: Mapping[str, RowSet], note: Note) -> dict[str, Any]:
+    for text in run.cut_texts(sets):
+        note(text)
+    return run.evaluate(sets)
 
 
 def _refuse_without_start(path: Path, recipe: Recipe) -> None:
@@ -147,7 +153,7 @@ def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, note: Note, opening
         note(text)
     if data is not None:
         return _evaluate_file(run, data, prepared.report.format, note)
-    return run.evaluate(rows_of_recipe(run, prepared, note))
+    return _evaluate(run, rows_of_recipe(run, prepared, note), note)
 
 
 @random_numbers_kept()
@@ -174,7 +180,7 @@ def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: 
     )
     for text in notes:
         note(text)
-    return run.evaluate({"": rows_of_loss(rows, run.recipe, spec.max_length)})
+    return _evaluate(run, {"": rows_of_loss(rows, run.recipe, spec.max_length)}, note)
 
 
 def _with_rows(sets: Mapping[str, RowSet], where: Path | str, max_length: int, note: Note) -> dict[str, RowSet]:

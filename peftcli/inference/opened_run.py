@@ -101,6 +101,20 @@ class OpenedRun:
         with libraries_quiet():
             return self._evaluator(sets)(self._compared(sets)).metrics
 
+    def cut_texts(self, sets: Mapping[str, RowSet]) -> list[str]:
+        """Return a note where texts that are compared with references end before these can; none where none do."""
+        training = self.recipe.training
+        if self.task.metric_kind != "text" or not wanted_metrics(self.task.default_metrics, training, list(sets)):
+            return []
+        collator, limit = Collator(self.tokenizer, self.task), training.max_new_tokens
+        found = [collator.reference_tokens(row) > limit for rows in sets.values() for row in rows]
+        if not any(found):
+            return []
+        return [
+            f"{sum(found):,} of {len(found):,} references have more than {limit} tokens, where a generated text ends, "
+            "so that it cannot equal them; --max-new-tokens sets another limit"
+        ]
+
     def evaluate_rows(self, sets: Mapping[str, RowSet]) -> dict[str, list[EvaluatedRow]]:
         """Return what each row adds to the metrics of `evaluate`, by set, in the order of the rows."""
         evaluator = self._evaluator(sets)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from peftcli.data.chat.named_templates import PLAIN
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe
@@ -31,6 +32,7 @@ class RowReading:
         trained_format: format of the training rows; None where that is not known.
         format, columns, template, max_length, chat_template_kwargs: as in `DataSpec`. The chat template itself is the
             tokenizer's.
+        plain_text: whether rows are plain text although the tokenizer may have a chat template.
         loss_type: of preference tuning; None is the default.
         loss_settings: its hyper-parameters, as far as the recipe has them.
     """
@@ -45,6 +47,7 @@ class RowReading:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     loss_type: LossType | None = None
     loss_settings: dict[str, float] = field(default_factory=dict)
+    plain_text: bool = False
 
 
 def write_reading(directory: Path, recipe: Recipe, trained_format: str | None) -> None:
@@ -63,6 +66,7 @@ def write_reading(directory: Path, recipe: Recipe, trained_format: str | None) -
         dict(data.chat_template_kwargs),
         recipe.training.loss_type,
         {key: value for key in HYPERPARAMETERS if (value := getattr(recipe.training, key)) is not None},
+        data.chat_template == PLAIN,
     )
     (directory / READING).write_text(json.dumps(asdict(reading), indent=2) + "\n", encoding="utf-8")
 
@@ -90,6 +94,7 @@ def with_reading(loaded: LoadedRecipe, directory: Path) -> tuple[LoadedRecipe, s
         columns=found.columns,
         template=found.template,
         max_length=found.max_length,
+        chat_template=PLAIN if found.plain_text else None,
         chat_template_kwargs=found.chat_template_kwargs,
     )
     of_loss = {key: value for key, value in found.loss_settings.items() if key in HYPERPARAMETERS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peftcli.adapters.model_card import front_matter, python_block
+from peftcli.locations import public_name
 from peftcli.merging.merge_report import MergeReport
 
 
@@ -17,7 +18,7 @@ def merged_card(base: str, task: str, auto: str, report: MergeReport) -> str:
     """
     lines = [
         *front_matter(base, "transformers", ("peftcli", "merged", report.method), task),
-        f"# {base}, merged with a {report.method} adapter",
+        f"# {public_name(base)}, merged with a {report.method} adapter",
         "",
         f"The weights of the base with the change of a `{report.method}` training for `{task}` folded in, in "
         f"{report.dtype}. It needs no adapter library:",

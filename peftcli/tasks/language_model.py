@@ -100,15 +100,32 @@ class LanguageModelTask(Task):
         return {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
-        """Generate a text for each row."""
+        """Generate a text for each row.
+
+        Rows that leave room for texts of other lengths are generated apart: no text ends early because of another row.
+        Processes that share a divided model need equally many passes, so that there the least room counts for all.
+        """
+        from peftcli.distributed.sharding import is_sharded
+
+        rooms = self.rooms(model, batch)
+        if is_sharded(model) or len(set(rooms)) == 1:
+            return self._generated(model, batch.inputs, min(rooms))
+        mask, lines = batch.inputs["attention_mask"], dict[int, dict[str, Any]]()
+        for room in sorted(set(rooms), reverse=True):
+            chosen = [row for row, own in enumerate(rooms) if own == room]
+            padding = int(mask[chosen].any(0).long().argmax())  # columns that none of them has
+            some = {key: value[chosen][:, padding:] for key, value in batch.inputs.items()}
+            lines.update(zip(chosen, self._generated(model, some, room), strict=True))
+        return [lines[row] for row in range(batch.rows)]
+
+    def _generated(self, model: nn.Module, inputs: Mapping[str, Tensor], room: int) -> list[dict[str, Any]]:
         from peftcli.tasks.generation import generate
 
-        inputs = self.prepare_inputs(batch.inputs, generate=True)
         return generate(
             model,
-            inputs,
+            self.prepare_inputs(inputs, generate=True),
             self.settings.tokenizer,
-            max_new_tokens=min(self.rooms(model, batch)),
+            max_new_tokens=room,
             stop_ids=self.settings.stop_ids,
             decoding=self.settings.decoding,
             on_text=self.settings.on_text,

@@ -42,7 +42,8 @@ class MetricInfo:
 
 
 def _accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    if predictions and isinstance(predictions[0], list) and predictions[0] and isinstance(predictions[0][0], str):
+    lists = [row for row in predictions if isinstance(row, list) and row]  # a row may have no tag, the first one too
+    if lists and isinstance(lists[0][0], str):
         predictions, references = _joined(predictions), _joined(references)
     right = sum(p == r for p, r in zip(predictions, _ints(references), strict=True))
     return {"accuracy": right / max(1, len(predictions))}

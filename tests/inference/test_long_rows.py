@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from peftcli.inference.evaluate_run import evaluate_run
+from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run
+from peftcli.tasks.decoding import Decoding
 from peftcli.training.run import train
 from tests.recipes import class_rows, write_jsonl
 
@@ -21,6 +23,19 @@ def test_long_texts_are_classified(recipe, tmp_path: Path) -> None:
     long = write_jsonl(tmp_path / "long.jsonl", [{**row, "text": " ".join([row["text"]] * 200)}, row])
     assert len(list(predict_run(out, str(long)))) == 2
     assert evaluate_run(out, str(long))["eval_rows"] == 2
+
+
+def test_a_text_is_as_long_beside_a_longer_prompt_as_alone(recipe, tmp_path: Path) -> None:
+    training = {"training__max_steps": 1, "training__max_new_tokens": 20}
+    out = train(recipe("gpt2", data__max_length=LONG, **training)).output_dir
+    how = Predicting(decoding=Decoding(num_beams=2))  # by batches, as on a GPU
+    rows = [{"prompt": prompt} for prompt in ("the cat " * 300, "the cat", "a dog sat on", "the mat " * 12)]
+    together = list(predict_run(out, str(write_jsonl(tmp_path / "all.jsonl", rows)), how=how))
+    for number, row in enumerate(rows):
+        (alone,) = predict_run(out, str(write_jsonl(tmp_path / f"{number}.jsonl", [row])), how=how)
+        for key in ("prediction", "finish_reason"):
+            assert together[number][key] == alone[key]
+        assert together[number]["scores"]["tokens"] == alone["scores"]["tokens"]
 
 
 METHODS = [{"name": "lora"}, {"name": "full"}, {"name": "prompt_tuning", "num_virtual_tokens": 5}]

@@ -37,6 +37,7 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
         ("regression", "pearson", ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]), 1.0),
         ("regression", "spearman", ([1.0, 2.0, 30.0], [2.0, 4.0, 6.0]), 1.0),
         ("tags", "accuracy", TAGS, 0.8),
+        ("tags", "accuracy", ([[], ["A", "B", "C", "D"]], [[], ["A", "X", "X", "X"]]), 0.25),
         ("tags", "precision", TAGS, 1.0),
         ("tags", "recall", TAGS, 2 / 3),
         ("tags", "f1", TAGS, 0.8),

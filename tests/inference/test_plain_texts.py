@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from peftcli.inference.input_rows import beside
 from peftcli.inference.open_run import Opening
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run, predict_runs
-from peftcli.inference.reading_file import READING
+from peftcli.inference.reading_file import READING, with_reading, write_reading
 from peftcli.merging.merge_run import merge_run
 from peftcli.recipe.schema import DataSpec
 from peftcli.training.run import train
@@ -148,6 +149,15 @@ def test_a_line_of_text_is_a_prompt_for_a_model_of_prompts(recipe, tmp_path: Pat
             predict_run(tmp_path / "merged", asked)
     untrained = list(predict_run(loaded.path, asked))
     assert len(untrained) == 2 and set(untrained[0]) == {"prediction", "scores", "finish_reason"}
+
+
+def test_a_merged_model_knows_that_its_rows_were_plain_text(recipe, tmp_path: Path) -> None:
+    for wanted, kept in (("none", "none"), ("chatml", None), (None, None)):  # a template becomes the tokenizer's
+        loaded = recipe("llama", "causal_lm", chat_rows(2), data__chat_template=wanted)
+        write_reading(tmp_path, loaded.recipe, "prompt_completion")
+        found, trained = with_reading(replace(loaded, recipe=loaded.recipe.model_copy(update={"data": None})), tmp_path)
+        assert found.recipe.data is not None and found.recipe.data.chat_template == kept
+        assert trained == "prompt_completion"
 
 
 def test_tags_come_with_their_words(recipe, tmp_path: Path) -> None:

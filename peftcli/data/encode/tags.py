@@ -70,7 +70,7 @@ class TagEncoder:
         return [replace(self._limit(made), tokens=length) for made, length in zip(out, lengths, strict=True)]
 
     def _labels(self, words: Sequence[int | None], tags: Sequence[Any] | None, done: int) -> Any:
-        """Return a label for each token: the word's tag on its first token, else -100.
+        """Return a label for each token: the word's tag on its first token, else -100; so has a word whose tag that is.
 
         When predicting, the word's first token holds the word's number, so that predictions can be read per word; the
         row's value is the number of words, of which the last may have no token.
@@ -82,16 +82,20 @@ class TagEncoder:
         labels = np.full(len(words), IGNORED, dtype=np.int32)
         for place, word in enumerate(words):
             if word is not None and word > done:
-                labels[place] = word if tags is None else self._names.number(label_name(tags[word]))
+                labels[place] = word if tags is None else self._number(tags[word])
                 done = word
         return labels
+
+    def _number(self, tag: Any) -> int:
+        """Return a tag's number; -100 stays what it is, a tag that is not learnt."""
+        return IGNORED if tag == IGNORED else self._names.number(label_name(tag))
 
     def _limit(self, made: Outcome) -> Outcome:
         length, longest = len(made.rows[0].ids), self._settings.max_length
         if length > longest:
             return Outcome(status=DROPPED, reason=f"{length} tokens, more than max_length {longest}")
         if not self._settings.predicting and all(_ignored(row) for row in made.rows):
-            return Outcome(status=MASKED, reason="no word has a token")
+            return Outcome(status=MASKED, reason="no word has both a token and a tag")
         return made
 
     def _given(self, example: Example) -> Outcome:
@@ -103,12 +107,15 @@ class TagEncoder:
             row = Encoded(ids[:longest], labels=marks, value=float(len(ids)), truncated=cut)
             return Outcome([row], status=TRUNCATED if cut else KEPT)
         raw = example.labels if example.labels is not None else [IGNORED] * len(ids)
-        numbers = [IGNORED if tag == IGNORED else self._names.number(label_name(tag)) for tag in raw]
+        numbers = [self._number(tag) for tag in raw]
         if len(ids) > longest and self._settings.overflow in ("drop", "error"):
             return Outcome(status=DROPPED, reason=f"{len(ids)} tokens, more than max_length {longest}")
         labels = np.array(numbers[:longest], dtype=np.int32)
         cut = len(ids) > longest
-        return Outcome([Encoded(ids[:longest], labels=labels, truncated=cut)], status=TRUNCATED if cut else KEPT)
+        row = Encoded(ids[:longest], labels=labels, truncated=cut)
+        if _ignored(row):
+            return Outcome(status=MASKED, reason="all labels are -100")
+        return Outcome([row], status=TRUNCATED if cut else KEPT)
 
 
 def _spaced(words: Sequence[str]) -> list[str]:

@@ -80,6 +80,28 @@ def user_turn(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}] if text else []
 
 
+def behind_prompt(asked: str | list[dict[str, Any]], turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Return messages with the prompt in front, which they may hold already, and how many of them the prompt ends.
+
+    A prompt of text is often that of a user's turn behind a system turn. Space around a text, and keys that are null,
+    make no other turn.
+    """
+    own = user_turn(asked) if isinstance(asked, str) else asked
+    said, wanted = [list(map(_without_nulls, some)) for some in (turns, own)]
+    if said[: len(own)] == wanted:
+        return turns, len(own)
+    if isinstance(asked, str):
+        for place, turn in enumerate(said[:-1], 1):
+            if turn.get("content") == asked.strip() and str(turn.get("role")).lower() not in _ANSWERING:
+                return turns, place
+    return own + turns, len(own)
+
+
+def _without_nulls(turn: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {key: value for key, value in turn.items() if value is not None}
+    return {key: value.strip() if isinstance(value, str) else value for key, value in filled.items()}
+
+
 def conversation_of(
     found: RecognisedFormat, values: Mapping[str, Any], asked: str | list[dict[str, Any]], answer: str
 ) -> Conversation:

@@ -10,6 +10,7 @@ from peftcli.data.chat.conversations import Conversation, from_messages
 from peftcli.data.formats.answer_turns import (
     answer_of,
     as_messages,
+    behind_prompt,
     conversation_of,
     prompt_of,
     turns_in,
@@ -40,8 +41,7 @@ def _preferred(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Examp
         return [Preferred(better, worse)]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise found.wrong("one of chosen and rejected is a text, the other is a list of messages")
-    own = user_turn(asked) if isinstance(asked, str) else asked
-    one, other = (turns if turns[: len(own)] == own else own + turns for turns in (chosen, rejected))
+    one, other = (behind_prompt(asked, turns)[0] for turns in (chosen, rejected))
     shared = _shared(one, other)
     if not shared:
         raise found.wrong("chosen and rejected do not begin with the same turn, and there is no prompt")

@@ -52,5 +52,6 @@ FORMAT = RowFormat(
     looks_right=_has_lists,
     rows=({"tokens": ["Ada", "wrote", "code"], "tags": ["B-PER", "O", "O"]},),
     about="There is one tag for each word; the word's first token is trained on. The tokenizer must be a fast one. "
+    "A word whose tag is the number -100 is read and not learnt. "
     "`peft predict` also takes a text in place of the words, and divides it into words.",
 )

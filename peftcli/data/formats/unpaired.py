@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftcli.data.chat.conversations import Conversation, from_messages
-from peftcli.data.formats.answer_turns import answer_of, conversation_of, prompt_of, turns_in, turns_of, user_turn
+from peftcli.data.formats.answer_turns import (
+    answer_of,
+    behind_prompt,
+    conversation_of,
+    prompt_of,
+    turns_in,
+    turns_of,
+    user_turn,
+)
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.examples import Example, Judged
 from peftcli.data.recognition.row_format import Column, RecognisedFormat, RowFormat
@@ -34,9 +42,8 @@ def _judged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]
         if not asked:
             raise found.wrong("there is no prompt")
         return [Judged(conversation_of(found, values, asked, answer), good)]
-    own = user_turn(asked) if isinstance(asked, str) else asked
-    turns = answer if answer[: len(own)] == own else own + answer
-    before = len(own) or len(turns) - 1
+    turns, before = behind_prompt(asked, answer)
+    before = before or len(turns) - 1
     if not before or before == len(turns):
         raise found.wrong("there is no prompt" if not before else "there is no answer behind the prompt")
     return [Judged(turns_of(found, values, turns[:before], turns[before:]), good)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -126,6 +127,7 @@ def _checked(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
 def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | None = None, first: int = 1) -> Rows:
     number = first
     for batch in batches:
+        _refuse_twice(batch.schema.names, name)
         with _explained(name):
             nested = [field.name for field in batch.schema if _holds_structs(field.type)]
             classes = {**_class_names_of((batch.schema.metadata or {}).get(b"huggingface", b"{}")), **(names or {})}
@@ -141,6 +143,17 @@ def _records(batches: Iterator[pa.RecordBatch], name: str, names: ClassNames | N
                     values[column] = _named(values[column], known)
             yield Record(name, number, values)
             number += 1
+
+
+def _refuse_twice(columns: Sequence[str], name: str) -> None:
+    """Refuse a table with two columns of one name, of which a row in Python keeps the last one alone.
+
+    Raises:
+        UserError: names them.
+    """
+    if twice := sorted(column for column, times in Counter(columns).items() if times > 1):
+        text = f"there are two columns of the name {', '.join(twice)}"
+        raise UserError(Problem(text, file=name, suggestion="give every column a name of its own"))
 
 
 def _python_rows(batch: pa.RecordBatch, name: str) -> Iterator[dict[str, Any] | Exception]:

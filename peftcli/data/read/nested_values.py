@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ MISSING = object()
 
 DEEPEST = 500
 """Lists and objects inside each other in one row; Python's own JSON functions stop below 1,000."""
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, or NaN, as tables of numbers write what is missing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def too_deep(value: Any, text: str) -> bool:

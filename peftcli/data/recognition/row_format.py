@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftcli.data.read.nested_values import with_paths
+from peftcli.data.read.nested_values import is_nothing, with_paths
 from peftcli.data.read.records import Record, RowError, in_words
 from peftcli.data.recognition.examples import Example
 from peftcli.data.recognition.row_template import RowTemplate
@@ -141,7 +140,7 @@ class RecognisedFormat:
             if not empty and not value.strip():
                 raise self.wrong(f"the column {column!r} is empty")
             return value
-        if _is_nothing(value):
+        if is_nothing(value):
             raise self.wrong(f"the column {column!r} is {'null' if value is None else 'NaN'}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
@@ -166,7 +165,7 @@ class RecognisedFormat:
         """
         column = self._present(values, name)
         value = values[column]
-        if _is_nothing(value):
+        if is_nothing(value):
             raise self.wrong(f"the label in {column!r} is {'null' if value is None else 'NaN'}")
         if isinstance(value, str) and not value.strip():
             raise self.wrong(f"the label in {column!r} is empty")
@@ -188,8 +187,4 @@ def cell(values: Mapping[str, Any], column: str | None) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    return _is_nothing(value) or (isinstance(value, str | list | dict) and not value)
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return is_nothing(value) or (isinstance(value, str | list | dict) and not value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftcli.data.read.nested_values import is_nothing
 from peftcli.data.read.records import RowError
 from peftcli.errors import Problem, UserError
 from peftcli.suggestions import did_you_mean, nearest
@@ -61,13 +62,13 @@ class RowTemplate:
             )
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Return the text for a row; an absent or null value is an error of the row."""
+        """Return the text for a row; an absent value, null and NaN are errors of the row."""
         out = []
         for literal, name in self.parts:
             out.append(literal)
             if name is not None:
                 value = values.get(name)
-                if value is None:
+                if is_nothing(value):
                     raise RowError(f"the column {name!r} of the template is empty", f"a value in {name!r}")
                 out.append(value if isinstance(value, str) else str(value))
         return "".join(out)

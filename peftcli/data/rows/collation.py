@@ -100,6 +100,10 @@ class Collator:
         prompt, ids = self._cut(row)
         return self._text(ids), self._text(prompt.input_ids)
 
+    def reference_tokens(self, row: Row) -> int:
+        """Return how many tokens the reference of a row has, the one that ends it included."""
+        return len(self._cut(row)[1])
+
     def _cut(self, row: Row) -> tuple[Row, Any]:
         """Return what stands before the last supervised run, and that run; input and target for seq2seq.
 

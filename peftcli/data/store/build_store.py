@@ -46,11 +46,8 @@ def build_store(
     notes = _of_dates(job.settings)
     evidence: list[str] = []
     formats: list[str] = []
-    counts: Counter[int] = Counter()
-    reasons: Counter[str] = Counter()
-    statistics: Counter[str] = Counter()
-    unused: Counter[str] = Counter()
-    empty = EmptyAnswers()
+    counts, reasons = Counter[int](), Counter[str]()
+    statistics, unused, empty = Counter[str](), Counter[str](), EmptyAnswers()
     names, settings, rows_read = Names(), job.settings, 0
     with StoreWriter(directory) as writer:
         for number, source in enumerate(job.sources):

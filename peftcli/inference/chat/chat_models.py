@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peftcli.assembly.outline import model_spec
@@ -13,6 +13,7 @@ from peftcli.errors import UserError
 from peftcli.inference.complete_model import is_complete_model, is_recipe, recipe_of_model, refuse_checkpoint
 from peftcli.inference.open_run import Bases, FoundRun, Opening, find_run, load_run, opened
 from peftcli.inference.opened_run import OpenedRun
+from peftcli.inference.reading_file import with_reading
 from peftcli.models.load.load_model import load_config
 from peftcli.models.load.tokenizers import fit_to_tokenizer, load_tokenizer_with_notes
 from peftcli.models.model_tasks import check_task, saved_tasks
@@ -36,11 +37,13 @@ class ChatTarget:
         name: what it is called in the chat: the last part of its path.
         loaded: its recipe; of a directory with a model, one that names it.
         found: of a run; None where the model is used as it is.
+        read_as: format of the training rows of a complete model; None where that is not known.
     """
 
     name: str
     loaded: LoadedRecipe
     found: FoundRun | None = None
+    read_as: str | None = None
 
 
 @dataclass
@@ -103,7 +106,8 @@ class ChatModels:
         tokenizer, notes = load_tokenizer_with_notes(spec)
         base = self._bases.load(spec, recipe.task, None, world, recipe.seed)
         notes = [*notes, *base.all_notes, *fit_to_tokenizer(base.model, tokenizer, seed=recipe.seed)]
-        return opened(loaded, tokenizer, Attachment(base.model), None, base, world, notes)
+        run = opened(loaded, tokenizer, Attachment(base.model), None, base, world, notes)
+        return replace(run, trained_format=target.read_as)
 
 
 def find_targets(
@@ -146,7 +150,8 @@ def _target(path: Path, dtype: DTypeName | None, checkpoint: str | None, trust_c
     refuse_checkpoint(checkpoint, f"{path} is a complete model")
     loaded = recipe_of_model(path, trust_code=trust_code, task=GOES_ON)
     _check_model(path, loaded)
-    return ChatTarget(path.resolve().name, loaded)
+    loaded, trained = with_reading(loaded, path)
+    return ChatTarget(path.resolve().name, loaded, read_as=trained)
 
 
 def _check_writes(where: str, loaded: LoadedRecipe) -> None:

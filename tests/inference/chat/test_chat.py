@@ -54,7 +54,8 @@ def trained(recipe, tmp_path):
     ) -> str:
         block = {"name": method, **({"r": 4} if method == "lora" else {})}
         more = {"training__learning_rate": 0.05, "training__max_steps": 3, **changes}
-        loaded = recipe(family, "causal_lm", rows, name=name, method=block, data__chat_template=str(template), **more)
+        more = {"data__chat_template": str(template), **more}
+        loaded = recipe(family, "causal_lm", rows, name=name, method=block, **more)
         train(loaded)
         return str(loaded.recipe.output_dir)
 
@@ -189,6 +190,16 @@ def test_a_merged_directory_and_a_checkpoint(trained, tmp_path) -> None:
     assert plain.stop_ids
     with pytest.raises(UserError, match="--checkpoint is for a run"):
         chat_with(merged, checkpoint="last")
+
+
+@pytest.mark.parametrize("more", [{}, {"data__template": "Q: {prompt} A:"}])
+def test_a_merged_model_is_asked_as_its_run_is(trained, tmp_path, more: dict[str, str]) -> None:
+    run = trained("llama", rows=chat_rows(8), training__max_steps=1, data__chat_template="none", **more)
+    merge_run(run, tmp_path / "merged")
+    makers = [PromptMaker(chat.models.use(chat.name)) for chat in (chat_with(run), chat_with(tmp_path / "merged"))]
+    rounds = [Round("the cat", "sat"), Round("the dog")]
+    ids = [maker.prompt(rounds, None, 4).row.input_ids.tolist() for maker in makers]
+    assert ids[0] == ids[1] and makers[0].notes() == makers[1].notes() != []
 
 
 def test_what_cannot_be_talked_to(recipe, tmp_path, models) -> None:
