@@ -160,14 +160,14 @@ def test_bytes_that_are_no_rows_are_refused_before_all_of_them_are_read(monkeypa
 
 def test_texts_that_end_before_their_references_are_said(recipe, tmp_path: Path) -> None:
     metrics = {"training__metrics": ["exact_match"], "training__max_steps": 1}
-    out = train(recipe("llama", **metrics, training__max_new_tokens=2)).output_dir
-    rows = [{"prompt": "the cat", "completion": " sat"}, {"prompt": "the cat", "completion": " sat on the mat"}]
+    out = train(recipe("llama", **metrics, training__max_new_tokens=12)).output_dir
+    rows = [{"prompt": "the cat", "completion": " sat"}, {"prompt": "the cat", "completion": " cat" * 40}]
     file = str(write_jsonl(tmp_path / "rows.jsonl", rows))
     notes: list[str] = []
     evaluate_run(out, file, notes.append)
-    assert any(note.startswith("1 of 2 references have more than 2 tokens") for note in notes)
+    assert any(note.startswith("1 of 2 references have more than 12 tokens") for note in notes)
     notes.clear()
-    evaluate_run(out, file, notes.append, Opening(max_new_tokens=50))
+    evaluate_run(out, file, notes.append, Opening(max_new_tokens=500))
     assert not any("references" in note for note in notes)
 
 
