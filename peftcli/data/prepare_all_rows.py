@@ -81,7 +81,8 @@ class RowPreparer:
                 f"the chat template ends an answer with {text!r}, which is no token of the tokenizer: generation writes"
                 " it out before it stops; add it with model.new_special_tokens, or set another data.chat_template"
             )
-        self.settings = replace(settings, kind=labels.problem if labels else kind)
+        names = labels.names if labels and labels.problem == "multi_label" else ()
+        self.settings = replace(settings, kind=labels.problem if labels else kind, names=names)
 
     def run(self) -> PreparedData:
         """Prepare the training set and every validation set.

@@ -66,6 +66,17 @@ def test_labels_may_be_absent_and_what_was_cut_is_said(recipe, tmp_path: Path) -
         predict_run(out, str(broken), opening=Opening(max_new_tokens=4))
 
 
+def test_several_labels_in_a_cell_are_read_as_in_training_however_few_rows_there_are(recipe, tmp_path: Path) -> None:
+    cells = ["red|round", "red", "round", "red|flat", "flat", "flat|round", "round"] * 3
+    rows = [{"text": f"the {cell}", "label": cell} for cell in cells]
+    loaded = recipe("bert", "sequence_classification", rows, training__max_steps=1, data__val_set_size=0,
+                    model__problem_type="multi_label")  # fmt: skip
+    out = train(loaded).output_dir
+    for cell in ("red|round", "flat"):
+        file = write_jsonl(tmp_path / "one.jsonl", [{"text": "the", "label": cell}])
+        assert evaluate_run(out, str(file))["eval_rows"] == 1
+
+
 def test_answers_may_be_absent_and_their_length_is_chosen(recipe, tmp_path: Path) -> None:
     rows = [{"q": row["prompt"], "a": row["completion"]} for row in chat_rows(8)]
     loaded = recipe("gpt2", "causal_lm", rows, training__max_steps=1, training__max_new_tokens=5,

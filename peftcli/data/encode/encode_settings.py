@@ -26,6 +26,7 @@ class EncodeSettings:
         train_on: which answers of a conversation are learnt.
         kind: kind of the labels, None without labels.
         form: how the cells of labels are read, None while that is still to be judged.
+        names: labels that are known already, those of a run, where a row can have several.
         template: the chat template, None for plain text.
         add_head: put the tokenizer's own first tokens before a rendered template that lacks them.
         predicting: rows are inputs only.
@@ -37,6 +38,7 @@ class EncodeSettings:
     train_on: TrainOn = "completions"
     kind: Kind | None = None
     form: LabelForm | None = None
+    names: tuple[str, ...] = ()
     template: ChatTemplate | None = None
     add_head: bool = False
     predicting: bool = False

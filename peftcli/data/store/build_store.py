@@ -134,7 +134,8 @@ def _with_kind(
     if found.target_column is None:
         return settings
     values = [value_at(record.values, found.target_column) for record in islice(records, JUDGED)]
-    judged = judge([value for value in values if value is not MISSING and value not in (None, "")], settings.kind)
+    cells = [value for value in values if value is not MISSING and value not in (None, "")]
+    judged = judge(cells, settings.kind, settings.names)
     notes += judged.notes
     return replace(settings, kind=judged.kind, form=judged.form)
 

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,12 +69,13 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-def judge(values: Sequence[Any], wanted: Kind | None) -> Judged:
+def judge(values: Sequence[Any], wanted: Kind | None, names: Collection[str] = ()) -> Judged:
     """Judge a label column by its first values.
 
     Args:
         values: those that are not null.
         wanted: the kind that the recipe or the run asks for, or None.
+        names: the labels of a run, which tell what stands between several labels in a cell.
     """
     notes: list[str] = []
     text = bool(values) and wanted in (None, "multi_label") and all(_is_list_text(value) for value in values)
@@ -83,7 +84,7 @@ def judge(values: Sequence[Any], wanted: Kind | None) -> Judged:
         notes.append("the labels are lists written as text: they are read as several labels of a row")
     kind = wanted or kind_of(values)
     if kind == "multi_label":
-        delimiter = _delimiter(values) if not text else ""
+        delimiter = _between(values, names) or _delimiter(values) if not text else ""
         width = len(values[0]) if values and isinstance(values[0], list) else 0
         if width < 2 or not all(_is_vector(value) and len(value) == width for value in values):
             return Judged(kind, LabelForm(text, delimiter), tuple(notes))
@@ -142,6 +143,17 @@ def _delimiter(values: Sequence[Any]) -> str:
         if any(all(part.strip() and parts[part.strip()] > 1 for part in text.split(delimiter)) for text in several):
             return delimiter
     return ""
+
+
+def _between(values: Sequence[Any], names: Collection[str]) -> str:
+    """Return the character that divides the most cells into known labels alone; '' where none does."""
+    texts = [value for value in values if isinstance(value, str)]
+    found = {
+        delimiter: sum(all(part.strip() in names for part in text.split(delimiter)) for text in texts)
+        for delimiter in _DELIMITERS
+    }
+    best = max(_DELIMITERS, key=found.__getitem__)
+    return best if found[best] else ""
 
 
 def listed(text: str) -> list[Any] | None:

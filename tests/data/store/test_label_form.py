@@ -98,6 +98,14 @@ def test_labels_of_a_text_with_a_delimiter(tmp_path: Path) -> None:
     assert judge(["New York, NY", "Paris, France"], None).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("cells", "delimiter"),
+    [(["red|round"], "|"), (["red"], "|"), (["red; round", "red, blue"], ";"), (["green|flat"], ""), ([["red"]], "")],
+)
+def test_known_labels_tell_what_stands_between_them_where_few_cells_cannot(cells: list[Any], delimiter: str) -> None:
+    assert judge(cells, "multi_label", ("red", "round")).form.delimiter == delimiter
+
+
 def test_labels_that_are_alike_are_said(tmp_path: Path) -> None:
     assert alike(["pos", " pos", "Pos", "neg"]) == [["pos", " pos", "Pos"]] and alike(["0", "0.0"])
     data = prepared(tmp_path, ["pos", " pos", "Pos", "neg"])
