@@ -81,7 +81,9 @@ class RowPreparer:
                 f"the chat template ends an answer with {text!r}, which is no token of the tokenizer: generation writes"
                 " it out before it stops; add it with model.new_special_tokens, or set another data.chat_template"
             )
-        names = labels.names if labels and labels.problem == "multi_label" else ()
+        # of another file; the run's own rows are read as in training, and found in the cache
+        several = purpose == "any" and labels is not None and labels.problem == "multi_label"
+        names = labels.names if labels is not None and several else ()
         self.settings = replace(settings, kind=labels.problem if labels else kind, names=names)
 
     def run(self) -> PreparedData:

@@ -106,6 +106,19 @@ def test_known_labels_tell_what_stands_between_them_where_few_cells_cannot(cells
     assert judge(cells, "multi_label", ("red", "round")).form.delimiter == delimiter
 
 
+def test_rows_of_a_run_are_found_in_the_cache_with_its_labels(tmp_path: Path) -> None:
+    from peftcli.data.prepare import prepare
+    from peftcli.recipe.schema import DataSpec
+
+    prepared(tmp_path, ["a|b", "a", "b", "c|a"])
+    spec = DataSpec(path=str(tmp_path / "a.jsonl"), val_set_size=0.0, cache_dir=str(tmp_path / "cache"))
+    first = prepare(spec, TASK, tiny_tokenizer(cls=True), seed=0, problem_type="multi_label")
+    entries = sorted((tmp_path / "cache").rglob("*"))
+    again = prepare(spec, TASK, tiny_tokenizer(cls=True), seed=0, labels=first.labels)
+    assert vectors(again) == vectors(first)
+    assert sorted((tmp_path / "cache").rglob("*")) == entries
+
+
 def test_labels_that_are_alike_are_said(tmp_path: Path) -> None:
     assert alike(["pos", " pos", "Pos", "neg"]) == [["pos", " pos", "Pos"]] and alike(["0", "0.0"])
     data = prepared(tmp_path, ["pos", " pos", "Pos", "neg"])
