@@ -75,9 +75,11 @@ def as_messages(found: RecognisedFormat, name: str, turns: Sequence[Any]) -> lis
     return out
 
 
-def user_turn(text: str) -> list[dict[str, Any]]:
-    """Return a question as messages; none where there is no text."""
-    return [{"role": "user", "content": text}] if text else []
+def _as_turns(asked: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt as messages; none where there is no text."""
+    if isinstance(asked, list):
+        return asked
+    return [{"role": "user", "content": asked}] if asked else []
 
 
 def behind_prompt(asked: str | list[dict[str, Any]], turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -86,7 +88,7 @@ def behind_prompt(asked: str | list[dict[str, Any]], turns: list[dict[str, Any]]
     A prompt of text is often that of a user's turn behind a system turn. Space around a text, and keys that are null,
     make no other turn.
     """
-    own = user_turn(asked) if isinstance(asked, str) else asked
+    own = _as_turns(asked)
     said, wanted = [list(map(_without_nulls, some)) for some in (turns, own)]
     if said[: len(own)] == wanted:
         return turns, len(own)
@@ -102,15 +104,32 @@ def _without_nulls(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.strip() if isinstance(value, str) else value for key, value in filled.items()}
 
 
+def question_of(found: RecognisedFormat, values: Mapping[str, Any], asked: str | list[dict[str, Any]]) -> Conversation:
+    """Return a prompt, after the row's system text, that waits for its answer.
+
+    Raises:
+        RowError: it is empty.
+    """
+    if not asked:
+        raise found.wrong("there is no prompt")
+    if isinstance(asked, str) and not _has_system(found, values):
+        return Conversation.single(asked, None)
+    system, tools = found.cell(values, "system"), found.cell(values, "tools")
+    return from_messages(list(_as_turns(asked)), tools, found.format.expected, system=system, predicting=True)
+
+
 def conversation_of(
     found: RecognisedFormat, values: Mapping[str, Any], asked: str | list[dict[str, Any]], answer: str
 ) -> Conversation:
     """Return a prompt, after the row's system text, and an answer of text."""
+    if isinstance(asked, str) and not _has_system(found, values):
+        return Conversation.single(asked, answer)
+    return turns_of(found, values, _as_turns(asked), [{"role": "assistant", "content": answer}])
+
+
+def _has_system(found: RecognisedFormat, values: Mapping[str, Any]) -> bool:
     system = found.cell(values, "system")
-    if isinstance(asked, list) or (isinstance(system, str) and system.strip()):
-        turns = asked if isinstance(asked, list) else user_turn(asked)
-        return turns_of(found, values, turns, [{"role": "assistant", "content": answer}])
-    return Conversation.single(asked, answer)
+    return isinstance(system, str) and bool(system.strip())
 
 
 def turns_of(

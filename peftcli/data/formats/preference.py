@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from peftcli.data.chat.conversations import Conversation, from_messages
 from peftcli.data.formats.answer_turns import (
     answer_of,
     as_messages,
     behind_prompt,
     conversation_of,
     prompt_of,
+    question_of,
     turns_in,
     turns_of,
-    user_turn,
 )
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.examples import Example, Preferred
@@ -30,7 +29,7 @@ def _preferred(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Examp
     """
     asked = prompt_of(found, values)
     if found.predicting:
-        return [_question(found, values, asked)]
+        return [question_of(found, values, asked or _asked(found, values))]
     chosen, rejected = answer_of(found, values, "chosen"), answer_of(found, values, "rejected")
     if chosen == rejected:
         raise found.wrong("chosen and rejected are the same: there is nothing to prefer")
@@ -69,19 +68,11 @@ def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     return count
 
 
-def _question(found: RecognisedFormat, values: Mapping[str, Any], asked: str | list[dict[str, Any]]) -> Conversation:
-    """Return what is to be answered: the prompt, or the beginning of a conversation."""
-    system, tools, expected = found.cell(values, "system"), found.cell(values, "tools"), found.format.expected
-    if not asked:
-        given = {name: turns_in(found.cell(values, name)) for name in ("chosen", "rejected")}
-        sides = [as_messages(found, name, one) for name, one in given.items() if isinstance(one, list)]
-        asked = sides[0][: _shared(*sides)] if len(sides) == 2 else sides[0][:-1] if sides else ""
-    if isinstance(asked, str) and not asked:
-        raise found.wrong("there is no prompt")
-    if isinstance(asked, str) and not (isinstance(system, str) and system.strip()):
-        return Conversation.single(asked, None)
-    turns = user_turn(asked) if isinstance(asked, str) else asked
-    return from_messages(list(turns), tools, expected, system=system, predicting=True)
+def _asked(found: RecognisedFormat, values: Mapping[str, Any]) -> str | list[dict[str, Any]]:
+    """Return what two conversations have in common at their beginning, or what stands before the answer of one."""
+    given = {name: turns_in(found.cell(values, name)) for name in ("chosen", "rejected")}
+    sides = [as_messages(found, name, one) for name, one in given.items() if isinstance(one, list)]
+    return sides[0][: _shared(*sides)] if len(sides) == 2 else sides[0][:-1] if sides else ""
 
 
 def _has_answers(columns: Mapping[str, str], records: Sequence[Record]) -> bool:

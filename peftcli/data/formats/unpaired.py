@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftcli.data.chat.conversations import Conversation, from_messages
 from peftcli.data.formats.answer_turns import (
     answer_of,
     behind_prompt,
     conversation_of,
     prompt_of,
+    question_of,
     turns_in,
     turns_of,
-    user_turn,
 )
 from peftcli.data.read.records import Record
 from peftcli.data.recognition.examples import Example, Judged
@@ -30,7 +29,7 @@ def _judged(found: RecognisedFormat, values: Mapping[str, Any]) -> list[Example]
     """
     asked = prompt_of(found, values)
     if found.predicting:
-        return [_question(found, values, asked)]
+        return [question_of(found, values, asked or _asked(found, values))]
     good = _label(found, values)
     if "completion" not in found.columns:
         turns = answer_of(found, values, "prompt")
@@ -58,17 +57,10 @@ def _label(found: RecognisedFormat, values: Mapping[str, Any]) -> bool:
     return word in _GOOD
 
 
-def _question(found: RecognisedFormat, values: Mapping[str, Any], asked: str | list[dict[str, Any]]) -> Conversation:
-    system, tools = found.cell(values, "system"), found.cell(values, "tools")
-    if not asked:
-        given = turns_in(found.cell(values, "completion"))
-        asked = given[:-1] if isinstance(given, list) else ""
-    if not asked:
-        raise found.wrong("there is no prompt")
-    if isinstance(asked, str) and not (isinstance(system, str) and system.strip()):
-        return Conversation.single(asked, None)
-    turns = user_turn(asked) if isinstance(asked, str) else asked
-    return from_messages(list(turns), tools, found.format.expected, system=system, predicting=True)
+def _asked(found: RecognisedFormat, values: Mapping[str, Any]) -> str | list[dict[str, Any]]:
+    """Return what stands before the answer of a conversation."""
+    given = turns_in(found.cell(values, "completion"))
+    return given[:-1] if isinstance(given, list) else ""
 
 
 def _has_answers(columns: Mapping[str, str], records: Sequence[Record]) -> bool:
