@@ -33,8 +33,11 @@ GRACE_SECONDS = 4.0
 """How long a process that is to end may take to save and tidy up."""
 GRACE_WITHOUT_STATE = 1.0
 """The same where there is nothing to save."""
-WORD_SECONDS = 0.5
-"""How long a process that a signal ends waits for the launcher's word on it: elastic ends processes by signals."""
+WORD_SECONDS = 5.0
+"""How long a process that a signal ends waits for the launcher's word on it: elastic ends processes by signals.
+
+Only a signal that was sent to one process alone goes without a word; a busy machine may take seconds to bring one.
+"""
 PARENT_SECONDS = 0.5
 """How often a process looks whose child it is."""
 PEER_LOST = 75
@@ -47,8 +50,11 @@ class LaunchedWorker:
     def __init__(self) -> None:
         self._released = False
         self._heard = threading.Event()
+        self._introduced = threading.Event()
         self._line: socket.socket | None = None
         self._ours = _is_ours()
+        listen = self._listen if self._ours else self._watch_parent
+        self._thread = threading.Thread(target=listen, args=(os.getppid(),), name="launcher", daemon=True)
 
     @classmethod
     def of_environment(cls) -> LaunchedWorker | None:
@@ -56,14 +62,14 @@ class LaunchedWorker:
         return cls() if _is_ours() or ELASTIC in os.environ else None
 
     def listen(self) -> None:
-        """Begin to listen; what was said before is heard now."""
+        """Begin to listen, unless this was begun before; what was said earlier is heard now.
+
+        The thread makes the connection: a signal that interrupts the main thread does not keep it from being made.
+        """
+        with suppress(RuntimeError):  # a thread can be started once
+            self._thread.start()
         if self._ours:
-            with suppress(OSError):  # the launcher has ended
-                port = int(os.environ[LAUNCHED].split(":")[0])
-                self._line = socket.create_connection(("127.0.0.1", port))
-                self._line.sendall(INTRODUCTION.pack(int(os.environ["RANK"]), os.getpid()))
-        listen = self._listen if self._ours else self._watch_parent
-        threading.Thread(target=listen, args=(os.getppid(),), name="launcher", daemon=True).start()
+            self._introduced.wait(WORD_SECONDS)  # from then on the launcher sees this process end
 
     def leave(self, code: int) -> None:
         """Tell the launcher the code that this process exits with; from now on no signal changes that code.
@@ -71,11 +77,16 @@ class LaunchedWorker:
         The launcher ends the others with a signal as soon as one has failed or stopped.
         """
         ignore_signals()
-        if self._line is not None:
+        if self._ours and self._introduced.wait(WORD_SECONDS) and self._line is not None:
             with suppress(OSError):
                 self._line.sendall(FAREWELL.pack(code & 0xFF))
 
     def _listen(self, _parent: int) -> None:
+        with suppress(OSError):  # the launcher has ended
+            port = int(os.environ[LAUNCHED].split(":")[0])
+            self._line = socket.create_connection(("127.0.0.1", port))
+            self._line.sendall(INTRODUCTION.pack(int(os.environ["RANK"]), os.getpid()))
+        self._introduced.set()
         while (word := self._word()) == STOP:
             StopRequest.from_launcher(at_once=False)
             self._heard.set()
@@ -108,6 +119,7 @@ class LaunchedWorker:
     def is_consequence(self, error: BaseException) -> bool:
         """Whether an error says only that another process, or the launcher, has ended."""
         if self._ours and isinstance(error, (KeyboardInterrupt, Stopped)):
+            self.listen()  # the signal may have come before
             self._heard.wait(WORD_SECONDS)
         return self._released or (self._ours and isinstance(error, PeerLost) and os.environ.get("RANK") == "0")
 

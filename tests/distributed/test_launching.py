@@ -110,6 +110,21 @@ wait_for(lambda: False)  # it hears that it is to end, and never looks
         assert words in said
 
 
+@pytest.mark.parametrize("heard", ["while it listens", "before it listens"])
+def test_a_process_that_is_ended_before_the_launchers_word_comes_waits_for_it(outcome, heard: str) -> None:
+    """A busy machine may bring torch's signal seconds before the launcher's word, and at any moment of the start."""
+    code, said = outcome(f"""
+if rank == 1:
+    select.select([], [], [], 1.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+if "{heard}" == "before it listens":
+    worker = LaunchedWorker.of_environment()
+raise KeyboardInterrupt
+""")
+    assert code == 2
+    assert "rank 1, of 2" in said
+
+
 def test_arguments_arrive_as_they_are_and_the_environment_stays(capfd: pytest.CaptureFixture[str]) -> None:
     """Torch's launcher substitutes in arguments, and sets variables."""
     before, said = dict(os.environ), "a$$b ${local_rank} $HOME"
