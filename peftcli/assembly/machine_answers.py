@@ -12,11 +12,13 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from peftcli.atomic import PARTIAL
 from peftcli.locations import CACHE_VARIABLE, user_cache
+from peftcli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ def machine(device: torch.device) -> dict[str, str]:
     """Return what a measurement depends on besides the load: the processor or GPU, and the build of torch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
     return {"device": device.type, "name": name, "torch": torch.__version__}
+
+
+def about_steps(recipe: Recipe) -> dict[str, Any]:
+    """Return what the speed of a recipe's steps depends on besides machine, shape of the model and rows."""
+    spec = recipe.training
+    loss = {key: getattr(spec, key) for key in ("loss_type", "reference") if getattr(spec, key) is not None}
+    return {
+        **loss,  # a pass more: of mismatched answers, or of a live reference
+        "task": recipe.task,
+        "method": recipe.method.model_dump(mode="json"),
+        "model": recipe.model.model_dump(mode="json", exclude={"name_or_path", "revision"}),
+        "rows": spec.per_device_train_batch_size,
+        "length": recipe.data.max_length if recipe.data is not None else None,
+        "bf16": spec.bf16,
+    }
 
 
 def _cpu() -> str:

@@ -221,13 +221,12 @@ def with_text_length(loaded: LoadedRecipe, max_new_tokens: int | None) -> Loaded
     Raises:
         UserError: its task generates none.
     """
-    recipe = loaded.recipe
     if max_new_tokens is None:
         return loaded
-    if not task_info(recipe.task).generates:
-        raise UserError(f"--max-new-tokens is for generated text; {recipe.task} has none", suggestion="leave it out")
-    training = recipe.training.model_copy(update={"max_new_tokens": max_new_tokens})
-    return replace(loaded, recipe=recipe.model_copy(update={"training": training}))
+    task = loaded.recipe.task
+    if not task_info(task).generates:
+        raise UserError(f"--max-new-tokens is for generated text; {task} has none", suggestion="leave it out")
+    return loaded.with_training(max_new_tokens=max_new_tokens)
 
 
 def trained_format(directory: RunDirectory) -> str | None:

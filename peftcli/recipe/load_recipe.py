@@ -57,6 +57,11 @@ class LoadedRecipe:
         """Return a problem of a dotted key, with the place where the key is written."""
         return self.tree.problem(self._split(key), message, suggestion)
 
+    def with_training(self, **values: Any) -> LoadedRecipe:
+        """Return the same with values of the training block that were decided since."""
+        training = self.recipe.training.model_copy(update=values)
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
+
     def _split(self, key: str) -> Key:
         """Return the path of a dotted key; a part of digits is a list's element where the data has a list there."""
         path: Key = ()

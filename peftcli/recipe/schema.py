@@ -289,8 +289,8 @@ class TrainingSpec(Block):
     begins. auto is 1 on CUDA, else 0."""
     fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)
     """Optimisations that can be turned off one by one."""
-    torch_compile: bool = False
-    """Compile each block with torch.compile."""
+    torch_compile: bool | Literal["auto"] = False
+    """Compile each block with torch.compile; auto does in long runs, if a trial of a few steps shows that it pays."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; auto takes CUDA, then MPS, then the CPU."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)

@@ -28,6 +28,7 @@ class TrainState:
         eval_before: metrics before the first step.
         compute_dtype: what training computes in; a probe could decide otherwise after a resume.
         recomputes: whether by gradient checkpointing; free memory could decide otherwise after a resume.
+        compiles: whether its blocks are compiled; a trial could decide otherwise after a resume.
         method: the hyper-parameters that the method is attached by, where training decided some (`params_now`).
         inputs: `RunInputs.as_dict()`; None in checkpoints of earlier versions.
         done: whether training ended, by steps or early.
@@ -51,6 +52,7 @@ class TrainState:
     eval_before: dict[str, Any] | None = None
     compute_dtype: str | None = None
     recomputes: bool | None = None
+    compiles: bool | None = None
     method: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     done: bool = False

@@ -30,7 +30,7 @@ from peftcli.tasks.task import Task
 from peftcli.training.best_value import direction_notes
 from peftcli.training.resuming.compare_inputs import compare_inputs, inputs_before_weights
 from peftcli.training.resuming.step_rows import check_step_rows
-from peftcli.training.speed.compiled_blocks import NOTE
+from peftcli.training.speed.compile_trial import Work, decide_compiling
 from peftcli.training.step_plan import StepPlan, make_plan
 from peftcli.training.training_checks import TrainingChecks
 from peftcli.training.watch.reporting import Reporter
@@ -41,12 +41,14 @@ class BeforeWeights:
     """What a session needs besides the weights.
 
     Args:
+        loaded: the recipe, in which it is decided whether blocks are compiled.
         validation: the sets that hold rows.
         metrics: those to compute on them.
         leaving: the description of the model that the run will leave.
     """
 
     known: Outline
+    loaded: LoadedRecipe
     data: PreparedData
     plan: StepPlan
     validation: dict[str, RowSet]
@@ -81,17 +83,35 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     check_step_rows(state, recipe.training, world.size)
     compare_inputs(inputs_before_weights(known, data, validation, world, plan.step_rows), state, reporter)
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
-    compiling = [NOTE] if recipe.training.torch_compile else []
     sharing = [world.strategy.note] if world.strategy.note is not None else []
     shared = overlap_notes(data, recipe.data) if recipe.data is not None else []
     leaving = leaving_model(known.spec, recipe.task, known.tokenizer, learnt_texts(recipe, data, known.tokenizer))
     problem = data.labels.problem if data.labels else None
     rows = KnownRows(data.report.formats, problem, sum(map(len, validation.values())))
     upside_down = direction_notes(recipe.training) if validation else []
-    of_recipe = [*compiling, *sharing, *upside_down, *idle_keys(loaded, NAMES, rows)]
+    of_recipe = [*sharing, *upside_down, *idle_keys(loaded, NAMES, rows)]
     for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
         reporter.note(note)
-    return BeforeWeights(known, data, plan, validation, task, metrics, leaving)
+    decided = _decide_compiling(loaded, known, data, plan, world, state, reporter)
+    return BeforeWeights(known, decided, data, plan, validation, task, metrics, leaving)
+
+
+def _decide_compiling(
+    loaded: LoadedRecipe,
+    known: Outline,
+    data: PreparedData,
+    plan: StepPlan,
+    world: World,
+    state: TrainState,
+    reporter: Reporter,
+) -> LoadedRecipe:
+    """Return the recipe with compiled blocks or without, note that in `state`, and tell why."""
+    work = Work.of(float(data.train.lengths.sum()) * plan.epochs, known.anatomy)
+    found = decide_compiling(loaded, work, world.device, world.size, state.compiles, reporter.note)
+    if found.note is not None:
+        reporter.note(found.note)
+    state.compiles = found.on
+    return loaded.with_training(torch_compile=found.on)
 
 
 def _check_with_data(

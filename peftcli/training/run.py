@@ -37,6 +37,7 @@ from peftcli.training.resuming.longer_run import check_can_be_longer, lengthen
 from peftcli.training.run_header import header
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
+from peftcli.training.speed.compile_trial import without_trial
 from peftcli.training.speed.compiled_blocks import tracing_settings
 from peftcli.training.step_batches import prepared_ahead, worker_threads
 from peftcli.training.watch.profiling import profiled
@@ -127,7 +128,7 @@ def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporte
     """Do everything that a new run does before its first step, and write nothing into its directory.
 
     Weights are loaded, the method is attached, rows are prepared (their cache is that of a run), and the header is
-    shown.
+    shown. No steps are tried for `torch_compile: auto`.
 
     Raises:
         UserError: what the run would be refused for.
@@ -139,7 +140,7 @@ def rehearse(loaded: LoadedRecipe, *, overwrite: bool = False, reporter: Reporte
     if world.is_main and directory.check(recipe, resume=False, overwrite=overwrite) is RunStatus.FINISHED:
         reporter.note(f"{directory.path} holds this run, finished: peft train would do nothing without --overwrite")
     with _borrowed(recipe.training), memory_for("before the first step", for_training(recipe)):
-        session = build_session(loaded, world, directory, reporter, TrainState())
+        session = build_session(without_trial(loaded, reporter.note), world, directory, reporter, TrainState())
         world.wait()
         reporter.header(header(session))
         recomputes = bool(session.state.recomputes)
@@ -156,7 +157,8 @@ def started(loaded: LoadedRecipe, directory: Path) -> Iterator[tuple[Session, Mi
     recipe = loaded.recipe
     world = World(pick_device(recipe.training.device), recipe.distributed)
     with _borrowed(recipe.training), memory_for("while two steps were measured", for_training(recipe)):
-        yield _start(loaded, world, RunDirectory(directory), Silent(), RunStatus.EMPTY)
+        reporter = Silent()
+        yield _start(without_trial(loaded, reporter.note), world, RunDirectory(directory), reporter, RunStatus.EMPTY)
 
 
 def for_training(recipe: Recipe) -> str:

@@ -81,16 +81,16 @@ def build_session(
     Raises:
         UserError: anything in the recipe, the model or the data is wrong.
     """
-    recipe = loaded.recipe
-    seed_everything(recipe.seed)
+    seed_everything(loaded.recipe.seed)
     ready = before_weights(loaded, world, reporter, state)
+    recipe = ready.loaded.recipe
     base = _load(ready, recipe, world)
     attached = _attach(recipe, base, ready, state, world, reporter)
     attachment, anatomy = attached.attachment, attached.anatomy
     computing = _computing(recipe, base, attached, ready.task, state, world, reporter)
-    batches = _step_batches(loaded, base, attached, ready, computing, world)
+    batches = _step_batches(base, attached, ready, computing, world)
     _change_for_training(anatomy, attachment, ready.known.info, ready.task, batches, computing, state, reporter)
-    compare_inputs(_inputs_of_weights(base, computing.fast_paths, batches.max_tokens), state, reporter)
+    compare_inputs(_inputs_of_weights(loaded, base, computing, batches.max_tokens, state), state, reporter)
     start_from_rows(recipe, attached, batches, computing.precision, state, reporter)
     evaluator = _evaluator(recipe, base, batches.collator, world, ready, computing)
     start = StartModel(base, ready.known.info, attachment, computing)
@@ -155,10 +155,11 @@ def _computing(
 
 
 def _step_batches(
-    loaded: LoadedRecipe, base: Loaded, attached: Attached, ready: BeforeWeights, computing: Computing, world: World
+    base: Loaded, attached: Attached, ready: BeforeWeights, computing: Computing, world: World
 ) -> StepBatches:
     """Return what makes the micro-batches of each step; rows are joined or packed as the model was found to allow."""
-    recipe, paths, data = loaded.recipe, computing.fast_paths, loaded.recipe.data
+    loaded, recipe, paths = ready.loaded, ready.loaded.recipe, computing.fast_paths
+    data = recipe.data
     joins = paths.by_document and not (data is not None and data.packing)
     route = _packing_route(loaded, base.model, attached.attachment)
     shares = joins and paths.shares_prompts
@@ -174,11 +175,15 @@ def _evaluator(
     return make_evaluator(recipe, base.model, ready.task, collator, world, by.precision, ready.metrics, cut)
 
 
-def _inputs_of_weights(base: Loaded, paths: FastPaths, limit: int | None) -> RunInputs:
+def _inputs_of_weights(
+    loaded: LoadedRecipe, base: Loaded, by: Computing, limit: int | None, state: TrainState
+) -> RunInputs:
     """Return the base, and what was chosen here and is chosen again when a run goes on; `state` fixes the rest."""
     own = {"the dtype of the frozen weights": dtype_name(base.dtype), "the tokens of a micro-batch": str(limit)}
+    if loaded.recipe.training.torch_compile == "auto":
+        own["compiled blocks"] = "on" if state.compiles else "off"
     both = both_fingerprints(base.identity.fingerprint, base.identity.tensors)
-    return RunInputs(base=both, decisions=own | paths.found())
+    return RunInputs(base=both, decisions=own | by.fast_paths.found())
 
 
 def _trackers(loaded: LoadedRecipe, world: World, directory: RunDirectory, reporter: Reporter, step: int) -> Trackers:

@@ -33,7 +33,8 @@ class TrainingChecks(FurtherChecks):
         """Return what this machine or installation lacks of what the recipe names."""
         training = recipe.training
         problems = [*optimizer_problems(training, device.type), *tracker_problems(training.report_to)]
-        problems += [*hub_problems(training.push_to_hub), *compile_problems(training.torch_compile, device.type)]
+        problems += hub_problems(training.push_to_hub)
+        problems += compile_problems(training.torch_compile is True, device.type)
         if training.fp16 or recipe.model.dtype == "float16":
             weights = torch.float16 if recipe.model.dtype == "float16" else torch.float32
             with collecting(problems):

@@ -9,8 +9,6 @@ Run as `python -m peftcli.analysis.estimate.measured_run RECIPE [KEY=VALUE ...]`
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING
 from peftcli.analysis.estimate.memory_parts import Device, Estimate
 from peftcli.errors import UserError
 from peftcli.process_state import large_imports, libraries_quiet
+from peftcli.training.speed.own_process import ProcessFailed, answer, ask
 
 if TYPE_CHECKING:
     from peftcli.training.milestones import Milestones
@@ -48,14 +47,10 @@ def measure(recipe: Path, changes: Sequence[str]) -> dict[str, float]:
     Raises:
         UserError: what the run itself would refuse; or its process was killed.
     """
-    line = [sys.executable, "-m", "peftcli.analysis.estimate.measured_run", str(recipe), *changes]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode == UserError.exit_code and done.stdout:
-        raise UserError(json.loads(done.stdout.strip().splitlines()[-1]))
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was killed: memory may have run out"])[-1]
-        raise UserError(f"the steps could not be measured: {last}", suggestion="estimate without --measure")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        found: dict[str, float] = ask(__name__, [str(recipe), *changes])
+    except ProcessFailed as error:
+        raise UserError(f"the steps could not be measured: {error}", suggestion="estimate without --measure") from error
     return found
 
 
@@ -126,8 +121,4 @@ if __name__ == "__main__":
     import_module("peftcli.cli.app").build_app()  # what `peft train` has imported before it reads the recipe
     import_module("peftcli.console.display")
     with TemporaryDirectory() as made:
-        try:
-            print(json.dumps(_steps(Path(sys.argv[1]), sys.argv[2:], Path(made))))
-        except UserError as error:
-            print(json.dumps(str(error)))  # libraries write on standard error, too
-            sys.exit(UserError.exit_code)
+        answer(lambda: _steps(Path(sys.argv[1]), sys.argv[2:], Path(made)))

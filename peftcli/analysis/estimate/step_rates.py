@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import torch
 
-from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, machine
+from peftcli.assembly.machine_answers import Answer, about_steps, keep_answer, kept_answer, machine
 from peftcli.recipe.schema import Recipe
 
 
 def _question(recipe: Recipe, device: torch.device, shape: dict[str, int], recomputes: bool) -> dict[str, str]:
     """Return what the rate of a recipe depends on besides the rows."""
-    spec = recipe.training
-    loss = {key: getattr(spec, key) for key in ("loss_type", "reference") if getattr(spec, key) is not None}
-    about: dict[str, Any] = {
-        **loss,  # a pass more: of mismatched answers, or of a live reference
-        "shape": shape,
-        "task": recipe.task,
-        "method": recipe.method.model_dump(mode="json"),
-        "model": recipe.model.model_dump(mode="json", exclude={"name_or_path", "revision"}),
-        "rows": spec.per_device_train_batch_size,
-        "length": recipe.data.max_length if recipe.data is not None else None,
-        "recomputes": recomputes,
-        "bf16": spec.bf16,
-    }
+    about = {**about_steps(recipe), "shape": shape, "recomputes": recomputes}
+    if recipe.training.torch_compile is True:
+        about["compiled"] = True
     return {"asked": "tokens a second", **machine(device), "about": json.dumps(about, sort_keys=True)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from peftcli.models.anatomy import Anatomy
 from peftcli.protocol.rates.default_rate import default_rate, model_kind, rate_of_task
@@ -66,5 +66,4 @@ def choose_rate(recipe: Recipe, anatomy: Anatomy, kept: ChosenRate | None, note:
 
 def with_rate(loaded: LoadedRecipe, rate: ChosenRate) -> LoadedRecipe:
     """Return the recipe with its learning rate filled in."""
-    training = loaded.recipe.training.model_copy(update={"learning_rate": rate.value})
-    return replace(loaded, recipe=loaded.recipe.model_copy(update={"training": training}))
+    return loaded.with_training(learning_rate=rate.value)

@@ -45,7 +45,7 @@ class AllowedPaths:
         Args:
             model: the base; on a GPU only a base that has dropout has it replaced, since looking at calls takes time.
         """
-        switches, compiled = recipe.training.fast_paths, recipe.training.torch_compile
+        switches, compiled = recipe.training.fast_paths, recipe.training.torch_compile is True
         swaps = device.type == "cpu" and not compiled
         own = swaps and recipe.model.attn_implementation == "auto"
         return cls(

@@ -1,0 +1,169 @@
+"""`torch_compile: auto`: blocks are compiled in runs in which that saves more time than it costs, as a trial finds.
+
+Compiled blocks take other paths than those of `fast_paths`, and whether they are faster depends on processor, model
+and rows. So the first steps of the run are taken in processes of their own, first as they are, then compiled, where
+the run is long enough for a gain to pay. What the trial found is kept for this machine (`machine_answers`), what it
+compiled in torch's own cache: the next such run measures nothing, and compiles in less time.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from peftcli.assembly.machine_answers import Answer, about_steps, keep_answer, kept_answer, machine
+from peftcli.distributed.usable_cores import usable_cores
+from peftcli.errors import UserError
+from peftcli.models.anatomy import Anatomy
+from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.yaml.dump_recipe import dump_recipe
+from peftcli.record.shown_numbers import duration
+from peftcli.training.speed.compiled_blocks import NOTE, compile_problems
+from peftcli.training.speed.own_process import ask
+
+COUNTED = 3
+"""The last steps of each side, whose speed counts."""
+TIMED_STEPS = "peftcli.training.speed.timed_steps"
+"""The module that takes them; it imports all that trains, this one among it."""
+LEAST_GAIN = 1.03
+"""How much faster compiled steps must be; less is within what two measurements differ by."""
+WORTH_A_TRIAL = 1800.0
+"""Seconds that a run must take, as its plain steps tell: of a shorter one a trial takes a tenth and more."""
+WORTH_A_LOOK = 600.0
+"""Seconds that its arithmetic alone takes at the peak of the device, before anything is measured."""
+LONGEST_TRIAL = 0.1
+"""Share of a run that compiling and the compiled steps of the trial may take."""
+PEAKS: dict[str, float] = {"cpu": 1e11, "cuda": 4e14}
+"""Operations a second of a core and of a GPU, at the upper end."""
+_AUTO = "torch_compile: auto"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do.
+
+    Args:
+        tokens: of all its steps.
+        layers: blocks of the model; `width`: its hidden size.
+    """
+
+    tokens: float
+    layers: int
+    width: int
+
+    @classmethod
+    def of(cls, tokens: float, anatomy: Anatomy) -> Work:
+        """Return the work of so many tokens in a model."""
+        return cls(tokens, sum(map(len, anatomy.layers.values())), anatomy.hidden_size)
+
+    def least_seconds(self, device: torch.device) -> float:
+        """Return the seconds that the products of the frozen blocks take at least: forward, and back to the inputs."""
+        peak = PEAKS[device.type] * (usable_cores() if device.type == "cpu" else 1)
+        return 4 * 12 * self.layers * self.width**2 * self.tokens / peak
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """What was decided: whether blocks are compiled, and what to tell of it."""
+
+    on: bool
+    note: str | None = None
+
+
+def decide_compiling(
+    loaded: LoadedRecipe,
+    work: Work,
+    device: torch.device,
+    processes: int,
+    recorded: bool | None,
+    note: Callable[[str], None],
+) -> Compiling:
+    """Return whether a run compiles its blocks: what the recipe says, or what a trial finds if that leaves it open.
+
+    Args:
+        work: of the run.
+        processes: of the run; trials have one, and so only runs of one are decided by them.
+        recorded: what an earlier part of this run did: a resumed run goes on the same way.
+        note: told before steps are tried.
+    """
+    asked = loaded.recipe.training.torch_compile
+    decided = recorded if asked == "auto" else asked
+    if decided is not None:
+        return Compiling(decided, NOTE if decided else None)
+    if processes > 1:
+        return _plain("a trial has one process, this run has several; true compiles there, too")
+    if device.type not in PEAKS:
+        return _plain(f"it has no trial on {device.type}")
+    for problem in compile_problems(True, device.type):
+        return _plain(problem.message)
+    if work.least_seconds(device) < WORTH_A_LOOK:
+        return _plain("this run is too short for it to pay")
+    question = _question(loaded.recipe, work, device)
+    known = kept_answer(question)
+    if known is None:
+        note(f"{_AUTO} takes a few steps first, with uncompiled and with compiled blocks, and measures both")
+        return _tried(loaded, work, question)
+    found = f"an earlier trial found them {known.ratio:.2f} times as fast here"
+    return Compiling(True, f"{_AUTO} compiles the blocks: {found}") if known.faster else _plain(found)
+
+
+def _plain(reason: str) -> Compiling:
+    return Compiling(False, f"{_AUTO} leaves the blocks uncompiled: {reason}")
+
+
+def _question(recipe: Recipe, work: Work, device: torch.device) -> dict[str, str]:
+    """Return what the gain depends on."""
+    shape = {"layers": work.layers, "hidden_size": work.width}
+    about = {**about_steps(recipe), "shape": shape, "cores": usable_cores() if device.type == "cpu" else None}
+    return {"asked": "compiled blocks", **machine(device), "about": json.dumps(about, sort_keys=True)}
+
+
+def _tried(loaded: LoadedRecipe, work: Work, question: dict[str, str]) -> Compiling:
+    """Measure both sides; keep what was found, and return what it says of this run."""
+    try:
+        plain, _ = _measured(loaded, compiled=False)
+        whole = work.tokens * plain
+        if whole < WORTH_A_TRIAL:
+            return _plain(f"this run takes about {duration(whole)}, which is too short for it to pay")
+        compiled, cost = _measured(loaded, compiled=True, seconds=whole * LONGEST_TRIAL)
+    except UserError as error:
+        return _plain(f"measuring steps failed: {error.problems[0].message}")
+    ratio = plain / compiled
+    keep_answer(question, Answer(faster=ratio >= LEAST_GAIN, ratio=ratio))
+    saved, found = whole * (1 - 1 / ratio), f"compiled steps are {ratio:.2f} times as fast"
+    if ratio < LEAST_GAIN:
+        return _plain(found)
+    gain = f"{found}: of about {duration(whole)} they save {duration(saved)}, and compiling takes {duration(cost)}"
+    return Compiling(True, f"{_AUTO} compiles the blocks: {gain}") if saved > cost else _plain(gain)
+
+
+def _measured(loaded: LoadedRecipe, *, compiled: bool, seconds: float | None = None) -> tuple[float, float]:
+    """Return the seconds of a token in steady steps, and those that the first steps took beyond that.
+
+    Raises:
+        UserError: the steps failed, or took longer than `seconds`.
+    """
+    with TemporaryDirectory() as made:
+        recipe = Path(made) / "recipe.yaml"
+        recipe.write_text(dump_recipe(loaded.recipe, loaded.tree), encoding="utf-8")
+        changes = [f"output_dir={json.dumps(str(Path(made) / 'run'))}"]
+        changes.append(f"training.torch_compile={json.dumps(compiled)}")
+        steps = ask(TIMED_STEPS, [str(recipe), *changes], seconds=seconds)
+    first, last = steps[:-COUNTED], steps[-COUNTED:]
+    steady = statistics.median(took / max(1.0, tokens) for tokens, took in last)
+    return steady, sum(took - tokens * steady for tokens, took in first)
+
+
+def without_trial(loaded: LoadedRecipe, note: Callable[[str], None]) -> LoadedRecipe:
+    """Return the recipe with uncompiled blocks where it leaves that open, and say so: for steps outside of a run."""
+    if loaded.recipe.training.torch_compile != "auto":
+        return loaded
+    note(f"{_AUTO} is decided when the run starts; here the blocks are uncompiled")
+    return loaded.with_training(torch_compile=False)
