@@ -63,7 +63,8 @@ def cache_effect(
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value; infinite where shapes differ or one is NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-9))
+    off = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-9))
+    return off if off == off else float("inf")

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_ENDLESS = 10**6
+"""Columns of what has no right edge: a file or a pipe."""
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output; NaN and infinities, which JSON lacks, become null."""
     text = json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=not _utf8())
@@ -52,16 +56,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Ite
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    right = set(numeric)
+    right = set(numeric)  # Text below: brackets in headings and cells are no markup
     for index, heading in enumerate(columns):
-        made.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+        made.add_column(Text(heading), justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))  # Text: brackets in a cell are no markup
+        made.add_row(*map(Text, row))
     return made
 
 
 def print_table(console: Console, made: Table, spare: Sequence[int] | None = None) -> None:
-    """Print a table: fitted to a terminal; into a file or pipe whole, without the spaces that fill the last column.
+    """Print a table: fitted to a terminal; into a file or pipe a line a row, however long, without spaces at its end.
 
     Args:
         spare: indices of the columns that a narrow terminal does without, the first ones first; None is the last ones.
@@ -69,8 +73,13 @@ def print_table(console: Console, made: Table, spare: Sequence[int] | None = Non
     if console.is_terminal:
         print_fitted(console, made, spare)
         return
+    from rich.measure import Measurement
+
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(max_width=_ENDLESS), made).maximum)
     with console.capture() as drawn:
         console.print(made)
+    console.width = width
     for line in drawn.get().splitlines():
         print(line.rstrip(), file=console.file)
 

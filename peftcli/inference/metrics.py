@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftcli.errors import UserError
+from peftcli.recipe.checks.metric_checks import set_and_metric
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.metric_table import METRICS, OWN_METRICS, Scores, metric_problems, metrics_of_plugin
 
@@ -34,8 +35,7 @@ def wanted_metrics(default: Sequence[str], spec: TrainingSpec, sets: Sequence[st
     Args:
         sets: names of the validation sets.
     """
-    best = spec.metric_for_best_model.removeprefix("eval_")
-    best = next((best.removeprefix(f"{name}_") for name in sets if name and best.startswith(f"{name}_")), best)
+    _, best = set_and_metric(spec.metric_for_best_model.removeprefix("eval_"), sets)
     return [name for name in dict.fromkeys([*default, *spec.metrics, best]) if name not in _BESIDE_THE_LOSS]
 
 

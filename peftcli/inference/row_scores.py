@@ -95,7 +95,15 @@ class RowScores:
                 suggestion="remove the file, and the study computes it again",
             )
         general = data["general"]
-        return cls(**{**data, "general": None if general is None else GeneralScores(**general)})
+        known: dict[str, Any] = {name: _with_gaps(value) for name, value in data.items()}
+        return cls(**{**known, "general": None if general is None else GeneralScores(**known["general"])})
+
+
+def _with_gaps(value: Any) -> Any:
+    """Return what a file holds with NaN for each null in a list: JSON has no other word for a number that is none."""
+    if isinstance(value, list):
+        return [float("nan") if item is None else _with_gaps(item) for item in value]
+    return {key: _with_gaps(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def score_rows(run: Path | str, checkpoint: str | None = None, general_text: Path | None = None) -> RowScores:

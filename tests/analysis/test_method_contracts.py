@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from peftcli.analysis.method_contracts import check_contracts
+from peftcli.analysis.output_effects import difference
 from peftcli.protocol.registry import registry
 from tests.command_line import Cli
 from tests.docs.worked_example import WritePlugin
@@ -90,3 +92,10 @@ def test_an_unknown_method_is_answered_before_anything_is_tried(cli: Cli) -> Non
     done = cli("methods", "--check", "lorra")
     assert done.code == 2
     assert "lora" in done.err
+
+
+def test_outputs_that_are_no_numbers_differ_from_all_others() -> None:
+    """A comparison with NaN is false, so that "larger than the limit" would let them pass."""
+    ours, broken = torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 1.0]] * 2)
+    assert difference(ours, broken) == difference(broken, ours) == difference(broken, broken) == float("inf")
+    assert difference(ours, ours) == 0

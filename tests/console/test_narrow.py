@@ -33,8 +33,19 @@ def test_every_cell_is_there_or_its_column_is_named(width: int) -> None:
             assert cell in text or f"columns that do not fit: {heading}" in text, text
 
 
-def test_a_pipe_gets_the_whole_table() -> None:
-    assert all(cell in drawn(160, terminal=False) for row in ROWS for cell in row)
+@pytest.mark.parametrize("width", [20, 160])
+def test_a_pipe_gets_the_whole_table_a_line_a_row(width: int) -> None:
+    lines = drawn(width, terminal=False).splitlines()
+    assert len(lines) == len(ROWS) + 2  # the headings and the line below them
+    for row, line in zip(ROWS, lines[2:], strict=True):
+        assert all(cell in line for cell in row)
+
+
+def test_brackets_in_headings_are_no_markup() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=True, highlight=False)
+    print_table(console, table(("[red]", "a[/b]"), [("first", "second")]))
+    assert "[red]" in Text.from_ansi(stream.getvalue()).plain and "a[/b]" in Text.from_ansi(stream.getvalue()).plain
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from peftcli.console.study_views import sweep_view
+from peftcli.console.study_views import study_display, sweep_view
 from peftcli.console.study_views.compare_view import print_record
 from peftcli.console.study_views.study_display import StudyDisplay
 from peftcli.console.study_views.study_options import typed_command
@@ -76,3 +76,16 @@ def test_a_sweep_in_80_columns_has_its_verdicts_and_why_trials_failed(monkeypatc
     assert "tied with the best" in text and "columns that do not fit: 95% interval, seeds" in text
     assert "11, 23 failed: the loss was not finite at step 31" in text and text.count("the loss was not finite") == 1
     assert f"peft train runs/{'long' * 20}/best.yaml" in text  # to copy it
+
+
+@pytest.mark.parametrize("group", ["data.template = <s>[INST] {text} [/INST]", "lora:target_modules=[attn.q,attn.v]"])
+def test_brackets_of_a_trial_are_shown_on_a_terminal_and_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=True, color_system=None)
+    monkeypatch.setattr(study_display, "safe_console", lambda **_: console)
+    with StudyDisplay("eval_loss") as display:
+        display.phase("the grid", 1, None)
+        display.started(Trial("a", "r.yaml", group=group))
+    assert group in stream.getvalue()

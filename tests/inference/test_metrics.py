@@ -92,6 +92,8 @@ def test_what_is_computed_holds_the_one_that_chooses() -> None:
     spec = TrainingSpec(metrics=["mcc"], metric_for_best_model="eval_news_f1_macro")
     assert wanted_metrics(("accuracy",), spec, ["", "news"]) == ["accuracy", "mcc", "f1_macro"]
     assert wanted_metrics((), TrainingSpec(metrics=["perplexity"]), [""]) == []
+    older = TrainingSpec(metric_for_best_model="eval_news_old_f1")
+    assert wanted_metrics((), older, ["news", "news_old"]) == ["f1"]
 
 
 @pytest.mark.parametrize(

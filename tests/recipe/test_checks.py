@@ -131,6 +131,10 @@ def test_wrong_in_meaning(problems: Problems, changes: tuple[str, ...], key: str
         ("training.warmup_ratio=0.1", "training.lr_scheduler_type=cosine"),
         ("training.fp16=true",),
         ("training.metric_for_best_model=eval_news_bleu", "data.validation={path: a, name: news}"),
+        (
+            "training.metric_for_best_model=eval_news_old_bleu",
+            "data.validation=[{path: a, name: news}, {path: b, name: news_old}]",
+        ),
         (*CLASSIFY, "training.metric_for_best_model=eval_f1_macro", "training.metrics=[mcc]"),
         (*CLASSIFY, "model.problem_type=regression", "training.metric_for_best_model=eval_pearson"),
         ("model.load_in_4bit=true", "model.bnb_4bit_quant_type=fp4"),

@@ -60,7 +60,7 @@ def _print_block(console: Console, heading: str, sentences: Sequence[str]) -> No
 def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.heading, justify="right" if column.numbers else "left", overflow="fold")
+        table.add_column(Text(column.heading), justify="right" if column.numbers else "left", overflow="fold")
     for row in ordered_methods(comparison):
         cells = [Text(shown(column.cell(row))) for column in columns]
         table.add_row(*cells, style=_STYLES.get(row.verdict or "", "" if row.verdict else "dim"))

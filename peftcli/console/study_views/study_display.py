@@ -119,9 +119,12 @@ class StudyDisplay:
         return f", about {duration(max(0.0, self._ends - time.monotonic()))} left"
 
     def _move(self) -> None:
+        from rich.text import Text
+
         if self._status is not None:
             running = "; ".join(self._running.values())
-            self._status.update(f"{self._title}: {self._done}/{self._trials}  {running}{self._left()}")
+            text = f"{self._title}: {self._done}/{self._trials}  {running}{self._left()}"
+            self._status.update(Text(text))  # brackets of a label or a value are no markup
 
     def _line(self, text: str) -> None:
         if self._quiet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from peftcli.recipe.preference_losses import prediction_kind
 from peftcli.recipe.pydantic_messages import Finding, choice_hint
@@ -41,10 +41,16 @@ def _without_set(name: str, recipe: Recipe) -> str:
     """Return `eval_SET_METRIC`'s metric, where SET is a named validation set."""
     validation = recipe.data.validation if recipe.data is not None else None
     sources = validation if isinstance(validation, list) else [validation] if validation is not None else []
-    for source in sources:
-        if source.name and name.startswith(f"{source.name}_"):
-            return name[len(source.name) + 1 :]
-    return name
+    return set_and_metric(name, [source.name or "" for source in sources])[1]
+
+
+def set_and_metric(name: str, sets: Iterable[str]) -> tuple[str, str]:
+    """Return the validation set that a metric's name without `eval_` begins with, "" for none, and the metric.
+
+    Where the name of one set begins with that of another (`news`, `news_old`), the longer one is meant.
+    """
+    found = max((each for each in sets if each and name.startswith(f"{each}_")), key=len, default="")
+    return found, name[len(found) + 1 :] if found else name
 
 
 def _wrong(name: str, recipe: Recipe, names: Names) -> str:

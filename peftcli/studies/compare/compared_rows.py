@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.servers import servers_of
+from peftcli.errors import Problem, UserError
 from peftcli.inference.row_scores import RowScores
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
@@ -35,7 +36,7 @@ def compared_method(candidate: Candidate, found: Found, metric: str, study: Path
     by_seed = dict(zip(found.seeds, results, strict=True)) if results else {}
     finished = {seed: result for seed, result in by_seed.items() if result.state == "finished"}
     row.merges = merges(params)
-    _set_status(row, results or list(tried.values()) or [timing], list(finished.values()))
+    _set_status(row, results or list(tried.values()) or [timing], list(finished.values()), seeds=bool(results))
     fill_costs(row, [one.summary for one in finished.values()] or [timing.summary], timed=bool(finished))
     fill_runs(row, finished, metric, study)
     row.scores = [score for one in finished.values() if (score := final_score(one, metric)) is not None]
@@ -47,8 +48,14 @@ def merges(params: MethodParams) -> bool:
     return registry.method(params.name).why_not_mergeable(params) is None
 
 
-def _set_status(row: ComparedMethod, results: Sequence[TrialResult], finished: Sequence[TrialResult]) -> None:
-    """Set how a method ended: by its scoring runs, or the earlier ones that it did not get beyond."""
+def _set_status(
+    row: ComparedMethod, results: Sequence[TrialResult], finished: Sequence[TrialResult], *, seeds: bool
+) -> None:
+    """Set how a method ended: by its scoring runs, or the earlier ones that it did not get beyond.
+
+    Args:
+        seeds: `results` are the scoring runs.
+    """
     if finished:
         lost = [result for result in results if result.state != "finished"]
         if lost:
@@ -58,8 +65,9 @@ def _set_status(row: ComparedMethod, results: Sequence[TrialResult], finished: S
     worst = next((one for one in results if one.state in ("refused", "failed", "diverged")), results[0])
     row.status = worst.state
     row.reason = worst.reason
-    if worst.state == "diverged" and len(results) > 1:
-        row.reason = f"every rate diverged: {', '.join(f'{point.rate:g}' for point in row.rates)}"
+    if len(results) > 1 and all(one.state == "diverged" for one in results):
+        rates = ", ".join(f"{point.rate:g}" for point in row.rates)
+        row.reason = f"all {len(results)} seeds diverged: {worst.reason}" if seeds else f"every rate diverged: {rates}"
 
 
 def fill_costs(row: ComparedMethod, summaries: Sequence[dict[str, Any]], *, timed: bool) -> None:
@@ -113,5 +121,16 @@ def artifact_bytes(run: Path) -> int | None:
 
 
 def read_scores(study: Path, name: str) -> RowScores:
-    """Return the scores of a trial's held-out rows."""
-    return RowScores.from_dict(json.loads((study / "scores" / f"{name}.json").read_text(encoding="utf-8")))
+    """Return the scores of a trial's held-out rows.
+
+    Raises:
+        UserError: their file is missing or damaged.
+    """
+    file = study / "scores" / f"{name}.json"
+    try:
+        return RowScores.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+        result = study / "results" / f"{name}.json"
+        remedy = f"remove it, if it is there, and {result}: the same command scores the rows of the trained run again"
+        text = "the scores of this trial's held-out rows are missing or damaged"
+        raise UserError(Problem(text, file=str(file), suggestion=remedy)) from error

@@ -46,9 +46,8 @@ def grouped(runs: Sequence[ExistingRun]) -> list[RunGroup]:
     for one in runs:
         values = {key: value for key, value in _values(one.recipe).items() if key not in _NO_DIFFERENCE}
         key = json.dumps(values, sort_keys=True)
-        seeds = [other.recipe.seed for other in groups[key].runs] if key in groups else []
-        if one.recipe.seed in seeds:
-            key += f" again {len(seeds)}"  # the same run twice is two rows, not two seeds
+        while key in groups and one.recipe.seed in [other.recipe.seed for other in groups[key].runs]:
+            key += " again"  # the same run twice is two rows, not two seeds
         groups.setdefault(key, RunGroup("")).runs.append(one)
     found = list(groups.values())
     _label(found)

@@ -36,7 +36,18 @@ def with_verdicts(
         reference=comparison.reference,
         before=dict.fromkeys(scored, before) if before else None,
     )
-    rows = [replace(row, **judged[row.label].fields()) if row.label in judged else row for row in rows]
+    rows = [
+        replace(row, **judged[row.label].fields()) if row.label in judged else _unjudged(row, comparison.metric)
+        for row in rows
+    ]
     judged_all = replace(comparison, methods=rows, **measured_here())
     explain(judged_all)
     return judged_all
+
+
+def _unjudged(row: ComparedMethod, metric: str) -> ComparedMethod:
+    """Return the row of a method without a verdict; of one whose runs finished, with the reason."""
+    if row.status != "finished":
+        return row
+    why = f"{metric} of the held-out rows is not a finite number"
+    return replace(row, reason=why if row.reason is None else f"{row.reason}; {why}")

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from peftcli.studies.evidence.metric_sums import ScoredRows, bounds_of
+from peftcli.studies.evidence.metric_sums import BOUNDS, UNBOUNDED, ScoredRows
 from peftcli.studies.evidence.row_bootstrap import row_covariance
 from peftcli.studies.evidence.seed_variance import SeedVariance, seed_variances
 
@@ -81,7 +81,9 @@ class Estimates(Generic[Key]):
         self.values = {key: every[where].tolist() for key, where in self._where.items()}
         self._covariance = row_covariance(runs)
         self._places = min((len(np.unique(run.clusters)) for run in runs), default=0)
-        low, high = bounds_of(runs[0].metric) if runs else (0.0, 1.0)
+        low, high = BOUNDS.get(runs[0].metric, UNBOUNDED) if runs else UNBOUNDED
+        if ((every < low) | (every > high)).any():  # the loss of some preferences is below 0
+            low, high = UNBOUNDED
         self._bounds = (low, high)
         self._least = ((high - low) / (self._places + 2)) ** 2 if np.isfinite(high - low) else 0.0
         drawn = [key for key, each in methods.items() if each.drawn]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from peftcli.errors import UserError
 from peftcli.inference.row_scores import RowScores
+from peftcli.recipe.checks.metric_checks import set_and_metric
 from peftcli.studies.evidence.class_sums import (
     ENTITIES,
     MULTI_LABEL,
@@ -34,14 +35,18 @@ WeightedMetric = Callable[[Array], Array]
 """From how often each row was drawn, (draws, rows), to the metric of each draw, (draws,); nan where it has none."""
 
 INFINITE = float("inf")
+UNBOUNDED = (-INFINITE, INFINITE)
+_CLASSES = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "precision", "recall")
+_TEXTS = ("token_accuracy", "exact_match", "rouge1", "rouge2", "rougeL")
 BOUNDS = {
+    **dict.fromkeys((*_CLASSES, *_TEXTS, "rewards_accuracies"), (0.0, 1.0)),
     **dict.fromkeys(("loss", "mse", "rmse", "mae"), (0.0, INFINITE)),
     **dict.fromkeys(("mcc", "pearson", "spearman"), (-1.0, 1.0)),
     **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
     "perplexity": (1.0, INFINITE),
     "r2": (-INFINITE, 1.0),
 }
-"""Least and greatest value of a metric; from 0 to 1 if it is not here."""
+"""Least and greatest value of a metric; rewards, log-probabilities and metrics of plug-ins have no known ones."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class ScoredRows:
 
 def bounds_of(metric: str) -> tuple[float, float]:
     """Return the least and the greatest value that a metric can have, with `eval_` and the set's name or without."""
-    return next((bounds for name, bounds in BOUNDS.items() if f"_{metric}".endswith(f"_{name}")), (0.0, 1.0))
+    words = metric.removeprefix("eval_").split("_")
+    endings = ("_".join(words[start:]) for start in range(len(words)))  # the longest first
+    return next((BOUNDS[name] for name in endings if name in BOUNDS), UNBOUNDED)
 
 
 def general_rows_of(scores: RowScores) -> ScoredRows | None:
@@ -86,13 +93,11 @@ def scored_rows(scores: RowScores, metric: str) -> ScoredRows:
     Raises:
         UserError: the task has no such metric, or the run was not asked for it.
     """
-    name = metric.removeprefix("eval_")
+    part, name = set_and_metric(metric.removeprefix("eval_"), scores.sets)
     rows = np.arange(len(scores))
-    starts = np.cumsum([0, *scores.sets.values()])
-    for number, part in enumerate(scores.sets):
-        if part and name.startswith(f"{part}_"):
-            rows, name = rows[starts[number] : starts[number + 1]], name.removeprefix(f"{part}_")
-            break
+    if part:
+        number, starts = list(scores.sets).index(part), np.cumsum([0, *scores.sets.values()])
+        rows = rows[starts[number] : starts[number + 1]]
     function = _metric(scores, rows, name)
     places = np.array([scores.places[row] for row in rows]).reshape(len(rows), 2)
     _, clusters = np.unique(places, axis=0, return_inverse=True)
@@ -199,8 +204,13 @@ def _moments(finish: Callable[..., Array]) -> Callable[[list[Any], list[Any]], W
 
 
 def _pearson(n: Array, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:
-    spread = np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0)
-    return divided(xy - x * y / n, np.sqrt(spread))
+    return divided(xy - x * y / n, np.sqrt(_spread(n, x, xx) * _spread(n, y, yy)))
+
+
+def _spread(n: Array, x: Array, xx: Array) -> Array:
+    """Return the sum of squares around the mean; 0 where it is a rounding error, as of values that are all equal."""
+    around = xx - x * x / n
+    return np.where(around > 1e-12 * xx, around, 0.0)
 
 
 def _r2(n: Array, _x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:

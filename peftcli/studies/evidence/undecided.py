@@ -98,12 +98,12 @@ def _steps(comparison: Comparison) -> list[str]:
 
 
 def _missing(comparison: Comparison) -> list[str]:
-    missing = [row for row in comparison.methods if row.verdict is None and row.status != "finished"]
+    missing = [row for row in comparison.methods if row.verdict is None]
     return [f"How {row.label} compares: it {_ended(row)}." for row in missing]
 
 
 def _ended(row: ComparedMethod) -> str:
-    words = {"diverged": "diverged", "failed": "failed", "refused": "was refused"}.get(row.status, row.status)
+    words = {"finished": "has no score", "refused": "was refused"}.get(row.status, row.status)
     return f"{words} ({row.reason.rstrip('.')})" if row.reason else words
 
 

@@ -57,7 +57,7 @@ def verdict_words(standing: Standing, scale: ScoreScale) -> tuple[str, str]:
     """Return a verdict, and what stands below it: a difference with its interval, or why there is no verdict."""
     method = standing.method
     if not known(method.score):
-        return method.status, method.reason or ""
+        return "no score" if method.status == "finished" else method.status, method.reason or ""
     words = method.verdict or ("the reference" if standing.kind == "reference" else "")
     if method.verdict == "behind" and known(method.difference):
         shown, between = scale.difference(method.difference, method.difference_interval)

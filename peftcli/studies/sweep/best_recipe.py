@@ -35,11 +35,12 @@ def comments(sweep: Sweep, edges: Sequence[str]) -> list[str]:
     assert best is not None
     scale = ScoreScale(sweep.metric, sweep.greater_is_better)
     seeds = len(best.seeds)
+    score = scale.score(best.score, best.interval)
+    score += f", 95% interval {scale.range(best.interval)}" if best.interval is not None else ""
     found = [
         f"The best of {sweep.command or 'peft sweep'}",
-        f"{point_text(best.values)}: {sweep.metric} {scale.score(best.score, best.interval)}, 95% interval "
-        f"{scale.range(best.interval)}, on {seeds} fresh seed{'' if seeds == 1 else 's'} "
-        f"({', '.join(map(str, best.seeds))}) and {sweep.rows} held-out rows.",
+        f"{point_text(best.values)}: {sweep.metric} {score}, on {seeds} fresh "
+        f"seed{'' if seeds == 1 else 's'} ({', '.join(map(str, best.seeds))}) and {sweep.rows} held-out rows.",
         *(f"Searched: {key} in {text}." for key, text in sweep.keys.items()),
     ]
     ties = [one for one in sweep.winners if one.verdict in TIES and one.values != best.values and one.score is not None]

@@ -123,11 +123,13 @@ def distributions_of(point: Point, space: SearchSpace) -> dict[str, BaseDistribu
 
 
 def value_of(one: Dimension, stored: Any) -> Any:
-    """Return the recipe's value for what Optuna stored; a number of a range has at most six digits."""
+    """Return the recipe's value for what Optuna stored; a number of a range without a step has at most six digits."""
     if isinstance(one.domain, Choices):
         return next(value for value in one.domain.values if _choice(value) == stored and _alike(value, stored))
     if one.domain.whole:
         return int(stored)
+    if one.domain.step is not None:  # a value of the range, with the digits that it has there
+        return float(f"{stored:.12g}")
     return min(max(float(f"{stored:.6g}"), float(one.domain.low)), float(one.domain.high))
 
 

@@ -125,14 +125,13 @@ def _row(number: int, one: Tried, metric: str) -> SweepTrial:
 
 def _best(winner: SweepWinner) -> SweepBest:
     assert winner.score is not None  # the best one has a score
-    interval = winner.interval or (winner.score, winner.score)
-    return SweepBest(winner.values, winner.score, interval, BEST, winner.scores, winner.seeds)
+    return SweepBest(winner.values, winner.score, winner.interval, BEST, winner.scores, winner.seeds)
 
 
 def _what_happened(request: SweepRequest, tried: Sequence[Tried], repeated: int, *, early: bool) -> list[str]:
     """Return notes on trials that were not made, or that have no score."""
     notes = []
-    missing = request.trials - sum(one.result is not None for one in tried)
+    missing = request.trials - repeated - sum(one.result is not None for one in tried)
     if early:
         notes.append(f"the budget was used before {missing} of {request.trials} trials were made")
     if repeated:

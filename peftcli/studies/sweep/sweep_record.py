@@ -60,11 +60,14 @@ class SweepWinner:
 
 @dataclass
 class SweepBest:
-    """The winner: its values, its score on fresh seeds with the 95% interval, and the recipe that was written."""
+    """The winner: its values, its score on fresh seeds with the 95% interval, and the recipe that was written.
+
+    The interval is None where none can be told, such as of a single held-out row.
+    """
 
     values: dict[str, Any]
     score: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     recipe: str
     scores: list[float] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)

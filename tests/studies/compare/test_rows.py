@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from peftcli.console.study_views.compare_request import CompareRequest, read_request
-from peftcli.studies.compare.compared_rows import compared_method
+from peftcli.errors import UserError
+from peftcli.studies.compare.compared_rows import compared_method, read_scores
 from peftcli.studies.compare.phases import Found
 from peftcli.studies.engine.trial import CurvePoint, TrialResult
 
@@ -53,3 +56,29 @@ def test_every_way_to_end_is_a_row_with_its_reason(workspace, tmp_path: Path) ->
     assert ia3.status == "diverged" and ia3.reason == "every rate diverged: 0.0003, 0.001" and ia3.scores == []
     assert (ia3.trainable, ia3.saved) == (5, None), "a run that diverged saved nothing"
     assert (full.status, full.reason) == ("failed", "killed three times")
+
+
+@pytest.mark.parametrize("rates", [{}, {1e-3: finished()}])
+def test_seeds_that_diverged_are_not_called_rates(workspace, tmp_path: Path, rates: dict[float, TrialResult]) -> None:
+    request = CompareRequest(
+        paths=[workspace.recipe("lost")], overrides=[], methods="lora,bitfit", budget=None, rates=len(rates), seeds=2,
+        jobs=1, reference="none", metric=None, storage=None, output=None, trust_code=False, command="peft",
+    )  # fmt: skip
+    lost = TrialResult("one", "diverged", "the loss is not finite at step 3")
+    found = Found(
+        timing={"lora": finished()}, rates={"lora": rates}, chosen={"lora": 1e-3}, scores={"lora": [lost] * 2},
+        seeds=[1, 2],
+    )  # fmt: skip
+    row = compared_method(read_request(request).candidates[0], found, "eval_loss", tmp_path)
+    assert (row.status, row.reason) == ("diverged", "all 2 seeds diverged: the loss is not finite at step 3")
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"version": 1}'])
+def test_scores_that_are_damaged_or_gone_are_named_with_a_remedy(tmp_path: Path, text: str | None) -> None:
+    (tmp_path / "scores").mkdir()
+    file = tmp_path / "scores" / "one.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_scores(tmp_path, "one")
+    assert caught.value.problems[0].file == str(file) and "results" in (caught.value.problems[0].suggestion or "")

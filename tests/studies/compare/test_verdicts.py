@@ -39,3 +39,15 @@ def test_a_comparison_with_the_base_is_judged_explained_and_written(tmp_path: Pa
     print_comparison(judged, files)
     printed = capsys.readouterr().out
     assert "Choose lora" in printed and str(tmp_path / "report.html") in printed.replace("\n", "")
+
+
+def test_a_method_whose_score_is_no_number_is_said_with_the_reason(tmp_path: Path) -> None:
+    scored = {"lora": [with_losses([1.0, 1.1, 1.3] * 9)], "vera": [with_losses([1.0, float("nan"), 1.3] * 9)]}
+    rows = [ComparedMethod("lora", "lora"), ComparedMethod("vera", "vera", reason="1 of 2 seeds failed: full disk")]
+    judged = with_verdicts(Comparison("causal_lm", "m", "d", "eval_loss", False, 27, [0, 1], rows), scored, [])
+    assert judged.methods[0].reason is None
+    reason = "1 of 2 seeds failed: full disk; eval_loss of the held-out rows is not a finite number"
+    assert judged.methods[1].reason == reason
+    assert f"How vera compares: it has no score ({reason})." in judged.undecided
+    for file in write_comparison(judged, tmp_path)[1:3]:
+        assert "no score" in file.read_text(encoding="utf-8") and "not a finite number" in file.read_text("utf-8")

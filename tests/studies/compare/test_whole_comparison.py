@@ -12,7 +12,7 @@ import pytest
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
 from peftcli.record.run_directory import RunDirectory
-from peftcli.studies.compare.run_groups import ExistingRun, differences
+from peftcli.studies.compare.run_groups import ExistingRun, differences, grouped
 from tests.command_line import Result, Workspace
 
 SHORT = ["training.max_steps=4", "training.bf16=false", "training.device=cpu"]
@@ -86,6 +86,12 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(workspace) -> None:
     paths = [Path("x/run"), Path("y/run")]
     runs = [ExistingRun(path, loaded, {}) for path, loaded in zip(paths, recipes, strict=True)]
     assert list(differences(runs)) == ["training.weight_decay differs: 0.0 in x/run; 0.5 in y/run"]
+
+
+def test_the_same_run_three_times_is_three_rows_of_a_seed_each(workspace) -> None:
+    loaded = load_recipe(workspace.recipe("thrice"), [], NAMES)
+    groups = grouped([ExistingRun(Path(name), loaded, {}) for name in ("a", "b", "c")])
+    assert [len(group.runs) for group in groups] == [1, 1, 1]
 
 
 def test_runs_that_exist_are_compared_as_they_are(cli, workspace, tmp_path) -> None:

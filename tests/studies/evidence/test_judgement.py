@@ -158,3 +158,25 @@ def test_a_difference_of_accuracies_is_at_most_all_of_them() -> None:
     found = judge({"steady": steady, "wild": wild}, metric="accuracy", greater_is_better=True, reference="steady")
     for interval in (found["wild"].difference_interval, found["wild"].reference_interval):
         assert interval == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("metric", "side"), [("rewards_margins", "predictions"), ("logps_chosen", "references")])
+def test_an_interval_of_rewards_or_log_probabilities_is_not_cut_as_a_share_would_be(metric: str, side: str) -> None:
+    draw = np.random.default_rng(3)
+
+    def pairs(seed: int, shift: float) -> RowScores:
+        sides = {name: [[shift + more, 0.0] for more in draw.normal(size=60)] for name in ("predictions", "references")}
+        return with_losses([1.0] * 60, seed, kind="preferences", **sides)
+
+    sign = 1 if side == "predictions" else -1
+    scored = {"low": [pairs(seed, sign * 40.0) for seed in range(2)], "high": [pairs(seed, 50.0) for seed in range(2)]}
+    found = judge(scored, metric=f"eval_{metric}", greater_is_better=True, reference=None)
+    for one in found.values():
+        assert one.interval[0] < one.score < one.interval[1]
+    low, high = found["low"].difference_interval
+    assert low < found["low"].difference < high and found["low"].difference > 9
+
+
+def test_a_loss_that_is_below_0_lies_in_its_interval() -> None:
+    found = of_losses({"a": [with_losses([-2.0, -1.0, -1.5] * 10)]})["a"]
+    assert found.interval is not None and found.interval[0] < found.score < found.interval[1] < 0

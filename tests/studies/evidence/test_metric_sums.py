@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from peftcli.errors import UserError
 from peftcli.inference.metrics import compute_metrics
 from peftcli.inference.row_scores import RowScores
+from peftcli.record.step_lines import finite
 from peftcli.studies.evidence.metric_sums import scored_rows
 from peftcli.tasks.metric_table import METRICS
 from tests.studies.evidence.scores import with_losses
@@ -83,3 +85,22 @@ def test_a_metric_that_was_not_asked_for_is_refused() -> None:
     for name in ("eval_bleu", "token_accuracy", "eval_accurracy"):
         with pytest.raises(UserError, match=r"training\.metrics"):
             scored_rows(scores, name)
+
+
+def test_where_the_name_of_a_set_begins_with_that_of_another_the_longer_one_is_meant() -> None:
+    scores = with_losses([1.0, 2.0, 6.0], sets={"news": 1, "news_old": 2})
+    assert scored_rows(scores, "eval_news_old_loss").value == 4.0 and scored_rows(scores, "eval_news_loss").value == 1.0
+
+
+def test_a_correlation_with_equal_values_is_undefined_whatever_their_rounding() -> None:
+    draw = random.Random(0)
+    true = [draw.gauss(0, 1) for _ in range(50)]
+    for equal in (0.1, 0.3, 4.123):
+        scores = with_losses([1.0] * 50, kind="regression", predictions=[equal] * 50, references=true)
+        assert np.isnan(scored_rows(scores, "pearson").value) and np.isnan(scored_rows(scores, "spearman").value)
+
+
+def test_a_number_that_is_none_comes_back_from_its_file_as_one() -> None:
+    scores = with_losses([1.0, float("nan")], kind="regression", predictions=[0.5, float("nan")], references=[0.0, 1.0])
+    again = RowScores.from_dict(json.loads(json.dumps(finite(scores.as_dict()), allow_nan=False)))
+    assert np.isnan(scored_rows(again, "eval_loss").value) and np.isnan(scored_rows(again, "mse").value)

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 
 from peftcli.names import NAMES
@@ -15,6 +16,7 @@ from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.report.sweep_markdown import sweep_markdown
 from peftcli.studies.sweep.best_recipe import best_recipe_text
 from peftcli.studies.sweep.key_importance import importance
+from peftcli.studies.sweep.optuna_points import suggest
 from peftcli.studies.sweep.space.read_search import search_of_options
 from peftcli.studies.sweep.space.search_space import SearchSpace
 from peftcli.studies.sweep.sweep_answer import alpha_note, best_answer, edges, ordered_answer
@@ -111,6 +113,14 @@ def test_the_key_that_decides_is_the_important_one_in_either_direction() -> None
     assert importance(trials, space("method.r=4,8"), greater_is_better=True) == ({}, None)
 
 
+def test_values_of_a_range_with_a_step_of_many_digits_have_an_importance() -> None:
+    searched = space("method.r=4,8,16", "training.weight_decay=0.1234567..1:0.1")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    trials = [SweepTrial(n, suggest(study.ask(), searched), float(n), "finished") for n in range(12)]
+    shares, why = importance(trials, searched, greater_is_better=True)
+    assert why is None and set(shares) == {"method.r", "training.weight_decay"}
+
+
 def record(best: SweepBest | None) -> Sweep:
     trials = [
         SweepTrial(0, {"method.r": 4}, 0.41, "finished", "trials/a"),
@@ -138,6 +148,12 @@ def test_the_best_recipe_says_why_and_can_be_trained(
     again = load_recipe(written, [], NAMES).recipe
     assert again.method == loaded.recipe.method and again.data == loaded.recipe.data
     assert again.output_dir == f"{loaded.recipe.output_dir}-best"
+
+
+def test_a_best_without_an_interval_claims_none(workspace: Workspace) -> None:
+    loaded = load_recipe(workspace.recipe("own"), [], NAMES)
+    text = best_recipe_text(loaded, record(SweepBest({"method.r": 4}, 0.5, None, "best.yaml", [0.5], [1])), [])
+    assert "eval_loss 0.500, on 1 fresh seed (1)" in text
 
 
 def test_the_report_has_every_trial_and_says_which_score_counts() -> None:
