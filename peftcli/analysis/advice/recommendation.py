@@ -105,7 +105,7 @@ def _rate(rule: Rule, now: Situation, found: Mapping[str, Advice], recipe: str) 
     rate: DefaultRate = rate_of(now, {key: line.value for key, line in found.items()})
     low, high = two_digits(rate.value / 3), two_digits(rate.value * 3)
     against = f"peft {rule.against.format(recipe=shlex.quote(recipe), low=f'{low:g}', high=f'{high:g}')}"
-    sure = "; extrapolated: nobody measured it there" if rate.extrapolated else ""
+    sure = "; extrapolated: it was not measured for such a model" if rate.extrapolated else ""
     reason = f"{rule.reason} ({low:g} to {high:g}){sure}"
     scope = "; ".join(rate.scopes)
     return Advice(RATE, rate.value, reason, ", ".join(rate.sources), scope, rule.limit, rule.date, against, (low, high))

@@ -29,9 +29,9 @@ def summary(comparison: Comparison) -> list[str]:
     judged = [row for row in comparison.methods if row.verdict is not None]
     best = next((row for row in judged if row.verdict == "best"), None)
     if best is None:
-        return ["No method has a score, so that there is nothing to choose from: see why each of them has none."]
+        return ["No method has a score, so there is nothing to choose from. The table says why each has none."]
     if len(judged) == 1:
-        return [f"Only {best.label} has a score: nothing can be compared.", *_costs(best)]
+        return [f"Only {best.label} has a score, so nothing can be compared.", *_costs(best)]
     chosen = choose(comparison)
     return [
         _choice(comparison, chosen, best),
@@ -70,19 +70,20 @@ def _choice(comparison: Comparison, chosen: ComparedMethod, best: ComparedMethod
     if not tied:
         return f"{choice}: {score}, better than each of the others by more than chance explains."
     if chosen is best and len(tied) == 1 and tied[0].label == comparison.reference:
-        return f"{choice}: {score}. Only the reference, {comparison.reference}, cannot be told from it."
+        return f"{choice}: {score}. Only the reference, {comparison.reference}, is tied with it."
     if len(_candidates(comparison)) == 1:
         return (
-            f"Choose {chosen.label}: {score}. Of the methods that cannot be told from it, no other is worth training."
+            f"Choose {chosen.label}: {score}. Of the methods that are tied with it, no other is shown to be better "
+            f"than the reference, {comparison.reference}."
         )
-    why = "trains the fewest numbers" if chosen.trainable is not None else "comes first"
+    why = "trains the fewest numbers" if chosen.trainable is not None else "is the first"
     if chosen is best:
         names = listed([row.label for row in tied])
-        return f"{choice}: {score}. {names} cannot be told from it, and of all these it {why}."
+        return f"{choice}: {score}. Tied with it: {names}. Of all these it {why}."
     top = f"{best.label}, {scale.score(best.score, best.interval)}"
     return (
-        f"{choice}: {score}. It cannot be told from the best ({top}), and of the {len(tied) + 1} methods "
-        f"between which these data do not decide it {why}."
+        f"{choice}: {score}. It is tied with the best ({top}): of the {len(tied) + 1} methods that these data do not "
+        f"tell apart, it {why}."
     )
 
 
@@ -118,7 +119,7 @@ def _others(comparison: Comparison, chosen: ComparedMethod) -> list[str]:
         value, own = cost(least), cost(chosen)
         if least is not chosen and value is not None and own is not None and value < 0.95 * own:
             found.append(f"{least.label} takes {words} ({written(value)})")
-    return [f"If that matters more: of the same methods, {listed(found)}."] if found else []
+    return [f"If memory or time matters more: of the same methods, {listed(found)}."] if found else []
 
 
 def _worth(comparison: Comparison, chosen: ComparedMethod) -> list[str]:

@@ -50,8 +50,8 @@ def _resolution(comparison: Comparison, scored: list[ComparedMethod]) -> list[st
     scale, half = ScoreScale(comparison.metric, comparison.greater_is_better), median(widths)
     shown, _ = scale.difference(half, (-half, half))
     return [
-        f"Differences to the best below about {shown}: {count(comparison.rows)} held-out rows and "
-        f"{_seed_words(len(comparison.seeds))} show no smaller ones."
+        f"Whether a method is behind the best by less than about {shown}: {count(comparison.rows)} held-out rows and "
+        f"{_seed_words(len(comparison.seeds))} do not show smaller differences."
     ]
 
 
@@ -59,22 +59,26 @@ def _seeds(comparison: Comparison, scored: list[ComparedMethod]) -> list[str]:
     seeds = len(comparison.seeds)
     found = []
     if all(row.interval is None for row in scored):
-        found.append(f"Anything about other rows: too few are held out ({count(comparison.rows)}) for an interval.")
+        found.append(
+            f"What the scores are on other rows: too few are held out ({count(comparison.rows)}) for an interval."
+        )
     elif seeds < 2:
-        found.append("Whether another seed would change the order: with one seed, the intervals are about rows alone.")
+        found.append(
+            "Whether another seed would change the order: with one seed, the intervals cover the choice of rows only."
+        )
     elif seeds < FEW_SEEDS:
         found.append(
-            f"How much results vary with the seed: {seeds} seeds say little about it, which widens the intervals."
+            f"How much results vary with the seed: {seeds} seeds say little about this, so the intervals are wide."
         )
     fewer = [row.label for row in scored if len(row.scores) < seeds and row.label != comparison.reference]
     if fewer:
-        found.append(f"How often {_names(fewer)} fail: some of the runs have no score, and only the others count.")
+        found.append(f"How often {_names(fewer)} fail: some of their runs have no score, and only the others count.")
     return found
 
 
 def _rates(comparison: Comparison, scored: list[ComparedMethod]) -> list[str]:
     if not comparison.searched:
-        return ["Whether another learning rate would change the order: each method ran at one rate alone."]
+        return ["Whether another learning rate would change the order: each method ran at one rate only."]
     found = []
     for end, words in ((max, "higher"), (min, "lower")):
         at_edge = [row.label for row in scored if row.rate is not None and len(row.rates) > 1

@@ -35,8 +35,8 @@ def comparison_report(comparison: Comparison) -> tuple[str, list[Figure]]:
         bullets("What else to know", comparison.notes),
         "<h2>All methods</h2>",
         methods_table(comparison, ordered, scale),
-        _section("What a point of score costs", costs, _not_measured(comparison, costs)),
-        _section("How they got there", learning, ""),
+        _section("Score against cost", costs, _not_measured(comparison, costs)),
+        _section("Scores and losses while training", learning, ""),
         _section("Learning rates", [rates] if rates is not None else [], _rates_note(comparison)),
         "<h2>How to read this</h2>",
         pairs(_glossary(comparison, scale)),
@@ -91,7 +91,7 @@ def _rates_note(comparison: Comparison) -> str:
         return "Each method was trained for a few steps at several rates first, and scored at the best."
     return (
         "No rates were searched (--no-search): every method ran at its default or at the recipe's rate. "
-        "A method that looks worse here may only want another rate."
+        "A method that looks worse here may need another learning rate."
     )
 
 

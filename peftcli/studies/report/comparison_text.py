@@ -117,13 +117,13 @@ def measured(comparison: Comparison) -> list[str]:
         short = f" of the {count(asked)} that the recipes ask for" if asked and asked > comparison.steps else ""
         found.append(f"{count(comparison.steps)} optimizer steps a run{short}, the same for every method.")
     found += [
-        "Intervals hold 95%: over held-out rows (2,000 bootstrap draws, the same for all methods)"
+        "Intervals are 95% intervals over held-out rows (2,000 bootstrap draws, the same for all methods)"
         + (" and over seeds (a t distribution)." if len(comparison.seeds) > 1 else "; seeds are not covered."),
         "Verdicts are corrected for the number of comparisons (Holm, over all pairs, since the best is chosen by these "
         "scores); the intervals of differences are not. Details: docs/choosing.md, What the verdicts mean.",
     ]
     if any(row.forgotten is not None for row in comparison.methods):
-        found.append("Forgotten: the rise of the loss on general text that has nothing to do with the training data.")
+        found.append("Forgotten: by how much the loss rose on general text, which the training data do not resemble.")
     where = [part for part in (comparison.machine, comparison.date) if part]
     where += [f"{name} {version}" for name, version in comparison.versions.items()]
     time = f"{duration(comparison.seconds)} of training" if comparison.seconds else ""

@@ -121,7 +121,7 @@ def _heights(sweep: Sweep, marks: Sequence[Mark], scale: ScoreScale) -> list[flo
 def _caption(sweep: Sweep, key: str) -> str:
     parts = [f"Each mark is one trial; {key} was searched over {sweep.keys[key]}."]
     if sweep.best is not None:
-        parts.append("The dashed line is the winner's score on fresh seeds: how much of its first score was luck.")
+        parts.append("The dashed line is the winner's score on fresh seeds; what its first score is better was chance.")
     return " ".join(parts)
 
 
@@ -134,7 +134,7 @@ def _legend(sweep: Sweep, shown: Sequence[SweepTrial]) -> list[tuple[str, str]]:
 def _importance(sweep: Sweep) -> Figure:
     ordered = sorted_shares(sweep)
     rows = [(key, share, f"{share:.0%}") for key, share in ordered]
-    title = "What mattered"
+    title = "Importance of the keys"
     description = "; ".join(f"{key} {text}" for key, _, text in rows)
     drawings = {kind: bars(title, description, rows, width=size[0]) for kind, size in SIZES.items()}
     caption = "Importance of each key for being among the best trials (PED-ANOVA), in these trials and ranges only."
@@ -165,7 +165,7 @@ def _progress(sweep: Sweep, scored: Sequence[SweepTrial], scale: ScoreScale) -> 
         "score-by-trial",
         title[0].upper() + title[1:],
         {kind: one.drawing for kind, one in made.items()},
-        "In the order in which they were made: scores that still rise at the end ask for more trials.",
+        "In the order in which they were made. If scores still improve at the end, more trials can find better ones.",
         plain_table(title, ["trial", "state", scale.metric], rows, texts=2),
         _legend(sweep, scored),
     )

@@ -43,7 +43,7 @@ def sweep_report(sweep: Sweep) -> tuple[str, list[Figure]]:
         f'<div class="first">{_lead(sweep, scale)}</div>',
         _winner(sweep, scale),
         _winners(sweep, scale),
-        "<h2>What each key did</h2>" if figures else "",
+        "<h2>Scores by key</h2>" if figures else "",
         *(figure.html() for figure in figures),
         "<h2>All trials</h2>",
         _trials(sweep, scale),
@@ -107,7 +107,7 @@ def _winners(sweep: Sweep, scale: ScoreScale) -> str:
     rows = [_winner_cells(one, keys, scale) for one in sweep.winners]
     seeds = ", ".join(map(str, sweep.seeds))
     caption = (
-        f"The best values of the search, trained again on fresh seeds ({seeds}): their scores are not chosen by luck."
+        f"The best values of the search, trained again on fresh seeds ({seeds}): these scores did not choose them."
     )
     return "<h3>Trained again on fresh seeds</h3>" + sortable_table("winners", caption, columns, rows)
 
@@ -141,7 +141,7 @@ def _trials(sweep: Sweep, scale: ScoreScale) -> str:
     ]
     rows = [_trial(sweep, trial, numeric, scale) for trial in sweep.trials]
     caption = (
-        "Scores of single runs, which the search chose by: the winner's is too good by chance. "
+        "Scores of single runs. The search chose the winner by these scores, so the winner's is too good by chance. "
         "Only the winner's score on fresh seeds says what to expect."
     )
     return sortable_table("trials", caption, columns, rows)

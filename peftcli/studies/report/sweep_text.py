@@ -10,7 +10,7 @@ from peftcli.record.shown_numbers import duration, metric
 from peftcli.studies.report.shell.report_numbers import ScoreScale
 from peftcli.studies.sweep.sweep_record import Sweep, SweepTrial, SweepWinner
 
-LUCKY = "one seed each, so that the best of them is partly lucky: not the result"
+LUCKY = "one seed each: the best of them is too good by chance, so these are not the result"
 """What must be read beside the scores of a search."""
 
 

@@ -91,14 +91,14 @@ def test_what_the_data_cannot_decide_is_said() -> None:
                   "400 steps", "vera compares: it failed (it ran out of memory)", "on new data"):  # fmt: skip
         assert words in text, words
     one = comparison(BEST, TIED, seeds=[0], searched=False)
-    assert "with one seed" in "\n".join(one.undecided) and "one rate alone" in "\n".join(one.undecided)
+    assert "with one seed" in "\n".join(one.undecided) and "one rate only" in "\n".join(one.undecided)
 
 
 def test_one_held_out_row_is_said_to_show_nothing() -> None:
     rows = [method("lora", 1.0, "best", interval=None), method("ia3", 0.0, "tied with the best", interval=None)]
     found = comparison(*rows, rows=1, seeds=[0])
     said = " ".join(found.undecided)
-    assert "too few are held out (1) for an interval" in said and "intervals are about rows" not in said
+    assert "too few are held out (1) for an interval" in said and "intervals cover the choice" not in said
 
 
 def test_steps_to_reference_is_the_first_step_at_which_the_mean_over_seeds_is_as_good() -> None:
