@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from peftcli.data.rows.row_set import RowSet
+from peftcli.data.rows.row_set import RowSet, StoredRows
 from peftcli.data.rows.single_answers import SingleAnswers
 from peftcli.data.rows.streaming import StreamedRows
 
@@ -28,4 +28,7 @@ def row_fingerprint(rows: RowSet) -> str | None:
         row = rows[int(index)]
         found.update(np.asarray(row.input_ids).tobytes())
         found.update(np.asarray(row.labels if row.labels is not None else ()).tobytes())
+    stored = rows.rows if isinstance(rows, SingleAnswers) else rows
+    if isinstance(stored, StoredRows):
+        stored.store.unmap()  # the system maps 64 KB around each row: of a million rows everything
     return f"sha256:{found.hexdigest()[:32]}"

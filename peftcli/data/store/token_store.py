@@ -161,6 +161,11 @@ class Store:
         mapped = np.memmap(path, dtype=COLUMNS[name], mode="r")
         return mapped.view(np.ndarray)  # slices of the subclass cost three times as much
 
+    def unmap(self) -> None:
+        """Let go of the pages that were read: they count as memory of this process. They are mapped again when read."""
+        for name in COLUMNS:
+            self.__dict__.pop(name, None)
+
     @cached_property
     def ids(self) -> npt.NDArray[np.int32]:
         """Tokens of all rows."""

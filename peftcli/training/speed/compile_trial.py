@@ -28,12 +28,12 @@ from peftcli.record.shown_numbers import duration
 from peftcli.training.speed.compiled_blocks import NOTE, compile_problems
 from peftcli.training.speed.own_process import ask
 
-COUNTED = 3
+COUNTED = 4
 """The last steps of each side, whose speed counts."""
 TIMED_STEPS = "peftcli.training.speed.timed_steps"
 """The module that takes them; it imports all that trains, this one among it."""
-LEAST_GAIN = 1.03
-"""How much faster compiled steps must be; less is within what two measurements differ by."""
+LEAST_GAIN = 1.05
+"""How much faster compiled steps must be; less can be what two measurements differ by."""
 WORTH_A_TRIAL = 1800.0
 """Seconds that a run must take, as its plain steps tell: of a shorter one a trial takes a tenth and more."""
 WORTH_A_LOOK = 600.0

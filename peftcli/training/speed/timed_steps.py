@@ -20,7 +20,7 @@ with large_imports():
     from peftcli.training.run import started
     from peftcli.training.session import Session
 
-PLAIN_STEPS, COMPILED_STEPS = 4, 6
+PLAIN_STEPS, COMPILED_STEPS = 5, 7
 """Steps that are taken. Blocks are compiled again for other lengths, in the second step at the latest."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from peftcli.data.prepare import prepare
+from peftcli.data.rows.row_fingerprint import row_fingerprint
 from peftcli.data.store.cache import cache_directory, cached_store
 from peftcli.data.store.cache_key import tokenizer_fingerprint
 from peftcli.recipe.schema import DataSpec
@@ -67,6 +68,22 @@ def test_a_tokenizer_has_one_fingerprint_whatever_its_last_call(tokenizer: Any) 
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
     assert tokenizer_fingerprint(tokenizer) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is mapped")
+def test_the_fingerprint_of_many_rows_leaves_none_of_them_in_memory(tokenizer: Any, tmp_path: Path) -> None:
+    """A file's pages count as memory of the process that mapped them: of a million rows, a sixth of the whole."""
+
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    rows = ready(tokenizer, write_jsonl(tmp_path / "a.jsonl", ROWS)).train
+    first = rows[0].input_ids.tolist()
+    assert mapped()
+    before = row_fingerprint(rows)
+    assert not mapped()
+    assert rows[0].input_ids.tolist() == first
+    assert row_fingerprint(rows) == before
 
 
 def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
