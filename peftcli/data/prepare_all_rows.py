@@ -47,6 +47,7 @@ class RowPreparer:
         settings: how examples become rows; the kind of label is filled in once it is known.
         notes: what a user should know.
         contents: a hash of the bytes of each source by its title.
+        skipped: broken rows that were left out.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class RowPreparer:
         self._split_seed = seed if spec.split_seed is None else spec.split_seed
         self.notes: list[str] = []
         self.contents: dict[str, str] = {}
+        self.skipped: list[dict[str, Any]] = []
         self._labels, self._progress, self._purpose = labels, progress, purpose
-        self._skipped: list[dict[str, Any]] = []
         self._hits: list[bool] = []
         self._unused: Counter[str] = Counter()
         length = spec.max_length
@@ -156,7 +157,7 @@ class RowPreparer:
         self._hits.append(hit)
         self.contents |= store.meta["contents"]
         self.notes += store.meta["notes"]
-        self._skipped += store.meta["skipped"]
+        self.skipped += store.meta["skipped"]
         self._unused.update(store.meta["unused"])
         self.notes += _of_scores(store) + EmptyAnswers(**store.meta["empty_answers"]).note()
         if store.meta["statistics"].get("calls_as_text"):
@@ -177,7 +178,7 @@ class RowPreparer:
                 Problem(one.message, file=one.source, line=one.row, suggestion=f"labels in training: {one.expected}")
                 for one in strange[:SHOWN_ERRORS]
             )
-        self._skipped += [one.as_dict() for one in strange]
+        self.skipped += [one.as_dict() for one in strange]
         return known
 
     def _report(
@@ -202,7 +203,7 @@ class RowPreparer:
             template=self.settings.template.name if self.settings.template else None,
             cache="hit" if all(self._hits) else "miss",
             cache_directory=str(pool.directory),
-            skipped=self._skipped,
+            skipped=self.skipped,
             notes=[*self.notes, *unused_note(self._unused)],
             train_rows=len(train),
             validation_rows={name: len(rows) for name, rows in validation.items()},

@@ -34,7 +34,8 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     sets: dict[str, Counts] = {}
     evidence: list[str] = []
     held_out = 0 if spec.validation is not None else int(spec.val_set_size)
-    head = _head(jobs[0], preparer, held_out, evidence)
+    errors = Errors(spec.on_error, read_again=True)
+    head = _head(jobs[0], preparer, held_out, evidence, errors)
     validation: dict[str, RowSet] = preparer.own_validation(None, sets)
     head = head[: preparer.spec.max_eval_rows]
     if head:
@@ -42,7 +43,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         sets["validation"] = Counts(held_out, len(head))
     weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
     rows = StreamedRows(
-        weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, on_error=spec.on_error
+        weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, errors=errors
     )
     first = rows[0]  # now, so that mistakes show before the model is loaded
     template = settings.template
@@ -61,6 +62,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
             *(f"at the head of the stream {note}" for note in rows.empty.note()),
             "rows are read during training: they are neither counted nor cached",
         ],
+        skipped=preparer.skipped,
         unused=dict(rows.unused),
         train_rows=count,
         validation_rows={name: len(part) for name, part in validation.items()},
@@ -78,9 +80,8 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     )
 
 
-def _head(job: SourceJob, preparer: RowPreparer, count: int, evidence: list[str]) -> list[Row]:
+def _head(job: SourceJob, preparer: RowPreparer, count: int, evidence: list[str], errors: Errors) -> list[Row]:
     """Return the rows made of the first `count` rows of a source, and put why its format was chosen into `evidence`."""
-    errors = Errors(preparer.spec.on_error)
     settings, tokenizer = preparer.settings, preparer.tokenizer
     title = job.files.title
     found = stream_rows(

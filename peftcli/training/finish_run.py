@@ -44,12 +44,13 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
         world.wait()  # all have read it before it is removed below
     milestones.tick()
-    against = outcome_of(session)
+    against = [*outcome_of(session), *session.data.skipped_note()]
     summary = summarise(session, counts, against)
     divided = world.strategy.sharded and session.info.artifact == "model"
     weights = whole_tree(session.model.state_dict(), keep=world.is_main) if divided else None
     if world.is_main:
         save_artifact(session, summary, weights)
+        directory.write_skipped_rows(session.data.skipped_rows())
         write_plots(directory.path / "plots", directory.metrics.lines())
         directory.write_summary(summary.as_dict())
         directory.tidy()

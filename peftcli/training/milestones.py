@@ -141,6 +141,8 @@ class Milestones:
         if self.session.world.is_main:
             self._about = self._about or adapter_record(self.session).as_dict()
             self.checkpoints.save(self.session.state.step, {**tree, ABOUT: self._about})
+            if self.session.data.skipped_of_stream:
+                self.session.directory.write_skipped_rows(self.session.data.skipped_rows())
         self.session.world.wait()
 
     def require_finite(self, what: str) -> None:

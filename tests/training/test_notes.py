@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
+from peftcli.errors import Stopped
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.training.run import train
-from tests.recipes import chat_rows, write_jsonl
+from tests.recipes import CtrlC, Recorder, chat_rows, write_jsonl
 
 
 def test_validation_rows_that_are_training_rows_are_told(recipe, recorder) -> None:
@@ -70,3 +76,19 @@ def test_a_run_that_made_the_model_worse_says_so_at_its_end(recipe, recorder) ->
         summary = train(recipe(name=says.split()[1], **wild, **given), reporter=recorder)
         assert [note for note in recorder.notes if note.startswith(says)] == summary.notes[1:]
     assert len(calm.notes) == 1  # of the learning rate
+
+
+def test_broken_rows_of_a_stream_are_listed_and_told(recipe, tmp_path) -> None:
+    loaded = recipe(training__max_steps=12, data__streaming=True, data__on_error="skip", data__val_set_size=0)
+    with (tmp_path / "run.jsonl").open("a") as file:
+        file.write("{broken\n")
+    out = Path(loaded.recipe.output_dir)
+    with pytest.raises(Stopped):
+        train(loaded, reporter=CtrlC(6))
+    assert len((out / "skipped_rows.jsonl").read_text().splitlines()) == 1, "what was read ahead is listed at a stop"
+    told = Recorder()
+    summary = train(loaded, resume=True, reporter=told)
+    (line,) = map(json.loads, (out / "skipped_rows.jsonl").read_text().splitlines())
+    assert line["row"] == 17 and "broken JSON" in line["message"]
+    (note,) = [note for note in summary.notes if "1 broken row of the stream was left out" in note]
+    assert note in told.notes and f"{line['source']}:17" in note

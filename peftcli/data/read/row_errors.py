@@ -20,10 +20,16 @@ NOT_UTF8 = "not UTF-8"
 
 
 class Errors:
-    """Broken rows as they come: collected and raised together, or skipped and listed."""
+    """Broken rows as they come: collected and raised together, or skipped and listed.
 
-    def __init__(self, on_error: Literal["fail", "skip"]) -> None:
+    Args:
+        on_error: of the recipe.
+        read_again: whether rows are read more than once, as those of a stream are; each counts once.
+    """
+
+    def __init__(self, on_error: Literal["fail", "skip"], *, read_again: bool = False) -> None:
         self._on_error = on_error
+        self._known: set[tuple[str, int]] | None = set() if read_again else None
         self.skipped: list[BadRow] = []
         self.count = 0
         self._fatal: list[BadRow] = []
@@ -36,13 +42,20 @@ class Errors:
         """
         for one in bad:
             if self._on_error == "skip" and not always:
-                self.count += 1
-                if len(self.skipped) < LISTED_SKIPS:
-                    self.skipped.append(one)
+                self._skip(one)
             else:
                 self._fatal.append(one)
         if len(self._fatal) >= SHOWN_ERRORS:
             self.raise_if_any()
+
+    def _skip(self, one: BadRow) -> None:
+        if self._known is not None:
+            if (one.source, one.row) in self._known:
+                return
+            self._known.add((one.source, one.row))
+        self.count += 1
+        if len(self.skipped) < LISTED_SKIPS:
+            self.skipped.append(one)
 
     def raise_if_any(self) -> None:
         """Raise a `UserError` with every row that was broken."""

@@ -47,7 +47,7 @@ class StreamedRows:
         sources: what to read.
         count: rows that will be asked for.
         skip: rows of the first source that belong to the validation set.
-        on_error: fail or skip; skipped rows are counted in `skipped`.
+        errors: what becomes of broken rows. Rows are read again where a stream starts over, so each must count once.
 
     Attributes:
         unused: what of the rows that were read so far is not used, with the number of rows.
@@ -63,11 +63,11 @@ class StreamedRows:
         count: int,
         seed: int,
         skip: int = 0,
-        on_error: Any = "fail",
+        errors: Errors,
     ) -> None:
         self._sources, self._tokenizer, self._settings = sources, tokenizer, settings
         self._count, self._seed, self._skip = count, seed, skip
-        self._errors = Errors(on_error)
+        self._errors = errors
         self.unused: Counter[str] = Counter()
         self.empty = EmptyAnswers()
         self.formats: dict[str, str] = {}
@@ -83,8 +83,13 @@ class StreamedRows:
 
     @property
     def skipped(self) -> int:
-        """Broken rows that were passed over so far."""
+        """Broken rows that were passed over so far, each once."""
         return self._errors.count
+
+    @property
+    def broken(self) -> list[BadRow]:
+        """The first `LISTED_SKIPS` of them."""
+        return list(self._errors.skipped)
 
     def __iter__(self) -> Iterator[Row]:
         return (self[number] for number in range(len(self)))

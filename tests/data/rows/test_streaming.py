@@ -102,7 +102,8 @@ def test_broken_rows(tokenizer: Any, tmp_path: Path) -> None:
         list(stream(tokenizer, path, 100).train)
     rows = stream(tokenizer, path, 100, on_error="skip").train
     assert isinstance(rows, StreamedRows)
-    assert {row.row for row in rows} == set(range(1, 21)) and rows.skipped >= 4
+    assert {row.row for row in rows} == set(range(1, 21))
+    assert [(row.row, row.message) for row in rows.broken] == [(21, rows.broken[0].message)] and rows.skipped == 1
 
 
 def test_a_stream_without_anything_to_learn_ends_in_a_message(tokenizer: Any, tmp_path: Path) -> None:
@@ -148,3 +149,17 @@ def test_what_a_stream_does_not_use_is_named(tokenizer: Any, tmp_path: Path) -> 
     spec = DataSpec(path=str(path), val_set_size=0.0, streaming=True)
     data = prepare(spec, "causal_lm", tokenizer, seed=0, stream_rows=8)
     assert "column id" in data.report.unused and any("not used: column id" in note for note in data.report.notes)
+
+
+def test_broken_rows_of_the_head_and_of_validation_files_are_listed_too(tokenizer: Any, tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.jsonl", 20)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([lines[0], "{broken", *lines[1:], '{"prompt": 5}']), encoding="utf-8")
+    data = stream(tokenizer, path, 100, val_set_size=3.0, on_error="skip")
+    assert [row["row"] for row in data.skipped_rows()] == [2] and data.skipped_of_stream == 1
+    list(data.train)
+    assert [row["row"] for row in data.skipped_rows()] == [2, 22], "each once, however often the stream starts over"
+    (note,) = data.skipped_note()
+    assert note.startswith("2 broken rows of the stream were left out, first ") and "a.jsonl:2: broken JSON" in note
+    apart = stream(tokenizer, numbered(tmp_path / "b.jsonl", 20), 5, validation={"path": str(path)}, on_error="skip")
+    assert [row["row"] for row in apart.skipped_rows()] == [2, 22] and apart.skipped_note() == []
