@@ -59,7 +59,8 @@ def resolve_location(text: str) -> Path | None:
             package, or a hub id such as `org/name`.
 
     Raises:
-        UserError: the package is not installed, or the path does not exist; names the nearest one.
+        UserError: the package is not installed, or the path does not exist; names the nearest one. Or a directory on
+            the way may not be entered.
     """
     if text.startswith(PREFIX):
         return _in_package(text)
@@ -71,6 +72,7 @@ def resolve_location(text: str) -> Path | None:
     path = expanded(text)
     if _exists(path):
         return path
+    _refuse_closed(text, path)
     if _is_hub_id(text):
         return None
     raise UserError(f"there is no file or directory {text!r}", suggestion=_near_path(path))
@@ -92,6 +94,10 @@ def expand_location(text: str) -> list[Path] | None:
     else:
         found = [Path(match) for match in _matches(str(expanded(text)))]
     if not found:
+        folder = expanded(text)
+        while _PATTERN.search(str(folder)):
+            folder = folder.parent
+        _refuse_closed(text, folder, listed=True)
         raise UserError(f"nothing matches {text!r}", suggestion="a pattern is relative to the current directory")
     return sorted(found)
 
@@ -117,6 +123,27 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # the name is too long, or contains a NUL
         return False
+
+
+def _refuse_closed(text: str, path: Path, *, listed: bool = False) -> None:
+    """Refuse a path that is not missing but hidden from this user.
+
+    Args:
+        text: as it was written.
+        path: what to look at.
+        listed: whether it is a directory whose entries are to be read.
+
+    Raises:
+        UserError: a directory on the way may not be entered, or it may not be listed.
+    """
+    try:
+        os.listdir(path) if listed else path.stat()
+    except PermissionError as error:
+        closed = next((folder for folder in (path, *path.parents) if _exists(folder)), path)
+        remedy = f"give this user the right to {'read' if closed == path else 'enter'} {closed}, or name another path"
+        raise UserError(f"{text!r} cannot be looked at: no permission for {closed}", suggestion=remedy) from error
+    except (OSError, ValueError):
+        return
 
 
 def is_on_hub(text: str) -> bool:
@@ -222,7 +249,9 @@ def _near_path(path: Path, shown_from: Path | None = None) -> str:
     except OSError:
         return f"{folder} is not a directory that can be read"
     shown = _shown(folder, shown_from)
-    close = nearest_files(missing.name, names)
+    of_rows = missing.suffix.lower() in _DATA_SUFFIXES  # nobody who names rows means a recipe or weights
+    others = _LOCAL_SUFFIXES.difference(_DATA_SUFFIXES, (".zip",)) if of_rows else ()
+    close = nearest_files(missing.name, [name for name in names if PurePath(name).suffix.lower() not in others])
     if close:
         return did_you_mean(close if shown_from is not None else (folder / name for name in close))
     inside = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

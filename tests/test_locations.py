@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +77,45 @@ def test_missing_paths_name_the_nearest(here: Path, text: str, suggestion: str) 
     with pytest.raises(UserError, match=r"no file or directory|neither a path nor a name") as caught:
         resolve_location(text)
     assert suggestion in str(caught.value.problems[0].suggestion)
+
+
+def test_rows_are_no_recipe_of_a_like_name(here: Path) -> None:
+    for name in ("recipe.yaml", "recipe.gguf", "words.json"):
+        (here / name).write_text("")
+    for text, suggestion in (
+        ("recipe.jsonl", "contains data, recipe.gguf"),
+        ("word.jsonl", "did you mean words.json?"),
+    ):
+        with pytest.raises(UserError, match="no file or directory") as caught:
+            resolve_location(text)
+        assert suggestion in str(caught.value.problems[0].suggestion)
+
+
+def test_what_may_not_be_entered_is_not_said_to_be_missing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, listed = Path.stat, os.listdir
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if "closed" in path.parent.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return looked(path, **options)
+
+    def listdir(path: Path) -> list[str]:
+        if "closed" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    (here / "closed" / "in").mkdir(parents=True)
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    for text in ("closed/in/a.jsonl", "closed/in/*.jsonl", "closed/model"):
+        with pytest.raises(
+            UserError, match=f"'{re.escape(text)}' cannot be looked at: no permission for closed"
+        ) as caught:
+            expand_location(text)
+        assert "right to enter closed" in str(caught.value.problems[0].suggestion)
+    with pytest.raises(UserError, match="no permission for closed") as caught:
+        expand_location("closed/*.jsonl")
+    assert "right to read closed" in str(caught.value.problems[0].suggestion)
 
 
 def test_patterns(here: Path) -> None:

@@ -42,9 +42,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         validation[""] = ListedRows(head)
         sets["validation"] = Counts(held_out, len(head))
     weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
-    rows = StreamedRows(
-        weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, errors=errors
-    )
+    rows = StreamedRows(weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, errors=errors)
     first = rows[0]  # now, so that mistakes show before the model is loaded
     template = settings.template
     known = rows.formats if len(rows.formats) == len(jobs) else {}

@@ -89,6 +89,14 @@ class BaseLinear:
         """
         return self.of_whole(_whole_weight(self.module))
 
+    def weight_in_pass(self) -> Tensor:
+        """Return what `weight` returns, for a forward pass: gradients reach the weight where it is trained, too."""
+        stored = getattr(self.module, "weight", None)
+        if not isinstance(stored, Tensor) or not stored.requires_grad:
+            return self.weight()
+        live = whole(stored).float()
+        return self.of_whole(live.T if is_transposed(self.module) else live)
+
     def of_whole(self, weight: Tensor) -> Tensor:
         """Return the view's own rows, (out_features, in_features), of a matrix of the whole module's size."""
         return weight if self.rows is None else self.rows.take(weight.T).T

@@ -43,10 +43,16 @@ class BaseTable:
         return whole(self._stored()).float()
 
     def rows_at(self, ids: Tensor) -> Tensor:
-        """Return rows of the table, (..., width), float32, without the module's own factor."""
-        return F.embedding(ids, self._stored()).float()
+        """Return rows of the table, (..., width), float32, without the module's own factor.
+
+        Gradients reach the table where it is trained, too.
+        """
+        return F.embedding(ids, self._live(), padding_idx=self.padding_idx).float()
 
     def _stored(self) -> Tensor:
+        return self._live().detach()
+
+    def _live(self) -> Tensor:
         weight = self.module.weight
         assert isinstance(weight, Tensor)  # nn.Module types attributes as Tensor | Module
-        return weight.detach()
+        return weight

@@ -40,7 +40,7 @@ class DoraDelta(MagnitudePart, LoraDelta):
         own = y if self.rows is None else self.rows.take(y)
         if dropout:
             x_dropped = drop(x, dropout)
-            plain = F.linear(x_dropped.to(y.dtype), self.base.weight().to(y.dtype))
+            plain = F.linear(x_dropped.to(y.dtype), self.base.weight_in_pass().to(y.dtype))
         else:
             x_dropped = x
             plain = own if bias is None else own - bias.to(y.dtype)

@@ -76,7 +76,7 @@ class BlockAffine(WeightDelta):
 
     def delta(self) -> Tensor:
         """Return the change, (d_out, d_in), float32."""
-        return affine_change(self.base.weight().to(self.miss_block), self.miss_block)
+        return affine_change(self.base.weight_in_pass().to(self.miss_block), self.miss_block)
 
 
 def affine_change(weight: Tensor, blocks: Tensor) -> Tensor:

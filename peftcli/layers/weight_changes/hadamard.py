@@ -34,7 +34,7 @@ class HadamardDelta(WeightDelta):
 
     def delta(self) -> Tensor:
         """Return W * B A, (d_out, d_in), float32."""
-        return self.base.weight() * (self.hira_B @ self.hira_A)
+        return self.base.weight_in_pass() * (self.hira_B @ self.hira_A)
 
 
 class EmbeddingHadamardDelta(Part):

@@ -164,7 +164,7 @@ class SliceRotation(Rotation):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.base.rows is not None  # a whole projection has its input rotated
         with without_autocast(y.device.type):
-            return self.base.rows.add(y, F.linear(self.turned(x, y.dtype), self.base.weight().to(y.dtype)))
+            return self.base.rows.add(y, F.linear(self.turned(x, y.dtype), self.base.weight_in_pass().to(y.dtype)))
 
 
 def rotated_columns(weight: Tensor, angles: Tensor, terms: int | None) -> Tensor:
