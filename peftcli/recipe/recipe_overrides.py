@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from peftcli.recipe.yaml.yaml_lines import Key, parse_yaml
 from peftcli.suggestions import did_you_mean, nearest
 
 _INDICATORS = tuple("*&!@%`")
+_COMMENT = re.compile(r"(^|\s)#")
 
 
 def metric_overrides(metric: str) -> tuple[str, str]:
@@ -42,8 +44,9 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
         typed = f"{name.strip()}={value.strip() if colon else 'VALUE'}" if name.strip() else ""
         example = "method.r=16" if equals or not typed else typed
         return [Problem("an override is key=value", file=where, suggestion=f"write it as {example}, without spaces")]
-    if written[:1] in _INDICATORS:
-        written = json.dumps(written)  # anchors and tags make no sense here, and `data.path=*.csv` is text
+    unquoted = written.lstrip()[:1] not in tuple("\"'[{")
+    if written[:1] in _INDICATORS or (unquoted and _COMMENT.search(written)):
+        written = json.dumps(written)  # no anchors, tags and comments here: `data.path=*.csv` and `a #1.csv` are text
     try:
         document = parse_yaml(written, environ)
     except YamlProblem as error:

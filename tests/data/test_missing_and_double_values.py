@@ -20,11 +20,12 @@ BAD, SYSTEM = {"role": "assistant", "content": "bad"}, {"role": "system", "conte
 
 
 def test_a_number_that_is_missing_is_no_part_of_a_prompt(tmp_path: Path) -> None:
-    table = pa.table({"age": pa.array([3.0, float("nan"), None]), "answer": ["a", "b", "c"]})
+    ages = pa.array([3.0, float("nan"), None, float("inf")])
+    table = pa.table({"age": ages, "answer": ["a", "b", "c", "d"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError) as error:
         ready(chat_tokenizer(), tmp_path / "a.parquet", template="Age {age}:")
-    assert [problem.line for problem in error.value.problems] == [2, 3]
+    assert [problem.line for problem in error.value.problems] == [2, 3, 4]
     made = ready(chat_tokenizer(), tmp_path / "a.parquet", template="Age {age}:", on_error="skip")
     assert len(made.train) == 1 and "Age 3.0:" in whole(made.train[0], chat_tokenizer())
 

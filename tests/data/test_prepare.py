@@ -91,6 +91,7 @@ BROKEN = [
     ('{"prompt": "a "}', "no column 'completion'; the row has prompt"),
     ('{"prompt": "a ", "completion": null}', "the column 'completion' is null"),
     ('{"prompt": "a ", "completion": NaN}', "the column 'completion' is NaN"),
+    ('{"prompt": "a ", "completion": -Infinity}', "the column 'completion' is an infinite number, not text"),
     ('{"prompt": "a ", "completion": "  "}', "the column 'completion' is empty"),
     ('{"prompt": "a ", "completion": ["b"]}', "the column 'completion' holds a list, not text"),
     ('{"question": "a", "answer": "b"}', "no column 'prompt'"),
@@ -122,16 +123,16 @@ class TestBrokenRows:
         path = self.write(tmp_path / "a.jsonl", [line for line, _ in BROKEN])
         with pytest.raises(UserError) as caught:
             ready(tokenizer, path)
-        assert sorted(problem.line or 0 for problem in caught.value.problems) == list(range(2, 10))
+        assert sorted(problem.line or 0 for problem in caught.value.problems) == list(range(2, 2 + len(BROKEN)))
 
     def test_skipping_lists_them(self, tokenizer: Any, tmp_path: Path) -> None:
         path = self.write(tmp_path / "a.jsonl", [line for line, _ in BROKEN])
         data = ready(tokenizer, path, on_error="skip")
-        assert numbers(data.train) == [1, 10]
-        assert data.report.counts.rows == 10 and data.report.counts.skipped == 8
-        assert sorted(bad["row"] for bad in data.report.skipped) == list(range(2, 10))
+        assert numbers(data.train) == [1, 11]
+        assert data.report.counts.rows == 11 and data.report.counts.skipped == 9
+        assert sorted(bad["row"] for bad in data.report.skipped) == list(range(2, 2 + len(BROKEN)))
         assert all(bad["message"] and bad["expected"] for bad in data.report.skipped)
-        assert "8 skipped" in data.report.counts.line()
+        assert "9 skipped" in data.report.counts.line()
 
     def test_nothing_left_after_skipping(self, tokenizer: Any, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"
@@ -165,7 +166,7 @@ class TestBrokenRows:
         with pytest.raises(UserError, match=r"a\.jsonl:2: the chat template gemma refuses roles user tool assistant"):
             ready(tokenizer, path, chat_template="gemma")
 
-    @pytest.mark.parametrize("label", [None, float("nan"), "", " ", {"a": 1}])
+    @pytest.mark.parametrize("label", [None, float("nan"), float("inf"), "", " ", {"a": 1}])
     def test_bad_labels_have_their_row(self, tmp_path: Path, label: Any) -> None:
         rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c", "label": label}]
         with pytest.raises(UserError, match=r"a\.jsonl:3: the label"):

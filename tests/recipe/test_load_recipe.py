@@ -131,6 +131,9 @@ class TestOverrides:
             ("method.rank_pattern={a.b: 4}", "rank_pattern", {"a.b": 4}),
             ("method.modules_to_save=", "modules_to_save", None),
             ("method.init_from=*x", "init_from", "*x"),
+            ("method.init_from=runs/try #2", "init_from", "runs/try #2"),
+            ("method.init_from=#2", "init_from", "#2"),
+            ("method.init_from='runs/try'  # that one", "init_from", "runs/try"),
         ],
     )
     def test_values_are_yaml(self, load: Load, override: str, key: str, value: object) -> None:

@@ -20,6 +20,11 @@ def is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_infinite(value: Any) -> bool:
+    """Whether a cell holds an infinite number: the literal Infinity of other programs' JSON, or 1e400. It is no text."""
+    return isinstance(value, float) and math.isinf(value)
+
+
 def too_deep(value: Any, text: str) -> bool:
     """Whether lists and objects are nested more than `DEEPEST` levels deep in a value.
 

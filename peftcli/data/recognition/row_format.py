@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftcli.data.read.nested_values import is_nothing, with_paths
+from peftcli.data.read.nested_values import is_infinite, is_nothing, with_paths
 from peftcli.data.read.records import Record, RowError, in_words
 from peftcli.data.recognition.examples import Example
 from peftcli.data.recognition.row_template import RowTemplate
@@ -132,7 +132,7 @@ class RecognisedFormat:
         """Return a column's text; numbers become text.
 
         Raises:
-            RowError: it is absent, null, NaN, a list or an object, or (unless `empty`) blank.
+            RowError: it is absent, null, NaN, infinite, a list or an object, or (unless `empty`) blank.
         """
         column = self._present(values, name)
         value = values[column]
@@ -142,6 +142,8 @@ class RecognisedFormat:
             return value
         if is_nothing(value):
             raise self.wrong(f"the column {column!r} is {'null' if value is None else 'NaN'}")
+        if is_infinite(value):
+            raise self.wrong(f"the column {column!r} is an infinite number, not text")
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
         raise self.wrong(f"the column {column!r} holds {in_words(value)}, not text")

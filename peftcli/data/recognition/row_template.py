@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.data.read.nested_values import is_nothing
+from peftcli.data.read.nested_values import is_infinite, is_nothing
 from peftcli.data.read.records import RowError
 from peftcli.errors import Problem, UserError
 from peftcli.suggestions import did_you_mean, nearest
@@ -62,7 +62,7 @@ class RowTemplate:
             )
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Return the text for a row; an absent value, null and NaN are errors of the row."""
+        """Return the text for a row; an absent value, null, NaN and infinity are errors of the row."""
         out = []
         for literal, name in self.parts:
             out.append(literal)
@@ -70,6 +70,8 @@ class RowTemplate:
                 value = values.get(name)
                 if is_nothing(value):
                     raise RowError(f"the column {name!r} of the template is empty", f"a value in {name!r}")
+                if is_infinite(value):
+                    raise RowError(f"the column {name!r} of the template is an infinite number", "text, or a number")
                 out.append(value if isinstance(value, str) else str(value))
         return "".join(out)
 

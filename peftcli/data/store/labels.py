@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftcli.data.read.nested_values import is_infinite
 from peftcli.data.read.records import RowError, in_words
 from peftcli.errors import Problem, UserError
 from peftcli.tasks.task_info import LabelKind
@@ -53,12 +54,14 @@ def label_name(value: Any) -> str:
     """Return a raw label as text: the file's own value.
 
     Raises:
-        RowError: it is a list or an object.
+        RowError: it is a list, an object, or infinite.
     """
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
+    if is_infinite(value):
+        raise RowError("the label is an infinite number", "a name or a number")
     if isinstance(value, int | float):
         return str(value)
     raise RowError(f"the label is {in_words(value)}", "a name or a number")
