@@ -21,7 +21,7 @@ def is_nothing(value: Any) -> bool:
 
 
 def is_infinite(value: Any) -> bool:
-    """Whether a cell holds an infinite number: the literal Infinity of other programs' JSON, or 1e400. It is no text."""
+    """Whether a cell holds an infinite number: 1e400, or the `Infinity` that other programs write into JSON."""
     return isinstance(value, float) and math.isinf(value)
 
 
