@@ -8,9 +8,10 @@ from peftcli.data.prepared_data import PreparedData
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.sources import data_sources, source_keys
 from peftcli.data.rows.row_set import Row, RowSet
-from peftcli.data.rows.streaming import ListedRows, StreamedRows, StreamSource, stream_rows
+from peftcli.data.rows.streaming import ListedRows, PassedRows, StreamedRows, StreamSource, stream_rows
 from peftcli.data.store.data_report import Counts, DataReport, unused_note
 from peftcli.data.store.store_job import SourceJob, source_jobs
+from peftcli.data.store.stored_labels import counts_by_status, require_learning
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec, TaskName
 from peftcli.tasks.task_table import task_info
@@ -44,6 +45,8 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
     rows = StreamedRows(weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, errors=errors)
     first = rows[0]  # now, so that mistakes show before the model is loaded
+    read = counts_by_status(rows.passed.statuses)
+    require_learning(read, rows.passed.reasons, jobs[0].files.title, spec, " at the head of the stream")
     template = settings.template
     known = rows.formats if len(rows.formats) == len(jobs) else {}
     report = DataReport(
@@ -56,12 +59,11 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         cache="streaming",
         notes=[
             *preparer.notes,
-            *(f"{note} of the rows at the head of the stream" for note in unused_note(rows.unused)),
-            *(f"at the head of the stream {note}" for note in rows.empty.note()),
+            *_head_notes(rows.passed, read),
             "rows are read during training: they are neither counted nor cached",
         ],
         skipped=preparer.skipped,
-        unused=dict(rows.unused),
+        unused=dict(rows.passed.unused),
         train_rows=count,
         validation_rows={name: len(part) for name, part in validation.items()},
         longest=len(first.input_ids),
@@ -76,6 +78,16 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         stop_tokens(tokenizer, end_of_turn(tokenizer, settings.template)),
         preparer.contents | {job.files.title: found for job in jobs if (found := job.files.sampled_fingerprint())},
     )
+
+
+def _head_notes(passed: PassedRows, counts: Counts) -> list[str]:
+    """Return what a user should know of the rows at the head of a stream; those behind it are not counted."""
+    lost = counts.truncated or counts.kept < counts.rows
+    return [
+        *([f"at the head of the stream: {counts.line()}"] if lost else []),
+        *(f"{note} of the rows at the head of the stream" for note in unused_note(passed.unused)),
+        *(f"at the head of the stream {note}" for note in passed.empty.note()),
+    ]
 
 
 def _head(job: SourceJob, preparer: RowPreparer, count: int, evidence: list[str], errors: Errors) -> list[Row]:

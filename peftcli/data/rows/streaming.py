@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftcli.data.encode.encode_settings import EncodeSettings
-from peftcli.data.encode.encode_worker import Worker
+from peftcli.data.encode.encode_worker import ChunkResult, Worker
 from peftcli.data.encode.encoded import Encoded
 from peftcli.data.read.records import BadRow, Record
 from peftcli.data.read.row_errors import Errors
@@ -37,6 +37,30 @@ class StreamSource:
     weight: float = 1.0
 
 
+@dataclass
+class PassedRows:
+    """What became of the rows that were read so far, each once: rows that are read again are not counted.
+
+    Args:
+        statuses: rows by status.
+        reasons: why rows are not used, with their number.
+        unused: what of the rows is not used, with the number of rows.
+        empty: those of which an answer without text is learnt.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    empty: EmptyAnswers = field(default_factory=EmptyAnswers)
+
+    def add(self, result: ChunkResult) -> None:
+        """Take in a chunk."""
+        self.statuses.update(result.raw.statuses)
+        self.reasons.update(result.reasons)
+        self.unused.update(result.unused)
+        self.empty.add(result.empty_answers)
+
+
 class StreamedRows:
     """The first `count` rows of a shuffled stream that starts again when its files end.
 
@@ -50,8 +74,7 @@ class StreamedRows:
         errors: what becomes of broken rows. Rows are read again where a stream starts over, so each must count once.
 
     Attributes:
-        unused: what of the rows that were read so far is not used, with the number of rows.
-        empty: those of which an answer without text is learnt.
+        passed: what became of the rows that were read so far.
     """
 
     def __init__(
@@ -68,8 +91,7 @@ class StreamedRows:
         self._sources, self._tokenizer, self._settings = sources, tokenizer, settings
         self._count, self._seed, self._skip = count, seed, skip
         self._errors = errors
-        self.unused: Counter[str] = Counter()
-        self.empty = EmptyAnswers()
+        self.passed, self._counts = PassedRows(), True
         self.formats: dict[str, str] = {}
         self._rewind()
 
@@ -98,6 +120,7 @@ class StreamedRows:
         if not 0 <= index < self._count:
             raise IndexError(index)
         if index < self._next - len(self._window):
+            self._counts = False  # a pass that was broken off was counted up to there
             self._rewind()
         while self._next <= index:
             self._window.append(next(self._rows))
@@ -134,13 +157,15 @@ class StreamedRows:
         self.formats[job.files.title] = recognised.format.name
 
     def _endless(self, job: SourceJob, skip: int) -> Iterator[Row]:
+        passed = self.passed if self._counts else None
         while True:
             found = 0
             arguments = (job, self._tokenizer, self._settings, self._errors)
             started = partial(self._started, job)
-            for row in stream_rows(*arguments, skip=skip, unused=self.unused, started=started, empty=self.empty):
+            for row in stream_rows(*arguments, skip=skip, passed=passed, started=started):
                 found += 1
                 yield row
+            passed = None
             if not found:
                 text = "no row of the stream has a token to train on"
                 raise UserError(Problem(text, file=job.files.title, suggestion="see the rows with `peft inspect`"))
@@ -172,16 +197,14 @@ def stream_rows(
     skip: int = 0,
     only: int | None = None,
     started: Callable[[RecognisedFormat], None] | None = None,
-    unused: Counter[str] | None = None,
-    empty: EmptyAnswers | None = None,
+    passed: PassedRows | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one pass over a source, each as it is encoded.
 
     Args:
         skip, only: readable rows of the file that are left out at its head, and how many of the rest to read.
         started: called once the format is recognised.
-        unused: counts what of the rows is not used.
-        empty: takes in the rows of which an answer without text is learnt.
+        passed: takes in what becomes of the rows.
 
     Raises:
         UserError: broken rows (with on_error: fail), or a format that does not fit.
@@ -198,10 +221,8 @@ def stream_rows(
     rest = islice(_chained(head, records), skip, None if only is None else skip + only)
     while chunk := list(islice(rest, CHUNK)):
         result = worker(found, chunk)
-        if unused is not None:
-            unused.update(result.unused)
-        if empty is not None:
-            empty.add(result.empty_answers)
+        if passed is not None:
+            passed.add(result)
         errors.add(result.bad)
         errors.add(result.too_long, always=True)
         errors.raise_if_any()

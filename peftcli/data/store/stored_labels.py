@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,18 +19,28 @@ Index = npt.NDArray[np.int64]
 
 def check_learning(store: Store, spec: DataSpec) -> None:
     """Raise when too many rows of a store have no token to train on, or no row is left."""
-    counts = counts_of(store)
+    require_learning(counts_of(store), store.meta["reasons"], store.meta["inputs"][0], spec)
+
+
+def require_learning(counts: Counts, found: Mapping[str, int], source: str, spec: DataSpec, where: str = "") -> None:
+    """Raise when too many rows have no token to train on, or no row is left.
+
+    Args:
+        found: why rows are not used, with their number.
+        source: file to name.
+        where: the rows are, for the message; by default all of the file's.
+    """
     used = counts.rows - counts.skipped
     share = counts.fully_masked / used if used else 0.0
     if counts.kept and share <= spec.max_fully_masked:
         return
-    reasons = "; ".join(f"{count:,} rows: {reason}" for reason, count in store.meta["reasons"].items())
-    masked = f"{counts.fully_masked:,} of {used:,} rows have no token to train on"
+    reasons = "; ".join(f"{count:,} rows: {reason}" for reason, count in found.items())
+    masked = f"{counts.fully_masked:,} of {used:,} rows{where} have no token to train on"
     what = masked if counts.fully_masked else "no row is left"
     raise UserError(
         Problem(
             f"{what} ({reasons or 'all were dropped'})",
-            file=store.meta["inputs"][0],
+            file=source,
             key="data",
             suggestion="see the rows with `peft inspect`; raise data.max_length, or change data.train_on; "
             f"data.max_fully_masked ({spec.max_fully_masked}) is the share that is allowed",
@@ -39,9 +51,14 @@ def check_learning(store: Store, spec: DataSpec) -> None:
 def counts_of(store: Store) -> Counts:
     status = store.raw("status")
     count = {name: int((status == name).sum()) for name in (KEPT, TRUNCATED, DROPPED, MASKED)}
-    skipped = int(store.meta["skipped_count"])
-    kept = count[KEPT] + count[TRUNCATED]
-    return Counts(len(status) + skipped, kept, count[TRUNCATED], count[DROPPED], count[MASKED], skipped)
+    return counts_by_status(count, int(store.meta["skipped_count"]))
+
+
+def counts_by_status(count: Mapping[int, int], skipped: int = 0) -> Counts:
+    """Return the counts of rows of which so many have each status."""
+    dropped, masked, truncated = (count.get(name, 0) for name in (DROPPED, MASKED, TRUNCATED))
+    kept = count.get(KEPT, 0) + truncated
+    return Counts(kept + dropped + masked + skipped, kept, truncated, dropped, masked, skipped)
 
 
 def rows_of_raw(store: Store, raw: Index) -> Index:

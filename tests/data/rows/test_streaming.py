@@ -163,3 +163,17 @@ def test_broken_rows_of_the_head_and_of_validation_files_are_listed_too(tokenize
     assert note.startswith("2 broken rows of the stream were left out, first ") and "a.jsonl:2: broken JSON" in note
     apart = stream(tokenizer, numbered(tmp_path / "b.jsonl", 20), 5, validation={"path": str(path)}, on_error="skip")
     assert [row["row"] for row in apart.skipped_rows()] == [2, 22] and apart.skipped_note() == []
+
+
+def test_what_the_head_of_a_stream_loses_is_told_each_row_once(tokenizer: Any, tmp_path: Path) -> None:
+    asked, answered = {"role": "user", "content": "Green?"}, {"role": "assistant", "content": "Red."}
+    rows = [{"messages": [asked] if n < 3 else [asked, answered], "id": n} for n in range(20)]
+    path, chat = write_jsonl(tmp_path / "a.jsonl", rows), {"chat_template": "chatml"}
+    data = stream(tokenizer, path, 60, max_fully_masked=0.5, **chat)
+    (note,) = [note for note in data.report.notes if note.startswith("at the head of the stream: ")]
+    assert note == "at the head of the stream: 12 rows, 9 kept, 3 with nothing to learn"
+    assert isinstance(data.train, StreamedRows)
+    assert data.train[59].row and data.train[0].row, "passes over the file, and back to its begin"
+    assert sum(data.train.passed.statuses.values()) == data.train.passed.unused["column id"] == 20
+    with pytest.raises(UserError, match="3 of 12 rows at the head of the stream have no token to train on"):
+        stream(tokenizer, path, 60, **chat)
