@@ -45,8 +45,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
     rows = StreamedRows(weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, errors=errors)
     first = rows[0]  # now, so that mistakes show before the model is loaded
-    read = counts_by_status(rows.passed.statuses)
-    require_learning(read, rows.passed.reasons, jobs[0].files.title, spec, " at the head of the stream")
+    of_head = _head_notes(rows.passed, jobs[0].files.title, spec)
     template = settings.template
     known = rows.formats if len(rows.formats) == len(jobs) else {}
     report = DataReport(
@@ -59,7 +58,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         cache="streaming",
         notes=[
             *preparer.notes,
-            *_head_notes(rows.passed, read),
+            *of_head,
             "rows are read during training: they are neither counted nor cached",
         ],
         skipped=preparer.skipped,
@@ -80,8 +79,14 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     )
 
 
-def _head_notes(passed: PassedRows, counts: Counts) -> list[str]:
-    """Return what a user should know of the rows at the head of a stream; those behind it are not counted."""
+def _head_notes(passed: PassedRows, title: str, spec: DataSpec) -> list[str]:
+    """Return what a user should know of the rows at the head of a stream; those behind it are not judged.
+
+    Raises:
+        UserError: too many of them have no token to train on.
+    """
+    counts = counts_by_status(passed.statuses)
+    require_learning(counts, passed.reasons, title, spec, " at the head of the stream")
     lost = counts.truncated or counts.kept < counts.rows
     return [
         *([f"at the head of the stream: {counts.line()}"] if lost else []),
