@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from contextlib import suppress
 from itertools import islice
 
+from peftcli.data.chat.conversations import Conversation
 from peftcli.data.other_file import FIRST_ROWS
-from peftcli.data.read.records import Record
+from peftcli.data.read.records import Record, RowError
 from peftcli.data.read.sources import data_sources, resolve_source
 from peftcli.data.recognition.format_table import BY_NAME, formats_for
 from peftcli.data.recognition.recognise import recognise
-from peftcli.data.recognition.row_format import RowFormat
+from peftcli.data.recognition.row_format import RecognisedFormat, RowFormat
 from peftcli.data.recognition.row_template import RowTemplate
 from peftcli.errors import UserError
 from peftcli.recipe.schema import DataSpec, TaskName
@@ -62,17 +64,44 @@ def texts_as_inputs(
 
 def format_of_training(spec: DataSpec | None, task: TaskName) -> str | None:
     """Return the format of the first rows that a recipe names; None where they cannot be read or recognised."""
+    found, _ = _first_rows(spec, task)
+    return None if found is None else found.format.name
+
+
+def prompts_are_texts(spec: DataSpec | None, task: TaskName) -> bool | None:
+    """Return whether the prompts of a recipe's rows are texts, not messages, from the first row that can be read.
+
+    None where none can.
+    """
+    found, rows = _first_rows(spec, task, predicting=True)
+    for row in rows if found is not None else ():
+        with suppress(RowError):
+            made = found.examples(row)
+            return not any(isinstance(one, Conversation) and one.plain is None for one in made)
+    return None
+
+
+def _first_rows(
+    spec: DataSpec | None, task: TaskName, *, predicting: bool = False
+) -> tuple[RecognisedFormat | None, list[Record]]:
+    """Return the first rows that a recipe names, and their format; None where they cannot be read or recognised."""
     if spec is None or (spec.path is None and not spec.datasets):
-        return None
+        return None, []
     try:
         files = resolve_source(data_sources(spec)[0], purpose="train")
         rows = [row for row in islice(files.rows(), FIRST_ROWS) if isinstance(row, Record)]
         found = recognise(
-            rows, task, wanted=spec.format, columns=spec.columns, template=spec.template, of_source=files.format
+            rows,
+            task,
+            wanted=spec.format,
+            columns=spec.columns,
+            template=spec.template,
+            predicting=predicting,
+            of_source=files.format,
         )
     except UserError:
-        return None
-    return found.format.name
+        return None, []
+    return found, rows
 
 
 def _in_template(spec: DataSpec, template: str, present: Set[str]) -> tuple[DataSpec, list[str]]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftcli.data.chat.named_templates import choose_template
-from peftcli.deliverables.generation_file import token_ids
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.deliverables.write_beside import write_config
 from peftcli.errors import VerificationFailed
 from peftcli.process_state import quiet_transformers
+from peftcli.tasks.decoding import token_ids
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from peftcli.deliverables.carried_files import write_object
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.models.load.generation_settings import GENERATION_CONFIG, check_generation_config
 from peftcli.process_state import quiet_transformers
+from peftcli.tasks.decoding import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,10 +120,3 @@ def _live_settings(model: PreTrainedModel, leaving: LeavingModel) -> dict[str, A
     if leaving.base is not None and base.get("pad_token_id") is None:
         settings.pop("pad_token_id", None)
     return settings
-
-
-def token_ids(value: int | Iterable[int] | None) -> list[int]:
-    """Return a setting that names one token, several or none, as a list."""
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)

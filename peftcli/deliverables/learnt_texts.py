@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftcli.data.chat.named_templates import choose_template
+from peftcli.data.chat.named_templates import PLAIN, choose_template
 from peftcli.data.chat.stop_tokens import end_of_turn, stop_tokens
 from peftcli.data.prepared_data import PreparedData
 from peftcli.errors import UserError
@@ -48,9 +48,10 @@ def learnt_texts(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokeni
 
 def learnt_texts_of_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[LearntTexts, list[str]]:
     """Return what the recipe of a run tells of it, for runs whose adapter does not record it, and notes."""
-    if recipe.data is None or not task_info(recipe.task).generates:
+    info = task_info(recipe.task)
+    if recipe.data is None or not info.generates:
         return LearntTexts(), []
-    wanted = recipe.data.chat_template
+    wanted = recipe.data.chat_template if info.reads == "text" else PLAIN  # as rows are prepared
     try:
         template = choose_template(wanted, tokenizer, recipe.data.chat_template_kwargs)
     except UserError:

@@ -22,6 +22,7 @@ from peftcli.assembly.rows_to_train import rows_to_train
 from peftcli.assembly.run_reference import RunReference
 from peftcli.data.store.labels import LabelSpec
 from peftcli.deliverables.checksums import check_checksums
+from peftcli.deliverables.learnt_texts import learnt_texts_of_recipe
 from peftcli.distributed.devices import usable_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
@@ -331,7 +332,8 @@ def opened(
     precision = Precision(base.dtype, base.dtype, False, "as the weights")
     anatomy = read_anatomy(model, loaded.recipe.model.anatomy)
     left = positions_left(anatomy, loaded.recipe.method)
-    task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, positions=left)
+    stops = learnt_texts_of_recipe(loaded.recipe, tokenizer)[0].stop_token_ids  # an evaluation's texts end there, too
+    task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, stop_ids=stops, positions=left)
     cuts = loaded.recipe.training.fast_paths.last_block and task.info.rows == "labelled"
     with precision.inference(world.device):
         found = FirstBlocks(model, anatomy.layers).find(lambda _: task.bind(model, prepare), settles=operator.not_)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class Decoding:
         num_beams: sequences that a beam search keeps.
 
     Raises:
-        UserError: `top_p` or `top_k` without a temperature, or beams with one.
+        UserError: `top_p` or `top_k` without a temperature, beams with one, or no finite number.
     """
 
     temperature: float = 0.0
@@ -32,6 +33,9 @@ class Decoding:
     num_beams: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not math.isfinite(value := getattr(self, name)):  # NaN is neither below a limit nor above one
+                raise UserError(f"{name} is {value}, no number to draw with", suggestion="give a finite number")
         if not self.temperature and (self.top_p < 1.0 or self.top_k):
             name = "top_p" if self.top_p < 1.0 else "top_k"
             raise UserError(
@@ -58,3 +62,10 @@ class Decoding:
 
 
 GREEDY = Decoding()
+
+
+def token_ids(value: int | Iterable[int] | None) -> list[int]:
+    """Return a setting that names one token, several or none, as a list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftcli.distributed.sharding import is_sharded
 from peftcli.errors import UserError
-from peftcli.tasks.decoding import GREEDY, Decoding, OnText
+from peftcli.tasks.decoding import GREEDY, Decoding, OnText, token_ids
 
 
 def generate(
@@ -35,24 +35,15 @@ def generate(
     Returns:
         For each row `prediction` (the new text, special tokens left out), `scores`: `mean_logprob` of the generated
         tokens by the model's own distribution, end included, and `tokens`, their number, and `finish_reason`: `stop`,
-        or `length` where the text did not end within `max_new_tokens`.
+        or `length` where the text did not end within `max_new_tokens`. An end that the model's own settings force at
+        the limit (`forced_eos_token_id` of BART) is no token of the text.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
     stops = list(dict.fromkeys([*stop_tokens(model, tokenizer), *stop_ids]))
     logprobs = _Logprobs()
     beams = decoding.num_beams > 1
-    settings = GenerationConfig(
-        **decoding.settings(),
-        use_cache=True,
-        return_dict_in_generate=True,
-        output_scores=beams,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stops or None,
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
-        forced_bos_token_id=getattr(getattr(model, "generation_config", None), "forced_bos_token_id", None),
-    )
+    settings = _settings(model, tokenizer, stops, decoding, max_new_tokens)
     # token types are left out: `generate` would not lengthen them
     prompt = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
     generating: Any = model  # with a divided model all processes go on until the last one has finished
@@ -67,8 +58,39 @@ def generate(
         raise
     start = 1 if getattr(model.config, "is_encoder_decoder", False) else prompt["input_ids"].shape[1]
     tokens = output.sequences[:, start:].cpu()
-    means = output.sequences_scores.cpu() if beams else None
-    return _rows(tokens, logprobs.of(tokens) if means is None else None, means, set(stops), tokenizer)
+    rows = tokens.tolist()
+    lengths = [_length(row, stops) for row in rows]
+    forced = token_ids(getattr(getattr(model, "generation_config", None), "forced_eos_token_id", None))
+    kept = [n - (n == max_new_tokens and row[n - 1] in forced) for row, n in zip(rows, lengths, strict=True)]
+    if beams:  # what a search says of a text is the sum of its log-probabilities over a power of its length
+        found = zip(output.sequences_scores.tolist(), lengths, kept, strict=True)
+        means = [score * n**settings.length_penalty / max(1, own) for score, n, own in found]
+    else:
+        means = logprobs.means(tokens, kept)
+    return [text_line(row[:n], mean, set(stops), tokenizer) for row, n, mean in zip(rows, kept, means, strict=True)]
+
+
+def _settings(model: nn.Module, tokenizer: Any, stops: list[int], decoding: Decoding, max_new_tokens: int) -> Any:
+    """Return transformers' settings; what they leave open is as the model's own settings say."""
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    penalty = getattr(own, "length_penalty", None)
+    penalty = 1.0 if penalty is None else penalty
+    beams = decoding.num_beams > 1
+    of_beams = {"length_penalty": penalty} if beams and isinstance(penalty, int | float) else {}
+    return GenerationConfig(
+        **decoding.settings(),
+        **of_beams,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_scores=beams,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        forced_bos_token_id=getattr(own, "forced_bos_token_id", None),
+    )
 
 
 def _blame_settings(model: nn.Module, again: Callable[[], Any], error: Exception) -> None:
@@ -95,9 +117,8 @@ def _blame_settings(model: nn.Module, again: Callable[[], Any], error: Exception
 
 def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     """Return the ids that end a text: the tokenizer's EOS and those of the model's own generation settings."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    return list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *own) if i is not None))
+    own = token_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    return list(dict.fromkeys([*token_ids(tokenizer.eos_token_id), *own]))
 
 
 class TextStream:
@@ -155,16 +176,18 @@ class _Logprobs:
         self._last = scores
         return scores
 
-    def of(self, tokens: Tensor) -> Tensor:
-        """Return (rows, steps) on the CPU.
+    def means(self, tokens: Tensor, lengths: list[int]) -> list[float]:
+        """Return the mean of each row; 0 of one without a token.
 
         Args:
             tokens: (rows, steps), those that were generated.
+            lengths: how many of each row's tokens count.
         """
         found = list(self._found)
         if self._last is not None and len(found) < tokens.shape[1]:
             found.append(logprobs_of(self._last, tokens[:, -1].to(self._last.device)))
-        return torch.stack(found, 1).cpu() if found else torch.zeros(len(tokens), 0)
+        values = torch.stack(found, 1).cpu() if found else torch.zeros(len(tokens), 0)
+        return [float(row[:n].mean()) if n else 0.0 for row, n in zip(values, lengths, strict=True)]
 
 
 def logprobs_of(scores: Tensor, tokens: Tensor) -> Tensor:
@@ -173,20 +196,9 @@ def logprobs_of(scores: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(-1, tokens[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
 
 
-def _rows(
-    tokens: Tensor, logprobs: Tensor | None, means: Tensor | None, stops: set[int], tokenizer: Any
-) -> list[dict[str, Any]]:
-    """Return the texts; `means` are mean log-probabilities that are known already, those of a beam search."""
-    rows = []
-    for index, row in enumerate(tokens.tolist()):
-        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
-        mean = 0.0
-        if means is not None:
-            mean = float(means[index])
-        elif logprobs is not None and end:
-            mean = float(logprobs[index, :end].mean())
-        rows.append(text_line(row[:end], mean, stops, tokenizer))
-    return rows
+def _length(row: list[int], stops: list[int]) -> int:
+    """Return how many tokens of a row are its text, the one that ends it included; what follows is padding."""
+    return next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
 
 
 def text_line(tokens: list[int], mean_logprob: float, stops: set[int], tokenizer: Any) -> dict[str, Any]:

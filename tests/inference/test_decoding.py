@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from peftcli.inference.open_run import open_run
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run
 from peftcli.tasks.decoding import Decoding
-from peftcli.tasks.generation import TextStream
+from peftcli.tasks.generation import TextStream, generate
 from peftcli.training.run import train
 from tests.recipes import chat_rows, write_jsonl
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def test_sampling_and_beams(recipe, tmp_path) -> None:
@@ -61,10 +62,10 @@ def test_a_text_is_scored_by_the_models_own_distribution(recipe, tmp_path) -> No
 
     rows = prepare_for_prediction(file, opened.data_spec, "causal_lm", opened.tokenizer, opened.trained_format)
     tokens: list[int] = []
-    generate = opened.model.generate
+    own_generate = opened.model.generate
 
     def heard(*args: object, **words: object) -> object:
-        out = generate(*args, **words)
+        out = own_generate(*args, **words)
         tokens.extend(out.sequences[0].tolist())
         return out
 
@@ -76,6 +77,49 @@ def test_a_text_is_scored_by_the_models_own_distribution(recipe, tmp_path) -> No
     end = start + row["scores"]["tokens"]
     own = [float(logits[at - 1, tokens[at]]) for at in range(start, end)]
     assert row["scores"]["mean_logprob"] == pytest.approx(math.fsum(own) / len(own), abs=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [None, 0.0, 2.0])
+def test_a_search_says_the_mean_whatever_power_of_the_length_it_divides_by(penalty: float | None) -> None:
+    model, ids = tiny_model("llama").eval(), torch.tensor([[5, 6, 7]])
+    model.generation_config.length_penalty = penalty
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    (line,) = generate(model, inputs, tiny_tokenizer(), max_new_tokens=5, decoding=Decoding(num_beams=3))
+    told = heard_by(model, inputs, 5, num_beams=3)
+    with torch.no_grad():
+        logits = model(told).logits[0].log_softmax(-1)
+    own = [float(logits[at - 1, told[0, at]]) for at in range(3, told.shape[1])]
+    assert line["scores"]["tokens"] == len(own) == 5
+    assert line["scores"]["mean_logprob"] == pytest.approx(math.fsum(own) / len(own), abs=1e-4)
+
+
+def heard_by(model: torch.nn.Module, inputs: dict[str, torch.Tensor], tokens: int, **how: object) -> torch.Tensor:
+    """Return what transformers' own `generate` writes behind a prompt: both, (1, tokens)."""
+    generating: Any = model
+    written: torch.Tensor = generating.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=0, **how)
+    return written
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_end_that_is_forced_at_the_limit_is_none(beams: int) -> None:
+    """BART's settings force EOS there: a text that was cut read as one that ended, with a token too many."""
+    model, ids = tiny_model("bart", "seq2seq_lm").eval(), torch.tensor([[5, 6, 7]])
+    model.final_logits_bias[0, 2] = -100.0  # it never ends by itself
+    inputs, how = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, Decoding(num_beams=beams)
+    model.generation_config.forced_eos_token_id = None
+    (free,) = generate(model, inputs, tiny_tokenizer(), max_new_tokens=4, decoding=how)
+    model.generation_config.forced_eos_token_id = 2
+    (forced,) = generate(model, inputs, tiny_tokenizer(), max_new_tokens=5, decoding=how)
+    assert forced["finish_reason"] == free["finish_reason"] == "length"
+    assert (forced["prediction"], forced["scores"]["tokens"]) == (free["prediction"], 4)
+    assert forced["scores"]["mean_logprob"] == pytest.approx(free["scores"]["mean_logprob"], abs=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": math.nan}, {"temperature": math.inf},
+                                   {"temperature": 1.0, "top_p": math.nan}])  # fmt: skip
+def test_no_number_is_no_temperature(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="finite"):
+        Decoding(**wrong)
 
 
 def test_a_classifier_draws_nothing(recipe, tmp_path) -> None:

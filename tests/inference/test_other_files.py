@@ -15,6 +15,7 @@ from peftcli.errors import UserError
 from peftcli.inference.evaluate_run import evaluate_run
 from peftcli.inference.open_run import Opening
 from peftcli.inference.predict_run import predict_run, predict_runs
+from peftcli.inference.row_scores import score_rows
 from peftcli.recipe.schema import DataSpec
 from peftcli.training.run import train
 from tests.recipes import chat_rows, class_rows, write_jsonl
@@ -180,6 +181,26 @@ def test_texts_that_end_before_their_references_are_said(recipe, tmp_path: Path)
     notes.clear()
     evaluate_run(out, file, notes.append, Opening(max_new_tokens=500))
     assert not any("references" in note for note in notes)
+
+
+def test_texts_are_evaluated_up_to_the_end_of_a_turn(recipe, tmp_path: Path, recorder) -> None:
+    """The token ends no text of the base: training stopped there, and `peft eval` of the same rows went on."""
+    template = tmp_path / "short.jinja"
+    template.write_text("{% for turn in messages %}{{ turn.role[0] }}:{{ turn.content }}<mask>\n{% endfor %}"
+                        "{% if add_generation_prompt %}a:{% endif %}")  # fmt: skip
+    rows = [{"messages": [{"role": "user", "content": row["prompt"]},
+                          {"role": "assistant", "content": row["completion"]}]} for row in chat_rows(2)]  # fmt: skip
+    held_out = str(write_jsonl(tmp_path / "held_out.jsonl", rows))
+    loaded = recipe(
+        "llama", "causal_lm", rows, data__chat_template=str(template), data__validation={"path": held_out},
+        data__val_set_size=0, method={"name": "lora", "r": 16, "target_modules": "all-linear"},
+        training__learning_rate=0.02, training__max_steps=120, training__max_new_tokens=16,
+        training__metrics=["exact_match"], training__eval_strategy="steps", training__eval_steps=120,
+    )  # fmt: skip
+    out = train(loaded, reporter=recorder).output_dir
+    assert recorder.evaluations[-1]["eval_exact_match"] == 1.0  # it learnt them
+    assert evaluate_run(out)["eval_exact_match"] == evaluate_run(out, held_out)["eval_exact_match"] == 1.0
+    assert score_rows(out).predictions == [row["completion"] for row in chat_rows(2)]
 
 
 def test_lines_are_strict_json(recipe, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ from peftcli.data.chat.stop_tokens import end_of_turn, stop_tokens
 from peftcli.data.encode.causal import CausalEncoder
 from peftcli.data.encode.encoded import TRUNCATED, Outcome
 from peftcli.data.encode.recipe_settings import recipe_settings
+from peftcli.data.plain_texts import format_of_training, prompts_are_texts
 from peftcli.data.read.records import RowError
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
 from peftcli.inference.opened_run import OpenedRun
 
-ASKED_ALONE = ("prompt_completion", "question_answer", "text")
-"""Formats whose rows are no dialogues: without a chat template each turn is a prompt of its own."""
+ASKED_ALONE = ("prompt_completion", "question_answer", "text", "preference", "unpaired")
+"""Formats whose rows are no dialogues where their prompts are texts and not messages: without a chat template each turn
+is then a prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class PromptMaker:
     """
 
     def __init__(self, run: OpenedRun) -> None:
+        data, task = run.recipe.data, run.recipe.task
         self._format, self._template = run.trained_format, run.data_spec.template
         self.longest = _positions(run)
         settings = recipe_settings(
             run.data_spec.model_copy(update={"overflow": "truncate"}),
-            run.recipe.task,
+            task,
             run.tokenizer,
             self.longest,
             predicting=True,
@@ -57,7 +60,10 @@ class PromptMaker:
         self._chat = settings.template
         self._encoder = CausalEncoder(run.tokenizer, settings)
         self.stop_ids = stop_tokens(run.tokenizer, end_of_turn(run.tokenizer, self._chat))
-        self.keeps_rounds = self._chat is not None or self._format not in ASKED_ALONE
+        self.keeps_rounds = True
+        if self._chat is None:
+            self._format = self._format or format_of_training(data, task)  # of a recipe
+            self.keeps_rounds = self._format not in ASKED_ALONE or prompts_are_texts(data, task) is False
 
     def notes(self) -> list[str]:
         """Return what a user should know before the first turn."""

@@ -202,6 +202,39 @@ def test_a_merged_model_is_asked_as_its_run_is(trained, tmp_path, more: dict[str
     assert ids[0] == ids[1] and makers[0].notes() == makers[1].notes() != []
 
 
+def turn(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"prompt": "cat", "completion": " sat"}, "be brief\n\ncat"),
+        ({"prompt": "cat", "completion": " sat", "system": "be brief"}, "be brief\n\nUser: cat\nAssistant:"),
+        ({"prompt": turn("user", "cat"), "completion": turn("assistant", "sat")},
+         "be brief\n\nUser: cat\nAssistant:"),
+        ({"prompt": "cat", "chosen": " sat", "rejected": " ran"}, "be brief\n\ncat"),
+        ({"prompt": turn("user", "cat"), "chosen": turn("assistant", "sat"), "rejected": turn("assistant", "ran")},
+         "be brief\n\nUser: cat\nAssistant:"),
+        ({"prompt": "cat", "completion": " sat", "label": True}, "be brief\n\ncat"),
+    ],
+)  # fmt: skip
+def test_without_a_template_turns_are_as_the_rows_were(recipe, row: dict[str, Any], asked: str) -> None:
+    """A run and the recipe's base: texts of preferences, and a recipe's, became dialogues; messages became texts."""
+    task = "preference" if {"chosen", "label"} & row.keys() else "causal_lm"
+    loss = {"training__loss_type": "kto", "training__per_device_train_batch_size": 4} if "label" in row else {}
+    rows = [row, {**row, "label": False}] * 2 if "label" in row else [row] * 4
+    loaded = recipe("llama", task, rows, training__max_steps=1, data__chat_template="none", **loss)
+    train(loaded)
+    for path in (loaded.recipe.output_dir, loaded.path):
+        chat = chat_with(path)
+        run = chat.models.use(chat.name)
+        maker = PromptMaker(run)
+        ids = maker.prompt([Round("cat")], "be brief", 4).row.input_ids
+        assert run.tokenizer.decode(ids) == asked
+        assert maker.keeps_rounds == ("User" in asked) == (not maker.notes())
+
+
 def test_what_cannot_be_talked_to(recipe, tmp_path, models) -> None:
     loaded = recipe("bert", "sequence_classification")
     train(loaded)
