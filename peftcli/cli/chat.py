@@ -11,6 +11,7 @@ import typer
 from peftcli.console.decoding_options import SamplingSeed, Temperature, TopK, TopP
 from peftcli.console.options import BaseDtype, CheckpointName, TrustRemoteCode, note
 from peftcli.console.progress_bar import progress_shown
+from peftcli.console.standard_input import text_lines
 from peftcli.process_state import large_imports
 
 
@@ -71,4 +72,4 @@ def chat(
     if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
         ChatScreen(session).run()
     else:
-        answer_lines(session, sys.stdin, as_json=as_json)
+        answer_lines(session, text_lines(sys.stdin), as_json=as_json)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from peftcli.console.options import note, refuse_nothing
 from peftcli.data.read.compressed import SNIFF, refuse_binary
@@ -45,6 +46,25 @@ def rows_file(data: str, option: str) -> Iterator[str]:
             note(f"{title} is read as {suffix}")
         with called(str(file), title):
             yield str(file)
+
+
+def text_lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines of standard input, without a byte order mark before the first one.
+
+    Each line is decoded by itself, so that those before a broken one are not lost.
+
+    Raises:
+        UserError: a line is not in the encoding of the stream.
+    """
+    for number, line in enumerate(stream.buffer, 1):
+        try:
+            text = line.decode(stream.encoding)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"line {number} of standard input is not {stream.encoding}: byte {error.start + 1} of it",
+                suggestion=f"convert it first: iconv -f ENCODING -t {stream.encoding} FILE | peft ...",
+            ) from error
+        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 @contextmanager

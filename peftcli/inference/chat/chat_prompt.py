@@ -12,6 +12,7 @@ from peftcli.data.encode.encoded import TRUNCATED, Outcome
 from peftcli.data.encode.recipe_settings import recipe_settings
 from peftcli.data.plain_texts import format_of_training, prompts_are_texts
 from peftcli.data.read.records import RowError
+from peftcli.data.recognition.examples import check_characters
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
 from peftcli.inference.opened_run import OpenedRun
@@ -100,7 +101,11 @@ class PromptMaker:
             del kept[0]
 
     def _encode(self, conversation: Conversation) -> Outcome:
-        (made,) = self._encoder.encode([conversation])
+        try:
+            check_characters(conversation)  # what a terminal or an option gives in another encoding
+            (made,) = self._encoder.encode([conversation])
+        except RowError as error:
+            made = error
         if isinstance(made, RowError):
             raise UserError(str(made), suggestion="/reset starts a new conversation; /system changes the system turn")
         return made
