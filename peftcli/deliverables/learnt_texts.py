@@ -60,6 +60,18 @@ def learnt_texts_of_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
     return LearntTexts(_changed(template.text if template else None, tokenizer), stops), []
 
 
+def is_plain_text(recipe: Recipe) -> bool:
+    """Return whether a recipe wants plain text, although the base may have a chat template."""
+    return recipe.data is not None and recipe.data.chat_template == PLAIN and task_info(recipe.task).reads == "text"
+
+
+PLAIN_TEXT = (
+    "trained on plain text (data.chat_template: none): a server that finds the base's chat template puts it around the "
+    "turns of a chat, so send it prompts to complete"
+)
+"""What the user of a deliverable should know where `is_plain_text`."""
+
+
 def _changed(template: str | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return a template, None if it is the one that the tokenizer brings."""
     own = choose_template(None, tokenizer)

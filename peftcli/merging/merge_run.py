@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from peftcli.atomic import new_directory
+from peftcli.data.chat.named_templates import choose_template
 from peftcli.deliverables.check_files import check_files
 from peftcli.deliverables.config_file import CONFIG, make_readable
+from peftcli.deliverables.learnt_texts import PLAIN_TEXT, is_plain_text
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
 from peftcli.distributed.devices import usable_device
@@ -145,7 +147,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
         changed=plan.changed,
         tensors=len(plan.outputs),
         size=plan.size,
-        notes=[*run.notes, *_plan_notes(plan)],
+        notes=[*run.notes, *_plan_notes(plan), *_texts_note(run)],
     )
     leaving = leaving_model(run.spec, run.recipe.task, run.tokenizer, run.texts)
     config = merged_config(run, plan, leaving)
@@ -219,6 +221,10 @@ def base_tensors(run: RunToMerge, note: Note) -> dict[str, Source]:
     loaded = load_model(spec, run.recipe.task, labels=run.labels, seed=run.recipe.seed)
     make_plain(loaded.model, loaded.dtype)
     return held_tensors(loaded.model.state_dict())
+
+
+def _texts_note(run: RunToMerge) -> list[str]:
+    return [PLAIN_TEXT] if is_plain_text(run.recipe) and choose_template(None, run.tokenizer) is not None else []
 
 
 def _plan_notes(plan: MergePlan) -> list[str]:

@@ -11,9 +11,11 @@ from typing import Any
 from peftcli.adapters.format import SavedAdapter
 from peftcli.adapters.loading import load_adapter
 from peftcli.adapters.transfer import adapter_of
+from peftcli.deliverables.learnt_texts import is_plain_text
 from peftcli.errors import UserError
 from peftcli.models.load.load_model import load_config
 from peftcli.names import NAMES
+from peftcli.recipe.run_paths import STORED
 from peftcli.recipe.schema import ModelSpec
 from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.record.checkpoint_adapter import adapter_directory
@@ -56,6 +58,15 @@ def opened_adapter(asked: Asked) -> Iterator[tuple[SavedAdapter, Path]]:
                 asked.note(text)
         directory = adapter_of(run)
         yield load_adapter(directory), directory
+
+
+def trained_on_plain_text(run: Path) -> bool:
+    """Return whether a run's recipe wants plain text, although the base may have a chat template.
+
+    Of an adapter's directory alone nothing is known.
+    """
+    file = run / STORED
+    return file.is_file() and is_plain_text(load_stored_recipe(file, NAMES).recipe)
 
 
 def base_name(saved: SavedAdapter, asked: Asked) -> str:

@@ -15,7 +15,7 @@ from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.errors import UserError
 from peftcli.merging.run_to_merge import open_run_to_merge
 from peftcli.models.load.tokenizers import load_tokenizer
-from peftcli.serving.asked_export import Asked, base_config, base_name, base_spec, opened_adapter
+from peftcli.serving.asked_export import Asked, base_config, base_name, base_spec, opened_adapter, trained_on_plain_text
 from peftcli.serving.export_gguf import MergedGguf
 from peftcli.serving.export_gguf_lora import write_gguf_lora
 from peftcli.serving.modelfile import MODELFILE, model_name, modelfile
@@ -96,7 +96,7 @@ def export_ollama(asked: Asked) -> ServerExport:
         with new_directory(asked.output, instead=OTHER_OUTPUT, replace=False) as partial:
             tensors = write_gguf_lora(partial / file, saved, directory, config, asked.kind)
             size = (partial / file).stat().st_size
-            text, notes = modelfile(file, leaving, base)
+            text, notes = modelfile(file, leaving, base, plain_text=trained_on_plain_text(asked.run))
             write_text(partial / MODELFILE, text)
     found = (*saved.notes, *notes)
     return _ollama_report(asked, saved.params.name, spec.name_or_path, file, tensors, size, found)
@@ -125,7 +125,7 @@ def _ollama_model(asked: Asked) -> ServerExport:
     planned = MergedGguf(opened, asked.kind, asked.note)
     file = f"model-{asked.kind}{SUFFIX}"
     with new_directory(asked.output, instead=OTHER_OUTPUT, replace=False) as partial:
-        text, notes = modelfile(file, planned.leaving, None)
+        text, notes = modelfile(file, planned.leaving, None, plain_text=trained_on_plain_text(asked.run))
         write_text(partial / MODELFILE, text)
         size = planned.write(partial / file)
     found, tensors = (*planned.notes, *notes), len(planned.tensors)

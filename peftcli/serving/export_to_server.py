@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from peftcli.serving.asked_export import Asked
+from collections.abc import Callable
+from dataclasses import replace
+
+from peftcli.deliverables.learnt_texts import PLAIN_TEXT
+from peftcli.serving.asked_export import Asked, trained_on_plain_text
 from peftcli.serving.server_export import ServerExport
-from peftcli.serving.server_targets import GGUF, GGUF_LORA, VLLM
+from peftcli.serving.server_targets import GGUF, GGUF_LORA, OLLAMA, VLLM
 
 
 def export_to_server(to: str, asked: Asked) -> ServerExport:
@@ -17,11 +21,17 @@ def export_to_server(to: str, asked: Asked) -> ServerExport:
     Raises:
         UserError: the server cannot be reached with this run; says what to do instead.
     """
+    told = to != OLLAMA and trained_on_plain_text(asked.run)  # a Modelfile has no template then
+    written = _writer(to)(asked)
+    return replace(written, notes=(*written.notes, PLAIN_TEXT)) if told else written
+
+
+def _writer(to: str) -> Callable[[Asked], ServerExport]:
     if to == VLLM:
         from peftcli.serving.export_vllm import export_vllm
 
-        return export_vllm(asked)
+        return export_vllm
     from peftcli.serving import export_llama_cpp  # imports the package gguf, which is an extra
 
     writers = {GGUF: export_llama_cpp.export_gguf, GGUF_LORA: export_llama_cpp.export_gguf_lora}
-    return writers.get(to, export_llama_cpp.export_ollama)(asked)
+    return writers.get(to, export_llama_cpp.export_ollama)

@@ -7,23 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftcli.data.chat.chat_template import FilledTemplate
-from peftcli.data.chat.named_templates import choose_template
+from peftcli.data.chat.named_templates import PLAIN, choose_template
 from peftcli.deliverables.leaving_model import LeavingModel
 from peftcli.serving.ollama_template import Pieces, Turn, pieces_of
 
 MODELFILE = "Modelfile"
 
 
-def modelfile(file: str, leaving: LeavingModel, adapter_on: str | None) -> tuple[str, list[str]]:
+def modelfile(
+    file: str, leaving: LeavingModel, adapter_on: str | None, *, plain_text: bool = False
+) -> tuple[str, list[str]]:
     """Return the text of a Modelfile, and notes.
 
     Args:
         file: name of the GGUF file beside it.
         leaving: the model's tokenizer, template and ends of answers.
         adapter_on: a model of Ollama's library, or a GGUF file, on which the file is an adapter; None for a model.
+        plain_text: it was trained without a chat template, whatever the tokenizer has.
     """
     lines = [f"FROM ./{file}"] if adapter_on is None else [f"FROM {adapter_on}", f"ADAPTER ./{file}"]
-    template, notes = _template(leaving)
+    template, notes = _template(leaving, plain_text)
     if template is not None and not _held(template):
         template = None
         notes.append("a Modelfile cannot hold the characters of the chat template, so there is no TEMPLATE")
@@ -41,14 +44,15 @@ def model_name(run: Path) -> str:
     return found or "trained"
 
 
-def _template(leaving: LeavingModel) -> tuple[str | None, list[str]]:
+def _template(leaving: LeavingModel, plain_text: bool) -> tuple[str | None, list[str]]:
     """Return the Go template, None where there is none, and notes."""
     tokenizer, learnt = leaving.tokenizer, leaving.texts.chat_template
     if learnt is not None:
         tokenizer.chat_template = learnt
-    jinja = choose_template(None, tokenizer)
+    jinja = choose_template(PLAIN if plain_text else None, tokenizer)
     if jinja is None:
-        return "{{ .Prompt }}", ["there is no chat template: Ollama gives the model each prompt as it is"]
+        why = "trained without a chat template" if plain_text else "there is no chat template"
+        return "{{ .Prompt }}", [f"{why}: Ollama gives the model each prompt as it is"]
     filled = FilledTemplate(jinja, tokenizer)
 
     def render(turns: Sequence[Turn], answer: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_a_directory_for_ollama(run: Path, cli: Cli, tmp_path: Path) -> None:
     text = (tmp_path / "adapter/Modelfile").read_text(encoding="utf-8")
     assert text.startswith("FROM llama3.2:1b\nADAPTER ./adapter-f32.gguf\n")
     assert (tmp_path / "adapter/adapter-f32.gguf").is_file()
+
+
+def test_a_run_on_plain_text_is_not_served_with_the_template_of_its_base(run: Path, cli: Cli, tmp_path: Path) -> None:
+    plain = shutil.copytree(run, tmp_path / "plain")
+    recipe = (plain / "recipe.yaml").read_text(encoding="utf-8")
+    assert recipe.count("chat_template: null") == 1
+    (plain / "recipe.yaml").write_text(recipe.replace("chat_template: null", "chat_template: none"), encoding="utf-8")
+    for name, more in (("model", ()), ("adapter", ("--from", "llama3.2:1b"))):
+        said = cli("export", plain, "-o", tmp_path / name, "--to", "ollama", *more)
+        assert said.code == 0, said.err
+        assert "trained without a chat template" in said.err and "send it prompts" not in said.err
+        assert 'TEMPLATE """{{ .Prompt }}"""' in (tmp_path / name / "Modelfile").read_text(encoding="utf-8")
+    for to in ("gguf", "gguf-lora", "vllm"):
+        said = cli("export", plain, "-o", tmp_path / to, "--to", to)
+        assert said.code == 0 and said.err.count("so send it prompts to complete") == 1, said.err
+        assert "send it prompts" not in cli("export", run, "-o", tmp_path / f"{to}-chat", "--to", to).err
+    said = cli("merge", plain, "-o", tmp_path / "merged", "--no-verify")
+    assert said.code == 0 and "so send it prompts to complete" in said.err, said.err
 
 
 def test_a_base_of_ollama_that_is_a_file_is_named_by_its_whole_path(
