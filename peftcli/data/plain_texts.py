@@ -74,7 +74,9 @@ def prompts_are_texts(spec: DataSpec | None, task: TaskName) -> bool | None:
     None where none can.
     """
     found, rows = _first_rows(spec, task, predicting=True)
-    for row in rows if found is not None else ():
+    if found is None:
+        return None
+    for row in rows:
         with suppress(RowError):
             made = found.examples(row)
             return not any(isinstance(one, Conversation) and one.plain is None for one in made)
