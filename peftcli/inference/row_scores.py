@@ -23,8 +23,8 @@ from peftcli.inference.open_run import Opening, open_run
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.recipe.load_recipe import LoadedRecipe
 
-VERSION = 1
-"""Of the written form."""
+VERSION = 2
+"""Of the written form. Generated texts of version 1 can go on behind the end of a turn; all else is the same."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class RowScores:
             UserError: it was written by another version, or is damaged.
         """
         names = {each.name for each in fields(cls)}
-        if data.get("version") != VERSION or set(data) != names:
+        texts = any(isinstance(one, str) for one in data.get("predictions") or ())
+        if data.get("version") not in ((VERSION,) if texts else (1, VERSION)) or set(data) != names:
             raise UserError(
                 f"these scores of rows have the format {data.get('version')!r}; this version reads {VERSION}",
                 suggestion="remove the file, and the study computes it again",

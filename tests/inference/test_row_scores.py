@@ -104,3 +104,13 @@ def test_scores_of_another_version_are_refused() -> None:
         with pytest.raises(UserError, match="remove the file"):
             RowScores.from_dict(wrong)
     assert replace(scores, seed=1) != scores
+
+
+def test_scores_of_version_1_hold_but_for_texts() -> None:
+    """Texts of that version went on behind the end of a turn."""
+    numbers = RowScores("classes", 0, {"": 1}, "x", ["a"], [[0, 1]], [1.0], [1.0], None, [2], [2], version=1)
+    texts = replace(numbers, kind="text", predictions=["yes"], references=["yes"])
+    assert RowScores.from_dict(numbers.as_dict()) == numbers
+    assert RowScores.from_dict(replace(texts, version=2).as_dict()).predictions == ["yes"]
+    with pytest.raises(UserError, match="remove the file"):
+        RowScores.from_dict(texts.as_dict())
