@@ -205,7 +205,8 @@ class TrainingSpec(Block):
     optim: str = "adamw_torch"
     """Optimizer, such as adamw_torch, sgd, adafactor, adamw_8bit or paged_adamw_32bit (`peft schema` lists all)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """Decoupled weight decay; biases, norms and factors such as (IA)3's are not decayed."""
+    """Weight decay: sgd, adagrad and RMSprop add it to the gradient, all others apply it to the weights directly.
+    Biases, norms and factors such as (IA)3's are not decayed."""
     adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Decay rate of the first moment."""
     adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
