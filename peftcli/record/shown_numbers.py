@@ -84,5 +84,11 @@ def metric(name: str, value: Any) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """Return whether a metric of this name is a share from 0 to 1, which people read as a percentage."""
-    return any(part in metric for part in ("accuracy", "f1", "precision", "recall", "exact_match"))
+    """Return whether a metric of this name is a share from 0 to 1, which people read as a percentage.
+
+    The name of a validation set may stand before it: the loss of a set `recall_2024` is no share.
+    """
+    return _SHARE.search(metric) is not None
+
+
+_SHARE = re.compile(r"(^|_)(accuracy|exact_match|precision|recall|f1(_macro|_micro|_weighted)?)$")

@@ -63,3 +63,17 @@ def test_metrics_that_are_shares_read_as_percentages() -> None:
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"loss": float("nan"), "list": [float("inf"), 1], "name": "é"})
     assert json.loads(capsys.readouterr().out) == {"loss": None, "list": [None, 1], "name": "é"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("eval_accuracy", "40.0%"),
+        ("eval_news_f1_macro", "40.0%"),
+        ("token_accuracy", "40.0%"),
+        ("eval_recall_2024_loss", "0.4000"),
+        ("eval_f1_teams_rougeL", "0.4000"),
+    ],
+)
+def test_shares_are_told_by_the_metric_and_not_by_the_name_of_a_set(name: str, shown: str) -> None:
+    assert metric(name, 0.4) == shown
