@@ -51,14 +51,14 @@ def rows_file(data: str, option: str) -> Iterator[str]:
 def text_lines(stream: TextIO) -> Iterator[str]:
     """Yield the lines of standard input, without a byte order mark before the first one.
 
-    Each line is decoded by itself, so that those before a broken one are not lost.
+    Each line is decoded by itself, so that those before a broken one are not lost; a stream of text is taken as it is.
 
     Raises:
         UserError: a line is not in the encoding of the stream.
     """
-    for number, line in enumerate(stream.buffer, 1):
+    for number, line in enumerate(getattr(stream, "buffer", stream), 1):
         try:
-            text = line.decode(stream.encoding)
+            text = line.decode(stream.encoding) if isinstance(line, bytes) else line
         except UnicodeDecodeError as error:
             raise UserError(
                 f"line {number} of standard input is not {stream.encoding}: byte {error.start + 1} of it",

@@ -56,6 +56,12 @@ WITH_TEMPLATE = (prompt_completion.FORMAT, question_answer.FORMAT, alpaca.FORMAT
 The last one has no answer: it is what is left.
 """
 
+ASKED_ALONE = (prompt_completion.FORMAT, question_answer.FORMAT, text.FORMAT, preference.FORMAT, unpaired.FORMAT)
+"""Formats whose rows are no dialogues where their prompts are texts and not messages.
+
+Without a chat template, each turn of a chat is then a prompt of its own.
+"""
+
 OWN_FORMATS = {known.name: known for known in FORMATS}
 
 

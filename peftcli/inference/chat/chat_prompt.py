@@ -13,13 +13,10 @@ from peftcli.data.encode.recipe_settings import recipe_settings
 from peftcli.data.plain_texts import format_of_training, prompts_are_texts
 from peftcli.data.read.records import RowError
 from peftcli.data.recognition.examples import check_characters
+from peftcli.data.recognition.format_table import ASKED_ALONE
 from peftcli.data.rows.row_set import Row
 from peftcli.errors import UserError
 from peftcli.inference.opened_run import OpenedRun
-
-ASKED_ALONE = ("prompt_completion", "question_answer", "text", "preference", "unpaired")
-"""Formats whose rows are no dialogues where their prompts are texts and not messages: without a chat template each turn
-is then a prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,9 @@ class PromptMaker:
         self.keeps_rounds = True
         if self._chat is None:
             self._format = self._format or format_of_training(data, task)  # of a recipe
-            self.keeps_rounds = self._format not in ASKED_ALONE or prompts_are_texts(data, task) is False
+            self.keeps_rounds = (
+                self._format not in {known.name for known in ASKED_ALONE} or prompts_are_texts(data, task) is False
+            )
 
     def notes(self) -> list[str]:
         """Return what a user should know before the first turn."""
