@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from peftcli.recipe.aliases.foreign_values import DEFAULTS, VALUES
+from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.convert_file import convert_file
 from tests.command_line import Cli
 from tests.docs.test_coming_from import exists
@@ -96,6 +97,51 @@ def test_several_data_sets_and_fsdp_of_axolotl() -> None:
     assert work.recipe["method"]["target_modules"] == ["q_proj", "v_proj"]
     (wording,) = [one for one in work.of("decide") if one.key.endswith("format")]
     assert (wording.ours, wording.line) == ("data.template", 16)
+
+
+def with_data(text: str) -> Conversion:
+    """Convert axolotl's configuration of conversations with other data sets than its own, and no chat template."""
+    config = yaml.safe_load(CHAT_AXOLOTL)
+    config["base_model"] = "some/model"
+    del config["datasets"], config["chat_template"]
+    Path("config.yaml").write_text(yaml.safe_dump(config) + text)
+    return convert_file(Path("config.yaml"))
+
+
+def test_of_several_data_sets_of_pretraining_axolotl_reads_the_first() -> None:
+    for entries in ("[a.jsonl, b.jsonl]", "[{path: a.jsonl, text_column: body}, {path: b.jsonl}]"):
+        work = with_data(f"pretraining_dataset: {entries}\n")
+        assert (work.get("data.path"), work.get("data.format"), work.get("data.datasets")) == ("a.jsonl", "text", None)
+        assert work.get("data.columns") == ({"text": "body"} if "body" in entries else None)
+        assert {one.key: one.ours for one in work.of("decide")} == {"pretraining_dataset.1": "data.datasets"}
+    work = with_data("pretraining_dataset: [{path: a.jsonl, type: alpaca}]\n")
+    assert work.get("data.format") == "alpaca"
+    assert with_data("pretraining_dataset: a.jsonl\n").get("data.path") == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "usual", "ours", "left"),
+    [
+        (["chatml", "chatml"], None, "chatml", []),
+        (["chatml", "chatml"], "llama3", "chatml", []),  # each data set's own wins
+        (["chatml", None], "chatml", "chatml", []),
+        (["chatml", "llama3"], None, None, [0, 1]),
+        (["chatml", None], None, None, [0]),
+        ([None, "chatml"], "llama3", "llama3", [1]),
+    ],
+)
+def test_data_sets_with_different_chat_templates_are_left_to_the_user(
+    theirs: list[str | None], usual: str | None, ours: str | None, left: list[int]
+) -> None:
+    own = [{"path": "talks.jsonl", "type": "chat_template"} | ({"chat_template": one} if one else {}) for one in theirs]
+    others = [{"path": "alpaca.jsonl", "type": "alpaca"}]  # is written without a chat template
+    config = {"datasets": own + others} | ({"chat_template": usual} if usual else {})
+    for order in (False, True):
+        work = with_data(yaml.safe_dump(config, sort_keys=order))
+        assert work.get("data.chat_template") == ours
+        said = {one.key: one.note for one in work.of("decide")}
+        assert set(said) == {f"datasets.{number}.chat_template" for number in left}
+        assert all("one chat template" in str(note) for note in said.values())
 
 
 def test_lora_of_llama_factory_reads_dataset_info() -> None:

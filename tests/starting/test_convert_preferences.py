@@ -150,6 +150,16 @@ def test_types_of_axolotls_rows() -> None:
     assert talk.recipe["data"]["columns"] == {"prompt": "talk", "chosen": "c"} and decided(talk) == {}
 
 
+def test_rows_of_preferences_in_different_templates_are_left_to_the_user() -> None:
+    other = "\n  - path: asked.jsonl\n    type: "
+    same = axolotl("chat_template: llama3\n", kind=f"chatml.intel{other}chatml.icr")
+    assert same.recipe["data"]["chat_template"] == "chatml" and decided(same) == {}
+    for second in ("llama3.icr", "passthrough", "chat_template.default"):
+        work = axolotl(kind=f"chatml.intel{other}{second}")
+        assert "chat_template" not in work.recipe["data"]
+        assert "one chat template" in decided(work)["datasets.0.type"]
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "orpo", "simpo"])
 def test_every_loss_of_llama_factory_is_one_of_ours(loss: str) -> None:
     keys = f"pref_loss: {loss}\npref_beta: 0.2\npref_ftx: 0.5\nsimpo_gamma: 0.3\ndpo_label_smoothing: 0.0\n"

@@ -8,6 +8,7 @@ from typing import Any
 from peftcli.recipe.aliases.foreign_values import DATASET_TYPES
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.yaml_lines import Key
+from peftcli.starting.convert import data_set_templates
 from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.plain_keys import translate_plain
 from peftcli.starting.convert.preference_keys import Handler, pair_field, pair_type, rows_format, trains_preferences
@@ -19,6 +20,7 @@ _COLUMNS = {
     "field_system": "system",
     "field_tools": "tools",
     "field": "text",
+    "text_column": "text",
     "field_instruction": "instruction",
     "field_input": "input",
     "field_output": "output",
@@ -69,12 +71,17 @@ def _validation(work: Conversion, key: Key, value: Any) -> None:
 
 
 def _pretraining(work: Conversion, key: Key, value: Any) -> None:
-    entries = value if isinstance(value, list) else [value]
-    if isinstance(entries[0], dict):
+    """Translate the data set of pretraining; of a list, axolotl reads the first alone."""
+    if isinstance(value, list):
+        _datasets(work, key, value[:1])
+        for number in range(1, len(value)):
+            work.decide((*key, number), "axolotl reads the first alone; data.datasets takes several", "data.datasets")
+    elif isinstance(value, dict):
         _datasets(work, key, value)
     else:
-        work.put(key, "data.path", entries[0], "rows of text; data.streaming: true reads them while training")
-    work.set("data.format", "text")
+        work.put(key, "data.path", value, "rows of text; data.streaming: true reads them while training")
+    if work.get("data.format") is None:
+        work.set("data.format", "text")
 
 
 def _sources(work: Conversion, key: Key, value: Any) -> list[dict[str, Any]]:
@@ -129,7 +136,7 @@ def _source(work: Conversion, place: Key, entry: Mapping[str, Any]) -> list[dict
         elif name == "roles" or (name in ("roles_to_train", "train_on_eos") and value in (["assistant"], "turn")):
             work.drop(key, "what happens here: roles have all their usual names, and the assistant's turns are learnt")
         elif name == "chat_template":
-            translate_plain(work, key, value)
+            data_set_templates.of_data_set(work, key, value)
         elif name not in ("message_property_mappings", "message_field_role", "message_field_content"):
             work.decide(key, "no key of data does this")
     _roles(work, place, entry, made, columns)
@@ -240,6 +247,7 @@ def _tracker(name: str) -> Handler:
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "chat_template": data_set_templates.of_all,
     "datasets": _datasets,
     "test_datasets": _validation,
     "pretraining_dataset": _pretraining,

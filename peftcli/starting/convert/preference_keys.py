@@ -15,6 +15,7 @@ from peftcli.recipe.aliases.foreign_values import PAIR_COLUMNS, PAIR_TYPES, STAG
 from peftcli.recipe.preference_losses import DEFAULT_LOSS, PREFERENCE_LOSSES
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.yaml_lines import Key
+from peftcli.starting.convert import data_set_templates
 from peftcli.starting.convert.conversion import Conversion
 from peftcli.starting.convert.plain_keys import translate_plain
 
@@ -23,8 +24,7 @@ Handler = Callable[[Conversion, Key, Any], None]
 _STARTS_FROM = "the reference is this run's model before its first step; to compare with another one, start from it"
 _WORDING = "the prompt's wording: write it as data.template, or leave it to the chat template"
 _AS_THEY_ARE = "answers are taken as they are"
-_TEMPLATES = ("chatml", "llama3", "zephyr")
-_HEADS = (*_TEMPLATES, "passthrough", "chat_template", "user_defined")
+_HEADS = ("chat_template", "user_defined")
 
 
 def trains_preferences(work: Conversion) -> bool:
@@ -214,18 +214,20 @@ def pair_type(work: Conversion, key: Key, value: Any, columns: dict[str, str]) -
                 pair_field(work, (*key, name), inner, columns)
         return
     head, _, kind = str(value).partition(".")
-    if kind not in PAIR_TYPES or head not in _HEADS:
+    template = data_set_templates.worded(head)
+    if kind not in PAIR_TYPES or (template is None and head not in _HEADS):
         work.decide(key, f"no rows like these are known; expected columns are in docs/data.md, {rows_format(work)}")
         return
     columns.update(PAIR_TYPES[kind])
-    note = None
-    if head == "passthrough":
-        work.set("data.chat_template", "none")
-        note = "data.chat_template: none, since its texts are taken as they are"
-    elif head in _TEMPLATES and work.get("data.chat_template") is None:
-        work.set("data.chat_template", head)
-        note = f"data.chat_template: {head}"
-    work.say(key, "data.format", note)
+    wrong = data_set_templates.differing(work)
+    if template is None:
+        work.say(key, "data.format")
+    elif wrong is not None:
+        work.decide(key, wrong, "data.chat_template")
+    else:
+        work.set("data.chat_template", template)
+        why = ", since its texts are taken as they are" if template == "none" else ""
+        work.say(key, "data.format", f"data.chat_template: {template}{why}")
 
 
 def pair_field(work: Conversion, key: Key, value: Any, columns: dict[str, str]) -> bool:
