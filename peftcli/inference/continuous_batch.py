@@ -27,7 +27,7 @@ from peftcli.distributed.sharding import is_sharded
 from peftcli.inference.halved_batches import in_halves
 from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.tasks.decoding import GREEDY
-from peftcli.tasks.generation import logprobs_of, stop_tokens, text_line
+from peftcli.tasks.generation import logprobs_of, settings_without_effect, stop_tokens, text_line
 from peftcli.tasks.language_model import LanguageModelTask
 from peftcli.tasks.task import Batch, Task
 
@@ -128,7 +128,8 @@ def fits(model: nn.Module, task: Task) -> bool:
         return False
     settings = {name for name in model.generation_config.to_diff_dict() if not name.startswith("_")}
     layers = DynamicCache(config=config).layers
-    return settings <= HARMLESS and len(layers) > 0 and all(type(layer) is DynamicLayer for layer in layers)
+    acting = settings - settings_without_effect(model)
+    return acting <= HARMLESS and len(layers) > 0 and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def cache_name(taken: Mapping[str, Any]) -> str:

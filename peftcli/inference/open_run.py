@@ -50,6 +50,7 @@ from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
 from peftcli.record.checkpoint_adapter import checkpoint_adapter, without_best
 from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import RunDirectory, RunStatus
+from peftcli.tasks.generation import settings_note
 from peftcli.tasks.task_table import task_info
 
 if TYPE_CHECKING:
@@ -338,6 +339,8 @@ def opened(
     with precision.inference(world.device):
         found = FirstBlocks(model, anatomy.layers).find(lambda _: task.bind(model, prepare), settles=operator.not_)
         notes = (*notes, *found)
+        if task.info.generates and (of_settings := settings_note(model, tokenizer)):
+            notes = (*notes, of_settings)
         cut = last_block(model, anatomy, prepare) if cuts else None
     return OpenedRun(
         loaded, model, tokenizer, attachment, task, labels, base, precision, world, notes, untouched or {}, cut=cut

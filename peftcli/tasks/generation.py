@@ -13,6 +13,19 @@ from peftcli.distributed.sharding import is_sharded
 from peftcli.errors import UserError
 from peftcli.tasks.decoding import GREEDY, Decoding, OnText, token_ids
 
+_ON_EVERY_TEXT = (
+    "repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
+    "min_length", "min_new_tokens", "exponential_decay_length_penalty", "forced_bos_token_id", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "guidance_scale", "max_time", "watermarking_config",
+)  # fmt: skip
+"""A model's own generation settings that change greedy texts, too, and that nothing here sets."""
+_NEUTRAL = {
+    "repetition_penalty": 1, "encoder_repetition_penalty": 1, "guidance_scale": 1, "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0,
+    "renormalize_logits": False, "remove_invalid_values": False,
+}  # fmt: skip
+"""Values that mean nothing, which many models' files write out."""
+
 
 def generate(
     model: nn.Module,
@@ -34,9 +47,10 @@ def generate(
 
     Returns:
         For each row `prediction` (the new text, special tokens left out), `scores`: `mean_logprob` of the generated
-        tokens by the model's own distribution, end included, and `tokens`, their number, and `finish_reason`: `stop`,
-        or `length` where the text did not end within `max_new_tokens`. An end that the model's own settings force at
-        the limit (`forced_eos_token_id` of BART) is no token of the text.
+        tokens, end included, by the distribution that the model's own settings leave (`settings_note`), before a
+        temperature, top_p and top_k, and `tokens`, their number, and `finish_reason`: `stop`, or `length` where the
+        text did not end within `max_new_tokens`. An end that the model's own settings force at the limit
+        (`forced_eos_token_id` of BART) is no token of the text.
     """
     from transformers import LogitsProcessorList
 
@@ -86,10 +100,35 @@ def _settings(model: nn.Module, tokenizer: Any, stops: list[int], decoding: Deco
         return_dict_in_generate=True,
         output_scores=beams,
         max_new_tokens=max_new_tokens,
+        num_return_sequences=1,
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         forced_bos_token_id=getattr(own, "forced_bos_token_id", None),
+    )
+
+
+def settings_without_effect(model: Any) -> set[str]:
+    """Return the names of a model's own generation settings whose values change nothing."""
+    own = model.generation_config
+    return {name for name, value in _NEUTRAL.items() if getattr(own, name, None) == value}
+
+
+def settings_note(model: Any, tokenizer: Any) -> str | None:
+    """Return which of a model's own generation settings change texts however they are decoded; None if none does.
+
+    The first token that they force is told where it is not the tokenizer's own first one.
+    """
+    own = getattr(model, "generation_config", None)
+    values = {name: getattr(own, name, None) for name in _ON_EVERY_TEXT}
+    idle = {"forced_bos_token_id"} if values["forced_bos_token_id"] == tokenizer.bos_token_id else set()
+    idle |= settings_without_effect(model) if own is not None else set()
+    acting = [f"{name} {value!r:.60}" for name, value in values.items() if value is not None and name not in idle]
+    if not acting:
+        return None
+    return (
+        f"the base's generation_config.json acts on every text that is written: {', '.join(acting)}; if the rows do "
+        "not want that (shorter texts, repeated words), take it out of that file"
     )
 
 
@@ -162,8 +201,8 @@ class TextStream:
 class _Logprobs:
     """A logits processor that changes nothing and remembers the log-probability of each token that was chosen.
 
-    It stands before the processors of sampling, so it sees the model's own distribution. Which token was chosen from
-    it shows at the next call, or in the finished text.
+    It stands behind the processors of the model's own settings and before those of sampling. Which token was chosen
+    shows at the next call, or in the finished text.
     """
 
     def __init__(self) -> None:

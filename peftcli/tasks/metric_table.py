@@ -5,6 +5,9 @@ Libraries are imported on use: `peft validate` reads the names.
 
 from __future__ import annotations
 
+import math
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,21 +63,26 @@ def _joined(rows: Sequence[Sequence[str]]) -> list[str]:
     return [tag for row in rows for tag in row]
 
 
+def _over_classes(score: str, average: str, predictions: Sequence[Any], references: Sequence[Any]) -> float:
+    """Return scikit-learn's F1, precision or recall; a class without decisions or rows counts 0."""
+    from sklearn import metrics
+
+    truth = _ints(references)
+    if truth and isinstance(truth[0], list) and len(truth[0]) == 1:
+        average = "binary"  # scikit-learn takes one column for two classes, and "none of them" is no class here
+    return float(getattr(metrics, f"{score}_score")(truth, list(predictions), average=average, zero_division=0))
+
+
 def _f1(average: str, name: str) -> Function:
     def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-        from sklearn.metrics import f1_score
-
-        return {name: float(f1_score(_ints(references), list(predictions), average=average, zero_division=0))}
+        return {name: _over_classes("f1", average, predictions, references)}
 
     return function
 
 
 def _macro(name: str) -> Function:
     def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-        from sklearn import metrics
-
-        score = getattr(metrics, f"{name}_score")
-        return {name: float(score(_ints(references), list(predictions), average="macro", zero_division=0))}
+        return {name: _over_classes(name, "macro", predictions, references)}
 
     return function
 
@@ -109,15 +117,41 @@ def _error(power: int, name: str) -> Function:
 def _r2(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     from sklearn.metrics import r2_score
 
-    return {"r2": float(r2_score(list(references), list(predictions))) if len(predictions) > 1 else float("nan")}
+    if len(set(references)) < 2 or not all(map(math.isfinite, [*predictions, *references])):
+        return {"r2": float("nan")}  # undefined without spread; scikit-learn refuses other numbers
+    return {"r2": float(r2_score(list(references), list(predictions)))}
 
 
 def _rmse(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     return {"rmse": _error(2, "mse")(predictions, references)["mse"] ** 0.5}
 
 
+_SCHEME = re.compile(r"([BIMELSUW])(?:[-_](.*))?", re.IGNORECASE | re.DOTALL)
+_IN_IOBES = {"M": "I", "L": "E", "U": "S", "W": "S"}
+"""Letters of BMES, BILOU and BMEWO that mean the same as others of IOBES."""
+
+
+def entity_tags(tags: Sequence[str]) -> list[str]:
+    """Return the tags of a row as IOBES, which seqeval reads rightly.
+
+    Of a tag without a scheme's letter each run is an entity. seqeval would take the first letter of any tag for one:
+    `ORG` would lie outside of all entities, and BILOU's `U-PER U-PER` would be one entity.
+    """
+    found = []
+    for tag in tags:
+        parts = _SCHEME.fullmatch(tag)
+        if tag.upper() == "O":
+            found.append("O")
+        elif parts is None:
+            found.append(f"I-{tag}")
+        else:
+            letter = parts[1].upper()
+            found.append(f"{_IN_IOBES.get(letter, letter)}-{parts[2] or '_'}")
+    return found
+
+
 def _entities(score: str, average: str, name: str) -> Function:
-    """Return a metric over whole entities (BIO, IOBES, ... tags), not tags."""
+    """Return a metric over whole entities, not tags."""
 
     def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
         import warnings
@@ -125,8 +159,9 @@ def _entities(score: str, average: str, name: str) -> Function:
         from seqeval import metrics
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about tags without B- or I-: it counts each run of one as an entity
-            value = getattr(metrics, score)(references, predictions, average=average, zero_division=0)
+            warnings.simplefilter("ignore")  # about unusual tags
+            truth, found = ([entity_tags(row) for row in rows] for rows in (references, predictions))
+            value = getattr(metrics, score)(truth, found, average=average, zero_division=0)
         return {name: float(value)}
 
     return function
@@ -144,11 +179,42 @@ def _chrf(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     return {"chrf": float(sacrebleu.corpus_chrf(list(predictions), [list(references)]).score)}
 
 
+_ALONE = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters."""
+
+
+class WordsForRouge:
+    """The words of a text in any script: runs of letters and digits, in small letters.
+
+    rouge_score's own words are of a to z and 0 to 9, so that Russian, Greek or Arabic texts have none. Texts of ASCII
+    have the same words here. Where a script puts no spaces between words, each character counts as one.
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words."""
+        if text.isascii():
+            return re.findall("[a-z0-9]+", text.lower())
+        words: list[str] = []
+        goes_on = False  # whether a letter would be part of the last word
+        for character in unicodedata.normalize("NFC", text.lower()):
+            kind, alone = unicodedata.category(character)[0], bool(_ALONE.match(character))
+            if (words and kind == "M") or (kind in "LN" and goes_on and not alone):
+                words[-1] += character
+            elif kind in "LN":
+                words.append(character)
+                goes_on = not alone
+            else:
+                goes_on = False
+        return words
+
+
 def _rouge(*names: str) -> Function:
     def function(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer(list(names), use_stemmer=False)
+        scorer = RougeScorer(list(names), tokenizer=WordsForRouge())
         rows = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
         return {name: sum(row[name].fmeasure for row in rows) / max(1, len(rows)) for name in names}
 

@@ -34,6 +34,7 @@ from peftcli.record.random_state import seed_everything
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.run_inputs import RunInputs
 from peftcli.record.train_state import TrainState
+from peftcli.tasks.generation import settings_note
 from peftcli.tasks.task import Task
 from peftcli.training.before_weights import BeforeWeights, before_weights
 from peftcli.training.computing import Computing
@@ -92,7 +93,7 @@ def build_session(
     _change_for_training(anatomy, attachment, ready.known.info, ready.task, batches, computing, state, reporter)
     compare_inputs(_inputs_of_weights(loaded, base, computing, batches.max_tokens, state), state, reporter)
     start_from_rows(recipe, attached, batches, computing.precision, state, reporter)
-    evaluator = _evaluator(recipe, base, batches.collator, world, ready, computing)
+    evaluator = _evaluator(recipe, base, batches.collator, world, ready, computing, reporter)
     start = StartModel(base, ready.known.info, attachment, computing)
     validation, reference = with_reference(recipe, directory, start, evaluator, batches, ready.validation, state)
     rate = choose_rate(recipe, anatomy, kept, reporter.note)
@@ -169,9 +170,19 @@ def _step_batches(
 
 
 def _evaluator(
-    recipe: Recipe, base: Loaded, collator: Collator, world: World, ready: BeforeWeights, by: Computing
+    recipe: Recipe,
+    base: Loaded,
+    collator: Collator,
+    world: World,
+    ready: BeforeWeights,
+    by: Computing,
+    reporter: Reporter,
 ) -> Evaluator:
-    cut = by.fast_paths.last_block
+    """Return the evaluator; note what the base's own settings do to the texts that it writes."""
+    cut, task = by.fast_paths.last_block, ready.task
+    writes = bool(recipe.training.eval_generate) or (bool(ready.metrics) and task.metric_kind == "text")
+    if writes and task.info.generates and (note := settings_note(base.model, ready.known.tokenizer)):
+        reporter.note(note)
     return make_evaluator(recipe, base.model, ready.task, collator, world, by.precision, ready.metrics, cut)
 
 

@@ -151,8 +151,9 @@ def test_what_it_is_not_known_to_hold_for_is_left_to_generate(recipe, tmp_path: 
     assert not continuous_batch.fits(model, opened.task.generating((), on_text=print))
     model.generation_config.repetition_penalty = 1.3
     assert not continuous_batch.fits(model, task)
-    model.generation_config.repetition_penalty = None
-    assert continuous_batch.fits(model, task)
+    for value in (None, 1.0):
+        model.generation_config.repetition_penalty = value
+        assert continuous_batch.fits(model, task)
     model.config.sliding_window, model.config.layer_types = 8, ["sliding_attention"] * 2
     assert not continuous_batch.fits(model, task)
 

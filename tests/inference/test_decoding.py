@@ -16,7 +16,7 @@ from peftcli.inference.open_run import open_run
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run
 from peftcli.tasks.decoding import Decoding
-from peftcli.tasks.generation import TextStream, generate
+from peftcli.tasks.generation import TextStream, generate, settings_note
 from peftcli.training.run import train
 from tests.recipes import chat_rows, write_jsonl
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -153,3 +153,15 @@ def test_pieces_of_a_text_are_whole_characters_and_add_up(tokenizer, text: str) 
     stream.end()
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces) and len(pieces) > 5
+
+
+def test_settings_of_the_base_that_change_every_text_are_told() -> None:
+    model, tokenizer = tiny_model("llama", "causal_lm"), tiny_tokenizer()
+    own = model.generation_config
+    own.update(repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, temperature=0.5, length_penalty=2.0)
+    own.forced_bos_token_id = tokenizer.bos_token_id
+    assert settings_note(model, tokenizer) is None  # they mean nothing, or are chosen by whoever decodes
+    own.update(min_length=56, no_repeat_ngram_size=3, suppress_tokens=[5])
+    note = settings_note(model, tokenizer)
+    assert note is not None and "min_length 56" in note and "no_repeat_ngram_size 3" in note
+    assert "suppress_tokens [5]" in note and "repetition_penalty" not in note and "forced_bos" not in note

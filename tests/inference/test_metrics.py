@@ -30,6 +30,9 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
         ("single_label", "mcc", ([0, 1, 0, 1], [0, 1, 0, 1]), 1.0),
         ("multi_label", "accuracy", ([[1, 0], [1, 1]], [[1.0, 0.0], [0.0, 1.0]]), 0.5),
         ("multi_label", "f1_micro", ([[1, 0], [1, 1]], [[1.0, 0.0], [0.0, 1.0]]), 0.8),
+        ("multi_label", "f1_micro", ([[0], [0], [1], [0]], [[0.0], [1.0], [1.0], [0.0]]), 2 / 3),  # of one class
+        ("multi_label", "precision", ([[0], [0], [1], [0]], [[0.0], [1.0], [1.0], [0.0]]), 1.0),
+        ("multi_label", "f1_macro", ([[0], [0]], [[0.0], [0.0]]), 0.0),
         ("regression", "mse", ([1.0, 3.0], [1.0, 1.0]), 2.0),
         ("regression", "rmse", ([1.0, 3.0], [1.0, 1.0]), math.sqrt(2)),
         ("regression", "mae", ([1.0, 3.0], [1.0, 1.0]), 1.0),
@@ -43,10 +46,19 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
         ("tags", "f1", TAGS, 0.8),
         ("tags", "f1_micro", TAGS, 0.8),
         ("tags", "f1_macro", TAGS, (1 + 2 / 3) / 2),
+        ("tags", "recall", ([["O", "PER", "O"]], [["ORG", "PER", "O"]]), 0.5),  # tags without a scheme's letter
+        ("tags", "f1", ([["BRAND", "BRAND"]], [["BRAND", "O"]]), 0.0),  # a run is one entity
+        ("tags", "recall", ([["B-PER", "L-PER", "O"]], [["U-PER", "U-PER", "O"]]), 0.0),  # BILOU
+        ("tags", "recall", ([["U-PER", "B-PER", "L-PER"]], [["U-PER", "B-PER", "L-PER"]]), 1.0),
         ("text", "exact_match", (["a b", "c "], ["a b", "d"]), 0.5),
         ("text", "rouge1", (["the cat sat"], ["the cat"]), 0.8),
         ("text", "rouge2", (["the cat sat"], ["the cat"]), 2 / 3),
         ("text", "rougeL", (["the cat sat"], ["the cat"]), 0.8),
+        ("text", "rouge1", (["Кот сел"], ["кот"]), 2 / 3),
+        ("text", "rouge1", (["für"], ["fr"]), 0.0),
+        ("text", "rouge1", (["你好吗"], ["你好"]), 0.8),
+        ("text", "rouge1", (["हिन्दी का"], ["हिन्दी"]), 2 / 3),  # vowel signs are part of a word
+        ("text", "rouge2", (["Don't go_on, U.S."], ["don t go on u s"]), 1.0),  # ASCII as rouge_score has it
         ("text", "bleu", (["the cat sat on the mat"], ["the cat sat on the mat"]), 100.0),
         ("text", "chrf", (["the cat"], ["the cat"]), 100.0),
         ("preferences", "rewards_accuracies", PAIRS, 0.5),
@@ -65,6 +77,11 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
 )
 def test_by_hand(kind, name, rows, expected) -> None:
     assert compute_metrics([name], kind, *rows)[name] == pytest.approx(expected)
+
+
+def test_without_spread_or_with_a_value_that_is_no_number_there_is_no_share_of_the_variance() -> None:
+    for rows in (([float("nan"), 1.0], [1.0, 2.0]), ([float("inf"), 1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 3.0])):
+        assert math.isnan(compute_metrics(["r2"], "regression", *rows)["r2"])
 
 
 def test_rouge_gives_all_three() -> None:

@@ -71,6 +71,14 @@ def configure_head(config: PretrainedConfig, task: TaskName, labels: Labels | No
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in config.id2label.items()}
     elif problem == "regression":
+        if labels is not None and spec.num_labels not in (None, 1):
+            raise UserError(
+                Problem(
+                    f"each row has one number, and the head would have {spec.num_labels}",
+                    key="model.num_labels",
+                    suggestion="leave it out, or write model.problem_type: single_label if the numbers are classes",
+                )
+            )
         config.num_labels = spec.num_labels or 1
         config.id2label = {i: "score" if config.num_labels == 1 else f"score_{i}" for i in range(config.num_labels)}
         config.label2id = {name: number for number, name in config.id2label.items()}

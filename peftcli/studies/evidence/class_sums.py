@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from peftcli.tasks.metric_table import entity_tags
+
 Array = npt.NDArray[np.float64]
 OfCounts = Callable[[Array, Array, Array], Array]
 """From what was decided rightly, decided, and true, (draws, classes) each, to the metric of each draw."""
@@ -53,8 +55,9 @@ def of_entities(predictions: list[list[str]], references: list[list[str]]) -> De
     from seqeval.metrics.sequence_labeling import get_entities
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tags without B- or I-
-        found = [(set(get_entities(p)), set(get_entities(r))) for p, r in zip(predictions, references, strict=True)]
+        warnings.simplefilter("ignore")  # about unusual tags
+        rows = zip(predictions, references, strict=True)
+        found = [tuple(set(get_entities(entity_tags(tags))) for tags in row) for row in rows]
     kinds = sorted({entity[0] for row in found for side in row for entity in side})
     sides = [[row[0] & row[1] for row in found], [row[0] for row in found], [row[1] for row in found]]
     counts = [[[sum(e[0] == kind for e in row) for kind in kinds] for row in side] for side in sides]

@@ -118,6 +118,8 @@ def test_labels_reach_the_config(tmp_path: Path) -> None:
     assert load_model(_spec(tmp_path), "sequence_classification", labels=several).config.problem_type == (
         "multi_label_classification"
     )
+    with pytest.raises(UserError, match=r"num_labels: each row has one number, and the head would have 3"):
+        load_model(_spec(tmp_path, num_labels=3), "sequence_classification", labels=LabelSpec("regression", ()))
     with pytest.raises(UserError, match=r"num_labels: the data has 3 labels, not 4"):
         load_model(_spec(tmp_path, num_labels=4), "sequence_classification", labels=LABELS)
 

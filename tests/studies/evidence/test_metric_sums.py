@@ -17,7 +17,7 @@ from peftcli.tasks.metric_table import METRICS
 from tests.studies.evidence.scores import with_losses
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "another", "very", "green", "house"]
-TAGS = ["O", "B-X", "I-X", "B-Y", "I-Y", "B-Z"]
+TAGS = ["O", "B-X", "I-X", "B-Y", "I-Y", "B-Z", "ORG", "U-X", "L-X"]
 
 
 def decided(kind: str, draw: random.Random, rows: int = 30) -> tuple[list, list]:
@@ -63,6 +63,14 @@ def test_a_draw_is_the_metric_of_repeated_rows(kind: str, name: str) -> None:
         if kind == "answers" and np.isnan(known):
             continue  # undefined without answers of the other kind
         assert found == pytest.approx(known, abs=1e-9), weights
+
+
+def test_several_labels_of_which_there_is_one() -> None:
+    predictions, references = [[0], [0], [1], [0]], [[0.0], [1.0], [1.0], [0.0]]
+    scores = with_losses([1.0] * 4, kind="multi_label", predictions=predictions, references=references)
+    for name in ("f1", "f1_micro", "f1_weighted", "precision", "recall", "accuracy"):
+        known = compute_metrics([name], "multi_label", predictions, references)[name]
+        assert scored_rows(scores, name).value == pytest.approx(known), name
 
 
 def test_losses_are_ratios_of_sums_over_tokens_not_means_of_rows() -> None:
