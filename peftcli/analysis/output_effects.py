@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,4 +68,4 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     off = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-9))
-    return off if off == off else float("inf")
+    return float("inf") if math.isnan(off) else off

@@ -83,12 +83,12 @@ def metric(name: str, value: Any) -> str:
     return f"{value:#.4g}".rstrip(".")
 
 
+_SHARE = re.compile(r"(^|_)(accuracy|exact_match|precision|recall|f1(_macro|_micro|_weighted)?)$")
+
+
 def is_share(metric: str) -> bool:
     """Return whether a metric of this name is a share from 0 to 1, which people read as a percentage.
 
     The name of a validation set may stand before it: the loss of a set `recall_2024` is no share.
     """
     return _SHARE.search(metric) is not None
-
-
-_SHARE = re.compile(r"(^|_)(accuracy|exact_match|precision|recall|f1(_macro|_micro|_weighted)?)$")

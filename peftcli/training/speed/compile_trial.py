@@ -103,8 +103,8 @@ def decide_compiling(
         return _plain(f"it has no trial on {device.type}")
     for problem in compile_problems(True, device.type):
         return _plain(problem.message)
-    if work.least_seconds(device) < WORTH_A_LOOK:
-        return _plain("this run is too short for it to pay")
+    if (least := work.least_seconds(device)) < WORTH_A_LOOK:
+        return _plain(f"this run is too short for it to pay (its products take {duration(least)} at full speed)")
     question = _question(loaded.recipe, work, device)
     known = kept_answer(question)
     if known is None:
