@@ -215,6 +215,15 @@ def of_rows(count: int, bench: Bench) -> Iterator[Point]:
     yield bench.own("rows", count, recipe, "streaming")
 
 
+def days(points: list[Point]) -> str:
+    """Return when the points were measured: the day, or days with their axes where they differ."""
+    axes: dict[str, list[str]] = {}
+    for point in points:
+        of_day = axes.setdefault(point["measured"], [])
+        of_day.extend([point["axis"]] if point["axis"] not in of_day else [])
+    return "; ".join(f"{day} ({', '.join(found)})" for day, found in axes.items()) if len(axes) > 1 else "".join(axes)
+
+
 def draw(stored: dict[str, Any], target: Path) -> None:
     """Draw every axis: speed (rows: start-up) above, memory below."""
     import matplotlib
@@ -229,7 +238,7 @@ def draw(stored: dict[str, Any], target: Path) -> None:
         starts = ("first_step_seconds", "s to the first step", 1.0)
         _panel(places[0, column], axis, points, *(starts if axis == "rows" else ("tokens_per_second", "tokens/s", 1.0)))
         _panel(places[1, column], axis, points, "memory_bytes", "peak memory, GiB", 2.0**30)
-    figure.suptitle(stored["title"])
+    figure.suptitle(f"{stored['title']}; {days(stored['points'])}")
     figure.tight_layout()
     figure.savefig(target, dpi=100)
 
@@ -275,8 +284,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             shape = "tiny" if given.tiny else given.shape
             bench = Bench(shape, given.material, given.data, Path(work), given.repeats)
-            new = list(along(axis, (TINY_AXES if given.tiny else AXES)[axis], bench))
-        title = f"LoRA r 8 on q and v, float32, {shape} shape; {machine()}; {datetime.date.today()}"
+            found = along(axis, (TINY_AXES if given.tiny else AXES)[axis], bench)
+            new = [{**point, "measured": str(datetime.date.today())} for point in found]
+        title = f"LoRA r 8 on q and v, float32, {shape} shape; {machine()}"
         stored = {"title": title, "points": [p for p in stored["points"] if p["axis"] != axis] + new}
         file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     draw(stored, given.output / "scaling.png")
