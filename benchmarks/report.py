@@ -90,11 +90,16 @@ def merge(stored: dict[str, Any], machine: str, versions: str, record: Run) -> d
 
 
 def page(stored: dict[str, Any], text: str) -> str:
-    """Return RESULTS.md with the part between the marks written anew; the rest was written by hand and stays."""
+    """Return RESULTS.md with the part between the marks written anew; the rest was written by hand and stays.
+
+    A cell that a section lacks is listed there as not measured, unless it was measured on that machine in another one.
+    """
     parts = []
     for section in stored["sections"]:
         cells = CUDA_CELLS if section["device"] == "cuda" else CPU_CELLS
-        parts += [f"## {section['machine']}; {section['versions']}", "", *table(cells, section["cells"]), ""]
+        same = [other["cells"] for other in stored["sections"] if other["machine"] == section["machine"]]
+        listed = [cell for cell in cells if cell.name in section["cells"] or not any(cell.name in of for of in same)]
+        parts += [f"## {section['machine']}; {section['versions']}", "", *table(listed, section["cells"]), ""]
     if not any(section["device"] == "cuda" for section in stored["sections"]):
         names = ", ".join(f"`{cell.name}`" for cell in CUDA_CELLS)
         command = "`python benchmarks/side_by_side.py --minutes 10`"

@@ -126,6 +126,10 @@ def test_the_page_keeps_what_was_written_by_hand(bench: Any) -> None:
     for listed in bench.cells.CPU_CELLS[1:]:
         assert any(line.startswith(f"| {listed.name} | not measured |") for line in lines), listed.name
     assert "Not measured: no GPU" in once
+    other = bench.cells.CPU_CELLS[1]
+    both = report.page(report.merge(stored, "machine", "torch 2", measured(bench, other)), text)
+    newer, older = both.index("## machine; torch 2"), both.index("## machine; torch 1")
+    assert cell.name + " |" not in both[newer:older] and other.name + " |" in both[newer:older]
     assert all(listed.name in once for listed in bench.cells.CUDA_CELLS)
 
 
