@@ -15,6 +15,7 @@ from peftcli.models.load.load_model import load_config
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.model_tasks import possible_tasks
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.stored_quantised import may_be_quantised, stored_packed
 from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.rates.default_rate import DefaultRate, default_rate, model_kind, rate_of_task
 from peftcli.protocol.registry import MethodRegistry, registry
@@ -122,6 +123,10 @@ def _fit(name: str, config: PretrainedConfig, task: TaskName, methods: MethodReg
     info = methods.info(name)
     if info.tasks and task not in info.tasks:
         return Fit((f"it serves {', '.join(sorted(info.tasks))}, not {task}",))
+    if stored_packed(config) and not info.quantised_base:
+        return Fit(("it cannot train a quantised base, and this checkpoint is stored quantised",))
+    if info.forces_4bit and not may_be_quantised(config):
+        return Fit(("it quantises its base to 4 bits, and this checkpoint is stored quantised",))
     try:
         params = info.params.model_validate({})
     except ValidationError:

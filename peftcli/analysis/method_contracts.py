@@ -262,12 +262,34 @@ def _comes_off(kind: ContractModel, params: MethodParams) -> str | None:
     found, batch = live(kind, params, initialise=False), batch_of(kind)
     found.disturb()
     found.attachment.detach()
+    _put_back_(found)
     with torch.no_grad():
         expected = bare(kind)(**batch).logits
-        for name, parameter in _named(found.model):  # trained ones of the base keep their values, by the protocol
-            parameter.copy_(found.base[name])
         got = found.model.eval()(**batch).logits
     return None if torch.equal(expected, got) else "the outputs differ from the base's after detach()"
+
+
+def _switches_off(kind: ContractModel, params: MethodParams) -> str | None:
+    """Switched off, it leaves the base's outputs, unless it trains tensors of the base; switched on again, its own."""
+    found, batch = live(kind, params, initialise=False), batch_of(kind)
+    found.disturb()
+    _put_back_(found)
+    own = found.outputs(batch)
+    found.attachment.enable(False)
+    with torch.no_grad():
+        expected = bare(kind)(**batch).logits
+    if (off := difference(expected, found.outputs(batch))) > CLOSE:
+        return f"switched off, it differs from the base by {off:.1e}"
+    found.attachment.enable()
+    off = difference(own, found.outputs(batch))
+    return f"switched on again, its outputs differ by {off:.1e}" if off > CLOSE else None
+
+
+def _put_back_(found: Live) -> None:
+    """Give the base's own tensors their values again: trained ones keep theirs when a method goes, by the protocol."""
+    with torch.no_grad():
+        for name, parameter in _named(found.model):
+            parameter.copy_(found.base[name])
 
 
 def ignores_padding(kind: ContractModel, params: MethodParams) -> str | None:
@@ -366,6 +388,7 @@ _OF_A_MODEL: tuple[tuple[str, Contract], ...] = (
     ("what it saves is all there is, and strict", _saves),
     ("continues from its state bit for bit", _goes_on),
     ("comes off without a trace", _comes_off),
+    ("switched off, it is the base", _switches_off),
     ("ignores padding", ignores_padding),
     ("generates the same with and without a cache", uses_cache),
     ("has the same gradients under checkpointing", _recomputes),

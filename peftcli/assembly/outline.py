@@ -95,7 +95,11 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
     spec = model_spec(recipe)
     config = load_config(spec)
     tokenizer, notes = load_tokenizer_with_notes(spec)
-    problems = [*_method_problems(info, recipe, spec, config), *further.of_recipe(recipe, device), *known_tokens(spec)]
+    problems = [
+        *method_problems(info, recipe.task, spec, config),
+        *further.of_recipe(recipe, device),
+        *known_tokens(spec),
+    ]
     problems += stored_problems(config, spec, device.type, trains=further.trains)
     anatomies: list[Anatomy] = []
     of_method: list[str] = []
@@ -143,11 +147,16 @@ def kind_problems(anatomy: Anatomy, task: TaskName) -> list[Problem]:
     return [Problem(reason, key="task", suggestion=refusal.remedy)]
 
 
-def _method_problems(info: MethodInfo, recipe: Recipe, spec: ModelSpec, config: PretrainedConfig) -> list[Problem]:
+def method_problems(info: MethodInfo, task: TaskName, spec: ModelSpec, config: PretrainedConfig) -> list[Problem]:
+    """Return that a method does not serve the task, or cannot train a base in fewer bits.
+
+    Args:
+        spec: with the 4 bits that the method implies.
+    """
     problems = []
-    if info.tasks and recipe.task not in info.tasks:
+    if info.tasks and task not in info.tasks:
         choice = f"it serves {', '.join(sorted(info.tasks))}"
-        problems.append(Problem(f"{info.name} does not serve {recipe.task}", key="method.name", suggestion=choice))
+        problems.append(Problem(f"{info.name} does not serve {task}", key="method.name", suggestion=choice))
     here = spec.load_in_4bit or spec.load_in_8bit
     if not info.quantised_base and (here or stored_packed(config)):
         change = "remove model.load_in_4bit" if here else "name the unquantised model"

@@ -61,6 +61,7 @@ def methods(
     from peftcli.console.output import print_json
     from peftcli.protocol.registry import registry
 
+    _refuse_ignored(name, model, task, check)
     if check is not None:
         _check(check, as_json=as_json)
         return
@@ -75,6 +76,27 @@ def methods(
         _print_one(rows[0])
     else:
         _print_all(rows, trial)
+
+
+def _refuse_ignored(name: str | None, model: str | None, task: str | None, check: str | None) -> None:
+    """Refuse what would have no effect beside, or without, another option.
+
+    Raises:
+        UserError: something of that kind was typed.
+    """
+    from peftcli.console.options import refuse_nothing
+    from peftcli.errors import UserError
+
+    for option, text in (("NAME", name), ("--model", model), ("--task", task), ("--check", check)):
+        if text is not None:
+            refuse_nothing(text, option)
+            if check is not None and option != "--check":
+                raise UserError(
+                    f"{option} {text} has no effect beside --check, which tries its method on tiny models of its own",
+                    suggestion=f"leave it out: peft methods --check {check}",
+                )
+    if task is not None and model is None:
+        raise UserError(f"--task {task} is the task for --model M, which is missing", suggestion="add --model M")
 
 
 def _check(text: str, *, as_json: bool) -> None:
@@ -259,10 +281,12 @@ def _tried_text(tried: dict[str, Any] | None) -> str:
 
 
 def _print_one(row: dict[str, Any]) -> None:
+    from rich.text import Text
+
     from peftcli.console.output import print_table, result_console, table
 
     console = result_console()
-    console.print(f"[bold]{row['name']}[/]: {row['summary']}")
+    console.print(Text.assemble((row["name"], "bold"), f": {row['summary']}"))
     facts = {
         "family": row["family"],
         "paper": row["paper"],

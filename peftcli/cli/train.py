@@ -147,6 +147,8 @@ def _print_rehearsed(found: Estimate) -> None:
     from peftcli.console.estimate_view import print_estimate
     from peftcli.console.options import note
 
+    for text in found.notes:
+        note(text)
     print_estimate(found)
     note("nothing was trained, and no run was written: leave out --dry-run to train")
 

@@ -6,6 +6,7 @@ table is the result and goes to standard output.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -289,14 +290,14 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def next_commands(summary: Summary) -> list[str]:
     """Return the commands that make sense on this run."""
-    run = summary.output_dir
+    run = shlex.quote(summary.output_dir)
     commands = [f"peft predict {run} --input FILE"]
     if _chats(summary):
         commands.insert(0, f"peft chat {run}")
     if summary.eval:
         commands.insert(0, f"peft eval {run}")
     if summary.artifact == "adapter" and _merges(summary):
-        commands.append(f"peft merge {run} -o {run}-merged")
+        commands.append(f"peft merge {run} -o {shlex.quote(f'{summary.output_dir}-merged')}")
     return [*commands, f"peft report {run}"]
 
 

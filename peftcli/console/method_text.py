@@ -22,9 +22,14 @@ def method_params(option: str, text: str) -> MethodParams:
         UserError: there is no such method, or a key or value is wrong.
     """
     from peftcli.names import NAMES
+    from peftcli.protocol.registry import registry
     from peftcli.recipe.load_recipe import recipe_from_overrides
+    from peftcli.tasks.task_table import GOES_ON
 
-    changes = ["model.name_or_path=a-tiny-model", "task=causal_lm", *method_overrides(text)]
+    method = registry.find(text.partition(":")[0])
+    served = method.info.tasks if method is not None else ()
+    task = GOES_ON if not served or GOES_ON in served else min(served)
+    changes = ["model.name_or_path=a-tiny-model", f"task={task}", *method_overrides(text)]
     return recipe_from_overrides(f"{option} {text}", changes, NAMES).recipe.method
 
 

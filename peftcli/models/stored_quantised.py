@@ -54,6 +54,11 @@ def stored_packed(config: PretrainedConfig) -> bool:
     return method is not None and not becomes_plain(method)
 
 
+def may_be_quantised(config: PretrainedConfig) -> bool:
+    """Tell whether bits can be asked for while a checkpoint loads: one of another quantiser refuses that."""
+    return stored_method(config) in (None, "bitsandbytes")
+
+
 def stored_bits(config: PretrainedConfig) -> int | None:
     """Return the bits of a weight of a checkpoint that stays quantised, as its settings tell them.
 

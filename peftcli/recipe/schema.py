@@ -152,6 +152,11 @@ class DataSpec(Block):
     cache_dir: str | None = None
     """Directory that keeps prepared rows; null is a directory in the user's cache."""
 
+    @property
+    def named_sources(self) -> str:
+        """Where the rows are from, as the records of studies have it."""
+        return self.path or ", ".join(source.path for source in self.datasets or [])
+
 
 class FastPathsSpec(Block):
     """Optimisations that compute the same result faster. Each is used where it applies; turn one off to compare, or to

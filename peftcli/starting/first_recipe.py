@@ -91,14 +91,14 @@ def first_recipe(answers: Answers) -> str:
         "output_dir": default_output(answers.rows.path),
     }
     loaded = recipe_from_data(answers.name, data, NAMES)
-    lines, why_none = _advice(loaded, answers)
+    lines, notes = _advice(loaded, answers)
     head = [f"{answers.rows.path}: {found.evidence}" if found.evidence else answers.rows.path]
     head.append(f"columns of the rows: {', '.join(answers.rows.columns)}")
     if len(answers.rows.tasks) > 1:
         head.append(
             f"the rows could also be used for: {', '.join(name for name in answers.rows.tasks if name != task)}"
         )
-    head += [why_none] if why_none else []
+    head += notes
     head.append(f"next: peft inspect {answers.name}, peft train {answers.name}; docs/recipes.md has every key")
     plain = "".join(dump_block(key, value) for key, value in loaded.tree.data.items())
     body = advised_recipe(loaded, lines) if lines else plain
@@ -108,25 +108,26 @@ def first_recipe(answers: Answers) -> str:
     return text
 
 
-def _advice(loaded: LoadedRecipe, answers: Answers) -> tuple[list[Advice], str | None]:
-    """Return what is recommended, and why nothing is; a method that was asked for is kept, with its own defaults."""
+def _advice(loaded: LoadedRecipe, answers: Answers) -> tuple[list[Advice], list[str]]:
+    """Return what is recommended, and remarks; a method that was asked for is kept, with its own defaults."""
     try:
-        lines = recommend(loaded, answers.memory).lines
+        found = recommend(loaded, answers.memory)
     except UserError as error:
         if _is_local(answers.model):
             raise
         first = error.problems[0].message
-        return [], f"nothing is recommended, because the model's config could not be read: {first}"
+        return [], [f"nothing is recommended, because the model's config could not be read: {first}"]
+    lines = found.lines
     advised = next(line.value for line in lines if line.key == "method.name")
     if answers.method is None or answers.method == advised:
-        return lines, None
+        return lines, found.notes
     kept = [line for line in lines if not line.key.startswith("method.") and line.key != "training.learning_rate"]
     own = f"the method {answers.method} was asked for; `peft recommend` would take {advised}"
     name = next(line for line in lines if line.key == "method.name")
     asked = Advice(
         "method.name", answers.method, "it was asked for", "you", "this recipe", "none", name.date, name.against
     )
-    return [asked, *kept], own
+    return [asked, *kept], [own, *found.notes]
 
 
 def _is_local(model: str) -> bool:

@@ -48,6 +48,10 @@ FAULTS = {
         "        return attachment\n",
         "        attachment.detach = lambda: None\n        return attachment\n",
     ),
+    "switched off, it is the base": (
+        "        return attachment\n",
+        "        attachment.enable = lambda on=True: None\n        return attachment\n",
+    ),
     "merges as it says": ("folding.change_weight(key, factor.mul)", "folding.change_weight(key, factor.add)"),
     "importing it imports no torch": ('"""Gain: y * g', 'import torch\n"""Gain: y * g'),
     "each hyper-parameter has a sentence": (
@@ -99,3 +103,15 @@ def test_outputs_that_are_no_numbers_differ_from_all_others() -> None:
     ours, broken = torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 1.0]] * 2)
     assert difference(ours, broken) == difference(broken, ours) == difference(broken, broken) == float("inf")
     assert difference(ours, ours) == 0
+
+
+def test_a_method_of_another_task_is_tried_on_the_models_of_that_task(
+    body: str, write_plugin: WritePlugin, cli: Cli
+) -> None:
+    served = "        learning_rate=1e-2,\n"
+    assert served in body
+    write_plugin(body.replace(served, f'{served}        tasks=frozenset({{"sequence_classification"}}),\n'))
+    done = cli("methods", "--check", "gain:target_modules=[attn.v]", "--json")
+    assert done.code == 0, done.err
+    tried = {finding["model"] for finding in done.json if finding["model"] and not finding["skipped"]}
+    assert tried == {"bert"}

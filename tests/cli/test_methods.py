@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from peftcli.cli.methods import type_text
 from peftcli.protocol.registry import registry
 from tests.command_line import Cli, Workspace
+from tests.docs.worked_example import WritePlugin
+from tests.models.stored_bases import write_config
+from tests.tiny import tiny_config
 
 
 def test_lists_every_method(cli: Cli) -> None:
@@ -56,3 +62,34 @@ def test_a_task_that_does_not_exist_is_refused(cli: Cli, workspace: Workspace) -
 )
 def test_type_text(schema: dict[str, object], text: str) -> None:
     assert type_text(schema, {"Part": {"type": "object", "properties": {}}}) == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["--task", "causal_lm"], "--task causal_lm is the task for --model"),
+        (["lora", "--check", "ia3"], "NAME lora has no effect"),
+        (["--check", "ia3", "--model", "gpt2"], "--model gpt2 has no effect"),
+        (["--check", "ia3", "--task", "causal_lm"], "--task causal_lm has no effect"),
+        (["--model", ""], "--model is empty"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(typed: list[str], named: str, cli: Cli) -> None:
+    done = cli("methods", *typed)
+    assert done.code == 2 and named in done.err and not done.out
+
+
+def test_brackets_in_a_summary_are_shown(cli: Cli, body: str, write_plugin: WritePlugin) -> None:
+    (summary,) = re.findall(r'summary="([^"]*)"', body)
+    write_plugin(body.replace(summary, "gains of [attn.q] and [/INST]"))
+    done = cli("methods", "gain")
+    assert done.code == 0 and "gain: gains of [attn.q] and [/INST]" in done.out
+
+
+def test_a_stored_quantised_model_fits_the_methods_that_train_one(cli: Cli, tmp_path: Path) -> None:
+    tiny_config("llama").save_pretrained(tmp_path)
+    write_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+    rows = {row["name"]: row for row in cli("methods", "--model", tmp_path, "--json").json}
+    assert rows["lora"]["fits"] is True
+    assert rows["full"]["fits"] is False and "stored quantised" in rows["full"]["reasons"][0]
+    assert rows["qlora"]["fits"] is False and "stored quantised" in rows["qlora"]["reasons"][0]

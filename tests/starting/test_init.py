@@ -131,3 +131,11 @@ def test_only_what_is_missing_is_asked(models, monkeypatch: pytest.MonkeyPatch) 
     done = CliRunner().invoke(build_app(), typed, input="\n\n")
     assert done.exit_code == 0 and "Model (" not in done.output and "Memory" not in done.output
     assert load_recipe("recipe.yaml", [], NAMES).recipe.method.name == "lora"  # what is recommended
+
+
+def test_what_the_recommendation_remarks_is_written_down(cli: Cli, models) -> None:
+    llama = models("llama", "causal_lm")
+    done = cli("init", "--model", llama, "--data", talks(), "--memory", "10KB", "-o", "small.yaml")
+    assert done.code == 0, done.err
+    text = " ".join(Path("small.yaml").read_text().replace("#", " ").split())
+    assert "not even one row" in text

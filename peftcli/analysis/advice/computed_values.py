@@ -17,10 +17,8 @@ MOST_EPOCHS = 20
 
 
 def rank_from_tokens(now: Situation) -> int:
-    """Return the smallest power of two whose adapter has as many numbers as there are tokens to learn, 8 to 256."""
-    wanted = (now.supervised_tokens or 0) / max(1, now.rank_numbers)
-    rank = 1 << math.ceil(math.log2(max(8.0, wanted)))
-    return max(1, min(rank, 256, now.largest_rank))
+    """Return the rank whose adapter has as many numbers as there are tokens to learn."""
+    return now.rank_for_tokens
 
 
 def batch_8(now: Situation) -> int:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic_core import to_jsonable_python
 
+from peftcli.errors import UserError
+from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
+from peftcli.recipe.load_recipe import load_recipe
 from peftcli.recipe.schema import Recipe
 
 _OF_METHOD = ("r", "lora_alpha", "target_modules")
@@ -32,6 +34,7 @@ class OwnFinding:
         words: what was measured, for `scope`.
         limit: what it does not say.
         date: of the study, or "".
+        held: keys of `values` that were the same in all trials: what the others were found with.
     """
 
     file: Path
@@ -39,6 +42,7 @@ class OwnFinding:
     words: str
     limit: str
     date: str
+    held: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -61,7 +65,10 @@ def own_studies(recipe: Recipe) -> OwnStudies:
                 if file.name == "comparison.json"
                 else _of_sweep(file, record, recipe)
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        except UserError as error:
+            found.notes.append(f"{file} is left out: {error.problems[0].message}")
+            continue
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             found.notes.append(f"{file} cannot be read and is left out: {type(error).__name__}: {error}")
             continue
         if isinstance(one, str):
@@ -119,15 +126,31 @@ def _of_sweep(file: Path, record: Mapping[str, Any], recipe: Recipe) -> OwnFindi
     written = file.parent / best["recipe"]
     if not written.is_file():
         return None
-    of = yaml.safe_load(written.read_text(encoding="utf-8"))
-    if (of["model"]["name_or_path"], of["task"]) != (recipe.model.name_or_path, recipe.task):
+    of = load_recipe(written, [], NAMES, need_data=False).recipe
+    if (of.model.name_or_path, of.task) != (recipe.model.name_or_path, recipe.task):
         return None
-    values = {"method.name": of["method"]["name"], **best["values"]}
-    keys = ", ".join(best["values"])
-    words = f"your sweep of {keys}: best of {len(record['trials'])} trials, {record['metric']} {best['score']:.4g}"
+    settings = _settings(of.method.name, of.method.model_dump(mode="json", exclude={"name"}))
+    held = {f"method.{key}": value for key, value in settings.items() if not _is_swept(f"method.{key}", best["values"])}
+    beside = f" (with {', '.join(map(_setting, held.items()))})" if held else ""
+    words = f"your sweep of {', '.join(best['values'])}{beside}: best of {len(record['trials'])} trials"
+    words += f", {record['metric']} {best['score']:.4g}"
     seeds = best.get("seeds") or []
     words += f" on {len(seeds)} fresh seeds" if seeds else ""
-    return OwnFinding(file, values, words, "says nothing about other keys", str(record.get("date", "")))
+    held = {"method.name": of.method.name, **held}
+    elsewhere = [] if _rows_of(of) == _rows_of(recipe) else [f"measured on {_rows_of(of)}"]
+    limit = "; ".join(["says nothing about other keys", *elsewhere])
+    return OwnFinding(file, {**held, **best["values"]}, words, limit, str(record.get("date", "")), frozenset(held))
+
+
+def _setting(setting: tuple[str, Any]) -> str:
+    """Return a key and its value as a recipe has them."""
+    key, value = setting
+    return f"{key}={json.dumps(value)}".replace('"', "")
+
+
+def _is_swept(key: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a hyper-parameter, or a key below it, was searched."""
+    return any(f"{one}.".startswith(f"{key}.") for one in values)
 
 
 def _limit(record: Mapping[str, Any], recipe: Recipe) -> str:
@@ -135,7 +158,11 @@ def _limit(record: Mapping[str, Any], recipe: Recipe) -> str:
     steps, full = record.get("steps"), record.get("full_steps")
     if steps and full and steps < full:
         limits.append(f"shortened to {steps} of {full} steps")
-    data = recipe.data.path if recipe.data is not None else None
-    if data != record["data"]:
+    if _rows_of(recipe) != record["data"]:
         limits.append(f"measured on {record['data']}")
     return "; ".join(limits)
+
+
+def _rows_of(recipe: Recipe) -> str:
+    """Return where a recipe's rows are from, as the records of studies have it."""
+    return "" if recipe.data is None else recipe.data.named_sources

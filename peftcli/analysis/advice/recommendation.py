@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from peftcli.analysis.advice.situation import Situation, look_at
 from peftcli.protocol.rates.default_rate import DefaultRate, two_digits
 from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.schema import Recipe
 
 BATCH, ACCUMULATION = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
 RATE = "training.learning_rate"
@@ -75,8 +76,9 @@ def recommend(loaded: LoadedRecipe, memory: int | None = None) -> Recommendation
         if rule.key != RATE:
             found[rule.key] = _by_rule(rule, now, loaded.path)
     findings = _of_the_last_method(studies.findings)
+    searched = {key for finding in findings for key in finding.values.keys() - finding.held}
     for finding in findings:
-        _prefer_(found, finding, loaded.path)
+        _prefer_(found, finding, loaded.path, searched)
     if not any(_is_own(found.get(key), findings) for key in (BATCH, ACCUMULATION)):
         _share_batch_(found, now)
     _only_fitting_(found)
@@ -85,7 +87,7 @@ def recommend(loaded: LoadedRecipe, memory: int | None = None) -> Recommendation
             found[RATE] = _rate(rule, now, found, loaded.path)
     order = ("method", "training", "model")  # a sweep can have found keys of other blocks
     lines = sorted(found.values(), key=lambda line: [line.key.split(".")[0] != block for block in order])
-    return Recommendation(now, lines, [*studies.notes, *_remarks(now)])
+    return Recommendation(now, lines, [*studies.notes, *_remarks(now), *_idle(loaded.recipe)])
 
 
 def _by_rule(rule: Rule, now: Situation, recipe: str) -> Advice:
@@ -125,13 +127,20 @@ def _of_the_last_method(findings: Sequence[OwnFinding]) -> list[OwnFinding]:
     return [one for one in findings if one.values["method.name"] == findings[-1].values["method.name"]]
 
 
-def _prefer_(found: dict[str, Advice], finding: OwnFinding, recipe: str) -> None:
-    """Put what a study of the user found in place of what the rules say."""
+def _prefer_(found: dict[str, Advice], finding: OwnFinding, recipe: str, searched: Container[str]) -> None:
+    """Put what a study of the user found in place of what the rules say, and the settings that it was found with.
+
+    Args:
+        searched: keys that some study searched: no other one's setting takes their place.
+    """
     for key, value in finding.values.items():
+        if key in finding.held and key in searched:
+            continue
         before = found.get(key)
         against = before.against if before is not None else f"peft compare {shlex.quote(recipe)} --rates 3"
         said = "" if before is None or before.value == value else f"; literature says {before.value} ({before.source})"
-        reason = f"you measured it on this model and task{said}"
+        how = "your sweep was made with it" if key in finding.held else "you measured it"
+        reason = f"{how} on this model and task{said}"
         line = Advice(key, value, reason, str(finding.file), finding.words, finding.limit, finding.date, against)
         found[key] = line
 
@@ -139,12 +148,21 @@ def _prefer_(found: dict[str, Advice], finding: OwnFinding, recipe: str) -> None
 def _only_fitting_(found: dict[str, Advice]) -> None:
     """Leave out hyper-parameters that the recommended method does not have."""
     fields = registry.info(str(found["method.name"].value)).params.model_fields
-    for key in [key for key in found if key.startswith("method.") and key.removeprefix("method.") not in fields]:
+    for key in [key for key in found if key.startswith("method.") and key.split(".")[1] not in fields]:
         del found[key]
 
 
 def _is_own(line: Advice | None, findings: Iterable[OwnFinding]) -> bool:
     return line is not None and line.source in {str(finding.file) for finding in findings}
+
+
+def _idle(recipe: Recipe) -> list[str]:
+    """Return what of the recommendation would have no effect in this recipe."""
+    if recipe.training.max_steps is None:
+        return []
+    reason = f"the recipe's training.max_steps: {recipe.training.max_steps} says how long it trains"
+    remedy = "" if recipe.data is not None and recipe.data.streaming else "; remove it to train so many epochs"
+    return [f"training.num_train_epochs has no effect: {reason}{remedy}"]
 
 
 def _remarks(now: Situation) -> list[str]:

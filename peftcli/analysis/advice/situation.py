@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from peftcli.analysis.advice.memory_bound import Shapes, memory_needs
+from peftcli.analysis.advice.memory_bound import NF4_BYTES, Shapes, memory_needs
 from peftcli.assembly.collect_problems import located
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.recipe_data import prepare_data
 from peftcli.data.store.data_report import DataReport
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
+from peftcli.layers.chunked_loss import CHUNK_BYTES
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.dtypes import checkpoint_dtype, dtype_named
 from peftcli.models.load.load_model import count_parameters, load_config
 from peftcli.models.load.meta_model import build_meta
+from peftcli.models.load.model_files import find_source
 from peftcli.models.load.tokenizers import load_tokenizer
 from peftcli.models.read_anatomy import read_anatomy
+from peftcli.models.stored_quantised import may_be_quantised, stored_bits
 from peftcli.protocol.rates.default_rate import model_kind
 from peftcli.recipe.load_recipe import LoadedRecipe
-from peftcli.recipe.schema import DataSpec
+from peftcli.recipe.schema import DataSpec, Recipe
+from peftcli.tasks.language_model import ROWS_ON_A_DEVICE
 from peftcli.tasks.task_info import ModelKind
 from peftcli.tasks.task_table import row_sequences, task_info
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,13 @@ class Situation:
     micro_rows: int | None = 16
     needs: frozenset[str] = field(default_factory=frozenset)
     loss_type: str | None = None
+
+    @property
+    def rank_for_tokens(self) -> int:
+        """The smallest power of two whose adapter has as many numbers as there are tokens to learn, 8 to 256."""
+        wanted = (self.supervised_tokens or 0) / max(1, self.rank_numbers)
+        rank = 1 << math.ceil(math.log2(max(8.0, wanted)))
+        return max(1, min(rank, 256, self.largest_rank))
 
 
 def look_at(loaded: LoadedRecipe, memory: int | None) -> Situation:
@@ -99,16 +116,32 @@ def look_at(loaded: LoadedRecipe, memory: int | None) -> Situation:
     if memory is None:
         return now
     most = _limit(recipe.data) * row_sequences(recipe)
-    shapes = Shapes(
+    tokens = min(known.longest, most) if known else most
+    rows, needs = memory_needs(_shapes(recipe, config, anatomy, now, tokens), memory)
+    return replace(now, micro_rows=rows, needs=needs)
+
+
+def _shapes(recipe: Recipe, config: PretrainedConfig, anatomy: Anatomy, now: Situation, row_tokens: int) -> Shapes:
+    """Return what the memory of a LoRA on all linears depends on, of the highest rank that would be recommended."""
+    spec, generates = recipe.model, task_info(recipe.task).generates
+    stored = checkpoint_dtype(config, find_source(spec.name_or_path))
+    size = float((stored if spec.dtype == "auto" else dtype_named(spec.dtype)).itemsize)
+    bits = 4 if spec.load_in_4bit else 8 if spec.load_in_8bit else stored_bits(config)
+    vocabulary = int(config.get_text_config().vocab_size) if generates else 0
+    chunk = max(ROWS_ON_A_DEVICE, CHUNK_BYTES // (4 * max(1, vocabulary)))
+    return Shapes(
         numbers=now.numbers,
-        linear_numbers=sum(rows * columns for rows, columns in linears),
-        adapter_numbers=16 * now.rank_numbers,
+        linear_numbers=sum(linear.in_features * linear.out_features for linear in anatomy.linears),
+        adapter_numbers=max(16, now.rank_for_tokens) * now.rank_numbers,
         width=now.width,
         blocks=sum(map(len, anatomy.layers.values())),
-        row_tokens=min(known.longest, most) if known else most,
+        row_tokens=row_tokens,
+        number_bytes=size,
+        linear_bytes=size if bits is None else NF4_BYTES * max(4, bits) / 4,
+        can_quantise=bits is None and may_be_quantised(config),
+        vocabulary=vocabulary,
+        logit_tokens=chunk if recipe.training.fast_paths.head_loss else None,
     )
-    rows, needs = memory_needs(shapes, memory)
-    return replace(now, micro_rows=rows, needs=needs)
 
 
 def _limit(data: DataSpec | None) -> int:

@@ -16,10 +16,10 @@ class Counted:
 
     Args:
         cells: bytes of each part at the fullest moment of each phase of a run, by (phase, part); under `SIZES` those of
-            the whole `base`, of its `largest_block`, of what is `outside` of blocks, of what the forward pass of the
-            largest micro-batch has `kept` for the backward pass, of what an `evaluation` adds to the model, the numbers
-            that are `trainable`, the products that the first step has `compiled`, and the C library's `heap` at its
-            largest.
+            the whole `base`, of what the method has `added` to it, of its `largest_block`, of what is `outside` of
+            blocks, of what the forward pass of the largest micro-batch has `kept` for the backward pass, of what an
+            `evaluation` adds to the model, the numbers that are `trainable`, the products that the first step has
+            `compiled`, and the C library's `heap` at its largest.
     """
 
     cells: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -43,6 +43,11 @@ class Counted:
     def set_size(self, name: str, size: int) -> None:
         """Note one of the sizes."""
         self.cells[(SIZES, name)] = size
+
+    @property
+    def own_base(self) -> int:
+        """The bytes of the base without what the method added to it."""
+        return self.size("base") - self.size("added")
 
     @property
     def parts(self) -> dict[str, int]:

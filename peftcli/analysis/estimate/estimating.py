@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +11,34 @@ import torch
 
 from peftcli.analysis.estimate.counted_bytes import Counted
 from peftcli.analysis.estimate.fake_base import as_held
-from peftcli.analysis.estimate.largest_batches import evaluation_rows, largest, look_ahead_rows, shapes, step_sizes
+from peftcli.analysis.estimate.largest_batches import (
+    evaluation_rows,
+    largest,
+    look_ahead_rows,
+    shapes,
+    step_sizes,
+    target_lengths,
+)
 from peftcli.analysis.estimate.library_memory import library_bytes
 from peftcli.analysis.estimate.memory_parts import PARTS, Device, Estimate
 from peftcli.analysis.estimate.published_error import Tier
 from peftcli.analysis.estimate.simulated_run import Setting, WholeModel, Work
 from peftcli.analysis.estimate.step_rates import kept_rate
-from peftcli.analysis.estimate.synthetic_rows import CutRows, EqualRows, assumed_labels, with_reference
-from peftcli.assembly.outline import model_spec
+from peftcli.analysis.estimate.synthetic_rows import (
+    CutRows,
+    EqualRows,
+    assumed_labels,
+    first_of_stream,
+    with_reference,
+)
+from peftcli.assembly.collect_problems import located
+from peftcli.assembly.outline import method_problems, model_spec
 from peftcli.assembly.positions_left import positions_left
 from peftcli.assembly.precision import Precision, decide_precision
 from peftcli.assembly.recipe_data import prepare_data
 from peftcli.assembly.recipe_task import make_task
 from peftcli.data.prepared_data import PreparedData
+from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.row_set import RowSet
 from peftcli.data.store.labels import LabelSpec
 from peftcli.distributed.accelerate_engine import accelerate_state_kept
@@ -36,11 +51,13 @@ from peftcli.models.load.dtypes import checkpoint_dtype, choose_dtype
 from peftcli.models.load.load_model import load_config, shape_of
 from peftcli.models.load.meta_model import build_meta
 from peftcli.models.load.model_files import find_source
+from peftcli.models.load.quantization import divided_problems
 from peftcli.models.load.tokenizers import load_tokenizer_with_notes
 from peftcli.models.read_anatomy import read_anatomy
-from peftcli.models.stored_quantised import stored_bits, stored_packed, stored_settings
+from peftcli.models.stored_quantised import may_be_quantised, stored_bits, stored_packed, stored_settings
 from peftcli.process_state import freed_memory_can_stay, libraries_quiet
 from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.registry import registry
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import DataSpec, Recipe
 from peftcli.tasks.task_table import row_sequences, task_info
@@ -58,6 +75,8 @@ class Basis:
     """What an estimate starts from: a recipe's model and rows, looked at once.
 
     Args:
+        train: rows to train on; of a stream, its first ones.
+        rows: how many the run has.
         validation: rows that are evaluated; empty without an evaluation.
         notes: why no data was read, and what is not known of the base.
     """
@@ -68,6 +87,7 @@ class Basis:
     anatomy: Anatomy
     tokenizer: PreTrainedTokenizerBase
     train: RowSet
+    rows: int
     validation: RowSet | None
     labels: LabelSpec | None
     notes: tuple[str, ...]
@@ -85,10 +105,25 @@ class Basis:
         return found == torch.float32
 
     @property
-    def packed(self) -> bool:
-        """Whether the base is held in fewer bits."""
-        spec = model_spec(self.recipe)
+    def packed_by_recipe(self) -> bool:
+        """Whether the base is held in fewer bits, whatever the method."""
+        spec = self.recipe.model
         return spec.load_in_4bit or spec.load_in_8bit or stored_packed(load_config(spec))
+
+    @property
+    def packed(self) -> bool:
+        """Whether the base is held in fewer bits, with this method."""
+        return self.packed_by_recipe or model_spec(self.recipe).load_in_4bit
+
+    @property
+    def may_be_quantised(self) -> bool:
+        """Whether the base can be loaded in fewer bits than its checkpoint has."""
+        return may_be_quantised(load_config(self.recipe.model))
+
+    @property
+    def can_be_divided(self) -> bool:
+        """Whether the base can be divided among processes."""
+        return not divided_problems(load_config(self.recipe.model))
 
     @property
     def sequences(self) -> int:
@@ -114,6 +149,8 @@ def read_basis(loaded: LoadedRecipe) -> Basis:
     spec = model_spec(recipe)
     meta = build_meta(config, recipe.task, spec.num_labels or 2, trust_remote_code=spec.trust_remote_code)
     anatomy = read_anatomy(meta, recipe.model.anatomy)
+    if problems := method_problems(registry.info(recipe.method.name), recipe.task, spec, config):
+        raise UserError(located(loaded, problems))
     apply_method(meta, anatomy, recipe.method, train_head=recipe.training.train_head)
     notes = _of_base(config)
     tokenizer: Any = None
@@ -137,7 +174,8 @@ def read_basis(loaded: LoadedRecipe) -> Basis:
     notes.append(
         f"every {'row' if row_sequences(recipe) == 1 else 'answer with its prompt'} is taken to have {length:,} tokens"
     )
-    return Basis(loaded, "config", device, anatomy, tokenizer or _stand_in(), rows, held_out, labels, tuple(notes))
+    tokenizer = tokenizer or _stand_in()
+    return Basis(loaded, "config", device, anatomy, tokenizer, rows, len(rows), held_out, labels, tuple(notes))
 
 
 def basis_of_rows(
@@ -148,10 +186,11 @@ def basis_of_rows(
     evaluates = recipe.training.eval_strategy != "no"
     held = [rows for rows in data.validation.values() if len(rows) and evaluates]
     longest = max(held, key=lambda rows: int(rows.lengths.max()), default=None)
-    train = with_reference(data.train, recipe)
+    first, notes = first_of_stream(data.train)
+    train, rows = with_reference(first, recipe), len(data.train)
     held_out = None if longest is None else with_reference(longest, recipe)
-    device, notes = pick_device(recipe.training.device), tuple(_of_base(load_config(recipe.model)))
-    return Basis(loaded, "data", device, anatomy, tokenizer, train, held_out, data.labels, notes)
+    device, notes = pick_device(recipe.training.device), [*_of_base(load_config(recipe.model)), *notes]
+    return Basis(loaded, "data", device, anatomy, tokenizer, train, rows, held_out, data.labels, tuple(notes))
 
 
 def _of_base(config: PretrainedConfig) -> list[str]:
@@ -197,7 +236,7 @@ def estimate(basis: Basis, changed: Mapping[str, Any] | None = None, *, processe
     seconds = None
     if basis.tier == "data":
         rate = kept_rate(recipe, basis.device, shape_of(setting.config()), setting.recomputes)
-        tokens = float(basis.train.lengths.sum()) * plan.epochs
+        tokens = float(basis.train.lengths.mean()) * basis.rows * plan.epochs
         seconds = None if rate is None else tokens / rate / processes
     return Estimate(basis.tier, [device] * processes, seconds, setting.recomputes, list(basis.notes))
 
@@ -244,7 +283,9 @@ def _counted(setting: Setting, work: Work, processes: int) -> tuple[Setting, Cou
 
     whole = WholeModel(setting)
     if free is not None and not whole.can_be_kept(setting, work, fits):
-        setting = replace(setting, recomputes=True)
+        recomputing = replace(setting, recomputes=True)
+        with suppress(UserError):  # a family that does not do it; the run then goes on without
+            return recomputing, whole.simulate(recomputing, work)
     return setting, whole.simulate(setting, work)
 
 
@@ -257,13 +298,16 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
     precision: Precision = decide_precision(training, dtype, basis.device, width=basis.anatomy.hidden_size)
     info = task_info(recipe.task)
     allowed = AllowedPaths.of(recipe, basis.device)
-    joined = bool(info.reads == "text" and allowed.by_document and not training.neftune_noise_alpha)
-    joined = joined and not (recipe.data is not None and recipe.data.packing)
-    plan = make_plan(training, len(basis.train), processes)
+    by_document = bool(info.reads == "text" and allowed.by_document and not training.neftune_noise_alpha)
+    joined = by_document and not (recipe.data is not None and recipe.data.packing)
+    plan = make_plan(training, basis.rows, processes)
     limit = token_limit(training, basis.device.type, basis.anatomy.hidden_size)
-    steps = step_sizes(recipe, basis.train, plan, limit, joined)
-    _, batches = largest(basis.train, steps, joined)
-    held, held_ahead = evaluation_rows(recipe, basis.validation, basis.device.type)
+    task = make_task(recipe, basis.tokenizer, basis.labels, train=basis.train if basis.tier == "data" else None)
+    collator = Collator(basis.tokenizer, task)
+    lengths = collator.lengths(basis.train, joined=joined)
+    steps = step_sizes(recipe, basis.train, lengths, plan, limit, joined)
+    _, batches = largest(lengths, steps, joined, target_lengths(basis.train))
+    held, held_ahead = evaluation_rows(recipe, basis.validation, collator, basis.device.type)
     on_cpu = basis.device.type == "cpu"
     plain = not (spec.load_in_4bit or spec.load_in_8bit or stored_settings(config)) and source.kind == "directory"
     setting = Setting(
@@ -271,11 +315,11 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         model=spec,
         config=lambda: load_config(spec),
         tokenizer=basis.tokenizer,
-        task=make_task(recipe, basis.tokenizer, basis.labels, train=basis.train if basis.tier == "data" else None),
+        task=task,
         labels=basis.labels,
         world=world,
         precision=precision,
-        by_document=joined,
+        by_document=by_document,
         shares_prompts=joined and may_share_prompts(recipe, config, allowed),
         last_block=allowed.last_block and info.rows == "labelled",
         recomputes=training.gradient_checkpointing is True,
@@ -283,17 +327,21 @@ def _setting(basis: Basis, recipe: Recipe, processes: int) -> tuple[Setting, Wor
         heap_keeps=training.fast_paths.allocator and freed_memory_can_stay() if on_cpu else None,
     )
     ahead = look_ahead_rows(recipe, basis.train, steps, limit)
-    return setting, Work(basis.train, batches, held, ahead, held_ahead, shapes(basis.train, steps, joined)), plan
+    return setting, Work(basis.train, batches, held, ahead, held_ahead, shapes(lengths, steps, joined)), plan
 
 
 def _device(counted: Counted, setting: Setting, libraries: int, strategy: Strategy, processes: int) -> Device:
     """Return the peak of one device and its parts; a base that is divided counts its share and what is gathered."""
     parts = dict.fromkeys(PARTS, 0) | counted.parts | {"libraries": libraries}
     if counted.size("heap"):
-        beside = counted.size("base") if setting.mapped else 0
+        beside = counted.own_base if setting.mapped else 0
         parts["fragments"] = max(0, counted.size("heap") - (counted.peak - beside))
     if strategy.sharded:
-        base = counted.size("base")
+        base = counted.own_base
         gathered = min(base, 2 * counted.size("largest_block") + counted.size("outside"))
-        parts["weights"] += base // processes + gathered - base
+        gathered = gathered if strategy.reshard_after_forward else base
+        share = 0 if strategy.cpu_offload else 1 / processes  # what is offloaded is in the memory of the host
+        parts["weights"] += round(share * base) + gathered - base
+        if registry.info(setting.recipe.method.name).artifact == "model":  # else what trains is whole in each process
+            parts |= {part: round(share * parts[part]) for part in ("gradients", "optimizer")}
     return Device(sum(parts.values()), parts | {"evaluation": counted.size("evaluation")})

@@ -68,16 +68,16 @@ def _steps(recipe: Path, changes: Sequence[str], directory: Path) -> dict[str, f
 
 
 def _measured(session: Session, milestones: Milestones) -> dict[str, float]:
-    from peftcli.analysis.estimate.largest_batches import largest, step_sizes
+    from peftcli.analysis.estimate.largest_batches import largest, step_sizes, target_lengths
     from peftcli.analysis.estimate.step_rates import keep_rate
     from peftcli.distributed.devices import peak_memory
     from peftcli.stop_signals import stop_on_signal
     from peftcli.training.loop import train_steps
 
     rows, device, state = session.data.train, session.world.device, session.state
-    joined = session.batches.collator.joins_rows
-    sizes = step_sizes(session.recipe, rows, session.plan, session.batches.max_tokens, joined)
-    index, _ = largest(rows, sizes, joined)
+    joined, lengths = session.batches.collator.joins_rows, session.batches.lengths
+    sizes = step_sizes(session.recipe, rows, lengths, session.plan, session.batches.max_tokens, joined)
+    index, _ = largest(lengths, sizes, joined, target_lengths(rows))
     milestones.evaluate_first()
     started_at = time.perf_counter()
     with stop_on_signal() as stop, session.compute_weights.in_place():
@@ -93,9 +93,19 @@ def _measured(session: Session, milestones: Milestones) -> dict[str, float]:
     return {
         "peak_memory_bytes": peak_memory(device),
         "tokens_per_second": rate,
-        "tokens": float(rows.lengths.sum()) * session.plan.epochs,
+        "tokens": _tokens_of_run(session, tokens),
         "recomputes": float(bool(state.recomputes)),
     }
+
+
+def _tokens_of_run(session: Session, tokens: float) -> float:
+    """Return the tokens of all steps; of a stream, whose rows are not measured before, by those of the steps taken."""
+    from peftcli.data.rows.streaming import StreamedRows
+
+    rows, plan = session.data.train, session.plan
+    if isinstance(rows, StreamedRows):
+        return tokens / max(1, session.state.step) * plan.total_steps
+    return float(rows.lengths.sum()) * plan.epochs
 
 
 def _end(session: Session, milestones: Milestones) -> None:

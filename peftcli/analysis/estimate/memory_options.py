@@ -106,10 +106,10 @@ def _methods(
     task = basis.recipe.task
     for name in registry.names():
         info = registry.info(name)
-        packed = basis.packed or changes.get("model.load_in_4bit")
+        packed = basis.packed_by_recipe or changes.get("model.load_in_4bit")
         if name == basis.recipe.method.name or (info.tasks and task not in info.tasks):
             continue
-        if packed and not info.quantised_base:
+        if (packed and not info.quantised_base) or (info.forces_4bit and not basis.may_be_quantised):
             continue
         try:
             params = info.params.model_validate({})
@@ -139,7 +139,7 @@ def _settings(basis: Basis, processes: int) -> Iterator[tuple[Changes, int]]:
             tried.append(changes)
             yield changes, processes
     cheap = recompute | few
-    if not basis.packed and registry.info(recipe.method.name).quantised_base:
+    if not basis.packed and basis.may_be_quantised and registry.info(recipe.method.name).quantised_base:
         quarter = {"model.load_in_4bit": True}
         yield quarter, processes
         if cheap:
@@ -147,7 +147,7 @@ def _settings(basis: Basis, processes: int) -> Iterator[tuple[Changes, int]]:
     if model.dtype in ("auto", "float32") and basis.weights_are_float32:
         yield {"model.dtype": "bfloat16"} | cheap, processes
     for count in (2, 4, 8):
-        if count > processes:
+        if count > processes and basis.can_be_divided:
             yield {"distributed.strategy": "fsdp"} | cheap, count
     half = longest // basis.sequences // 2
     if half:

@@ -75,8 +75,9 @@ class Setting:
     Args:
         model: the recipe's model block, with the 4 bits that the method implies.
         config: makes the model's config anew.
-        by_document: whether rows are joined without padding; `shares_prompts`: whether the prompt of two answers is
-            then computed once; `last_block`: whether a classifier's last block is cut.
+        by_document: whether attention is computed document by document, and rows that are not packed are joined without
+            padding; `shares_prompts`: whether the prompt of two answers is then computed once; `last_block`: whether a
+            classifier's last block is cut.
         recomputes: whether activations are computed again in the backward pass.
         mapped: whether the weights stay in their files' pages, which no allocator holds.
         heap_keeps: whether the C library's heap keeps what is freed; None on a device that has its own allocator.
@@ -173,7 +174,7 @@ def _grown_heap(short: Counted, whole: Counted, mapped: bool) -> int:
     more = Counter(whole.parts)
     more.subtract(short.parts)
     passing = sum(more[part] for part in ("gradients", "activations", "logits"))
-    elsewhere = whole.size("base") - short.size("base") if mapped else 0
+    elsewhere = whole.own_base - short.own_base if mapped else 0
     return short.size("heap") + sum(more.values()) - elsewhere + round(GAPS * max(0, passing))
 
 
@@ -270,7 +271,8 @@ def _built(setting: Setting, attachment: Attachment, anatomy: Anatomy, work: Wor
         with tracker.part("adapter"):
             setting.task.compare_with(FrozenStart(attachment).in_place)
     joins = setting.by_document and not (recipe.data is not None and recipe.data.packing)
-    casts = setting.precision.compute != setting.precision.weights and not setting.recomputes
+    plain = not setting.recomputes and spec.torch_compile is not True
+    casts = setting.precision.compute != setting.precision.weights and plain
     copies = ComputeWeights(model, setting.precision.compute if casts and spec.fast_paths.compute_weights else None)
     groups = parameter_groups(attachment.trainable_parameters(), spec, 1e-3, head=attachment.head)
     optimizer = make_optimizer(spec, groups, 1e-3, world.device)
@@ -287,10 +289,16 @@ def _sizes(attachment: Attachment, anatomy: Anatomy) -> Counted:
     blocks = [sum(tensor.nbytes for tensor in _held(model.get_submodule(path))) for path in paths]
     base = sum(tensor.nbytes for tensor in _held(model))
     counted.set_size("base", base)
+    counted.set_size("added", sum(tensor.nbytes for tensor in _added(model)))
     counted.set_size("largest_block", max(blocks, default=0))
     counted.set_size("outside", base - sum(blocks))
     counted.set_size("trainable", sum(each.numel() for each in attachment.trainable_parameters().values()))
     return counted
+
+
+def _added(model: Any) -> list[torch.Tensor]:
+    named = chain(model.named_parameters(), model.named_buffers())
+    return [tensor for name, tensor in named if is_added(name)]
 
 
 def _held(module: Any) -> list[torch.Tensor]:

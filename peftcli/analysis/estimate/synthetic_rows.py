@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from peftcli.data.rows.referenced_rows import ReferencedRows, others_of
 from peftcli.data.rows.row_set import Row, RowSet
+from peftcli.data.rows.streaming import ListedRows, StreamedRows
 from peftcli.data.store.labels import LabelSpec
 from peftcli.recipe.schema import ModelSpec, Recipe, TaskName
 from peftcli.tasks.task_info import RowKind
@@ -23,6 +25,18 @@ def with_reference(rows: RowSet, recipe: Recipe) -> RowSet:
         return rows
     known = 2 if row_sequences(recipe) == 2 or others_of(rows) is not None else 1
     return ReferencedRows(rows, np.zeros((len(rows), known), dtype=np.float32))
+
+
+FIRST_ROWS = 512
+"""Rows of a stream that are looked at."""
+
+
+def first_of_stream(rows: RowSet) -> tuple[RowSet, list[str]]:
+    """Return the first rows in place of a stream, whose rows are not measured before they are read, and a note."""
+    if not isinstance(rows, StreamedRows):
+        return rows, []
+    first = ListedRows(islice(rows, FIRST_ROWS))
+    return first, [f"the rows are streamed: their lengths are those of the first {len(first):,}; later ones can differ"]
 
 
 @dataclass(frozen=True)

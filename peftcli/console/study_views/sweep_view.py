@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def print_sweep(sweep: Sweep, directory: Path) -> None:
     print_whole(console, f"report     {directory / 'report.html'}")
     if sweep.best is not None:
         console.print("\nnext")
-        print_whole(console, f"  peft train {directory / sweep.best.recipe}")
+        print_whole(console, f"  peft train {shlex.quote(str(directory / sweep.best.recipe))}")
 
 
 def _print_trials(sweep: Sweep, console: Console) -> None:

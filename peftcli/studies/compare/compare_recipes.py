@@ -87,10 +87,7 @@ def _comparison(asked: Asked, found: Found, rows: list[ComparedMethod]) -> Compa
 
 def data_name(recipe: Recipe) -> str:
     """Return where the rows are from."""
-    data = recipe.data
-    if data is None:
-        return ""
-    return data.path or ", ".join(source.path for source in data.datasets or [])
+    return "" if recipe.data is None else recipe.data.named_sources
 
 
 def _held_out(found: Found) -> int:

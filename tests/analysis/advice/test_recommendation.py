@@ -24,7 +24,7 @@ from peftcli.recipe.load_recipe import load_recipe
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 from peftcli.studies.sweep.sweep_record import Sweep, SweepBest, SweepTrial
 from tests.recipes import class_rows
-from tests.tiny import LAYERS
+from tests.tiny import LAYERS, VOCAB
 
 LLAMA_8B = Situation("llama", "causal_lm", "decoder", 4096, False, 8_030_261_248, 2_621_440, 1024, 20_000, 4_000_000)
 BERT = Situation("bert", "sequence_classification", "encoder", 768, True, 110_000_000, 200_000, 768, 5_000, 5_000)
@@ -221,14 +221,14 @@ def test_an_own_sweep_sets_its_keys(recipe) -> None:
     assert "2 fresh seeds" in lines["method.r"].scope
 
 
-def write_sweep(recipe: Any, **values: Any) -> None:
+def write_sweep(recipe: Any, name: str = "swept", date: str = "2026-11-28", /, **values: Any) -> None:
     """Write a sweep of a recipe whose best values these are."""
-    folder = Path(recipe.recipe.output_dir).parent / "swept"
+    folder = Path(recipe.recipe.output_dir).parent / name
     folder.mkdir(parents=True)
     (folder / "best.yaml").write_text(Path(recipe.path).read_text(encoding="utf-8"), encoding="utf-8")
     best = SweepBest(values, 0.3, (0.2, 0.4), "best.yaml", seeds=[5, 6])
     trials = [SweepTrial(0, values, 0.3, "finished")]
-    record = Sweep("eval_loss", False, dict.fromkeys(values, "2,4"), trials, best=best, date="2026-11-28")
+    record = Sweep("eval_loss", False, dict.fromkeys(values, "2,4"), trials, best=best, date=date)
     (folder / "sweep.json").write_text(json.dumps(record.as_dict()), encoding="utf-8")
 
 
@@ -288,7 +288,9 @@ def test_a_preference_takes_the_memory_of_two_rows(recipe) -> None:
     for task, row in (("causal_lm", {"completion": words}), ("preference", {"chosen": words, "rejected": words})):
         loaded = recipe("llama", task, [asked | row] * 24, data__max_length=32)
         now = look_at(loaded, None)
-        shapes = Shapes(now.numbers, 0, 16 * now.rank_numbers, now.width, LAYERS, 32)
+        shapes = Shapes(
+            now.numbers, 0, 16 * now.rank_numbers, now.width, LAYERS, 32, number_bytes=4.0, vocabulary=VOCAB
+        )
         sixteen = shapes.bytes_needed(16, four_bits=False, checkpointing=False)
         fits.append(look_at(loaded, int(sixteen / SPARE) + 1).micro_rows)
     assert fits == [16, 8]

@@ -19,6 +19,7 @@ from peftcli.analysis.estimate.memory_options import options
 from peftcli.analysis.estimate.memory_parts import PARTS, Estimate
 from peftcli.analysis.estimate.product_memory import COMPILED
 from peftcli.analysis.estimate.simulated_run import Setting, WholeModel, Work
+from peftcli.distributed.strategy import Strategy
 from peftcli.errors import UserError
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
@@ -277,3 +278,52 @@ def test_passes_that_are_left_out_of_a_loss_change_nothing(
 def test_a_config_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         read_basis(recipe(tmp_path, "causal_lm"))
+
+
+def test_an_adapter_beside_weights_that_lie_in_their_files_counts_once(wide: Path) -> None:
+    given = ("method.target_modules=all-linear", "training.gradient_checkpointing=false")
+    low, high = (estimated(wide, "causal_lm", "lora", f"method.r={r}", *given).devices[0].parts for r in (8, 128))
+    if not low["fragments"]:
+        pytest.skip("the C library is another one than glibc")
+    assert high["fragments"] - low["fragments"] < 0.5 * (high["adapter"] - low["adapter"])
+
+
+def test_a_divided_base_counts_what_a_process_holds_of_it(wide: Path) -> None:
+    def parts(method: str, *changes: str, processes: int = 4) -> dict[str, int]:
+        basis = read_basis(recipe(wide, "causal_lm", method, "distributed.strategy=fsdp", *changes))
+        return estimate(basis, processes=processes).devices[0].parts
+
+    whole, few = parts("lora", processes=1), parts("lora")
+    kept = parts("lora", "distributed.reshard_after_forward=false")
+    assert few["weights"] < whole["weights"] and few["optimizer"] == whole["optimizer"]
+    assert kept["weights"] == whole["weights"] + round(whole["weights"] / 4)  # its share, and all that is gathered
+    whole, few = parts("full", processes=1), parts("full")
+    assert few["optimizer"] == round(whole["optimizer"] / 4) and few["gradients"] == round(whole["gradients"] / 4)
+
+
+def test_shares_that_wait_in_the_memory_of_the_host_take_none_of_the_device(wide: Path) -> None:
+    basis = read_basis(recipe(wide, "causal_lm"))
+    setting, work, _ = estimating._setting(basis, basis.recipe, 4)
+    counted = simulate(setting, work)
+    here, there = (
+        estimating._device(counted, setting, 0, Strategy("fsdp", cpu_offload=offload), 4).parts["weights"]
+        for offload in (False, True)
+    )
+    assert here - there == round(counted.own_base / 4)
+
+
+def test_compiled_blocks_compute_with_the_weights_themselves(wide: Path) -> None:
+    plain, compiled = (
+        estimated(wide, "causal_lm", "lora", "training.bf16=true", f"training.torch_compile={on}").devices[0].parts
+        for on in ("false", "true")
+    )
+    assert plain["weights"] > compiled["weights"]
+
+
+def test_a_family_that_does_not_recompute_is_estimated_without(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_given: object) -> None:
+        raise UserError("it does not")
+
+    monkeypatch.setattr(estimating, "free_bytes", lambda *_: 1000)
+    monkeypatch.setattr(simulated_run, "enable_checkpointing", refuse)
+    assert not estimate(read_basis(recipe(wide, "causal_lm"))).recomputes

@@ -215,7 +215,7 @@ def test_micro_batches_of_other_shapes_have_products_of_their_own() -> None:
     products.kept("mm", [torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(4, 2, dtype=torch.bfloat16)])
     assert products.further(3) == 2 * sum(COMPILED) and products.further(1) == 0
     assert products.further(10**6) == (CACHED - 1) * sum(COMPILED)
-    rows = EqualRows(6, 5, "text", 1, None)
+    lengths = EqualRows(6, 5, "text", 1, None).lengths
     steps = [[[0, 1], [2]], [[3, 4], [5]]]
-    assert shapes(rows, steps, joined=True) == shapes(rows, steps, joined=False) == 2
-    assert shapes(rows, [[[0], [1]]], joined=True) == 1
+    assert shapes(lengths, steps, joined=True) == shapes(lengths, steps, joined=False) == 2
+    assert shapes(lengths, [[[0], [1]]], joined=True) == 1

@@ -12,6 +12,7 @@ import pytest
 from peftcli.analysis.estimate import estimating
 from peftcli.analysis.estimate.estimating import estimate, read_basis
 from peftcli.analysis.estimate.memory_options import options
+from peftcli.errors import UserError
 from peftcli.models.load.load_model import load_model
 from peftcli.models.stored_quantised import stored_bits
 from peftcli.names import NAMES
@@ -122,3 +123,29 @@ def test_weights_are_those_of_a_real_checkpoint(double: bool, tmp_path: Path) ->
     for state in (each.weight.quant_state for each in model.modules() if hasattr(each, "quant_state")):
         held += state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
     assert weights(stored) == pytest.approx(held, rel=0.01)
+
+
+def test_a_method_that_trains_the_base_is_refused_on_a_packed_one(base: Path) -> None:
+    write_config(base, quantization_config=FOUR)
+    with pytest.raises(UserError, match="cannot train a quantised base"):
+        read_basis(recipe(base, "method.name=full"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "divided"), [({"quant_method": "gptq", "bits": 4}, False), ({"quant_method": "fp8"}, True)]
+)
+def test_what_a_run_on_a_stored_base_is_refused_is_not_offered(
+    settings: dict[str, Any], divided: bool, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "names", lambda: ("lora", "ia3", "qlora"))
+    write_config(base, quantization_config=settings)
+    found, methods = options(read_basis(recipe(base)), 10**12, 1, lambda _text: None)
+    assert not any("load_in_4bit" in option.overrides for option in found)
+    assert any("fsdp" in option.overrides for option in found) is divided
+    assert [option.method for option in methods] == ["ia3"]
+
+
+def test_methods_that_train_the_base_are_offered_in_place_of_qlora(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "names", lambda: ("qlora", "lora", "full"))
+    _, methods = options(read_basis(recipe(base, "method.name=qlora")), 10**12, 1, lambda _text: None)
+    assert [option.method for option in methods] == ["lora", "full"]
