@@ -107,15 +107,17 @@ def columns_of(path: str) -> set[str]:
         return set()
 
 
-def said(counts: Counts, max_length: int, *, split: bool = False) -> list[str]:
+def said(counts: Counts, max_length: int, *, split: bool = False, tagged: bool = False) -> list[str]:
     """Return a sentence on each kind of row that is not evaluated whole.
 
     Args:
         max_length: tokens of a row at most.
         split: longer rows are split instead of cut.
+        tagged: each word is predicted, so that a cut row has fewer of them.
     """
+    cut = "cut: words behind that are in no metric" if tagged else "cut"
     became = {
-        f"longer than max_length {max_length} and {'split' if split else 'cut'}": counts.truncated,
+        f"longer than max_length {max_length} and {'split' if split else cut}": counts.truncated,
         f"longer than max_length {max_length} and left out": counts.dropped,
         "without anything to predict and left out": counts.fully_masked,
         "broken and left out": counts.skipped,

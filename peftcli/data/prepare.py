@@ -19,6 +19,7 @@ from peftcli.data.store.open_store import open_store
 from peftcli.distributed.memory_errors import OTHER_MACHINE, memory_for
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
+from peftcli.tasks.task_table import task_info
 
 ENDLESS = 10**6  # rows of a stream when nobody says how many will be needed
 
@@ -123,7 +124,8 @@ def prepare_for_evaluation(
     with remedy_for_rows("correct these rows, or remove them"):
         made = RowPreparer(spec, task, tokenizer, seed=0, labels=labels, purpose="any").run()
     assert isinstance(made.train, StoredRows)  # without packing
-    return made.train, [*made.report.notes, *said(made.report.counts, spec.max_length, split=spec.overflow == "split")]
+    split, tagged = spec.overflow == "split", task_info(task).rows == "tagged"
+    return made.train, [*made.report.notes, *said(made.report.counts, spec.max_length, split=split, tagged=tagged)]
 
 
 def _placed(problem: Problem, where: Places) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -24,5 +25,7 @@ def clip_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter],
     Returns:
         The norm, a plain tensor, the same on every process.
     """
+    if accelerator.scaler is not None:  # it has no scale before its first loss, and a process may have no row yet
+        accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
     norm: Tensor = accelerator.clip_grad_norm_(parameters, limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

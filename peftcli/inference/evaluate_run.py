@@ -121,7 +121,7 @@ def rows_of_run(run: OpenedRun, path: Path, note: Note) -> dict[str, RowSet]:
     Raises:
         UserError: there are none.
     """
-    return _with_rows(_held_out(run, path, note), path, run.data_spec.max_length, note)
+    return _with_rows(_held_out(run, path, note), path, run, note)
 
 
 def _held_out(run: OpenedRun, path: Path, note: Note) -> Mapping[str, RowSet]:
@@ -144,7 +144,7 @@ def rows_of_recipe(run: OpenedRun, prepared: PreparedData, note: Note) -> dict[s
     Raises:
         UserError: there are none.
     """
-    return _with_rows(prepared.validation, run.loaded.path, run.data_spec.max_length, note)
+    return _with_rows(prepared.validation, run.loaded.path, run, note)
 
 
 def _evaluate_recipe(loaded: LoadedRecipe, data: str | None, note: Note, opening: Opening) -> dict[str, Any]:
@@ -183,12 +183,13 @@ def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: 
     return _evaluate(run, {"": rows_of_loss(rows, run.recipe, spec.max_length)}, note)
 
 
-def _with_rows(sets: Mapping[str, RowSet], where: Path | str, max_length: int, note: Note) -> dict[str, RowSet]:
+def _with_rows(sets: Mapping[str, RowSet], where: Path | str, run: OpenedRun, note: Note) -> dict[str, RowSet]:
     filled = {name: rows for name, rows in sets.items() if len(rows)}
     if not filled:
         raise UserError(f"{where} has no validation rows", suggestion="name labelled rows with --data FILE")
     stored = [rows for rows in map(stored_rows, filled.values()) if rows is not None]
     counts = Counts(rows=sum(map(len, stored)), truncated=sum(int(rows.cut.sum()) for rows in stored))
-    for text in said(counts, max_length):
+    spec, tagged = run.data_spec, run.task.info.rows == "tagged"
+    for text in said(counts, spec.max_length, split=spec.overflow == "split", tagged=tagged):
         note(text)
     return filled

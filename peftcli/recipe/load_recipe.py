@@ -20,7 +20,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.recipe_text import read_recipe_text
 from peftcli.recipe.yaml.scalars import kind
-from peftcli.recipe.yaml.value_tree import Tree, dotted
+from peftcli.recipe.yaml.value_tree import Tree, dotted, has_part
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
 from peftcli.recipe.yaml.yaml_lines import Document, Key, Remark, parse_yaml
 
@@ -63,11 +63,19 @@ class LoadedRecipe:
         return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def _split(self, key: str) -> Key:
-        """Return the path of a dotted key; a part of digits is a list's element where the data has a list there."""
+        """Return the path of a dotted key; a part of digits is a list's element where the data has a list there.
+
+        Keys of a mapping may hold dots: the longest one that is there is taken.
+        """
         path: Key = ()
-        for part in key.split(".") if key else ():
-            in_list = isinstance(self.tree.value(path), list) and part.isdigit()
-            path = (*path, int(part) if in_list else part)
+        parts = key.split(".") if key else []
+        while parts:
+            here = self.tree.value(path)
+            longest = [end for end in range(len(parts), 0, -1) if has_part(here, ".".join(parts[:end]))]
+            end = longest[0] if longest else 1
+            part = ".".join(parts[:end])
+            path = (*path, int(part) if isinstance(here, list) and part.isdigit() else part)
+            parts = parts[end:]
         return path
 
 
@@ -164,7 +172,7 @@ def _checked(
     environ: Mapping[str, str],
     surroundings: SurroundingsCheck | None = None,
 ) -> LoadedRecipe:
-    problems = apply_overrides(tree, overrides, environ)
+    problems = apply_overrides(tree, overrides, environ, names)
     builder = Builder(names, tree.data)
     recipe = builder.build()
     found = builder.found

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
 
 from peftcli.errors import Problem
+from peftcli.recipe.field_descriptions import field_at, members, unwrap
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.vocabulary import Names
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.value_tree import Tree, dotted
 from peftcli.recipe.yaml.yaml_errors import YamlProblem
@@ -27,18 +32,18 @@ def metric_overrides(metric: str) -> tuple[str, str]:
     return f"training.metric_for_best_model={name}", "training.greater_is_better=null"
 
 
-def apply_overrides(tree: Tree, overrides: Sequence[str], environ: Mapping[str, str]) -> list[Problem]:
+def apply_overrides(tree: Tree, overrides: Sequence[str], environ: Mapping[str, str], names: Names) -> list[Problem]:
     """Apply each `a.b=value` to `tree`, in order; return the problems of those that could not be applied."""
     problems: list[Problem] = []
     for text in overrides:
-        problems += _apply(tree, text, environ)
+        problems += _apply(tree, text, environ, names)
     return problems
 
 
-def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
+def _apply(tree: Tree, text: str, environ: Mapping[str, str], names: Names) -> list[Problem]:
     where = f"override {text}"
     path, equals, written = text.partition("=")
-    parts = path.strip().split(".")
+    parts = _parts(path.strip(), tree, names)
     if not equals or not all(parts):
         name, colon, value = path.partition(":")
         typed = f"{name.strip()}={value.strip() if colon else 'VALUE'}" if name.strip() else ""
@@ -55,6 +60,33 @@ def _apply(tree: Tree, text: str, environ: Mapping[str, str]) -> list[Problem]:
         return [Problem(remark.message, where, key=path, suggestion=remark.suggestion) for remark in document.remarks]
     reason = _put(tree, parts, document.data, text, document.references)
     return [Problem(reason, file=where, key=path)] if reason else []
+
+
+def _parts(path: str, tree: Tree, names: Names) -> list[str]:
+    """Return the parts of a dotted path; in a mapping whose keys are the user's own, the rest is one of them."""
+    parts, rest = list[str](), path.split(".")
+    while rest:
+        if parts and _has_own_keys(parts, tree, names):
+            return [*parts, ".".join(rest)]
+        parts.append(rest.pop(0))
+    return parts
+
+
+def _has_own_keys(parts: Sequence[str], tree: Tree, names: Names) -> bool:
+    """Return whether the schema has, at a path, a mapping from texts to single values: roles, columns, expressions."""
+    key: Key = tuple(int(part) if part.isascii() and part.isdigit() and len(part) < 9 else part for part in parts)
+    block: type[BaseModel] = Recipe
+    for end in range(len(key), 0, -1) if key[0] == "method" else ():
+        method = tree.value(key[:end])
+        name = method.get("name") if isinstance(method, dict) else None
+        model = names.methods.params_model(name) if isinstance(name, str) and name else None
+        if model is not None:
+            block, key = model, key[end:]
+            break
+    found = field_at(block, key) if key else None
+    every = [unwrap(member)[0] for member in members(found[0])] if found is not None else []
+    held = [get_args(plain)[1] for plain in every if get_origin(plain) is dict]
+    return any(unwrap(value)[0] in (str, int, float) for each in held for value in members(each))
 
 
 def _put(tree: Tree, parts: Sequence[str], value: Any, text: str, references: Mapping[Key, str]) -> str | None:

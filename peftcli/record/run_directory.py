@@ -138,6 +138,13 @@ class RunDirectory:
             )
         return status
 
+    def shared_otherwise(self, recipe: Recipe) -> list[str]:
+        """Return the keys in which a recipe shares the rows of a step otherwise than the run here, with both values."""
+        then, now = self.recipe(), recipe
+        keys = [key for key in changed_keys(then.as_dict(), now.as_dict()) if of_sharing(key)]
+        values = {key: [getattr(each.training, key.rpartition(".")[2]) for each in (then, now)] for key in keys}
+        return [f"{key} ({before} before, {after} now)" for key, (before, after) in values.items()]
+
     def recipe(self) -> Recipe:
         """Return the resolved recipe of the run that is here; keys that came later have their defaults.
 

@@ -45,9 +45,6 @@ class MetricInfo:
 
 
 def _accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    lists = [row for row in predictions if isinstance(row, list) and row]  # a row may have no tag, the first one too
-    if lists and isinstance(lists[0][0], str):
-        predictions, references = _joined(predictions), _joined(references)
     right = sum(p == r for p, r in zip(predictions, _ints(references), strict=True))
     return {"accuracy": right / max(1, len(predictions))}
 
@@ -61,6 +58,11 @@ def _ints(rows: Sequence[Any]) -> list[Any]:
 
 def _joined(rows: Sequence[Sequence[str]]) -> list[str]:
     return [tag for row in rows for tag in row]
+
+
+def _tag_accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    right = [p == r for p, r in zip(_joined(predictions), _joined(references), strict=True)]
+    return {"accuracy": sum(right) / len(right) if right else float("nan")}  # undefined where no word has a tag
 
 
 def _over_classes(score: str, average: str, predictions: Sequence[Any], references: Sequence[Any]) -> float:
@@ -170,7 +172,8 @@ def _entities(score: str, average: str, name: str) -> Function:
 def _bleu(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     import sacrebleu
 
-    return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(references)]).score)}
+    words = bleu_words(references)
+    return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(references)], tokenize=words).score)}
 
 
 def _chrf(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
@@ -183,6 +186,21 @@ _ALONE = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Characters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters."""
+
+_NOT_CHINESE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]")
+"""Those of them that are no Chinese characters."""
+
+
+def bleu_words(references: Sequence[str]) -> str:
+    """Return the name of sacrebleu's way to divide these texts into words.
+
+    Its usual one divides at spaces: where most letters are of a script without them, a sentence would be one word.
+    """
+    letters = [letter for text in references for letter in text if letter.isalpha()]
+    alone = [letter for letter in letters if _ALONE.match(letter)]
+    if 2 * len(alone) <= len(letters):
+        return "13a"
+    return "char" if 10 * sum(map(bool, map(_NOT_CHINESE.match, alone))) > len(alone) else "zh"
 
 
 class WordsForRouge:
@@ -248,7 +266,7 @@ OWN_METRICS: dict[str, dict[str, MetricInfo]] = {
         "spearman": MetricInfo("rank correlation", _correlation("spearman")),
     },
     "tags": {
-        "accuracy": MetricInfo("share of right tags", _accuracy),
+        "accuracy": MetricInfo("share of right tags", _tag_accuracy),
         "f1": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1"), "seqeval"),
         "f1_micro": MetricInfo("F1 over entities", _entities("f1_score", "micro", "f1_micro"), "seqeval"),
         "f1_macro": MetricInfo("mean F1 of the kinds of entity", _entities("f1_score", "macro", "f1_macro"), "seqeval"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.tasks.language_model import LanguageModelTask
 from peftcli.tasks.task import Batch, PrepareInputs
@@ -67,15 +69,30 @@ def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     """Return what the decoder reads while it predicts labels, (batch, seq): these, behind its first token.
 
     The model's own rule is the right one where it has one: mBART puts the last token (the language's code) in front,
-    and T5Gemma's config tells its decoder's tokens apart.
+    and T5Gemma's config tells its decoder's tokens apart. Where the config does not say what comes first, the
+    generation settings may, by which texts are written.
+
+    Raises:
+        UserError: neither says it.
     """
     import torch
 
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:
-        moved: Tensor = own(labels)
-        return moved
+        with suppress(TypeError, ValueError):  # in both ways models refuse a config that lacks a token
+            moved: Tensor = own(labels)
+            return moved
     pad = model.config.pad_token_id or 0
-    first = pad if model.config.decoder_start_token_id is None else model.config.decoder_start_token_id
+    first = getattr(model.config, "decoder_start_token_id", None)
+    if first is None:
+        first = getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None)
+    if first is None and own is None:
+        first = pad
+    if first is None:
+        raise UserError(
+            f"the config of {model.config.name_or_path or model.config.model_type} does not say which token its "
+            "decoder begins with",
+            suggestion="add decoder_start_token_id to its config.json (in T5 it is pad_token_id)",
+        )
     moved = torch.cat([labels.new_full((len(labels), 1), first), labels[:, :-1]], dim=1)
     return moved.masked_fill(moved == IGNORED, pad)

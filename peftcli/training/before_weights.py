@@ -20,6 +20,7 @@ from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import wanted_metrics
+from peftcli.models.load.load_model import load_config
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.checks.idle_keys import KnownRows, idle_keys
@@ -31,7 +32,7 @@ from peftcli.training.best_value import direction_notes
 from peftcli.training.resuming.compare_inputs import compare_inputs, inputs_before_weights
 from peftcli.training.resuming.step_rows import check_step_rows
 from peftcli.training.speed.compile_trial import Work, decide_compiling
-from peftcli.training.step_plan import StepPlan, make_plan
+from peftcli.training.step_plan import StepPlan, make_plan, plan_notes
 from peftcli.training.training_checks import TrainingChecks
 from peftcli.training.watch.reporting import Reporter
 
@@ -80,7 +81,7 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     evaluates = recipe.training.eval_strategy != "no"
     validation = {name: rows for name, rows in data.validation.items() if len(rows) and evaluates}
     plan = make_plan(recipe.training, len(data.train), world.size, evaluates=bool(validation))
-    check_step_rows(state, recipe.training, world.size)
+    check_step_rows(state.inputs, recipe.training, world.size)
     compare_inputs(inputs_before_weights(known, data, validation, world, plan.step_rows), state, reporter)
     task, metrics = _check_with_data(loaded, known, data, validation, plan.total_steps)
     sharing = [world.strategy.note] if world.strategy.note is not None else []
@@ -89,11 +90,23 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
     problem = data.labels.problem if data.labels else None
     rows = KnownRows(data.report.formats, problem, sum(map(len, validation.values())))
     upside_down = direction_notes(recipe.training) if validation else []
-    of_recipe = [*sharing, *upside_down, *idle_keys(loaded, NAMES, rows)]
-    for note in [*known.notes, *generation_notes(leaving), *of_recipe, *data.report.notes, *shared]:
+    of_recipe = [*sharing, *upside_down, *plan_notes(plan, recipe.training), *idle_keys(loaded, NAMES, rows)]
+    of_rows = [*data.report.notes, *shared, *_rows_beyond(known, data.report.longest)]
+    for note in [*known.notes, *generation_notes(leaving), *of_recipe, *of_rows]:
         reporter.note(note)
     decided = _decide_compiling(loaded, known, data, plan, world, state, reporter)
     return BeforeWeights(known, decided, data, plan, validation, task, metrics, leaving)
+
+
+def _rows_beyond(known: Outline, longest: int) -> list[str]:
+    """Return that rows are longer than a model was made for that has no table of positions, which would bound them."""
+    made_for = getattr(load_config(known.spec).get_text_config(), "max_position_embeddings", None)
+    if known.anatomy.max_positions is not None or not isinstance(made_for, int) or not 0 < made_for < longest:
+        return []
+    return [
+        f"the longest row has {longest:,} tokens, and the model was made for {made_for:,} (max_position_embeddings in "
+        "its config.json): what lies behind them is learnt at positions that it does not know"
+    ]
 
 
 def _decide_compiling(

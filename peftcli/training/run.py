@@ -28,12 +28,14 @@ from peftcli.record.random_state import random_numbers_kept
 from peftcli.record.run_directory import TRAIN_AGAIN, RunDirectory, RunStatus
 from peftcli.record.run_summary import Summary
 from peftcli.record.train_state import TrainState
+from peftcli.shown_text import all_of
 from peftcli.stop_signals import stop_on_signal
 from peftcli.training.finish_run import finish
 from peftcli.training.loop import train_steps
 from peftcli.training.milestones import Milestones
 from peftcli.training.optim.chosen_rate import kept_rate
 from peftcli.training.resuming.longer_run import check_can_be_longer, lengthen
+from peftcli.training.resuming.step_rows import check_step_rows
 from peftcli.training.run_header import header
 from peftcli.training.session import Session
 from peftcli.training.setup import build_session
@@ -88,7 +90,7 @@ def train(
     if status is RunStatus.FINISHED:
         if world.is_main:
             directory.tidy_if_needed(lock)
-        return _already_finished(directory, reporter)
+        return _already_finished(directory, recipe, world.size, reporter)
     with (
         directory.locked(lock) if world.is_main else nullcontext(),
         _interruptible(directory, world),
@@ -221,16 +223,19 @@ def _borrowed(spec: TrainingSpec) -> Iterator[None]:
         yield
 
 
-def _already_finished(directory: RunDirectory, reporter: Reporter) -> Summary:
+def _already_finished(directory: RunDirectory, recipe: Recipe, processes: int, reporter: Reporter) -> Summary:
     """Return the summary of the run that is there, and say that nothing is left to do.
 
     Raises:
-        UserError: the run was damaged since.
+        UserError: the run was damaged since, or a step of it has another number of rows than one of this recipe.
     """
     summary = directory.summary_record()
     if not any((directory.path / summary.artifact).glob("*.safetensors")):
         problem = f"{directory.path} is marked as finished, but its {summary.artifact}/ holds no weights"
         raise UserError(problem, suggestion=f"copy them back, or {TRAIN_AGAIN}")
+    if sharing := directory.shared_otherwise(recipe):
+        check_step_rows(summary.inputs, recipe.training, processes)
+        reporter.note(f"{all_of(sharing)}: not applied, since the run is finished")
     more = "--resume with a larger training.num_train_epochs or training.max_steps continues it"
     reporter.note(f"{directory.path} holds this run, finished; {more}, --overwrite trains it again")
     reporter.finished(summary)

@@ -42,7 +42,7 @@ from peftcli.training.optim.chosen_rate import ChosenRate, choose_rate, with_rat
 from peftcli.training.optim.learning_rate import keep_peak_rates, learning_rate_factor
 from peftcli.training.optim.neftune import add_neftune
 from peftcli.training.optim.optimizers import make_optimizer
-from peftcli.training.optim.parameter_groups import parameter_groups
+from peftcli.training.optim.parameter_groups import parameter_groups, shadowed_notes
 from peftcli.training.resuming.compare_inputs import compare_inputs
 from peftcli.training.session import Session
 from peftcli.training.speed.compiled_blocks import compile_blocks
@@ -141,6 +141,8 @@ def _attach(
     attached = attach_method(recipe, base, known.tokenizer, ready.data.labels, world)
     start_from_stored(recipe, known.spec, attached.attachment, state, reporter)
     start_equal(base.model, world)
+    for note in shadowed_notes(recipe.training.lr_groups, attached.attachment.trainable_parameters()):
+        reporter.note(note)
     return attached
 
 

@@ -95,3 +95,23 @@ def token_limit(spec: TrainingSpec, device_type: str, hidden_size: int) -> int |
     if spec.max_tokens_per_micro_batch is not None or device_type != "cpu":
         return spec.max_tokens_per_micro_batch
     return cpu_micro_batch_tokens(hidden_size)
+
+
+def plan_notes(plan: StepPlan, spec: TrainingSpec) -> list[str]:
+    """Return which of a schedule's settings cannot act in so few steps; nothing where all can."""
+    notes, total = [], plan.total_steps
+    if plan.warmup >= total:
+        key = f"warmup_steps {spec.warmup_steps}" if spec.warmup_steps else f"warmup_ratio {spec.warmup_ratio:g}"
+        notes.append(
+            f"training.{key}: all {total} steps of this run are warm-up, so the learning rate rises up to the last one"
+        )
+    interval, patience = plan.eval_interval, spec.early_stopping_patience
+    if interval is None:
+        return notes
+    if spec.eval_steps and interval > total:
+        notes.append(f"training.eval_steps {interval}: this run has {total} steps, so it is evaluated at its end only")
+    evaluations = math.ceil(total / interval)
+    if patience is not None and evaluations <= patience + 1:
+        count = f"{evaluations} evaluation{'s' * (evaluations > 1)}"
+        notes.append(f"training.early_stopping_patience {patience} cannot shorten this run: it has {count}")
+    return notes

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from peftcli.distributed.gradients import clip_gradients
 from peftcli.distributed.processes import World
 from peftcli.training.run import train
 
@@ -43,3 +44,17 @@ def test_one_process_starts_no_group(precision) -> None:
     assert (world.accelerator.num_processes, world.accelerator.device.type) == (1, "cpu")
     assert world.accelerator.mixed_precision == precision
     assert not torch.distributed.is_initialized()
+
+
+def test_a_process_without_a_row_takes_the_loss_scale_out_of_the_others_gradients() -> None:
+    accelerator = Accelerator(cpu=True)
+    try:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # as in float16, which Accelerate has on GPUs
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        accelerator.prepare_optimizer(torch.optim.SGD([parameter]), device_placement=False)
+        parameter.grad = torch.tensor([24.0, 32.0])  # what the other processes summed
+        assert clip_gradients(accelerator, [parameter], 10.0).item() == 5.0
+    finally:
+        accelerator.free_memory()
+        AcceleratorState._reset_state(reset_partial_state=True)

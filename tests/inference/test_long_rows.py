@@ -49,3 +49,13 @@ def test_generation_ends_with_the_positions(recipe, tmp_path: Path, method: dict
         file = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt}])
         (text,) = predict_run(out, str(file))
         assert 1 <= text["scores"]["tokens"] <= 64
+
+
+def test_of_cut_and_divided_rows_it_is_told_what_is_evaluated(recipe) -> None:
+    rows = [{"tokens": ["cat"] * count, "tags": ["X"] * count} for count in (4, 30, 4, 30, 4, 30, 4, 30)]
+    for overflow, says in (("truncate", "cut: words behind that are in no metric"), ("split", "split")):
+        words = {"data__max_length": 20, "data__overflow": overflow, "data__val_set_size": 0.5}
+        loaded = recipe("bert", "token_classification", rows, name=overflow, training__max_steps=1, **words)
+        notes: list[str] = []
+        evaluate_run(train(loaded).output_dir, note=notes.append)
+        assert any(note.endswith(f"longer than max_length 20 and {says}") for note in notes), notes

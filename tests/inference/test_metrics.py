@@ -9,7 +9,7 @@ import pytest
 from peftcli.errors import UserError
 from peftcli.inference.metrics import compute_metrics, greater_is_better, wanted_metrics
 from peftcli.recipe.schema import TrainingSpec
-from peftcli.tasks.metric_table import METRICS
+from peftcli.tasks.metric_table import METRICS, bleu_words
 
 CLASSES = ([0, 1, 2, 2], [0, 1, 1, 2])  # predictions, references: three of four right
 SINGLE = ([[1.5, 1.0], [-0.5, 0.0], [0.5, 1.0]], [[-2.0, 0.25], [-7.0, 0.25], [-4.0, 0.25]])
@@ -60,6 +60,8 @@ TAGS = ([["B-X", "I-X", "O"], ["O", "B-Y"]], [["B-X", "I-X", "O"], ["B-Y", "B-Y"
         ("text", "rouge1", (["हिन्दी का"], ["हिन्दी"]), 2 / 3),  # vowel signs are part of a word
         ("text", "rouge2", (["Don't go_on, U.S."], ["don t go on u s"]), 1.0),  # ASCII as rouge_score has it
         ("text", "bleu", (["the cat sat on the mat"], ["the cat sat on the mat"]), 100.0),
+        ("text", "bleu", (["今天天气很好"], ["今天天气不好"]), 100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25),
+        ("text", "bleu", (["今日はいい天気です"], ["今日はいい天気です"]), 100.0),
         ("text", "chrf", (["the cat"], ["the cat"]), 100.0),
         ("preferences", "rewards_accuracies", PAIRS, 0.5),
         ("preferences", "rewards_margins", PAIRS, -0.5),
@@ -82,6 +84,16 @@ def test_by_hand(kind, name, rows, expected) -> None:
 def test_without_spread_or_with_a_value_that_is_no_number_there_is_no_share_of_the_variance() -> None:
     for rows in (([float("nan"), 1.0], [1.0, 2.0]), ([float("inf"), 1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 3.0])):
         assert math.isnan(compute_metrics(["r2"], "regression", *rows)["r2"])
+
+
+def test_the_accuracy_of_no_tags_is_undefined() -> None:
+    assert math.isnan(compute_metrics(["accuracy"], "tags", [[], []], [[], []])["accuracy"])
+
+
+def test_the_words_of_bleu_are_those_of_the_script_that_most_letters_have() -> None:
+    for text in ("the cat", "", "名字是 Anna Maria", "Имя"):
+        assert bleu_words([text]) == "13a"
+    assert [bleu_words([text]) for text in ("世界你好", "今日はいい", "สวัสดี")] == ["zh", "char", "char"]
 
 
 def test_rouge_gives_all_three() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.load_recipe import LoadedRecipe, load_recipe
-from peftcli.recipe.yaml.yaml_lines import parse_yaml
+from peftcli.recipe.yaml.yaml_lines import Key, parse_yaml
 from tests.recipe.conftest import GOOD, SMALL, Load, LowRank, Several
 
 Problems = Callable[..., list[Problem]]
@@ -146,6 +146,29 @@ class TestOverrides:
 
     def test_value_may_hold_an_equals_sign(self, load: Load) -> None:
         assert load(GOOD, "data.template='{a} = '").recipe.data.template == "{a} = "  # type: ignore[union-attr]  # data is there
+
+    @pytest.mark.parametrize(
+        ("override", "key", "value"),
+        [
+            (r"training.lr_groups.layers\.0\..*lora=1e-3", ("training", "lr_groups", r"layers\.0\..*lora"), 1e-3),
+            ("training.lr_groups..*head=1e-3", ("training", "lr_groups", ".*head"), 1e-3),
+            ("method.rank_pattern.attn.q=4", ("method", "rank_pattern", "attn.q"), 4),
+            ("model.anatomy.attn.q=self.q", ("model", "anatomy", "attn.q"), "self.q"),
+            ("data.columns.text=body.inner", ("data", "columns", "text"), "body.inner"),
+            ("data.chat_template_kwargs.a.b=1", ("data", "chat_template_kwargs", "a", "b"), 1),
+        ],
+    )
+    def test_keys_of_ones_own_may_hold_dots(self, load: Load, override: str, key: Key, value: object) -> None:
+        loaded = load(GOOD, override)
+        assert loaded.tree.value(key) == value
+        assert loaded.where(".".join(map(str, key))) == (f"override {override}", None)
+
+    def test_such_keys_in_the_file_are_replaced_and_found(self, load: Load) -> None:
+        parts = "  parts:\n    - name: low_rank\n      rank_pattern:\n        attn.q: 2\n        attn.v: 3"
+        text = GOOD.replace("name: low_rank\n  r: 8", f"name: several\n{parts}")
+        loaded = load(text, "method.parts.0.rank_pattern.attn.q=4")
+        assert loaded.tree.value(("method", "parts", 0, "rank_pattern")) == {"attn.q": 4, "attn.v": 3}
+        assert loaded.where("method.parts.0.rank_pattern.attn.v") == ("r.yaml", 12)
 
     def test_written_as_in_the_file_it_is_answered_with_the_override(self, problems: Problems) -> None:
         (problem,) = problems(GOOD, "method.r: 4")

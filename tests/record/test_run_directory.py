@@ -176,6 +176,15 @@ def test_changed_keys_go_by_value_not_by_null() -> None:
     assert changed_keys({"a": {"b": 1, "c": None}}, {"a": {"b": 2}}) == ["a.b"]
 
 
+def test_an_order_that_decides_is_compared_wherever_it_stands() -> None:
+    one, other = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+    assert changed_keys({"training": {"lr_groups": one}}, {"training": {"lr_groups": other}}) == ["training.lr_groups"]
+    left, right = ({"method": {"parts": [{"rank_pattern": each}]}} for each in (one, other))
+    assert changed_keys(left, right) == ["method.parts"] and changed_keys(left, left) == []
+    assert changed_keys({"data": {"columns": one}}, {"data": {"columns": other}}) == []
+    assert changed_keys({"training": {}}, {"training": {"lr_groups": {}}}) == []
+
+
 def test_a_tree_survives_exactly(tmp_path) -> None:
     tree = {
         "optimizer": {"state": {0: {"step": torch.tensor(3.0), "m": torch.randn(2, 3)}}, "groups": [{"lr": 1e-4}]},

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from peftcli.errors import UserError
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.lm_head import find_route
 from peftcli.tasks.seq2seq_lm import decoder_inputs
@@ -109,3 +110,14 @@ def test_a_decoder_starts_as_its_config_says_where_the_model_has_a_rule_and_wher
     training = TrainingSpec.model_validate({"fast_paths": {"head_loss": False}})
     task = TASKS["seq2seq_lm"](TaskSettings(None, None, training))
     assert task.bind(model, unprepared) == []
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_where_the_config_does_not_say_what_a_decoder_begins_with_the_generation_settings_do(family) -> None:
+    model = tiny_model(family, "seq2seq_lm")
+    model.config.decoder_start_token_id, model.generation_config.decoder_start_token_id = None, 7
+    labels = torch.tensor([[11, 12, 2], [13, 2, -100]])
+    assert decoder_inputs(model, labels).tolist() == [[7, 11, 12], [7, 13, 2]]
+    model.generation_config.decoder_start_token_id = None
+    with pytest.raises(UserError, match="does not say which token its decoder begins with"):
+        decoder_inputs(model, labels)

@@ -92,3 +92,26 @@ def test_broken_rows_of_a_stream_are_listed_and_told(recipe, tmp_path) -> None:
     assert line["row"] == 17 and "broken JSON" in line["message"]
     (note,) = [note for note in summary.notes if "1 broken row of the stream was left out" in note]
     assert note in told.notes and f"{line['source']}:17" in note
+
+
+def test_settings_of_a_schedule_that_a_short_run_does_not_reach_are_told(recipe, recorder) -> None:
+    words = {"data__val_set_size": 0.25, "training__max_steps": None, "training__num_train_epochs": 2}  # six steps
+    usual = {"training__warmup_steps": 2, "training__eval_steps": 2, "training__early_stopping_patience": 1}
+    long = {"training__warmup_steps": 9, "training__eval_steps": 7, "training__early_stopping_patience": 2}
+    for name, given in (("usual", usual), ("long", long)):
+        train(recipe(name=name, training__lr_scheduler_type="linear", **words, **given), reporter=recorder)
+    assert [note for note in recorder.notes if note.startswith("training.")] == [
+        "training.warmup_steps 9: all 6 steps of this run are warm-up, so the learning rate rises up to the last one",
+        "training.eval_steps 7: this run has 6 steps, so it is evaluated at its end only",
+        "training.early_stopping_patience 2 cannot shorten this run: it has 1 evaluation",
+    ]
+
+
+def test_rows_beyond_what_a_model_without_a_table_of_positions_was_made_for_are_told(recipe, recorder) -> None:
+    rows = [{"text": "the cat " * count} for count in (4, 40)]
+    for family in ("llama", "gpt2"):  # one with rotary positions, and one with a table, which bounds its rows
+        loaded = recipe(family, "causal_lm", rows, name=family, training__max_steps=1, data__max_length=200)
+        train(loaded, reporter=recorder)
+    told = [note for note in recorder.notes if "positions" in note]
+    assert len(told) == 2 and "the model was made for 64 (max_position_embeddings" in told[0]
+    assert told[1] == "max_length 200 is cut to the model's 64 positions"

@@ -21,6 +21,7 @@ from peftcli.models.module_view import ModuleView, block_width, hidden_size, mod
 from peftcli.models.structure.block_branches import BlockBranches
 from peftcli.models.structure.block_lists import block_lists
 from peftcli.models.structure.block_roles import BlockRoles, block_roles
+from peftcli.models.structure.position_tables import positions_of_tables
 from peftcli.shown_text import some_of
 
 _HEADS = "num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads"
@@ -53,7 +54,9 @@ def structural_row(
             "model.anatomy: {layers: ..., attn.q: ..., ...}"
         )
     reason = None if any(stack.attentions for stack in stacks) else _why_no_prefix(stacks)
-    row = FamilyRow(tuple(stacks), _embedding_path(view), prefix_route=None if reason else "interface")
+    places = positions_of_tables(view, config)
+    positions = None if places is None else lambda _config: places
+    row = FamilyRow(tuple(stacks), _embedding_path(view), positions, prefix_route=None if reason else "interface")
     return replace(row, prefix_reason=reason), notes
 
 

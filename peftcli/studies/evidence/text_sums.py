@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from peftcli.tasks.metric_table import bleu_words
+
 Array = npt.NDArray[np.float64]
 
 CHARACTERS = 6
@@ -24,7 +26,8 @@ def bleu_sums(predictions: list[str], references: list[str]) -> Callable[[Array]
     """Return BLEU, 0 to 100, of texts that count as often as they were drawn."""
     from sacrebleu.metrics import BLEU
 
-    counted = BLEU(effective_order=True)  # of a single text; its counts are those of the corpus score
+    words = bleu_words(references)
+    counted = BLEU(effective_order=True, tokenize=words)  # of a single text; its counts are those of the corpus score
     found = [counted.sentence_score(p, [r]) for p, r in zip(predictions, references, strict=True)]
     right, total = (np.array([getattr(row, name) for row in found], dtype=float) for name in ("counts", "totals"))
     lengths = np.array([[row.sys_len, row.ref_len] for row in found], dtype=float)

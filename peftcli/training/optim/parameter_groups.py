@@ -69,3 +69,15 @@ def _patterns(lr_groups: Mapping[str, float], names: Iterable[str]) -> list[tupl
     if problems:
         raise UserError(problems)
     return patterns
+
+
+def shadowed_notes(lr_groups: Mapping[str, float], names: Iterable[str]) -> list[str]:
+    """Return a note for each expression that sets no rate, since earlier ones match all parameters that it matches."""
+    left, notes = list(names), []
+    for text in lr_groups:
+        own = [name for name in left if re.search(text, name)]
+        if not own:
+            told = f"training.lr_groups.{text} has no effect: an expression before it matches the same parameters"
+            notes.append(f"{told}; put it before the more general ones")
+        left = [name for name in left if name not in own]
+    return notes

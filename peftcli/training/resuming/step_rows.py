@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.record.run_inputs import RunInputs
-from peftcli.record.train_state import TrainState
 from peftcli.shown_text import all_of
 
 
-def check_step_rows(state: TrainState, spec: TrainingSpec, processes: int) -> None:
+def check_step_rows(inputs: Mapping[str, Any] | None, spec: TrainingSpec, processes: int) -> None:
     """Look whether a step has as many rows as before: device batch x accumulation x processes.
+
+    Args:
+        inputs: what the run recorded (`RunInputs.as_dict`).
 
     Raises:
         UserError: it has not; names what to set so that it has.
     """
-    rows = RunInputs.from_dict(state.inputs).step_rows
+    rows = RunInputs.from_dict(inputs).step_rows
     size, accumulated = spec.per_device_train_batch_size, spec.gradient_accumulation_steps
     if rows is None or rows == size * accumulated * processes:
         return

@@ -9,6 +9,8 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
+from peftcli.analysis.contract_models import bare
+from peftcli.analysis.support.tiny_types import tiny_type
 from peftcli.errors import UserError
 from peftcli.models.families import fused_layouts
 from peftcli.models.module_view import ModuleView
@@ -159,3 +161,32 @@ def test_every_wrong_name_of_the_recipe_is_reported_with_the_nearest() -> None:
 def test_layers_that_match_nothing_name_the_lists_of_blocks() -> None:
     with pytest.raises(UserError, match=r"no blocks match 'blocks\.\*'\n.*layers"):
         read_anatomy(_unknown("stablelm", **LLAMA), {"layers": "blocks"})
+
+
+WITH_TABLES = [
+    ("camembert", "sequence_classification", "roberta"), ("biogpt", "causal_lm", "offset"),
+    ("yoso", "sequence_classification", "more rows"),
+    ("openai-gpt", "causal_lm", "plain"), ("xlm", "sequence_classification", "plain"), ("gptj", "causal_lm", "buffer"),
+    ("mpt", "causal_lm", "biases"), ("marian", "seq2seq_lm", "both sides"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "task", "kind"), WITH_TABLES, ids=lambda value: value)
+def test_a_row_has_as_many_tokens_as_a_table_has_positions(model_type: str, task: str, kind: str) -> None:
+    model = bare(tiny_type(model_type, task))
+    most = read_anatomy(model).max_positions
+    assert most is not None
+    for tokens in (most, most + 1):
+        ids = torch.full((1, tokens), 5)
+        inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if task == "seq2seq_lm" else {})}
+        if tokens == most:
+            with torch.no_grad():
+                model(**inputs)
+            continue
+        with pytest.raises((IndexError, RuntimeError)), torch.no_grad():
+            model(**inputs)
+
+
+@pytest.mark.parametrize(("model_type", "task"), [("stablelm", "causal_lm"), ("umt5", "seq2seq_lm")])
+def test_rotary_and_relative_positions_bound_no_row(model_type: str, task: str) -> None:
+    assert read_anatomy(bare(tiny_type(model_type, task))).max_positions is None

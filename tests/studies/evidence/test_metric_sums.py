@@ -112,3 +112,10 @@ def test_a_number_that_is_none_comes_back_from_its_file_as_one() -> None:
     scores = with_losses([1.0, float("nan")], kind="regression", predictions=[0.5, float("nan")], references=[0.0, 1.0])
     again = RowScores.from_dict(json.loads(json.dumps(finite(scores.as_dict()), allow_nan=False)))
     assert np.isnan(scored_rows(again, "eval_loss").value) and np.isnan(scored_rows(again, "mse").value)
+
+
+def test_bleu_of_texts_without_spaces_has_the_words_of_an_evaluation() -> None:
+    predictions, references = ["今天天气很好", "你好世界"], ["今天天气不好", "你好世界"]
+    scores = with_losses([1.0] * 2, kind="text", predictions=predictions, references=references)
+    known = compute_metrics(["bleu"], "text", predictions, references)["bleu"]
+    assert known > 40 and scored_rows(scores, "bleu").value == pytest.approx(known)

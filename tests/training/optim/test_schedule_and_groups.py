@@ -15,6 +15,7 @@ from peftcli.recipe.schema import TrainingSpec
 from peftcli.training.optim.learning_rate import CURVES, learning_rate_factor, warmup_steps
 from peftcli.training.optim.optimizers import make_optimizer, optimizer_problems
 from peftcli.training.optim.parameter_groups import parameter_groups
+from peftcli.training.run import train
 from peftcli.training.step_plan import make_plan
 
 PEAK = 2e-4
@@ -115,3 +116,13 @@ def test_plan_counts_the_short_last_step_and_parts_of_epochs() -> None:
     assert (plan.step_rows, plan.steps_per_epoch, plan.total_steps) == (8, 3, 5)
     assert plan.position(4) == (1, 1)
     assert make_plan(TrainingSpec(max_steps=7), 20, 2).total_steps == 7
+
+
+def test_an_expression_that_earlier_ones_leave_nothing_to_is_told(recipe, recorder) -> None:
+    for number, groups in enumerate(({"a.*lora_B": 1e-3, "lora": 2e-3}, {"lora": 2e-3, "a.*lora_B": 1e-3})):
+        loaded = recipe(name=f"run{number}", training__max_steps=1)
+        train(loaded.with_training(lr_groups=groups), reporter=recorder)
+    assert [note for note in recorder.notes if "lr_groups" in note] == [
+        "training.lr_groups.a.*lora_B has no effect: an expression before it matches the same parameters; put it "
+        "before the more general ones"
+    ]

@@ -130,3 +130,25 @@ def test_interrupted_before_its_first_new_step_it_goes_on(recipe, monkeypatch) -
             train(longer, resume=True)
     assert train(longer, resume=True).steps == 9
     assert json.loads((out / "summary.json").read_text())["best_step"] == 3
+
+
+def test_what_a_finished_run_does_not_take_from_a_recipe_is_told_or_refused(recipe, recorder) -> None:
+    train(recipe(training__max_steps=2))
+    shared = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 2}
+    done = train(recipe(training__max_steps=2, **shared), resume=True, reporter=recorder)
+    assert done.status == "already_finished"
+    assert recorder.notes[0] == (
+        "training.per_device_train_batch_size (4 before, 2 now) and training.gradient_accumulation_steps (1 before, "
+        "2 now): not applied, since the run is finished"
+    )
+    for steps in (2, 4):  # as it is, and longer
+        with pytest.raises(UserError, match="a step of this run has 4 rows; here it would have 8"):
+            train(recipe(training__max_steps=steps, training__per_device_train_batch_size=8), resume=True)
+
+
+def test_the_order_of_expressions_is_that_of_before(recipe) -> None:
+    loaded = recipe(training__max_steps=2, training__lr_groups={"lora": 2e-3, "lora_B": 1e-3})
+    train(loaded)
+    turned = dict(reversed(loaded.recipe.training.lr_groups.items()))
+    with pytest.raises(UserError, match=r"they differ in training\.lr_groups"):
+        train(loaded.with_training(lr_groups=turned, max_steps=4), resume=True)
