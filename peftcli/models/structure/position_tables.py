@@ -29,7 +29,8 @@ def positions_of_tables(view: ModuleView, config: PretrainedConfig) -> int | Non
     rooms: dict[bool, list[int]] = {}
     for path, module in view.modules.items():
         parent, _, name = path.rpartition(".")
-        tables = [getattr(module, "weight", None)] if name in _TABLES else []
+        grows = hasattr(module, "make_weight")  # FSMT's computes more rows when it needs them
+        tables = [getattr(module, "weight", None)] if name in _TABLES and not grows else []
         tables += [table for own, table in module.named_buffers(recurse=False) if own in _TABLES]
         for table in tables:
             if isinstance(table, Tensor) and table.dim() == 2 and text.holds(path):

@@ -187,6 +187,9 @@ def test_a_row_has_as_many_tokens_as_a_table_has_positions(model_type: str, task
             model(**inputs)
 
 
-@pytest.mark.parametrize(("model_type", "task"), [("stablelm", "causal_lm"), ("umt5", "seq2seq_lm")])
-def test_rotary_and_relative_positions_bound_no_row(model_type: str, task: str) -> None:
+UNBOUND = [("stablelm", "causal_lm"), ("umt5", "seq2seq_lm"), ("fsmt", "seq2seq_lm")]
+
+
+@pytest.mark.parametrize(("model_type", "task"), UNBOUND)
+def test_rotary_and_relative_positions_and_tables_that_grow_bound_no_row(model_type: str, task: str) -> None:
     assert read_anatomy(bare(tiny_type(model_type, task))).max_positions is None
