@@ -53,5 +53,6 @@ FORMAT = RowFormat(
     rows=({"tokens": ["Ada", "wrote", "code"], "tags": ["B-PER", "O", "O"]},),
     about="There is one tag for each word; the word's first token is trained on. The tokenizer must be a fast one. "
     "A word whose tag is the number -100 is read and not learnt. "
+    "Words behind `max_length` are neither learnt nor in a metric (`overflow: split` keeps them). "
     "`peft predict` also takes a text in place of the words, and divides it into words.",
 )
