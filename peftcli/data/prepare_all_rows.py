@@ -179,6 +179,9 @@ class RowPreparer:
                 for one in strange[:SHOWN_ERRORS]
             )
         self.skipped += [one.as_dict() for one in strange]
+        if strange:
+            first, rest = strange[0], f" and {len(strange) - 1:,} more rows" if len(strange) > 1 else ""
+            self.notes.append(f"{first.source}:{first.row}{rest} left out: {first.message}")
         return known
 
     def _report(

@@ -24,6 +24,7 @@ from peftcli.recipe.load_recipe import TRUST_REMOTE_CODE, load_recipe
 from peftcli.recipe.run_paths import lies_in_run
 from peftcli.recipe.schema import DataSpec, Recipe, TaskName
 from peftcli.tasks.decoding import GREEDY
+from peftcli.tasks.generation import decoding_note
 from peftcli.tasks.task_table import task_info
 
 Note = Callable[[str], None]
@@ -143,7 +144,8 @@ def _predict(run: OpenedRun, data: str, note: Note, how: Predicting) -> Iterator
     task = run.recipe.task
     reading = _read_as(run.data_spec, run.recipe, data, run.trained_format)
     rows = run.world.main_first(lambda: reading.prepare(run.tokenizer))
-    for text in [*reading.notes, *rows.store.meta["notes"]]:
+    of_base = decoding_note(run.model, how.decoding) if how.decoding != GREEDY else None
+    for text in [*reading.notes, *rows.store.meta["notes"], *([of_base] if of_base else [])]:
         note(text)
     return row_lines(run, rows, InputRows(data, reading.spec, task), note, how)
 

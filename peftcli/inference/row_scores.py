@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,22 +82,42 @@ class RowScores:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RowScores:
+    def from_dict(cls, data: Any) -> RowScores:
         """Return what `as_dict` gave.
 
         Raises:
             UserError: it was written by another version, or is damaged.
         """
-        names = {each.name for each in fields(cls)}
-        texts = any(isinstance(one, str) for one in data.get("predictions") or ())
-        if data.get("version") not in ((VERSION,) if texts else (1, VERSION)) or set(data) != names:
-            raise UserError(
-                f"these scores of rows have the format {data.get('version')!r}; this version reads {VERSION}",
-                suggestion="remove the file, and the study computes it again",
-            )
-        general = data["general"]
-        known: dict[str, Any] = {name: _with_gaps(value) for name, value in data.items()}
-        return cls(**{**known, "general": None if general is None else GeneralScores(**known["general"])})
+        if not isinstance(data, Mapping):
+            raise _damaged("is no object")
+        try:
+            texts = any(isinstance(one, str) for one in data.get("predictions") or ())
+            known: dict[str, Any] = {name: _with_gaps(value) for name, value in data.items()}
+            if data.get("version") not in ((VERSION,) if texts else (1, VERSION)):
+                raise _damaged(f"has the format {data.get('version')!r}, and this version reads {VERSION}")
+            general = known.pop("general")
+            found = cls(**known, general=None if general is None else GeneralScores(**general))
+            lists: list[list[Any] | None] = [
+                found.loss_sums,
+                found.counts,
+                found.places,
+                found.right,
+                found.predictions,
+                found.references,
+            ]
+            numbers = [value for column in (found.loss_sums, found.counts, found.right or []) for value in column]
+            whole = {len(column) for column in lists if column is not None} == {sum(found.sets.values())}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise _damaged("lacks keys, or holds values of another kind") from error
+        if not whole or not all(isinstance(value, int | float) for value in numbers):
+            raise _damaged("holds lists of different lengths, or numbers that are none")
+        return found
+
+
+def _damaged(reason: str) -> UserError:
+    return UserError(
+        f"the file of these scores {reason}", suggestion="remove the file, and the study computes it again"
+    )
 
 
 def _with_gaps(value: Any) -> Any:

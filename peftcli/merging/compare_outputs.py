@@ -25,6 +25,7 @@ from peftcli.distributed.processes import World
 from peftcli.errors import UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.layers.quantised.quantised_weights import make_plain
+from peftcli.merging.carried_effect import CarriedEffect, carried_effect
 from peftcli.merging.live_rules import fold_rules
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import computes_well, dtype_name
@@ -33,6 +34,7 @@ from peftcli.models.load.tokenizers import fit_to_tokenizer
 from peftcli.models.model_tasks import auto_class
 from peftcli.process_state import quiet_transformers
 from peftcli.protocol.apply_method import apply_method
+from peftcli.protocol.attachment import Attachment
 from peftcli.recipe.schema import ModelSpec
 from peftcli.tasks.generation import stop_tokens
 from peftcli.tasks.seq2seq_lm import decoder_inputs
@@ -183,13 +185,20 @@ class Reference:
 
     Args:
         adapted: its outputs.
-        effect: mean difference that the adapter makes to the base's outputs, where it can be switched off.
+        plain: those of the base without what the method changed; a task head is as it was trained. None for a complete
+            model.
         stops: tokens at which the base ends a text; empty for a model that generates none.
     """
 
     adapted: Tensor
-    effect: float | None
+    plain: Tensor | None
     stops: tuple[int, ...]
+
+    def effect_in(self, merged: Tensor) -> CarriedEffect | None:
+        """Return what of the adapter's effect is in another model's outputs; None for a complete model."""
+        if self.plain is None or merged.shape != self.adapted.shape:
+            return None
+        return carried_effect(self.plain, self.adapted, merged)
 
 
 def reference_outputs(
@@ -224,19 +233,24 @@ def reference_outputs(
         fold_rules(model, run.combined)
         if rounded:
             round_once_more(model)
-        folded = outputs(model, rows, run, world, loaded.dtype)
-        return Reference(folded, float((folded - plain).abs().mean()), stops)
+        return Reference(outputs(model, rows, run, world, loaded.dtype), plain, stops)
     if run.adapter is None:
         return Reference(outputs(model, rows, run, world, loaded.dtype), None, stops)
     attachment = apply_method(model, run.anatomy, run.adapter.params, masters=False)
+    own = {name: value.detach().clone() for name, value in _trained_of_base(attachment).items()}
     attachment.load_state_dict(run.adapter.state)
     adapted = outputs(model, rows, run, world, loaded.dtype, attachment.prepare_inputs)
-    effect = None
-    if attachment.placed and not attachment.unfrozen:
-        attachment.enable(False)
-        plain = outputs(model, rows, run, world, loaded.dtype)
-        effect = float((adapted - plain).abs().mean())
-    return Reference(adapted, effect, stops)
+    attachment.enable(False)
+    with torch.no_grad():
+        for name, value in _trained_of_base(attachment).items():
+            value.copy_(own[name])
+    return Reference(adapted, outputs(model, rows, run, world, loaded.dtype), stops)
+
+
+def _trained_of_base(attachment: Attachment) -> dict[str, Tensor]:
+    """Return the base's own parameters that an adapter gives values to, by name; a task head is none of the base's."""
+    names = dict.fromkeys([*attachment.unfrozen, *attachment.to_save])
+    return {name: attachment.model.get_parameter(name) for name in names if name not in attachment.head}
 
 
 def open_merged(

@@ -16,12 +16,13 @@ class MergeReport:
         method: what was folded in.
         changed, tensors: how many tensors differ from the base's, of how many.
         size: bytes of the weight files.
-        verified: whether the merged model was compared with base + adapter, and agreed.
+        verified: whether the merged model agreed with base + adapter, on rows that tell it from the base.
         rows: rows of the run's data in that comparison.
         max_abs_diff, mean_abs_diff: of the outputs (logits); None without verification.
         tolerance: what max_abs_diff may be; a quarter of it for the mean.
         agreement: share of greedy tokens or labels that are the same.
         adapter_effect: mean absolute difference that the adapter itself makes to the base's outputs.
+        carried: share of that difference that the merged model has: 0 is the base, 1 base + adapter.
         quantization_agreement: for a run trained in 4 or 8 bits, the share of greedy tokens or labels that are the same
             as with the quantised base it was trained on.
         requantized: what `--requantize` cost: the comparison of the quantised result with base + adapter.
@@ -42,6 +43,7 @@ class MergeReport:
     tolerance: float | None = None
     agreement: float | None = None
     adapter_effect: float | None = None
+    carried: float | None = None
     quantization_agreement: float | None = None
     requantized: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)

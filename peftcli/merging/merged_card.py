@@ -42,7 +42,7 @@ def merged_card(base: str, task: str, auto: str, report: MergeReport) -> str:
 
 def _verification(report: MergeReport) -> list[str]:
     if not report.verified:
-        return ["Not verified (`--no-verify`)."]
+        return ["Not verified (`--no-verify`)." if report.max_abs_diff is None else "Not verified: see the notes."]
     return [
         f"Compared with base + adapter on {report.rows} rows: largest difference of the logits "
         f"{report.max_abs_diff:.3g} (tolerance {report.tolerance:.3g}), mean {report.mean_abs_diff:.3g}, "

@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 from peftcli.data.rows.row_set import Row
 from peftcli.distributed.processes import World
 from peftcli.errors import VerificationFailed
+from peftcli.merging.carried_effect import CarriedEffect
 from peftcli.merging.check_use import Usage, use_here
 from peftcli.merging.compare_outputs import (
     TIMES_ROUNDING,
     Comparison,
+    Reference,
     allowing_rounding,
     coarsest,
     compare,
@@ -73,6 +75,8 @@ def verify_merge(
         check_rules(part, rows, world, computed)
     reference = reference_outputs(run, run.spec, rows, world, computed)
     free_memory()
+    if run.adapter is not None and computed == torch.float32 != dtype:
+        check_rules(run, rows, world, computed, reference)  # before rounding hides what a module's change should be
     model = open_merged(directory, run, config, device, computed)
     merged = outputs(model, rows, run, world, computed)
     usage = use_here(model, rows, run, reference.stops, directory)
@@ -82,7 +86,8 @@ def verify_merge(
     del model
     free_memory()
     report.rows = len(rows)
-    judge(result, reference.effect, report)
+    effect = reference.effect_in(merged)
+    judge(result, effect, report)
     packed = run.stored is not None and not becomes_plain(run.stored)
     if (is_quantised(run.recipe) or packed) and run.combined is None:
         trained = reference_outputs(run, _as_trained(run), rows, world, None)
@@ -92,16 +97,13 @@ def verify_merge(
         from peftcli.merging.requantise import requantise  # bitsandbytes takes a second to import
 
         cost = requantise(directory, run, config, rows, reference.adapted, device, requantise_in)
-        report.requantized = {
-            "max_abs_diff": cost.max_abs_diff,
-            "mean_abs_diff": cost.mean_abs_diff,
-            "agreement": cost.agreement,
-        }
-        report.notes.append(_cost_of_quantising(cost.mean_abs_diff, reference.effect))
+        _report_cost(cost, effect, report)
     return usage
 
 
-def check_rules(run: RunToMerge, rows: list[Row], world: World, dtype: torch.dtype) -> None:
+def check_rules(
+    run: RunToMerge, rows: list[Row], world: World, dtype: torch.dtype, live: Reference | None = None
+) -> None:
     """Compare base + adapter with the base that has the adapter's rules folded in, both in memory.
 
     Args:
@@ -109,11 +111,12 @@ def check_rules(run: RunToMerge, rows: list[Row], world: World, dtype: torch.dty
         rows: of a run's data.
         world: the processes that share the rows.
         dtype: of the base's weights.
+        live: what base + adapter gives, if it is known.
 
     Raises:
         VerificationFailed: they differ by more than the tolerance.
     """
-    result, _ = compare_with_rules(run, run.rules(), rows, world, dtype)
+    result, _ = compare_with_rules(run, run.rules(), rows, world, dtype, live)
     if not result.within:
         raise VerificationFailed(
             f"the weight change that was computed from {run.directory} differs from its adapter by "
@@ -122,16 +125,21 @@ def check_rules(run: RunToMerge, rows: list[Row], world: World, dtype: torch.dty
 
 
 def compare_with_rules(
-    run: RunToMerge, rules: dict[str, MergeRule], rows: list[Row], world: World, dtype: torch.dtype
-) -> tuple[Comparison, float | None]:
+    run: RunToMerge,
+    rules: dict[str, MergeRule],
+    rows: list[Row],
+    world: World,
+    dtype: torch.dtype,
+    live: Reference | None = None,
+) -> tuple[Comparison, CarriedEffect | None]:
     """Compare base + adapter with the base that has rules folded in, one model in memory after the other.
 
     Args: as those of `check_rules`.
 
     Returns:
-        The comparison, and the mean difference that the adapter makes to the base's outputs.
+        The comparison, and what of the adapter's effect the folded rules have.
     """
-    live = reference_outputs(run, run.spec, rows, world, dtype)
+    live = live or reference_outputs(run, run.spec, rows, world, dtype)
     free_memory()
     combined = replace(run, combined=rules)
     folded = reference_outputs(combined, run.spec, rows, world, dtype)
@@ -143,7 +151,7 @@ def compare_with_rules(
 
     result = allowing_rounding(result, dtype, folded.adapted, rounded)
     free_memory()
-    return result, live.effect
+    return result, live.effect_in(folded.adapted)
 
 
 def _rounded_outputs(model: PreTrainedModel, rows: list[Row], run: RunToMerge, world: World) -> Tensor:
@@ -152,38 +160,59 @@ def _rounded_outputs(model: PreTrainedModel, rows: list[Row], run: RunToMerge, w
     return outputs(model, rows, run, world, torch.float32)
 
 
-def judge(result: Comparison, effect: float | None, report: MergeReport) -> None:
+def judge(result: Comparison, effect: CarriedEffect | None, report: MergeReport) -> None:
     """Write a comparison into the report.
 
     Args:
         result: of the merged model with base + adapter.
-        effect: mean difference that the adapter itself makes, where it is known.
+        effect: what of the adapter's effect the merged model has; None for a complete model.
         report: filled in.
 
     Raises:
-        VerificationFailed: the difference is larger than the tolerance.
+        VerificationFailed: they differ by more than the tolerance, or the merged model has not the adapter's effect.
     """
     report.max_abs_diff, report.mean_abs_diff = result.max_abs_diff, result.mean_abs_diff
     report.tolerance, report.agreement = result.tolerance, result.agreement
-    report.adapter_effect = effect
+    if effect is not None:
+        report.adapter_effect, report.carried = effect.size, effect.carried
     if not result.within:
         raise VerificationFailed(
             f"the merged model differs from base + adapter by {result.max_abs_diff:.3g} at most and "
             f"{result.mean_abs_diff:.3g} on average (tolerance {result.tolerance:.3g}); {report.output} was not "
             f"written\n    {_remedy(report.dtype)}"
         )
-    report.verified = True
+    report.verified = _shows_the_effect(effect, report)
     if result.rounding is not None:
         report.notes.append(
             f"this model amplifies rounding errors: its outputs changed by {result.rounding:.3g} at most when every "
             f"weight was rounded once more; the comparison allows {TIMES_ROUNDING:g} times that"
         )
-    share = result.mean_abs_diff / effect if effect else 0.0
-    if share > LOUD_ROUNDING:
+    share = result.mean_abs_diff / effect.size if effect and effect.size else 0.0
+    if share > LOUD_ROUNDING and report.dtype != "float32":
         report.notes.append(
             f"rounding to {report.dtype} changes the outputs by {share:.0%} of the adapter's own effect; "
             "--dtype float32 avoids that"
         )
+
+
+def _shows_the_effect(effect: CarriedEffect | None, report: MergeReport) -> bool:
+    """Return whether the outputs tell the merged model from the base; note it where they cannot.
+
+    Raises:
+        VerificationFailed: the merged model has another effect than the adapter: next to none, or twice as much.
+    """
+    if effect is None or (effect.carried is not None and not effect.lost):
+        return True
+    if effect.carried is None or effect.silent:
+        report.notes.append(
+            f"not verified: the adapter changes the compared outputs by {effect.size:.3g} on average, which is no more "
+            "than rounding, so they cannot tell the merged model from the base"
+        )
+        return False
+    raise VerificationFailed(
+        f"the merged model has {effect.carried:.0%} of the adapter's effect on the outputs, which is {effect.size:.3g} "
+        f"on average and less than the tolerance; {report.output} was not written\n    {_remedy(report.dtype)}"
+    )
 
 
 def _remedy(dtype: str) -> str:
@@ -198,6 +227,13 @@ def _as_trained(run: RunToMerge) -> ModelSpec:
     return spec.model_copy(update={"load_in_4bit": True})
 
 
-def _cost_of_quantising(difference: float, effect: float | None) -> str:
-    share = f", {difference / effect:.0%} of the adapter's own effect" if effect else ""
-    return f"quantising again changed the outputs by {difference:.3g} on average{share}"
+def _report_cost(cost: Comparison, effect: CarriedEffect | None, report: MergeReport) -> None:
+    """Write what quantising again changed into the report."""
+    report.requantized = {
+        "max_abs_diff": cost.max_abs_diff,
+        "mean_abs_diff": cost.mean_abs_diff,
+        "agreement": cost.agreement,
+    }
+    difference = cost.mean_abs_diff
+    share = f", {difference / effect.size:.0%} of the adapter's own effect" if effect and effect.size else ""
+    report.notes.append(f"quantising again changed the outputs by {difference:.3g} on average{share}")

@@ -12,6 +12,7 @@ import gguf
 import torch
 from torch import Tensor
 
+from peftcli.deliverables.carried_files import read_object
 from peftcli.deliverables.leaving_model import leaving_model
 from peftcli.deliverables.write_beside import write_beside_weights, write_config
 from peftcli.errors import UserError
@@ -23,6 +24,8 @@ from peftcli.models.families.gguf_families import GgufFamily
 from peftcli.serving.gguf_file import TYPES, GgufTensor, new_writer, write_gguf
 from peftcli.serving.gguf_layout import GgufTensors, Key, gguf_family, hyper_parameters, rotary_factors
 from peftcli.serving.gguf_vocabulary import add_vocabulary
+from peftcli.shown_text import some_of
+from peftcli.tasks.decoding import token_ids
 from peftcli.tasks.task_table import task_info
 
 _ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
@@ -91,9 +94,17 @@ class MergedGguf:
             self.notes += write_beside_weights(directory, self.leaving, self.run.model)
             write_config(directory, merged_config(self.run, self.plan, self.leaving), self.leaving)
             add_vocabulary(self.writer, directory, self.family, int(self.config["vocab_size"]))
+            written = read_object(directory / "generation_config.json").get("eos_token_id")
         eos = self.run.tokenizer.eos_token_id
-        for name, number in zip(_ENDS, (n for n in self.run.texts.stop_token_ids if n != eos), strict=False):
+        every = dict.fromkeys([*self.run.texts.stop_token_ids, *token_ids(written)])
+        ends = [number for number in every if number != eos]
+        for name, number in zip(_ENDS, ends, strict=False):
             self.writer.add_key_value(name, number, gguf.GGUFValueType.UINT32)
+        if more := [self.run.tokenizer.convert_ids_to_tokens(number) for number in ends[len(_ENDS) :]]:
+            self.notes.append(
+                f"a GGUF file has room for {len(_ENDS) + 1} tokens that end an answer, and these are further ones: "
+                f"{some_of(more, 3)}; give them to the server as stop texts"
+            )
 
 
 def _tensors(plan: MergePlan, family: GgufFamily, config: dict[str, Any]) -> Iterator[GgufTensor]:

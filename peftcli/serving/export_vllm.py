@@ -19,7 +19,7 @@ from peftcli.adapters.model_card import adapter_card
 from peftcli.adapters.servers import server_rules
 from peftcli.adapters.transfer import carry_texts, check_free
 from peftcli.atomic import new_directory
-from peftcli.deliverables.carried_files import TEMPLATE_FILE
+from peftcli.deliverables.carried_files import TEMPLATE_FILE, TOKENIZER_CONFIG
 from peftcli.errors import UserError
 from peftcli.serving.asked_export import Asked, base_name, opened_adapter
 from peftcli.serving.lora_pairs import LINEAR, TABLE, Pair, lora_files, lora_pairs
@@ -110,11 +110,15 @@ def export_vllm(asked: Asked) -> ServerExport:
         base = base_name(saved, asked)
         with new_directory(asked.output, instead=OTHER_OUTPUT, replace=False) as partial:
             tensors, rank, notes = write_vllm(partial, saved, directory)
-            notes += carry_texts(directory, partial)
+            texts = carry_texts(directory, partial)
+            own = _own_tokenizer(saved, directory)
+            notes += ["the run added tokens, so vLLM needs its tokenizer: --tokenizer names it"] if own else texts
             names = tuple(sorted(path.name for path in partial.iterdir()))
             size = (partial / WEIGHTS).stat().st_size
     command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(allowed_rank(rank))]
     command += ["--lora-modules", f"{model_name(asked.run)}={asked.output}"]
+    if own:
+        command += ["--tokenizer", str(asked.output)]
     if TEMPLATE_FILE in names:
         command += ["--chat-template", str(asked.output / TEMPLATE_FILE)]
     found = (*saved.notes, *notes)
@@ -122,3 +126,22 @@ def export_vllm(asked: Asked) -> ServerExport:
     return ServerExport(
         str(asked.output), VLLM, method, base, names, None, tensors, size, (shlex.join(command),), found
     )
+
+
+def _own_tokenizer(saved: SavedAdapter, source: Path) -> bool:
+    """Return whether a run added tokens, all of which have a row in the base's tables.
+
+    Raises:
+        UserError: the base, which vLLM loads as it is, has no rows for them.
+    """
+    if not (source / TOKENIZER_CONFIG).is_file():
+        return False
+    from transformers import AutoTokenizer  # seconds
+
+    tokens, rows = len(AutoTokenizer.from_pretrained(source)), saved.meta.base.get("shape", {}).get("vocab_size")
+    if rows is None or tokens > rows:
+        raise UserError(
+            f"{source}: the run added tokens to the vocabulary, which the base that vLLM loads does not have",
+            suggestion="fold the run into the base with peft merge",
+        )
+    return True

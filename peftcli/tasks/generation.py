@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,15 @@ _ON_EVERY_TEXT = (
     "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "guidance_scale", "max_time", "watermarking_config",
 )  # fmt: skip
 """A model's own generation settings that change greedy texts, too, and that nothing here sets."""
+_ON_DRAWN = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Those that change texts which are drawn with a temperature, and that nothing here sets."""
+_ON_BEAMS = ("length_penalty", "early_stopping", "renormalize_logits")
+"""Those that change what a search finds."""
 _NEUTRAL = {
     "repetition_penalty": 1, "encoder_repetition_penalty": 1, "guidance_scale": 1, "num_return_sequences": 1,
     "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0,
-    "renormalize_logits": False, "remove_invalid_values": False,
+    "renormalize_logits": False, "remove_invalid_values": False, "early_stopping": False, "length_penalty": 1,
+    "top_k": 0, "top_p": 1, "typical_p": 1, "min_p": 0, "epsilon_cutoff": 0, "eta_cutoff": 0,
 }  # fmt: skip
 """Values that mean nothing, which many models' files write out."""
 
@@ -120,16 +125,39 @@ def settings_note(model: Any, tokenizer: Any) -> str | None:
     The first token that they force is told where it is not the tokenizer's own first one.
     """
     own = getattr(model, "generation_config", None)
-    values = {name: getattr(own, name, None) for name in _ON_EVERY_TEXT}
-    idle = {"forced_bos_token_id"} if values["forced_bos_token_id"] == tokenizer.bos_token_id else set()
-    idle |= settings_without_effect(model) if own is not None else set()
-    acting = [f"{name} {value!r:.60}" for name, value in values.items() if value is not None and name not in idle]
+    first = getattr(own, "forced_bos_token_id", None)
+    names = [name for name in _ON_EVERY_TEXT if name != "forced_bos_token_id" or first != tokenizer.bos_token_id]
+    acting = "" if own is None else _shown(model, names)
     if not acting:
         return None
     return (
-        f"the base's generation_config.json acts on every text that is written: {', '.join(acting)}; if the rows do "
-        "not want that (shorter texts, repeated words), take it out of that file"
+        f"the base's generation_config.json acts on every text that is written: {acting}; if the rows do not want "
+        "that (shorter texts, repeated words), take it out of that file"
     )
+
+
+def decoding_note(model: Any, decoding: Decoding) -> str | None:
+    """Return which of a model's own generation settings act on texts that are drawn or searched for, or do not.
+
+    Args:
+        model: with its `generation_config`.
+        decoding: on greedy texts nothing acts but what `settings_note` tells.
+    """
+    if not decoding.samples:
+        found = _shown(model, _ON_BEAMS) if decoding.num_beams > 1 else ""
+        return f"the base's generation_config.json acts on a search with beams: {found}" if found else None
+    left = {"top_p": decoding.top_p == 1.0, "top_k": decoding.top_k == 0}
+    acting, ignored = _shown(model, _ON_DRAWN), _shown(model, [name for name, unset in left.items() if unset])
+    parts = [f"acts on texts that are drawn with a temperature: {acting}"] if acting else []
+    parts += [f"has {ignored}, which does not act: what is set here does"] if ignored else []
+    return f"the base's generation_config.json {'; it '.join(parts)}" if parts else None
+
+
+def _shown(model: Any, names: Iterable[str]) -> str:
+    """Return those of a model's own generation settings that say something, with their values."""
+    idle = settings_without_effect(model)
+    values = {name: getattr(model.generation_config, name, None) for name in names if name not in idle}
+    return ", ".join(f"{name} {value!r:.60}" for name, value in values.items() if value is not None)
 
 
 def _blame_settings(model: nn.Module, again: Callable[[], Any], error: Exception) -> None:

@@ -252,3 +252,32 @@ def test_what_is_trained_whole_and_changed_stays_in_our_layout(entry: str, tmp_p
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "PEFTCLI"
     with pytest.raises(UserError, match=f"{entry}.* is trained whole and has a change of its own"):
         export_run(run / "adapter", tmp_path / "out", to="hf-peft")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(use_something=True), "uses use_something, a variant of a later HF peft"),
+        (lambda c: c.update(new_config={"a": 1}), "uses new_config"),
+        (lambda c: c.update(r=3), "the rank 3, and its pair has 4: the scale is not known"),
+        (lambda c: c.update(rank_pattern={"q_proj": 2}), "q_proj the rank 2, and its pair has 4"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(
+    change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
+) -> None:
+    _save(tmp_path / "a", "causal_lm", _trained("llama", "causal_lm", {"r": 4}))
+    (tmp_path / "a/peftcli.json").unlink()
+    _edit(tmp_path / "a", change)
+    with pytest.raises(UserError, match=message):
+        load_adapter(tmp_path / "a")
+
+
+def test_keys_that_are_not_known_are_told_and_those_of_training_are_not(tmp_path: Path) -> None:
+    _save(tmp_path / "a", "causal_lm", _trained("llama", "causal_lm", {}))
+    (tmp_path / "a/peftcli.json").unlink()
+    _edit(tmp_path / "a", lambda c: c.update(layers_to_transform=[0, 1], exclude_modules=["k_proj"], unset=None))
+    assert not [note for note in load_adapter(tmp_path / "a").notes if "not read" in note]
+    _edit(tmp_path / "a", lambda c: c.update(new_gamma=16))
+    (note,) = [note for note in load_adapter(tmp_path / "a").notes if "not read" in note]
+    assert note.endswith("this version does not know them: new_gamma")

@@ -38,6 +38,19 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         CAUSAL,
         {"target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_fc": 3}, "alpha_pattern": {"h.0.attn.c_attn": 5}},
     ),
+    # HF peft compares patterns with the parameter's path: `gate_proj` alone matches nothing there
+    "a module named by its weight": (
+        "LoraConfig",
+        "llama",
+        CAUSAL,
+        {
+            "r": 3,
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+            "rank_pattern": {"gate_proj.weight": 2},
+            "alpha_pattern": {"gate_proj.weight": 5, "up_proj": 7},
+        },
+    ),
     "adalora": (
         "AdaLoraConfig",
         "llama",
@@ -181,7 +194,7 @@ def test_missing_unexpected_and_misshapen_tensors(case: str, models: Path, tmp_p
         assert str(tmp_path / "hf") in str(caught.value)
         assert not (tmp_path / "run").exists()
 
-    refused({**whole, key: whole[key].new_zeros(2, 3)}, r"has shape")
+    refused({**whole, key: whole[key].new_zeros(2, 3)}, r"has shape|the scale is not known")
     refused({**whole, "base_model.model.model.nothing": torch.zeros(1)}, r"unexpected model\.nothing")
     refused({**whole, "model.other": torch.zeros(1)}, "does not begin with")
     if case not in ("ia3", "oft"):  # their one tensor per place: without it the place is not adapted
@@ -234,3 +247,14 @@ def test_without_the_base_shapes_are_not_checked_and_that_is_said(models: Path, 
     done = import_adapter(tmp_path / "hf", tmp_path / "run")
     assert "shapes were not checked" in done.notes[0]
     assert load_adapter(tmp_path / "run/adapter").params.name == "lora"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rotations_of_an_older_series_are_told(models: Path, tmp_path: Path) -> None:
+    hf_adapter(models, tmp_path / "hf", *CASES["oft"])
+    path = tmp_path / "hf/adapter_config.json"
+    config = json.loads(path.read_text())
+    for version, told in ((config["peft_version"], False), ("0.17.1", True), (None, True)):
+        path.write_text(json.dumps(config | {"peft_version": version}))
+        notes = load_adapter(tmp_path / "hf").notes
+        assert any("before 0.18" in note for note in notes) == told

@@ -15,8 +15,8 @@ from peftcli.errors import UserError
 from peftcli.inference.open_run import open_run
 from peftcli.inference.opened_run import Predicting
 from peftcli.inference.predict_run import predict_run
-from peftcli.tasks.decoding import Decoding
-from peftcli.tasks.generation import TextStream, generate, settings_note
+from peftcli.tasks.decoding import GREEDY, Decoding
+from peftcli.tasks.generation import TextStream, decoding_note, generate, settings_note
 from peftcli.training.run import train
 from tests.recipes import chat_rows, write_jsonl
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -165,3 +165,46 @@ def test_settings_of_the_base_that_change_every_text_are_told() -> None:
     note = settings_note(model, tokenizer)
     assert note is not None and "min_length 56" in note and "no_repeat_ngram_size 3" in note
     assert "suppress_tokens [5]" in note and "repetition_penalty" not in note and "forced_bos" not in note
+
+
+def test_settings_of_the_base_that_act_on_drawn_texts_and_on_beams_are_told() -> None:
+    model = tiny_model("llama", "causal_lm")
+    own = model.generation_config
+    own.update(typical_p=1.0, epsilon_cutoff=0.0, length_penalty=1.0, early_stopping=False, top_p=1.0, do_sample=True)
+    drawn, beams = Decoding(temperature=1.0), Decoding(num_beams=2)
+    assert decoding_note(model, drawn) is decoding_note(model, beams) is None
+    own.update(min_p=0.9, eta_cutoff=0.1, top_k=20, length_penalty=2.0, early_stopping=True)
+    note = decoding_note(model, drawn)
+    assert note is not None and "drawn with a temperature: min_p 0.9, eta_cutoff 0.1" in note
+    assert note.endswith("it has top_k 20, which does not act: what is set here does")
+    assert "top_k" not in (decoding_note(model, Decoding(temperature=1.0, top_k=5)) or "")
+    assert (decoding_note(model, beams) or "").endswith("with beams: length_penalty 2.0, early_stopping True")
+    assert decoding_note(model, GREEDY) is None
+
+
+def test_every_setting_of_transformers_is_told_or_known() -> None:
+    """A later version may add one that changes texts without a word."""
+    from transformers import GenerationConfig
+
+    from peftcli.tasks.generation import _ON_BEAMS, _ON_DRAWN, _ON_EVERY_TEXT
+
+    of_ours = {
+        "do_sample", "num_beams", "temperature", "top_k", "top_p", "max_length", "max_new_tokens", "use_cache",
+        "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_eos_token_id",
+        "num_return_sequences", "return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
+        "output_hidden_states",
+    }  # fmt: skip
+    same_texts = {
+        "remove_invalid_values", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size",
+        "compile_config", "disable_compile", "continuous_batching_config", "transformers_version", "is_assistant",
+        "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+        "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight",
+        "speculation_type", "diversity_penalty",
+    }  # fmt: skip
+    refused = {
+        "stop_strings", "token_healing", "penalty_alpha", "dola_layers", "num_beam_groups", "constraints",
+        "force_words_ids", "low_memory", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp",
+    }  # fmt: skip
+    known = {*_ON_EVERY_TEXT, *_ON_DRAWN, *_ON_BEAMS} | of_ours | same_texts | refused
+    found = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert not found - known

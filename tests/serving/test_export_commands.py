@@ -137,6 +137,34 @@ def test_added_tokens_are_in_the_model_and_refused_beside_the_base(cli: Cli, tmp
     assert "<call>" in tokens
 
 
+def test_vllm_gets_the_tokenizer_of_added_tokens_where_its_base_has_rows_for_them(cli: Cli, tmp_path: Path) -> None:
+    """Without it vLLM would read the new tokens as ordinary text."""
+    few = served_run(tmp_path / "few", Case("llama", LORA), new_special_tokens=["<call>"])
+    said = cli("export", few, "-o", tmp_path / "out", "--to", "vllm")
+    assert said.code == 0 and f"--tokenizer {tmp_path / 'out'}" in said.out, said.err
+    assert (tmp_path / "out/tokenizer.json").is_file()
+    many = served_run(tmp_path / "many", Case("llama", LORA), new_special_tokens=[f"<call{n}>" for n in range(40)])
+    found = cli("export", many, "-o", tmp_path / "other", "--to", "vllm")
+    assert found.code == 2 and "added tokens" in found.err and "peft merge" in found.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_all_ends_of_an_answer_are_in_a_gguf_file_or_told(cli: Cli, tmp_path: Path) -> None:
+    """`peft predict` stops at those of the base's generation_config.json, too."""
+    import gguf
+
+    run = served_run(tmp_path / "case", Case("llama", LORA))
+    file = run.parent / "model" / "generation_config.json"
+    for ends, more in (([2, 60], ""), ([2, 60, 61, 62], "further ones")):
+        file.write_text(json.dumps({"eos_token_id": ends}), encoding="utf-8")
+        output = tmp_path / f"{len(ends)}.gguf"
+        said = cli("export", run, "-o", output, "--to", "gguf")
+        assert said.code == 0 and (more in said.err if more else "further ones" not in said.err), said.err
+        fields = gguf.GGUFReader(output).fields
+        written = [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eot", "eom")]
+        assert 60 in written and len(set(written)) == 2
+
+
 def test_options_that_do_not_go_together_are_refused(run: Path, cli: Cli, tmp_path: Path) -> None:
     for options, words in (
         (("--to", "ggufs"), "did you mean gguf"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,3 +94,34 @@ def read_hf_config(directory: Path) -> dict[str, Any]:
                 reason = f"{pattern!r:.60} is no regular expression: {error}"
                 raise UserError(Problem(reason, str(path), key=key, suggestion=_AGAIN)) from None
     return config
+
+
+_OF_TRAINING = frozenset({
+    "auto_mapping", "inference_mode", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying",
+    "megatron_config", "megatron_core", "runtime_config", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "qalora_group_size", "init_weights", "init_ia3_weights", "save_projection", "mask_type",
+    "total_step", "use_effective_conv2d", "num_transformer_submodules", "prefix_projection", "encoder_hidden_size",
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+})  # fmt: skip
+"""Keys of HF peft 0.21 that are not read: how an adapter was made, where the tensors tell all that matters."""
+
+
+def unknown_keys(config: Mapping[str, Any], where: Path) -> list[str]:
+    """Return a note on keys that are set and that this version does not know; HF peft passes over such, too.
+
+    Args:
+        config: adapter_config.json; keys that the method's layout refuses are not set in it.
+        where: the directory, for messages.
+
+    Raises:
+        UserError: one of them is the name of a variant, whose tensors would be used as if they were a plain adapter's.
+    """
+    known = {*_KINDS, *_OF_TRAINING}
+    found = [key for key, value in config.items() if key not in known and value not in (None, False, "", [], {})]
+    variants = [key for key in found if key.startswith("use_") or key.endswith("_config")]
+    if variants:
+        raise UserError(
+            f"{where / CONFIG} uses {', '.join(variants)}, a variant of a later HF peft, which has no counterpart here",
+            suggestion="load the adapter in HF peft and save it merged",
+        )
+    return [f"{where / CONFIG}: not read, since this version does not know them: {', '.join(found)}"] if found else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -78,7 +79,7 @@ class HfPeft(Library):
 
     def read(self, directory: Path, base: BaseName | None) -> SavedAdapter:
         """Read an adapter by its `peft_type`; a prefix or a prompt needs the base, since its file names no module."""
-        from peftcli.adapters.hf.hf_config import read_hf_config
+        from peftcli.adapters.hf.hf_config import read_hf_config, unknown_keys
         from peftcli.adapters.hf.hf_table import format_of_type
         from peftcli.adapters.sidecar import explained_params
 
@@ -92,7 +93,8 @@ class HfPeft(Library):
                 suggestion=f"first turn it into ours: peft import {directory} -o DIR --base MODEL",
             )
         with explained_params(directory / CONFIG):
-            return found.read(config, tensors, directory, base)
+            saved = found.read(config, tensors, directory, base)
+        return replace(saved, notes=(*saved.notes, *unknown_keys(config, directory)))
 
     def write(
         self, saved: SavedAdapter, source: Path, output: Path, *, base: str | None, instead: str | None

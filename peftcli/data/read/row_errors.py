@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
@@ -29,33 +29,36 @@ class Errors:
 
     def __init__(self, on_error: Literal["fail", "skip"], *, read_again: bool = False) -> None:
         self._on_error = on_error
-        self._known: set[tuple[str, int]] | None = set() if read_again else None
+        self._counted: dict[tuple[str, bool], int] | None = {} if read_again else None
         self.skipped: list[BadRow] = []
         self.count = 0
         self._fatal: list[BadRow] = []
 
-    def add(self, bad: Iterable[BadRow], *, always: bool = False) -> None:
+    def add(self, bad: Iterable[BadRow], *, always: bool = False, encoding: bool = False) -> None:
         """Take in broken rows; raises as soon as enough of them are there to show.
 
         Args:
             always: fail whatever the recipe says.
+            encoding: whether encoding found them, which comes after reading: each of the two goes through a file in
+                the order of its rows, so that what was counted is known by the last row of it.
         """
-        for one in bad:
-            if self._on_error == "skip" and not always:
-                self._skip(one)
-            else:
-                self._fatal.append(one)
+        if self._on_error == "skip" and not always:
+            self._skip(list(bad), encoding)
+        else:
+            self._fatal += bad
         if len(self._fatal) >= SHOWN_ERRORS:
             self.raise_if_any()
 
-    def _skip(self, one: BadRow) -> None:
-        if self._known is not None:
-            if (one.source, one.row) in self._known:
-                return
-            self._known.add((one.source, one.row))
-        self.count += 1
-        if len(self.skipped) < LISTED_SKIPS:
-            self.skipped.append(one)
+    def _skip(self, bad: Sequence[BadRow], encoding: bool) -> None:
+        """Count and list broken rows, of a file that is read again those behind what was counted."""
+        if self._counted is not None:
+            places = {(one.source, one.row): one for one in bad}
+            bad = [one for one in places.values() if one.row > self._counted.get((one.source, encoding), 0)]
+            for one in bad:
+                place = one.source, encoding
+                self._counted[place] = max(one.row, self._counted.get(place, 0))
+        self.count += len(bad)
+        self.skipped += bad[: LISTED_SKIPS - len(self.skipped)]
 
     def raise_if_any(self) -> None:
         """Raise a `UserError` with every row that was broken."""

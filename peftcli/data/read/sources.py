@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from peftcli.data.read.splits import Purpose, choose_files, choose_split, split_
 from peftcli.errors import Problem, UserError
 from peftcli.locations import expand_location
 from peftcli.recipe.schema import DataSource, DataSpec
+from peftcli.shown_text import some_of
+
+_OTHER_KINDS = frozenset({
+    ".xlsx", ".xls", ".ods", ".zip", ".tar", ".tgz", ".7z", ".rar", ".pkl", ".npy", ".npz", ".h5", ".hdf5", ".feather",
+    ".orc", ".avro", ".sqlite", ".db",
+})  # fmt: skip
+"""Files that often hold rows, which are not read; of other files beside the data (a licence) nothing is said."""
 
 
 def data_sources(spec: DataSpec) -> list[DataSource]:
@@ -120,15 +128,18 @@ def _directory(path: Path, source: DataSource, key: str, purpose: Purpose | None
     texts = [file for folder in folders for file in _entries(folder, key) if _is_text(file)]
     if texts:
         _refuse_split(source, f"the folder {path} holds class folders", split_key)
-        return SourceFiles(source.path, tuple(texts), None, "folders", path)
+        beside = _unread(path, [file.name for file in files])
+        return SourceFiles(source.path, tuple(texts), None, "folders", path, notes=beside)
+    deeper = [f"{one.name}/" for one in folders if not split_of(one.name) and any(map(_is_data, _entries(one, key)))]
+    unread = _unread(path, [*(entry.name for entry in inside if _holds_unread_rows(entry)), *deeper])
     if files and purpose is None:
-        return SourceFiles(source.path, tuple(files), None)
+        return SourceFiles(source.path, tuple(files), None, notes=unread)
     if files:
         files += [
             file for folder in folders if split_of(folder.name) for file in _entries(folder, key) if _is_data(file)
         ]
         choice = choose_files(files, path, source.split, purpose or "any", f"the folder {path}", split_key)
-        return SourceFiles(source.path, choice.items, None, notes=_notes(choice.note))
+        return SourceFiles(source.path, choice.items, None, notes=(*_notes(choice.note), *unread))
     names = ", ".join(folder.name for folder in folders)
     raise UserError(
         Problem(
@@ -172,6 +183,16 @@ def _refuse_split(source: DataSource, what: str, key: str) -> None:
 
 def _notes(text: str) -> tuple[str, ...]:
     return (text,) if text else ()
+
+
+def _unread(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on what of a folder is not read although rows may be in it."""
+    return _notes(f"not read in the folder {folder}: {some_of(names, 3)}" if names else "")
+
+
+def _holds_unread_rows(path: Path) -> bool:
+    """Whether a file is of a kind that often holds rows, and has no reader here."""
+    return path.is_file() and path.suffix.lower() in _OTHER_KINDS
 
 
 def _entries(folder: Path, key: str) -> list[Path]:

@@ -223,7 +223,7 @@ def stream_rows(
         result = worker(found, chunk)
         if passed is not None:
             passed.add(result)
-        errors.add(result.bad)
+        errors.add(result.bad, encoding=True)
         errors.add(result.too_long, always=True)
         errors.raise_if_any()
         for encoded, origin in zip(result.rows, result.origins, strict=True):

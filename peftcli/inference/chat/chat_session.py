@@ -10,6 +10,10 @@ from peftcli.inference.chat.chat_prompt import PromptMaker, Round
 from peftcli.inference.opened_run import OpenedRun
 from peftcli.stop_signals import interrupted_by_keyboard
 from peftcli.tasks.decoding import GREEDY, Decoding, OnText
+from peftcli.tasks.generation import decoding_note
+
+_DRAWN = Decoding(temperature=1.0)
+"""What a turn can be: the temperature is set in a chat."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Chat:
     def open(self) -> list[str]:
         """Load the model that answers; return what the user should know of it."""
         run = self.models.use(self.name)
-        return [*run.notes, *self._maker(self.name, run).notes()]
+        drawn = decoding_note(run.model, self.settings.decoding if self.settings.decoding.samples else _DRAWN)
+        return [*run.notes, *self._maker(self.name, run).notes(), *([drawn] if drawn else [])]
 
     def switch(self, name: str) -> list[str]:
         """Let another model answer from now on; the turns so far stay. Return what the user should know of it.

@@ -25,6 +25,7 @@ from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_runs import combine_runs
 from peftcli.merging.several.combine_weights import combine_weights
 from peftcli.merging.verify_merge import compare_with_rules, judge
+from peftcli.methods.lora import LoraParams
 from peftcli.protocol.method import MergeRule
 from peftcli.record.random_state import random_numbers_kept
 
@@ -59,6 +60,7 @@ def combine_to_adapter(
     """
     check_free(output)
     opened = [open_run_to_merge(Path(run), base, trust_code, checkpoint) for run in runs]
+    _refuse_what_quantisation_took(opened)
     made = combine_runs(opened, how)
     expected = _exact_rules(opened, how) if made.combined is None else None
     if made.combined is not None:
@@ -89,6 +91,22 @@ def combine_to_adapter(
         check=check,
     )
     return report
+
+
+def _refuse_what_quantisation_took(runs: Sequence[RunToMerge]) -> None:
+    """Refuse LoftQ: what is combined is the change of the unquantised base, and the new run is on the quantised one.
+
+    Raises:
+        UserError: names the run.
+    """
+    for run in runs:
+        params = None if run.adapter is None else run.adapter.params
+        if isinstance(params, LoraParams) and params.starts_from_error:
+            raise UserError(
+                f"{run.directory} holds what quantisation took from its base (LoftQ), of which a combined adapter on "
+                "the quantised base would have nothing",
+                suggestion="leave --adapter out: the change is folded into the unquantised base",
+            )
 
 
 def _report(made: RunToMerge, saved: SavedAdapter, output: Path) -> MergeReport:

@@ -8,9 +8,9 @@ from peftcli.inference.row_scores import RowScores, score_base
 from peftcli.recipe.schema import Recipe
 from peftcli.record.shown_numbers import duration
 from peftcli.studies.compare.asked import BASE, Asked, check_comparable
-from peftcli.studies.compare.compared_rows import compared_method, read_scores
+from peftcli.studies.compare.compared_rows import compared_method
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
-from peftcli.studies.compare.kept_scores import kept_scores
+from peftcli.studies.compare.kept_scores import kept_scores, trial_scores
 from peftcli.studies.compare.phases import CompareWatcher, Found, Phases
 from peftcli.studies.compare.rate_search import at_edge
 from peftcli.studies.compare.trial_recipes import score_trial
@@ -55,7 +55,7 @@ def _scores(
             for seed, result in results
             if result.state == "finished"
         ]
-        scored[each.label] = [read_scores(asked.directory, name) for name in names]
+        scored[each.label] = [trial_scores(asked.directory, name) for name in names]
     loaded = asked.candidates[0].loaded
     file = asked.directory / "scores" / "before-training.json"
     before = [kept_scores(file, lambda: score_base(loaded))] if scored else []

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftcli.adapters.servers import servers_of
-from peftcli.errors import Problem, UserError
-from peftcli.inference.row_scores import RowScores
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.studies.compare.candidate import Candidate
@@ -118,19 +115,3 @@ def artifact_bytes(run: Path) -> int | None:
     """Return the size of the weights that a run left: an adapter's, or those of a complete model."""
     files = [file for part in ("adapter", "model") for file in (run / part).glob("*.safetensors")]
     return sum(file.stat().st_size for file in files) or None
-
-
-def read_scores(study: Path, name: str) -> RowScores:
-    """Return the scores of a trial's held-out rows.
-
-    Raises:
-        UserError: their file is missing or damaged.
-    """
-    file = study / "scores" / f"{name}.json"
-    try:
-        return RowScores.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError) as error:
-        result = study / "results" / f"{name}.json"
-        remedy = f"remove it, if it is there, and {result}: the same command scores the rows of the trained run again"
-        text = "the scores of this trial's held-out rows are missing or damaged"
-        raise UserError(Problem(text, file=str(file), suggestion=remedy)) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peftcli.inference.row_scores import RowScores
-from peftcli.studies.compare.compared_rows import read_scores
+from peftcli.studies.compare.kept_scores import trial_scores
 from peftcli.studies.compare.trial_results import final_score
 from peftcli.studies.engine.trial import TrialResult
 from peftcli.studies.evidence.judgement import judge
@@ -65,7 +65,7 @@ def judge_winners(
             reason=None if ended else reason or "no run finished",
         )
         if ended:
-            scored[one.name] = [read_scores(study, result.name) for _, result in ended]
+            scored[one.name] = [trial_scores(study, result.name) for _, result in ended]
     judged = judge(scored, metric=request.metric, greater_is_better=request.greater_is_better, reference=None)
     for name, judgement in judged.items():
         winner = found[name]

@@ -144,6 +144,11 @@ def test_labels_that_training_does_not_have(encoder: Any, tmp_path: Path) -> Non
     assert [(bad["row"], bad["message"]) for bad in data.report.skipped] == [
         (2, "the label 'z' does not occur in training")
     ]
+    told = "v.jsonl:2 left out: the label 'z' does not occur in training"
+    assert [note for note in data.report.notes if note.endswith(told)]
+    spec = DataSpec(path="x.jsonl", on_error="skip")  # of a run: its evaluation of other files leaves rows out, too
+    rows, notes = prepare_for_evaluation(str(other), spec, TASK, encoder, data.labels)
+    assert len(rows) == 1 and [note for note in notes if note.endswith(told)]
     with pytest.raises(UserError, match="labels in training: x, y"):
         prepare_for_evaluation(str(other), DataSpec(path="x.jsonl"), TASK, encoder, data.labels)
 

@@ -108,3 +108,20 @@ def test_a_saved_data_set_is_read_by_purpose(tmp_path: Path) -> None:
     assert texts(tmp_path / "both", "validation") == ["validation"]
     with pytest.raises(UserError, match="has no effect"):
         texts(tmp_path / "both" / "test", split="train")
+
+
+def test_what_of_a_folder_is_not_read_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "mixed/a.jsonl", "a")
+    assert noted(tmp_path / "mixed") == ""
+    for name in ("b.xlsx", "c.jsonl.zip", "LICENSE", "README.md"):
+        (tmp_path / "mixed" / name).touch()
+    write(tmp_path / "mixed/more/d.jsonl", "d")
+    write(tmp_path / "mixed/empty/readme.md", "nothing")
+    assert texts(tmp_path / "mixed") == ["a"]
+    assert noted(tmp_path / "mixed") == f"not read in the folder {tmp_path / 'mixed'}: b.xlsx, c.jsonl.zip, more/"
+    for name in ("good", "bad"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / "1.txt").write_text(name, encoding="utf-8")
+    assert noted(tmp_path / "classes") == ""
+    write(tmp_path / "classes/rows.jsonl", "never read")
+    assert noted(tmp_path / "classes") == f"not read in the folder {tmp_path / 'classes'}: rows.jsonl"

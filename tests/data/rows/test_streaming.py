@@ -11,6 +11,7 @@ import pytest
 
 from peftcli.data.prepare import prepare
 from peftcli.data.prepared_data import PreparedData
+from peftcli.data.read import row_errors
 from peftcli.data.rows import streaming
 from peftcli.data.rows.batching import epoch_batches
 from peftcli.data.rows.streaming import StreamedRows
@@ -177,3 +178,21 @@ def test_what_the_head_of_a_stream_loses_is_told_each_row_once(tokenizer: Any, t
     assert sum(data.train.passed.statuses.values()) == data.train.passed.unused["column id"] == 20
     with pytest.raises(UserError, match="3 of 12 rows at the head of the stream have no token to train on"):
         stream(tokenizer, path, 60, **chat)
+
+
+def test_what_is_kept_of_broken_rows_does_not_grow_with_their_number(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading finds some and encoding others, behind each other; either goes through a file in order."""
+    monkeypatch.setattr(row_errors, "LISTED_SKIPS", 5)
+    lines = numbered(tmp_path / "a.jsonl", 400).read_text(encoding="utf-8").splitlines()
+    for place in range(0, 400, 4):
+        lines[place] = "{broken" if place % 8 else '{"prompt": 5}'
+    path = tmp_path / "b.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    data = stream(tokenizer, path, 900, val_set_size=3.0, on_error="skip")
+    list(data.train)
+    list(data.train)  # from the beginning
+    assert data.skipped_of_stream == 100 and len(data.skipped_rows()) == 5
+    errors = data.train._errors  # type: ignore[attr-defined]
+    assert errors._counted == {(str(path), False): 397, (str(path), True): 393}

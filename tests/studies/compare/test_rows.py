@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from peftcli.console.study_views.compare_request import CompareRequest, read_request
 from peftcli.errors import UserError
-from peftcli.studies.compare.compared_rows import compared_method, read_scores
+from peftcli.inference.row_scores import RowScores
+from peftcli.studies.compare.compared_rows import compared_method
+from peftcli.studies.compare.kept_scores import kept_scores, trial_scores
 from peftcli.studies.compare.phases import Found
 from peftcli.studies.engine.trial import CurvePoint, TrialResult
 
@@ -80,5 +83,28 @@ def test_scores_that_are_damaged_or_gone_are_named_with_a_remedy(tmp_path: Path,
     if text is not None:
         file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        read_scores(tmp_path, "one")
+        trial_scores(tmp_path, "one")
     assert caught.value.problems[0].file == str(file) and "results" in (caught.value.problems[0].suggestion or "")
+
+
+SCORES = RowScores("text", 0, {"": 1}, "x", ["a"], [[0, 1]], [1.0], [1.0])
+DAMAGED = {
+    "cut": "{", "a list": "[]", "a number": "5", "other keys": '{"version": 2}', "deep": "[" * 100_000,
+    "text for a number": json.dumps(SCORES.as_dict() | {"loss_sums": ["1.0"]}),
+    "a row too few": json.dumps(SCORES.as_dict() | {"counts": []}),
+    "a number for a list": json.dumps(SCORES.as_dict() | {"places": 5}),
+    "another version": json.dumps(SCORES.as_dict() | {"version": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_scores_are_computed_again_whoever_wrote_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    monkeypatch.setattr("peftcli.studies.compare.kept_scores.score_rows", lambda run: SCORES)
+    file = tmp_path / "scores" / "one.json"
+    file.parent.mkdir()
+    for read in (lambda: kept_scores(file, lambda: SCORES), lambda: trial_scores(tmp_path, "one")):
+        file.write_text(text, encoding="utf-8")
+        assert read() == SCORES
+        assert RowScores.from_dict(json.loads(file.read_text(encoding="utf-8"))) == SCORES

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from peftcli.adapters.adapter_files import CONFIG
 from peftcli.adapters.base_shape import BaseName
 from peftcli.adapters.format import AdapterMeta, SavedAdapter, SavedTarget, recorded_params
 from peftcli.adapters.hf import hf_files
@@ -19,6 +20,7 @@ from peftcli.adapters.hf.hf_token_rows import read_rows
 from peftcli.adapters.hf.layouts.lora_experts import (
     dora_of_experts,
     file_names,
+    pattern_key,
     read_experts,
     some_experts,
     whole_experts,
@@ -120,6 +122,7 @@ class LoraFormat(HfFormat[LoraParams]):
         ranks = {key: _rank(state, key) // counts.get(key, 1) for key in _target_keys(state)}
         if not ranks:
             raise UserError(f"{where} is a LoRA adapter without a single lora_A")
+        _refuse_other_ranks({key: rank for key, rank in ranks.items() if key not in counts}, config, where)
         others = [key for key in state if not key.endswith(_FACTORS) and key not in rows.state]
         biases = [key for key in others if key.endswith(".bias")] if config.get("bias", "none") != "none" else []
         whole = hf_files.whole_modules([key for key in others if key not in biases], config)
@@ -186,7 +189,8 @@ def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str
     """
     rank = int(config.get("r", 8))
     alpha = config.get("lora_alpha", 8)
-    alphas = {key: hf_files.first_match(config.get("alpha_pattern") or {}, key, alpha) for key in ranks}
+    patterns = config.get("alpha_pattern") or {}
+    alphas = {key: hf_files.first_match(patterns, pattern_key(config, key), alpha) for key in ranks}
     return LoraParams(
         r=rank,
         lora_alpha=alpha,
@@ -200,6 +204,25 @@ def _params(config: Mapping[str, Any], ranks: Mapping[str, int], whole: list[str
         alpha_pattern={f"^{re.escape(key)}": value for key, value in alphas.items() if value != alpha},
         modules_to_save=whole or None,
     )
+
+
+def _refuse_other_ranks(ranks: Mapping[str, int], config: Mapping[str, Any], where: Path) -> None:
+    """Refuse pairs of another rank than the config's, which is what divides alpha.
+
+    Args:
+        ranks: of the pairs, by module.
+
+    Raises:
+        UserError: names the first one.
+    """
+    patterns, usual = config.get("rank_pattern") or {}, config.get("r", 8)
+    for key, rank in ranks.items():
+        named = hf_files.first_match(patterns, pattern_key(config, key), usual)
+        if rank != named:
+            raise UserError(
+                f"{where / CONFIG} gives {key} the rank {named}, and its pair has {rank}: the scale is not known",
+                suggestion="save or download the adapter again",
+            )
 
 
 def _refuse_unreadable(config: Mapping[str, Any], where: Path) -> None:

@@ -27,6 +27,7 @@ from peftcli.layers.expert_parts.expert_delta import expert_factors, joined_fact
 from peftcli.methods.lora import LoraParams
 
 _PAIR = ("lora_A.weight", "lora_B.weight")
+_WEIGHT = ".weight"
 _WRAPPED = re.compile(r"(?P<module>.+?)(?P<inside>(?:\.base_layer)*)\.lora_[AB]\.weight")
 
 
@@ -203,11 +204,25 @@ def _holds(name: str, module: str) -> bool:
 
 def _is_module(config: Mapping[str, Any], module: str) -> bool:
     """Tell whether a path is a target by HF peft's rule, as a module or by its weight: then it holds no experts."""
-    named, parameters = config.get("target_modules") or (), config.get("target_parameters") or ()
-    if isinstance(named, str):
-        return re.fullmatch(named, module) is not None
-    by_weight = [name.removesuffix(".weight") for name in parameters if name.endswith(".weight")]
-    return any(module == name or module.endswith(f".{name}") for name in (*named, *by_weight))
+    named = config.get("target_modules") or ()
+    own = re.fullmatch(named, module) is not None if isinstance(named, str) else _ends_with(module, named)
+    return own or _by_weight(config, module)
+
+
+def pattern_key(config: Mapping[str, Any], module: str) -> str:
+    """Return what HF peft compares with the names in rank_pattern and alpha_pattern: a changed module's path, with
+    `.weight` behind it where the config names its weight among `target_parameters`.
+    """
+    return f"{module}{_WEIGHT}" if _by_weight(config, module) else module
+
+
+def _by_weight(config: Mapping[str, Any], module: str) -> bool:
+    names = config.get("target_parameters") or ()
+    return _ends_with(module, [name.removesuffix(_WEIGHT) for name in names if name.endswith(_WEIGHT)])
+
+
+def _ends_with(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _place_in_module(name: str) -> tuple[bool, str]:

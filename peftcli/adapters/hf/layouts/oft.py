@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ class OftFormat(HfFormat[OftParams]):
         whole = hf_files.whole_modules((key for key in state if not key.endswith(_SUFFIXES)), config)
         given = {name: config[name] for name in (*_OPTIONS, _TERMS) if config.get(name) is not None}
         params = OftParams(**given, target_modules=list(keys), modules_to_save=whole or None)
+        if params.use_cayley_neumann and _older(config):
+            notes.append(
+                f"{where} is of an HF peft before 0.18, whose series for rotations (use_cayley_neumann) was a little "
+                "different: its outputs differ from those of training, as in later HF peft"
+            )
         if params.coft:  # it saves what the last step left, and shrinks it when it is used
             state = {
                 key: within_bound(value.float(), params.eps) if key.endswith(_SUFFIXES) else value
@@ -65,3 +71,8 @@ class OftFormat(HfFormat[OftParams]):
 
 def _module(key: str) -> str:
     return next(key.removesuffix(f".{suffix}") for suffix in _SUFFIXES if key.endswith(suffix))
+
+
+def _older(config: Mapping[str, Any]) -> bool:
+    """Return whether a version before 0.18 wrote a config, the first that names its version and has today's series."""
+    return tuple(int(part) for part in re.findall(r"\d+", str(config.get("peft_version") or ""))[:2]) < (0, 18)
