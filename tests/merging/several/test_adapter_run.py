@@ -19,6 +19,7 @@ from peftcli.methods.lora import LoraParams
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import load_recipe
 from peftcli.training.run import train
+from tests.merging.runs import make_run
 from tests.merging.several.test_combine_runs import two_runs
 from tests.merging.several.test_combine_weights import changes, random_base, runs_of
 
@@ -85,4 +86,14 @@ def test_what_is_written_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(combine_factors, "compressed", lambda a, b, _rank: (a, 1.5 * b))
     with pytest.raises(VerificationFailed):
         combine_to_adapter([one, two], tmp_path / "both", combination(None, [1.0, 1.0], 2))
+    assert not (tmp_path / "both").exists()
+
+
+def test_runs_of_loftq_are_refused(tmp_path: Path) -> None:
+    """Their initial pair is taken off the unquantised base, and the new run is on the quantised one."""
+    method = {"name": "lora", "r": 4, "init_lora_weights": "loftq"}
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    run = make_run(tmp_path, "llama", "causal_lm", method, base_class="causal_lm", load_in_4bit=True, config=sizes)
+    with pytest.raises(UserError, match="what quantisation took from its base"):
+        combine_to_adapter([run, run], tmp_path / "both", combination(None, [0.5, 0.5], 2))
     assert not (tmp_path / "both").exists()
