@@ -186,7 +186,8 @@ def large_imports() -> Iterator[None]:
 class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
     """A context without messages of libraries that a user can do nothing about.
 
-    bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer. transformers warns of
+    bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer. A CUDA build of torch
+    that compiles blocks tells where there is no GPU which CUDA_HOME it would use. transformers warns of
     padding without a mask, which the causal task leaves out on purpose. FSDP2 warns of blocks that return views (T5's):
     nothing here or in transformers writes into them.
     """
@@ -195,15 +196,17 @@ class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        self._bitsandbytes = logging.getLogger("bitsandbytes")
+        self._loggers = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils.cpp_extension")]
         self._transformers = logging.getLogger("transformers.modeling_utils")
-        self._level, self._found = self._bitsandbytes.level, _is_news in self._transformers.filters
-        self._bitsandbytes.setLevel(logging.ERROR)
+        self._levels, self._found = [each.level for each in self._loggers], _is_news in self._transformers.filters
+        for each in self._loggers:
+            each.setLevel(logging.ERROR)
         self._transformers.addFilter(_is_news)
 
     def __exit__(self, *_error: object) -> None:
         self._warnings.__exit__(None, None, None)
-        self._bitsandbytes.setLevel(self._level)
+        for each, level in zip(self._loggers, self._levels, strict=True):
+            each.setLevel(level)
         if not self._found:
             self._transformers.removeFilter(_is_news)
 

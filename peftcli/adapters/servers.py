@@ -40,13 +40,19 @@ def servers_of(run: Path) -> list[str]:
 
     A method that is not here can be merged, if it merges: a merged model is a complete model.
     """
+    from peftcli.adapters.format import OWN_TYPE
+
     if (run / "model").is_dir():
         task = _read(run / "summary.json").get("task")
         kind = task_info(task).hf_task_type if isinstance(task, str) and task in TASKS else None
-        return [name for name, rule in server_rules().items() if kind is None or {"*", kind} & set(rule["task_types"])]
+        return [
+            name
+            for name, rule in server_rules().items()
+            if rule["peft_types"] != ["*"] and (kind is None or kind in rule["task_types"])  # HF peft loads adapters
+        ]
     config = _read(run / "adapter" / CONFIG)
-    if not isinstance(config.get("peft_type"), str):
-        return []  # this project's own format
+    if not isinstance(config.get("peft_type"), str) or config["peft_type"] == OWN_TYPE:
+        return []  # only this project reads it
     return [name for name, rule in server_rules().items() if _loads(rule, config)]
 
 

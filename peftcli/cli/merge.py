@@ -231,7 +231,7 @@ def _print(report: MergeReport, console: Console) -> None:
         changed = f"a LoRA at {report.changed} modules; `method.init_from`, export and merge take this run"
     else:
         changed = f"{report.changed} of {report.tensors} tensors changed"
-    console.print(f"{report.output}: {byte_size(report.size)} in {report.dtype}, {changed}", markup=False)
+    console.print(f"{report.output}: {byte_size(report.size)} in {report.written_in}, {changed}", markup=False)
     if report.verified:
         found = (report.max_abs_diff, report.mean_abs_diff, report.tolerance)
         most, mean, tolerance = (figures(value or 0.0, 2) for value in found)

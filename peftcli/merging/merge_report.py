@@ -49,6 +49,11 @@ class MergeReport:
     notes: list[str] = field(default_factory=list)
     adapter: bool = False
 
+    @property
+    def written_in(self) -> str:
+        """What the numbers of the weight files are, for reading."""
+        return self.dtype if self.requantized is None else "4 bits"
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
         return asdict(self)

@@ -166,6 +166,8 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             world.broadcast(str(partial))
             with stage("comparing with base + adapter"):
                 usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
+        if options.requantize:
+            report.size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
         auto = auto_name(config, run.recipe.task)
         card = merged_card(run.recipe.model.name_or_path, run.recipe.task, auto, report)
         write_reading(partial, run.recipe, trained_format(RunDirectory(run.directory)))

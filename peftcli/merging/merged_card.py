@@ -21,7 +21,7 @@ def merged_card(base: str, task: str, auto: str, report: MergeReport) -> str:
         f"# {public_name(base)}, merged with a {report.method} adapter",
         "",
         f"The weights of the base with the change of a `{report.method}` training for `{task}` folded in, in "
-        f"{report.dtype}. It needs no adapter library:",
+        f"{report.written_in}. It needs no adapter library:",
         "",
         *python_block(
             [

@@ -41,7 +41,13 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-_WITHOUT_A_KEY = ("nested too deeply", "not from a known library", "is not what peftcli.json", "non_linearity")
+_WITHOUT_A_KEY = (
+    "nested too deeply",
+    "not from a known library",
+    "is not what peftcli.json",
+    "non_linearity",
+    "by r and rank_pattern",
+)
 
 
 @pytest.fixture(scope="module")

@@ -259,8 +259,8 @@ def test_what_is_trained_whole_and_changed_stays_in_our_layout(entry: str, tmp_p
     [
         (lambda c: c.update(use_something=True), "uses use_something, a variant of a later HF peft"),
         (lambda c: c.update(new_config={"a": 1}), "uses new_config"),
-        (lambda c: c.update(r=3), "the rank 3, and its pair has 4: the scale is not known"),
-        (lambda c: c.update(rank_pattern={"q_proj": 2}), "q_proj the rank 2, and its pair has 4"),
+        (lambda c: c.update(r=3), "the rank 3 by r and rank_pattern, and its pair has 4: the scale is not known"),
+        (lambda c: c.update(rank_pattern={"q_proj": 2}), "q_proj the rank 2 by r and rank_pattern, and its pair has 4"),
     ],
 )
 def test_what_would_be_read_wrongly_is_refused(

@@ -46,6 +46,8 @@ def test_quantising_again_is_measured_and_loads(tmp_path: Path) -> None:
     )
     report = merge_run(run, tmp_path / "merged", use_alone=False, requantize=True)
     assert report.verified and report.requantized is not None and report.mean_abs_diff is not None
+    assert report.size == (tmp_path / "merged" / "model.safetensors").stat().st_size
+    assert "in 4 bits." in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     assert report.requantized["mean_abs_diff"] > 2 * report.mean_abs_diff  # rounding to 4 bits, not to bfloat16
     assert any("quantising again changed the outputs by" in note for note in report.notes)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -10,6 +10,8 @@ from peftcli.studies.report.shell.report_numbers import ScoreScale
 
 FEW_SEEDS = 5
 """With fewer, what is known of how much results vary with the seed is little."""
+FEW_ROWS = 20
+"""With fewer held-out rows, a bootstrap is said to make intervals too narrow."""
 NAMED = 6
 """So many labels are named; of more, the number."""
 
@@ -19,7 +21,8 @@ def undecided(comparison: Comparison) -> list[str]:
     scored = [row for row in comparison.methods if row.verdict is not None]
     if not scored:
         return []
-    found = [*_ties(comparison), *_resolution(comparison, scored), *_seeds(comparison, scored)]
+    found = [*_ties(comparison), *_resolution(comparison, scored), *_rows(comparison, scored)]
+    found += _seeds(comparison, scored)
     return [*found, *_rates(comparison, scored), *_steps(comparison), *_missing(comparison), *_new_data(comparison)]
 
 
@@ -52,6 +55,15 @@ def _resolution(comparison: Comparison, scored: list[ComparedMethod]) -> list[st
     return [
         f"Whether a method is behind the best by less than about {shown}: {count(comparison.rows)} held-out rows and "
         f"{_seed_words(len(comparison.seeds))} do not show smaller differences."
+    ]
+
+
+def _rows(comparison: Comparison, scored: list[ComparedMethod]) -> list[str]:
+    if comparison.rows >= FEW_ROWS or all(row.interval is None for row in scored):
+        return []
+    return [
+        f"How wide the intervals are: {count(comparison.rows)} held-out rows are few for a bootstrap, which makes "
+        "intervals too narrow then and differences too certain; hold out more rows."
     ]
 
 

@@ -94,6 +94,12 @@ def test_what_the_data_cannot_decide_is_said() -> None:
     assert "with one seed" in "\n".join(one.undecided) and "one rate only" in "\n".join(one.undecided)
 
 
+def test_intervals_from_few_rows_are_said_to_be_too_narrow() -> None:
+    pair = (method("lora", 0.9, "best"), method("bitfit", 0.8, "behind", **behind(0.1)))
+    few, enough = (" ".join(comparison(*pair, rows=rows).undecided) for rows in (19, 20))
+    assert "19 held-out rows are few for a bootstrap" in few and "few for a bootstrap" not in enough
+
+
 def test_one_held_out_row_is_said_to_show_nothing() -> None:
     rows = [method("lora", 1.0, "best", interval=None), method("ia3", 0.0, "tied with the best", interval=None)]
     found = comparison(*rows, rows=1, seeds=[0])
@@ -140,6 +146,7 @@ def test_the_page_has_no_empty_column_for_intervals_where_nothing_has_a_score() 
         ({"r": 8}, "SEQ_CLS", ["hf peft"]),
         ({"peft_type": "IA3"}, "CAUSAL_LM", ["hf peft"]),
         ({"peft_type": None}, "CAUSAL_LM", []),
+        ({"peft_type": "PEFTCLI"}, "CAUSAL_LM", []),
     ],
 )
 def test_which_servers_load_an_adapter(tmp_path: Path, config: dict, task_type: str, servers: list[str]) -> None:
@@ -149,8 +156,9 @@ def test_which_servers_load_an_adapter(tmp_path: Path, config: dict, task_type: 
     )
     assert servers_of(tmp_path) == servers
     (tmp_path / "model").mkdir()
-    assert servers_of(tmp_path) == list(server_rules())
-    for task, serving in (("causal_lm", list(server_rules())), ("sequence_classification", ["hf peft"])):
+    whole = ["vllm", "llama.cpp"]  # HF peft loads adapters
+    assert servers_of(tmp_path) == whole
+    for task, serving in (("causal_lm", whole), ("sequence_classification", [])):
         (tmp_path / "summary.json").write_text(json.dumps({"task": task}))
         assert servers_of(tmp_path) == serving
 

@@ -220,7 +220,8 @@ def _refuse_other_ranks(ranks: Mapping[str, int], config: Mapping[str, Any], whe
         named = hf_files.first_match(patterns, pattern_key(config, key), usual)
         if rank != named:
             raise UserError(
-                f"{where / CONFIG} gives {key} the rank {named}, and its pair has {rank}: the scale is not known",
+                f"{where / CONFIG} gives {key} the rank {named} by r and rank_pattern, and its pair has {rank}: the "
+                "scale is not known",
                 suggestion="save or download the adapter again",
             )
 
