@@ -32,6 +32,7 @@ LEFT_OUT = {
     ("init", "chat.jsonl"): "the same",
     ("chat",): "needs a causal model; tests/inference/chat does that",
     ("train", "trials/NAME/recipe.yaml"): "goes on with a trial; tests/studies/engine does that",
+    ("--resume", "training.gradient_accumulation_steps=2"): "needs a run of 2 processes; tests/training/resuming",
     ("--num-processes",): "starts processes; cli/test_num_processes.py, tests/distributed and tests/matrix do that",
     ("compare", "--budget"): "trains for minutes; tests/studies/compare does that",
     ("compare", "--methods"): "trains for minutes; tests/studies/compare does that",
