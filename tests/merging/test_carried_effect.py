@@ -84,13 +84,15 @@ def test_a_wrong_change_of_one_module_shows_before_it_is_rounded(
         merge_run(run, tmp_path / "merged", dtype="bfloat16", use_alone=False)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", [LORA, {"name": "bitfit"}], ids=["lora", "bitfit"])
-def test_an_adapter_that_changes_nothing_shows_nothing(method: dict[str, Any], tmp_path: Path) -> None:
+def test_an_adapter_that_changes_nothing_shows_nothing(method: dict[str, Any], dtype: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, "gpt2", "causal_lm", method, base_class="causal_lm", size=0.0)
-    report = merge_run(run, tmp_path / "merged", use_alone=False)
-    assert not report.verified and report.carried is None and report.adapter_effect == 0.0
+    report = merge_run(run, tmp_path / "merged", use_alone=False, dtype=dtype)
+    assert report.verified == (dtype == "float32") and report.carried is None and report.adapter_effect == 0.0
     assert any("cannot tell the merged model from the base" in note for note in report.notes)
-    assert "Not verified: see the notes." in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert ("Not verified: see the notes." in card) == (dtype == "bfloat16")
 
 
 @pytest.mark.parametrize(
