@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,15 +76,17 @@ def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     """
     import torch
 
-    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    own, first = getattr(model, "prepare_decoder_input_ids_from_labels", None), _first_of(model.config)
     if own is not None:
-        with suppress(TypeError, ValueError):  # in both ways models refuse a config that lacks a token
+        try:
             moved: Tensor = own(labels)
             return moved
+        except (TypeError, ValueError):  # in both ways models refuse a config that lacks a token
+            if None not in (first, model.config.pad_token_id):
+                raise
     pad = model.config.pad_token_id or 0
-    first = getattr(model.config, "decoder_start_token_id", None)
     if first is None:
-        first = getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None)
+        first = _first_of(getattr(model, "generation_config", None))
     if first is None and own is None:
         first = pad
     if first is None:
@@ -96,3 +97,9 @@ def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
         )
     moved = torch.cat([labels.new_full((len(labels), 1), first), labels[:, :-1]], dim=1)
     return moved.masked_fill(moved == IGNORED, pad)
+
+
+def _first_of(settings: Any) -> int | None:
+    """Return the token that a decoder begins with by a config or generation settings, if these say it."""
+    found: int | None = getattr(settings, "decoder_start_token_id", None)
+    return found
