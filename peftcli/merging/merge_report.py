@@ -16,7 +16,8 @@ class MergeReport:
         method: what was folded in.
         changed, tensors: how many tensors differ from the base's, of how many.
         size: bytes of the weight files.
-        verified: whether the merged model agreed with base + adapter, on rows that tell it from the base.
+        verified: whether the merged model agreed with base + adapter; in half precision, on rows that tell it from the
+            base.
         rows: rows of the run's data in that comparison.
         max_abs_diff, mean_abs_diff: of the outputs (logits); None without verification.
         tolerance: what max_abs_diff may be; a quarter of it for the mean.

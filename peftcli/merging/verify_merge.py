@@ -181,7 +181,7 @@ def judge(result: Comparison, effect: CarriedEffect | None, report: MergeReport)
             f"{result.mean_abs_diff:.3g} on average (tolerance {result.tolerance:.3g}); {report.output} was not "
             f"written\n    {_remedy(report.dtype)}"
         )
-    report.verified = _shows_the_effect(effect, report)
+    report.verified = _shows_the_effect(effect, result.rounding or 0.0, report)
     if result.rounding is not None:
         report.notes.append(
             f"this model amplifies rounding errors: its outputs changed by {result.rounding:.3g} at most when every "
@@ -195,15 +195,20 @@ def judge(result: Comparison, effect: CarriedEffect | None, report: MergeReport)
         )
 
 
-def _shows_the_effect(effect: CarriedEffect | None, report: MergeReport) -> bool:
-    """Return whether the outputs tell the merged model from the base; note it where they cannot.
+def _shows_the_effect(effect: CarriedEffect | None, rounding: float, report: MergeReport) -> bool:
+    """Return whether a merged model within the tolerance is verified; note it where the outputs show no effect.
+
+    Args:
+        effect: what of the adapter's effect the merged model has.
+        rounding: what rounding every weight once more changed at most, in a model that amplifies it.
+        report: of the merge.
 
     Raises:
         VerificationFailed: the merged model has another effect than the adapter: next to none, or twice as much.
     """
     if effect is None or (effect.carried is not None and not effect.lost):
         return True
-    if effect.carried is None or effect.silent:
+    if effect.carried is None or effect.silent or effect.size <= rounding:
         exact = report.dtype == "float32"
         report.notes.append(
             f"{'' if exact else 'not verified: '}the adapter changes the compared outputs by {effect.size:.3g} on "

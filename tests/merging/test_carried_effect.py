@@ -10,9 +10,12 @@ import torch
 
 from peftcli.errors import VerificationFailed
 from peftcli.merging import merge_run as merging
-from peftcli.merging.carried_effect import carried_effect
+from peftcli.merging.carried_effect import CarriedEffect, carried_effect
+from peftcli.merging.compare_outputs import Comparison
+from peftcli.merging.merge_report import MergeReport
 from peftcli.merging.merge_run import merge_run
 from peftcli.merging.run_to_merge import RunToMerge
+from peftcli.merging.verify_merge import judge
 from peftcli.protocol.method import MergeRule
 from tests.merging.runs import make_run
 
@@ -32,6 +35,19 @@ def test_rounding_hides_no_effect_and_is_none() -> None:
     assert [one.lost for one in found.values()] == [True, True, False, True]
     nothing = carried_effect(plain, plain, plain + rounded)
     assert nothing.carried is None and nothing.silent and nothing.size == 0.0
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-2])
+def test_an_effect_below_what_rounding_does_in_a_model_decides_nothing(size: float) -> None:
+    """Such a model's outputs scatter by more than the adapter does, in any direction."""
+    scattered = Comparison(0.02, 1e-4, 1.0, tolerance=0.05, mean_tolerance=0.0125, rounding=5e-3)
+    report, effect = MergeReport("merged", "float32", "lora", 1, 2, 3), CarriedEffect(size, 0.2, False)
+    if size > 5e-3:
+        with pytest.raises(VerificationFailed, match="has 20% of the adapter's effect"):
+            judge(scattered, effect, report)
+    else:
+        judge(scattered, effect, report)
+        assert report.verified and "cannot tell the merged model from the base" in report.notes[0]
 
 
 def change_rules(monkeypatch: pytest.MonkeyPatch, factor: float, only: str = "") -> None:

@@ -25,7 +25,6 @@ from peftcli.merging.several.combination import Combination
 from peftcli.merging.several.combine_runs import combine_runs
 from peftcli.merging.several.combine_weights import combine_weights
 from peftcli.merging.verify_merge import compare_with_rules, judge
-from peftcli.methods.lora import LoraParams
 from peftcli.protocol.method import MergeRule
 from peftcli.record.random_state import random_numbers_kept
 
@@ -94,17 +93,18 @@ def combine_to_adapter(
 
 
 def _refuse_what_quantisation_took(runs: Sequence[RunToMerge]) -> None:
-    """Refuse LoftQ: what is combined is the change of the unquantised base, and the new run is on the quantised one.
+    """Refuse adapters that start from what quantisation takes from the base (LoftQ): what is combined is the change of
+    the unquantised base, and the new run is on the quantised one.
 
     Raises:
         UserError: names the run.
     """
     for run in runs:
-        params = None if run.adapter is None else run.adapter.params
-        if isinstance(params, LoraParams) and params.starts_from_error:
+        needs = None if run.adapter is None else run.adapter.params.needs_quantised_base()
+        if needs is not None:
             raise UserError(
-                f"{run.directory} holds what quantisation took from its base (LoftQ), of which a combined adapter on "
-                "the quantised base would have nothing",
+                f"{run.directory} holds what quantisation took from its base ({needs[0]}), of which a combined adapter "
+                "on the quantised base would have nothing",
                 suggestion="leave --adapter out: the change is folded into the unquantised base",
             )
 
