@@ -41,6 +41,7 @@ class Outline:
         spec: the model block, with the 4 bits that a method implies.
         anatomy: read on the meta device.
         notes: what the user should know of tokenizer and anatomy.
+        made_for: tokens of a row that the model was made for, by its config; None where that does not say it.
     """
 
     info: MethodInfo
@@ -48,6 +49,7 @@ class Outline:
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
     notes: tuple[str, ...]
+    made_for: int | None
 
 
 class FurtherChecks:
@@ -121,7 +123,10 @@ def outline(loaded: LoadedRecipe, device: torch.device, further: FurtherChecks |
         raise UserError(located(loaded, problems))
     anatomy = anatomies[0]
     notes = [*notes, *anatomy.notes, *of_method]
-    return Outline(info, spec, tokenizer, anatomy, tuple(notes))
+    made_for = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Outline(
+        info, spec, tokenizer, anatomy, tuple(notes), made_for if isinstance(made_for, int) and made_for > 0 else None
+    )
 
 
 def _left_out(anatomy: Anatomy, attachment: Attachment) -> list[str]:

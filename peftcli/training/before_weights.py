@@ -20,7 +20,6 @@ from peftcli.distributed.devices import pick_device
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
 from peftcli.inference.metrics import wanted_metrics
-from peftcli.models.load.load_model import load_config
 from peftcli.names import NAMES
 from peftcli.protocol.registry import registry
 from peftcli.recipe.checks.idle_keys import KnownRows, idle_keys
@@ -100,12 +99,12 @@ def before_weights(loaded: LoadedRecipe, world: World, reporter: Reporter, state
 
 def _rows_beyond(known: Outline, longest: int) -> list[str]:
     """Return that rows are longer than a model was made for that has no table of positions, which would bound them."""
-    made_for = getattr(load_config(known.spec).get_text_config(), "max_position_embeddings", None)
-    if known.anatomy.max_positions is not None or not isinstance(made_for, int) or not 0 < made_for < longest:
+    if known.anatomy.max_positions is not None or known.made_for is None or known.made_for >= longest:
         return []
     return [
-        f"the longest row has {longest:,} tokens, and the model was made for {made_for:,} (max_position_embeddings in "
-        "its config.json): what lies behind them is learnt at positions that it does not know"
+        f"the longest row has {longest:,} tokens, and the model was made for {known.made_for:,} "
+        "(max_position_embeddings in its config.json): what lies behind them is learnt at positions that it does not "
+        "know"
     ]
 
 

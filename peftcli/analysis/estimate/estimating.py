@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,18 +98,23 @@ class Basis:
         """The recipe."""
         return self.loaded.recipe
 
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The base's config, to be read; what builds a model from it loads its own."""
+        return load_config(self.recipe.model)
+
     @property
     def weights_are_float32(self) -> bool:
         """Whether the frozen weights would be held in float32."""
         spec = model_spec(self.recipe)
-        found, _ = choose_dtype(spec, load_config(spec), find_source(spec.name_or_path), self.device)
+        found, _ = choose_dtype(spec, self.config, find_source(spec.name_or_path), self.device)
         return found == torch.float32
 
     @property
     def packed_by_recipe(self) -> bool:
         """Whether the base is held in fewer bits, whatever the method."""
         spec = self.recipe.model
-        return spec.load_in_4bit or spec.load_in_8bit or stored_packed(load_config(spec))
+        return spec.load_in_4bit or spec.load_in_8bit or stored_packed(self.config)
 
     @property
     def packed(self) -> bool:
@@ -118,12 +124,12 @@ class Basis:
     @property
     def may_be_quantised(self) -> bool:
         """Whether the base can be loaded in fewer bits than its checkpoint has."""
-        return may_be_quantised(load_config(self.recipe.model))
+        return may_be_quantised(self.config)
 
     @property
     def can_be_divided(self) -> bool:
         """Whether the base can be divided among processes."""
-        return not divided_problems(load_config(self.recipe.model))
+        return not divided_problems(self.config)
 
     @property
     def sequences(self) -> int:

@@ -297,7 +297,7 @@ def test_a_preference_takes_the_memory_of_two_rows(recipe) -> None:
 
 
 def test_the_written_recipe_is_valid_and_keeps_what_it_had(recipe, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SECRET_ROWS", "rows")
+    monkeypatch.setenv("SECRET_ROWS", str(tmp_path / "rows"))
     loaded = recipe("bert", "sequence_classification", class_rows(24),
                     method={"name": "bitfit", "modules_to_save": ["classifier"]}, training__weight_decay=0.1,
                     training__gradient_accumulation_steps=4)  # fmt: skip
