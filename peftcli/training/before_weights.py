@@ -118,8 +118,8 @@ def _decide_compiling(
     reporter: Reporter,
 ) -> LoadedRecipe:
     """Return the recipe with compiled blocks or without, note that in `state`, and tell why."""
-    work = Work.of(float(data.train.lengths.sum()) * plan.epochs, known.anatomy)
-    found = decide_compiling(loaded, work, world.device, world.size, state.compiles, reporter.note)
+    work = Work.of(float(data.train.lengths.sum()) * plan.epochs / world.size, known.anatomy)
+    found = decide_compiling(loaded, work, world, state.compiles, reporter.note)
     if found.note is not None:
         reporter.note(found.note)
     state.compiles = found.on

@@ -4,6 +4,11 @@ Compiled blocks take other paths than those of `fast_paths`, and whether they ar
 and rows. So the first steps of the run are taken in processes of their own, first as they are, then compiled, where
 the run is long enough for a gain to pay. What the trial found is kept for this machine (`machine_answers`), what it
 compiled in torch's own cache: the next such run measures nothing, and compiles in less time.
+
+In a run of several processes the main one makes the trial, and the others wait for its answer, which holds for all.
+They sleep meanwhile (gloo waits without spinning), and a group waits for hours (`processes.GROUP_HOURS`). The steps of
+the trial are those of one process, with its threads. The sum of the gradients over the processes is not in them; it
+takes the same time either way, so that what is saved is as much.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from peftcli.assembly.machine_answers import Answer, about_steps, keep_answer, kept_answer, machine
+from peftcli.distributed.processes import World
 from peftcli.distributed.usable_cores import usable_cores
 from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
@@ -47,7 +53,7 @@ _AUTO = "torch_compile: auto"
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do.
+    """What each process of a run has to do.
 
     Args:
         tokens: of all its steps.
@@ -65,7 +71,7 @@ class Work:
 
     def least_seconds(self, device: torch.device) -> float:
         """Return the seconds that the products of the frozen blocks take at least: forward, and back to the inputs."""
-        peak = PEAKS[device.type] * (usable_cores() if device.type == "cpu" else 1)
+        peak = PEAKS[device.type] * (_threads() if device.type == "cpu" else 1)
         return 4 * 12 * self.layers * self.width**2 * self.tokens / peak
 
 
@@ -78,18 +84,14 @@ class Compiling:
 
 
 def decide_compiling(
-    loaded: LoadedRecipe,
-    work: Work,
-    device: torch.device,
-    processes: int,
-    recorded: bool | None,
-    note: Callable[[str], None],
+    loaded: LoadedRecipe, work: Work, world: World, recorded: bool | None, note: Callable[[str], None]
 ) -> Compiling:
     """Return whether a run compiles its blocks: what the recipe says, or what a trial finds if that leaves it open.
 
+    Every process must call this; the main one decides for all.
+
     Args:
-        work: of the run.
-        processes: of the run; trials have one, and so only runs of one are decided by them.
+        work: of each process.
         recorded: what an earlier part of this run did: a resumed run goes on the same way.
         note: told before steps are tried.
     """
@@ -97,21 +99,35 @@ def decide_compiling(
     decided = recorded if asked == "auto" else asked
     if decided is not None:
         return Compiling(decided, NOTE if decided else None)
-    if processes > 1:
-        return _plain("a trial has one process, this run has several; true compiles there, too")
-    if device.type not in PEAKS:
-        return _plain(f"it has no trial on {device.type}")
-    for problem in compile_problems(True, device.type):
-        return _plain(problem.message)
+    if world.strategy.sharded:
+        return _plain("a trial has the whole base, and here it is divided among the processes; true compiles here, too")
+    if world.device.type not in PEAKS:
+        return _plain(f"it has no trial on {world.device.type}")
+    # a run may be on several machines
+    for problems in world.gather([problem.message for problem in compile_problems(True, world.device.type)]):
+        for message in problems:
+            return _plain(message)
+    return world.from_main(lambda: _found(loaded, work, world, note))
+
+
+def _found(loaded: LoadedRecipe, work: Work, world: World, note: Callable[[str], None]) -> Compiling:
+    """Return what an earlier trial found, or one that is made now if the run may be long enough for it."""
+    device = world.device
     if (least := work.least_seconds(device)) < WORTH_A_LOOK:
         return _plain(f"this run is too short for it to pay (its products take {duration(least)} at full speed)")
     question = _question(loaded.recipe, work, device)
     known = kept_answer(question)
     if known is None:
-        note(f"{_AUTO} takes a few steps first, with uncompiled and with compiled blocks, and measures both")
-        return _tried(loaded, work, question)
+        others = f" (in a process of its own; the {world.size} of this run wait)" if world.size > 1 else ""
+        note(f"{_AUTO} takes a few steps first, with uncompiled and with compiled blocks, and measures both{others}")
+        return _tried(loaded, work, question, world.size)
     found = f"an earlier trial found them {known.ratio:.2f} times as fast here"
     return Compiling(True, f"{_AUTO} compiles the blocks: {found}") if known.faster else _plain(found)
+
+
+def _threads() -> int:
+    """Return the cores that a process of this run computes on: several on a machine share them."""
+    return min(usable_cores(), torch.get_num_threads())
 
 
 def _plain(reason: str) -> Compiling:
@@ -121,12 +137,12 @@ def _plain(reason: str) -> Compiling:
 def _question(recipe: Recipe, work: Work, device: torch.device) -> dict[str, str]:
     """Return what the gain depends on."""
     shape = {"layers": work.layers, "hidden_size": work.width}
-    about = {**about_steps(recipe), "shape": shape, "cores": usable_cores() if device.type == "cpu" else None}
+    about = {**about_steps(recipe), "shape": shape, "cores": _threads() if device.type == "cpu" else None}
     return {"asked": "compiled blocks", **machine(device), "about": json.dumps(about, sort_keys=True)}
 
 
-def _tried(loaded: LoadedRecipe, work: Work, question: dict[str, str]) -> Compiling:
-    """Measure both sides; keep what was found, and return what it says of this run."""
+def _tried(loaded: LoadedRecipe, work: Work, question: dict[str, str], processes: int) -> Compiling:
+    """Measure both sides; keep what was found, and return what it says of a run of so many processes."""
     try:
         plain, _ = _measured(loaded, compiled=False)
         whole = work.tokens * plain
@@ -136,8 +152,9 @@ def _tried(loaded: LoadedRecipe, work: Work, question: dict[str, str]) -> Compil
     except UserError as error:
         return _plain(f"measuring steps failed: {error.problems[0].message}")
     ratio = plain / compiled
+    alone = f" in one process alone, without the sums over the {processes} of this run" if processes > 1 else ""
     keep_answer(question, Answer(faster=ratio >= LEAST_GAIN, ratio=ratio))
-    saved, found = whole * (1 - 1 / ratio), f"compiled steps are {ratio:.2f} times as fast"
+    saved, found = whole * (1 - 1 / ratio), f"compiled steps are {ratio:.2f} times as fast{alone}"
     if ratio < LEAST_GAIN:
         return _plain(found)
     gain = f"{found}: of about {duration(whole)} they save {duration(saved)}, and compiling takes {duration(cost)}"

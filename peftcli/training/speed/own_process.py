@@ -1,6 +1,7 @@
 """Measurements in a process of their own: what they load, compile or break is gone when they end.
 
-Such a process is a module that is run with arguments, `answer`s with one JSON object, and ends with its parent.
+Such a process is a module that is run with arguments, `answer`s with one JSON object, and ends with its parent. It is
+one process, also where its parent is one of several that a launcher started.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from peftcli.distributed.launching import SIZES
 from peftcli.errors import UserError
 from peftcli.record.shown_numbers import duration
 
@@ -35,7 +37,7 @@ def ask(module: str, arguments: Sequence[str], *, seconds: float | None = None) 
     line = [sys.executable, "-m", module, *arguments]
     with TemporaryFile() as out, TemporaryFile() as said:
         # the process ends when this end of its standard input closes, however this process ends
-        with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=said) as process:
+        with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=said, env=_own_environment()) as process:
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired as error:
@@ -48,6 +50,11 @@ def ask(module: str, arguments: Sequence[str], *, seconds: float | None = None) 
         if code:
             raise ProcessFailed(_last_line(said) or "it was killed: memory may have run out")
         return json.loads(answered)
+
+
+def _own_environment() -> dict[str, str]:
+    """Return the environment without what tells how many processes a launcher started."""
+    return {name: value for name, value in os.environ.items() if name not in SIZES}
 
 
 def answer(compute: Callable[[], object]) -> None:

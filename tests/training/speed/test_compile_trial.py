@@ -5,8 +5,10 @@ told. The measurement itself, with a C++ compiler, is a slow test.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ import pytest
 import torch
 from torch import nn
 
+from peftcli.distributed.launching import launch
+from peftcli.distributed.processes import World
+from peftcli.distributed.strategy import Strategy
 from peftcli.errors import UserError
 from peftcli.locations import CACHE_VARIABLE
 from peftcli.recipe.load_recipe import LoadedRecipe
@@ -22,6 +27,7 @@ from peftcli.training.run import rehearse, train
 from peftcli.training.speed import compile_trial, compiled_blocks, own_process
 from peftcli.training.speed.compile_trial import Compiling, Work, decide_compiling
 from tests.recipes import CtrlC, Recorder, chat_rows
+from tests.training.speed.trial_for_several import SECONDS
 
 CPU = torch.device("cpu")
 HOURS = Work(tokens=1e9, layers=30, width=576)
@@ -56,9 +62,29 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return give
 
 
-def decide(loaded: LoadedRecipe, work: Work = HOURS, /, **changes: Any) -> Compiling:
-    how: dict[str, Any] = {"device": CPU, "processes": 1, "recorded": None, "note": lambda _text: None, **changes}
-    return decide_compiling(loaded, work, **how)
+class MainOfTwo(World):
+    """The main process of two; of the other one it is known what its machine lacks."""
+
+    def __init__(self, *lacks: str) -> None:
+        super().__init__(CPU)
+        self.size, self.lacks = 2, list(lacks)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.lacks]
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+def divided() -> World:
+    world = World(CPU)
+    world.strategy = Strategy("fsdp")
+    return world
+
+
+def decide(loaded: LoadedRecipe, work: Work = HOURS, /, *, world: World | None = None, **changes: Any) -> Compiling:
+    how: dict[str, Any] = {"recorded": None, "note": lambda _text: None, **changes}
+    return decide_compiling(loaded, work, world or World(CPU), **how)
 
 
 HOUR = 3600.0 / HOURS.tokens
@@ -120,20 +146,42 @@ def test_what_one_trial_found_holds_for_later_runs_of_the_same_kind(recipe, meas
 
 
 @pytest.mark.parametrize(
-    ("work", "changes", "words"),
+    ("work", "world", "words"),
     [
-        (HOURS, {"processes": 2}, "this run has several"),
-        (HOURS, {"device": torch.device("mps")}, "no trial on mps"),
-        (Work(1e4, 2, 32), {}, "too short"),
+        (HOURS, divided, "divided among the processes"),
+        (HOURS, lambda: MainOfTwo("torch.compile needs a C++ compiler"), "needs a C++ compiler"),
+        (HOURS, lambda: World(torch.device("mps")), "no trial on mps"),
+        (Work(1e4, 2, 32), lambda: World(CPU), "too short"),
     ],
-    ids=["several processes", "mps", "short"],
+    ids=["divided base", "no compiler on another machine", "mps", "short"],
 )
 def test_nothing_is_measured_where_nothing_can_be_gained(
-    recipe, measured, work: Work, changes: Any, words: str
+    recipe, measured, work: Work, world: Callable[[], World], words: str
 ) -> None:
     asked = measured(HOUR, HOUR / 2)
-    found = decide(recipe(training__torch_compile="auto"), work, **changes)
+    found = decide(recipe(training__torch_compile="auto"), work, world=world())
     assert (found.on, words in str(found.note), asked) == (False, True, [])
+
+
+def test_a_note_of_several_processes_says_what_was_not_measured(recipe, measured) -> None:
+    measured(HOUR, HOUR / 1.25)
+    notes: list[str] = []
+    found = decide(recipe(training__torch_compile="auto"), world=MainOfTwo(), note=notes.append)
+    assert found.on
+    assert "1.25 times as fast in one process alone, without the sums over the 2 of this run: of" in str(found.note)
+    assert "(in a process of its own; the 2 of this run wait)" in notes[0]
+
+
+def test_of_two_processes_one_measures_and_both_compile(recipe, tmp_path: Path) -> None:
+    """The other one sleeps meanwhile: it would take a core from the trial."""
+    loaded = recipe(training__torch_compile="auto", training__max_steps=3)
+    script = ["-m", "tests.training.speed.trial_for_several", str(tmp_path / "found"), str(loaded.path)]
+    assert launch([sys.executable, *script], 2) == 0
+    main, other = (json.loads((tmp_path / f"found.{rank}").read_text()) for rank in range(2))
+    assert (main["asked"], other["asked"]) == (["plain", "compiled"], [])
+    assert [(one["on"], one["decision"]) for one in (main, other)] == [(True, "on")] * 2
+    assert any("auto compiles the blocks" in note for note in main["notes"])
+    assert other["seconds"] > 2 * SECONDS - 0.5 > 5 * other["busy"]
 
 
 def test_a_missing_compiler_is_no_error_under_auto(recipe, measured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from peftcli.distributed.launching import SIZES
 from peftcli.errors import UserError
 from peftcli.training.speed.own_process import ProcessFailed, ask
 
@@ -31,6 +32,10 @@ def compute():
         raise RuntimeError("a bug")
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "alone":
+        import torch
+        from peftcli.distributed.processes import World
+        return World(torch.device("cpu")).size
     print("what a library says")
     return {"seconds": 1.5}
 
@@ -49,6 +54,15 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_it_answers_behind_what_libraries_print(module: str, tmp_path: Path) -> None:
     assert ask(module, ["well", str(tmp_path / "pid")]) == {"seconds": 1.5}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_is_one_process_also_of_a_run_of_several(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv("RANK", "0")
+    assert ask(module, ["alone", str(tmp_path / "pid")]) == 1
 
 
 @pytest.mark.parametrize(
