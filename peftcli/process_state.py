@@ -188,8 +188,9 @@ class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
 
     bitsandbytes tells of optional kernels that are missing, and of every cast of an 8-bit layer. A CUDA build of torch
     that compiles blocks tells where there is no GPU which CUDA_HOME it would use. transformers warns of
-    padding without a mask, which the causal task leaves out on purpose. FSDP2 warns of blocks that return views (T5's):
-    nothing here or in transformers writes into them.
+    padding without a mask, which the causal task leaves out on purpose, and of a cache that it leaves out where
+    activations are recomputed. FSDP2 warns of blocks that return views (T5's): nothing here or in transformers writes
+    into them.
     """
 
     def __enter__(self) -> None:
@@ -197,22 +198,31 @@ class libraries_quiet:  # reads as a statement: `with libraries_quiet():`
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         self._loggers = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils.cpp_extension")]
-        self._transformers = logging.getLogger("transformers.modeling_utils")
-        self._levels, self._found = [each.level for each in self._loggers], _is_news in self._transformers.filters
+        self._filtered = [
+            each
+            for name in ("modeling_utils", "modeling_layers", "utils.generic")
+            if _is_news not in (each := logging.getLogger(f"transformers.{name}")).filters
+        ]
+        self._levels = [each.level for each in self._loggers]
         for each in self._loggers:
             each.setLevel(logging.ERROR)
-        self._transformers.addFilter(_is_news)
+        for each in self._filtered:
+            each.addFilter(_is_news)
 
     def __exit__(self, *_error: object) -> None:
         self._warnings.__exit__(None, None, None)
         for each, level in zip(self._loggers, self._levels, strict=True):
             each.setLevel(level)
-        if not self._found:
-            self._transformers.removeFilter(_is_news)
+        for each in self._filtered:
+            each.removeFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("We strongly recommend passing in an `attention_mask`")
+    text = record.getMessage()
+    return not (
+        text.startswith("We strongly recommend passing in an `attention_mask`")
+        or "incompatible with gradient checkpointing" in text
+    )
 
 
 @contextmanager

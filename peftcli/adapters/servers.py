@@ -36,20 +36,21 @@ def server_rules() -> dict[str, dict[str, Any]]:
 
 
 def servers_of(run: Path) -> list[str]:
-    """Return the servers that load what a run left; a complete model is loaded where its base and its task are.
+    """Return what loads what a run left; a complete model is loaded where its base and its task are.
 
-    A method that is not here can be merged, if it merges: a merged model is a complete model.
+    An adapter whose method is not here can be merged, if it merges: a merged model is a complete model.
     """
     from peftcli.adapters.format import OWN_TYPE
 
     if (run / "model").is_dir():
         task = _read(run / "summary.json").get("task")
         kind = task_info(task).hf_task_type if isinstance(task, str) and task in TASKS else None
-        return [
+        serving = [
             name
             for name, rule in server_rules().items()
             if rule["peft_types"] != ["*"] and (kind is None or kind in rule["task_types"])  # HF peft loads adapters
         ]
+        return [*serving, "transformers"]
     config = _read(run / "adapter" / CONFIG)
     if not isinstance(config.get("peft_type"), str) or config["peft_type"] == OWN_TYPE:
         return []  # only this project reads it

@@ -236,7 +236,7 @@ def _print(report: MergeReport, console: Console) -> None:
         found = (report.max_abs_diff, report.mean_abs_diff, report.tolerance)
         most, mean, tolerance = (figures(value or 0.0, 2) for value in found)
         console.print(
-            f"verified on {report.rows} rows: {report.agreement:.1%} of the greedy outputs agree; the outputs differ "
+            f"verified on {report.rows} rows: {report.agreement:.1%} of the predictions agree; the outputs differ "
             f"by {most} at most, {mean} on average (tolerance {tolerance})"
         )
     else:

@@ -59,5 +59,5 @@ def print_options(settings: Sequence[Option], methods: Sequence[Option], limit: 
 
 
 def _cells(option: Option) -> list[str]:
-    saves = f"-{byte_size(-option.saves)}" if option.saves < 0 else byte_size(option.saves)
+    saves = f"{byte_size(-option.saves)} more" if option.saves < 0 else byte_size(option.saves)
     return [byte_size(option.peak), saves, "yes" if option.fits else "no"]

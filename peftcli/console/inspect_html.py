@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftcli.data.store.data_report import COUNTED, template_in_words
+from peftcli.data.store.data_report import counted, template_in_words
 from peftcli.shown_text import escape
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def page(found: Inspection, *, title: str) -> str:
         "<h2>Rows</h2>",
         *(f"<p>{escape(line)}</p>" for line in [*report["evidence"], *report["notes"]]),
         f"<p>chat template: {escape(template_in_words(report['template']))}</p>",
-        _table([(COUNTED[name], f"{number:,}") for name, number in found.counts.items()]),
+        _table([(counted(name, split=report["split"]), f"{number:,}") for name, number in found.counts.items()]),
         f"<h2>Lengths in tokens (max_length {found.max_length})</h2>",
         _histogram(found.lengths),
     ]

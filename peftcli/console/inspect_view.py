@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftcli.console.output import print_table, table
 from peftcli.console.terminal import safe_console, wrapped
-from peftcli.data.store.data_report import COUNTED, template_in_words
+from peftcli.data.store.data_report import counted, template_in_words
 from peftcli.record.shown_numbers import count
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _facts(console: Console, found: Inspection) -> None:
     for line in report["evidence"]:
         _sentence(console, line)
     console.print(f"chat template: {template_in_words(report['template'])}", markup=False)
-    rows = [[COUNTED[name], count(number)] for name, number in found.counts.items()]
+    rows = [[counted(name, split=report["split"]), count(number)] for name, number in found.counts.items()]
     rows.append(["training rows", count(report["train_rows"])])
     rows += [[f"validation rows {name}".strip(), count(n)] for name, n in report["validation_rows"].items()]
     if report["packed_rows"] is not None:

@@ -216,6 +216,7 @@ class RowPreparer:
             packed_rows=packed_rows,
             checks=pool.meta["statistics"],
             unused=dict(self._unused),
+            split=self.settings.overflow == "split",
         )
 
 

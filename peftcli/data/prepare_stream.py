@@ -36,9 +36,8 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     evidence: list[str] = []
     held_out = 0 if spec.validation is not None else int(spec.val_set_size)
     errors = Errors(spec.on_error, read_again=True)
-    head = _head(jobs[0], preparer, held_out, evidence, errors)
+    head = _head(jobs[0], preparer, held_out, evidence, errors)[: spec.max_eval_rows]
     validation: dict[str, RowSet] = preparer.own_validation(None, sets)
-    head = head[: preparer.spec.max_eval_rows]
     if head:
         validation[""] = ListedRows(head)
         sets["validation"] = Counts(held_out, len(head))
@@ -63,6 +62,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
         ],
         skipped=preparer.skipped,
         unused=dict(rows.passed.unused),
+        split=spec.overflow == "split",
         train_rows=count,
         validation_rows={name: len(part) for name, part in validation.items()},
         longest=len(first.input_ids),
@@ -89,7 +89,7 @@ def _head_notes(passed: PassedRows, title: str, spec: DataSpec) -> list[str]:
     require_learning(counts, passed.reasons, title, spec, " at the head of the stream")
     lost = counts.truncated or counts.kept < counts.rows
     return [
-        *([f"at the head of the stream: {counts.line()}"] if lost else []),
+        *([f"at the head of the stream: {counts.line(split=spec.overflow == 'split')}"] if lost else []),
         *(f"{note} of the rows at the head of the stream" for note in unused_note(passed.unused)),
         *(f"at the head of the stream {note}" for note in passed.empty.note()),
     ]

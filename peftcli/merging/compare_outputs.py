@@ -63,7 +63,8 @@ class Comparison:
 
     Args:
         max_abs_diff, mean_abs_diff: over all compared logits.
-        agreement: share of positions (rows, for classes) with the same largest logit.
+        agreement: share of positions (rows, for classes) with the same prediction: the largest logit, the same classes
+            of several, or a number that is the same to three digits.
         tolerance: for max_abs_diff.
         mean_tolerance: for mean_abs_diff.
         rounding: the largest difference that rounding alone makes, where it was measured.
@@ -97,13 +98,14 @@ class Comparison:
         )
 
 
-def compare(reference: Tensor, other: Tensor, dtype: torch.dtype) -> Comparison:
+def compare(reference: Tensor, other: Tensor, dtype: torch.dtype, *, several: bool = False) -> Comparison:
     """Compare logits.
 
     Args:
         reference: (positions, classes), float32.
         other: the same shape.
         dtype: coarsest that either model was rounded to.
+        several: a row can have several classes, each by the sign of its logit.
     """
     if reference.shape != other.shape:
         return Comparison(float("inf"), float("inf"), 0.0, 0.0, 0.0)
@@ -112,7 +114,7 @@ def compare(reference: Tensor, other: Tensor, dtype: torch.dtype) -> Comparison:
     return Comparison(
         max_abs_diff=float(difference.max()),
         mean_abs_diff=float(difference.mean()),
-        agreement=_agreement(reference, other),
+        agreement=_agreement(reference, other, several),
         tolerance=tolerance,
         mean_tolerance=tolerance / 4,
     )
@@ -136,7 +138,9 @@ def allowing_rounding(
     return result.beside(compare(merged, rounded(), dtype))
 
 
-def _agreement(reference: Tensor, other: Tensor) -> float:
+def _agreement(reference: Tensor, other: Tensor, several: bool) -> float:
+    if several:
+        return float(((reference > 0) == (other > 0)).all(-1).float().mean())
     if reference.shape[-1] == 1:  # regression: the same to three digits
         return float(torch.isclose(reference, other, rtol=1e-3, atol=1e-3).float().mean())
     return float((reference.argmax(-1) == other.argmax(-1)).float().mean())

@@ -21,7 +21,7 @@ class MergeReport:
         rows: rows of the run's data in that comparison.
         max_abs_diff, mean_abs_diff: of the outputs (logits); None without verification.
         tolerance: what max_abs_diff may be; a quarter of it for the mean.
-        agreement: share of greedy tokens or labels that are the same.
+        agreement: share of predictions (tokens, labels, numbers) that are the same.
         adapter_effect: mean absolute difference that the adapter itself makes to the base's outputs.
         carried: share of that difference that the merged model has: 0 is the base, 1 base + adapter.
         quantization_agreement: for a run trained in 4 or 8 bits, the share of greedy tokens or labels that are the same

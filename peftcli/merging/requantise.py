@@ -62,7 +62,8 @@ def requantise(
     quantised = directory / "quantised"
     with quiet_transformers():
         model.save_pretrained(quantised, max_shard_size=max_shard_size)
-    result = compare(reference, all_outputs(model, rows, run, device, config.dtype), torch.float32)
+    found = all_outputs(model, rows, run, device, config.dtype)
+    result = compare(reference, found, torch.float32, several=run.of_several_labels)
     del model
     free_memory()
     for file in directory.glob("*.safetensors*"):

@@ -82,6 +82,11 @@ class RunToMerge:
     method: str = ""
     whole: PretrainedConfig | None = None
 
+    @property
+    def of_several_labels(self) -> bool:
+        """Whether a row can have several of the labels."""
+        return self.labels is not None and self.labels.problem == "multi_label"
+
     def rules(self) -> dict[str, MergeRule]:
         """Return the method's rules, and those that put task head, `modules_to_save` and token rows in place.
 

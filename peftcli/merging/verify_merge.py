@@ -81,7 +81,7 @@ def verify_merge(
     merged = outputs(model, rows, run, world, computed)
     usage = use_here(model, rows, run, reference.stops, directory)
     coarse = coarsest(dtype, computed)
-    result = compare(reference.adapted, merged, coarse)
+    result = compare(reference.adapted, merged, coarse, several=run.of_several_labels)
     result = allowing_rounding(result, coarse, merged, partial(_rounded_outputs, model, rows, run, world))
     del model
     free_memory()
@@ -91,7 +91,8 @@ def verify_merge(
     packed = run.stored is not None and not becomes_plain(run.stored)
     if (is_quantised(run.recipe) or packed) and run.combined is None:
         trained = reference_outputs(run, _as_trained(run), rows, world, None)
-        report.quantization_agreement = compare(trained.adapted, merged, torch.float32).agreement
+        found = compare(trained.adapted, merged, torch.float32, several=run.of_several_labels)
+        report.quantization_agreement = found.agreement
         free_memory()
     if requantise_in is not None and world.is_main:
         from peftcli.merging.requantise import requantise  # bitsandbytes takes a second to import

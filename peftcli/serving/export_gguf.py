@@ -103,7 +103,7 @@ class MergedGguf:
         if more := [self.run.tokenizer.convert_ids_to_tokens(number) for number in ends[len(_ENDS) :]]:
             self.notes.append(
                 f"a GGUF file has room for {len(_ENDS) + 1} tokens that end an answer, and these are further ones: "
-                f"{some_of(more, 3)}; give them to the server as stop texts"
+                f"{some_of(more, 3)}; give them to the server as stop texts (the Modelfile of --to ollama has them)"
             )
 
 

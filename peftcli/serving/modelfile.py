@@ -9,7 +9,9 @@ from pathlib import Path
 from peftcli.data.chat.chat_template import FilledTemplate
 from peftcli.data.chat.named_templates import PLAIN, choose_template
 from peftcli.deliverables.leaving_model import LeavingModel
+from peftcli.models.load.generation_settings import GENERATION_CONFIG
 from peftcli.serving.ollama_template import Pieces, Turn, pieces_of
+from peftcli.tasks.decoding import token_ids
 
 MODELFILE = "Modelfile"
 
@@ -76,10 +78,13 @@ def _begin(leaving: LeavingModel) -> str:
 
 
 def _stops(leaving: LeavingModel) -> list[str]:
-    """Return the texts of the tokens that end an answer."""
+    """Return the texts of the tokens that end an answer: those that were learnt, then the base's own."""
     tokenizer = leaving.tokenizer
-    numbers = [*leaving.texts.stop_token_ids, tokenizer.eos_token_id]
-    texts = (str(tokenizer.decode([number])) for number in numbers if number is not None)
+    settings = leaving.settings_of_base(GENERATION_CONFIG) or leaving.settings_of_base("config.json")
+    of_base = [tokenizer.eos_token_id, settings.get("eos_token_id")]
+    numbers = [*leaving.texts.stop_token_ids, *(number for found in of_base for number in token_ids(found))]
+    known = (number for number in numbers if isinstance(number, int) and 0 <= number < len(tokenizer))
+    texts = (str(tokenizer.decode([number])) for number in known)
     return list(dict.fromkeys(text for text in texts if text))
 
 

@@ -33,7 +33,10 @@ def test_json_has_the_promised_keys_and_nothing_else_is_printed(cli: Cli, run: P
 def test_without_json_it_says_what_was_verified(cli: Cli, run: Path, tmp_path: Path) -> None:
     done = cli("merge", run, "-o", tmp_path / "merged", "--max-shard-size", "40KB")
     assert done.code == 0, done.err
-    assert "in float32, 4 of 21 tensors changed" in done.out and "verified on 6 rows: 100.0%" in done.out
+    assert (
+        "in float32, 4 of 21 tensors changed" in done.out
+        and "verified on 6 rows: 100.0% of the predictions agree" in done.out
+    )
     assert (tmp_path / "merged/model.safetensors.index.json").is_file()
     skipped = cli("merge", run, "-o", tmp_path / "unverified", "--no-verify")
     assert skipped.code == 0 and "not verified" in skipped.out

@@ -77,3 +77,17 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_shares_are_told_by_the_metric_and_not_by_the_name_of_a_set(name: str, shown: str) -> None:
     assert metric(name, 0.4) == shown
+
+
+def test_what_takes_more_memory_does_not_save_a_negative_amount(capsys: pytest.CaptureFixture[str]) -> None:
+    from peftcli.analysis.estimate.memory_options import Option
+    from peftcli.console.estimate_view import print_options
+
+    settings = [
+        Option("lora", "", 10**9, 0, True),
+        Option("lora", "model.load_in_4bit=true", 11 * 10**8, -(10**8), True),
+    ]
+    print_options(settings, [Option("ia3", "method.name=ia3", 9 * 10**8, 10**8, True)], 2 * 10**9)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [line.split() for line in lines if line.startswith(("model.load_in_4bit", "ia3"))]
+    assert [cell[-4:-1] for cell in cells] == [["100.0", "MB", "more"], ["MB", "100.0", "MB"]]

@@ -216,6 +216,15 @@ def test_rows_are_mapped_and_pickle_as_a_name(tokenizer: Any, tmp_path: Path) ->
     assert data.report.tokens == int(data.train.lengths.sum())
 
 
+@pytest.mark.parametrize(
+    ("overflow", "words"), [("truncate", "truncated to max_length"), ("split", "split by max_length")]
+)
+def test_the_header_says_what_became_of_long_rows(tokenizer: Any, tmp_path: Path, overflow: str, words: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "Hello there. " * 40}, {"text": "Hello"}])
+    report = ready(tokenizer, path, max_length=32, overflow=overflow).report
+    assert report.summary().startswith(f"2 rows, 1 {words}") and report.split == (overflow == "split")
+
+
 def test_the_report_is_plain_data(tokenizer: Any, tmp_path: Path) -> None:
     report = ready(tokenizer, numbered(tmp_path / "a.jsonl", 3)).report
     assert json.loads(json.dumps(report.as_dict()))["counts"]["rows"] == 3

@@ -53,6 +53,16 @@ def test_a_tolerance_grows_with_what_rounding_does_and_no_further() -> None:
     assert found.beside(wild).within and found.beside(wild).rounding == pytest.approx(1e-4 / TIMES_ROUNDING, rel=0.2)
 
 
+def test_several_labels_agree_where_all_of_them_do() -> None:
+    """The largest logit is no prediction of a row that can have several labels."""
+    ours, merged = torch.tensor([[3.0, 1.0], [-1.0, -2.0]]), torch.tensor([[3.0, -1.0], [-2.0, -1.0]])
+    assert compare(ours, merged, torch.float32).agreement == 0.5
+    assert compare(ours, merged, torch.float32, several=True).agreement == 0.5
+    assert compare(ours, -merged, torch.float32, several=True).agreement == 0.0
+    assert compare(ours[:1], merged[:1], torch.float32).agreement == 1.0
+    assert compare(ours[:1], merged[:1], torch.float32, several=True).agreement == 0.0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_allowed_nothing_more(dtype: torch.dtype) -> None:
     ours, merged = torch.zeros(4, 8), torch.ones(4, 8)

@@ -27,6 +27,7 @@ from tests.recipe.pieces import SHIPPED
         ("data.validation=[{path: a, name: x}, {path: b, name: y}]",),
         ("data.template='\\u2028 {q} \\x85'", "data.split='\\ttab'"),
         ("data.cache_dir='$${HOME} $$${x}'",),
+        ("method.rank_pattern={'q$${2}': 4}",),
     ],
     ids=str,
 )

@@ -49,5 +49,13 @@ def test_missing_variable_is_named_with_its_line(problems: Callable[..., list[Pr
     assert "DATA_DIRR" in problem.message and "DATA_DIR" in problem.message
 
 
+def test_a_key_takes_none(problems: Callable[..., list[Problem]]) -> None:
+    """It was kept as it was written, and `$` and braces in a pattern match no module."""
+    text = GOOD.replace("  r: 8", "  rank_pattern: {'${WHERE}': 8}")
+    (problem,) = problems(text, environ={"WHERE": "attn.q"})
+    assert (problem.file, problem.line) == ("r.yaml", 8) and "in a key is not replaced" in problem.message
+    assert "$${" in (problem.suggestion or "")
+
+
 def test_an_override_may_take_its_place(load: Load) -> None:
     assert load(GOOD.replace("seed: 7", "seed: ${GONE}"), "seed=3").recipe.seed == 3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from peftcli.deliverables.learnt_texts import LearntTexts
@@ -14,11 +17,13 @@ from tests.serving.served_models import TEMPLATE, byte_tokenizer
 START = "<|im_start|>"
 
 
-def described(template: str, stops: tuple[int, ...] = ()) -> tuple[list[tuple[str, str]], list[str]]:
+def described(
+    template: str, stops: tuple[int, ...] = (), base: Path | None = None
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the commands of the Modelfile of a model with a chat template, and the notes."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    leaving = LeavingModel(ModelSpec(name_or_path="m"), "causal_lm", tokenizer, None, LearntTexts(None, stops))
+    leaving = LeavingModel(ModelSpec(name_or_path="m"), "causal_lm", tokenizer, base, LearntTexts(None, stops))
     text, notes = modelfile("m.gguf", leaving, None)
     return read_modelfile(text), notes
 
@@ -44,6 +49,14 @@ def test_a_stop_text_is_the_text_and_not_the_tokenizers_name_for_it() -> None:
     """In a byte-level vocabulary a line feed is called by another letter."""
     newline = byte_tokenizer()("\n")["input_ids"][0]
     assert described(TEMPLATE, (newline,))[0][2:] == [("stop", "\n"), ("stop", "<|end|>")]
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_the_bases_own_ends_are_stop_texts_too(name: str, tmp_path: Path) -> None:
+    """A model that goes on after the end of its turn, or learnt none, ends as the base does."""
+    ends = [byte_tokenizer()(text)["input_ids"][0] for text in ("~", "|")]
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": [*ends, 10**6, None]}), encoding="utf-8")
+    assert described(TEMPLATE, base=tmp_path)[0][2:] == [("stop", "<|end|>"), ("stop", "~"), ("stop", "|")]
 
 
 def test_a_stop_text_that_a_modelfile_cannot_hold_is_named() -> None:

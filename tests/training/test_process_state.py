@@ -20,7 +20,7 @@ import pytest
 
 from peftcli.assembly import recipe_to_train
 from peftcli.cli.app import main
-from peftcli.process_state import large_imports
+from peftcli.process_state import large_imports, libraries_quiet
 
 CHURN = """
 import resource, sys
@@ -144,6 +144,28 @@ def test_library_calls_leave_the_process_as_they_found_it(tmp_path) -> None:
         assert kind in control
     assert {"evaluate", "fail", "merge", "predict", "train compiled", "train table"} <= set(found)
     assert {act: changed for act, changed in found.items() if changed} == {}
+
+
+def test_nobody_hears_of_a_cache_that_recomputation_leaves_out(caplog) -> None:
+    """transformers says so of every model whose config keeps a cache, of an encoder, too."""
+    from transformers.modeling_layers import logger as of_layers
+    from transformers.utils.generic import logger as of_calls
+
+    text = "`use_cache=True` is incompatible with gradient checkpointing. Setting `use_cache=False`."
+    monitored = (of_layers, of_calls)
+    for logger in monitored:
+        logger.addHandler(caplog.handler)
+    try:
+        with libraries_quiet():
+            for logger in monitored:
+                logger.warning(text)
+                logger.warning("another")
+        assert {record.getMessage() for record in caplog.records} == {"another"}
+        of_calls.warning(text)
+        assert text in {record.getMessage() for record in caplog.records}  # as it was found
+    finally:
+        for logger in monitored:
+            logger.removeHandler(caplog.handler)
 
 
 def test_no_search_for_garbage_at_the_end() -> None:

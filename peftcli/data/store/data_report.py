@@ -34,14 +34,18 @@ class Counts:
         """Return the counts in the order of their names."""
         return tuple(asdict(self).values())
 
-    def line(self) -> str:
-        """Return the counts that are not zero, for people; kept ones only where they are not all."""
+    def line(self, *, split: bool = False) -> str:
+        """Return the counts that are not zero, for people; kept ones only where they are not all.
+
+        Args:
+            split: as in `counted`.
+        """
         every = self.kept == self.rows
         shown = [(name, value) for name, value in asdict(self).items() if value and not (every and name == "kept")]
-        return ", ".join(f"{value:,} {COUNTED[name]}" for name, value in shown) or "0 rows"
+        return ", ".join(f"{value:,} {counted(name, split=split)}" for name, value in shown) or "0 rows"
 
 
-COUNTED: Mapping[str, str] = {
+_COUNTED: Mapping[str, str] = {
     "rows": "rows",
     "kept": "kept",
     "truncated": "truncated to max_length",
@@ -49,7 +53,16 @@ COUNTED: Mapping[str, str] = {
     "fully_masked": "with nothing to learn",
     "skipped": "skipped as broken",
 }
-"""What a count counts, for people."""
+
+
+def counted(name: str, *, split: bool = False) -> str:
+    """Return what a count counts, for people.
+
+    Args:
+        name: of a field of `Counts`.
+        split: whether longer rows became several rows (`data.overflow: split`), so that nothing of them is cut.
+    """
+    return "split by max_length" if split and name == "truncated" else _COUNTED[name]
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class DataReport:
         packed_rows: rows after packing, None without.
         checks: how many answers were found how, and how many prefixes were tokenised again.
         unused: what of the rows is not used (columns, keys and turns of messages), and how many rows have it.
+        split: whether rows longer than max_length became several rows; else they were cut, or left out.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -92,6 +106,7 @@ class DataReport:
     packed_rows: int | None = None
     checks: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
+    split: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for the run directory."""
@@ -103,7 +118,7 @@ class DataReport:
 
     def summary(self) -> str:
         """Return the counts, template, packing and whether they were prepared before in one line, for a header."""
-        parts = [self.counts.line()]
+        parts = [self.counts.line(split=self.split)]
         if self.template:
             parts.append(f"chat template: {template_in_words(self.template)}")
         if self.packed_rows is not None:

@@ -1,4 +1,4 @@
-"""`${NAME}` in the values of a recipe is an environment variable; `$${NAME}` is the text `${NAME}`."""
+"""`${NAME}` in the values of a recipe is an environment variable; `$${NAME}` is the text `${NAME}`, in keys, too."""
 
 from __future__ import annotations
 

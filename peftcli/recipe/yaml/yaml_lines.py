@@ -195,7 +195,7 @@ class _Composer:
     def mapping(self, key: Key, depth: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
         while not isinstance(event := next(self.events), MappingEndEvent):
-            name = self.name(event)
+            name = self.unescaped(self.name(event), key, line_of(event))
             place = (*key, name)
             if name in values:
                 first = self.document.lines[place]
@@ -217,6 +217,15 @@ class _Composer:
         if not _is_unicode(name):
             raise YamlProblem("a key with a character that is not Unicode", line_of(event), "remove it")
         return name
+
+    def unescaped(self, name: str, block: Key, line: int) -> str:
+        """Return a key with `${` for `$${`, as in values; environment variables are replaced in values only."""
+        try:
+            return expand(name, {})
+        except MissingVariable:
+            remedy = "write the key out; $${ is the text ${"
+            self.remark((*block, name), line, "`${NAME}` in a key is not replaced by an environment variable", remedy)
+            return name
 
     def scalar(self, event: Event, key: Key) -> Any:
         assert isinstance(event, ScalarEvent)  # the only node event left

@@ -9,7 +9,7 @@ from peftcli.record.shown_numbers import byte_size, count, duration
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 from peftcli.studies.evidence.judgement import LEVEL, better_than_reference
 from peftcli.studies.evidence.steps_to_reference import fill_steps_to_reference
-from peftcli.studies.evidence.undecided import undecided
+from peftcli.studies.evidence.undecided import FEW_ROWS, undecided
 from peftcli.studies.report.shell.report_numbers import ScoreScale, share_text
 
 Cost = Callable[[ComparedMethod], float | None]
@@ -68,7 +68,8 @@ def _choice(comparison: Comparison, chosen: ComparedMethod, best: ComparedMethod
     choice = "Train nothing" if chosen.trainable == 0 else f"Choose {chosen.label}"
     tied = [row for row in comparison.methods if row.verdict == "tied with the best"]
     if not tied:
-        return f"{choice}: {score}, better than each of the others by more than chance explains."
+        few = f"as far as {count(comparison.rows)} held-out rows can show" if comparison.rows < FEW_ROWS else None
+        return f"{choice}: {score}, better than each of the others {few or 'by more than chance explains'}."
     if chosen is best and len(tied) == 1 and tied[0].label == comparison.reference:
         return f"{choice}: {score}. Only the reference, {comparison.reference}, is tied with it."
     if len(_candidates(comparison)) == 1:
@@ -135,7 +136,8 @@ def _worth(comparison: Comparison, chosen: ComparedMethod) -> list[str]:
     shown, between = scale.difference(-chosen.difference_to_reference, _turned(chosen.reference_interval))
     between = f" ({between})" if between else ""
     if better_than_reference(chosen):
-        sentence = f"It is better than the reference, {name}, by {shown}{between}"
+        few = f"On these {count(comparison.rows)} rows it" if comparison.rows < FEW_ROWS else "It"
+        sentence = f"{few} is better than the reference, {name}, by {shown}{between}"
         steps = chosen.steps_to_reference
         return [f"{sentence}, whose score it reached after {count(steps)} steps." if steps else f"{sentence}."]
     if chosen.p_reference is not None and chosen.p_reference < LEVEL:

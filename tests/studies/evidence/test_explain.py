@@ -117,6 +117,24 @@ def test_steps_to_reference_is_the_first_step_at_which_the_mean_over_seeds_is_as
     assert made.methods[0].steps_to_reference == 20 and made.methods[1].steps_to_reference is None
 
 
+def test_the_steps_to_an_untrained_base_begin_after_the_start() -> None:
+    """Every method starts with the score of the base: all were said to reach it after 0 steps."""
+    base = method("base", 0.3, "behind", 0, **behind(0.6))
+    fast, slow = [Curve(0, [0, 10, 20], [0.3, 0.5, 0.9])], [Curve(0, [0, 10, 20], [0.3, 0.2, 0.4])]
+    never, unseen = [Curve(0, [0, 10], [0.3, 0.1])], [Curve(0, [10, 20], [0.2, 0.4])]
+    for curves, steps in ((fast, 10), (slow, 20), (never, None), (unseen, 20)):
+        made = comparison(replace(BEST, curves=curves), base, reference="base")
+        assert [row.steps_to_reference for row in made.methods] == [steps, None]
+
+
+def test_few_rows_are_not_said_to_leave_nothing_to_chance() -> None:
+    pair = (BEST, replace(FREEZE, curves=[]))
+    few, enough = (" ".join(comparison(*pair, rows=rows).summary) for rows in (19, 20))
+    assert "better than each of the others by more than chance explains" in enough and "It is better than" in enough
+    assert "better than each of the others as far as 19 held-out rows can show" in few
+    assert "On these 19 rows it is better than the reference, freeze" in few
+
+
 def test_never_is_said_only_where_evaluations_could_have_shown_it() -> None:
     low = [Curve(0, [0, 10], [0.1, 0.2])]
     for curves, reference, words in ((low, FREEZE, "never"), ([], FREEZE, ""), ([Curve(0)], FREEZE, ""),
@@ -156,9 +174,9 @@ def test_which_servers_load_an_adapter(tmp_path: Path, config: dict, task_type: 
     )
     assert servers_of(tmp_path) == servers
     (tmp_path / "model").mkdir()
-    whole = ["vllm", "llama.cpp"]  # HF peft loads adapters
+    whole = ["vllm", "llama.cpp", "transformers"]  # HF peft loads adapters
     assert servers_of(tmp_path) == whole
-    for task, serving in (("causal_lm", whole), ("sequence_classification", [])):
+    for task, serving in (("causal_lm", whole), ("sequence_classification", ["transformers"])):
         (tmp_path / "summary.json").write_text(json.dumps({"task": task}))
         assert servers_of(tmp_path) == serving
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from peftcli.data.store.data_report import COUNTED, DataReport, template_in_words
+from peftcli.data.store.data_report import DataReport, counted, template_in_words
 from peftcli.record.listing.run_entry import RunEntry
 from peftcli.record.run_summary import Summary
 from peftcli.record.shown_numbers import byte_size, count, duration, metric
@@ -167,7 +167,7 @@ def _fates(report: DataReport) -> str:
     if not report.sets:
         return ""
     rows = [[name, *(count(value) for value in counts.values())] for name, counts in report.sets.items()]
-    columns = ["set", *(COUNTED[name] for name in asdict(report.counts))]
+    columns = ["set", *(counted(name, split=report.split) for name in asdict(report.counts))]
     return folded("What became of the rows", "What became of the rows", plain_table("By set of rows", columns, rows))
 
 
