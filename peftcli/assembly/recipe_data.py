@@ -51,6 +51,7 @@ def prepare_data(
             seed=recipe.seed,
             where=loaded,
             model_max_positions=longest,
+            target_positions=anatomy.max_target_positions,
             problem_type=recipe.model.problem_type,
             stream_rows=stream_rows,
             progress=progress,

@@ -25,6 +25,7 @@ def make_task(
     train: Iterable[Row] | None = None,
     stop_ids: tuple[int, ...] = (),
     positions: int | None = None,
+    target_positions: int | None = None,
 ) -> Task:
     """Return the recipe's task.
 
@@ -33,8 +34,12 @@ def make_task(
         train: the rows in which balanced class weights are counted.
         stop_ids: tokens that end a generated text, besides the model's own.
         positions: what a row, with the text generated behind it, may take of the model's learned positions.
+        target_positions: those of the decoder, where it has other ones than the encoder.
     """
     train_labels = None
     if recipe.training.class_weights == "balanced" and train is not None:
         train_labels = [int(label) for row in train for label in np.asarray(row.labels).ravel() if label >= 0]
-    return TASKS[recipe.task](TaskSettings(tokenizer, labels, recipe.training, train_labels, stop_ids, positions))
+    settings = TaskSettings(
+        tokenizer, labels, recipe.training, train_labels, stop_ids, positions, target_positions=target_positions
+    )
+    return TASKS[recipe.task](settings)

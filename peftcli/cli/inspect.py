@@ -98,6 +98,7 @@ def _inspect(path: Path, overrides: list[str], rows: int) -> Any:
         seed=loaded.recipe.seed,
         where=loaded,
         model_max_positions=longest,
+        target_positions=anatomy.max_target_positions,
         problem_type=model.problem_type,
     )
     most = min(spec.max_length, longest or spec.max_length)

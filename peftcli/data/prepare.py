@@ -45,6 +45,7 @@ def prepare(
     labels: LabelSpec | None = None,
     where: Places | None = None,
     model_max_positions: int | None = None,
+    target_positions: int | None = None,
     problem_type: Kind | None = None,
     progress: Progress | None = None,
     stream_rows: int | None = None,
@@ -56,6 +57,7 @@ def prepare(
         labels: labels that are fixed already, those of a run; None takes them from the training rows.
         where: the recipe, for places in messages.
         model_max_positions: tokens that the model can place; a longer max_length is cut to it.
+        target_positions: the same of a target, where the model's decoder has other positions than its encoder.
         problem_type: kind of label that the recipe asks for; None reads it off the labels.
         progress: called with the number of rows encoded so far.
         stream_rows: with `data.streaming`, how many training rows will be asked for (steps times rows of a step).
@@ -71,6 +73,7 @@ def prepare(
             seed=seed,
             labels=labels,
             longest=model_max_positions,
+            longest_target=target_positions,
             kind=problem_type,
             progress=progress,
         )
@@ -111,18 +114,23 @@ def prepare_for_evaluation(
     tokenizer: Any,
     labels: LabelSpec | None = None,
     trained_format: str | None = None,
+    target_positions: int | None = None,
 ) -> tuple[StoredRows, list[str]]:
     """Return the rows of a file with what should be predicted, numbered by the labels of a run, and notes on them.
 
     Args:
         trained_format: format of the training rows, if it is known.
+        target_positions: as in `prepare`.
 
     Raises:
         UserError: a row that cannot be read, or a label that the run does not know.
     """
     spec = reading_spec(spec, path, trained_format)
     with remedy_for_rows("correct these rows, or remove them"):
-        made = RowPreparer(spec, task, tokenizer, seed=0, labels=labels, purpose="any").run()
+        preparer = RowPreparer(
+            spec, task, tokenizer, seed=0, labels=labels, longest_target=target_positions, purpose="any"
+        )
+        made = preparer.run()
     assert isinstance(made.train, StoredRows)  # without packing
     split, tagged = spec.overflow == "split", task_info(task).rows == "tagged"
     return made.train, [*made.report.notes, *said(made.report.counts, spec.max_length, split=split, tagged=tagged)]

@@ -39,6 +39,7 @@ class RowPreparer:
             and of weights.
         labels: labels that are fixed already, those of a run; None takes them from the training rows.
         longest: tokens that the model can place; a longer max_length is cut to it.
+        longest_target: the same of a target, where the model's decoder has other positions than its encoder.
         kind: kind of label that the recipe asks for; None reads it off the labels.
         progress: called with the number of rows encoded so far.
         purpose: what the rows of `data.path` are read for.
@@ -59,6 +60,7 @@ class RowPreparer:
         seed: int,
         labels: LabelSpec | None = None,
         longest: int | None = None,
+        longest_target: int | None = None,
         kind: Kind | None = None,
         progress: Progress | None = None,
         purpose: Purpose = "train",
@@ -77,6 +79,11 @@ class RowPreparer:
             self.notes.append(f"max_length {length} is cut to the model's {longest} positions")
             length = longest
         settings = recipe_settings(spec, task, tokenizer, length)
+        if longest_target is not None and longest_target < length:
+            self.notes.append(
+                f"a target has at most {longest_target} tokens: the model's decoder has no more positions"
+            )
+            settings = replace(settings, max_target=longest_target)
         if settings.template and (text := ChatRenderer(tokenizer, settings.template, "all").text_after_answers):
             self.notes.append(
                 f"the chat template ends an answer with {text!r}, which is no token of the tokenizer: generation writes"

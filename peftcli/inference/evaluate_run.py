@@ -175,8 +175,9 @@ def open_untrained(loaded: LoadedRecipe, base_dtype: DTypeName | None = None) ->
 
 def _evaluate_file(run: OpenedRun, data: str, trained_format: str | None, note: Note) -> dict[str, Any]:
     spec, task = run.data_spec, run.recipe.task
+    room = run.task.settings.target_positions
     rows, notes = run.world.main_first(
-        lambda: prepare_for_evaluation(data, spec, task, run.tokenizer, run.labels, trained_format)
+        lambda: prepare_for_evaluation(data, spec, task, run.tokenizer, run.labels, trained_format, room)
     )
     for text in notes:
         note(text)

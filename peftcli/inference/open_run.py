@@ -332,9 +332,10 @@ def opened(
     model.requires_grad_(False)
     precision = Precision(base.dtype, base.dtype, False, "as the weights")
     anatomy = read_anatomy(model, loaded.recipe.model.anatomy)
-    left = positions_left(anatomy, loaded.recipe.method)
+    left, of_targets = positions_left(anatomy, loaded.recipe.method), anatomy.max_target_positions
     stops = learnt_texts_of_recipe(loaded.recipe, tokenizer)[0].stop_token_ids  # an evaluation's texts end there, too
-    task = make_task(without_class_weights(loaded.recipe), tokenizer, labels, stop_ids=stops, positions=left)
+    recipe = without_class_weights(loaded.recipe)
+    task = make_task(recipe, tokenizer, labels, stop_ids=stops, positions=left, target_positions=of_targets)
     cuts = loaded.recipe.training.fast_paths.last_block and task.info.rows == "labelled"
     with precision.inference(world.device):
         found = FirstBlocks(model, anatomy.layers).find(lambda _: task.bind(model, prepare), settles=operator.not_)

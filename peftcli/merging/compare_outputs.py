@@ -163,6 +163,7 @@ def sample_rows(run: RunToMerge) -> list[Row]:
             seed=recipe.seed,
             labels=run.labels,
             model_max_positions=run.anatomy.max_positions,
+            target_positions=run.anatomy.max_target_positions,
         )
     except UserError as error:
         raise UserError(

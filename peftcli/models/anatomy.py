@@ -213,6 +213,7 @@ class Anatomy:
         prefix_route: how prefix keys and values are added to the attention; None if they cannot be.
         prefix_reason: why they cannot be.
         max_positions: number of learned positions, or None without that limit.
+        max_target_positions: those of the decoder in an encoder-decoder whose two sides have different ones, or None.
         takes_tokens: whether the model's main input is token ids, which a prompt can be put in front of.
         biases: names of the bias parameters that training moves (of linears, norms, poolers), without the head's.
         transposed: paths of the modules whose weight is stored (in, out), those without a role included.
@@ -243,6 +244,7 @@ class Anatomy:
     prefix_route: str | None = "interface"
     prefix_reason: str | None = None
     max_positions: int | None = None
+    max_target_positions: int | None = None
     takes_tokens: bool = True
     biases: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()

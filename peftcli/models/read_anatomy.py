@@ -108,6 +108,7 @@ class _Reader:
             prefix_reason=self.row.prefix_reason,
             takes_tokens=self.view.model.main_input_name == "input_ids",
             max_positions=self.row.positions(self.config) if self.row.positions else None,
+            max_target_positions=self.row.target_positions,
             biases=biases(self.view, head, unmoved),
             transposed=tuple(name for name, live in self.view.modules.items() if module_kind(live) == "conv1d"),
             shared=shared_names(self.view),

@@ -139,7 +139,7 @@ class LanguageModelTask(Task):
         mask = batch.inputs.get("attention_mask")
         taken = [batch.inputs["input_ids"].shape[1]] * batch.rows if mask is None else mask.sum(1).tolist()
         if getattr(model.config, "is_encoder_decoder", False):
-            taken = [1] * batch.rows
+            taken, positions = [1] * batch.rows, self.settings.target_positions or positions
         return [max(1, min(wanted, positions - own + 1)) for own in taken]  # the last token is never an input
 
     @property

@@ -40,6 +40,7 @@ class TaskSettings:
         train_labels: class ids of the training rows, for balanced weights; None when not needed.
         stop_ids: tokens that end a generated text, besides the model's own.
         positions: what a row, with the text generated behind it, may take of the model's learned positions, or None.
+        target_positions: those of the decoder, where it has other ones than the encoder, or None.
         decoding: how the tokens of a generated text are chosen.
         on_text: receives a generated text piece by piece; for batches of one row.
     """
@@ -50,6 +51,7 @@ class TaskSettings:
     train_labels: Sequence[int] | None = None
     stop_ids: tuple[int, ...] = ()
     positions: int | None = None
+    target_positions: int | None = None
     decoding: Decoding = GREEDY
     on_text: OnText | None = None
 

@@ -135,11 +135,16 @@ def _check_with_data(
     problems = [Problem(reason, key="method") for reason in reasons]
     tasks: list[Task] = []
     with collecting(problems):
-        positions = positions_left(known.anatomy, recipe.method)
-        stops = data.stop_token_ids
-        tasks.append(
-            make_task(recipe, known.tokenizer, data.labels, train=data.train, stop_ids=stops, positions=positions)
+        task = make_task(
+            recipe,
+            known.tokenizer,
+            data.labels,
+            train=data.train,
+            stop_ids=data.stop_token_ids,
+            positions=positions_left(known.anatomy, recipe.method),
+            target_positions=known.anatomy.max_target_positions,
         )
+        tasks.append(task)
     metrics = []
     if tasks and validation:
         metrics = wanted_metrics(tasks[0].default_metrics, recipe.training, list(validation))

@@ -22,6 +22,7 @@ class EncodeSettings:
     Args:
         task: the recipe's task.
         max_length: tokens of a row at most.
+        max_target: tokens of a target at most, where that are fewer.
         overflow: what happens to longer rows.
         train_on: which answers of a conversation are learnt.
         kind: kind of the labels, None without labels.
@@ -42,6 +43,7 @@ class EncodeSettings:
     template: ChatTemplate | None = None
     add_head: bool = False
     predicting: bool = False
+    max_target: int | None = None
 
     @property
     def rows(self) -> RowKind:
@@ -49,5 +51,5 @@ class EncodeSettings:
         return task_info(self.task).rows
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings as plain data."""
-        return asdict(self)
+        """Return the settings as plain data, without a bound on targets that is not there."""
+        return {key: value for key, value in asdict(self).items() if key != "max_target" or value is not None}

@@ -15,7 +15,7 @@ from peftcli.ignored_label import IGNORED
 
 
 class PairEncoder:
-    """Encodes inputs and targets; both lose their end when they are longer than max_length."""
+    """Encodes inputs and targets; both lose their end when they are longer than max_length, or a target's own bound."""
 
     def __init__(self, tokenizer: Any, settings: EncodeSettings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
@@ -47,13 +47,17 @@ class PairEncoder:
 
     def _row(self, ids: list[int], target: list[int] | None) -> Outcome:
         longest = self._settings.max_length
-        most = max(len(ids), len(target or ()))
-        if most > longest and self._settings.overflow in ("drop", "error") and not self._settings.predicting:
-            return Outcome(status=DROPPED, reason=f"{most} tokens, more than max_length {longest}", tokens=most)
+        own = min(longest, self._settings.max_target or longest)
+        most, cut = max(len(ids), len(target or ())), len(ids) > longest or len(target or ()) > own
+        if cut and self._settings.overflow in ("drop", "error") and not self._settings.predicting:
+            reason = f"{most} tokens, more than max_length {longest}"
+            if most <= longest:
+                reason = f"a target of {len(target or ())} tokens, and the model's decoder has {own} positions"
+            return Outcome(status=DROPPED, reason=reason, tokens=most)
         if target is not None and all(label == IGNORED for label in target):
             return Outcome(status=MASKED, reason="the target has no token", tokens=most)
-        labels = None if target is None else _cut(target, longest)
-        row = Encoded(_cut(ids, longest), labels=labels, truncated=most > longest)
+        labels = None if target is None else _cut(target, own)
+        row = Encoded(_cut(ids, longest), labels=labels, truncated=cut)
         return Outcome([row], status=TRUNCATED if row.truncated else 0, tokens=most)
 
 

@@ -96,6 +96,7 @@ class FamilyRow:
         embeddings: path, within the base model, of the token embedding that a forward pass calls.
         positions: function of the config; returns the number of learned positions, or None without that limit.
         prefix_route, prefix_reason: as in `Anatomy`.
+        target_positions: number of learned positions of a decoder beside an encoder, where it is another one.
         note: a remark for users of this family.
     """
 
@@ -104,6 +105,7 @@ class FamilyRow:
     positions: Callable[[PretrainedConfig], int | None] | None = None
     prefix_route: str | None = "interface"
     prefix_reason: str | None = None
+    target_positions: int | None = None
     note: str | None = None
 
 

@@ -17,10 +17,10 @@ _OF_BIASES = {"mpt": "max_seq_len"}
 """Types whose attention has a bias for each distance up to a number in the config."""
 
 
-def positions_of_tables(view: ModuleView, config: PretrainedConfig) -> int | None:
-    """Return how many tokens a row may have; None for a model without such a table (rotary or relative positions).
+def positions_of_tables(view: ModuleView, config: PretrainedConfig) -> tuple[int | None, int | None]:
+    """Return how many tokens a row may have, and a target, where encoder and decoder have tables of their own (LED).
 
-    Where encoder and decoder have tables of different lengths (LED), the longer one counts.
+    None stands for no limit: a model without such a table (rotary or relative positions), or without a second one.
 
     Args:
         config: of the text model.
@@ -37,10 +37,12 @@ def positions_of_tables(view: ModuleView, config: PretrainedConfig) -> int | Non
                 rooms.setdefault("decoder" in parent, []).append(len(table) - _first_row(module))
     if not rooms:
         number = getattr(config, _OF_BIASES.get(config.model_type, ""), None)
-        return number if isinstance(number, int) else None
+        return (number if isinstance(number, int) else None), None
+    if len(rooms) == 2 and view.model.config.is_encoder_decoder:
+        return min(rooms[False]), min(rooms[True])
     longest = max(min(found) for found in rooms.values())
     stated = getattr(config, "max_position_embeddings", None)  # YOSO's table has two rows that no token has
-    return min(longest, stated) if isinstance(stated, int) else longest
+    return (min(longest, stated) if isinstance(stated, int) else longest), None
 
 
 def _first_row(table: object) -> int:

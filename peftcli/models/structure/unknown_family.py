@@ -54,10 +54,10 @@ def structural_row(
             "model.anatomy: {layers: ..., attn.q: ..., ...}"
         )
     reason = None if any(stack.attentions for stack in stacks) else _why_no_prefix(stacks)
-    places = positions_of_tables(view, config)
+    places, of_targets = positions_of_tables(view, config)
     positions = None if places is None else lambda _config: places
     row = FamilyRow(tuple(stacks), _embedding_path(view), positions, prefix_route=None if reason else "interface")
-    return replace(row, prefix_reason=reason), notes
+    return replace(row, prefix_reason=reason, target_positions=of_targets), notes
 
 
 def _named_layers(view: ModuleView, layers: str | list[str]) -> list[str]:

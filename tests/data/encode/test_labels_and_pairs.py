@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftcli.data.prepare import prepare_for_evaluation, prepare_for_prediction
+from peftcli.data.prepare import prepare, prepare_for_evaluation, prepare_for_prediction
 from peftcli.data.rows.padding import collate
 from peftcli.data.store.labels import LabelSpec, kind_of, order_names
 from peftcli.errors import UserError
@@ -223,6 +223,23 @@ class TestSeq2seq:
         row = ready(tokenizer, write_jsonl(tmp_path / "a.jsonl", rows), self.task, max_length=8).train[0]
         assert len(row.input_ids) == len(np.asarray(row.labels)) == 8
         assert row.input_ids[-1] == np.asarray(row.labels)[-1] == tokenizer.eos_token_id
+
+    def test_targets_are_cut_to_what_a_decoder_can_place(self, tmp_path: Path) -> None:
+        """LED's decoder has a sixteenth of its encoder's positions; the table's own error was a traceback."""
+        tokenizer = tiny_tokenizer(add_eos=True)
+        path = write_jsonl(tmp_path / "a.jsonl", [{"input": "Hello there " * 9, "target": "Hi " * 30}])
+        spec = DataSpec(path=str(path), val_set_size=0.0, max_length=40)
+        data = prepare(spec, self.task, tokenizer, seed=0, target_positions=12)
+        row = data.train[0]
+        assert (len(row.input_ids), len(np.asarray(row.labels))) == (40, 12)
+        assert np.asarray(row.labels)[-1] == tokenizer.eos_token_id
+        assert data.report.counts.truncated == 1
+        assert "a target has at most 12 tokens: the model's decoder has no more positions" in data.report.notes
+        rows, notes = prepare_for_evaluation(str(path), spec, self.task, tokenizer, target_positions=12)
+        assert len(np.asarray(rows[0].labels)) == 12 and any("at most 12 tokens" in note for note in notes)
+        strict = spec.model_copy(update={"max_length": 200, "overflow": "error"})
+        with pytest.raises(UserError, match="a target of 91 tokens, and the model's decoder has 12 positions"):
+            prepare(strict, self.task, tokenizer, seed=0, target_positions=12)
 
     def test_splitting_is_refused(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "a.jsonl", [{"input": "a", "target": "b"}])

@@ -187,6 +187,22 @@ def test_a_row_has_as_many_tokens_as_a_table_has_positions(model_type: str, task
             model(**inputs)
 
 
+def test_a_decoder_beside_an_encoder_has_positions_of_its_own() -> None:
+    from transformers import LEDConfig, LEDForConditionalGeneration
+
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    places = {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 16, "attention_window": 8}
+    model = LEDForConditionalGeneration(LEDConfig(vocab_size=32, d_model=16, **sizes, **places)).eval()
+    anatomy = read_anatomy(model)
+    assert (anatomy.max_positions, anatomy.max_target_positions) == (64, 16)
+    ids = torch.full((1, 64), 5)
+    with torch.no_grad():
+        model(input_ids=ids, decoder_input_ids=ids[:, :16])
+        with pytest.raises(IndexError):
+            model(input_ids=ids, decoder_input_ids=ids[:, :17])
+    assert read_anatomy(bare(tiny_type("marian", "seq2seq_lm"))).max_target_positions is not None
+
+
 UNBOUND = [("stablelm", "causal_lm"), ("umt5", "seq2seq_lm"), ("fsmt", "seq2seq_lm")]
 
 
