@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-import numpy as np
-
 from peftcli.data.rows.batching import epoch_batches
 from peftcli.data.rows.collation import Collator
 from peftcli.data.rows.micro_batches import Lengths, longest_first, micro_batches, split_by_tokens
@@ -63,8 +61,7 @@ def target_lengths(rows: RowSet) -> Lengths | None:
     """Return the tokens of each row's target; None where the rows have none beside what is read."""
     if not isinstance(rows, StoredRows) or rows.spec is not None or rows.store.labels is None:
         return None
-    found: Lengths = np.diff(rows.store.label_offsets)[rows.index].astype(np.int32)
-    return found
+    return rows.target_lengths
 
 
 def look_ahead_rows(recipe: Recipe, rows: RowSet, steps: Sequence[list[list[int]]], limit: int | None) -> list[Row]:

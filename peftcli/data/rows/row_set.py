@@ -115,6 +115,11 @@ class StoredRows:
         both = (second > 0) & (second < lengths)
         return np.where(both, 2 * np.maximum(second, lengths - second), lengths)
 
+    @property
+    def target_lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each row's target, of rows that have one beside their input."""
+        return np.diff(self.store.label_offsets)[self.index].astype(np.int32)
+
     def __getitem__(self, index: int) -> Row:
         store, row = self.store, int(self.index[index])
         start, end = int(store.offsets[row]), int(store.offsets[row + 1])

@@ -104,6 +104,12 @@ class StreamedRows:
         return np.full(self._count, self._settings.max_length, dtype=np.int32)
 
     @property
+    def target_lengths(self) -> npt.NDArray[np.int32]:
+        """What a target can have at most, of rows that have one beside their input."""
+        longest = self._settings.max_length
+        return np.full(self._count, min(longest, self._settings.max_target or longest), dtype=np.int32)
+
+    @property
     def skipped(self) -> int:
         """Broken rows that were passed over so far, each once."""
         return self._errors.count

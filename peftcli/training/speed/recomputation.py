@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
+from peftcli.data.rows.row_set import Row, StoredRows
+from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.devices import free_bytes
 from peftcli.distributed.processes import World
 from peftcli.errors import UserError
@@ -38,6 +40,7 @@ class Need:
     Args:
         rows: rows of the micro-batch; a joined one may hold a part of another row.
         length: tokens of each.
+        target: tokens of each target, where the rows have targets beside what is read.
         activations: bytes kept for the backward pass.
         states: bytes of gradients and optimizer.
         free: bytes.
@@ -48,6 +51,7 @@ class Need:
     activations: float
     states: int
     free: int
+    target: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -56,10 +60,10 @@ class Need:
 
     def __str__(self) -> str:
         rows = "a row" if self.rows == 1 else f"{self.rows:.3g} rows"
+        targets = "" if self.target is None else f" and as many targets of {self.target:,}"
         activations, free = self.activations / 2**30, self.free / 2**30
-        return (
-            f"{rows} of {self.length:,} tokens would keep {activations:.3g} GiB of activations, {free:.3g} GiB are free"
-        )
+        kept = f"{activations:.3g} GiB of activations, {free:.3g} GiB are free"
+        return f"{rows} of {self.length:,} tokens{targets} would keep {kept}"
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,39 @@ def need_of(
     free = free_bytes(batches.world.device, batches.world.size)
     if free is None:
         return None
-    lengths = batches.lengths
-    longest = batches.rows[int(np.argmax(lengths))]
-    model = attachment.model
-    cost = activation_cost(model, task, batches.collator, longest, computing, FirstBlocks(model, anatomy.layers))
-    count, length = largest_micro_batch(batches, int(lengths.max()))  # of a stream it is the limit
-    trainable = attachment.trainable_parameters().values()
-    return Need(count, length, cost.of(count, length), STATES * sum(p.nbytes for p in trainable), free)
+    model, states = attachment.model, STATES * sum(p.nbytes for p in attachment.trainable_parameters().values())
+
+    def need(row: Row, length: int, target: int | None) -> Need:
+        blocks = FirstBlocks(model, anatomy.layers)
+        cost = activation_cost(model, task, batches.collator, row, computing, blocks)
+        count, _ = largest_micro_batch(batches, length)
+        return Need(count, length, cost.of(count, length), states, free, target)
+
+    return max((need(*one) for one in _largest_rows(batches)), key=lambda found: found.activations)
+
+
+def _largest_rows(batches: StepBatches) -> list[tuple[Row, int, int | None]]:
+    """Return (row, tokens, tokens of its target) of the rows whose micro-batches can keep most.
+
+    A decoder reads the target. The longest input and the longest target can meet in a micro-batch; more rows than that
+    one has stand in one of shorter inputs, where tokens of inputs bound it, and their targets can be as long.
+    """
+    rows, lengths = batches.rows, batches.lengths
+    place, most = int(np.argmax(lengths)), int(lengths.max())  # of a stream it is the limit
+    if batches.collator.task.info.rows != "pairs" or not isinstance(rows, StoredRows | StreamedRows):
+        return [(rows[place], most, None)]
+    targets = rows.target_lengths
+    longest, at = int(targets.max()), int(np.argmax(targets))
+    found: list[tuple[Row, int, int | None]] = [(_with_target(rows[place], most, longest), most, longest)]
+    if batches.max_tokens is not None and lengths[at] < most:
+        found.append((rows[at], int(lengths[at]), longest))
+    return found
+
+
+def _with_target(row: Row, length: int, target: int) -> Row:
+    """Return a row that stands for one of `length` tokens with a target of `target` tokens: of the same proportion."""
+    tokens = max(1, round(target * len(row.input_ids) / length))
+    return replace(row, labels=np.resize(np.asarray(row.labels), tokens))
 
 
 def largest_micro_batch(batches: StepBatches, longest: int) -> tuple[float, int]:

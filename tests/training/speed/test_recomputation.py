@@ -18,7 +18,7 @@ from peftcli.record.train_state import TrainState
 from peftcli.training.run import train
 from peftcli.training.setup import build_session
 from peftcli.training.speed import recomputation
-from peftcli.training.speed.activation_memory import activation_cost
+from peftcli.training.speed.activation_memory import _kept_bytes, activation_cost
 from peftcli.training.speed.recomputation import Need, need_of
 from peftcli.training.watch.reporting import Silent
 
@@ -172,6 +172,34 @@ def test_the_need_is_that_of_the_largest_micro_batch(recipe, tmp_path) -> None:
     assert small.rows * small.length <= 24 + small.length
     assert large.rows == 16 and large.activations > 4 * small.activations
     assert Need(1, 10, 1e9, 0, int(2e9)).fits and not Need(1, 10, 1e9, int(1e9), int(2e9)).fits
+
+
+@pytest.mark.parametrize("limit", [None, 64], ids=["by rows", "by tokens"])
+def test_targets_that_are_longer_than_inputs_count(recipe, tmp_path, limit) -> None:
+    """The longest input has a short target here, and the others are the other way round."""
+    rows = [{"prompt": "the cat " * 22, "completion": "red"}]
+    rows += [{"prompt": "a cat", "completion": "red dog on the mat " * 4} for _ in range(7)]
+    loaded = recipe("t5", "seq2seq_lm", rows, training__max_tokens_per_micro_batch=limit)
+    session = session_of(loaded, tmp_path)
+    need = need_for(session)
+    assert need is not None
+    kept = []
+    for share in session.batches.read(0), session.batches.read(1):
+        for rows_of_one in (one.rows for one in share):
+            batch = session.batches.collator.batch(rows_of_one)
+            with torch.enable_grad(), session.computing(batch):
+                kept.append(_kept_bytes(session.model.train(), session.task, batch, {}))
+    assert 0.9 * max(kept) < need.activations < (2.5 if limit is None else 1.5) * max(kept)
+
+
+def test_rows_of_a_stream_may_have_targets_of_any_length(recipe, tmp_path) -> None:
+    rows = [{"prompt": "the cat sat on the mat", "completion": "red"} for _ in range(32)]
+    stored = recipe("t5", "seq2seq_lm", rows, name="stored", data__max_length=40)
+    stream = recipe("t5", "seq2seq_lm", rows, name="stream", data__max_length=40, data__streaming=True)
+    known, unknown = need_for(session_of(stored, tmp_path / "a")), need_for(session_of(stream, tmp_path / "b"))
+    assert known is not None and unknown is not None
+    assert (unknown.length, unknown.target) == (40, 40)
+    assert unknown.activations > 4 * known.activations
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
