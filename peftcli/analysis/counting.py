@@ -129,10 +129,10 @@ def _vocabulary(spec: ModelSpec) -> int:
 def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:
     """Count what is attached to a model, live or on meta; a quantised weight counts the numbers that it stands for."""
     parameters = dict(attachment.model.named_parameters())
-    base = sum(size for name, size in logical_numbers(attachment.model).items() if not is_added(name))
+    numbers = logical_numbers(attachment.model)
+    base = sum(size for name, size in numbers.items() if not is_added(name))
+    total = sum(numbers.values())  # with what is added and frozen, such as LoRA-FA's A
     trained = attachment.trainable_parameters()
-    own = {id(parameter) for name, parameter in parameters.items() if not is_added(name)}
-    added = _size(parameter for parameter in trained.values() if id(parameter) not in own)
     trainable = _size(trained.values())
     return Counts(
         method=params.name,
@@ -140,8 +140,8 @@ def count_attachment(attachment: Attachment, params: MethodParams) -> Counts:
         trainable=trainable,
         saved=attachment.saved_size(),
         head=_size(parameters[name] for name in attachment.head if name in parameters),
-        total=base + added,
-        percent=100.0 * trainable / (base + added),
+        total=total,
+        percent=100.0 * trainable / total,
         reduction=base / trainable if trainable else 0.0,
         by_module=_by_module(trained),
     )

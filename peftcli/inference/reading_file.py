@@ -16,8 +16,9 @@ from peftcli.data.chat.named_templates import PLAIN
 from peftcli.errors import Problem, UserError
 from peftcli.names import NAMES
 from peftcli.recipe.load_recipe import LoadedRecipe
+from peftcli.recipe.method_params import Positive
 from peftcli.recipe.preference_losses import HYPERPARAMETERS
-from peftcli.recipe.schema import DataSpec, LossType, Positive, Recipe
+from peftcli.recipe.schema import DataSpec, LossType, Recipe
 from peftcli.tasks.task_table import task_info
 from peftcli.typed_record import read_record
 

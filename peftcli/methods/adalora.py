@@ -18,7 +18,7 @@ from peftcli.errors import UserError
 from peftcli.models.config_facts import width
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.method_params import TargetedParams
+from peftcli.recipe.method_params import NotNegative, Positive, TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     from peftcli.protocol.attachment import Attachment
 
 Decay = Annotated[float, Field(gt=0.0, lt=1.0)]
-Steps = Annotated[int, Field(ge=0)]
 
 
 class AdaLoraParams(TargetedParams):
     """Hyper-parameters of AdaLoRA."""
 
     name: Literal["adalora"] = "adalora"
-    init_r: Annotated[int, Field(ge=1)] = 12
+    init_r: Positive = 12
     """Rank of every matrix at the start."""
-    target_r: Annotated[int, Field(ge=1)] = 8
+    target_r: Positive = 8
     """Mean rank at the end; the ranks of the matrices differ, their sum is target_r times their number."""
     lora_alpha: float = 32.0
     """Numerator of the scale alpha / init_r."""
@@ -44,11 +43,11 @@ class AdaLoraParams(TargetedParams):
     """Dropout on the input of the low-rank branch."""
     target_modules: list[str] | str = "all-linear"
     """Roles (attn.q, ffn.up, attn, ffn), module names, `all-linear`, or one regular expression (a string)."""
-    tinit: Steps | None = None
+    tinit: NotNegative | None = None
     """Optimizer steps before the first pruning; null is 10% of the run."""
-    tfinal: Steps | None = None
+    tfinal: NotNegative | None = None
     """Optimizer steps at the end with the final ranks; null is 30% of the run."""
-    deltaT: Annotated[int, Field(ge=1)] | None = None
+    deltaT: Positive | None = None
     """Optimizer steps between two prunings; null is 1% of the run, at least 1."""
     beta1: Decay = 0.85
     """Decay of the sensitivity's average."""

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from peftcli.models.config_facts import width
 from peftcli.protocol.bottlenecks import BottleneckParams, bottleneck_problems, branches, norm_parameters
 from peftcli.protocol.method import Method, MethodInfo
+from peftcli.recipe.method_params import Positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,9 +34,9 @@ class CompacterParams(BottleneckParams):
     """Hyper-parameters of Compacter."""
 
     name: Literal["compacter"] = "compacter"
-    phm_dim: Annotated[int, Field(ge=1)] = 4
+    phm_dim: Positive = 4
     """Kronecker products in a sum, n; the hidden size and the bottleneck must be multiples of it."""
-    phm_rank: Annotated[int, Field(ge=1)] = 1
+    phm_rank: Positive = 1
     """Rank of the factors of a product."""
     placement: Literal["both", "ffn"] = "both"
     """After attention and feed-forward (Compacter), or after the feed-forward only (Compacter++)."""

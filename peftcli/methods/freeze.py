@@ -8,13 +8,11 @@ variant is that of Frankle et al. 2020 (arXiv:2003.00152), with the transformer'
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from peftcli.protocol.folding import replacing
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.method_params import MethodParams, NotNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +27,7 @@ class FreezeParams(MethodParams):
     name: Literal["freeze"] = "freeze"
     trainable: Literal["last_layers", "norms"] = "last_layers"
     """What is trained: the last blocks, or every normalisation layer."""
-    num_layers: Annotated[int, Field(ge=0)] = 2
+    num_layers: NotNegative = 2
     """How many blocks, counted from the output, are trained; one that runs n times counts n; 0: the head alone."""
 
     def idle_keys(self) -> dict[str, str]:

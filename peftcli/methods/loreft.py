@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator
 
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.method_params import MethodParams, NotNegative
+from peftcli.recipe.method_params import MethodParams, NotNegative, Positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ class LoreftParams(MethodParams):
     """Hyper-parameters of LoReFT."""
 
     name: Literal["loreft"] = "loreft"
-    r: Annotated[int, Field(ge=1)] = 8
+    r: Positive = 8
     """Dimensions of the subspace (pyreft's low_rank_dimension)."""
     layers: list[NotNegative] | Literal["all"] = "all"
     """Numbers of the blocks whose outputs are changed, counted from 0, or all."""

@@ -17,17 +17,18 @@ from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.protocol.composite_method import CompositeMethod
 from peftcli.protocol.composition import CompositeParams, PartSpec
 from peftcli.protocol.method import MethodInfo
+from peftcli.recipe.method_params import Positive
 
 
 class MamParams(CompositeParams):
     """Hyper-parameters of MAM."""
 
     name: Literal["mam"] = "mam"
-    num_virtual_tokens: Annotated[int, Field(ge=1)] = 30
+    num_virtual_tokens: Positive = 30
     """Learned keys and values in front of every attention."""
     prefix_projection: bool = True
     """Produce them by a network while training; it is dropped from the saved adapter."""
-    encoder_hidden_size: Annotated[int, Field(ge=1)] = 800
+    encoder_hidden_size: Positive = 800
     """Width of that network."""
     projection_lr_ratio: Annotated[float, Field(gt=0.0)] = 0.1
     """Learning rate of the network over that of all else; 1 is the official code, with rates of 5e-5."""
@@ -35,7 +36,7 @@ class MamParams(CompositeParams):
     """Dropout on the learned keys and values."""
     prefix_init: Literal["text", "random"] | None = None
     """What keys and values start from: the first tokens of the training rows, or random; null: text in decoders."""
-    bottleneck_size: Annotated[int, Field(ge=1)] | None = None
+    bottleneck_size: Positive | None = None
     """Width of the parallel adapter's bottleneck; null is half the hidden size."""
     scaling: Annotated[float, Field(gt=0.0)] | None = None
     """Factor on the parallel adapter's output; null is the official runs': 2 in encoder-only models, 4 in others."""

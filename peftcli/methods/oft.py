@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from peftcli.errors import UserError
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.method_params import NotNegative, TargetedParams
+from peftcli.recipe.method_params import LARGEST, NotNegative, TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +47,7 @@ class OftParams(TargetedParams):
     """One rotation for all blocks of a projection."""
     use_cayley_neumann: bool = True
     """Approximate the rotation by a series; false inverts matrices, exact and slower."""
-    num_cayley_neumann_terms: Annotated[int, Field(ge=2)] = 5
+    num_cayley_neumann_terms: Annotated[int, Field(ge=2, le=LARGEST)] = 5
     """Terms of that series."""
     init_weights: bool = True
     """Start at no rotation; false starts from small random ones, for tests."""

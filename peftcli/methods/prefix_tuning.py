@@ -32,7 +32,7 @@ from pydantic import Field
 
 from peftcli.models.config_facts import kind_of, positions
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.method_params import MethodParams, Positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,11 +45,11 @@ class PrefixTuningParams(MethodParams):
     """Hyper-parameters of prefix tuning."""
 
     name: Literal["prefix_tuning"] = "prefix_tuning"
-    num_virtual_tokens: Annotated[int, Field(ge=1)] = 20
+    num_virtual_tokens: Positive = 20
     """Learned keys and values in front of every attention."""
     prefix_projection: bool = True
     """Produce them by a network while training; it is dropped from the saved adapter."""
-    encoder_hidden_size: Annotated[int, Field(ge=1)] = 512
+    encoder_hidden_size: Positive = 512
     """Width of that network."""
     projection_lr_ratio: Annotated[float, Field(gt=0.0)] = 0.1
     """Learning rate of the network over that of all else: one step of its many weights moves keys and values far."""

@@ -14,13 +14,13 @@ class name and draws the rest from the vocabulary (the paper's best for small mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from peftcli.models.config_facts import positions
 from peftcli.protocol.method import Method, MethodInfo
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.method_params import MethodParams, Positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,13 +33,13 @@ class PromptTuningParams(MethodParams):
     """Hyper-parameters of prompt tuning."""
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
-    num_virtual_tokens: Annotated[int, Field(ge=1)] = 20
+    num_virtual_tokens: Positive = 20
     """Learned vectors in the input."""
     prompt_tuning_init: Literal["random", "sample_vocab", "text", "class_labels"] = "sample_vocab"
     """What they start from."""
     prompt_tuning_init_text: str | None = None
     """The text, for `prompt_tuning_init: text`."""
-    sample_vocab_size: Annotated[int, Field(ge=1)] = 5000
+    sample_vocab_size: Positive = 5000
     """How many of the first tokens of the vocabulary `sample_vocab` and `class_labels` draw from."""
     prompt_position: Literal["auto", "front", "after_first"] = "auto"
     """Before the text or behind its first token; auto is after_first in encoders, front elsewhere."""

@@ -14,7 +14,7 @@ from peftcli.errors import UserError
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
 from peftcli.protocol.target_patterns import Rank
-from peftcli.recipe.method_params import NotNegative, TargetedParams
+from peftcli.recipe.method_params import Seed, TargetedParams
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class ShiraParams(TargetedParams):
     """Trained values of a projection: r times the sum of its inputs and outputs, as in LoRA."""
     mask_type: Literal["random", "magnitude"] = "random"
     """Where they lie: at random, or at the weights of the largest magnitude."""
-    random_seed: NotNegative | None = None
+    random_seed: Seed | None = None
     """Seed of the random places; projections of one shape have the same ones."""
     init_weights: bool = True
     """Start at zero; false starts from random values, for tests."""

@@ -13,7 +13,7 @@ prefix's gate. A composition of `adapter`, `prefix_tuning` and `lora`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from peftcli.methods.prefix_tuning import PrefixTuningParams
 from peftcli.protocol.composite_method import CompositeMethod
 from peftcli.protocol.composition import CompositeParams, PartSpec, why_no_part
 from peftcli.protocol.method import MethodInfo
+from peftcli.recipe.method_params import Positive
 
 
 class UniPeltAdapter(AdapterParams):
@@ -35,7 +36,7 @@ class UniPeltAdapter(AdapterParams):
 class UniPeltPrefix(PrefixTuningParams):
     """The prefix of UniPELT: ten tokens by default."""
 
-    num_virtual_tokens: Annotated[int, Field(ge=1)] = 10
+    num_virtual_tokens: Positive = 10
     """Learned keys and values in front of every attention."""
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from peftcli.errors import UserError
 from peftcli.protocol.folding import Folding, tensors_by_key
 from peftcli.protocol.method import MergeRule, Method, MethodInfo
-from peftcli.recipe.method_params import TargetedParams
+from peftcli.recipe.method_params import Positive, Seed, TargetedParams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,9 +27,9 @@ class VeraParams(TargetedParams):
     """Hyper-parameters of VeRA."""
 
     name: Literal["vera"] = "vera"
-    r: Annotated[int, Field(ge=1)] = 256
+    r: Positive = 256
     """Rank of the shared random matrices; it may exceed the layers' sizes."""
-    projection_prng_key: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    projection_prng_key: Seed = 0
     """Seed of the shared random matrices, which are not saved."""
     d_initial: float = 0.1
     """Start of the vector between A and B."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.method_params import MethodParams, Positive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class BottleneckParams(MethodParams):
     """The size of a bottleneck: given, or as a share of the hidden size."""
 
-    bottleneck_size: Annotated[int, Field(ge=1)] | None = None
+    bottleneck_size: Positive | None = None
     """Width of the bottleneck; null takes hidden size / reduction_factor."""
     reduction_factor: Annotated[float, Field(ge=1.0)] | None = None
     """Hidden size over bottleneck; only without bottleneck_size."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import AfterValidator, Field
 
 from peftcli.errors import UserError
+from peftcli.recipe.method_params import NotNegative, Positive
 
 if TYPE_CHECKING:
     from peftcli.models.targets.target import Target
 
-Rank = Annotated[int, Field(ge=1)]
+Rank = Positive
 Alpha = Annotated[int | float, Field(gt=0)]
 Number = TypeVar("Number", int, float)
 
@@ -28,7 +29,7 @@ def _readable(value: dict[str, Number]) -> dict[str, Number]:
     return value
 
 
-RankOrNonePattern = Annotated[dict[str, Annotated[int, Field(ge=0)]], AfterValidator(_readable)]
+RankOrNonePattern = Annotated[dict[str, NotNegative], AfterValidator(_readable)]
 """As `RankPattern`, where a target may be left out by rank 0."""
 RankPattern = Annotated[dict[str, Rank], AfterValidator(_readable)]
 AlphaPattern = Annotated[dict[str, Alpha], AfterValidator(_readable)]

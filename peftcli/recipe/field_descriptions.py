@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from peftcli.recipe.method_params import MethodParams
+from peftcli.recipe.method_params import LARGEST, SEEDS, MethodParams
 from peftcli.recipe.yaml.scalars import show
 from peftcli.recipe.yaml.yaml_lines import Key
 
@@ -133,8 +133,13 @@ def _describe_one(plain: Any, constraints: Sequence[Any]) -> str:
         needed = [name for name, field in plain.model_fields.items() if field.is_required()]
         return f"a mapping with at least {', '.join(needed)}" if needed else "a mapping"
     word = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(plain, "another value")
-    limits = bounds(constraints)
+    limits = bounds([each for each in constraints if not _of_the_machine(each)])
     return f"{word}, {limits}" if limits and plain in (int, float) else word
+
+
+def _of_the_machine(constraint: Any) -> bool:
+    """Tell whether a limit is where sizes and seeds end on every machine, which says nothing about the field."""
+    return getattr(constraint, "le", None) == LARGEST or getattr(constraint, "lt", None) == SEEDS
 
 
 def _plural(annotation: Any) -> str:

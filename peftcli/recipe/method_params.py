@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
-NotNegative = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1
+"""Of every size and count in a recipe: tensors with a larger side cannot be made."""
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+NotNegative = Annotated[int, Field(ge=0, le=LARGEST)]
+SEEDS = 2**63
+"""How many seeds torch takes."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
 class Block(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from peftcli.recipe.method_params import Block, MethodParams
+from peftcli.recipe.method_params import Block, MethodParams, NotNegative, Positive
 from peftcli.recipe.vocabulary import NameOf
 
 TaskName = Annotated[str, NameOf("tasks")]
@@ -15,7 +15,6 @@ DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto"]
 FormatName = Annotated[str, NameOf("formats", auto=True)]
 
-Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Field(gt=0.0, le=100.0)]  # 2e4 is 2e-4 without its sign; SGD on prompts has used 30
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -54,7 +53,7 @@ class ModelSpec(Block):
     """The implementation of attention in transformers; auto also allows the faster ones of this project."""
     trust_remote_code: bool = False
     """Allow Python code from the model's repository to run; in a run's own recipe.yaml it is ignored."""
-    num_labels: Annotated[int, Field(ge=1)] | None = None
+    num_labels: Positive | None = None
     """Number of classes; null counts them in the data."""
     problem_type: Literal["single_label", "multi_label", "regression"] | None = None
     """Kind of sequence classification; null infers it from the labels."""
@@ -222,7 +221,7 @@ class TrainingSpec(Block):
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
     """Schedule of the learning rate after the warm-up, as in transformers."""
-    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    warmup_steps: NotNegative = 0
     """Number of steps of linear warm-up."""
     warmup_ratio: Fraction = 0.0
     """Share of all steps that are warm-up, if warmup_steps is 0."""
@@ -286,11 +285,11 @@ class TrainingSpec(Block):
     """Number of evaluations without improvement after which training stops."""
     early_stopping_threshold: Annotated[float, Field(ge=0.0)] = 0.0
     """Smallest change of the metric that counts as an improvement."""
-    eval_generate: Annotated[int, Field(ge=0)] = 0
+    eval_generate: NotNegative = 0
     """Number of rows for which text is generated, shown and stored at each evaluation."""
     max_new_tokens: Positive = 128
     """Maximum length of generated text in tokens."""
-    dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    dataloader_num_workers: NotNegative | Literal["auto"] = "auto"
     """Number of threads that prepare batches, and of steps prepared ahead; 0 prepares a step's batches when the step
     begins. auto is 1 on CUDA, else 0."""
     fast_paths: FastPathsSpec = Field(default_factory=FastPathsSpec)

@@ -25,6 +25,7 @@ from peftcli.protocol.apply_method import apply_method
 from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
+from tests.models.structure.small_models import small_model
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2], [11, 12, 13, 14, 2, 0]])
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "adalora of conv1d": ("adalora", "gpt2", CAUSAL, {"init_r": 4, "target_r": 2, "target_modules": ["c_attn"]}),
     "adalora with a head": ("adalora", "bert", SEQ_CLS, {"init_r": 3, "target_r": 3, "lora_alpha": 7.0, "tinit": 5}),
     "vera": ("vera", "llama", CAUSAL, {"r": 16, "projection_prng_key": 7}),
+    "vera of a large seed": ("vera", "llama", CAUSAL, {"r": 4, "projection_prng_key": 2**40}),
     "vera of conv1d": ("vera", "gpt2", CAUSAL, {"r": 8, "target_modules": ["c_attn", "c_fc"]}),
     "vera with a head": ("vera", "bert", SEQ_CLS, {"r": 8, "target_modules": "all-linear"}),
     "ia3": ("ia3", "llama", CAUSAL, {}),
@@ -61,6 +63,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "lokr": ("lokr", "llama", CAUSAL, {"r": 2, "rank_pattern": {"attn.q": 1}, "alpha_pattern": {"v_proj": 3}}),
     "lokr with a head": ("lokr", "bert", SEQ_CLS, {"r": 1, "decompose_both": True, "decompose_factor": 4}),
     "shira": ("shira", "llama", CAUSAL, {"r": 3, "mask_type": "magnitude"}),
+    "shira of a large seed": ("shira", "llama", CAUSAL, {"r": 3, "random_seed": 2**40}),
     "shira with a head": ("shira", "bert", SEQ_CLS, {"r": 3, "random_seed": 4}),
     "prefix": ("prefix_tuning", "llama", CAUSAL, {"num_virtual_tokens": 3, "prefix_projection": False}),
     "prefix from its network": ("prefix_tuning", "gpt2", CAUSAL, {"num_virtual_tokens": 4, "encoder_hidden_size": 8}),
@@ -160,6 +163,18 @@ def test_hf_peft_gives_our_logits(case: str, tmp_path: Path) -> None:
     assert_in_hf_layout(tmp_path / "adapter")
     theirs = logits(hf_load(tmp_path / "adapter", family, task))
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prompt_loads_on_a_base_whose_config_has_names_of_its_own(tmp_path: Path) -> None:
+    """HF peft asks the config for the number of heads, which a prompt has no use for; MPT's name of it is `n_heads`."""
+    from peft import PeftModel
+
+    model, params = small_model("mpt", meta=False), registry.info("prompt_tuning").params(num_virtual_tokens=3)
+    attachment = apply_method(model, read_anatomy(model), params)
+    attachment.initialise(model)
+    save(tmp_path / "adapter", CAUSAL, (model, attachment, params))
+    theirs = PeftModel.from_pretrained(small_model("mpt", meta=False), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(logits(theirs), logits(model, attachment), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

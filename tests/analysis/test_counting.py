@@ -85,11 +85,12 @@ def test_adalora_trains_its_first_and_saves_its_last_rank() -> None:
     assert counts.saved == 12 * 8 * (2 * 768 + 1)
 
 
+@pytest.mark.parametrize("freeze_a", [False, True])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
-def test_a_live_model_has_the_numbers_of_its_config(family: str) -> None:
+def test_a_live_model_has_the_numbers_of_its_config(family: str, freeze_a: bool) -> None:
     config = tiny_config(family)
     task: TaskName = "seq2seq_lm" if family == "t5" else task_of(config)
-    params = registry.info("lora").params(r=4, target_modules="all-linear")
+    params = registry.info("lora").params(r=4, target_modules="all-linear", freeze_a=freeze_a)
     model = tiny_model(family, task, num_labels=2)
     live = count_attachment(apply_method(model, read_anatomy(model), params), params)
     assert live == count_method(config, task, params)

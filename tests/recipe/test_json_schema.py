@@ -106,3 +106,26 @@ def test_references_stay_inside(schema: dict[str, Any]) -> None:
     found = set(references(schema))
     assert found
     assert {reference for reference in found if reference.removeprefix("#/$defs/") not in schema["$defs"]} == set()
+
+
+_OF_ANY_SIZE = {"split_rule", "lora_alpha", "alpha", "alpha_pattern", "decompose_factor"}
+"""Whole numbers that are no size, no count and no seed."""
+
+
+def test_every_size_count_and_seed_has_an_upper_bound(schema: dict[str, Any]) -> None:
+    """A number beyond what a tensor's side or a generator's seed can be is an error of the recipe, no traceback."""
+    found = dict(_integers(schema, ()))
+    assert len(found) > 100
+    open_ones = {path for path, entry in found.items() if not {"maximum", "exclusiveMaximum"} & entry.keys()}
+    assert {path for path in open_ones if not _OF_ANY_SIZE & set(path)} == set()
+
+
+def _integers(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    if isinstance(node, dict):
+        if "integer" in (kinds if isinstance(kinds := node.get("type"), list) else [kinds]):
+            yield path, node
+        for key, value in node.items():
+            yield from _integers(value, (*path, key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _integers(value, (*path, str(number)))

@@ -12,11 +12,9 @@ from pydantic import Field
 from peftcli.adapters.adapter_files import CONFIG, read_json
 from peftcli.adapters.sidecar import check_kinds
 from peftcli.errors import Problem, UserError
+from peftcli.recipe.method_params import NotNegative, Positive, Seed
 
 _AGAIN = "copy or download the adapter again"
-_MOST = 2**31
-_Count = Annotated[int, Field(ge=1, lt=_MOST)]
-_NotNegative = Annotated[int, Field(ge=0, lt=_MOST)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,7 +30,7 @@ _KINDS: dict[str, Any] = {
     "feedforward_modules": list[str] | str | None,
     "fan_in_fan_out": bool | None,
     "bias": str,
-    "r": _NotNegative,
+    "r": NotNegative,
     "lora_alpha": float,
     "lora_dropout": _Share | None,
     "use_rslora": bool | None,
@@ -40,39 +38,39 @@ _KINDS: dict[str, Any] = {
     "init_lora_weights": bool | str | None,
     "rank_pattern": dict[str, Any] | None,
     "alpha_pattern": dict[str, float] | None,
-    "init_r": _Count,
-    "target_r": _Count,
-    "tinit": _NotNegative | None,
-    "tfinal": _NotNegative | None,
-    "deltaT": _NotNegative | None,
+    "init_r": Positive,
+    "target_r": Positive,
+    "tinit": NotNegative | None,
+    "tfinal": NotNegative | None,
+    "deltaT": NotNegative | None,
     "beta1": _Share,
     "beta2": _Share,
     "orth_reg_weight": float,
-    "projection_prng_key": _NotNegative | None,
+    "projection_prng_key": Seed | None,
     "d_initial": float,
     "vera_dropout": _Share | None,
-    "oft_block_size": _NotNegative | None,
+    "oft_block_size": NotNegative | None,
     "module_dropout": _Share | None,
     "coft": bool | None,
     "eps": float | None,
     "block_share": bool | None,
     "use_cayley_neumann": bool | None,
-    "num_cayley_neumann_terms": _Count | None,
+    "num_cayley_neumann_terms": Positive | None,
     "miss_dropout": _Share | None,
-    "mini_r": _Count | None,
+    "mini_r": Positive | None,
     "hira_dropout": _Share | None,
     "alpha": float,
     "rank_dropout": _Share | None,
     "rank_dropout_scale": bool | None,
     "decompose_both": bool | None,
     "decompose_factor": int | None,
-    "random_seed": _NotNegative | None,
-    "num_virtual_tokens": _Count | None,
-    "token_dim": _Count | None,
-    "num_layers": _Count | None,
-    "num_attention_heads": _Count | None,
-    "token_indices": list[_NotNegative] | None,
-    "trainable_token_indices": list[_NotNegative] | dict[str, list[_NotNegative]] | None,
+    "random_seed": Seed | None,
+    "num_virtual_tokens": Positive | None,
+    "token_dim": Positive | None,
+    "num_layers": Positive | None,
+    "num_attention_heads": Positive | None,
+    "token_indices": list[NotNegative] | None,
+    "trainable_token_indices": list[NotNegative] | dict[str, list[NotNegative]] | None,
 }
 """The values of all kinds of adapters that this project reads; HF peft writes null for most that are not set."""
 

@@ -42,6 +42,9 @@ class PromptTuningFormat(FlatFormat[PromptTuningParams]):
             "num_virtual_tokens": params.num_virtual_tokens,
             "token_dim": state[f"{meta.places[0]}.embeddings"].shape[1],
             "num_transformer_submodules": task_info(meta.task).hf_prompt_copies,
+            # of no use to a prompt; without them HF peft refuses a base whose config has other names (MPT, XGLM, DBRX)
+            "num_layers": 1,
+            "num_attention_heads": 1,
             "prompt_tuning_init": "RANDOM",
         }
         return hf_files.common_config(meta, self.peft_type) | changes
