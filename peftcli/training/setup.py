@@ -274,7 +274,7 @@ def _change_for_training(
         batches.world,
         computing.fast_paths,
         state.recomputes,
-        lambda: need_of(batches, attachment, task, computing, anatomy),
+        lambda: need_of(batches, attachment, info, task, computing, anatomy),
     )
     if recomputation.note is not None:
         reporter.note(recomputation.note)

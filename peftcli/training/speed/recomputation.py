@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from peftcli.assembly.divide_base import bytes_when_divided, freed_by_dividing
 from peftcli.data.rows.row_set import Row, StoredRows
 from peftcli.data.rows.streaming import StreamedRows
 from peftcli.distributed.devices import free_bytes
@@ -17,6 +18,7 @@ from peftcli.errors import UserError
 from peftcli.models.anatomy import Anatomy
 from peftcli.models.few_blocks import FirstBlocks
 from peftcli.protocol.attachment import Attachment
+from peftcli.protocol.method import MethodInfo
 from peftcli.recipe.schema import TrainingSpec
 from peftcli.tasks.task import Task
 from peftcli.training.computing import Computing
@@ -109,13 +111,23 @@ def set_up_recomputation(
 
 
 def need_of(
-    batches: StepBatches, attachment: Attachment, task: Task, computing: Computing, anatomy: Anatomy
+    batches: StepBatches,
+    attachment: Attachment,
+    info: MethodInfo,
+    task: Task,
+    computing: Computing,
+    anatomy: Anatomy,
 ) -> Need | None:
-    """Return what the largest step of a run needs, None where nothing tells what is free."""
-    free = free_bytes(batches.world.device, batches.world.size)
-    if free is None:
+    """Return what the largest step of a run needs, None where nothing tells what is free.
+
+    A base that will be divided among the processes counts as it will be held then.
+    """
+    model, world = attachment.model, batches.world
+    available = free_bytes(world.device, world.size)
+    if available is None:
         return None
-    model, states = attachment.model, STATES * sum(p.nbytes for p in attachment.trainable_parameters().values())
+    free = available + freed_by_dividing(anatomy, model, world)
+    states = STATES * bytes_when_divided(attachment.trainable_parameters(), info, world)
 
     def need(row: Row, length: int, target: int | None) -> Need:
         blocks = FirstBlocks(model, anatomy.layers)

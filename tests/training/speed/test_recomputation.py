@@ -12,6 +12,8 @@ import torch
 from peftcli.distributed import devices
 from peftcli.distributed.devices import free_bytes
 from peftcli.distributed.processes import World
+from peftcli.distributed.strategy import Strategy
+from peftcli.layers.added_modules import is_added
 from peftcli.models.few_blocks import FirstBlocks
 from peftcli.record.run_directory import RunDirectory
 from peftcli.record.train_state import TrainState
@@ -32,7 +34,8 @@ def session_of(loaded, tmp_path):
 
 
 def need_for(session) -> Need | None:
-    return need_of(session.batches, session.attachment, session.task, session.computing, session.anatomy)
+    given = session.attachment, session.info, session.task, session.computing, session.anatomy
+    return need_of(session.batches, *given)
 
 
 def long_rows(count: int, words: int) -> list[dict[str, str]]:
@@ -200,6 +203,41 @@ def test_rows_of_a_stream_may_have_targets_of_any_length(recipe, tmp_path) -> No
     assert known is not None and unknown is not None
     assert (unknown.length, unknown.target) == (40, 40)
     assert unknown.activations > 4 * known.activations
+
+
+@pytest.mark.parametrize(
+    ("strategy", "left"),
+    [
+        (Strategy(), 6.0),
+        (Strategy("fsdp"), 6 / 4 + 2 * 3 / 4),
+        (Strategy("fsdp", cpu_offload=True), 2.0),
+        (Strategy("fsdp", reshard_after_forward=False), 6.0),
+    ],
+    ids=["whole", "divided", "divided, on the host", "divided, and kept gathered"],
+)
+def test_a_base_that_is_still_to_be_divided_gives_memory_back(
+    recipe, models, tmp_path, monkeypatch, strategy, left
+) -> None:
+    """One that is quantised while it loads is read whole; a share of it stays, and two blocks that are gathered."""
+    session = session_of(recipe(model=models("llama", "causal_lm", num_hidden_layers=6)), tmp_path)
+    monkeypatch.setattr(recomputation, "free_bytes", lambda *_: 10**6)
+    world = session.batches.world
+    world.size, world.strategy = 4, strategy
+    block = session.model.get_submodule(session.anatomy.layers["decoder"][0])
+    own = sum(p.nbytes for name, p in block.named_parameters() if not is_added(name))
+    need = need_for(session)
+    assert need is not None
+    assert need.free == pytest.approx(10**6 + (6 - left) * own, abs=10)
+
+
+def test_a_process_keeps_the_optimizers_state_of_its_share(recipe, tmp_path) -> None:
+    session = session_of(recipe(method={"name": "full"}), tmp_path)
+    alone = need_for(session)
+    world = session.batches.world
+    world.size, world.strategy = 4, Strategy("fsdp")
+    divided = need_for(session)
+    assert alone is not None and divided is not None
+    assert divided.states == pytest.approx(alone.states / 4, rel=0.01)
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
