@@ -21,10 +21,14 @@ from torch.utils.hooks import RemovableHandle
 from peftcli.ignored_label import IGNORED
 from peftcli.layers.running_components import RunningComponents
 from peftcli.layers.site import first_tensor
+from peftcli.tasks.lm_head import HeadRoute, find_route
+from peftcli.tasks.seq2seq_lm import decoder_inputs
 from peftcli.tasks.training_rows import TrainingRows
 
 THRESHOLD = 0.99
 """HF peft's `tau`."""
+TRIED = 4
+"""Tokens on which it is tried whether a model's head can do without most of them."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,18 @@ def input_components(model: nn.Module, asked: Mapping[str, Asked], rows: Trainin
         rows: to run the base on.
     """
     modules = {each.module: model.get_submodule(each.module) for each in asked.values()}
+    route: HeadRoute | None = None
     search: _Search | None = None
     for batch in rows.batches():
         if search is None:
-            search = _Search(asked, _same_inputs(model, modules, batch))
+            route = _route(model, batch)
+            search = _Search(asked, _same_inputs(model, modules, batch, route))
         open_ones = {path: modules[path] for path in search.open_inputs()}
         if not open_ones:
             break
         shared = search.shared
         with _hooked(open_ones, lambda path, x, given=batch, at=shared: at[path].add(_counted(x, given))):
-            _run(model, batch)
+            _run(model, batch, route)
         search.distribute()
     return {} if search is None else search.found()
 
@@ -137,7 +143,9 @@ class _Search:
         return {key: Found(each, self.ranks[key]) for key, each in by_key.items() if each is not None}
 
 
-def _same_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, str]:
+def _same_inputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], route: HeadRoute | None
+) -> dict[str, str]:
     """Return for each module that runs the first one that gets the same tensor: q for q, k and v."""
     inputs: dict[int, tuple[weakref.ref[Tensor], list[str]]] = {}
     groups: list[list[str]] = []
@@ -151,7 +159,7 @@ def _same_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
         group.append(path)
 
     with _hooked(modules, note):
-        _run(model, batch)
+        _run(model, batch, route)
     order = {path: place for place, path in enumerate(modules)}
     found: dict[str, str] = {}
     for group in groups:
@@ -178,13 +186,33 @@ def _hooked(modules: Mapping[str, nn.Module], note: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _run(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    if getattr(model.config, "is_encoder_decoder", False) and "labels" in batch:
-        inputs["labels"] = batch["labels"]  # the decoder's input is made from them
+def _run(model: nn.Module, batch: Mapping[str, Tensor], route: HeadRoute | None) -> None:
+    """Run the model; logits are made for one position of each row where the head can be called apart."""
+    inputs = _inputs(model, batch)
+    if route is None:
+        model(**inputs)
     else:
+        route.hidden_states(model, inputs, last=True)  # what else is hooked sees the head's whole input
+
+
+def _route(model: nn.Module, batch: Mapping[str, Tensor]) -> HeadRoute | None:
+    """Return the way to the model's head, tried on a few tokens; None of a model without, or of other inputs."""
+    if "input_ids" not in batch:
+        return None
+    ids = batch["input_ids"][:1, :TRIED]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    both = getattr(model.config, "is_encoder_decoder", False)
+    return find_route(model, {**inputs, "decoder_input_ids": ids} if both else {**inputs, "use_cache": False})
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what the model reads of a batch; a decoder beside an encoder reads what its labels say."""
+    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    if not getattr(model.config, "is_encoder_decoder", False):
         inputs["use_cache"] = False
-    model(**inputs)
+    elif "labels" in batch and "decoder_input_ids" not in batch:
+        inputs["decoder_input_ids"] = decoder_inputs(model, batch["labels"].long())
+    return inputs
 
 
 def _counted(x: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -18,11 +18,14 @@ class HeadRoute:
     head: nn.Module
     transform: LogitTransform
 
-    def hidden_states(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def hidden_states(self, model: nn.Module, inputs: dict[str, Any], *, last: bool = False) -> Tensor:
         """Return what the head would get: (batch, positions, d_model).
 
         The model runs as usual, hooks included; a hook on the head keeps its input and hands on one position, so
         that the logits nobody reads cost nothing.
+
+        Args:
+            last: whether the head's other hooks come first, and see its whole input.
         """
         caught: list[Tensor] = []
 
@@ -30,7 +33,7 @@ class HeadRoute:
             caught.append(args[0])
             return (args[0].detach()[..., :1, :], *args[1:])
 
-        handle = self.head.register_forward_pre_hook(keep, prepend=True)
+        handle = self.head.register_forward_pre_hook(keep, prepend=not last)
         try:
             model(**inputs)
         finally:

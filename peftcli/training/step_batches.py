@@ -30,8 +30,7 @@ from peftcli.tasks.task import Batch
 from peftcli.training.step_plan import StepPlan
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 8, 4096
-"""Rows that all processes read together, padded tokens among them at most: a pass without gradients holds their logits
-of the whole vocabulary. A longer row stands alone."""
+"""Rows that all processes read together, padded tokens among them at most. A longer row stands alone."""
 
 
 class StepBatches:

@@ -54,7 +54,7 @@ def _start(attachment: Attachment, batches: StepBatches, precision: Precision, r
     attachment.enable(False)
     model.eval()
     try:
-        with torch.no_grad(), precision.inference(device):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), precision.inference(device):
             attachment.start_from_rows(model, rows)
     finally:
         model.train(training)

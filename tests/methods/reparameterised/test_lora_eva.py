@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from peftcli.attachments import input_components
 from peftcli.layers.running_components import RunningComponents
 from peftcli.methods.lora import LoraParams
 from peftcli.protocol.apply_method import apply_method
 from tests.methods.eva_start import TARGETS, batches_for, started
 from tests.methods.harness import frozen, logits_of, train_steps
+from tests.tiny import VOCAB
 
 
 @pytest.mark.parametrize("rho", [1.0, 1.5, 2.0])
@@ -40,6 +43,29 @@ def test_it_starts_as_the_identity_and_trains(family: str) -> None:
             torch.testing.assert_close(value @ value.T, torch.eye(len(value)), atol=1e-4, rtol=1e-4)
     assert any("components of their inputs" in note for note in rows.notes)
     assert train_steps(attachment, batches[0]) == set(attachment.trainable_parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_no_logits_are_made_that_nobody_reads(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 4,096 tokens with a vocabulary of 128,000 would take 2 GB; a head that is a target sees all tokens."""
+    positions: list[int] = []
+    plain = nn.Linear.forward
+
+    def forward(own: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if own.out_features == VOCAB:
+            positions.append(x.shape[1])
+        return plain(own, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    targets = ["attn.q", "lm_head"] if family == "llama" else ["attn.q", "cross_attn.k"]
+    batches = batches_for(family, 2)
+    positions.clear()
+    found, _ = started(family, batches, target_modules=targets)
+    assert set(positions) == {1, input_components.TRIED}  # a few tokens tell whether the head can do without
+    whole, state = [{**batch} for batch in batches], found.state_dict()
+    monkeypatch.setattr(input_components, "find_route", lambda *_: None)
+    for key, value in started(family, whole, target_modules=targets)[0].state_dict().items():
+        torch.testing.assert_close(state[key], value, atol=0, rtol=0)
 
 
 def test_projections_of_one_input_share_their_components_and_ranks_may_differ() -> None:
