@@ -49,12 +49,14 @@ class PrefixAttachment(Attachment):
         ratio: learning rate of the networks over that of everything else.
         start: where the first keys and values come from.
         dropped: the last layers that `load_state_dict` put aside, by part.
+        left_out: what of its text the prefix is too short for, for the user.
     """
 
     networks: dict[str, PrefixNetwork] = field(default_factory=dict)
     ratio: float = 1.0
     start: PrefixStart = PrefixStart()
     dropped: list[tuple[Prefix, PrefixNetwork, nn.Linear]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def _named_trainable(self) -> Iterable[tuple[str, nn.Parameter]]:
         yield from super()._named_trainable()
@@ -91,6 +93,9 @@ class PrefixAttachment(Attachment):
         if not len(ids):
             raise UserError("method.prefix_init_text has no tokens", suggestion="write some text, or leave it out")
         count, training = self._length(), model.training
+        if len(ids) > count:
+            told = f"the prefix starts from the first {count} of {len(ids)} tokens of prefix_init_text"
+            self.left_out.append(f"{told}: num_virtual_tokens is {count} ({len(ids)} would take all)")
         self.enable(False)
         model.eval()
         with torch.no_grad():
@@ -100,6 +105,7 @@ class PrefixAttachment(Attachment):
 
     def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
         """Start the prefixes from the keys and values of the first tokens of the training rows."""
+        rows.notes.extend(self.left_out)
         if self.start.text is not None or not self.start.from_rows:
             return
         ids = rows.first_tokens(self._length())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.distributed.shares import gathered
-from peftcli.errors import UserError
+from peftcli.errors import Problem, UserError
 from peftcli.ignored_label import IGNORED
 from peftcli.layers.site import device_of, made_on
 from peftcli.layers.virtual_tokens.prompt import (
@@ -25,8 +25,10 @@ from peftcli.layers.virtual_tokens.prompt import (
     tolerate_virtual_ids_within,
 )
 from peftcli.models.anatomy import Anatomy
+from peftcli.models.load.head_rows import has_names
 from peftcli.models.model_tasks import labels_each_token
 from peftcli.protocol.attachment import Attachment
+from peftcli.tasks.training_rows import TrainingRows
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PromptAttachment(Attachment):
         causal: tokens see earlier ones only.
         labels_follow_inputs: labels of the input's shape belong to its tokens, not to a decoder's.
         stand_ins: the hook that puts virtual ids in while text is generated.
+        left_out: what of its start the prompt is too short for, for the user.
     """
 
     embedding: str
@@ -63,6 +66,7 @@ class PromptAttachment(Attachment):
     causal: bool
     labels_follow_inputs: bool
     stand_ins: StandIns = field(default_factory=StandIns)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def prompt(self) -> Prompt:
@@ -141,23 +145,31 @@ class PromptAttachment(Attachment):
         with gathered(model):
             self.prompt.embeddings.copy_(self._from_vocabulary(model, tokenizer, labels))
 
+    def start_from_rows(self, model: nn.Module, rows: TrainingRows) -> None:
+        """Tell what of its start the prompt is too short for; it takes nothing from the rows."""
+        rows.notes.extend(self.left_out)
+
     def _from_vocabulary(self, model: nn.Module, tokenizer: Any, labels: Sequence[str]) -> Tensor:
         """Return the embeddings that the prompt starts from: (length, width)."""
-        kind = self.start.kind
         host: Any = model.get_submodule(self.embedding)
-        if kind == "sample_vocab":
-            rows = self._sampled(host, self.prompt.embeddings.shape[0], tokenizer)
-        elif kind == "text":
+        length = self.prompt.embeddings.shape[0]
+        if self.start.kind == "sample_vocab":
+            return self._sampled(host, length, tokenizer)
+        if self.start.kind == "text":
             ids = _ids(tokenizer, str(self.start.text))
-            rows = _embedded(host, ids[torch.arange(self.prompt.embeddings.shape[0]) % len(ids)])
-        else:
-            names = list(labels) or [str(name) for name in getattr(model.config, "id2label", {}).values()]
-            means = [_embedded(host, _ids(tokenizer, name)).mean(0) for name in names][
-                : self.prompt.embeddings.shape[0]
-            ]
-            rest = self.prompt.embeddings.shape[0] - len(means)
-            rows = torch.cat([torch.stack(means), self._sampled(host, rest, tokenizer)]) if rest else torch.stack(means)
-        return rows
+            self._fits(len(ids), "tokens of prompt_tuning_init_text")
+            return _embedded(host, ids[torch.arange(length) % len(ids)])
+        names = _class_names(model, labels)
+        self._fits(len(names), "classes")
+        means = torch.stack([_embedded(host, _ids(tokenizer, name)).mean(0) for name in names[:length]])
+        rest = length - len(means)
+        return torch.cat([means, self._sampled(host, rest, tokenizer)]) if rest else means
+
+    def _fits(self, given: int, what: str) -> None:
+        length = self.prompt.embeddings.shape[0]
+        if given > length:
+            told = f"the prompt starts from the first {length} of {given} {what}: num_virtual_tokens is {length}"
+            self.left_out.append(f"{told} ({given} would take all)")
 
     def _sampled(self, host: Any, count: int, tokenizer: Any) -> Tensor:
         """Return the embeddings of tokens drawn from the first ones, special tokens left out."""
@@ -167,6 +179,20 @@ class PromptAttachment(Attachment):
         allowed[special] = len(special) == size
         candidates = allowed.nonzero().flatten()
         return _embedded(host, candidates[torch.randint(len(candidates), (count,))])
+
+
+def _class_names(model: nn.Module, labels: Sequence[str]) -> list[str]:
+    """Return the names of the classes: of the data, or those that the model's config has.
+
+    Raises:
+        UserError: there are none, as in tasks of text and in regression.
+    """
+    names = list(labels) or [str(name) for name in getattr(model.config, "id2label", {}).values()]
+    if not labels and not has_names(names):
+        reason = "class_labels starts from the names of classes, and here are none"
+        remedy = "use sample_vocab, or text with prompt_tuning_init_text: the answers' words"
+        raise UserError(Problem(reason, key="method.prompt_tuning_init", suggestion=remedy))
+    return names
 
 
 def _ids(tokenizer: Any, text: str) -> Tensor:

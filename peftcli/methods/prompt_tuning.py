@@ -8,7 +8,7 @@ because the head reads position 0; `prompt_position: front` puts them before it,
 Initialisation: `random` draws U(-0.5, 0.5), the paper's range (the official flax code draws U(0, 0.5), HF peft N(0,
 1)); `sample_vocab` copies the embeddings of tokens drawn from the first `sample_vocab_size` (the paper's 5,000 most
 frequent; HF peft: all); `text` repeats a text's embeddings (HF peft); `class_labels` averages the tokens of each
-class name and draws the rest from the vocabulary (the paper's best for small models).
+class name and draws the rest from the vocabulary (the paper's best for small models); it needs a task with classes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PromptTuningParams(MethodParams):
     prompt_tuning_init: Literal["random", "sample_vocab", "text", "class_labels"] = "sample_vocab"
     """What they start from."""
     prompt_tuning_init_text: str | None = None
-    """The text, for `prompt_tuning_init: text`."""
+    """The text, for `prompt_tuning_init: text`, repeated or cut to num_virtual_tokens."""
     sample_vocab_size: Positive = 5000
     """How many of the first tokens of the vocabulary `sample_vocab` and `class_labels` draw from."""
     prompt_position: Literal["auto", "front", "after_first"] = "auto"
@@ -54,7 +54,7 @@ class PromptTuningParams(MethodParams):
 
     def idle_keys(self) -> dict[str, str]:
         """Return the size of a sample that is not drawn."""
-        drawn = self.prompt_tuning_init == "sample_vocab"
+        drawn = self.prompt_tuning_init in ("sample_vocab", "class_labels")
         return {} if drawn else {"sample_vocab_size": f"prompt_tuning_init is {self.prompt_tuning_init}"}
 
 

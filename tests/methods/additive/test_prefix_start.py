@@ -131,3 +131,11 @@ def test_a_decoder_learns_from_there_at_the_default_rate(projection: bool) -> No
     pair.attachment.enable()
     trained = train(pair, 1e-2, 0.5)
     assert trained.steps < MAX_STEPS, trained
+
+
+@pytest.mark.parametrize(("text", "notes"), [("the cat sat on the mat", 1), ("a", 0)])
+def test_a_text_that_is_longer_than_the_prefix_is_told(text: str, notes: int) -> None:
+    rows = rows_of(IDS)
+    started("llama", rows, prefix_init_text=text)
+    assert len(rows.notes) == notes
+    assert all("prefix_init_text: num_virtual_tokens is 4" in note for note in rows.notes)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peftcli.attachments.prompt_tuning import PromptAttachment
 from peftcli.errors import UserError
 from peftcli.methods.prompt_tuning import METHOD, PromptTuningParams
+from peftcli.tasks.training_rows import TrainingRows
 from tests.methods import harness
 from tests.methods.additive.test_prefix_tuning import loud
 from tests.tiny import DECODERS, ENCODERS, SEQ2SEQ, tiny_model, tiny_tokenizer
@@ -266,6 +267,36 @@ def test_class_labels_average_their_tokens() -> None:
         ids = torch.tensor(tokenizer(name, add_special_tokens=False)["input_ids"])
         torch.testing.assert_close(attachment.prompt.embeddings[row], table(ids).mean(0))
     assert bool(attachment.prompt.embeddings[2:].detach().any())
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_class_labels_need_classes(family: str) -> None:
+    """transformers gives every config the names LABEL_0 and LABEL_1, which are those of no class."""
+    attachment = prompted(family, prompt_tuning_init="class_labels")
+    with pytest.raises(UserError, match="names of classes, and here are none"):
+        attachment.initialise(attachment.model, tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("params", "labels", "told"),
+    [
+        ({"prompt_tuning_init": "text", "prompt_tuning_init_text": "the cat sat on the mat"}, [], "tokens of prompt"),
+        ({"prompt_tuning_init": "class_labels"}, ["a", "b", "c", "d", "e"], "the first 4 of 5 classes"),
+        ({"prompt_tuning_init": "class_labels"}, ["a", "b"], None),
+    ],
+)
+def test_what_the_prompt_is_too_short_for_is_told(params: dict[str, Any], labels: list[str], told: str | None) -> None:
+    attachment = prompted("bert", **params)
+    attachment.initialise(attachment.model, tokenizer=tiny_tokenizer(), labels=labels)
+    rows = TrainingRows(lambda: iter([]))
+    attachment.start_from_rows(attachment.model, rows)
+    assert len(rows.notes) == (told is not None)
+    assert told is None or (told in rows.notes[0] and "num_virtual_tokens is 4" in rows.notes[0])
+
+
+def test_class_labels_draw_the_rest_from_the_first_tokens() -> None:
+    """So `sample_vocab_size` beside it is not called idle."""
+    assert PromptTuningParams(prompt_tuning_init="class_labels", sample_vocab_size=9).idle_keys() == {}
 
 
 # ---- saving, counts, refusals
