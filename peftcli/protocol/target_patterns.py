@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import AfterValidator, Field
 
 from peftcli.errors import UserError
-from peftcli.recipe.method_params import NotNegative, Positive
+from peftcli.recipe.method_params import IN_ORDER, NotNegative, Positive
 
 if TYPE_CHECKING:
     from peftcli.models.targets.target import Target
@@ -29,10 +29,10 @@ def _readable(value: dict[str, Number]) -> dict[str, Number]:
     return value
 
 
-RankOrNonePattern = Annotated[dict[str, NotNegative], AfterValidator(_readable)]
+RankOrNonePattern = Annotated[dict[str, NotNegative], AfterValidator(_readable), IN_ORDER]
 """As `RankPattern`, where a target may be left out by rank 0."""
-RankPattern = Annotated[dict[str, Rank], AfterValidator(_readable)]
-AlphaPattern = Annotated[dict[str, Alpha], AfterValidator(_readable)]
+RankPattern = Annotated[dict[str, Rank], AfterValidator(_readable), IN_ORDER]
+AlphaPattern = Annotated[dict[str, Alpha], AfterValidator(_readable), IN_ORDER]
 
 
 def lora_scale(alpha: float, rank: int, *, rank_stabilised: bool) -> float:

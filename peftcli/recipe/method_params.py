@@ -16,12 +16,21 @@ SEEDS = 2**63
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
+IN_ORDER = "in order"
+"""Marks a field, in its `Annotated` type, whose mapping's order counts: the first key that matches decides."""
+
+
 class Block(BaseModel):
     """A block of the recipe: unknown keys are errors, types are not coerced, values are frozen."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def keys_in_order(block: type[BaseModel]) -> set[str]:
+    """Return the fields of a block that are marked with `IN_ORDER`."""
+    return {name for name, field in block.model_fields.items() if IN_ORDER in field.metadata}
 
 
 class MethodParams(Block):

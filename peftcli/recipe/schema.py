@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from peftcli.recipe.method_params import Block, MethodParams, NotNegative, Positive
+from peftcli.recipe.method_params import IN_ORDER, Block, MethodParams, NotNegative, Positive
 from peftcli.recipe.vocabulary import NameOf
 
 TaskName = Annotated[str, NameOf("tasks")]
@@ -190,7 +190,7 @@ class TrainingSpec(Block):
     """Peak learning rate; null takes the default for the method and the model."""
     head_learning_rate: Rate | None = None
     """Peak learning rate of the task head; null takes learning_rate."""
-    lr_groups: dict[str, Rate] = Field(default_factory=dict)
+    lr_groups: Annotated[dict[str, Rate], IN_ORDER] = Field(default_factory=dict)
     """Peak learning rates of parameters whose names match a regular expression: {expression: rate}."""
     train_head: bool = True
     """Train the task head together with the method's parameters."""

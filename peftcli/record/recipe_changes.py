@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peftcli.protocol.registry import registry
+from peftcli.recipe.method_params import keys_in_order
+from peftcli.recipe.schema import TrainingSpec
+
 NOT_COMPARED = ("output_dir", "distributed")
 """Keys in which two recipes may differ and still be the same run: a directory may be moved, and how processes share the
 work does not change what comes out."""
@@ -17,13 +21,10 @@ SHARING = ("training.per_device_train_batch_size", "training.gradient_accumulati
            "training.max_tokens_per_micro_batch", "distributed")  # fmt: skip
 """Keys, and a block, of how the rows of a step are shared: a run can go on with others if a step has as many rows."""
 
-IN_ORDER = ("lr_groups", "rank_pattern", "alpha_pattern")
-"""Keys of mappings from expressions to values whose order counts: the first one that matches a name decides."""
-
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys in which two resolved recipes differ."""
-    left, right = (_flat({key: _compared(key, value) for key, value in each.items()}) for each in (old, new))
+    left, right = (_flat(_compared("", each)) for each in (old, new))
     keys = [key for key in {**right, **left} if left.get(key) != right.get(key)]
     return [key for key in keys if key.split(".")[0] not in NOT_COMPARED]
 
@@ -41,9 +42,19 @@ def of_sharing(key: str) -> bool:
 def _compared(key: str, value: Any) -> Any:
     """Return a value as it is compared: a mapping whose order counts as its pairs, wherever it stands."""
     if isinstance(value, Mapping):
+        ordered = _in_order(key, value)
         made = {name: _compared(name, inner) for name, inner in value.items()}
-        return list(made.items()) if key in IN_ORDER else made
+        return {n: list(v.items()) if n in ordered and isinstance(v, Mapping) else v for n, v in made.items()}
     return [_compared("", inner) for inner in value] if isinstance(value, list) else value
+
+
+def _in_order(key: str, block: Mapping[str, Any]) -> set[str]:
+    """Return the keys of a recipe's block that are mappings whose order counts: of its training, or of a method."""
+    if key == "training":
+        return keys_in_order(TrainingSpec)
+    name = block.get("name")
+    params = registry.params_model(name) if isinstance(name, str) else None
+    return set() if params is None else keys_in_order(params)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,15 +8,19 @@ import math
 import os
 import subprocess
 import sys
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import Field
 
 from peftcli.data.store.cache import cached_store
 from peftcli.errors import UserError
 from peftcli.methods.lora import LoraParams
+from peftcli.protocol.registry import registry
+from peftcli.recipe.method_params import IN_ORDER, MethodParams
 from peftcli.recipe.schema import ModelSpec, Recipe
 from peftcli.recipe.yaml.dump_recipe import dump_recipe
 from peftcli.record import tensor_tree
@@ -179,10 +183,23 @@ def test_changed_keys_go_by_value_not_by_null() -> None:
 def test_an_order_that_decides_is_compared_wherever_it_stands() -> None:
     one, other = {"a": 1, "b": 2}, {"b": 2, "a": 1}
     assert changed_keys({"training": {"lr_groups": one}}, {"training": {"lr_groups": other}}) == ["training.lr_groups"]
-    left, right = ({"method": {"parts": [{"rank_pattern": each}]}} for each in (one, other))
+    left, right = ({"method": {"parts": [{"name": "lora", "rank_pattern": each}]}} for each in (one, other))
     assert changed_keys(left, right) == ["method.parts"] and changed_keys(left, left) == []
     assert changed_keys({"data": {"columns": one}}, {"data": {"columns": other}}) == []
     assert changed_keys({"training": {}}, {"training": {"lr_groups": {}}}) == []
+
+
+def test_an_order_that_decides_in_a_method_of_a_plugin_is_compared(monkeypatch) -> None:
+    class Params(MethodParams):
+        name: Literal["mine"] = "mine"
+        growth: Annotated[dict[str, int], IN_ORDER] = Field(default_factory=dict)
+        colours: dict[str, int] = Field(default_factory=dict)
+
+    known = {"mine": Params}.get
+    monkeypatch.setattr(type(registry), "params_model", lambda _self, name: known(name))
+    one, other = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+    left, right = ({"method": {"name": "mine", "growth": each, "colours": each}} for each in (one, other))
+    assert changed_keys(left, right) == ["method.growth"]
 
 
 def test_a_tree_survives_exactly(tmp_path) -> None:
