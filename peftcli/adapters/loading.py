@@ -13,6 +13,7 @@ from peftcli.adapters.sidecar import read_adapter_record
 from peftcli.deliverables.checksums import refuse_changed_files
 from peftcli.errors import Problem, UserError, about
 from peftcli.protocol.registry import MethodRegistry, registry
+from peftcli.recipe.stored_recipe import refuse_unfinished
 
 
 def load_adapter(directory: Path | str, *, methods: MethodRegistry = registry) -> SavedAdapter:
@@ -58,8 +59,9 @@ def run_adapter(run: Path) -> Path:
     """Return the adapter directory of a run.
 
     Raises:
-        UserError: there is none yet.
+        UserError: there is none yet, or it is that of before the run was continued.
     """
+    refuse_unfinished(run)
     directory = run / "adapter"
     if not directory.is_dir():
         raise UserError(

@@ -27,6 +27,7 @@ from peftcli.ignored_label import IGNORED
 from peftcli.layers.quantised.quantised_weights import make_plain
 from peftcli.merging.carried_effect import CarriedEffect, carried_effect
 from peftcli.merging.live_rules import fold_rules
+from peftcli.merging.module_effects import ModuleEffects, changed_projections, module_outputs
 from peftcli.merging.run_to_merge import RunToMerge
 from peftcli.models.load.dtypes import computes_well, dtype_name
 from peftcli.models.load.load_model import load_model
@@ -193,11 +194,13 @@ class Reference:
         plain: those of the base without what the method changed; a task head is as it was trained. None for a complete
             model.
         stops: tokens at which the base ends a text; empty for a model that generates none.
+        modules: what the adapter does at single projections; None for a complete model, and on a quantised base.
     """
 
     adapted: Tensor
     plain: Tensor | None
     stops: tuple[int, ...]
+    modules: ModuleEffects | None = None
 
     def effect_in(self, merged: Tensor) -> CarriedEffect | None:
         """Return what of the adapter's effect is in another model's outputs; None for a complete model."""
@@ -234,22 +237,40 @@ def reference_outputs(
     fit_to_tokenizer(model, run.tokenizer, seed=run.recipe.seed)
     stops = tuple(stop_tokens(model, run.tokenizer)) if model.can_generate() else ()
     if run.combined is not None:
-        plain = outputs(model, rows, run, world, loaded.dtype)
-        fold_rules(model, run.combined)
-        if rounded:
-            round_once_more(model)
-        return Reference(outputs(model, rows, run, world, loaded.dtype), plain, stops)
+        return _of_rules(model, run, rows, world, loaded.dtype, stops, rounded=rounded)
     if run.adapter is None:
         return Reference(outputs(model, rows, run, world, loaded.dtype), None, stops)
     attachment = apply_method(model, run.anatomy, run.adapter.params, masters=False)
     own = {name: value.detach().clone() for name, value in _trained_of_base(attachment).items()}
     attachment.load_state_dict(run.adapter.state)
     adapted = outputs(model, rows, run, world, loaded.dtype, attachment.prepare_inputs)
+    paths = [] if dtype is None else changed_projections(model, run.rules())
+    changed = module_outputs(model, paths)
     attachment.enable(False)
     with torch.no_grad():
         for name, value in _trained_of_base(attachment).items():
             value.copy_(own[name])
-    return Reference(adapted, outputs(model, rows, run, world, loaded.dtype), stops)
+    effects = None if dtype is None else ModuleEffects(module_outputs(model, paths), changed)
+    return Reference(adapted, outputs(model, rows, run, world, loaded.dtype), stops, effects)
+
+
+def _of_rules(
+    model: PreTrainedModel,
+    run: RunToMerge,
+    rows: list[Row],
+    world: World,
+    dtype: torch.dtype,
+    stops: tuple[int, ...],
+    *,
+    rounded: bool,
+) -> Reference:
+    """Return the outputs of a base that has the rules of a combination folded in; the base is changed."""
+    assert run.combined is not None
+    plain = outputs(model, rows, run, world, dtype)
+    fold_rules(model, run.combined)
+    if rounded:
+        round_once_more(model)
+    return Reference(outputs(model, rows, run, world, dtype), plain, stops)
 
 
 def _trained_of_base(attachment: Attachment) -> dict[str, Tensor]:

@@ -153,7 +153,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     config = merged_config(run, plan, leaving)
     if not world.is_main:
         if options.verify or options.requantize:
-            verify_merge(Path(world.broadcast("")), run, config, plan.dtype, report, world)
+            verify_merge(Path(world.broadcast("")), run, config, plan, report, world)
         return report
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
         sums = write_weights(partial, plan.outputs, options.limit)
@@ -165,7 +165,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
             size = options.limit if options.requantize else None
             world.broadcast(str(partial))
             with stage("comparing with base + adapter"):
-                usage = verify_merge(partial, run, config, plan.dtype, report, world, size)
+                usage = verify_merge(partial, run, config, plan, report, world, size)
         if options.requantize:
             report.size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
         auto = auto_name(config, run.recipe.task)

@@ -38,7 +38,7 @@ from peftcli.protocol.registry import registry
 from peftcli.protocol.rows_beside.row_rules import folding_rules
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import ModelSpec, Recipe
-from peftcli.recipe.stored_recipe import load_stored_recipe, stored_recipe
+from peftcli.recipe.stored_recipe import load_stored_recipe, refuse_unfinished, stored_recipe
 from peftcli.record.checkpoint_adapter import checkpoint_adapter, without_best
 
 
@@ -191,6 +191,7 @@ def _open_model(directory: Path, loaded: LoadedRecipe, base: str | None) -> RunT
             f"{recipe.method.name} trained the whole model: there is no base to merge into",
             suggestion="leave --base out",
         )
+    refuse_unfinished(directory)
     model = directory / "model"
     recipe = with_allowed_code(loaded, saved_model_spec(recipe.model, model)).recipe
     check_checksums(directory / "model")

@@ -31,7 +31,9 @@ from peftcli.merging.compare_outputs import (
     round_once_more,
     sample_rows,
 )
+from peftcli.merging.merge_plan import MergePlan
 from peftcli.merging.merge_report import MergeReport
+from peftcli.merging.module_effects import LostChanges, lost_changes
 from peftcli.merging.run_to_merge import RunToMerge, is_quantised
 from peftcli.models.load.dtypes import dtype_name
 from peftcli.models.stored_quantised import becomes_plain
@@ -46,7 +48,7 @@ def verify_merge(
     directory: Path,
     run: RunToMerge,
     config: Any,
-    dtype: torch.dtype,
+    plan: MergePlan,
     report: MergeReport,
     world: World,
     requantise_in: int | None = None,
@@ -57,7 +59,7 @@ def verify_merge(
         directory: of the merged model's weights.
         run: the run.
         config: of the merged model.
-        dtype: of its weights.
+        plan: of its weights.
         report: filled in.
         world: the processes that share the rows; each loads both models.
         requantise_in: quantise the model to 4 bits afterwards, in files of this many bytes.
@@ -70,6 +72,7 @@ def verify_merge(
     """
     device = world.device
     rows = world.main_first(lambda: sample_rows(run))
+    dtype = plan.dtype
     computed = compute_dtype(dtype, device)
     for part in run.parts:
         check_rules(part, rows, world, computed)
@@ -83,11 +86,12 @@ def verify_merge(
     coarse = coarsest(dtype, computed)
     result = compare(reference.adapted, merged, coarse, several=run.of_several_labels)
     result = allowing_rounding(result, coarse, merged, partial(_rounded_outputs, model, rows, run, world))
+    lost = LostChanges() if reference.modules is None else lost_changes(reference.modules, model, plan.outputs)
     del model
     free_memory()
     report.rows = len(rows)
     effect = reference.effect_in(merged)
-    judge(result, effect, report)
+    judge(result, effect, report, lost)
     packed = run.stored is not None and not becomes_plain(run.stored)
     if (is_quantised(run.recipe) or packed) and run.combined is None:
         trained = reference_outputs(run, _as_trained(run), rows, world, None)
@@ -161,17 +165,22 @@ def _rounded_outputs(model: PreTrainedModel, rows: list[Row], run: RunToMerge, w
     return outputs(model, rows, run, world, torch.float32)
 
 
-def judge(result: Comparison, effect: CarriedEffect | None, report: MergeReport) -> None:
+def judge(
+    result: Comparison, effect: CarriedEffect | None, report: MergeReport, lost: LostChanges | None = None
+) -> None:
     """Write a comparison into the report.
 
     Args:
         result: of the merged model with base + adapter.
         effect: what of the adapter's effect the merged model has; None for a complete model.
         report: filled in.
+        lost: projections without the adapter's change, where they were looked at.
 
     Raises:
-        VerificationFailed: they differ by more than the tolerance, or the merged model has not the adapter's effect.
+        VerificationFailed: they differ by more than the tolerance, or the merged model or a projection of it has not
+            the adapter's effect.
     """
+    lost = lost or LostChanges()
     report.max_abs_diff, report.mean_abs_diff = result.max_abs_diff, result.mean_abs_diff
     report.tolerance, report.agreement = result.tolerance, result.agreement
     if effect is not None:
@@ -182,7 +191,8 @@ def judge(result: Comparison, effect: CarriedEffect | None, report: MergeReport)
             f"{result.mean_abs_diff:.3g} on average (tolerance {result.tolerance:.3g}); {report.output} was not "
             f"written\n    {_remedy(report.dtype)}"
         )
-    report.verified = _shows_the_effect(effect, result.rounding or 0.0, report)
+    _refuse_wrong(lost, report)
+    report.verified = _shows_the_effect(effect, result.rounding or 0.0, report, lost)
     if result.rounding is not None:
         report.notes.append(
             f"this model amplifies rounding errors: its outputs changed by {result.rounding:.3g} at most when every "
@@ -196,13 +206,36 @@ def judge(result: Comparison, effect: CarriedEffect | None, report: MergeReport)
         )
 
 
-def _shows_the_effect(effect: CarriedEffect | None, rounding: float, report: MergeReport) -> bool:
+def _refuse_wrong(lost: LostChanges, report: MergeReport) -> None:
+    """Refuse a merge of which a projection has not its change; note those from which rounding took it.
+
+    Raises:
+        VerificationFailed: rounding does not explain it.
+    """
+    if lost.wrong:
+        path, share = next(iter(lost.wrong.items()))
+        more = f", and {len(lost.wrong) - 1} more are wrong" if len(lost.wrong) > 1 else ""
+        raise VerificationFailed(
+            f"{path} of the merged model has {_percent(share)} of the adapter's change{more}, which rounding to "
+            f"{report.dtype} does not explain; {report.output} was not written\n    keep the adapter beside its base, "
+            "and report this"
+        )
+    if lost.rounded:
+        path, share = next(iter(lost.rounded.items()))
+        report.notes.append(
+            f"rounding to {report.dtype} took most of the adapter's change from {len(lost.rounded)} of {lost.compared} "
+            f"projections ({path} has {_percent(share)} of it); --dtype float32 keeps it"
+        )
+
+
+def _shows_the_effect(effect: CarriedEffect | None, rounding: float, report: MergeReport, lost: LostChanges) -> bool:
     """Return whether a merged model within the tolerance is verified; note it where the outputs show no effect.
 
     Args:
         effect: what of the adapter's effect the merged model has.
         rounding: what rounding every weight once more changed at most, in a model that amplifies it.
         report: of the merge.
+        lost: projections without the adapter's change.
 
     Raises:
         VerificationFailed: the merged model has another effect than the adapter: next to none, or twice as much.
@@ -216,10 +249,20 @@ def _shows_the_effect(effect: CarriedEffect | None, rounding: float, report: Mer
             "average, which is no more than rounding, so they cannot tell the merged model from the base"
         )
         return exact  # equal to all digits; the tolerance of half precision hides more than nothing
-    raise VerificationFailed(
-        f"the merged model has {effect.carried:.0%} of the adapter's effect on the outputs, which is {effect.size:.3g} "
-        f"on average and less than the tolerance; {report.output} was not written\n    {_remedy(report.dtype)}"
+    why = (
+        f": rounding to {report.dtype} took most of the changes of {len(lost.rounded)} of {lost.compared} projections"
+        if lost.rounded
+        else ""
     )
+    raise VerificationFailed(
+        f"the merged model has {_percent(effect.carried)} of the adapter's effect on the outputs, which is "
+        f"{effect.size:.3g} on average and less than the tolerance{why}; {report.output} was "
+        f"not written\n    {_remedy(report.dtype)}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 2) + 0.0:.0%}"  # no -0%
 
 
 def _remedy(dtype: str) -> str:

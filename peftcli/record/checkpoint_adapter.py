@@ -39,8 +39,8 @@ def checkpoint_adapter(run: Path, recipe: Recipe, which: str) -> SavedAdapter:
         UserError: there is no such checkpoint (names those that are there), it is damaged, or an earlier version wrote
             it, which recorded no labels and no base with it.
     """
-    if which == BEST and (run / "adapter").is_dir():
-        return load_adapter(run_adapter(run))
+    if which == BEST and (run / "adapter").is_dir() and RunDirectory(run).status() is RunStatus.FINISHED:
+        return load_adapter(run_adapter(run))  # beside an unfinished longer run lies that of the shorter one
     checkpoints = Checkpoints(run, None)
     step = _step(checkpoints.steps(), run, which)
     directory = checkpoints.directory / f"step-{step:06d}"

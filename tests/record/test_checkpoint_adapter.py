@@ -44,6 +44,27 @@ def test_an_unfinished_run_is_used_at_its_steps(recipe, method) -> None:
         evaluate_run(run)
 
 
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_longer_run_is_not_taken_for_the_shorter_one(recipe, tmp_path: Path, cli: Cli, evaluated: bool) -> None:
+    """The adapter of the finished run lies there until the longer one is done: it was taken for the best."""
+    more = {"training__learning_rate": 0.01, "training__lr_scheduler_type": "constant"}
+    first = recipe(**{**EVERY_STEP, **more, "training__max_steps": 2})
+    train(first)
+    run = Path(str(first.recipe.output_dir))
+    longer = recipe(**{**EVERY_STEP, **more})
+    with pytest.raises(Stopped):
+        train(longer, resume=True, reporter=CtrlC(at=5 if evaluated else 3, evaluated=evaluated))
+    found = losses(run)
+    best = min((step for step in found if step), key=lambda step: (found[step], step))
+    assert (run / "adapter").is_dir() and not (run / "summary.json").exists()
+    assert evaluate_run(run, opening=Opening(checkpoint="best"))["eval_loss"] == pytest.approx(found[best], rel=1e-6)
+    assert best > 2 or not evaluated
+    for command in ("merge", "export", "inspect-adapter"):
+        output = () if command == "inspect-adapter" else ("-o", tmp_path / command)
+        done = cli(command, run, *output)
+        assert done.code == 2 and "is not finished" in done.err and "--checkpoint last" in done.err, (command, done.err)
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_every_command_takes_checkpoints_of_an_interrupted_run(
     recipe, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, method: str
