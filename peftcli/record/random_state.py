@@ -21,7 +21,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_pass(rows: DrawnRows, device: torch.device, *, by_rows: bool) -> None:
+def seed_pass(rows: DrawnRows, device: torch.device, *, by_rows: bool, together: bool = False) -> None:
     """Seed every generator for the forward pass of a micro-batch: what it draws is no matter of what was drawn before.
 
     Most masks come from no generator (`layers.row_draws`). What is left is drawn for a whole micro-batch: layers that
@@ -29,12 +29,16 @@ def seed_pass(rows: DrawnRows, device: torch.device, *, by_rows: bool) -> None:
     compiled blocks, by (seed, step, first row).
 
     Args:
-        by_rows: whether the base's dropout is drawn by rows; otherwise the CPU's generator draws it.
+        by_rows: whether the base's dropout is drawn by rows; otherwise a generator draws it, on a CPU the same one that
+            skips layers.
+        together: whether all processes must skip the same layers, whatever else they draw alike by that: they gather a
+            divided base layer by layer.
     """
     shared, own = rows.shared, rows.keys[0]
     random.seed(shared[0])
     np.random.seed(shared[0] % 2**32)
-    torch.default_generator.manual_seed(_seed(shared if by_rows else own))
+    masks = device.type == "cpu" and not (by_rows or together)
+    torch.default_generator.manual_seed(_seed(own if masks else shared))
     if device.type == "cuda":
         torch.cuda.manual_seed(_seed(own))
     elif device.type == "mps":

@@ -22,17 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Computing:
-    """Makes the context of a training forward pass: its dtype, and the faster paths that the recipe leaves on."""
+    """Makes the context of a training forward pass: its dtype, and the faster paths that the recipe leaves on.
+
+    Args:
+        skips_together: whether the model skips layers in training, and all processes must skip the same.
+    """
 
     precision: Precision
     fast_paths: FastPaths
     accelerator: Accelerator
+    skips_together: bool = False
 
     @contextmanager
     def __call__(self, batch: Batch) -> Iterator[None]:
         """Be in the context of a forward pass of this batch."""
         if batch.drawn is not None:
-            seed_pass(batch.drawn, self.accelerator.device, by_rows=self.fast_paths.draws_dropout)
+            by_rows, together = self.fast_paths.draws_dropout, self.skips_together
+            seed_pass(batch.drawn, self.accelerator.device, by_rows=by_rows, together=together)
         documents = batch.documents() if self.fast_paths.by_document else Documents()
         attention = DocumentAttention(documents) if len(documents) > 1 else None
         with ExitStack() as contexts:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peftcli.data.rows.referenced_rows import others_of
-from peftcli.distributed.gradients import clip_gradients
+from peftcli.distributed.gradients import any_gradient, clip_gradients
 from peftcli.distributed.processes import World
 from peftcli.distributed.sharding import drop_gathered
 from peftcli.distributed.stop_vote import StopVote
@@ -19,7 +19,7 @@ from peftcli.tasks.task import Batch
 from peftcli.training.milestones import Milestones
 from peftcli.training.optim.learning_rate import set_learning_rates
 from peftcli.training.session import Session
-from peftcli.training.watch.first_gradients import unreached_note
+from peftcli.training.watch.first_gradients import dropped_blocks_note, unreached_note
 
 Upcoming = Iterator[list[Batch]]
 """This process's micro-batches of each step that is left."""
@@ -63,7 +63,8 @@ def train_steps(
 
         # step; a step whose float16 gradients overflowed is not taken, and the method then sees none
         set_learning_rates(session.optimizer, session.rate_factor(state.step))
-        session.optimizer.step()
+        if any_gradient(parameters):
+            session.optimizer.step()
         state.step += 1
         if session.precision.scaled and not norm.isfinite():  # a fused optimizer skips on the device: ask the norm
             session.optimizer.zero_grad()
@@ -96,7 +97,8 @@ def _pass(session: Session, batch: Batch, count: Tensor | float) -> Tensor:
     with session.computing(batch):
         terms = session.task.loss(session.model, batch.to(session.world.device))
     loss_sum = terms.loss_sum * 0.0 if batch.idle else terms.loss_sum
-    session.accelerator.backward(loss_sum / count)
+    if loss_sum.requires_grad:  # not where the model dropped all blocks that reach what is trained
+        session.accelerator.backward(loss_sum / count)
     return loss_sum.detach()
 
 
@@ -140,10 +142,13 @@ def _with_mean_of_all(session: Session, batches: list[Batch], count: Tensor | fl
 def _note_unreached(session: Session) -> None:
     """After the first step's backward passes, tell which trained tensors have no gradient.
 
+    Of a model that drops whole blocks in training it is told that it does so: one step says nothing of the next.
+
     Raises:
         UserError: none has one.
     """
     if session.state.step == 0:
-        note = unreached_note(session.attachment.trainable_parameters(), session.world)
+        note = dropped_blocks_note(session.model.config)
+        note = note or unreached_note(session.attachment.trainable_parameters(), session.world)
         if note is not None:
             session.reporter.note(note)

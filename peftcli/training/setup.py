@@ -57,6 +57,7 @@ from peftcli.training.start.start_from_stored import start_from_stored
 from peftcli.training.step_batches import StepBatches
 from peftcli.training.step_plan import token_limit
 from peftcli.training.watch.callbacks import Callbacks
+from peftcli.training.watch.first_gradients import dropped_blocks_note
 from peftcli.training.watch.reporting import Reporter
 from peftcli.training.watch.trackers import Earlier, Trackers
 
@@ -154,7 +155,8 @@ def _computing(
     precision = decide_precision(spec, base.dtype, world.device, width=width, recorded=state.compute_dtype, world=world)
     paths = _fast_paths(recipe, base, attached, task, precision, world, reporter)
     world.compute_in(precision.mixed)
-    return Computing(precision, paths, world.accelerator)
+    together = world.strategy.sharded and dropped_blocks_note(base.model.config) is not None
+    return Computing(precision, paths, world.accelerator, together)
 
 
 def _step_batches(

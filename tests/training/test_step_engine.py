@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from peftcli.assembly.precision import Precision, decide_precision
@@ -23,25 +24,27 @@ from peftcli.training.setup import build_session
 from peftcli.training.watch import meter
 from peftcli.training.watch.meter import Meter
 from peftcli.training.watch.reporting import Silent
+from tests.recipes import chat_rows
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_float16_steps_that_overflow_are_not_taken_and_the_others_train(recipe, recorder, monkeypatch) -> None:
-    """Accelerate scales losses on devices other than the CPU, where a run takes its scaler for this test, too."""
-    seen: list[tuple[bool, Tensor]] = []
+def scaling(*arguments) -> Accelerator:
+    """Accelerate scales losses on devices other than the CPU, where a run takes its scaler for these tests, too."""
+    made = make_accelerator(*arguments)
+    made.scaler, made.native_amp = torch.amp.GradScaler("cpu", init_scale=2.0**38), True
+    return made
 
-    def engine(*arguments):
-        made = make_accelerator(*arguments)
-        made.scaler, made.native_amp = torch.amp.GradScaler("cpu", init_scale=2.0**38), True
-        return made
+
+def test_float16_steps_that_overflow_are_not_taken_and_the_others_train(recipe, recorder, monkeypatch) -> None:
+    seen: list[tuple[bool, Tensor]] = []
 
     def after(self: Attachment, step: int, total_steps: int) -> None:
         parameters = list(self.trainable_parameters().values())
         kept = torch.cat([parameter.detach().flatten().clone() for parameter in parameters])
         seen.append((all(parameter.grad is None for parameter in parameters), kept))
 
-    monkeypatch.setattr(processes, "make_accelerator", engine)
+    monkeypatch.setattr(processes, "make_accelerator", scaling)
     half = Precision(torch.float16, torch.float32, True, "a test")
     monkeypatch.setattr(setup, "decide_precision", lambda *_a, **_k: half)
     monkeypatch.setattr(Attachment, "after_optimizer_step", after)
@@ -53,6 +56,27 @@ def test_float16_steps_that_overflow_are_not_taken_and_the_others_train(recipe, 
     moved = [not torch.equal(before, now) for (_, before), (_, now) in pairwise(seen)]
     assert moved == [not empty for empty in skipped[1:]]
     assert recorder.losses[-1] < recorder.losses[0]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_steps_whose_blocks_were_all_dropped_move_nothing_and_end_nothing(
+    recipe, models, recorder, monkeypatch, scaled: bool
+) -> None:
+    """M2M100 drops each block in one of twenty passes; the one block that is trained here, in seven of ten."""
+    if scaled:
+        monkeypatch.setattr(processes, "make_accelerator", scaling)
+        half = Precision(torch.float16, torch.float32, True, "a test")
+        monkeypatch.setattr(setup, "decide_precision", lambda *_a, **_k: half)
+    model = models("bart", "seq2seq_lm", decoder_layers=1, decoder_layerdrop=0.7)
+    method = {"name": "lora", "r": 2, "target_modules": ["cross_attn.q"]}
+    fast = {"compute_weights": False, "attention": False}
+    for seed in range(2):
+        loaded = recipe("bart", "seq2seq_lm", chat_rows(16), model=model, method=method, seed=seed, name=f"run{seed}",
+                        training__max_steps=8, training__fast_paths=fast)  # fmt: skip
+        train(loaded, reporter=recorder)
+    norms = [record.grad_norm for record in recorder.steps]
+    assert len(norms) == 16 and 4 < norms.count(0.0) < 16
+    assert any("drops whole blocks in training (decoder_layerdrop 0.7 in its" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,22 @@ from peftcli.shown_text import some_of
 
 SHOWN = 4
 """Modules that the note names."""
+
+
+def dropped_blocks_note(config: Any) -> str | None:
+    """Return a note on a model that drops whole blocks in training at random, or None of one that does not.
+
+    Args:
+        config: of the model.
+    """
+    rates = {name: rate for name, rate in config.to_dict().items() if name.endswith("layerdrop") and rate}
+    if not rates:
+        return None
+    told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    return (
+        f"the model drops whole blocks in training ({told} in its config.json): what is trained in a dropped block has "
+        "no gradient in that step"
+    )
 
 
 def unreached_note(parameters: Mapping[str, nn.Parameter], world: World) -> str | None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from peftcli.layers.cpu import cpu_attention, cpu_paths
+from peftcli.layers.row_draws import DrawnRows
+from peftcli.record.random_state import random_numbers_kept, seed_pass
 from peftcli.training.run import train
 from peftcli.training.speed.compute_weights import ComputeWeights, frozen_projections
 from tests.tiny import tiny_model
@@ -99,3 +101,26 @@ def test_copies_train_as_autocast_does_and_evaluate_in_float32(recipe, recorder,
     plain = train(recipe(name="plain", **words), reporter=recorder)
     assert losses == pytest.approx(list(recorder.losses), rel=2e-3)
     assert with_copies.eval_before["eval_loss"] == plain.eval_before["eval_loss"]
+
+
+@pytest.mark.parametrize(
+    ("device", "by_rows", "together", "alike"),
+    [
+        ("cpu", True, False, True),
+        ("cpu", False, False, False),
+        ("cpu", False, True, True),
+        ("cuda", False, False, True),
+    ],
+)
+def test_processes_skip_the_same_layers(device: str, by_rows: bool, together: bool, alike: bool) -> None:
+    """Else a divided base is gathered in different orders: a run waited for good, or read another layer's weights.
+
+    On a CPU the same generator draws masks, where they are not drawn by rows, and masks should differ.
+    """
+    drawn = []
+    with random_numbers_kept():
+        for first in (0, 1):
+            rows = DrawnRows.of_step(0, 3, [first, first + 2], [[4, 4]], [4])
+            seed_pass(rows, torch.device(device), by_rows=by_rows, together=together)
+            drawn.append(float(torch.rand([])))
+    assert (drawn[0] == drawn[1]) == alike
