@@ -235,11 +235,14 @@ def _print(report: MergeReport, console: Console) -> None:
     if report.verified:
         found = (report.max_abs_diff, report.mean_abs_diff, report.tolerance)
         most, mean, tolerance = (figures(value or 0.0, 2) for value in found)
+        before = "" if report.requantized is None else ", before it was quantised again"
         console.print(
-            f"verified on {report.rows} rows: {report.agreement:.1%} of the predictions agree; the outputs differ "
-            f"by {most} at most, {mean} on average (tolerance {tolerance})"
+            f"verified on {report.rows} rows{before}: {report.agreement:.1%} of the predictions agree; the outputs "
+            f"differ by {most} at most, {mean} on average (tolerance {tolerance})"
         )
     else:
         console.print("not verified")
+    if report.requantized is not None:
+        console.print(f"quantised again, {report.requantized['agreement']:.1%} of the predictions agree")
     if report.quantization_agreement is not None:
         console.print(f"agreement with the quantised base that it was trained on: {report.quantization_agreement:.1%}")

@@ -43,8 +43,17 @@ def merged_card(base: str, task: str, auto: str, report: MergeReport) -> str:
 def _verification(report: MergeReport) -> list[str]:
     if not report.verified:
         return ["Not verified (`--no-verify`)." if report.max_abs_diff is None else "Not verified: see the notes."]
-    return [
-        f"Compared with base + adapter on {report.rows} rows: largest difference of the logits "
+    cost = report.requantized
+    before = "" if cost is None else ", before it was quantised again"
+    found = (
+        f"Compared with base + adapter on {report.rows} rows{before}: largest difference of the logits "
         f"{report.max_abs_diff:.3g} (tolerance {report.tolerance:.3g}), mean {report.mean_abs_diff:.3g}, "
         f"agreement {report.agreement:.1%}."
-    ]
+    )
+    if cost is None:
+        return [found]
+    quantised = (
+        f"In 4 bits, as it is here: largest difference {cost['max_abs_diff']:.3g}, mean {cost['mean_abs_diff']:.3g}, "
+        f"agreement {cost['agreement']:.1%}."
+    )
+    return [found, "", quantised]

@@ -23,6 +23,25 @@ def cards(base: str) -> list[str]:
     ]
 
 
+def test_a_card_of_quantised_weights_has_their_own_numbers() -> None:
+    """It said of the 4-bit weights what was measured before they were quantised."""
+    known = {
+        "verified": True,
+        "rows": 6,
+        "max_abs_diff": 1e-3,
+        "mean_abs_diff": 1e-4,
+        "tolerance": 0.1,
+        "agreement": 1.0,
+    }
+    report = MergeReport("out", "bfloat16", "lora", 1, 2, 3, **known)  # type: ignore[arg-type]
+    plain = merged_card("org/m", "causal_lm", "AutoModelForCausalLM", report)
+    assert "on 6 rows: largest difference" in plain and "4 bits" not in plain
+    report.requantized = {"max_abs_diff": 2.5, "mean_abs_diff": 0.5, "agreement": 0.75}
+    card = merged_card("org/m", "causal_lm", "AutoModelForCausalLM", report)
+    assert "on 6 rows, before it was quantised again: largest difference" in card
+    assert "In 4 bits, as it is here: largest difference 2.5, mean 0.5, agreement 75.0%." in card
+
+
 def front(card: str) -> dict[str, object]:
     found: dict[str, object] = yaml.safe_load(card.split("---")[1])
     return found
