@@ -24,7 +24,7 @@ SHARING = ("training.per_device_train_batch_size", "training.gradient_accumulati
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys in which two resolved recipes differ."""
-    left, right = (_flat(_compared("", each)) for each in (old, new))
+    left, right = (_flat(in_order(each)) for each in (old, new))
     keys = [key for key in {**right, **left} if left.get(key) != right.get(key)]
     return [key for key in keys if key.split(".")[0] not in NOT_COMPARED]
 
@@ -37,6 +37,12 @@ def only_length(keys: Sequence[str]) -> bool:
 def of_sharing(key: str) -> bool:
     """Return whether a key says how the rows of a step are shared among passes and processes, and nothing else."""
     return key in SHARING or key.split(".")[0] in SHARING
+
+
+def in_order(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's plain data, or such data around it, to compare: mappings whose order counts are their pairs."""
+    found: dict[str, Any] = _compared("", recipe)
+    return found
 
 
 def _compared(key: str, value: Any) -> Any:

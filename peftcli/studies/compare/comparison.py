@@ -53,7 +53,7 @@ class ComparedMethod:
         trainable, saved, percent: as `count-params` counts them.
         adapter_bytes: size of the saved weights on disk.
         merges: whether the change can be folded into the base's weights.
-        servers: which servers load the adapter as it is, such as `vllm`, `llama.cpp`; a merged model loads everywhere.
+        servers: what loads the saved adapter or model as it is, such as `vllm`; a merged model loads everywhere.
         forgotten: loss on held-out general text after training minus before, for language models; None otherwise.
     """
 

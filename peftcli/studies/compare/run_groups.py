@@ -11,6 +11,7 @@ from typing import Any
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.yaml.scalars import show
+from peftcli.record.recipe_changes import in_order
 from peftcli.shown_text import some_of
 from peftcli.studies.compare.candidate import flat_values
 
@@ -44,7 +45,8 @@ def grouped(runs: Sequence[ExistingRun]) -> list[RunGroup]:
     """Return the rows: runs that differ in their seed alone are one; labels say how the others differ."""
     groups: dict[str, RunGroup] = {}
     for one in runs:
-        values = {key: value for key, value in _values(one.recipe).items() if key not in _NO_DIFFERENCE}
+        whole = flat_values(in_order(one.recipe.as_dict()))
+        values = {key: value for key, value in whole.items() if key not in _NO_DIFFERENCE}
         key = json.dumps(values, sort_keys=True)
         while key in groups and one.recipe.seed in [other.recipe.seed for other in groups[key].runs]:
             key += " again"  # the same run twice is two rows, not two seeds
@@ -84,7 +86,7 @@ def differences(runs: Sequence[ExistingRun]) -> Iterator[str]:
             by_value.setdefault(show(values.get(key)), []).append(run)
         if len(by_value) > 1:
             yield f"{key} differs: {_listed(by_value)}"
-    for name, said in (("base", "the base's weights"), ("train_rows", "the training rows"), ("device", "the device")):
+    for name, said in (("base", "the base's weights"), ("train_rows", "the training rows"), ("device", "the devices")):
         by_value = {}
         for run, one in zip(names, runs, strict=True):
             by_value.setdefault(str(one.summary.get("inputs", {}).get(name)), []).append(run)

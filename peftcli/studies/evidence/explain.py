@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from peftcli.protocol.registry import registry
 from peftcli.record.shown_numbers import byte_size, count, duration
+from peftcli.studies.compare.asked import BASE
 from peftcli.studies.compare.comparison import ComparedMethod, Comparison
 from peftcli.studies.evidence.judgement import LEVEL, better_than_reference
 from peftcli.studies.evidence.steps_to_reference import fill_steps_to_reference
@@ -138,7 +139,7 @@ def _worth(comparison: Comparison, chosen: ComparedMethod) -> list[str]:
     if better_than_reference(chosen):
         few = f"On these {count(comparison.rows)} rows it" if comparison.rows < FEW_ROWS else "It"
         sentence = f"{few} is better than the reference, {name}, by {shown}{between}"
-        steps = chosen.steps_to_reference
+        steps = chosen.steps_to_reference if name != BASE else None  # it started with that score
         return [f"{sentence}, whose score it reached after {count(steps)} steps." if steps else f"{sentence}."]
     if chosen.p_reference is not None and chosen.p_reference < LEVEL:
         worse, around = scale.difference(chosen.difference_to_reference, chosen.reference_interval)

@@ -48,7 +48,7 @@ def _columns(comparison: Comparison, scale: ScoreScale) -> list[Column]:
         Column("Rate", True, "learning rate of the scored runs"),
         Column("Steps to reference", True, "until an evaluation while training reached the reference's score"),
         Column("Merges", hint="whether the change can be folded into the base's weights"),
-        Column("Served by", hint="servers that load the adapter as it is; a merged model loads everywhere"),
+        Column("Loaded by", hint="what loads the saved adapter or model as it is; a merged model loads everywhere"),
         Column("%", True, "trained numbers as a share of all"),
         Column("Saved", True, "numbers in the adapter file"),
         Column("On disk", True, "size of the saved weights"),

@@ -94,6 +94,14 @@ def test_the_same_run_three_times_is_three_rows_of_a_seed_each(workspace) -> Non
     assert [len(group.runs) for group in groups] == [1, 1, 1]
 
 
+def test_runs_that_differ_in_an_order_that_decides_are_no_seeds_of_one_row(workspace) -> None:
+    patterns = ("{attn: 4, attn.q: 2}", "{attn.q: 2, attn: 4}")
+    loaded = [load_recipe(workspace.recipe("ordered"), [f"method.rank_pattern={text}", f"seed={seed}"], NAMES)
+              for seed, text in enumerate(patterns)]  # fmt: skip
+    groups = grouped([ExistingRun(Path(name), one, {}) for name, one in zip("ab", loaded, strict=True)])
+    assert [len(group.runs) for group in groups] == [1, 1] and groups[0].label != groups[1].label
+
+
 def test_runs_that_exist_are_compared_as_they_are(cli, workspace, tmp_path) -> None:
     paths = []
     for name, changes in {"a": [], "b": ["seed=1"], "c": ["method={name: bitfit}"], "d": ["data.split_seed=7"]}.items():

@@ -125,6 +125,7 @@ def test_the_steps_to_an_untrained_base_begin_after_the_start() -> None:
     for curves, steps in ((fast, 10), (slow, 20), (never, None), (unseen, 20)):
         made = comparison(replace(BEST, curves=curves), base, reference="base")
         assert [row.steps_to_reference for row in made.methods] == [steps, None]
+        assert "whose score it reached" not in " ".join(made.summary)
 
 
 def test_few_rows_are_not_said_to_leave_nothing_to_chance() -> None:
