@@ -7,8 +7,9 @@ written out), and optionally `conversations` (lists of messages, used as prompts
 `device`, `num_labels`, `trust_remote_code` and `tokenizer` (a directory).
 
 Prints one JSON object as its last line: `prompts`; `ids` of each prompt; `answers` and `tokens`, the new text of each
-and its number of tokens, unless the model generates nothing; `logits` of the last position of each prompt, or all of a
-model that generates nothing; `labels`, the names of the classes in order; `transformers`, its version.
+and its number of tokens (without an end that is forced at the limit), unless the model generates nothing; `logits` of
+the last position of each prompt, or all of a model that generates nothing; `labels`, the names of the classes in order;
+`transformers`, its version.
 """
 
 from __future__ import annotations
@@ -57,11 +58,18 @@ def _answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int | None) -> 
     output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, num_beams=1)
     seq2seq = bool(model.config.is_encoder_decoder)
     start = 1 if seq2seq else len(ids)
-    line = {"ids": ids, "tokens": output.shape[1] - start}
+    line = {"ids": ids, "tokens": output.shape[1] - start - _forced_end(model, output[0, start:].tolist(), new_tokens)}
     line["answers"] = tokenizer.decode(output[0, start:], skip_special_tokens=True)
     if not seq2seq:
         line["logits"] = model(**inputs).logits[0, -1].float().tolist()
     return line
+
+
+def _forced_end(model: Any, tokens: list[int], new_tokens: int | None) -> int:
+    """Return 1 if the last token is an end that the model's settings force at the limit: it is none of the text."""
+    forced = model.generation_config.forced_eos_token_id
+    ends = forced if isinstance(forced, list) else [forced]
+    return int(len(tokens) == new_tokens and tokens[-1] in ends)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def test_slices_of_fused_projections_merge(family: str, method: dict[str, Any], 
     run = make_run(tmp_path, family, task, method, base_class="base" if family == "modernbert" else task)
     report = merge_run(run, tmp_path / "merged", use_alone=False)
     assert report.verified and report.adapter_effect
+
+
+@pytest.mark.parametrize("forced", [2, [2, 3]])
+def test_texts_that_reach_the_limit_and_a_forced_end_are_the_same_alone(forced: Any, tmp_path: Path) -> None:
+    """BART's settings force an end at the limit, which counts as no token of the text, here and there."""
+    settings = {"forced_eos_token_id": forced, "eos_token_id": 2}
+    run = make_run(tmp_path, "bart", "seq2seq_lm", LORA, base_class="seq2seq_lm", config={"init_std": 0.3})
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    assert merge_run(run, tmp_path / "merged").verified
 
 
 def test_a_change_that_works_in_place_changes_its_own_rows_only() -> None:
