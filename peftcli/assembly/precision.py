@@ -9,8 +9,8 @@ verification compute in the weights' dtype. Adapters and a trained head stay flo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -21,6 +21,7 @@ from peftcli.assembly.machine_answers import Answer, keep_answer, kept_answer, m
 from peftcli.distributed.accelerate_engine import MixedPrecision
 from peftcli.distributed.processes import World
 from peftcli.errors import Problem, UserError
+from peftcli.layers.cpu.wide_products import is_emulated, wide_products
 from peftcli.models.load.dtypes import computes_well, dtype_named
 from peftcli.process_state import matmul_precision
 from peftcli.recipe.schema import TrainingSpec
@@ -84,11 +85,14 @@ class Precision:
         return f"{compute} ({self.reason})" if weights == compute else f"{compute}, weights {weights} ({self.reason})"
 
 
-def _context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+@contextmanager
+def _context(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     if dtype in (torch.float32, torch.float64):
-        return nullcontext()
+        yield
+        return
     # autocast, although the weights may have this dtype already: adapters and head are float32 beside them
-    return torch.autocast(device.type, dtype=dtype)
+    with torch.autocast(device.type, dtype=dtype), wide_products(is_emulated(dtype, device)):
+        yield
 
 
 def decide_precision(
@@ -113,7 +117,13 @@ def decide_precision(
         UserError: bf16 and fp16 together, or fp16 without CUDA, where no loss is scaled.
     """
     found = _decided(spec, weights, device, width, recorded, world)
-    return replace(found, tf32=spec.tf32 and device.type == "cuda")
+    found = replace(found, tf32=spec.tf32 and device.type == "cuda")
+    if not is_emulated(found.compute, device):
+        return found
+    without = "this processor has no bfloat16 instructions"
+    own = spec.fast_paths.wide_products and spec.torch_compile is not True
+    products = "products in fp32" if own else "its products are slow: bf16: false is faster"
+    return replace(found, reason=f"{found.reason}; {without}, {products}")
 
 
 def _decided(

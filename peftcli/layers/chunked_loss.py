@@ -10,6 +10,7 @@ Liger's fused linear cross-entropy (arXiv 2410.10989), in plain torch, because L
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from peftcli.layers.cpu.equal_slices import slices
+from peftcli.layers.cpu.wide_products import is_emulated, is_widening, wide_products
 from peftcli.layers.quantised.quantised_weights import is_quantised
 from peftcli.layers.vocabulary_blocks import BLOCK, ROWS, cross_entropies
 
@@ -54,7 +56,7 @@ class _Settings:
     by_row: bool = False
 
     def in_blocks(self, device: torch.device) -> bool:
-        """Whether a frozen head goes block by block of the vocabulary; bfloat16 was not measured there."""
+        """Whether a frozen head goes block by block of the vocabulary; bfloat16 products were not measured there."""
         plain = not self.label_smoothing and not self.transform.softcap
         return plain and device.type == "cpu" and self.compute_dtype in (torch.float32, torch.float64)
 
@@ -113,10 +115,10 @@ def is_plain_linear(head: nn.Module) -> bool:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a linear layer computes on `x`: autocast's, if it is on."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    """Return the dtype in which a head computes on `x`: autocast's, if it is on; float32 where that is emulated."""
+    autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    return torch.float32 if is_emulated(dtype, x.device) else dtype
 
 
 def _module_loss(
@@ -147,7 +149,9 @@ def _module_loss(
 
 
 def _recomputed(function: Callable[[Tensor, Tensor], Tensor], h: Tensor, t: Tensor) -> Tensor:
-    result: Tensor = checkpoint(function, h, t, use_reentrant=False)
+    result: Tensor = checkpoint(
+        function, h, t, use_reentrant=False, context_fn=lambda: (nullcontext(), wide_products(is_widening()))
+    )
     return result
 
 
@@ -168,9 +172,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):  # cast here, once a call
-            w = weight.to(settings.compute_dtype)
-            b = None if bias is None else bias.to(settings.compute_dtype)
             in_blocks = settings.in_blocks(hidden.device) and not (needs_weight or needs_bias)
+            w = weight if in_blocks else weight.to(settings.compute_dtype)  # each block is cast by itself
+            b = None if bias is None else bias.to(settings.compute_dtype)
             rows = settings.block_rows if in_blocks else settings.rows
             for chunk in slices(len(hidden), rows):
                 h = hidden[chunk].to(settings.compute_dtype)

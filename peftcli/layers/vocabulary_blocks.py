@@ -26,8 +26,8 @@ def cross_entropies(
     """Return -log softmax(scale * (hidden W^T + b)) at the targets, (rows,), and its gradient by `hidden` if asked.
 
     Args:
-        hidden: (rows, d_model), float32 or float64, as all others.
-        weight: (vocab, d_model).
+        hidden: (rows, d_model), float32 or float64, as the results are.
+        weight: (vocab, d_model), of any floating dtype; a block at a time is cast to that of `hidden`.
         bias: (vocab,).
         targets: (rows,) token ids.
         scale: factor on the logits.
@@ -37,7 +37,7 @@ def cross_entropies(
     total, aimed = torch.zeros_like(peak), torch.zeros_like(peak)
     mean = torch.zeros_like(hidden) if gradient else None  # of the rows of W, weighted by exp(logit - peak)
     for block in slices(len(weight), BLOCK):
-        rows = weight[block]
+        rows = weight[block].to(hidden.dtype)
         logits = hidden @ rows.T
         if bias is not None:
             logits += bias[block]

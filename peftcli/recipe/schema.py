@@ -169,6 +169,9 @@ class FastPathsSpec(Block):
     """On a CPU, compute attention with dropout, and short bfloat16 attention, by matrix products."""
     dropout: bool = True
     """Draw the base's dropout by rows, the same on any number of processes; on a CPU that is faster, too."""
+    wide_products: bool = True
+    """On a CPU without bfloat16 instructions, multiply bfloat16 matrices in float32 instead of emulating them.
+    Evaluation and prediction do so whatever the recipe says."""
     compute_weights: bool = True
     """Cast the frozen matrices to the dtype of training once instead of in every step."""
     padding_free: bool = True

@@ -73,8 +73,8 @@ def test_train_evaluate_predict_and_merge(
         model=models(case.family, case.task, **case.wide),
         data__val_set_size=4,
         method__r=8,
-        training__learning_rate=0.02,
-        training__max_steps=60,
+        training__learning_rate=0.01,  # 0.02 did not settle for T5 on every processor
+        training__max_steps=100,
         training__per_device_train_batch_size=12,
         training__max_new_tokens=16,
     )

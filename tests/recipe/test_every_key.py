@@ -143,6 +143,7 @@ ELSEWHERE = {
     "inference/test_continuous_batch.py": "training.fast_paths.continuous_batching",
     "training/speed/test_sharing_prompts.py": "training.fast_paths.shared_prompts",
     "layers/parts/test_lowrank.py": "training.fast_paths.lowrank",
+    "layers/cpu/test_wide_products.py": "training.fast_paths.wide_products",
     "tasks/test_preference_losses.py": "training.loss_type training.beta training.label_smoothing training.simpo_gamma "
     "training.sft_weight",
     "tasks/test_kto.py": "training.desirable_weight training.undesirable_weight",

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peftcli.layers.cpu.attention_call import AttentionCall
+from peftcli.layers.cpu.wide_products import is_widening, product
 from peftcli.layers.dropout import scaled_mask
 from peftcli.layers.row_draws import Draw, draw_attention
 
@@ -43,7 +44,7 @@ def fits(call: AttentionCall) -> bool:
         return call.dropout_p < 1.0
     causal = call.is_causal or (mask is not None and mask.dim() == 2)  # 2-D: of a document that continues another
     short = causal and key.shape[2] <= LONGEST
-    return short and call.dtype == torch.bfloat16
+    return short and call.dtype == torch.bfloat16 and not is_widening()
 
 
 def _broadcasts(mask: Tensor, query: Tensor) -> bool:
@@ -99,7 +100,7 @@ class _Attention(torch.autograd.Function):
         rate: float,
         drawn: Draw | None,
     ) -> Tensor:
-        scores = (query * scale) @ key.transpose(-1, -2)
+        scores = product(query * scale, key.transpose(-1, -2))
         by_head = scores.view(*scores.shape[:2], -1, length, scores.shape[-1])
         if hidden is not None:
             by_head.masked_fill_(hidden, -torch.inf)
@@ -112,16 +113,16 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, weights, bits)
         ctx.scale, ctx.rate = scale, rate
         dropped = weights if bits is None else scaled_mask(bits, rate, weights.dtype).mul_(weights)
-        return dropped @ value
+        return product(dropped, value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, bits = ctx.saved_tensors
         mask = None if bits is None else scaled_mask(bits, ctx.rate, weights.dtype)
-        grad_weights = grad @ value.transpose(-1, -2)
+        grad_weights = product(grad, value.transpose(-1, -2))
         if mask is not None:
             grad_weights.mul_(mask)
-        grad_value = (weights if mask is None else mask.mul_(weights)).transpose(-1, -2) @ grad
+        grad_value = product((weights if mask is None else mask.mul_(weights)).transpose(-1, -2), grad)
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-        return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, *[None] * 6
+        return product(grad_scores, key), product(grad_scores.transpose(-1, -2), query), grad_value, *[None] * 6

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peftcli.layers.base_linear import Slice
+from peftcli.layers.cpu.wide_products import is_emulated, product
 from peftcli.layers.dropout import dropout as drop
 from peftcli.layers.dropout import kept_share, threshold
 from peftcli.layers.row_draws import Draw, draw
@@ -131,7 +132,7 @@ class _LowRankAdd(torch.autograd.Function):
             inputs = inputs if mask is None else inputs * mask
             alpha = scale / kept_share(dropout)
             # (r, n), not (n, r): the CPU's products of a wide matrix with a narrow one are up to four times slower
-            hidden = a.to(y.dtype) @ inputs.T
+            hidden = product(a.to(y.dtype), inputs.T)
             _add_product_(out, hidden.T, b.to(y.dtype), alpha, rows)
         # a frozen A (LoRA-FA) needs no x: r numbers of each token are kept in place of d_in
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, a, b, hidden)
@@ -149,15 +150,15 @@ class _LowRankAdd(torch.autograd.Function):
             own = grad if ctx.rows is None else ctx.rows.take(grad)
             own = own.reshape(-1, own.shape[-1])
             if need_b:
-                grad_b = (hidden @ own).T.to(b.dtype).mul_(ctx.alpha)
+                grad_b = product(hidden, own).T.to(b.dtype).mul_(ctx.alpha)
             if need_a or need_x:
-                small = (b.to(grad.dtype).T @ own.T).mul_(ctx.alpha)
+                small = product(b.to(grad.dtype).T, own.T).mul_(ctx.alpha)
                 mask = _mask(torch.Size((own.shape[0], ctx.shape[-1])), grad.device, ctx.dropout, ctx.drawn)
             if need_a:
                 inputs = _flat(x, grad.dtype)
-                grad_a = (small @ (inputs if mask is None else inputs * mask)).to(a.dtype)
+                grad_a = product(small, inputs if mask is None else inputs * mask).to(a.dtype)
             if need_x:
-                flat = small.T @ a.to(grad.dtype)
+                flat = product(small.T, a.to(grad.dtype))
                 grad_x = (flat if mask is None else flat.mul_(mask)).to(ctx.dtype).view(ctx.shape)
         return grad, grad_x, grad_a, grad_b, None, None, None, None
 
@@ -174,7 +175,12 @@ def _mask(shape: torch.Size, device: torch.device, rate: float, drawn: Draw | No
 def _add_product_(out: Tensor, hidden: Tensor, b: Tensor, alpha: float, rows: Slice | None) -> None:
     """Add alpha * hidden B^T to the rows of `out` in place."""
     flat = out.view(-1, out.shape[-1])
-    if rows is None:
+    if is_emulated(out.dtype, out.device):
+        added = (hidden.float() @ b.float().T).mul_(alpha)
+        if rows is not None:
+            flat = flat.view(-1, rows.groups, rows.width).narrow(2, rows.start, rows.size)
+        flat.add_(added.view(flat.shape))
+    elif rows is None:
         flat.addmm_(hidden, b.T, alpha=alpha)
     elif rows.groups == 1:
         flat.narrow(1, rows.start, rows.size).addmm_(hidden, b.T, alpha=alpha)

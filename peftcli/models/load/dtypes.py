@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.cpu.wide_products import cpu_has_bfloat16, is_emulated
 from peftcli.models.weights.tensor_header import read_header
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def _wanted_dtype(
         return dtype, None
     if stored == torch.float32 or computes_well(stored, device):
         return stored, None
-    return (
-        torch.float32,
-        f"the checkpoint is {dtype_name(stored)}, which this {device.type} does not compute well: held in float32",
-    )
+    note = f"the checkpoint is {dtype_name(stored)}, which this {device.type} does not compute well: held in float32"
+    if is_emulated(stored, device):
+        note += "; model.dtype: bfloat16 takes half of that memory, and multiplies in float32, too"
+    return torch.float32, note
 
 
 def checkpoint_dtype(config: PretrainedConfig, source: ModelSource) -> torch.dtype:
@@ -113,14 +113,3 @@ def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type == "mps":
         return dtype == torch.bfloat16 and torch.backends.mps.is_macos_or_newer(14, 0)
     return dtype == torch.bfloat16 and cpu_has_bfloat16()
-
-
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX; Linux only, elsewhere assume not)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(line.partition(":")[2].split())

@@ -11,6 +11,7 @@ from torch import nn
 
 from peftcli.layers.cpu.cpu_paths import CpuPaths
 from peftcli.layers.cpu.document_attention import DocumentAttention
+from peftcli.layers.cpu.wide_products import wide_products
 from peftcli.layers.parts.lowrank import plain_lowrank
 from peftcli.layers.row_draws import DrawnRows, drawing, same_again
 from peftcli.models.last_block import LastBlock
@@ -28,6 +29,7 @@ class AllowedPaths:
         by_document: attention document by document over rows that were joined (`training.speed.padding_free`).
         shared_prompts: a prompt once for both answers to it, among joined rows (`training.speed.sharing_prompts`).
         last_block: a classifier's last block cut to the position that its head reads (`models.last_block`).
+        wide_products: bfloat16 products in float32, on a CPU that would emulate them.
     """
 
     lowrank: bool
@@ -36,6 +38,7 @@ class AllowedPaths:
     by_document: bool
     shared_prompts: bool
     last_block: bool
+    wide_products: bool
 
     @classmethod
     def of(cls, recipe: Recipe, device: torch.device, model: nn.Module | None = None) -> AllowedPaths:
@@ -55,6 +58,7 @@ class AllowedPaths:
             by_document=own and switches.padding_free,
             shared_prompts=own and switches.padding_free and switches.shared_prompts,
             last_block=switches.last_block and not compiled,
+            wide_products=switches.wide_products and swaps,
         )
 
 
@@ -118,6 +122,7 @@ class FastPaths:
         allowed = self._allowed
         with ExitStack() as stack:
             stack.enter_context(plain_lowrank(not allowed.lowrank))
+            stack.enter_context(wide_products(allowed.wide_products))  # outside: the paths hand their attention to it
             if allowed.attention or allowed.dropout or documents is not None:
                 paths = CpuPaths(attention=allowed.attention, dropout=allowed.dropout, documents=documents)
                 stack.enter_context(paths)

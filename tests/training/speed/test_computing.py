@@ -14,6 +14,9 @@ from peftcli.training.run import train
 from peftcli.training.speed.compute_weights import ComputeWeights, frozen_projections
 from tests.tiny import tiny_model
 
+BY_INSTRUCTIONS = {"wide_products": False}
+"""What a processor with instructions for bfloat16 computes; one without emulates it, or computes in float32."""
+
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -35,10 +38,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_bfloat16_takes_short_attention_and_learns_the_same(recipe, recorder, calls) -> None:
-    train(recipe(training__bf16=True, name="own"), reporter=recorder)
+    words = {"training__bf16": True, "training__fast_paths": BY_INSTRUCTIONS}
+    train(recipe(name="own", **words), reporter=recorder)
     own, taken = list(recorder.losses), len(calls)
     recorder.steps.clear()
-    train(recipe(training__bf16=True, name="torch", model__attn_implementation="sdpa"), reporter=recorder)
+    train(recipe(name="torch", model__attn_implementation="sdpa", **words), reporter=recorder)
     assert taken and len(calls) == taken
     assert recorder.losses == pytest.approx(own, rel=5e-3)
 
@@ -58,10 +62,11 @@ def test_float32_without_dropout_is_torchs_own(recipe, recorder, calls) -> None:
 
 
 def test_recomputation_takes_the_same_paths(recipe, recorder, calls) -> None:
-    train(recipe(training__bf16=True, training__gradient_checkpointing=False, name="kept"), reporter=recorder)
+    words = {"training__bf16": True, "training__fast_paths": BY_INSTRUCTIONS}
+    train(recipe(training__gradient_checkpointing=False, name="kept", **words), reporter=recorder)
     kept, once = list(recorder.losses), len(calls)
     recorder.steps.clear()
-    train(recipe(training__bf16=True, training__gradient_checkpointing=True, name="again"), reporter=recorder)
+    train(recipe(training__gradient_checkpointing=True, name="again", **words), reporter=recorder)
     assert len(calls) == 3 * once
     assert recorder.losses == pytest.approx(kept, rel=5e-3)
 
