@@ -49,6 +49,7 @@ class Precision:
         scaled: whether the loss is scaled (float16).
         reason: for the header.
         tf32: whether training multiplies float32 matrices in TensorFloat-32.
+        products: how a processor without bfloat16 instructions multiplies; empty where there is nothing to tell.
     """
 
     compute: torch.dtype
@@ -56,6 +57,7 @@ class Precision:
     scaled: bool
     reason: str
     tf32: bool = False
+    products: str = ""
 
     @property
     def mixed(self) -> MixedPrecision:
@@ -82,7 +84,8 @@ class Precision:
         weights, compute = names.get(self.weights, str(self.weights)), names.get(self.compute, str(self.compute))
         if self.tf32 and self.compute == torch.float32:
             compute = "fp32 with products in tf32"
-        return f"{compute} ({self.reason})" if weights == compute else f"{compute}, weights {weights} ({self.reason})"
+        reason = f"{self.reason}; {self.products}" if self.products else self.reason
+        return f"{compute} ({reason})" if weights == compute else f"{compute}, weights {weights} ({reason})"
 
 
 @contextmanager
@@ -122,8 +125,8 @@ def decide_precision(
         return found
     without = "this processor has no bfloat16 instructions"
     own = spec.fast_paths.wide_products and spec.torch_compile is not True
-    products = "products in fp32" if own else "its products are slow: bf16: false is faster"
-    return replace(found, reason=f"{found.reason}; {without}, {products}")
+    products = "products in fp32" if own else "torch emulates them, slowly"
+    return replace(found, products=f"{without}, {products}")
 
 
 def _decided(

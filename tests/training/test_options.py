@@ -147,7 +147,7 @@ def test_a_warm_start_goes_on_from_the_adapter(recipe) -> None:
 def test_bfloat16_weights_train_evaluate_and_open_again(recipe) -> None:
     loaded = recipe("bert", "sequence_classification", data__val_set_size=6, model__dtype="bfloat16")
     summary = train(loaded)
-    assert summary.precision == "bf16 (training.bf16 is off)"
+    assert summary.precision.startswith("bf16 (training.bf16 is off")  # and how a processor without them multiplies
     again = evaluate_run(loaded.recipe.output_dir)
     assert again["eval_loss"] == pytest.approx(summary.eval["eval_loss"], rel=1e-6)
     opened = open_run(loaded.recipe.output_dir, Opening("float32"))
