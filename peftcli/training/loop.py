@@ -98,7 +98,8 @@ def _pass(session: Session, batch: Batch, count: Tensor | float) -> Tensor:
         terms = session.task.loss(session.model, batch.to(session.world.device))
     loss_sum = terms.loss_sum * 0.0 if batch.idle else terms.loss_sum
     if loss_sum.requires_grad:  # not where the model dropped all blocks that reach what is trained
-        session.accelerator.backward(loss_sum / count)
+        with session.computing.fast_paths.backward():
+            session.accelerator.backward(loss_sum / count)
     return loss_sum.detach()
 
 

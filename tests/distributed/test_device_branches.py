@@ -18,9 +18,9 @@ from peftcli.assembly.machine_answers import machine
 from peftcli.assembly.precision import decide_precision
 from peftcli.distributed.devices import free_bytes, peak_memory, pick_device
 from peftcli.errors import UserError
-from peftcli.models.load.dtypes import computes_well
+from peftcli.models.load.dtypes import computes_well, dtype_of_4_bit_products
 from peftcli.models.load.load_model import _add_placement
-from peftcli.models.load.quantization import _check_bitsandbytes, _compute_dtype
+from peftcli.models.load.quantization import _check_bitsandbytes
 from peftcli.recipe.schema import ModelSpec, TrainingSpec
 from peftcli.tasks.task import Batch
 from peftcli.training.optim.optimizers import optimizer_problems
@@ -49,7 +49,7 @@ TAKEN = {
     "peftcli/models/load/dtypes.py: computes_well": f"{HERE}: test_which_dtypes_a_device_computes_well",
     "peftcli/models/load/load_model.py: _add_placement": f"{HERE}: test_weights_go_straight_to_a_card",
     "peftcli/models/load/quantization.py: _check_bitsandbytes": f"{HERE}: test_a_4_bit_base_by_device",
-    "peftcli/models/load/quantization.py: _compute_dtype": f"{HERE}: test_a_4_bit_base_by_device",
+    "peftcli/models/load/dtypes.py: dtype_of_4_bit_products": f"{HERE}: test_a_4_bit_base_by_device",
     "peftcli/recipe/checks/check_recipe.py: _model": "tests/recipe/test_checks.py: test_wrong_in_meaning",
     "peftcli/recipe/checks/check_recipe.py: _numbers": "tests/recipe/test_checks.py: test_wrong_in_meaning",
     "peftcli/recipe/checks/distributed_checks.py: check_distributed": "tests/recipe/test_checks.py: "
@@ -184,7 +184,7 @@ def test_a_4_bit_base_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     _check_bitsandbytes(spec, CUDA)
     for able, wanted in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_words: able)
-        assert _compute_dtype(spec, torch.float16, CUDA) == wanted
+        assert dtype_of_4_bit_products(spec, torch.float16, CUDA) == wanted
 
 
 def test_paged_optimizers_are_for_cuda() -> None:

@@ -6,6 +6,7 @@ Small programs stand for `peft`; they use the same listener.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 import pytest
@@ -242,8 +243,10 @@ for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
 os.environ["SLURM_JOB_ID"] = "{job}"
 import torch
 from peftcli.distributed.launching import is_main_process
+from peftcli.distributed.launch import schedulers
 from peftcli.distributed.processes import World
 from peftcli.errors import PeerLost
+schedulers.MPI_PORT = {port}  # the usual one may belong to another test
 before = dict(os.environ)
 world = World(torch.device("cpu"))
 assert (world.size, world.is_main) == (2, is_main_process())
@@ -266,7 +269,10 @@ os._exit(75)  # gloo may abort while the interpreter ends without its peer
 
 @pytest.mark.parametrize("launcher", NAMES)
 def test_a_process_that_another_leaves_says_so_and_the_environment_stays(capfd, launcher: str) -> None:
-    program = JOINED.format(names=NAMES[launcher], job=os.getpid())
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    program = JOINED.format(names=NAMES[launcher], job=os.getpid(), port=port)
     assert launch([sys.executable, "-c", program], 2) == 2
     said = capfd.readouterr().err
     assert "lost\n" in said

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from peftcli.data.store.labels import LabelSpec
-from peftcli.models.load.dtypes import choose_dtype, dtype_name, dtype_named
+from peftcli.models.load.dtypes import choose_dtype, dtype_name, dtype_of_4_bit_products
 from peftcli.models.load.heads import compute_head_in_float32, configure_head
 from peftcli.models.load.identity import BaseIdentity
 from peftcli.models.load.load_model import Loaded, shape_of
@@ -62,7 +62,7 @@ def meta_base(
     with torch.device("meta"):
         model: PreTrainedModel = auto_class(config, task).from_config(config, **keywords)
         if spec.load_in_4bit or spec.load_in_8bit:
-            pack(model, spec, dtype)
+            pack(model, spec, dtype_of_4_bit_products(spec, dtype, device) if spec.load_in_4bit else dtype)
     compute_head_in_float32(model)
     model.eval()
     identity = BaseIdentity(
@@ -152,9 +152,12 @@ class _PackedProduct(torch.autograd.Function):
         return grad @ grad.new_empty(ctx.shape), None, None
 
 
-def pack(model: PreTrainedModel, spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Replace the linear layers that are quantised; the head, the output embeddings and what a checkpoint left stay."""
-    compute = dtype if spec.bnb_4bit_compute_dtype == "auto" else dtype_named(spec.bnb_4bit_compute_dtype)
+def pack(model: PreTrainedModel, spec: ModelSpec, compute: torch.dtype) -> None:
+    """Replace the linear layers that are quantised; the head, the output embeddings and what a checkpoint left stay.
+
+    Args:
+        compute: dtype of the products.
+    """
     view = ModuleView(model)
     heads, left = set(head_modules(view)), kept_plain(model.config)
     output = model.get_output_embeddings()

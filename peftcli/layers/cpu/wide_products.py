@@ -44,7 +44,7 @@ def cpu_has_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(line.partition(":")[2].split())
 
 
-def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
+def is_emulated(dtype: torch.dtype | None, device: torch.device) -> bool:
     """Tell whether torch would emulate products of this dtype on this device."""
     return dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_bfloat16()
 

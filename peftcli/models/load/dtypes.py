@@ -78,6 +78,19 @@ def _wanted_dtype(
     return torch.float32, note
 
 
+def dtype_of_4_bit_products(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype of products with 4-bit weights.
+
+    Auto is bfloat16 on a GPU that has it, else that of the other weights; float32 where the device would emulate it.
+    """
+    if spec.bnb_4bit_compute_dtype != "auto":
+        chosen = dtype_named(spec.bnb_4bit_compute_dtype)
+        return chosen if chosen == torch.float32 or computes_well(chosen, device) else torch.float32
+    if device.type == "cuda" and computes_well(torch.bfloat16, device):
+        return torch.bfloat16
+    return torch.float32 if is_emulated(dtype, device) else dtype
+
+
 def checkpoint_dtype(config: PretrainedConfig, source: ModelSource) -> torch.dtype:
     """Return the dtype of most numbers in the checkpoint's files, or the config's if there are no files."""
     if source.kind == "gguf":

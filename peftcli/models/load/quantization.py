@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from peftcli.errors import Problem, UserError
+from peftcli.layers.cpu.wide_products import is_emulated
 from peftcli.layers.quantised.quantised_weights import is_quantised, logical_sizes
-from peftcli.models.load.dtypes import computes_well, dtype_named
+from peftcli.models.load.dtypes import dtype_of_4_bit_products
 from peftcli.models.module_view import ModuleView
 from peftcli.models.read_anatomy import head_modules, read_anatomy
 from peftcli.models.stored_quantised import (
@@ -71,7 +72,7 @@ def quantisation_keywords(
     kept = [*head_modules(view)]
     output = task_model.get_output_embeddings() if not kept else None
     kept += [name for name, module in view.modules.items() if output is not None and module is output]
-    compute = _compute_dtype(spec, dtype, device)
+    compute = dtype_of_4_bit_products(spec, dtype, device)
     keywords["quantization_config"] = BitsAndBytesConfig(
         load_in_4bit=spec.load_in_4bit,
         load_in_8bit=spec.load_in_8bit,
@@ -105,16 +106,6 @@ def _check_bitsandbytes(spec: ModelSpec, device: torch.device) -> None:
         )
 
 
-def _compute_dtype(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype of products with 4-bit weights; auto: bfloat16 on a GPU that has it, else the other weights'."""
-    if spec.bnb_4bit_compute_dtype != "auto":
-        chosen = dtype_named(spec.bnb_4bit_compute_dtype)
-        return chosen if chosen == torch.float32 or computes_well(chosen, device) else torch.float32
-    if device.type == "cuda" and computes_well(torch.bfloat16, device):
-        return torch.bfloat16
-    return dtype
-
-
 def finish_quantised(model: PreTrainedModel, spec: ModelSpec, stored: str | None) -> tuple[str, list[str]]:
     """Make a freshly loaded quantised model safe to train, and report on it.
 
@@ -137,6 +128,8 @@ def finish_quantised(model: PreTrainedModel, spec: ModelSpec, stored: str | None
     share = quantised_share(model, anatomy)
     described = describe_quantisation(model)
     notes = [f"{share:.0%} of the block weights are quantised ({described})"]
+    if _compute_in_float32(model):
+        notes.append("4-bit weights are multiplied in float32: this processor has no bfloat16 instructions")
     if stored is None and share < spec.min_quantized_share:
         accepted = int(share * 100) / 100
         raise UserError(
@@ -161,6 +154,15 @@ def keep_trainable(model: nn.Module) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (an attribute of bitsandbytes, not ours)
         vars(module).pop("dequantize_weight", None)  # the compiled one; the method of the class is below it
+
+
+def _compute_in_float32(model: nn.Module) -> bool:
+    """Let 4-bit layers compute in float32 where a stored setting says bfloat16, and a CPU would emulate it."""
+    device = next(model.parameters()).device
+    slow = [m for m in model.modules() if is_emulated(getattr(m, "compute_dtype", None), device)]
+    for module in slow:
+        setattr(module, "compute_dtype", torch.float32)  # noqa: B010  (an attribute of bitsandbytes, not ours)
+    return bool(slow)
 
 
 def divided_problems(config: PretrainedConfig) -> list[Problem]:

@@ -134,6 +134,10 @@ class FastPaths:
             finally:
                 self._documents = before
 
+    def backward(self) -> AbstractContextManager[None]:
+        """Return the context of a backward pass: functions that other libraries derive by hand make products there."""
+        return wide_products(self._allowed.wide_products)
+
     def again(self) -> AbstractContextManager[None]:
         """Return the present context once more, for recomputing later what is computed now."""
         return _both(same_again(), self._paths(self._documents))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -205,6 +206,25 @@ def test_a_run_in_bfloat16_learns_the_same_with_and_without(recipe, recorder, re
     )
     assert taken > 2 * (len(replaced) - taken)  # passes before the first step and evaluations are always wide
     assert losses == pytest.approx(list(recorder.losses), rel=2e-2)
+
+
+def test_derivatives_that_others_write_by_hand_are_wide_too(recipe, recorder, replaced, monkeypatch) -> None:
+    derived: list[bool] = []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2.0
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            derived.append(is_widening())
+            return grad * 2.0
+
+    silu = F.silu
+    monkeypatch.setattr(F, "silu", lambda x, inplace=False: silu(Doubled.apply(x)))
+    train(recipe(model__dtype="bfloat16", training__max_steps=1), reporter=recorder)
+    assert derived and all(derived)
 
 
 def test_recomputation_takes_the_same_products(recipe, recorder, replaced) -> None:

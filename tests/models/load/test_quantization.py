@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import UserError
+from peftcli.layers.cpu import wide_products
 from peftcli.layers.quantised.quantised_weights import is_quantised
+from peftcli.models.load import dtypes
 from peftcli.models.load.dtypes import cpu_has_bfloat16
 from peftcli.models.load.load_model import Loaded, count_parameters, load_model
 from peftcli.models.load.quantization import keep_trainable, quantised_share
@@ -76,6 +78,23 @@ def test_computes_in_the_type_that_is_asked_for_where_the_cpu_has_it(tmp_path: P
     assert f"computes in {here}" in str(loaded.identity.quantization)
     kinds = {str(module.compute_dtype) for module in loaded.model.modules() if is_quantised(module)}
     assert kinds == {f"torch.{here}"}
+
+
+def test_no_product_is_left_to_be_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def products(loaded: Loaded) -> set[torch.dtype]:
+        return {module.compute_dtype for module in loaded.model.modules() if is_quantised(module)}  # type: ignore[misc]
+
+    has_bfloat16: list[bool] = [True]
+    for module in (wide_products, dtypes):
+        monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has_bfloat16[0])
+    with_them = _load(tmp_path / "base", dtype="bfloat16")
+    assert products(with_them) == {torch.bfloat16}
+    with_them.model.save_pretrained(tmp_path / "stored")
+    has_bfloat16[0] = False
+    assert products(_load(tmp_path / "base", dtype="bfloat16")) == {torch.float32}
+    stored = load_model(ModelSpec(name_or_path=str(tmp_path / "stored"), dtype="bfloat16"), "causal_lm")
+    assert products(stored) == {torch.float32}
+    assert "no bfloat16 instructions" in " ".join(stored.notes)
 
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="bitsandbytes repacks only on CPUs with AVX512-BF16")
