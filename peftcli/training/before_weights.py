@@ -13,6 +13,7 @@ from peftcli.assembly.recipe_task import make_task
 from peftcli.data.overlap import overlap_notes
 from peftcli.data.prepared_data import PreparedData
 from peftcli.data.rows.row_set import RowSet
+from peftcli.data.rows.streaming import StreamedRows
 from peftcli.deliverables.generation_file import generation_notes
 from peftcli.deliverables.learnt_texts import learnt_texts
 from peftcli.deliverables.leaving_model import LeavingModel, leaving_model
@@ -118,7 +119,8 @@ def _decide_compiling(
     reporter: Reporter,
 ) -> LoadedRecipe:
     """Return the recipe with compiled blocks or without, note that in `state`, and tell why."""
-    work = Work.of(float(data.train.lengths.sum()) * plan.epochs / world.size, known.anatomy)
+    streamed = plan.total_steps if isinstance(data.train, StreamedRows) else None
+    work = Work.of(float(data.train.lengths.sum()) * plan.epochs / world.size, known.anatomy, streamed)
     found = decide_compiling(loaded, work, world, state.compiles, reporter.note)
     if found.note is not None:
         reporter.note(found.note)

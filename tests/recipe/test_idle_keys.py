@@ -26,6 +26,8 @@ CASES = [
     ("sequence_classification", ["data.max_fully_masked=0.5"], "data.max_fully_masked"),
     ("causal_lm", ["data.validation={path: v, weight: 2.0}"], "data.validation.weight"),
     ("causal_lm", ["training.max_steps=2", "training.num_train_epochs=3"], "training.num_train_epochs"),
+    ("causal_lm", ["data.streaming=true", "training.max_steps=2", "data.val_set_size=2",
+                   "training.train_sampling_strategy=sequential"], "training.train_sampling_strategy"),
     ("causal_lm", ["training.save_strategy=no", "training.save_total_limit=2"], "training.save_total_limit"),
     ("sequence_classification", ["training.train_head=false", "training.head_learning_rate=0.1"],
      "training.head_learning_rate"),

@@ -152,8 +152,11 @@ def _training(recipe: Recipe, names: Names, rows: KnownRows | None) -> Reasons:
     training, task = recipe.training, names.tasks[recipe.task]
     problem = recipe.model.problem_type or (rows.problem if rows is not None else None)
     smooths = problem in (None, "single_label", "token")
+    ordered = training.train_sampling_strategy != "group_by_length"  # the default, which a run's own recipe spells out
+    streamed = ordered and recipe.data is not None and recipe.data.streaming
     return {
         "training.num_train_epochs": "training.max_steps overrides it" if training.max_steps else None,
+        "training.train_sampling_strategy": "a stream is read in an order of its own" if streamed else None,
         "training.save_total_limit": "training.save_strategy is no" if training.save_strategy == "no" else None,
         "training.head_learning_rate": None if training.train_head else "training.train_head is false",
         "training.label_smoothing_factor": None if smooths else f"the labels are {problem}",

@@ -49,6 +49,7 @@ LONGEST_TRIAL = 0.1
 PEAKS: dict[str, float] = {"cpu": 1e11, "cuda": 4e14}
 """Operations a second of a core and of a GPU, at the upper end."""
 _AUTO = "torch_compile: auto"
+_IF_AS_LONG = " (if its other rows are as long as the first ones)"
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,45 @@ class Work:
     """What each process of a run has to do.
 
     Args:
-        tokens: of all its steps.
+        tokens: of all its steps; of a stream, whose rows are not measured before they are read, at most so many.
         layers: blocks of the model; `width`: its hidden size.
+        steps: of a stream; None where the tokens are known.
     """
 
     tokens: float
     layers: int
     width: int
+    steps: int | None = None
 
     @classmethod
-    def of(cls, tokens: float, anatomy: Anatomy) -> Work:
+    def of(cls, tokens: float, anatomy: Anatomy, steps: int | None = None) -> Work:
         """Return the work of so many tokens in a model."""
-        return cls(tokens, sum(map(len, anatomy.layers.values())), anatomy.hidden_size)
+        return cls(tokens, sum(map(len, anatomy.layers.values())), anatomy.hidden_size, steps)
+
+    def seconds(self, plain: Measured) -> float:
+        """Return the seconds of all steps by what some took; of a stream they are taken to have as many tokens each."""
+        tokens = self.tokens if self.steps is None else min(self.tokens, self.steps * plain.in_a_step)
+        return tokens * plain.of_a_token
 
     def least_seconds(self, device: torch.device) -> float:
         """Return the seconds that the products of the frozen blocks take at least: forward, and back to the inputs."""
         peak = PEAKS[device.type] * (_threads() if device.type == "cpu" else 1)
         return 4 * 12 * self.layers * self.width**2 * self.tokens / peak
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What some steps took.
+
+    Args:
+        of_a_token: seconds of a token in steady steps.
+        cost: seconds that the first steps took beyond that.
+        in_a_step: tokens of a step, on average.
+    """
+
+    of_a_token: float
+    cost: float
+    in_a_step: float
 
 
 @dataclass(frozen=True)
@@ -144,25 +167,26 @@ def _question(recipe: Recipe, work: Work, device: torch.device) -> dict[str, str
 def _tried(loaded: LoadedRecipe, work: Work, question: dict[str, str], processes: int) -> Compiling:
     """Measure both sides; keep what was found, and return what it says of a run of so many processes."""
     try:
-        plain, _ = _measured(loaded, compiled=False)
-        whole = work.tokens * plain
+        plain = _measured(loaded, compiled=False)
+        whole = work.seconds(plain)
+        about = f"about {duration(whole)}{_IF_AS_LONG * (work.steps is not None)}"
         if whole < WORTH_A_TRIAL:
-            return _plain(f"this run takes about {duration(whole)}, which is too short for it to pay")
-        compiled, cost = _measured(loaded, compiled=True, seconds=whole * LONGEST_TRIAL)
+            return _plain(f"this run takes {about}, which is too short for it to pay")
+        compiled = _measured(loaded, compiled=True, seconds=whole * LONGEST_TRIAL)
     except UserError as error:
         return _plain(f"measuring steps failed: {error.problems[0].message}")
-    ratio = plain / compiled
+    ratio = plain.of_a_token / compiled.of_a_token
     alone = f" in one process alone, without the sums over the {processes} of this run" if processes > 1 else ""
     keep_answer(question, Answer(faster=ratio >= LEAST_GAIN, ratio=ratio))
     saved, found = whole * (1 - 1 / ratio), f"compiled steps are {ratio:.2f} times as fast{alone}"
     if ratio < LEAST_GAIN:
         return _plain(found)
-    gain = f"{found}: of about {duration(whole)} they save {duration(saved)}, and compiling takes {duration(cost)}"
-    return Compiling(True, f"{_AUTO} compiles the blocks: {gain}") if saved > cost else _plain(gain)
+    gain = f"{found}: of {about} they save {duration(saved)}, and compiling takes {duration(compiled.cost)}"
+    return Compiling(True, f"{_AUTO} compiles the blocks: {gain}") if saved > compiled.cost else _plain(gain)
 
 
-def _measured(loaded: LoadedRecipe, *, compiled: bool, seconds: float | None = None) -> tuple[float, float]:
-    """Return the seconds of a token in steady steps, and those that the first steps took beyond that.
+def _measured(loaded: LoadedRecipe, *, compiled: bool, seconds: float | None = None) -> Measured:
+    """Take the first steps of a run, and return what they took.
 
     Raises:
         UserError: the steps failed, or took longer than `seconds`.
@@ -175,7 +199,8 @@ def _measured(loaded: LoadedRecipe, *, compiled: bool, seconds: float | None = N
         steps = ask(TIMED_STEPS, [str(recipe), *changes], seconds=seconds)
     first, last = steps[:-COUNTED], steps[-COUNTED:]
     steady = statistics.median(took / max(1.0, tokens) for tokens, took in last)
-    return steady, sum(took - tokens * steady for tokens, took in first)
+    in_a_step = statistics.mean(tokens for tokens, _ in steps)
+    return Measured(steady, sum(took - tokens * steady for tokens, took in first), in_a_step)
 
 
 def without_trial(loaded: LoadedRecipe, note: Callable[[str], None]) -> LoadedRecipe:

@@ -25,13 +25,15 @@ from peftcli.locations import CACHE_VARIABLE
 from peftcli.recipe.load_recipe import LoadedRecipe
 from peftcli.training.run import rehearse, train
 from peftcli.training.speed import compile_trial, compiled_blocks, own_process
-from peftcli.training.speed.compile_trial import Compiling, Work, decide_compiling
+from peftcli.training.speed.compile_trial import Compiling, Measured, Work, decide_compiling
 from tests.recipes import CtrlC, Recorder, chat_rows
 from tests.training.speed.trial_for_several import SECONDS
 
 CPU = torch.device("cpu")
 HOURS = Work(tokens=1e9, layers=30, width=576)
 """Of which the arithmetic alone takes an hour and more."""
+IN_A_STEP = 1000.0
+"""Tokens of each step that is measured."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +48,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def give(plain: float, compiled: float | UserError, cost: float = 60.0) -> list[str]:
         asked: list[str] = []
 
-        def measure(_loaded: LoadedRecipe, *, compiled: bool, seconds: float | None = None) -> tuple[float, float]:
+        def measure(_loaded: LoadedRecipe, *, compiled: bool, seconds: float | None = None) -> Measured:
             asked.append("compiled" if compiled else "plain")
             if not compiled:
-                return plain, 0.0
+                return Measured(plain, 0.0, IN_A_STEP)
             assert seconds == pytest.approx(0.1 * HOURS.tokens * plain)
             if isinstance(of_compiled, UserError):
                 raise of_compiled
-            return of_compiled, cost
+            return Measured(of_compiled, cost, IN_A_STEP)
 
         of_compiled = compiled
         monkeypatch.setattr(compile_trial, "_measured", measure)
@@ -117,6 +119,20 @@ def test_a_run_that_turns_out_short_is_not_tried_with_compiled_blocks(recipe, me
     assert not found.on
     assert "takes about 20 min 00 s, which is too short" in str(found.note)
     assert asked == ["plain"]
+
+
+@pytest.mark.parametrize(("steps", "on"), [(10**6, True), (10**5, False)], ids=["rows as long", "shorter rows"])
+def test_a_stream_is_taken_to_be_as_long_as_its_first_steps(recipe, measured, steps: int, on: bool) -> None:
+    """Its rows are not measured before they are read: with max_length for each, minutes would count as hours."""
+    measured(HOUR, HOUR / 1.25)
+    stream = Work(tokens=10 * HOURS.tokens, layers=30, width=576, steps=steps)
+    found = decide(recipe(training__torch_compile="auto"), stream)
+    assert found.on is on
+    if on:
+        told = "of about 1 h 00 min (if its other rows are as long as the first ones) they save 12 min 00 s"
+    else:
+        told = "takes about 6 min 00 s (if its other rows are as long as the first ones), which is too short"
+    assert told in str(found.note)
 
 
 def test_steps_that_fail_leave_the_blocks_uncompiled_and_are_tried_again(recipe, measured) -> None:
@@ -209,7 +225,7 @@ def test_a_run_goes_on_with_what_was_decided_when_it_began(recipe, measured, mon
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
     monkeypatch.setattr(compile_trial, "WORTH_A_LOOK", 0.0)
     monkeypatch.setattr(compile_trial, "WORTH_A_TRIAL", 0.0)
-    monkeypatch.setattr(Work, "of", lambda _tokens, _anatomy: HOURS)
+    monkeypatch.setattr(Work, "of", lambda *_: HOURS)
     measured(HOUR, HOUR / 1.5)
     changes = {"method": {"name": "lora", "r": 4, "target_modules": "all-linear"}, "training__save_steps": 2}
     compiled = Recorder()

@@ -21,7 +21,7 @@ from peftcli.recipe.load_recipe import load_recipe
 from peftcli.training import before_weights
 from peftcli.training.run import train
 from peftcli.training.speed import compile_trial
-from peftcli.training.speed.compile_trial import Compiling, decide_compiling
+from peftcli.training.speed.compile_trial import Compiling, Measured, decide_compiling
 from tests.recipes import Recorder
 
 SECONDS = 1.5
@@ -29,11 +29,11 @@ SECONDS = 1.5
 found: dict[str, Any] = {"asked": []}
 
 
-def measured(_loaded: object, *, compiled: bool, seconds: float | None = None) -> tuple[float, float]:
+def measured(_loaded: object, *, compiled: bool, seconds: float | None = None) -> Measured:
     """Take a while, and find compiled blocks twice as fast."""
     found["asked"].append("compiled" if compiled else "plain")
     time.sleep(SECONDS)
-    return (0.5 if compiled else 1.0), 1.0
+    return Measured(0.5 if compiled else 1.0, 1.0, 100.0)
 
 
 def decided(*arguments: Any) -> Compiling:
