@@ -11,7 +11,7 @@ and roles of fused projections are rotated, too; COFT's bound is applied after e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -121,7 +121,7 @@ class OftMethod(Method[OftParams]):
                     suggestion=f"choose an oft_block_size (or a number of blocks r) that divides {width}",
                 )
             attach_rotation(attachment, target, block_size(params, width), options)
-        attachment.notes += _adjusted(params, widths)
+        attachment.notes += [*_adjusted(params, widths), *_never_dropped(params, widths)]
         return attachment
 
     def why_not_identity(self, params: OftParams) -> str | None:
@@ -169,9 +169,23 @@ def _adjusted(params: OftParams, widths: Mapping[int, list[Target]]) -> list[str
         size = block_size(params, width)
         used = size if params.oft_block_size else width // size
         if used != wanted:
-            names = ", ".join(dict.fromkeys(target.role or target.module for target in targets))
-            notes.append(f"{key} {wanted} does not divide the width {width} of {names}: {used} is used there")
+            notes.append(f"{key} {wanted} does not divide the width {width} of {_names(targets)}: {used} is used there")
     return notes
+
+
+def _never_dropped(params: OftParams, widths: Mapping[int, list[Target]]) -> list[str]:
+    """Return a note for each width that is one block, which `module_dropout` leaves alone."""
+    if not params.module_dropout or params.block_share:
+        return []
+    return [
+        f"module_dropout has no effect on {_names(targets)}: the width {width} is one block, which always turns"
+        for width, targets in widths.items()
+        if block_size(params, width) == width
+    ]
+
+
+def _names(targets: Iterable[Target]) -> str:
+    return ", ".join(dict.fromkeys(target.role or target.module for target in targets))
 
 
 METHOD = OftMethod()

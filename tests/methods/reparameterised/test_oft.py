@@ -51,6 +51,13 @@ def test_an_adjusted_size_is_said() -> None:
     assert by_number.notes == ["r 3 does not divide the width 32 of attn.q: 2 is used there"]
 
 
+def test_a_dropout_of_blocks_where_there_is_one_is_said() -> None:
+    options = {"module_dropout": 0.5, "target_modules": ["attn.q", "ffn.down"]}
+    (note,) = attached("oft", "llama", oft_block_size=0, r=1, **options).notes[:1]
+    assert note == "module_dropout has no effect on attn.q: the width 32 is one block, which always turns"
+    assert attached("oft", "llama", oft_block_size=8, **options).notes == []
+
+
 @pytest.mark.parametrize(
     ("family", "options"),
     [
