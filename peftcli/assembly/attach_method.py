@@ -27,6 +27,7 @@ from peftcli.protocol.attachment import Attachment
 from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.stored_recipe import has_steps_to_go
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +81,9 @@ def attach_method(
                 f"the adapter of method.init_from was trained on other weights than those of {base.identity.name}"
             )
         head_note = of_rows if brought else head_note
+        place = None if origin is None else resolve_location(origin)
+        if place is not None and has_steps_to_go(place):
+            notes.append(f"{origin} was continued and is not finished: method.init_from takes its adapter of before")
     return Attached(attachment, params, anatomy, [*notes, head_note] if head_note else notes)
 
 

@@ -60,15 +60,21 @@ def _other_than_a_run(path: Path) -> tuple[str, str]:
     return f"it has no {STORED}", _NAME_A_RUN
 
 
-def refuse_unfinished(run: Path) -> None:
-    """Refuse a run that has steps to go, such as a finished one that was continued with more: what lies there beside
+def has_steps_to_go(run: Path) -> bool:
+    """Return whether a run is not finished, such as a finished one that was continued with more: what lies there beside
     its checkpoints is the result of before.
+    """
+    steps = any((run / "checkpoints").glob("step-*"))
+    return steps and (run / STORED).is_file() and not (run / "summary.json").is_file()
+
+
+def refuse_unfinished(run: Path) -> None:
+    """Refuse a run that `has_steps_to_go`.
 
     Raises:
         UserError: says how to go on, and how to use what there is.
     """
-    steps = any((run / "checkpoints").glob("step-*"))
-    if steps and (run / STORED).is_file() and not (run / "summary.json").is_file():
+    if has_steps_to_go(run):
         remedy = "continue it with `peft train RECIPE --resume`, or use what it has so far with `--checkpoint last`"
         raise UserError(f"the run {run} is not finished", suggestion=remedy)
 

@@ -17,7 +17,7 @@ from peftcli.merging.merge_run import merge_run
 from peftcli.record.checkpoint_adapter import checkpoint_adapter
 from peftcli.training.run import train
 from tests.command_line import Cli
-from tests.recipes import CtrlC, chat_rows, write_jsonl
+from tests.recipes import CtrlC, Recorder, chat_rows, write_jsonl
 
 EVERY_STEP = {"data__val_set_size": 4, "training__eval_steps": 1, "training__save_steps": 1, "training__max_steps": 6}
 
@@ -63,6 +63,11 @@ def test_a_longer_run_is_not_taken_for_the_shorter_one(recipe, tmp_path: Path, c
         output = () if command == "inspect-adapter" else ("-o", tmp_path / command)
         done = cli(command, run, *output)
         assert done.code == 2 and "is not finished" in done.err and "--checkpoint last" in done.err, (command, done.err)
+    for origin in (run, run / "adapter"):
+        heard, once = Recorder(), {**EVERY_STEP, "training__max_steps": 1}
+        train(recipe(name=f"from-{origin.name}", **once, method__init_from=str(origin)), reporter=heard)
+        said = any("method.init_from takes its adapter of before" in note for note in heard.notes)
+        assert said == (origin == run)  # who names the adapter means it
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
