@@ -21,7 +21,7 @@ class StepRecord:
     Args:
         step, total_steps: optimizer steps, from 1.
         epoch: passes over the training rows so far, fractional.
-        learning_rate: of the first parameter group, at this step.
+        learning_rate: of the parameters without a rate of their own (`lr_groups`, a head, LoRA+), at this step.
         tokens: non-padding tokens seen since the start of the run.
         seconds_left: estimate, None until a step was measured.
     """

@@ -89,7 +89,7 @@ class Meter:
             step=state.step,
             total_steps=session.plan.total_steps,
             epoch=round(state.step / session.plan.steps_per_epoch, 4),
-            learning_rate=session.optimizer.param_groups[0]["lr"],
+            learning_rate=session.learning_rate.value * session.rate_factor(state.step - 1),
             tokens=state.tokens + int(state.window.get("tokens", 0)),
             seconds_left=left,
             **measured,

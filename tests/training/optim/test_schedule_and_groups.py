@@ -126,3 +126,12 @@ def test_an_expression_that_earlier_ones_leave_nothing_to_is_told(recipe, record
         "training.lr_groups.a.*lora_B has no effect: an expression before it matches the same parameters; put it "
         "before the more general ones"
     ]
+
+
+@pytest.mark.parametrize("own", [{}, {"layers.0": 1e-5}], ids=["one rate", "another one of the first tensors"])
+def test_the_rate_that_is_recorded_is_the_one_that_the_header_names(recipe, recorder, own) -> None:
+    loaded = recipe(training__lr_groups=own, training__lr_scheduler_type="linear", training__max_steps=4)
+    train(loaded, reporter=recorder)
+    rates = [record.learning_rate for record in recorder.steps]
+    assert recorder.facts["learning_rate"] == 5e-3
+    assert rates == pytest.approx([5e-3 * left / 4 for left in (4, 3, 2, 1)])
