@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -28,9 +29,17 @@ from peftcli.protocol.registry import registry
 from peftcli.recipe.method_params import MethodParams
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.stored_recipe import has_steps_to_go
+from peftcli.recipe.yaml.scalars import show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_PLACES = frozenset({
+    "init_from", "trainable_token_indices", "modules_to_save", "target_modules", "exclude_modules", "target_parameters",
+    "layers_to_transform",
+})  # fmt: skip
+"""Keys that say where an adapter is, in one of several ways; its tensors are compared with the places themselves."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ def attach_method(
     attachment.initialise(base.model, tokenizer=tokenizer, labels=labels.names if labels is not None else ())
     head_note = base.head_note
     if earlier is not None:
+        notes += _other_values(earlier.params, params)
         state, brought, of_rows = _with_head_by_name(earlier, attachment, base, labels)
         attachment.load_state_dict(state)
         if (trained_on := base_of(earlier.meta)) is not None and not trained_on.same_files(base.identity):
@@ -85,6 +95,33 @@ def attach_method(
         if place is not None and has_steps_to_go(place):
             notes.append(f"{origin} was continued and is not finished: method.init_from takes its adapter of before")
     return Attached(attachment, params, anatomy, [*notes, head_note] if head_note else notes)
+
+
+def _other_values(earlier: MethodParams, now: MethodParams) -> list[str]:
+    """Return a note on the hyper-parameters with which an adapter was trained and that the recipe has otherwise.
+
+    Many act on what its weights do: a scale, an activation, the seed of frozen matrices.
+    """
+    before, after = (_flat(params.model_dump(mode="json")) for params in (earlier, now))
+    other = [key for key in after if key in before and before[key] != after[key]]
+    if not other or earlier.name != now.name:
+        return []
+    told = ", ".join(f"{key} {show(before[key])} (here {show(after[key])})" for key in other)
+    return [f"the adapter of method.init_from was trained with {told}; its weights are used with this recipe's values"]
+
+
+def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Return the values of a method's keys, those of blocks inside by dotted key; patterns are one value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and "name" in value:
+            found.update(_flat(value, f"{start}{key}."))
+        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for number, each in enumerate(value):
+                found.update(_flat(each, f"{start}{key}.{number}."))
+        elif key not in _PLACES:
+            found[start + key] = value
+    return found
 
 
 def _with_head_by_name(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -113,10 +113,14 @@ class PromptAttachment(Attachment):
         length = self.prompt.embeddings.shape[0]
         mask, positions = batch.get("attention_mask"), batch.get("position_ids")
         if positions is not None and (mask is None or mask.dim() == 4):
-            starts = document_starts(ids, positions, self._pad())
+            documents = document_starts(ids, positions, self._pad())
+            starts = documents.roll(1, dims=1) if self.after_first else documents
             if self.after_first:
-                starts = starts.roll(1, dims=1)
-            return insert_at(starts, length)
+                starts[:, 0] = False  # a last document of one token: its prompt would come round to the front
+            insertion = insert_at(starts, length)
+            # the first token of a later document stands before its own prompt, though behind those of others
+            behind = starts.cumsum(1) == documents.cumsum(1)
+            return replace(insertion, moved=insertion.moved & behind.gather(1, insertion.source))
         if mask is not None and mask.dim() == 2:
             first = mask.long().argmax(dim=1)
         else:

@@ -144,6 +144,36 @@ def test_a_warm_start_goes_on_from_the_adapter(recipe) -> None:
         train(recipe(name="third", method__init_from=first.recipe.output_dir, method__r=2))
 
 
+COMPOSED = {"name": "compose", "parts": [{"name": "parallel_adapter", "bottleneck_size": 4, "scaling": 2.0}]}
+OTHER_SCALING = {"name": "compose", "parts": [{"name": "parallel_adapter", "bottleneck_size": 4, "scaling": 3.0}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({"name": "lora", "r": 4}, {"name": "lora", "r": 4, "lora_alpha": 64}, "lora_alpha 16 (here 64)"),
+        (
+            {"name": "vera", "r": 4},
+            {"name": "vera", "r": 4, "projection_prng_key": 5},
+            "projection_prng_key 0 (here 5)",
+        ),
+        (COMPOSED, OTHER_SCALING, "parts.0.scaling 2.0 (here 3.0)"),
+        ({"name": "lora", "r": 4}, {"name": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]}, None),
+    ],
+)
+def test_an_adapter_that_starts_with_other_values_is_told(recipe, recorder, first, second, told) -> None:
+    """Its weights fit, and do something else under another scale or with other frozen matrices."""
+    options = {"training__max_steps": 1, "training__learning_rate": 0.01}
+    trained = recipe(name="first", method=first, **options)
+    train(trained)
+    train(
+        recipe(name="second", method={**second, "init_from": trained.recipe.output_dir}, **options), reporter=recorder
+    )
+    notes = [note for note in recorder.notes if "method.init_from" in note]
+    assert len(notes) == (told is not None)
+    assert told is None or told in notes[0]
+
+
 def test_bfloat16_weights_train_evaluate_and_open_again(recipe) -> None:
     loaded = recipe("bert", "sequence_classification", data__val_set_size=6, model__dtype="bfloat16")
     summary = train(loaded)

@@ -196,9 +196,10 @@ def test_greedy_generation_is_the_argmax_of_the_logits(family: str) -> None:
         ids = torch.cat([ids, token[None, None]], dim=1)
 
 
+@pytest.mark.parametrize("position", ["front", "after_first"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3_text"])
-def test_packed_documents_each_have_their_prompt(family: str) -> None:
-    attachment = prompted(family)
+def test_packed_documents_each_have_their_prompt(family: str, position: str) -> None:
+    attachment = prompted(family, prompt_position=position)
     ids = harness.batch_for(attachment.model, padding="none")["input_ids"]
     packed = {
         "input_ids": ids[:2].reshape(1, -1),
@@ -206,7 +207,9 @@ def test_packed_documents_each_have_their_prompt(family: str) -> None:
         "position_ids": torch.arange(9).repeat(2)[None],
     }
     prepared = attachment.prepare_inputs(packed)
-    assert prepared["labels"][0, :P].tolist() == [-100] * P
+    at = int(position == "after_first")
+    assert prepared["labels"][0, at : at + P].tolist() == [-100] * P
+    assert prepared["position_ids"].tolist() == [[*range(9 + P)] * 2]
     with torch.no_grad():
         together = attachment.model(**prepared, use_cache=False).logits
     apart = harness.logits_of(attachment, {"input_ids": ids[:2]})
