@@ -90,7 +90,7 @@ def _rates_note(comparison: Comparison) -> str:
     if comparison.searched:
         return "Each method was trained for a few steps at several rates first, and scored at the best."
     return (
-        "No rates were searched (--no-search): every method ran at its default or at the recipe's rate. "
+        "No rates were searched: every method ran at its default or at the recipe's rate. "
         "A method that looks worse here may need another learning rate."
     )
 
@@ -134,7 +134,7 @@ def _measured(comparison: Comparison) -> list[tuple[str, str]]:
         ("reference", comparison.reference or "none"),
         ("seeds", ", ".join(map(str, comparison.seeds))),
         ("length", steps),
-        ("rate search", search if comparison.searched else "none (--no-search)"),
+        ("rate search", search if comparison.searched else "none"),
         ("budget", duration(comparison.budget_seconds) if comparison.budget_seconds is not None else ""),
         ("all runs together", duration(comparison.seconds) if comparison.seconds else ""),
         ("machine", comparison.machine),

@@ -112,7 +112,8 @@ def _together(comparison: Comparison, scored: Sequence[Standing], scale: ScoreSc
     rows = [[one.method.label, f"{step:g}", f"{score:.10g}"] for one in scored for step, score in means[one.number]]
     table = plain_table(f"{title}, mean over seeds", ["method", "step", f"{scale.metric}{_percent(scale)}"], rows)
     legend = [(LEVEL_LINE, f"final score of {comparison.reference}, the reference")] if level else []
-    legend += [(GREY_LINE, f"the other {len(grey)} methods")] if grey else []
+    others = "the other method" if len(grey) == 1 else f"the other {len(grey)} methods"
+    legend += [(GREY_LINE, others)] if grey else []
     caption = "Each line is the mean of a method's seeds, from the first evaluation to the last."
     return Figure("score-curves", title, drawings, caption, table, legend)
 

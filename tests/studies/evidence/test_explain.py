@@ -146,6 +146,12 @@ def test_never_is_said_only_where_evaluations_could_have_shown_it() -> None:
         assert ("never" in page) == bool(words) and ("Steps to reference" in page) == bool(words)
 
 
+def test_a_page_names_no_option_that_nobody_gave() -> None:
+    """Runs that exist are compared without a search, and without --no-search."""
+    page = comparison_report(comparison(BEST, FREEZE, searched=False))[0]
+    assert "No rates were searched: every method ran" in page and "--no-search" not in page
+
+
 def test_the_page_has_no_empty_column_for_intervals_where_nothing_has_a_score() -> None:
     lost = method("lora", None, None, status="diverged", reason="the loss was not finite")
     assert 'scope="col">95% interval' not in comparison_report(comparison(lost))[0]

@@ -72,7 +72,7 @@ def _figure(name: str, heading: str, title: str, series: Mapping[str, Points]) -
     }
     every = _stride(max(len(found) for found in series.values()), _LISTED)
     rows = [[words, f"{x:g}", f"{y:.10g}"] for words, found in series.items() for x, y in found[::every]]
-    caption = f"{heading}, every {every}th line of metrics.jsonl" if every > 1 else heading
+    caption = f"{heading}, one in {every} lines of metrics.jsonl" if every > 1 else heading
     return Figure(name, heading, drawings, "", plain_table(caption, ["curve", "step", "value"], rows))
 
 
