@@ -45,8 +45,14 @@ def merge_options(
         output, dtype, max_shard_size, verify, use_alone, requantize: as in `merge_run`.
 
     Raises:
-        UserError: a size or type that is none, or an output that exists.
+        UserError: a size or type that is none, an output that exists, or quantising without the comparison that tells
+            what it costs.
     """
+    if requantize and not verify:
+        raise UserError(
+            "--no-verify does not go with --requantize, which measures on the run's rows what the 4 bits cost",
+            suggestion="leave one of the two out",
+        )
     refuse_existing(Path(output))
     return MergeOptions(
         Path(output),

@@ -152,7 +152,7 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
     leaving = leaving_model(run.spec, run.recipe.task, run.tokenizer, run.texts)
     config = merged_config(run, plan, leaving)
     if not world.is_main:
-        if options.verify or options.requantize:
+        if options.verify:
             verify_merge(Path(world.broadcast("")), run, config, plan, report, world)
         return report
     with new_directory(output, instead=OTHER_OUTPUT, replace=False) as partial:
@@ -161,7 +161,6 @@ def merge_opened(run: RunToMerge, options: MergeOptions, note: Note) -> MergeRep
         if options.verify:
             require_written(partial, sums, output)
             check_files(partial, config, leaving)
-        if options.verify or options.requantize:
             size = options.limit if options.requantize else None
             world.broadcast(str(partial))
             with stage("comparing with base + adapter"):

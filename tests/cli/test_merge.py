@@ -70,6 +70,7 @@ def test_several_runs(cli: Cli, tmp_path: Path) -> None:
         (["again", "--weights", "1,1", *DARE_TIES, "--majority-sign-method", "mean"], "neither total nor frequency"),
         (["again", "--weights", "1,1", "--adapter", "--dtype", "float16"], "--dtype does not go with --adapter"),
         (["again"], "add --weights 0.5,0.5"),
+        (["--requantize", "--no-verify"], "--no-verify does not go with --requantize"),
         (["again", "--weights", "1,1", "--requantize"], "--requantize is for one run"),
         (["again", "--weights", "1,nan"], "weights must be numbers"),
         (["again", "--weights", "a,b"], "is not a list of numbers"),
