@@ -21,9 +21,6 @@ from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSource, DataSpec, TaskName
 from peftcli.tasks.task_table import task_info
 
-ENDLESS = 10**6  # rows of a stream when nobody says how many will be needed
-
-
 _FOR_ROWS = f"split the file, or shorten its longest rows; {OTHER_MACHINE}"
 
 
@@ -77,7 +74,7 @@ def prepare(
             kind=problem_type,
             progress=progress,
         )
-        return prepare_stream(preparer, stream_rows or ENDLESS) if spec.streaming else preparer.run()
+        return prepare_stream(preparer, stream_rows) if spec.streaming else preparer.run()
     except UserError as error:
         if where is None:
             raise

@@ -8,7 +8,7 @@ from peftcli.data.prepared_data import PreparedData
 from peftcli.data.read.row_errors import Errors
 from peftcli.data.read.sources import data_sources, source_keys
 from peftcli.data.rows.row_set import Row, RowSet
-from peftcli.data.rows.streaming import ListedRows, PassedRows, StreamedRows, StreamSource, stream_rows
+from peftcli.data.rows.streaming import ListedRows, StreamedRows, StreamSource, stream_rows
 from peftcli.data.store.data_report import Counts, DataReport, unused_note
 from peftcli.data.store.store_job import SourceJob, source_jobs
 from peftcli.data.store.stored_labels import counts_by_status, require_learning
@@ -16,18 +16,21 @@ from peftcli.errors import Problem, UserError
 from peftcli.recipe.schema import DataSpec, TaskName
 from peftcli.tasks.task_table import task_info
 
+ENDLESS = 10**6
+"""Rows of a stream when nobody says how many will be needed."""
 
-def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
+
+def prepare_stream(preparer: RowPreparer, asked: int | None) -> PreparedData:
     """Return data whose training rows are read while training goes on.
 
     Args:
         preparer: has the recipe's block, the tokenizer and the settings.
-        count: training rows that will be asked for.
+        asked: training rows that will be needed, if that is known.
 
     Raises:
         UserError: what a stream cannot do, and what the rows at its head show.
     """
-    spec, tokenizer, settings = preparer.spec, preparer.tokenizer, preparer.settings
+    spec, tokenizer, settings, count = preparer.spec, preparer.tokenizer, preparer.settings, asked or ENDLESS
     _check_streaming(spec, preparer.task)
     sources = data_sources(spec)
     jobs = source_jobs(spec, sources, source_keys(spec), "train")
@@ -44,7 +47,7 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     weighted = [StreamSource(job, source.weight) for job, source in zip(jobs, sources, strict=True)]
     rows = StreamedRows(weighted, tokenizer, settings, count=count, seed=preparer.seed, skip=held_out, errors=errors)
     first = rows[0]  # now, so that mistakes show before the model is loaded
-    of_head = _head_notes(rows.passed, jobs[0].files.title, spec)
+    of_head = _head_notes(rows, jobs[0].files.title, spec, asked)
     template = settings.template
     known = rows.formats if len(rows.formats) == len(jobs) else {}
     report = DataReport(
@@ -79,12 +82,16 @@ def prepare_stream(preparer: RowPreparer, count: int) -> PreparedData:
     )
 
 
-def _head_notes(passed: PassedRows, title: str, spec: DataSpec) -> list[str]:
+def _head_notes(rows: StreamedRows, title: str, spec: DataSpec, asked: int | None) -> list[str]:
     """Return what a user should know of the rows at the head of a stream; those behind it are not judged.
+
+    Args:
+        asked: training rows that will be needed, if that is known.
 
     Raises:
         UserError: too many of them have no token to train on.
     """
+    passed = rows.passed
     counts = counts_by_status(passed.statuses)
     require_learning(counts, passed.reasons, title, spec, " at the head of the stream")
     lost = counts.truncated or counts.kept < counts.rows
@@ -92,6 +99,7 @@ def _head_notes(passed: PassedRows, title: str, spec: DataSpec) -> list[str]:
         *([f"at the head of the stream: {counts.line(split=spec.overflow == 'split')}"] if lost else []),
         *(f"{note} of the rows at the head of the stream" for note in unused_note(passed.unused)),
         *(f"at the head of the stream {note}" for note in passed.empty.note()),
+        *(rows.repeated(asked) if asked else []),
     ]
 
 

@@ -46,6 +46,11 @@ class PreparedData:
         streamed = [row.as_dict() for row in self.train.broken] if isinstance(self.train, StreamedRows) else []
         return [*self.report.skipped, *streamed]
 
+    def repeated_notes(self) -> list[str]:
+        """Return notes on the sources of a stream that were used again, as far as the report does not say it."""
+        found = self.train.repeated(self.train.read) if isinstance(self.train, StreamedRows) else []
+        return [note for note in found if note not in self.report.notes]
+
     def skipped_note(self) -> list[str]:
         """Return a note on the rows that were left out of a stream, if there are any."""
         if not isinstance(self.train, StreamedRows) or not self.train.skipped:

@@ -44,7 +44,7 @@ def finish(session: Session, milestones: Milestones) -> Summary:
         session.attachment.load_state_dict(milestones.checkpoints.load_best(state.best_step)["adapter"])
         world.wait()  # all have read it before it is removed below
     milestones.tick()
-    against = [*outcome_of(session), *session.data.skipped_note()]
+    against = [*outcome_of(session), *session.data.skipped_note(), *session.data.repeated_notes()]
     summary = summarise(session, counts, against)
     divided = world.strategy.sharded and session.info.artifact == "model"
     weights = whole_tree(session.model.state_dict(), keep=world.is_main) if divided else None

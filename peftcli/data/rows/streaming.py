@@ -93,6 +93,8 @@ class StreamedRows:
         self._errors = errors
         self.passed, self._counts = PassedRows(), True
         self.formats: dict[str, str] = {}
+        self._rows_of: dict[int, int] = {}
+        """Rows that one pass over a source gives, by its place; of those that were read to their end."""
         self._rewind()
 
     def __len__(self) -> int:
@@ -118,6 +120,26 @@ class StreamedRows:
     def broken(self) -> list[BadRow]:
         """The first `LISTED_SKIPS` of them."""
         return list(self._errors.skipped)
+
+    def repeated(self, asked: int) -> list[str]:
+        """Return a note on each source that is too short for so many rows, and so is used again.
+
+        Sources that were not read to their end yet are left out.
+        """
+        weights = [source.weight for source in self._sources]
+        notes = []
+        for place, own in sorted(self._rows_of.items()):
+            uses = asked * weights[place] / sum(weights) / own
+            if uses > 1:
+                title = self._sources[place].job.files.title
+                rows = "1 row" if own == 1 else f"{own:,} rows"
+                notes.append(f"the stream {title} has {rows} to train on, each of which is used {uses:.3g} times")
+        return notes
+
+    @property
+    def read(self) -> int:
+        """Rows that were asked for so far."""
+        return self._next
 
     def __iter__(self) -> Iterator[Row]:
         return (self[number] for number in range(len(self)))
@@ -154,7 +176,8 @@ class StreamedRows:
         """Yield rows of all sources, drawn by weight; each starts again when it ends."""
         weights = np.array([source.weight for source in self._sources])
         streams = [
-            self._endless(source.job, self._skip if place == 0 else 0) for place, source in enumerate(self._sources)
+            self._endless(place, source.job, self._skip if place == 0 else 0)
+            for place, source in enumerate(self._sources)
         ]
         while True:
             yield next(streams[int(random.choice(len(streams), p=weights / weights.sum()))])
@@ -162,7 +185,7 @@ class StreamedRows:
     def _started(self, job: SourceJob, recognised: RecognisedFormat) -> None:
         self.formats[job.files.title] = recognised.format.name
 
-    def _endless(self, job: SourceJob, skip: int) -> Iterator[Row]:
+    def _endless(self, place: int, job: SourceJob, skip: int) -> Iterator[Row]:
         passed = self.passed if self._counts else None
         while True:
             found = 0
@@ -175,6 +198,7 @@ class StreamedRows:
             if not found:
                 text = "no row of the stream has a token to train on"
                 raise UserError(Problem(text, file=job.files.title, suggestion="see the rows with `peft inspect`"))
+            self._rows_of[place] = found
 
 
 class ListedRows:

@@ -196,3 +196,17 @@ def test_what_is_kept_of_broken_rows_does_not_grow_with_their_number(
     assert data.skipped_of_stream == 100 and len(data.skipped_rows()) == 5
     errors = data.train._errors  # type: ignore[attr-defined]
     assert errors._counted == {(str(path), False): 397, (str(path), True): 393}
+
+
+def test_rows_that_are_used_again_are_told(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step where all rows are in the buffer by then, else at the end."""
+    path = numbered(tmp_path / "a.jsonl", 20)
+    told = f"the stream {path} has 20 rows to train on, each of which is used 5 times"
+    monkeypatch.setattr(streaming, "BUFFER", 50)
+    short = stream(tokenizer, path, 100)
+    monkeypatch.setattr(streaming, "BUFFER", 4)
+    enough, unknown = stream(tokenizer, path, 20), stream(tokenizer, path, 100)
+    assert [told in data.report.notes for data in (short, enough, unknown)] == [True, False, False]
+    for data in (short, enough, unknown):
+        assert len([*data.train]) == len(data.train)
+    assert (short.repeated_notes(), enough.repeated_notes(), unknown.repeated_notes()) == ([], [], [told])
