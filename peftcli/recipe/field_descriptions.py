@@ -133,11 +133,11 @@ def _describe_one(plain: Any, constraints: Sequence[Any]) -> str:
         needed = [name for name, field in plain.model_fields.items() if field.is_required()]
         return f"a mapping with at least {', '.join(needed)}" if needed else "a mapping"
     word = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(plain, "another value")
-    limits = bounds([each for each in constraints if not _of_the_machine(each)])
+    limits = bounds([each for each in constraints if not of_the_machine(each)])
     return f"{word}, {limits}" if limits and plain in (int, float) else word
 
 
-def _of_the_machine(constraint: Any) -> bool:
+def of_the_machine(constraint: Any) -> bool:
     """Tell whether a limit is where sizes and seeds end on every machine, which says nothing about the field."""
     return getattr(constraint, "le", None) == LARGEST or getattr(constraint, "lt", None) == SEEDS
 

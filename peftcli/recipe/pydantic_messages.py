@@ -12,7 +12,17 @@ from pydantic_core import ErrorDetails
 
 from peftcli.recipe.aliases.all_aliases import METHOD_ALIASES, TASK_ALIASES
 from peftcli.recipe.aliases.unknown_keys import UnknownKeys
-from peftcli.recipe.field_descriptions import block_at, bounds, choices, describe, field_at, members, unwrap
+from peftcli.recipe.field_descriptions import (
+    block_at,
+    bounds,
+    choices,
+    describe,
+    field_at,
+    members,
+    of_the_machine,
+    unwrap,
+)
+from peftcli.recipe.method_params import LARGEST
 from peftcli.recipe.vocabulary import Names, spelled_out
 from peftcli.recipe.yaml.scalars import kind, read_scalar, show
 from peftcli.recipe.yaml.value_tree import dotted, has_part
@@ -102,7 +112,7 @@ def _finding(
     if "missing" in kinds:
         return Finding(full, f"{name} is missing; expected {describe(annotation, metadata)}")
     if kinds & set(_RANGE):
-        return Finding(full, f"{name} = {show(value)}; expected {_limits(annotation, metadata)}")
+        return Finding(full, f"{name} = {show(value)}; expected {_limits(annotation, metadata, value)}")
     expected = describe(annotation, metadata) if annotation is not object else details[0]["msg"]
     if "finite_number" in kinds:
         expected = expected.replace("a number", "a finite number")
@@ -113,10 +123,12 @@ def _finding(
     return Finding(full, f"{name} = {show(value)}; expected {expected}", hint(value, annotation))
 
 
-def _limits(annotation: Any, metadata: Sequence[Any]) -> str:
+def _limits(annotation: Any, metadata: Sequence[Any], value: Any) -> str:
     for member in members(annotation):
         plain, inner = unwrap(member)
-        limits = bounds([*metadata, *inner])
+        every = [*metadata, *inner]
+        small = isinstance(value, int | float) and value < LARGEST
+        limits = bounds([each for each in every if not (small and of_the_machine(each))])
         if plain in (int, float) and limits:
             return limits
     return describe(annotation, metadata)

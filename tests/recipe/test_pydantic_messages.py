@@ -55,7 +55,7 @@ Problems = Callable[..., list[Problem]]
         ("method.target_modules=[]", "names nothing", None),
         ("method.target_modules=all", "did you mean all-linear?", None),
         ("method.target_modules=[All_Linear]", "did you mean all-linear?", None),
-        ("method.layers_to_transform=[0, -1]", "method.layers_to_transform.1 = -1; expected 0 <= value", None),
+        ("method.layers_to_transform=[0, -1]", "method.layers_to_transform.1 = -1; expected value >= 0", None),
         ("method.rank_pattern={attn.q: 0}", "method.rank_pattern.attn.q = 0; expected value >= 1", None),
         ("method.alpha_pattern={attn.q: -1}", "method.alpha_pattern.attn.q = -1; expected value > 0", None),
         ("data.num_proc=1000000", "data.num_proc = 1000000; expected 1 <= value <= 1024", None),
