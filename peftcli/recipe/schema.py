@@ -208,7 +208,8 @@ class TrainingSpec(Block):
     gradient_accumulation_steps: Positive = 1
     """Micro-batches in one optimizer step."""
     max_tokens_per_micro_batch: Positive | None = None
-    """Split micro-batches with more tokens, padding included; the result is the same. null chooses a limit."""
+    """Split micro-batches with more tokens, padding included (of seq2seq_lm only those of inputs count); the result is
+    the same. null chooses a limit."""
     optim: str = "adamw_torch"
     """Optimizer, such as adamw_torch, sgd, adafactor, adamw_8bit or paged_adamw_32bit (`peft schema` lists all)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
