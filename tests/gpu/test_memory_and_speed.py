@@ -63,7 +63,9 @@ def test_the_estimate_of_a_steps_memory(
     inner = run_module.train_steps
 
     def measured(session: Session, *rest: Any) -> bool:
-        need = need_of(session.batches, session.attachment, session.task, session.computing, session.anatomy)
+        need = need_of(
+            session.batches, session.attachment, session.info, session.task, session.computing, session.anatomy
+        )
         assert need is not None
         seen["estimated"] = need.activations
         if device == "cuda":
